@@ -1,0 +1,1 @@
+"""Calibration: activation ranges for quantization. Arrives with the INT8 commands."""

@@ -1,0 +1,70 @@
+"""The `mwa-export` command: subcommands that load when they run, and errors as exit statuses."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from mwa_export import __version__
+from mwa_export.errors import MwaExportError
+
+_COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloaded until they run
+    "demo": "The whole job on a small trained model that ships with the package.",
+    "inspect": "Show what is in a checkpoint: model, adapters, options, parameters.",
+    "onnx": "Export a checkpoint to a verified ONNX bundle.",
+    "split": "Write what training added to a base as an adapter file.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"mwa_export.cli.{cmd_name}_cmd").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 done, 1 a check failed, 2 wrong use or bad input.",
+)
+@click.version_option(__version__, prog_name="mwa-export")
+def cli() -> None:
+    """Take trained BEiT-3 and MultiWay-Adapter retrieval models into production.
+
+    A checkpoint becomes a bundle (`mwa-export onnx`), and every other command reads or adds to a
+    bundle. See the whole way in two minutes: `mwa-export demo`.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line. Foreseeable errors end in one message; bugs keep their traceback."""
+    # A terminated run cleans up like an interrupted one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        cli.main(prog_name="mwa-export", standalone_mode=False)
+    except MwaExportError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_status)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was left half-written", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output (`| head`) has gone
+        sys.stderr.close()
+        sys.exit(141)
+    sys.exit(0)

@@ -1,0 +1,80 @@
+"""`mwa-export onnx`: a checkpoint becomes a verified bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from mwa_export.cli import console
+from mwa_export.cli.options import PATH, adapter_options_from, model_options, source_from
+
+_EXAMPLES = """\b
+Examples:
+  mwa-export onnx checkpoint-29.pth --tokenizer beit3.spm -o bundle
+  mwa-export onnx --base beit3_base.pth --adapter coco.safetensors -o bundle
+  mwa-export onnx checkpoint-29.pth -o bundle --image-size 384 --input uint8
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@model_options
+@click.option("-o", "--out", type=PATH, required=True, help="Folder of the new bundle.")
+@click.option("--tokenizer", type=PATH, help="SentencePiece model (.spm) to put into the bundle.")
+@click.option("--image-size", type=click.IntRange(min=1), help="Pixels; interpolates positions.")
+@click.option(
+    "--input",
+    "image_input",
+    type=click.Choice(["float32", "uint8"]),
+    default="float32",
+    show_default=True,
+    help="Vision input: NCHW in [-1, 1], or NHWC pixels with the scaling folded in.",
+)
+@click.option(
+    "--no-merge",
+    multiple=True,
+    metavar="STEP",
+    help="Leave a merge step out: qkv, layernorm, adapter-down, adapter-up, last-token, "
+    "constants, text-mask. Repeatable.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@console.verbosity
+def command(
+    out: Path,
+    tokenizer: Path | None,
+    image_size: int | None,
+    image_input: Any,
+    no_merge: tuple[str, ...],
+    force: bool,
+    **model_values: Any,
+) -> None:
+    """Export CHECKPOINT to a verified ONNX bundle.
+
+    Adapters, norms and scales are merged exactly into the towers; both graphs run on ONNX Runtime
+    and are compared with the PyTorch reference before the bundle appears.
+    """
+    from mwa_export.files import check_new_folder
+    from mwa_export.merge_steps import steps_without
+
+    source = source_from(model_values)
+    steps_without(no_merge)
+    check_new_folder(out, force=force)  # before the minutes that loading may take
+
+    from mwa_export.export import ExportOptions, bundle_from_model
+    from mwa_export.model import load_model
+
+    options = ExportOptions(image_input, no_merge, tokenizer, force)
+    with console.steps() as step:
+        step("read the checkpoint")
+        model = load_model(
+            source, options=adapter_options_from(model_values), image_size=image_size
+        )
+        for warning in model.warnings:
+            console.warn(warning)
+        bundle = bundle_from_model(model, out, options, on_step=step)
+    worst = max(bundle.manifest.export["largest_difference_from_reference"].values())
+    if tokenizer is None:
+        console.say("no --tokenizer was given: the bundle takes token ids only, not texts")
+    console.say(f"largest difference from the PyTorch reference: {worst:.1e}")
+    console.say(f"embedding space {bundle.manifest.space_id[:16]}")
+    click.echo(bundle.path)

@@ -1,0 +1,70 @@
+"""Command-line options that several commands share, and what they build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from mwa_export.layout import AdapterOptions
+    from mwa_export.model import ModelSource
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH: Any = click.Path(path_type=Path)
+
+
+def model_options(command: F) -> F:
+    """CHECKPOINT, --base, --adapter, --ema, --trust-pickle and the adapter options."""
+    for decorator in reversed(
+        (
+            click.argument("checkpoint", type=PATH, required=False),
+            click.option("--base", type=PATH, help="Base checkpoint, together with --adapter."),
+            click.option("--adapter", type=PATH, help="Adapter file, as written by `split`."),
+            click.option("--ema", is_flag=True, help="Take the moving average (model_ema)."),
+            click.option(
+                "--adapter-scale",
+                type=float,
+                help="ffn_adapter_scalar, where the file does not say.",
+            ),
+            click.option(
+                "--adapter-layernorm",
+                type=click.Choice(["none", "in", "out"]),
+                help="ffn_adapter_layernorm_option, where the file does not say.",
+            ),
+            click.option(
+                "--ffn-option",
+                type=click.Choice(["parallel", "sequential"]),
+                help="ffn_option, where the file does not say.",
+            ),
+            click.option(
+                "--trust-pickle",
+                is_flag=True,
+                help="Allow any pickled type. This can run code: only for files you made.",
+            ),
+        )
+    ):
+        command = decorator(command)
+    return command
+
+
+def source_from(values: dict[str, Any]) -> ModelSource:
+    """Take the file options out of a command's parameters."""
+    from mwa_export.model import ModelSource
+
+    names = ("checkpoint", "base", "adapter", "ema", "trust_pickle")
+    return ModelSource(**{name: values.pop(name) for name in names})
+
+
+def adapter_options_from(values: dict[str, Any]) -> AdapterOptions:
+    """Take the adapter options out of a command's parameters."""
+    from mwa_export.layout import AdapterOptions
+
+    return AdapterOptions(
+        scale=values.pop("adapter_scale"),
+        layernorm=values.pop("adapter_layernorm"),
+        ffn_option=values.pop("ffn_option"),
+    )

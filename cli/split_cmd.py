@@ -1,0 +1,62 @@
+"""`mwa-export split`: what training added to a base, as a file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from mwa_export.cli import console
+from mwa_export.cli.options import PATH, adapter_options_from, model_options, source_from
+
+_EXAMPLES = """\b
+Example:
+  mwa-export split checkpoint-29.pth --base beit3_base.pth -o coco.safetensors
+  mwa-export onnx --base beit3_base.pth --adapter coco.safetensors -o bundle
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@model_options
+@click.option("-o", "--out", type=PATH, required=True, help="Adapter file (.safetensors) to write.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@console.verbosity
+def command(out: Path, force: bool, base: Path | None, **model_values: Any) -> None:
+    """Write what training added to BASE, and its options, to an adapter file.
+
+    The file holds only tensors of CHECKPOINT that differ from the base, so that one base serves
+    many adapters.
+    """
+    from mwa_export.errors import AdapterError
+
+    if base is None or model_values["checkpoint"] is None or model_values["adapter"] is not None:
+        raise click.UsageError("Expected CHECKPOINT and --base BASE, and no --adapter.")
+    if out.suffix != ".safetensors":
+        raise click.UsageError(f"{out}: expected a name that ends in .safetensors.")
+    if out.exists() and not force:
+        raise AdapterError(f"{out}: exists already. Choose another name, or replace it: --force")
+
+    from mwa_export.adapters import split
+    from mwa_export.checkpoint import read_checkpoint
+    from mwa_export.model import load_model
+
+    with console.steps() as step:
+        step("read both checkpoints")
+        trust_pickle = model_values["trust_pickle"]
+        source = source_from({**model_values, "base": None})
+        model = load_model(source, options=adapter_options_from(model_values))
+        base_file = read_checkpoint(base, trust_pickle=trust_pickle)
+        step("compare them and write the difference")
+        added = split(model.tensors, model.config, base_file, out)
+    count = sum(tensor.numel() for tensor in added.values())
+    total = sum(tensor.numel() for tensor in model.tensors.values())
+    console.say(
+        f"{len(added)} of {len(model.tensors)} tensors differ from the base: {count:,} of "
+        f"{total:,} parameters ({count / total:.1%})"
+    )
+    if count > total / 2:
+        console.warn(
+            "most of the model differs. Was this base really what training started from, and in "
+            "the same precision?"
+        )
+    click.echo(out)

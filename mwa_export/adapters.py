@@ -1,0 +1,123 @@
+"""Adapter files: what training added to a base, on its own. Split a checkpoint, put it together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mwa_export.checkpoint import Checkpoint
+from mwa_export.config import ModelConfig
+from mwa_export.errors import AdapterError
+from mwa_export.files import new_file
+from mwa_export.layout import UNUSED
+from mwa_export.lazy import require
+from mwa_export.space import fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = "mwa-export adapter 1"
+
+
+def combine(base: Checkpoint, adapter: Checkpoint) -> dict[str, Tensor]:
+    """The base's tensors with the adapter's put over and beside them.
+
+    Raises:
+        AdapterError: the adapter was split from another base, or its width is another one.
+    """
+    _check_width(base, adapter)
+    recorded = adapter.metadata.get("base")
+    if recorded is not None:
+        kept = json.loads(adapter.metadata["base_tensors"])
+        absent = [name for name in kept if name not in base.tensors]
+        if absent or fingerprint(base.tensors, kept) != recorded:
+            found = f"lacks {absent[0]}" if absent else "has other values in the tensors they share"
+            raise AdapterError(
+                f"{adapter.path}: was split from another base. {base.path} {found}. "
+                "Give the base that was used with `mwa-export split`."
+            )
+    return {**base.tensors, **adapter.tensors}
+
+
+def split(
+    model: Mapping[str, Tensor], config: ModelConfig, base: Checkpoint, out: Path
+) -> dict[str, Tensor]:
+    """Write the tensors that differ from the base, and the options, to a safetensors file.
+
+    Args:
+        model: the trained state dict.
+        config: its configuration; its adapter options go into the metadata.
+        base: the checkpoint training started from, of any float precision.
+        out: the `.safetensors` file to write. Written whole or not at all.
+
+    Returns:
+        The tensors written.
+
+    Raises:
+        AdapterError: nothing differs, or the base has another width.
+    """
+    torch = require("torch", extra="export", why="compare checkpoints")
+    save = require("safetensors.torch", extra="export", why="write an adapter file").save_file
+    added: dict[str, Tensor] = {}
+    kept: list[str] = []
+    for name, tensor in model.items():
+        other = base.tensors.get(name)
+        if other is not None and torch.equal(tensor.float(), other.float()):
+            kept.append(name)
+        elif name not in UNUSED:
+            added[name] = tensor.contiguous()
+    if not kept:
+        raise AdapterError(
+            f"{base.path}: shares no tensor with the checkpoint. Expected the base that training "
+            "started from. If it differs by rounding, give both in the same precision."
+        )
+    if not added:
+        raise AdapterError(f"{base.path}: the checkpoint adds nothing to this base.")
+    kept = [name for name in kept if name not in UNUSED]
+    metadata = {
+        "format": FORMAT,
+        "args": json.dumps(training_options(config)),
+        "base": fingerprint(base.tensors, kept),
+        "base_tensors": json.dumps(kept),
+    }
+    with new_file(out) as partial:
+        save(added, os.fspath(partial), metadata)
+    return added
+
+
+def training_options(config: ModelConfig) -> dict[str, Any]:
+    """A configuration's options under the names of the reference's option parser."""
+    options: dict[str, Any] = {
+        "ffn_adapt": config.adapter is not None,
+        "ffn_enhance": config.enhancer,
+    }
+    if config.adapter is not None:
+        scale = config.adapter.scale
+        options |= {
+            "ffn_mode": config.adapter.mode,
+            "ffn_num": config.adapter.bottleneck,
+            "ffn_option": config.adapter.option,
+            "ffn_adapter_layernorm_option": config.adapter.layernorm,
+            "ffn_adapter_scalar": "learnable_scalar" if scale is None else str(scale),
+        }
+    return options
+
+
+def _check_width(base: Checkpoint, adapter: Checkpoint) -> None:
+    for name, tensor in adapter.tensors.items():
+        if name.endswith((".up_proj.weight", ".fc2.weight")):
+            width = tensor.shape[0]
+            break
+    else:
+        return
+    proj = base.tensors.get("beit3.vision_embed.proj.weight")
+    if proj is None:
+        raise AdapterError(f"{base.path}: is no BEiT-3 base (beit3.vision_embed.proj is missing).")
+    if proj.shape[0] != width:
+        raise AdapterError(
+            f"{adapter.path}: was trained for width {width} ({name}), and {base.path} has width "
+            f"{proj.shape[0]}. Expected an adapter and a base of the same model size."
+        )

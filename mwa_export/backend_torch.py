@@ -1,0 +1,36 @@
+"""The unmerged PyTorch reference, behind the Backend interface."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mwa_export.backend import Embeddings
+from mwa_export.model import Model
+from mwa_export.preprocess import normalize
+from mwa_export.reference import reference_from_tensors
+
+
+class TorchBackend:
+    """What every other backend is measured against."""
+
+    name = "PyTorch reference float32"
+
+    def __init__(self, model: Model) -> None:
+        self.image_size = model.config.backbone.image_size
+        self._reference = reference_from_tensors(model.config, model.tensors)
+
+    @torch.inference_mode()
+    def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
+        image = torch.from_numpy(normalize(pixels))
+        return cast(Embeddings, self._reference.encode_image(image).numpy())
+
+    @torch.inference_mode()
+    def embed_texts(
+        self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
+    ) -> Embeddings:
+        ids, mask = torch.from_numpy(token_ids), torch.from_numpy(padding_mask)
+        return cast(Embeddings, self._reference.encode_text(ids, mask).numpy())

@@ -1,0 +1,207 @@
+"""The bundle: a folder with everything that embedding needs, described by its manifest.
+
+Reading needs numpy only, neither torch nor the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.config import ModelConfig, Tower
+from mwa_export.errors import BundleError
+from mwa_export.files import sha256_of
+from mwa_export.tokenizer import Tokenizer
+from mwa_export.towers import Port, TowerSpec
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+CONFORMANCE = "conformance.npz"
+TOKENIZER = "tokenizer/beit3.spm"
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One graph of a bundle."""
+
+    file: str  # relative to the bundle, as are all names in it
+    spec: TowerSpec
+    precision: str  # "float32"
+    dialect: str  # "onnx": standard operators, for every runtime
+    opset: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "tower": self.spec.tower,
+            "precision": self.precision,
+            "dialect": self.dialect,
+            "opset": self.opset,
+            "inputs": [port.to_json() for port in self.spec.inputs],
+            "output": self.spec.output.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Graph:
+        inputs = tuple(Port.from_json(port) for port in data["inputs"])
+        spec = TowerSpec(data["tower"], inputs, Port.from_json(data["output"]))
+        return cls(data["file"], spec, data["precision"], data["dialect"], data["opset"])
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of manifest.json; ``docs/bundle.md`` describes every field."""
+
+    space_id: str
+    model: ModelConfig
+    preprocessing: dict[str, Any]
+    graphs: tuple[Graph, ...]
+    tokenizer: str | None  # its file; None: the bundle takes token ids only
+    export: dict[str, Any]  # how it was made: version, sources, merge steps, measured differences
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> bytes, sha256
+    engines: tuple[dict[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "space_id": self.space_id,
+            "model": self.model.to_json(),
+            "preprocessing": self.preprocessing,
+            "tokenizer": self.tokenizer,
+            "graphs": [graph.to_json() for graph in self.graphs],
+            "engines": list(self.engines),
+            "export": self.export,
+            "files": self.files,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Manifest:
+        return cls(
+            space_id=data["space_id"],
+            model=ModelConfig.from_json(data["model"]),
+            preprocessing=data["preprocessing"],
+            graphs=tuple(Graph.from_json(graph) for graph in data["graphs"]),
+            tokenizer=data["tokenizer"],
+            export=data["export"],
+            files=data["files"],
+            engines=tuple(data["engines"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Conformance:
+    """A few inputs and what the PyTorch reference makes of them, for runtimes to check."""
+
+    pixels: NDArray[np.uint8]  # (B, H, W, 3)
+    token_ids: NDArray[np.int64]  # (B, T)
+    padding_mask: NDArray[np.int64]  # (B, T), 1 = padding
+    vision: NDArray[np.float32]  # (B, D), unit length
+    text: NDArray[np.float32]  # (B, D), unit length
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(path, **{name: getattr(self, name) for name in self.__slots__})
+
+    @classmethod
+    def load(cls, path: Path) -> Conformance:
+        with np.load(path) as arrays:
+            return cls(**{name: arrays[name] for name in cls.__slots__})
+
+
+class Bundle:
+    """A bundle on disk, checked against its manifest."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read a bundle's manifest and check every file it names, by size and sha256.
+
+        Raises:
+            BundleError: no bundle, an unknown schema, or a file that is missing or changed.
+        """
+        folder = Path(path)
+        manifest = _read_manifest(folder)
+        for name, entry in manifest.files.items():
+            file = folder / name
+            if not file.is_file():
+                raise BundleError(f"{file}: is missing, and {MANIFEST} names it. {_REMEDY}")
+            if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
+                raise BundleError(f"{file}: is not the file that {MANIFEST} describes. {_REMEDY}")
+        return cls(folder, manifest)
+
+    def graph(self, tower: Tower, *, precision: str = "float32") -> tuple[Path, Graph]:
+        """The file and the description of a tower's graph.
+
+        Raises:
+            BundleError: the bundle has no such graph.
+        """
+        for graph in self.manifest.graphs:
+            if graph.spec.tower == tower and graph.precision == precision:
+                return self.path / graph.file, graph
+        have = ", ".join(f"{g.spec.tower} {g.precision}" for g in self.manifest.graphs)
+        raise BundleError(f"{self.path}: has no {precision} graph for {tower}. It has: {have}.")
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the bundle carries.
+
+        Raises:
+            BundleError: it was exported without one and takes token ids only.
+        """
+        file = self.manifest.tokenizer
+        if file is None:
+            raise BundleError(
+                f"{self.path}: was exported without a tokenizer and takes token ids only. "
+                "Export again with --tokenizer FILE.spm to embed texts."
+            )
+        max_length = self.manifest.preprocessing["text"]["max_length"]
+        return Tokenizer.from_file(self.path / file, max_length=max_length)
+
+    def conformance(self) -> Conformance:
+        return Conformance.load(self.path / CONFORMANCE)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Hash every file in the folder and write manifest.json beside them."""
+    for file in sorted(_files(folder)):
+        name = file.relative_to(folder).as_posix()
+        manifest.files[name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    text = json.dumps(manifest.to_json(), indent=2)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+_REMEDY = "The bundle was changed or only partly copied: copy it again, or export it again."
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            f"{folder}: is no bundle ({MANIFEST} is missing). Expected a folder made by "
+            "`mwa-export onnx CHECKPOINT -o FOLDER`."
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        schema = data["schema"]
+        if schema != SCHEMA:
+            raise BundleError(
+                f"{path}: has schema version {schema!r}, and this version reads {SCHEMA}. "
+                "Use the mwa-export that made it, or export again."
+            )
+        return Manifest.from_json(data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: is not a manifest ({error!r}). {_REMEDY}") from error
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != MANIFEST:
+            yield path

@@ -1,0 +1,119 @@
+"""The model's shape and options as plain data. Knows no file format and no framework."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from mwa_export.errors import OptionsError
+
+AdapterMode = Literal["text", "vision", "both"]
+AdapterLayerNorm = Literal["none", "in", "out"]
+FfnOption = Literal["parallel", "sequential"]
+Tower = Literal["vision", "text"]
+
+HEAD_DIM = 64  # BEiT-3 at every size: heads = embed_dim / 64
+LAYERNORM_EPS = 1e-5  # torchscale EncoderConfig.layernorm_eps, and torch's default in the adapter
+POSITION_OFFSET = 2  # both position tables start at row 2 (a fairseq habit kept by torchscale)
+MAX_TOKENS = 64  # num_max_bpe_tokens of the reference: captions are cut to this many ids
+
+# The reference runs `adaptmlp_text` on images and `adaptmlp_vision` on texts. Trained weights
+# only fit this way round, so the swap is written down here and nowhere else.
+ADAPTER_OF_TOWER: dict[Tower, str] = {"vision": "adaptmlp_text", "text": "adaptmlp_vision"}
+BRANCH_OF_TOWER: dict[Tower, str] = {"vision": "A", "text": "B"}
+HEAD_OF_TOWER: dict[Tower, str] = {"vision": "vision_head", "text": "language_head"}
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneConfig:
+    """The shape of a BEiT-3, all of it readable from tensor shapes."""
+
+    embed_dim: int
+    ffn_dim: int
+    layers: int
+    vocab_size: int
+    image_size: int  # pixels, square
+    patch_size: int  # pixels, square
+    text_positions: int  # rows of the text position table that can be used, at most max length
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % HEAD_DIM:
+            raise OptionsError(
+                f"embed_dim is {self.embed_dim}. Expected a multiple of {HEAD_DIM}, "
+                "because BEiT-3 has embed_dim / 64 attention heads."
+            )
+        if self.image_size % self.patch_size:
+            raise OptionsError(
+                f"image size {self.image_size} is no multiple of the patch size "
+                f"{self.patch_size}. Nearest sizes that work: "
+                f"{self.image_size // self.patch_size * self.patch_size} and "
+                f"{(self.image_size // self.patch_size + 1) * self.patch_size}."
+            )
+
+    @property
+    def heads(self) -> int:
+        return self.embed_dim // HEAD_DIM
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def max_text_length(self) -> int:
+        """Longest caption in tokens, BOS and EOS included."""
+        return min(MAX_TOKENS, self.text_positions)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """Options of the MultiWay-Adapters (arXiv 2309.01516), in the reference's own terms."""
+
+    mode: AdapterMode  # ffn_mode: which adapters exist; see ADAPTER_OF_TOWER for who runs them
+    bottleneck: int  # ffn_num: width of the hidden layer
+    layernorm: AdapterLayerNorm  # ffn_adapter_layernorm_option
+    scale: float | None  # ffn_adapter_scalar; None: learnable, one value per adapter in the tensors
+    option: FfnOption  # ffn_option; `sequential` never applies the adapters in the reference
+
+    def __post_init__(self) -> None:
+        for name, kind in (("mode", AdapterMode), ("layernorm", AdapterLayerNorm)):
+            one_of(name, getattr(self, name), get_args(kind))
+        one_of("option", self.option, get_args(FfnOption))
+
+    def has_adapter(self, tower: Tower) -> bool:
+        """Whether the checkpoint holds the adapter that this tower would run."""
+        stored = {"text": ("adaptmlp_text",), "vision": ("adaptmlp_vision",)}.get(
+            self.mode, ("adaptmlp_text", "adaptmlp_vision")
+        )
+        return ADAPTER_OF_TOWER[tower] in stored
+
+    def applies_to(self, tower: Tower) -> bool:
+        """Whether the reference's forward pass uses an adapter in this tower."""
+        return self.option == "parallel" and self.has_adapter(tower)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Everything about a model except its weights."""
+
+    backbone: BackboneConfig
+    adapter: AdapterConfig | None = None
+    enhancer: bool = False  # ffn_enhance: one more FFN after each block, shared by both towers
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ModelConfig:
+        adapter = data.get("adapter")
+        return cls(
+            BackboneConfig(**data["backbone"]),
+            None if adapter is None else AdapterConfig(**adapter),
+            bool(data["enhancer"]),
+        )
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of ``allowed``, else raise OptionsError naming all of them."""
+    if value not in allowed:
+        raise OptionsError(f"{name} is {value!r}. Expected one of: {', '.join(allowed)}.")
+    return value

@@ -1,0 +1,60 @@
+"""Every error a user can cause. The library raises these; the command line prints them."""
+
+from __future__ import annotations
+
+
+class MwaExportError(Exception):
+    """Base of all errors this package raises on purpose.
+
+    The message says what was found, what was expected and what to do next. The command line
+    prints it without a traceback and exits with ``exit_status``; any other exception is a bug of
+    ours and keeps its traceback.
+    """
+
+    exit_status = 2  # wrong use or bad input
+
+
+class CheckpointError(MwaExportError):
+    """A checkpoint cannot be read, or is not a BEiT-3 retrieval model."""
+
+
+class OptionsError(MwaExportError):
+    """The model's options are unknown or contradict each other."""
+
+
+class AdapterError(MwaExportError):
+    """An adapter file does not belong to the base it is combined with."""
+
+
+class MergeError(MwaExportError):
+    """A merge step was named that does not exist."""
+
+
+class BundleError(MwaExportError):
+    """A bundle cannot be written, is incomplete, or differs from its manifest."""
+
+
+class TokenizerError(MwaExportError):
+    """A tokenizer model cannot be read or does not fit the vocabulary."""
+
+
+class ImageError(MwaExportError):
+    """A picture cannot be read, or pixels have the wrong shape or type."""
+
+
+class DataError(MwaExportError):
+    """A retrieval data set is incomplete or malformed."""
+
+
+class RecallError(MwaExportError):
+    """Embeddings and image ids that recall cannot be computed from."""
+
+
+class MissingPackageError(MwaExportError):
+    """An optional package is needed and not installed."""
+
+
+class VerificationError(MwaExportError):
+    """A check ran and failed: the exported graph does not compute what the reference computes."""
+
+    exit_status = 1

@@ -1,0 +1,153 @@
+"""The main job: a model becomes a verified bundle."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from mwa_export import __version__
+from mwa_export.backend_torch import TorchBackend
+from mwa_export.bundle import CONFORMANCE, TOKENIZER, Bundle, Graph, Manifest, write_manifest
+from mwa_export.config import Tower
+from mwa_export.extract import tower_from_model
+from mwa_export.files import new_folder, sha256_of
+from mwa_export.merge import merge_tower
+from mwa_export.merge_steps import STEPS, steps_without
+from mwa_export.model import Model
+from mwa_export.onnx_export import onnx_from_tower
+from mwa_export.onnx_graph import OPSET
+from mwa_export.preprocess import IMAGE_SPEC
+from mwa_export.space import space_id
+from mwa_export.tokenizer import TEXT_SPEC, Tokenizer
+from mwa_export.towers import ImageInput
+from mwa_export.verify import TOLERANCE, conformance_vectors, verify_graph
+
+log = logging.getLogger(__name__)
+
+TOWERS: tuple[Tower, ...] = ("vision", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How to export; what to export is the model."""
+
+    image_input: ImageInput = "float32"
+    no_merge: tuple[str, ...] = ()
+    tokenizer: Path | None = None
+    force: bool = False
+    tolerance: float = TOLERANCE
+
+
+def bundle_from_model(
+    model: Model,
+    out: Path,
+    options: ExportOptions | None = None,
+    *,
+    on_step: Callable[[str], None] = lambda _text: None,
+) -> Bundle:
+    """Merge both towers, write them as ONNX, check them against the reference, write the bundle.
+
+    Args:
+        model: a loaded model.
+        out: the bundle's folder. It appears complete or not at all.
+        options: see ExportOptions.
+        on_step: called with a few words before each step, for progress displays.
+
+    Raises:
+        VerificationError: a graph does not compute what the reference computes.
+        BundleError: the folder exists, or the disk refuses.
+        TokenizerError: the tokenizer does not fit the vocabulary.
+        MergeError: a merge step of that name does not exist.
+    """
+    options = options or ExportOptions()
+    steps = steps_without(options.no_merge)
+    backbone = model.config.backbone
+    if options.tokenizer is not None:
+        Tokenizer.from_file(options.tokenizer).check_vocabulary(backbone.vocab_size)
+    with new_folder(out, force=options.force) as folder:
+        on_step("hash the weights")
+        preprocessing = {
+            "image": {**IMAGE_SPEC, "size": backbone.image_size},
+            "text": {**TEXT_SPEC, "max_length": backbone.max_text_length},
+        }
+        tokenizer = _copy_tokenizer(folder, options.tokenizer)
+        space = space_id(model.config, model.tensors, preprocessing, tokenizer)
+        graphs = []
+        for tower in TOWERS:
+            on_step(f"merge and write the {tower} tower")
+            graphs.append(_write_tower(model, tower, folder, steps, options, space))
+        on_step("build the reference")
+        reference = TorchBackend(model)
+        differences = {}
+        for graph in graphs:
+            on_step(f"compare the {graph.spec.tower} tower with the reference")
+            differences[graph.spec.tower] = verify_graph(
+                folder / graph.file, graph, reference, backbone, tolerance=options.tolerance
+            )
+        conformance_vectors(reference, backbone).save(folder / CONFORMANCE)
+        del reference
+        on_step("write the manifest")
+        manifest = Manifest(
+            space_id=space,
+            model=model.config,
+            preprocessing=preprocessing,
+            graphs=tuple(graphs),
+            tokenizer=None if tokenizer is None else TOKENIZER,
+            export={
+                "mwa_export": __version__,
+                "sources": [_source(file.path, file.layout) for file in model.files],
+                "warnings": list(model.warnings),
+                "merges": [step for step in STEPS if step in steps],
+                "largest_difference_from_reference": differences,
+            },
+        )
+        write_manifest(folder, manifest)
+    return Bundle(Path(out), manifest)
+
+
+def _write_tower(
+    model: Model,
+    tower: Tower,
+    folder: Path,
+    steps: frozenset[str],
+    options: ExportOptions,
+    space: str,
+) -> Graph:
+    plan, tensors = tower_from_model(
+        model.config, model.tensors, tower, image_input=options.image_input
+    )
+    plan, tensors = merge_tower(plan, tensors, steps)
+    path = folder / f"{tower}.onnx"
+    onnx_from_tower(
+        plan,
+        tensors,
+        path,
+        metadata={
+            "mwa_export.version": __version__,
+            "mwa_export.tower": tower,
+            "mwa_export.space_id": space,
+            "mwa_export.merges": ",".join(step for step in STEPS if step in steps),
+        },
+    )
+    onnx.checker.check_model(str(path), full_check=True)
+    return Graph(path.name, plan.spec, "float32", "onnx", OPSET)
+
+
+def _copy_tokenizer(folder: Path, tokenizer: Path | None) -> str | None:
+    """Copy the tokenizer into the bundle. Returns its sha256."""
+    if tokenizer is None:
+        return None
+    target = folder / TOKENIZER
+    target.parent.mkdir()
+    shutil.copyfile(tokenizer, target)
+    return sha256_of(target)
+
+
+def _source(path: Path, layout: str) -> dict[str, Any]:
+    return {"file": path.name, "sha256": sha256_of(path), "layout": layout}

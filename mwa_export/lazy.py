@@ -1,0 +1,28 @@
+"""Import a heavy optional package where it is used, or say which extra brings it."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from mwa_export.errors import MissingPackageError
+
+
+def require(module: str, *, extra: str, why: str) -> ModuleType:
+    """Import ``module`` or raise an error with the exact pip line.
+
+    Args:
+        module: importable name, for example ``"torch"``.
+        extra: the optional dependency group of this package that installs it.
+        why: what needs it, as the end of the sentence "... is needed to ...".
+
+    Raises:
+        MissingPackageError: the package, or something it imports, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{module} is needed to {why}, and it cannot be imported ({error}). "
+            f'Run: pip install "mwa-export[{extra}]"'
+        ) from error

@@ -1,0 +1,171 @@
+"""Fold adapters, norms, scales and constants into as few GEMMs as the function allows: exactly.
+
+Every step is algebra, no approximation (float32 round-off only). The small functions on tensors
+come first; then the steps, which apply them to the flat tensor dict of a tower. Linear weights are
+(out, in) as in torch.nn.Linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mwa_export.config import HEAD_DIM
+from mwa_export.forward import TowerPlan, has_joint_down, has_joint_up
+
+Tensors = dict[str, Tensor]
+
+# --- algebra on tensors ---------------------------------------------------------------------------
+
+
+def fold_norm(
+    gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """W (γ n + β) + b = (W diag γ) n + (W β + b). gamma, beta: (in,); weight: (out, in)."""
+    folded_bias = weight @ beta
+    return weight * gamma, folded_bias if bias is None else folded_bias + bias
+
+
+def fold_attention_scale(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores are q k / sqrt(64), and the root is a power of two: scaling W and b is exact."""
+    scale = HEAD_DIM**-0.5
+    return weight * scale, bias * scale
+
+
+def stack_rows(*linears: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Linears that read the same input -> one linear with their outputs side by side."""
+    return torch.cat([w for w, _ in linears]), torch.cat([b for _, b in linears])
+
+
+def stack_columns(*linears: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Linears whose outputs are added -> one linear that reads their inputs side by side."""
+    weight = torch.cat([w for w, _ in linears], dim=1)
+    return weight, torch.stack([b for _, b in linears]).sum(0)
+
+
+def by_head(weight: Tensor) -> Tensor:
+    """The rows of a projection, head by head. (D, D) -> (heads, 64, D).
+
+    With a single query, q (K x) = (K^T q) x and Σ a (V x) = V (Σ a x) head by head: two small
+    products per query replace the key and value GEMMs over all tokens.
+    """
+    return weight.view(-1, HEAD_DIM, weight.shape[1])
+
+
+def vision_table(cls_token: Tensor, positions: Tensor, patch_bias: Tensor) -> Tensor:
+    """What is added to [0, patches without bias]. (D,), (N + 1, D), (D,) -> (N + 1, D)."""
+    table = positions.clone()
+    table[0] += cls_token
+    table[1:] += patch_bias
+    return table
+
+
+def fold_pixel_scaling(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """W (x 2/255 - 1) + b = (W 2/255) x + (b - ΣW), for x in [0, 255]. weight: (out, in)."""
+    return weight * (2 / 255), bias - weight.sum(dim=1)
+
+
+# --- the steps ------------------------------------------------------------------------------------
+
+
+def merge_tower(
+    plan: TowerPlan, tensors: Mapping[str, Tensor], steps: Iterable[str]
+) -> tuple[TowerPlan, Tensors]:
+    """Apply merge steps to an unmerged tower.
+
+    Args:
+        plan: of the unmerged tower (no merges yet).
+        tensors: as ``towers_from_model`` extracts them, any float precision; not modified.
+        steps: names from merge_steps.STEPS.
+
+    Returns:
+        The new plan, and the tensors it needs.
+    """
+    merged = replace(plan, merges=frozenset(steps))
+    out = dict(tensors)
+    for index in range(plan.backbone.layers):
+        block = f"blocks.{index}"
+        # Norms go first: later steps join GEMMs that are fed by the same plain normalization.
+        if "layernorm" in merged.merges:
+            _fold_block_norms(out, merged, block)
+        if "last-token" in merged.merges and index == plan.backbone.layers - 1:
+            _absorb_key_and_value(out, block)
+        elif "qkv" in merged.merges:
+            _fuse_qkv(out, block)
+        _merge_adapter(out, merged, block)
+    if "layernorm" in merged.merges:
+        _fold_norm_into(out, "norm", ["head"])
+    if plan.tower == "vision" and "constants" in merged.merges:
+        _fold_constants(out, pixels=plan.image_input == "uint8")
+    return merged, out
+
+
+def _fold_block_norms(tensors: Tensors, plan: TowerPlan, block: str) -> None:
+    _fold_norm_into(tensors, f"{block}.attn_norm", [f"{block}.{name}" for name in "qkv"])
+    _fold_norm_into(tensors, f"{block}.inner_norm", [f"{block}.out"])
+    _fold_norm_into(tensors, f"{block}.ffn_norm", [f"{block}.fc1"])
+    _fold_norm_into(tensors, f"{block}.mid_norm", [f"{block}.fc2"])
+    if plan.adapter is not None and plan.adapter.layernorm == "in":
+        _fold_norm_into(tensors, f"{block}.adapter.norm", [f"{block}.adapter.down"])
+    if plan.enhancer:
+        enhancer = f"{block}.enhancer"
+        _fold_norm_into(tensors, f"{enhancer}.mid_norm", [f"{enhancer}.fc2"])
+
+
+def _fold_norm_into(tensors: Tensors, norm: str, linears: Iterable[str]) -> None:
+    gamma, beta = tensors.pop(f"{norm}.weight"), tensors.pop(f"{norm}.bias")
+    for linear in linears:
+        weight, bias = tensors[f"{linear}.weight"], tensors.get(f"{linear}.bias")
+        _put(tensors, linear, fold_norm(gamma, beta, weight, bias))
+
+
+def _fuse_qkv(tensors: Tensors, block: str) -> None:
+    query = fold_attention_scale(*_take(tensors, f"{block}.q"))
+    key_weight, key_bias = _take(tensors, f"{block}.k")
+    # q (k + b) adds the same q b to all scores of a query, and softmax does not see it.
+    key = key_weight, torch.zeros_like(key_bias)
+    _put(tensors, f"{block}.qkv", stack_rows(query, key, _take(tensors, f"{block}.v")))
+
+
+def _absorb_key_and_value(tensors: Tensors, block: str) -> None:
+    _put(tensors, f"{block}.q", fold_attention_scale(*_take(tensors, f"{block}.q")))
+    key, _ = _take(tensors, f"{block}.k")  # its bias cancels in softmax, as above
+    value, bias = _take(tensors, f"{block}.v")
+    tensors[f"{block}.key_heads"] = by_head(key)
+    tensors[f"{block}.value_heads"] = by_head(value)
+    tensors[f"{block}.value_bias"] = bias  # passes through: attention weights sum to 1
+
+
+def _merge_adapter(tensors: Tensors, plan: TowerPlan, block: str) -> None:
+    if has_joint_down(plan):
+        parts = _take(tensors, f"{block}.fc1"), _take(tensors, f"{block}.adapter.down")
+        _put(tensors, f"{block}.fc1_down", stack_rows(*parts))
+    if plan.adapter is not None and "adapter-up" in plan.merges:
+        scale = tensors.pop(f"{block}.adapter.scale")
+        weight, bias = _take(tensors, f"{block}.adapter.up")
+        up = weight * scale, bias * scale
+        if has_joint_up(plan):
+            _put(tensors, f"{block}.fc2_up", stack_columns(_take(tensors, f"{block}.fc2"), up))
+        else:
+            _put(tensors, f"{block}.adapter.up", up)
+
+
+def _fold_constants(tensors: Tensors, *, pixels: bool) -> None:
+    weight, bias = _take(tensors, "patch")
+    if pixels:
+        flat, bias = fold_pixel_scaling(weight.flatten(1), bias)
+        weight = flat.view_as(weight)
+    tensors["patch.weight"] = weight
+    table = vision_table(tensors.pop("cls_token"), tensors.pop("positions"), bias)
+    tensors["table"] = table
+
+
+def _take(tensors: Tensors, linear: str) -> tuple[Tensor, Tensor]:
+    return tensors.pop(f"{linear}.weight"), tensors.pop(f"{linear}.bias")
+
+
+def _put(tensors: Tensors, linear: str, parts: tuple[Tensor, Tensor]) -> None:
+    tensors[f"{linear}.weight"], tensors[f"{linear}.bias"] = parts

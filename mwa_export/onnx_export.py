@@ -1,0 +1,48 @@
+"""A tower to an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mwa_export.forward import TowerPlan, run
+from mwa_export.onnx_graph import EXTERNAL_BYTES, GraphBuilder
+from mwa_export.onnx_ops import OnnxOps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def onnx_from_tower(
+    plan: TowerPlan,
+    tensors: dict[str, Tensor],
+    out: Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    external_bytes: int = EXTERNAL_BYTES,
+) -> list[Path]:
+    """Write a tower as float32 ONNX (opset 17), inputs and output as in ``plan.spec``.
+
+    Args:
+        plan: structure of the tower.
+        tensors: its tensors, emptied on the way so that memory is freed as the file grows.
+        out: path of the `.onnx` file.
+        metadata: strings to store in the model's properties.
+        external_bytes: weights above this size go to one data file beside the graph.
+
+    Returns:
+        The files written.
+    """
+    arrays = {}
+    for name in list(tensors):
+        arrays[name] = tensors.pop(name).numpy().astype(np.float32, copy=False)
+    graph = GraphBuilder()
+    spec = plan.spec
+    result = run(OnnxOps(graph, plan, arrays), plan, [port.name for port in spec.inputs])
+    assert not arrays, f"tensors that no node reads: {sorted(arrays)}"
+    return graph.write(
+        out, spec.inputs, spec.output, result, metadata or {}, external_bytes=external_bytes
+    )

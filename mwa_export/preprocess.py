@@ -1,0 +1,65 @@
+"""Pictures to model input, as the reference was trained: RGB, square bicubic resize, [-1, 1].
+
+Needs numpy and Pillow only. The picture is neither cropped nor turned by its EXIF orientation,
+because the reference does neither.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mwa_export.errors import ImageError
+
+IMAGE_SPEC: dict[str, Any] = {
+    "colour": "RGB",
+    "resize": "bicubic, to the square, aspect ratio not kept",
+    "exif_orientation": "not applied",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+}
+"""The preprocessing of pictures as data: it travels in the manifest and counts in the space id."""
+
+
+def load_image(path: Path) -> Image.Image:
+    """Open and fully decode one picture.
+
+    Raises:
+        ImageError: there is no such file, or Pillow cannot decode it.
+    """
+    try:
+        image: Image.Image = Image.open(path)
+        image.load()  # decodes, and closes the file
+        return image
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file. Expected a picture.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: cannot be decoded as a picture ({error}).") from error
+
+
+def pixels_from_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Convert to RGB and resize. Returns (size, size, 3) uint8, as `--input uint8` reads it."""
+    rgb = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(rgb)
+
+
+def normalize(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-1, 1]: (x / 255 - 0.5) / 0.5.
+
+    The operations keep the reference's order, because float32 rounds each of them.
+
+    Raises:
+        ImageError: the array is not uint8 with three channels last.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim < 3 or pixels.shape[-1] != 3:
+        raise ImageError(
+            f"pixels are {pixels.dtype} of shape {pixels.shape}. "
+            "Expected uint8 with shape (..., height, width, 3)."
+        )
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    scaled = (scaled - np.float32(0.5)) / np.float32(0.5)
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))

@@ -1,0 +1,103 @@
+"""Captions to token ids, exactly as the reference's SentencePiece tokenizer. No transformers.
+
+Ids are SentencePiece ids + 1 (a fairseq habit), so that BOS is 0, PAD 1, EOS 2 and UNK 3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+from mwa_export.config import MAX_TOKENS
+from mwa_export.errors import TokenizerError
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+_OFFSET = 1
+TEXT_SPEC: dict[str, int] = {"bos": BOS, "pad": PAD, "eos": EOS, "unk": UNK, "offset": _OFFSET}
+"""The special ids and what is added to SentencePiece's, as data for the manifest."""
+_SPARE_ROWS = 128  # vocabularies are padded to round sizes, never by more than this
+
+
+class Tokenizer:
+    """A SentencePiece model with the reference's special tokens around it."""
+
+    def __init__(self, model: bytes, *, max_length: int = MAX_TOKENS, name: str = "model") -> None:
+        self.max_length = max_length
+        self._name = name
+        try:
+            self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise TokenizerError(
+                f"{name}: not a SentencePiece model ({error}). "
+                "Expected the .spm file that belongs to the checkpoint, such as beit3.spm."
+            ) from error
+        self._unknown = self._sentencepiece.unk_id()
+        specials = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK, "<mask>": self.mask_id}
+        self._specials = specials
+        # The reference recognizes special tokens inside a caption, so a literal "</s>" ends there.
+        self._split = re.compile("(" + "|".join(map(re.escape, specials)) + ")").split
+
+    @classmethod
+    def from_file(cls, path: Path, *, max_length: int = MAX_TOKENS) -> Tokenizer:
+        """Read a `.spm` file.
+
+        Raises:
+            TokenizerError: the file is missing or is no SentencePiece model.
+        """
+        try:
+            model = Path(path).read_bytes()
+        except OSError as error:
+            raise TokenizerError(
+                f"{path}: cannot be read ({error.strerror}). Expected a SentencePiece model (.spm)."
+            ) from error
+        return cls(model, max_length=max_length, name=str(path))
+
+    @property
+    def mask_id(self) -> int:
+        """Id of `<mask>`, which follows the last piece."""
+        return int(self._sentencepiece.get_piece_size()) + _OFFSET
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise TokenizerError unless a vocabulary of ``vocab_size`` rows fits this file."""
+        needed = self.mask_id + 1
+        if not needed <= vocab_size <= needed + _SPARE_ROWS:
+            raise TokenizerError(
+                f"{self._name}: has {needed} ids ({needed - 2} pieces and 2 more), and the "
+                f"checkpoint's vocabulary has {vocab_size} rows. Expected {needed} to "
+                f"{needed + _SPARE_ROWS} rows. Give the tokenizer this checkpoint was trained with."
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """One caption -> ids with BOS and EOS, cut to ``max_length`` with both kept."""
+        ids: list[int] = []
+        for part in self._split(text):
+            special = self._specials.get(part)
+            if special is not None:
+                ids.append(special)
+            else:
+                ids.extend(self._encode_plain(part))
+        return [BOS, *ids[: self.max_length - 2], EOS]
+
+    def batch(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Captions -> (token_ids, padding_mask), both (B, longest) int64, mask 1 = padding."""
+        return pad([self.encode(text) for text in texts])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        pieces = self._sentencepiece.encode(text)
+        return [UNK if piece == self._unknown else piece + _OFFSET for piece in pieces]
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Id lists -> (token_ids, padding_mask), both (B, longest) int64, mask 1 = padding."""
+    longest = max((len(ids) for ids in sequences), default=0)
+    token_ids = np.full((len(sequences), longest), PAD, dtype=np.int64)
+    padding_mask = np.ones((len(sequences), longest), dtype=np.int64)
+    for row, ids in enumerate(sequences):
+        token_ids[row, : len(ids)] = ids
+        padding_mask[row, : len(ids)] = 0
+    return token_ids, padding_mask

@@ -1,0 +1,110 @@
+"""Compare exported graphs with the PyTorch reference on inputs they have not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.backend import Backend
+from mwa_export.backend_onnx import image_feed, run_graph, session
+from mwa_export.bundle import Conformance, Graph
+from mwa_export.config import BackboneConfig
+from mwa_export.errors import VerificationError
+from mwa_export.tokenizer import BOS, EOS, PAD
+
+TOLERANCE = 2e-5  # largest allowed difference of any embedding component
+_IMAGE_BATCHES = (1, 3)
+_TEXT_SHAPES = ((1, 3), (2, 16), (3, 64))  # batch, length; cut to the model's longest text
+
+
+def verify_graph(
+    path: Path,
+    graph: Graph,
+    reference: Backend,
+    backbone: BackboneConfig,
+    *,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> float:
+    """Run a graph on ONNX Runtime over several shapes of random input, against the reference.
+
+    Args:
+        path: the graph's file.
+        graph: its description.
+        reference: the backend that decides.
+        backbone: sizes of the model, for the inputs.
+        tolerance: largest allowed difference of any embedding component.
+        seed: of the inputs.
+
+    Returns:
+        The largest difference found.
+
+    Raises:
+        VerificationError: it is above the tolerance; the message names the tower.
+    """
+    rng = np.random.default_rng(seed)
+    runner = session(path)
+    worst = 0.0
+    if graph.spec.tower == "vision":
+        for batch in _IMAGE_BATCHES:
+            pixels = random_pixels(rng, batch, backbone.image_size)
+            found = run_graph(runner, graph, image_feed(graph, pixels))
+            worst = max(worst, _difference(found, reference.embed_images(pixels)))
+    else:
+        for batch, length in _TEXT_SHAPES:
+            length = min(length, backbone.max_text_length)
+            ids, mask = random_texts(rng, batch, length, backbone.vocab_size)
+            found = run_graph(runner, graph, (ids, mask))
+            worst = max(worst, _difference(found, reference.embed_texts(ids, mask)))
+    if not worst <= tolerance:  # also when it is NaN
+        raise VerificationError(
+            f"the exported {graph.spec.tower} tower differs from the PyTorch reference: largest "
+            f"difference of an embedding component {worst:.1e}, allowed {tolerance:.0e}. Nothing "
+            "was written. Try --no-merge with one step at a time to find the cause, and report it."
+        )
+    return worst
+
+
+def conformance_vectors(reference: Backend, backbone: BackboneConfig) -> Conformance:
+    """Two small pictures and four short texts with the reference's embeddings."""
+    rng = np.random.default_rng(20230)
+    pixels = _smooth_pixels(rng, 2, backbone.image_size)
+    ids, mask = random_texts(rng, 4, min(12, backbone.max_text_length), backbone.vocab_size)
+    return Conformance(
+        pixels, ids, mask, reference.embed_images(pixels), reference.embed_texts(ids, mask)
+    )
+
+
+def random_pixels(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.uint8]:
+    """(batch, size, size, 3) uint8 noise."""
+    return rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+
+
+def random_texts(
+    rng: np.random.Generator, batch: int, length: int, vocab_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and padding mask, (batch, length) int64; the first row is full, others vary."""
+    ids = rng.integers(min(4, vocab_size - 1), vocab_size, (batch, length), dtype=np.int64)
+    mask = np.zeros((batch, length), np.int64)
+    for row in range(batch):
+        end = length if row == 0 else int(rng.integers(min(3, length), length + 1))
+        ids[row, end:], mask[row, end:] = PAD, 1
+        ids[row, end - 1] = EOS
+    ids[:, 0] = BOS
+    return ids, mask
+
+
+def _smooth_pixels(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.uint8]:
+    """Colour waves: unlike noise they compress, so that conformance files stay small."""
+    y, x = np.mgrid[0:size, 0:size] / size
+    waves = rng.uniform(1, 9, (batch, 3, 2)) * 2 * np.pi
+    phase = np.einsum("bcd,dhw->bhwc", waves, np.stack([y, x]))
+    return np.asarray(np.round(127.5 + 127.5 * np.sin(phase)), np.uint8)
+
+
+def _difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    if found.shape != expected.shape:
+        raise VerificationError(f"shape {found.shape} came out, expected {expected.shape}.")
+    return float(np.abs(found - expected).max())
