@@ -21,10 +21,6 @@ def command(out: Path, force: bool) -> None:
     A tiny BEiT-3 with MultiWay-Adapters, 500 pictures it has not seen, 2,500 captions: checkpoint,
     merge, ONNX, embeddings, and recall beside the PyTorch reference.
     """
-    from mwa_export.files import check_new_folder
-
-    check_new_folder(out, force=force)
-
     from mwa_export.demo import run_demo
     from mwa_export.errors import VerificationError
 

@@ -53,12 +53,13 @@ def command(
     Adapters, norms and scales are merged exactly into the towers; both graphs run on ONNX Runtime
     and are compared with the PyTorch reference before the bundle appears.
     """
+    from mwa_export.bundle import MANIFEST
     from mwa_export.files import check_new_folder
     from mwa_export.merge_steps import steps_without
 
     source = source_from(model_values)
     steps_without(no_merge)
-    check_new_folder(out, force=force)  # before the minutes that loading may take
+    check_new_folder(out, marker=MANIFEST, force=force)  # before the minutes that loading may take
 
     from mwa_export.export import ExportOptions, bundle_from_model
     from mwa_export.model import load_model

@@ -60,6 +60,7 @@ def split(
         AdapterError: nothing differs, or the base has another width.
     """
     torch = require("torch", extra="export", why="compare checkpoints")
+    safetensors = require("safetensors", extra="export", why="write an adapter file")
     save = require("safetensors.torch", extra="export", why="write an adapter file").save_file
     added: dict[str, Tensor] = {}
     kept: list[str] = []
@@ -84,7 +85,10 @@ def split(
         "base_tensors": json.dumps(kept),
     }
     with new_file(out) as partial:
-        save(added, os.fspath(partial), metadata)
+        try:
+            save(added, os.fspath(partial), metadata)
+        except safetensors.SafetensorError as error:  # what it makes of a full disk
+            raise AdapterError(f"{out}: cannot be written ({error}).") from error
     return added
 
 

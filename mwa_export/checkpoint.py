@@ -51,10 +51,17 @@ def read_checkpoint(path: Path, *, ema: bool = False, trust_pickle: bool = False
     Raises:
         CheckpointError: missing, truncated, not a checkpoint, holds code, or lacks what was asked.
     """
-    path = _file_of(Path(path))
+    try:
+        path = _file_of(Path(path))
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    if not start:
+        raise CheckpointError(f"{path}: is empty. Expected a checkpoint: copy it again.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, ema=ema)
-    data = _torch_load(path, trust_pickle=trust_pickle)
+    data = _torch_load(path, start, trust_pickle=trust_pickle)
     if not isinstance(data, Mapping):
         raise CheckpointError(
             f"{path}: holds a {type(data).__name__}. Expected a dict with the model's tensors; "
@@ -65,7 +72,7 @@ def read_checkpoint(path: Path, *, ema: bool = False, trust_pickle: bool = False
     return Checkpoint(
         path=path,
         tensors=_tensors_of(path, state),
-        args=dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args or {}),
+        args=_args_of(path, args),
         layout=_layout_name(path, key),
     )
 
@@ -74,17 +81,17 @@ def _file_of(path: Path) -> Path:
     """The file to read: the path itself, or the one that a DeepSpeed folder points to."""
     if path.is_file():
         return path
-    if not path.exists():
+    if not path.is_dir():
         raise CheckpointError(f"{path}: no such file or folder. Expected a checkpoint.")
     folder = path
     latest = path / "latest"
     if latest.is_file():
-        folder = path / latest.read_text(encoding="utf-8").strip()
+        folder = path / latest.read_text(encoding="utf-8", errors="replace").strip()
     file = folder / _DEEPSPEED_FILE
     if not file.is_file():
         raise CheckpointError(
-            f"{path}: is a folder without {file.relative_to(path)}. Expected a checkpoint file, or "
-            f"a DeepSpeed folder with a `latest` file that names a folder with {_DEEPSPEED_FILE}."
+            f"{path}: is a folder, and {file} is no file. Expected a checkpoint file, or a "
+            f"DeepSpeed folder with a `latest` file that names a folder with {_DEEPSPEED_FILE}."
         )
     ranks = sorted(other.name for other in folder.glob("mp_rank_*_model_states.pt"))
     if len(ranks) > 1:
@@ -95,10 +102,8 @@ def _file_of(path: Path) -> Path:
     return file
 
 
-def _torch_load(path: Path, *, trust_pickle: bool) -> Any:
+def _torch_load(path: Path, start: bytes, *, trust_pickle: bool) -> Any:
     torch = require("torch", extra="export", why="read a checkpoint")
-    with path.open("rb") as file:
-        start = file.read(8)
     is_zip = start[:4] == b"PK\x03\x04"
     if not is_zip and start[:1] != b"\x80":  # neither torch's zip format nor its older pickles
         raise CheckpointError(
@@ -110,21 +115,21 @@ def _torch_load(path: Path, *, trust_pickle: bool) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", mmap=is_zip, weights_only=not trust_pickle)
-    except pickle.UnpicklingError as error:
-        refused = _refused_name(str(error))
-        if refused is None:
+    except Exception as error:  # what a damaged pickle makes the unpickler raise has no limits
+        refused = _refused_type(error)
+        if refused is not None:
             raise CheckpointError(
-                f"{path}: its pickle cannot be read ({_first_line(error)}). The file is damaged "
-                "or cut short: copy it again."
+                f"{path}: holds a pickled object of type {refused}, and reading it can run code. "
+                "Expected tensors, plain Python values and argparse.Namespace. Nothing was run. "
+                "If you made this file yourself, add --trust-pickle."
+            ) from error
+        if trust_pickle and isinstance(error, (ImportError, AttributeError)):
+            raise CheckpointError(
+                f"{path}: holds a pickled object whose type cannot be imported here ({error}). "
+                "Install the package it comes from, or save model.state_dict() alone."
             ) from error
         raise CheckpointError(
-            f"{path}: holds a pickled object of type {refused}, and reading it would run code. "
-            "Expected tensors, plain Python values and argparse.Namespace. Nothing was run. If "
-            "you made this file yourself, add --trust-pickle."
-        ) from error
-    except (EOFError, RuntimeError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({_first_line(error)}). The file is damaged or cut short: "
+            f"{path}: cannot be read ({_reason(error)}). The file is damaged or cut short: "
             "copy it again."
         ) from error
 
@@ -134,10 +139,10 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(
-            f"{path}: {path.stat().st_size:,} bytes of a PyTorch file without its end ({error}). "
-            "The file was cut short: copy it again."
+            f"{path}: {path.stat().st_size:,} bytes of a PyTorch file without a readable end "
+            f"({error}). The file is damaged or cut short: copy it again."
         ) from error
     if any(name.endswith("/constants.pkl") for name in names):
         raise CheckpointError(
@@ -150,17 +155,30 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _refused_name(message: str) -> str | None:
+def _refused_type(error: Exception) -> str | None:
     """The type that `weights_only` refused, from torch's message; None if it was something else."""
-    found = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type|global)[ :]+([\w.]+)", message)
-    if found:
-        return next(group for group in found.groups() if group)
-    unsupported = re.search(
-        r"Unsupported operand (\d+)|Trying to (?:instantiate|call) ([\w.<> ']+)", message
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    # "Unsupported global: GLOBAL a.B was not ..." or "unsupported GLOBAL a.b whose module ..."
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return None if found is None else found[1]
+
+
+def _reason(error: Exception) -> str:
+    """What happened, in a line, without the advice that torch puts before it."""
+    message = str(error).split("WeightsUnpickler error:")[-1].strip()
+    return (message or type(error).__name__).splitlines()[0]
+
+
+def _args_of(path: Path, args: Any) -> dict[str, Any]:
+    """The training options as a dict, from what training scripts store under `args`."""
+    if isinstance(args, argparse.Namespace):
+        return dict(vars(args))
+    if args is None or isinstance(args, Mapping):
+        return dict(args or {})
+    raise CheckpointError(
+        f"{path}: its `args` are a {type(args).__name__}. Expected an argparse.Namespace or a dict."
     )
-    if unsupported:
-        return next(group for group in unsupported.groups() if group)
-    return None
 
 
 def _state_of(path: Path, data: Mapping[Any, Any], *, ema: bool) -> tuple[str | None, Any]:
@@ -207,13 +225,14 @@ def _read_safetensors(path: Path, *, ema: bool) -> Checkpoint:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: is not a whole safetensors file ({_first_line(error)}). Copy it again."
+            f"{path}: is not a whole safetensors file ({_reason(error)}). Copy it again."
         ) from error
     try:
         args = json.loads(metadata.get("args", "{}"))
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: `args` in its metadata is not JSON ({error}).") from error
-    return Checkpoint(path, _tensors_of(path, state), args, "safetensors", metadata)
+    tensors = _tensors_of(path, state)
+    return Checkpoint(path, tensors, _args_of(path, args), "safetensors", metadata)
 
 
 def _without_prefix(name: str) -> str:
@@ -232,7 +251,3 @@ def _layout_name(path: Path, key: str | None) -> str:
 def _some(names: Mapping[Any, Any]) -> str:
     shown = ", ".join(str(name) for name in list(names)[:5])
     return f"{shown}, ..." if len(names) > 5 else shown
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

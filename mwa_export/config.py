@@ -43,11 +43,11 @@ class BackboneConfig:
                 "because BEiT-3 has embed_dim / 64 attention heads."
             )
         if self.image_size % self.patch_size:
+            below = self.image_size // self.patch_size * self.patch_size
+            nearest = [str(size) for size in (below, below + self.patch_size) if size]
             raise OptionsError(
                 f"image size {self.image_size} is no multiple of the patch size "
-                f"{self.patch_size}. Nearest sizes that work: "
-                f"{self.image_size // self.patch_size * self.patch_size} and "
-                f"{(self.image_size // self.patch_size + 1) * self.patch_size}."
+                f"{self.patch_size}. Nearest that works: {' or '.join(nearest)}."
             )
 
     @property

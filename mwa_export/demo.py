@@ -25,6 +25,7 @@ from mwa_export.tokenizer import Tokenizer
 
 SEED = 2024  # of the test pictures; training uses others
 PICTURES = 500
+REPORT = "recall.json"  # written last
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def run_demo(
         on_step: called with a few words before each step.
     """
     checkpoint, spm = assets()
-    with new_folder(out, force=force) as folder:
+    with new_folder(out, marker=REPORT, force=force) as folder:
         on_step(f"draw {pictures} pictures with {5 * pictures} captions")
         index = write_scenes(folder / "data", family="target", count=pictures, seed=SEED)
         data = read_karpathy(index)
@@ -86,7 +87,7 @@ def run_demo(
             on_step(f"embed everything: {name}")
             recalls[name] = _recall(backend, bundle.tokenizer(), data)
         report = {name: {"tr": r.tr, "ir": r.ir} for name, r in recalls.items()}
-        (folder / "recall.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return DemoResult(recalls, Path(out))
 
 

@@ -13,7 +13,15 @@ import onnx
 
 from mwa_export import __version__
 from mwa_export.backend_torch import TorchBackend
-from mwa_export.bundle import CONFORMANCE, TOKENIZER, Bundle, Graph, Manifest, write_manifest
+from mwa_export.bundle import (
+    CONFORMANCE,
+    MANIFEST,
+    TOKENIZER,
+    Bundle,
+    Graph,
+    Manifest,
+    write_manifest,
+)
 from mwa_export.config import Tower
 from mwa_export.extract import tower_from_model
 from mwa_export.files import new_folder, sha256_of
@@ -70,7 +78,7 @@ def bundle_from_model(
     backbone = model.config.backbone
     if options.tokenizer is not None:
         Tokenizer.from_file(options.tokenizer).check_vocabulary(backbone.vocab_size)
-    with new_folder(out, force=options.force) as folder:
+    with new_folder(out, marker=MANIFEST, force=options.force) as folder:
         on_step("hash the weights")
         preprocessing = {
             "image": {**IMAGE_SPEC, "size": backbone.image_size},

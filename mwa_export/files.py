@@ -32,18 +32,19 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, marker: str, force: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; rename it to ``path`` on success, remove it else.
 
     Args:
         path: the folder to make.
+        marker: a file that every such folder holds, see check_new_folder.
         force: replace an existing folder, after everything has been written.
 
     Raises:
-        BundleError: ``path`` exists and ``force`` is not given, or the disk refuses.
+        BundleError: ``path`` exists and may not be replaced, or the disk refuses.
     """
     path = Path(path)
-    check_new_folder(path, force=force)
+    check_new_folder(path, marker=marker, force=force)
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -66,10 +67,29 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
                 old.unlink(missing_ok=True)
 
 
-def check_new_folder(path: Path, *, force: bool) -> None:
-    """Raise BundleError if ``path`` exists and may not be replaced."""
-    if (path.exists() or path.is_symlink()) and not force:
-        raise BundleError(f"{path}: exists already. Choose another folder, or replace it: --force")
+def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
+    """Raise BundleError if ``path`` exists and may not be replaced.
+
+    Only a folder that holds the file ``marker`` is replaced, or an empty one: a slip of the hand
+    with ``force`` must not cost anybody their home folder.
+    """
+    with _disk_errors(path):
+        if not path.exists() and not path.is_symlink():
+            return
+        if path.is_mount() or path.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise BundleError(
+                f"{path}: is a mount point or holds the current folder, so it cannot be replaced. "
+                "Name a new folder inside it."
+            )
+        if not force:
+            raise BundleError(
+                f"{path}: exists already. Choose another folder, or replace it: --force"
+            )
+        if not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
+            raise BundleError(
+                f"{path}: exists and was not made by this command ({marker} is missing), so "
+                "--force does not replace it. Choose another folder, or remove it yourself."
+            )
 
 
 def sha256_of(path: Path) -> str:
@@ -93,7 +113,11 @@ def _disk_errors(path: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only. Write elsewhere",
             errno.EACCES: "no permission to write here. Write elsewhere",
             errno.EPERM: "no permission to write here. Write elsewhere",
+            errno.EFBIG: "the file system or a limit of this shell allows no file of this size",
+            errno.ENAMETOOLONG: "the name is too long",
             errno.ENOTDIR: "a part of this path is a file, not a folder",
+            errno.EEXIST: "a part of this path is a file, not a folder",
+            errno.EISDIR: "is a folder. Name a file",
         }
         if error.errno not in reasons:
             raise

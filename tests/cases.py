@@ -1,0 +1,81 @@
+"""Models with inputs and the embeddings that are right: our own, and the golden ones if present."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from configs import CONFIGS, GOLDEN
+from naive import embed
+from numpy.typing import NDArray
+
+from mwa_export.adapters import training_options
+from mwa_export.layout import AdapterOptions
+from mwa_export.model import Model, ModelSource, load_model
+from mwa_export.synthetic import random_tensors
+from mwa_export.verify import random_texts
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, inputs of both towers, and the expected embeddings."""
+
+    model: Model
+    image: Floats  # (B, 3, H, W) in [-1, 1]
+    token_ids: NDArray[np.int64]
+    padding_mask: NDArray[np.int64]
+    vision: Floats
+    text: Floats
+
+
+@cache
+def own_case(name: str) -> Case:
+    """Random weights; the numpy implementation says what is right."""
+    config = CONFIGS[name]
+    tensors = random_tensors(config)
+    rng = np.random.default_rng(0)
+    size = config.backbone.image_size
+    image = rng.uniform(-1, 1, (2, 3, size, size)).astype(np.float32)
+    ids, mask = random_texts(rng, 4, 9, config.backbone.vocab_size)
+    weights = {key: value.double().numpy() for key, value in tensors.items()}
+    options = training_options(config)
+    vision = embed(weights, options, image=image.astype(np.float64))
+    text = embed(weights, options, token_ids=ids, padding_mask=mask)
+    model = Model(config, {k: v for k, v in tensors.items() if k not in _UNUSED}, (), ())
+    return Case(model, image, ids, mask, vision.astype(np.float32), text.astype(np.float32))
+
+
+@cache
+def golden_case(name: str) -> Case:
+    """A checkpoint and what the authors' own code computes for it."""
+    folder = GOLDEN / name
+    facts = json.loads((folder / "case.json").read_text())
+    options = None
+    if facts["layout"] == "raw":
+        options = AdapterOptions(
+            scale=float(facts["ffn_adapter_scalar"]), ffn_option=facts["ffn_option"]
+        )
+    arrays = np.load(folder / "io.npz")
+    return Case(
+        load_model(ModelSource(folder / "checkpoint.pth"), options=options),
+        **{key: arrays[key] for key in ("image", "token_ids", "padding_mask", "vision", "text")},
+    )
+
+
+_UNUSED = ("logit_scale", "beit3.vision_embed.mask_token")
+
+ALL: dict[str, Callable[[], Case]] = {
+    f"own-{name}": (lambda name=name: own_case(name))  # type: ignore[misc]
+    for name in CONFIGS
+}
+if GOLDEN.is_dir():
+    ALL |= {
+        f"golden-{path.parent.name}": (lambda name=path.parent.name: golden_case(name))  # type: ignore[misc]
+        for path in sorted(Path(GOLDEN).glob("*/case.json"))
+    }

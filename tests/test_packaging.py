@@ -1,0 +1,102 @@
+"""What installs, what imports what, and how fast the command answers."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    tomllib = pytest.importorskip("tomli")
+
+HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "rich", "sentencepiece", "safetensors"}
+SOURCES = {"mwa_export": "mwa_export", "mwa_export.cli": "cli", "mwa_export.calib": "calib"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module a file names in an import, at any depth."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_folder_with_code_is_packaged() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(settings["packages"]) == set(settings["package-dir"]) == set(SOURCES)
+    assert settings["package-dir"] == SOURCES
+    folders = {path.parent for name in SOURCES.values() for path in (ROOT / name).rglob("*.py")}
+    assert folders == {ROOT / name for name in SOURCES.values()}
+
+
+def test_the_library_never_imports_the_command_line() -> None:
+    for path in (ROOT / "mwa_export").glob("*.py"):
+        named = {name for name in imports_of(path) if name.startswith("mwa_export.")}
+        assert not [n for n in named if n.startswith(("mwa_export.cli", "mwa_export.calib"))], path
+    for path in (ROOT / "calib").glob("*.py"):
+        assert not [n for n in imports_of(path) if n.startswith("mwa_export.cli")], path
+
+
+def test_reference_shares_no_code_with_the_merge() -> None:
+    named = imports_of(ROOT / "mwa_export" / "reference.py")
+    ours = {name for name in named if name.startswith("mwa_export")}
+    assert ours == {"mwa_export.config", "mwa_export.errors"}
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from mwa_export.cli.main import cli\n"
+        "cli.main(['--help'], standalone_mode=False)\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(done.stderr))
+    assert not loaded & HEAVY
+    assert "Commands" in done.stdout
+
+
+def test_help_of_every_command_answers_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['onnx'] = None\n"
+        "from mwa_export.cli.main import cli, _COMMANDS\n"
+        "for name in _COMMANDS:\n"
+        "    cli.main([name, '--help'], standalone_mode=False)\n"
+    )
+    assert "Examples:" in run(code)
+
+
+def test_every_module_imports() -> None:
+    names = [
+        f"{package}.{path.stem}"
+        for package, folder in SOURCES.items()
+        for path in (ROOT / folder).glob("*.py")
+        if path.stem != "__init__"
+    ]
+    run("import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in names))
+
+
+def test_public_functions_are_documented_and_modules_say_what_they_own() -> None:
+    for folder in SOURCES.values():
+        for path in (ROOT / folder).glob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert ast.get_docstring(tree), path
+            for node in tree.body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_":
+                    assert ast.get_docstring(node), f"{path}: {node.name}"

@@ -1,0 +1,107 @@
+"""Recall@k as the reference evaluation defines it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from configs import GOLDEN, needs_golden
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mwa_export.errors import RecallError
+from mwa_export.recall import KS, recall
+
+Floats = NDArray[np.float32]
+
+
+def naive(images: Floats, texts: Floats, owners: NDArray[np.int64]) -> dict[str, dict[int, float]]:
+    """From the whole score matrix, sorted."""
+    scores = images @ texts.T
+    tr, ir = {}, {}
+    for k in KS:
+        best_texts = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        tr[k] = 100 * np.mean([(owners[best_texts[i]] == i).any() for i in range(len(images))])
+        best_images = np.argsort(-scores.T, axis=1, kind="stable")[:, :k]
+        ir[k] = 100 * np.mean([(best_images[j] == owners[j]).any() for j in range(len(texts))])
+    return {"tr": tr, "ir": ir}
+
+
+def random_case(
+    rng: np.random.Generator, n_image: int, extra: int
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    owners = np.concatenate([np.arange(n_image), rng.integers(0, n_image, extra)])
+    rng.shuffle(owners)
+    images = rng.standard_normal((n_image, 6)).astype(np.float32)
+    texts = (images[owners] + rng.standard_normal((len(owners), 6))).astype(np.float32)
+    return images, texts, owners
+
+
+@given(st.integers(1, 40), st.integers(0, 60), st.integers(1, 50), st.integers(0, 2**32 - 1))
+def test_blocks_give_the_same_as_the_whole_matrix(
+    n_image: int, extra: int, block: int, seed: int
+) -> None:
+    images, texts, owners = random_case(np.random.default_rng(seed), n_image, extra)
+    found, expected = recall(images, texts, owners, block=block), naive(images, texts, owners)
+    assert found.tr == pytest.approx(expected["tr"])
+    assert found.ir == pytest.approx(expected["ir"])
+
+
+@given(st.integers(2, 30), st.integers(0, 2**32 - 1))
+def test_order_of_the_captions_does_not_matter(n_image: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    images, texts, owners = random_case(rng, n_image, 7)
+    order = rng.permutation(len(texts))
+    assert recall(images, texts, owners) == recall(images, texts[order], owners[order])
+
+
+def test_image_ids_need_not_be_row_numbers() -> None:
+    images, texts, owners = random_case(np.random.default_rng(1), 20, 15)
+    ids = np.random.default_rng(2).permutation(1000)[:20]
+    assert recall(images, texts, ids[owners], image_ids=ids) == recall(images, texts, owners)
+
+
+def test_perfect_embeddings_have_full_recall() -> None:
+    eye = np.eye(12, dtype=np.float32)
+    found = recall(eye, eye, np.arange(12))
+    assert set(found.tr.values()) | set(found.ir.values()) == {100.0}
+    assert found.average == 100.0
+
+
+@needs_golden
+@pytest.mark.parametrize("name", [p.stem for p in sorted((GOLDEN / "recall").glob("*.npz"))])
+def test_golden_recall_is_reproduced(name: str) -> None:
+    arrays = np.load(GOLDEN / "recall" / f"{name}.npz")
+    expected = json.loads((GOLDEN / "recall" / f"{name}.json").read_text())
+    found = recall(
+        arrays["image_embeddings"], arrays["text_embeddings"], arrays["text_image_ids"], block=37
+    )
+    for k in KS:
+        assert found.tr[k] == pytest.approx(expected[f"tr_r{k}"], abs=1e-4)
+        assert found.ir[k] == pytest.approx(expected[f"ir_r{k}"], abs=1e-4)
+    assert found.average == pytest.approx(expected["average_score"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i, t, o: (i, t[:, :3], o), "same D"),
+        (lambda i, t, o: (i, t, o[:-1]), "one id per row"),
+        (lambda i, t, o: (i[:0], t, o), "at least one"),
+        (lambda i, t, o: (np.where(i == i[2], np.nan, i), t, o), "1 image .*row 2"),
+        (lambda i, t, o: (i, t, o + 100), "image that is absent"),
+        (lambda i, t, o: (i, t, np.zeros_like(o)), "have no caption"),
+    ],
+)
+def test_impossible_input_is_refused(change: object, message: str) -> None:
+    images, texts, owners = random_case(np.random.default_rng(0), 5, 4)
+    with pytest.raises(RecallError, match=message):
+        recall(*change(images, texts, owners))  # type: ignore[operator]
+
+
+def test_repeated_image_ids_are_refused() -> None:
+    images, texts, owners = random_case(np.random.default_rng(0), 5, 4)
+    with pytest.raises(RecallError, match="1 image ids occur more than once"):
+        recall(images, texts, owners, image_ids=np.array([0, 1, 2, 3, 3]))

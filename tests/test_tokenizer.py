@@ -1,0 +1,105 @@
+"""Token ids exactly as the reference's tokenizer gives them."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import sentencepiece
+from configs import GOLDEN, SPM
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mwa_export.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, pad
+
+TEXTS = ["a red bus on the road", "two dogs play in the snow", "the cat sat on the mat"]
+
+
+@pytest.fixture(scope="module")
+def spm() -> bytes:
+    """A tiny SentencePiece model with the special ids of the real one."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 20),
+        model_writer=out,
+        vocab_size=45,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        pad_id=-1,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+    )
+    return out.getvalue()
+
+
+@pytest.mark.skipif(not SPM.is_file(), reason="the real tokenizer model is not here")
+def test_golden_ids_are_reproduced() -> None:
+    tokenizer = Tokenizer.from_file(SPM)
+    cases = [json.loads(line) for line in (GOLDEN / "tokenizer.jsonl").read_text().splitlines()]
+    assert len(cases) > 20
+    for case in cases:
+        assert tokenizer.encode(case["text"]) == case["token_ids"], case["text"]
+
+
+def test_ids_are_shifted_by_one_and_framed(spm: bytes) -> None:
+    plain = sentencepiece.SentencePieceProcessor(model_proto=spm).encode("a red bus")
+    assert Tokenizer(spm).encode("a red bus") == [BOS, *(piece + 1 for piece in plain), EOS]
+
+
+def test_unknown_characters_become_unk(spm: bytes) -> None:
+    assert UNK in Tokenizer(spm).encode("漢")
+
+
+def test_special_tokens_inside_a_caption_are_recognized(spm: bytes) -> None:
+    tokenizer = Tokenizer(spm)
+    ids = tokenizer.encode("<s> </s> <pad> <mask> <unk>")
+    assert ids == [BOS, BOS, EOS, PAD, tokenizer.mask_id, UNK, EOS]
+    bus = tokenizer.encode("bus")[1:-1]
+    assert tokenizer.encode("bus</s>bus") == [BOS, *bus, EOS, *bus, EOS]
+
+
+@given(st.integers(3, 64), st.integers(0, 200))
+def test_long_captions_are_cut_with_both_ends_kept(limit: int, words: int) -> None:
+    tokenizer = Tokenizer(_cached_spm(), max_length=limit)
+    ids = tokenizer.encode("bus " * words)
+    assert len(ids) <= limit
+    assert (ids[0], ids[-1]) == (BOS, EOS)
+
+
+_SPM: list[bytes] = []
+
+
+@pytest.fixture(autouse=True)
+def _keep_spm(spm: bytes) -> None:
+    _SPM[:] = [spm]
+
+
+def _cached_spm() -> bytes:
+    return _SPM[0]
+
+
+@given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=6))
+def test_padding_marks_exactly_what_was_added(sequences: list[list[int]]) -> None:
+    token_ids, padding_mask = pad(sequences)
+    assert token_ids.dtype == padding_mask.dtype == np.int64
+    assert token_ids.shape == (len(sequences), max(map(len, sequences)))
+    for ids, mask, sequence in zip(token_ids, padding_mask, sequences, strict=True):
+        assert ids[mask == 0].tolist() == sequence
+        assert (ids[mask == 1] == PAD).all()
+
+
+def test_empty_caption_is_bos_and_eos(spm: bytes) -> None:
+    assert Tokenizer(spm).encode("") == [BOS, EOS]
+
+
+def test_vocabulary_check_allows_padding_rows_only(spm: bytes) -> None:
+    tokenizer = Tokenizer(spm)
+    needed = tokenizer.mask_id + 1
+    for rows in (needed, needed + 8, needed + 128):
+        tokenizer.check_vocabulary(rows)
+    for rows in (needed - 1, needed + 129, 64010):
+        with pytest.raises(Exception, match=f"has {rows} rows"):
+            tokenizer.check_vocabulary(rows)
