@@ -29,11 +29,10 @@ def combine(base: Checkpoint, adapter: Checkpoint) -> dict[str, Tensor]:
         AdapterError: the adapter was split from another base, or its width is another one.
     """
     _check_width(base, adapter)
-    recorded = adapter.metadata.get("base")
-    if recorded is not None:
-        kept = json.loads(adapter.metadata["base_tensors"])
+    if "base" in adapter.metadata:
+        kept = _names_of_base(adapter)
         absent = [name for name in kept if name not in base.tensors]
-        if absent or fingerprint(base.tensors, kept) != recorded:
+        if absent or fingerprint(base.tensors, kept) != adapter.metadata["base"]:
             found = f"lacks {absent[0]}" if absent else "has other values in the tensors they share"
             raise AdapterError(
                 f"{adapter.path}: was split from another base. {base.path} {found}. "
@@ -108,6 +107,23 @@ def training_options(config: ModelConfig) -> dict[str, Any]:
             "ffn_adapter_scalar": "learnable_scalar" if scale is None else str(scale),
         }
     return options
+
+
+def _names_of_base(adapter: Checkpoint) -> list[str]:
+    """The tensors that the adapter takes from its base, as `split` recorded them."""
+    written = adapter.metadata.get("format")
+    if written != FORMAT:
+        raise AdapterError(
+            f"{adapter.path}: its metadata says format {written!r}. Expected {FORMAT!r}. "
+            "Use the mwa-export that wrote it, or split again."
+        )
+    try:
+        names = json.loads(adapter.metadata["base_tensors"])
+    except (KeyError, ValueError) as error:
+        raise AdapterError(
+            f"{adapter.path}: its metadata names no base tensors ({error!r}). Split again."
+        ) from error
+    return list(names)
 
 
 def _check_width(base: Checkpoint, adapter: Checkpoint) -> None:

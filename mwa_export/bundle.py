@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.config import ModelConfig, Tower
-from mwa_export.errors import BundleError
+from mwa_export.errors import BundleError, OptionsError
 from mwa_export.files import sha256_of
 from mwa_export.tokenizer import Tokenizer
 from mwa_export.towers import Port, TowerSpec
@@ -90,7 +90,10 @@ class Manifest:
             graphs=tuple(Graph.from_json(graph) for graph in data["graphs"]),
             tokenizer=data["tokenizer"],
             export=data["export"],
-            files=data["files"],
+            files={
+                name: {"bytes": entry["bytes"], "sha256": entry["sha256"]}
+                for name, entry in data["files"].items()
+            },
             engines=tuple(data["engines"]),
         )
 
@@ -196,8 +199,12 @@ def _read_manifest(folder: Path) -> Manifest:
                 f"{path}: has schema version {schema!r}, and this version reads {SCHEMA}. "
                 "Use the mwa-export that made it, or export again."
             )
-        return Manifest.from_json(data)
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = Manifest.from_json(data)
+        for name in (CONFORMANCE, manifest.tokenizer, *(graph.file for graph in manifest.graphs)):
+            if name is not None and name not in manifest.files:
+                raise ValueError(f"files lacks {name}")
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, OptionsError) as error:
         raise BundleError(f"{path}: is not a manifest ({error!r}). {_REMEDY}") from error
 
 

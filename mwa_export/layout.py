@@ -220,9 +220,12 @@ def _adapter(
             f"{path}: its args say ffn_mode={args['ffn_mode']!r}, and it holds the adapters of "
             f"{mode!r}. The file was put together wrongly."
         )
-    down = next(
-        s for n, s in shapes.items() if ".adaptmlp_" in n and n.endswith("down_proj.weight")
-    )
+    down = next((n for n in shapes if ".adaptmlp_" in n and n.endswith("down_proj.weight")), None)
+    if down is None or len(shapes[down]) != 2:
+        raise CheckpointError(
+            f"{path}: {down or 'adaptmlp_*.down_proj.weight'} is "
+            f"{_by(shapes[down]) if down else 'missing'}. Expected a rank 2 tensor."
+        )
     absent: list[str] = []
     layernorm = _layernorm(shapes, args, options, path, absent)
     scale = _scale(shapes, args, options, path, absent)
@@ -235,7 +238,7 @@ def _adapter(
             f"trained. Give: {' '.join(absent)}"
         )
     one_of("ffn_option", str(ffn_option), get_args(FfnOption))
-    return AdapterConfig(mode, down[0], layernorm, scale, cast(FfnOption, ffn_option))
+    return AdapterConfig(mode, shapes[down][0], layernorm, scale, cast(FfnOption, ffn_option))
 
 
 def _layernorm(

@@ -24,9 +24,14 @@ Tensors = dict[str, Tensor]
 def fold_norm(
     gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """W (γ n + β) + b = (W diag γ) n + (W β + b). gamma, beta: (in,); weight: (out, in)."""
-    folded_bias = weight @ beta
-    return weight * gamma, folded_bias if bias is None else folded_bias + bias
+    """W (γ n + β) + b = (W diag γ) n + (W β + b). gamma, beta: (in,); weight: (out, in).
+
+    Sums are taken in float64: rounded once, and the same wherever the tensors lie in memory.
+    """
+    folded = weight.double() @ beta.double()
+    if bias is not None:
+        folded = folded + bias.double()
+    return weight * gamma, folded.to(weight.dtype)
 
 
 def fold_attention_scale(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +70,8 @@ def vision_table(cls_token: Tensor, positions: Tensor, patch_bias: Tensor) -> Te
 
 def fold_pixel_scaling(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """W (x 2/255 - 1) + b = (W 2/255) x + (b - ΣW), for x in [0, 255]. weight: (out, in)."""
-    return weight * (2 / 255), bias - weight.sum(dim=1)
+    shift = weight.double().sum(dim=1)
+    return weight * (2 / 255), (bias.double() - shift).to(bias.dtype)
 
 
 # --- the steps ------------------------------------------------------------------------------------

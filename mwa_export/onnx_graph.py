@@ -1,4 +1,4 @@
-"""Build an ONNX graph that is clean by construction, and write it whole.
+"""Build an ONNX graph that is clean by construction.
 
 Equal nodes and equal constants are added once; every node and weight keeps a readable name, so that
 calibration, layer reports and engine inspectors can speak of `blocks.3.fc1`. Knows no model.
@@ -13,21 +13,19 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from mwa_export.onnx_file import EXTERNAL_BYTES, typed_value, write_model
 from mwa_export.towers import Port
 
 OPSET = 17  # the newest that TensorRT 8.6 reads, and the oldest with LayerNormalization
 IR_VERSION = 8  # what came with opset 17
-EXTERNAL_BYTES = 1_500_000_000  # weights above this lie beside the graph: protobuf ends at 2 GB
-
+_SMALL_BYTES = 1024
 _DTYPES = {
     "float32": TensorProto.FLOAT,
     "int64": TensorProto.INT64,
     "uint8": TensorProto.UINT8,
 }
-_INLINE_BYTES = 1024  # smaller tensors (shapes, scalars) stay in the graph in any case
-_ALIGNMENT = 4096  # so that runtimes can map each tensor of the data file on its own
 
 
 class GraphBuilder:
@@ -80,58 +78,49 @@ class GraphBuilder:
         *,
         external_bytes: int = EXTERNAL_BYTES,
     ) -> list[Path]:
-        """Write the model, and one data file beside it if the weights exceed ``external_bytes``.
+        """Check the graph and write it. The builder has no weights afterwards.
 
-        The initializers are handed over to the file one by one and the builder is empty
-        afterwards, so that a large model is not in memory twice.
+        Args:
+            path: of the `.onnx` file.
+            inputs: the graph's inputs.
+            output: the graph's output.
+            result: the value that becomes the output.
+            metadata: strings for the model's properties.
+            external_bytes: weights of more bytes in all go to one data file beside the graph.
 
         Returns:
-            The files written: the graph, and `NAME.data` if there is one.
+            The files written.
         """
         self._rename(result, output.name)
-        total = sum(array.nbytes for array in self._initializers.values())
-        data_path = path.with_name(path.name + ".data") if total > external_bytes else None
-        graph = helper.make_graph(
-            self._nodes,
-            path.stem,
-            [_value_info(port) for port in inputs],
-            [_value_info(output)],
-        )
-        if data_path is None:
-            for name in list(self._initializers):
-                graph.initializer.append(_inline(name, self._initializers.pop(name)))
-        else:
-            self._write_data(graph, data_path)
-        model = helper.make_model(
-            graph,
+        ports = [_value_info(port) for port in inputs]
+        self._check(ports, _value_info(output))
+        model = self._model(path.stem, ports, _value_info(output))
+        helper.set_model_props(model, dict(metadata))
+        return write_model(path, model, self._initializers, external_bytes=external_bytes)
+
+    def _check(self, inputs: list[onnx.ValueInfoProto], output: onnx.ValueInfoProto) -> None:
+        """ONNX's own checks and strict shape inference, on types and shapes alone.
+
+        Weights stand in as inputs of the same type, so that checking costs no memory; small
+        constants stay, because shape inference reads them.
+        """
+        model = self._model("check", inputs, output)
+        for name, array in self._initializers.items():
+            if array.nbytes < _SMALL_BYTES:
+                model.graph.initializer.append(numpy_helper.from_array(array, name))
+            else:
+                model.graph.input.append(typed_value(name, array))
+        onnx.checker.check_model(model, full_check=True)
+
+    def _model(
+        self, name: str, inputs: list[onnx.ValueInfoProto], output: onnx.ValueInfoProto
+    ) -> onnx.ModelProto:
+        return helper.make_model(
+            helper.make_graph(self._nodes, name, inputs, [output]),
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="mwa-export",
         )
-        helper.set_model_props(model, dict(metadata))
-        del graph
-        path.write_bytes(model.SerializeToString(deterministic=True))
-        return [path] if data_path is None else [path, data_path]
-
-    def _write_data(self, graph: onnx.GraphProto, data_path: Path) -> None:
-        with data_path.open("wb") as file:
-            for name in list(self._initializers):
-                array = self._initializers.pop(name)
-                if array.nbytes < _INLINE_BYTES:
-                    graph.initializer.append(_inline(name, array))
-                    continue
-                file.write(b"\0" * (-file.tell() % _ALIGNMENT))
-                tensor = graph.initializer.add(
-                    name=name, data_type=_dtype_of(array), dims=array.shape
-                )
-                tensor.data_location = TensorProto.EXTERNAL
-                for key, value in (
-                    ("location", data_path.name),
-                    ("offset", str(file.tell())),
-                    ("length", str(array.nbytes)),
-                ):
-                    tensor.external_data.add(key=key, value=value)
-                file.write(np.ascontiguousarray(array).data)
 
     def _rename(self, old: str, new: str) -> None:
         for node in self._nodes:
@@ -145,16 +134,6 @@ class GraphBuilder:
             candidate = f"{name}.{count}"
         self._names.add(candidate)
         return candidate
-
-
-def _inline(name: str, array: NDArray[Any]) -> TensorProto:
-    return TensorProto(
-        name=name, data_type=_dtype_of(array), dims=array.shape, raw_data=array.tobytes()
-    )
-
-
-def _dtype_of(array: NDArray[Any]) -> int:
-    return int(helper.np_dtype_to_tensor_dtype(array.dtype))
 
 
 def _value_info(port: Port) -> onnx.ValueInfoProto:

@@ -30,6 +30,8 @@ class Tokenizer:
         self.max_length = max_length
         self._name = name
         try:
+            if not model:  # which SentencePiece would take as: no model yet
+                raise RuntimeError("it is empty")
             self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise TokenizerError(

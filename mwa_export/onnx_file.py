@@ -1,0 +1,119 @@
+"""Write an ONNX file as a stream, so that a large model is in memory once and not three times.
+
+An ONNX file is a protobuf message: fields in any order, each a tag, a length and bytes. The
+structure is serialized by protobuf as usual; the weights follow one by one.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+EXTERNAL_BYTES = 1_500_000_000  # weights above this lie beside the graph: protobuf ends at 2 GB
+_INLINE_BYTES = 1024  # smaller tensors (shapes, scalars) stay in the graph in any case
+_ALIGNMENT = 4096  # so that runtimes can map each tensor of the data file on its own
+
+_MODEL_GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
+_GRAPH_INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
+_TENSOR_RAW_DATA = TensorProto.RAW_DATA_FIELD_NUMBER
+
+Array = NDArray[Any]
+
+
+def write_model(
+    path: Path,
+    model: onnx.ModelProto,
+    initializers: dict[str, Array],
+    *,
+    external_bytes: int = EXTERNAL_BYTES,
+) -> list[Path]:
+    """Write a model and its weights.
+
+    Args:
+        path: of the `.onnx` file.
+        model: without initializers; its graph is taken out of it.
+        initializers: the weights by name, emptied on the way.
+        external_bytes: weights of more bytes in all go to `NAME.data` beside the graph.
+
+    Returns:
+        The files written.
+    """
+    total = sum(array.nbytes for array in initializers.values())
+    data_path = path.with_name(path.name + ".data") if total > external_bytes else None
+    with data_path.open("wb") if data_path is not None else nullcontext() as data:
+        parts: list[tuple[bytes, Array | None]] = []  # a TensorProto, and its raw data if inline
+        for name in list(initializers):
+            array = np.ascontiguousarray(initializers.pop(name))
+            external = data is not None and array.nbytes >= _INLINE_BYTES
+            head = _tensor(name, array, data if external else None)
+            parts.append((head, None if external else array))
+    graph = model.graph.SerializeToString(deterministic=True)
+    model.ClearField("graph")
+    size = len(graph) + sum(_framed(_GRAPH_INITIALIZER, _size(part)) for part in parts)
+    with path.open("wb") as file:
+        file.write(model.SerializeToString(deterministic=True))
+        _write_head(file, _MODEL_GRAPH, size)
+        file.write(graph)
+        for head, inline in parts:
+            _write_head(file, _GRAPH_INITIALIZER, _size((head, inline)))
+            file.write(head)
+            if inline is not None:
+                _write_head(file, _TENSOR_RAW_DATA, inline.nbytes)
+                file.write(inline.data)
+    return [path] if data_path is None else [path, data_path]
+
+
+def typed_value(name: str, array: Array) -> onnx.ValueInfoProto:
+    """The type and shape of an array, without its values."""
+    return helper.make_tensor_value_info(name, _dtype_of(array), array.shape)
+
+
+def _tensor(name: str, array: Array, data: IO[bytes] | None) -> bytes:
+    """A serialized TensorProto without raw data; with ``data``, the values are written there."""
+    tensor = TensorProto(name=name, data_type=_dtype_of(array), dims=array.shape)
+    if data is not None:
+        data.write(b"\0" * (-data.tell() % _ALIGNMENT))
+        tensor.data_location = TensorProto.EXTERNAL
+        location = Path(data.name).name
+        for key, value in (
+            ("location", location),
+            ("offset", data.tell()),
+            ("length", array.nbytes),
+        ):
+            tensor.external_data.add(key=key, value=str(value))
+        data.write(array.data)
+    return bytes(tensor.SerializeToString(deterministic=True))
+
+
+def _size(part: tuple[bytes, Array | None]) -> int:
+    head, inline = part
+    return len(head) + (0 if inline is None else _framed(_TENSOR_RAW_DATA, inline.nbytes))
+
+
+def _framed(field: int, size: int) -> int:
+    """Bytes that a field of ``size`` bytes takes with its tag and length."""
+    return len(_varint(field << 3 | 2)) + len(_varint(size)) + size
+
+
+def _write_head(file: IO[bytes], field: int, size: int) -> None:
+    """The tag of a length-delimited field (wire type 2) and its length."""
+    file.write(_varint(field << 3 | 2) + _varint(size))
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _dtype_of(array: Array) -> int:
+    return int(helper.np_dtype_to_tensor_dtype(array.dtype))

@@ -1,0 +1,126 @@
+"""The commands on good input: what they write, print and return."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from configs import CONFIGS, MWA
+
+from mwa_export import Bundle, OnnxBackend
+from mwa_export.backend_torch import TorchBackend
+from mwa_export.cli import main as cli_main
+from mwa_export.model import ModelSource, load_model
+from mwa_export.verify import TOLERANCE, random_pixels, random_texts
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line in this process. Returns (exit status, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["mwa-export", *map(str, arguments)])
+        monkeypatch.setattr(cli_main.signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as stop:
+            cli_main.main()
+        out, err = capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, out, err
+
+    return call
+
+
+def test_onnx_writes_a_bundle_that_reproduces_the_reference(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    status, out, err = run("onnx", checkpoint, "-o", tmp_path / "bundle")
+    assert status == 0
+    assert out == f"{tmp_path / 'bundle'}\n"
+    assert "token ids only" in err
+    backend = OnnxBackend(Bundle.open(tmp_path / "bundle"))
+    reference = TorchBackend(load_model(ModelSource(checkpoint)))
+    rng = np.random.default_rng(5)
+    pixels, texts = random_pixels(rng, 2, 32), random_texts(rng, 3, 8, 90)
+    assert np.abs(backend.embed_images(pixels) - reference.embed_images(pixels)).max() <= TOLERANCE
+    assert np.abs(backend.embed_texts(*texts) - reference.embed_texts(*texts)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--input", "uint8"),
+        ("--image-size", "48"),
+        ("--no-merge", "qkv", "--no-merge", "constants"),
+        ("--input", "uint8", "--no-merge", "constants", "--image-size", "24"),
+    ],
+    ids=" ".join,
+)
+def test_every_export_option_gives_a_verified_bundle(
+    run: Run, checkpoint: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    assert run("onnx", checkpoint, "-o", tmp_path / "bundle", *options, "-q")[0] == 0
+    bundle = Bundle.open(tmp_path / "bundle")
+    differences = bundle.manifest.export["largest_difference_from_reference"]
+    assert max(differences.values()) <= TOLERANCE
+    OnnxBackend(bundle)  # checks the conformance vectors
+
+
+def test_quiet_prints_the_result_only(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    _, out, err = run("onnx", checkpoint, "-o", tmp_path / "bundle", "-q")
+    assert (out, err) == (f"{tmp_path / 'bundle'}\n", "")
+
+
+def test_inspect_shows_model_adapters_and_counts(run: Run, checkpoint: Path) -> None:
+    status, out, _ = run("inspect", checkpoint)
+    assert status == 0
+    for text in ("2 layers, width 128, 2 heads", "scale 0.6", "images run adaptmlp_text"):
+        assert text in out
+
+
+def test_inspect_json_is_one_object(run: Run, checkpoint: Path) -> None:
+    found = json.loads(run("inspect", checkpoint, "--json")[1])
+    assert found["model"] == MWA.to_json()
+    assert found["heads"] == 2
+    assert found["parameters"]["enhancer"]["file"] > 0
+
+
+def test_split_and_combine_export_the_same_model(
+    run: Run, write_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    trained = write_checkpoint(MWA)
+    state = torch.load(trained, weights_only=False)["model"]
+    base = tmp_path / "base.pth"
+    plain = {k: v for k, v in state.items() if "adaptmlp" not in k and "enhancemlp" not in k}
+    torch.save({"model": plain | {"vision_head.weight": torch.randn(128, 128)}}, base)
+    adapter = tmp_path / "adapter.safetensors"
+    status, out, err = run("split", trained, "--base", base, "-o", adapter)
+    assert (status, out) == (0, f"{adapter}\n")
+    assert "tensors differ" in err
+    assert run("onnx", trained, "-o", tmp_path / "one")[0] == 0
+    assert run("onnx", "--base", base, "--adapter", adapter, "-o", tmp_path / "two")[0] == 0
+    one, two = Bundle.open(tmp_path / "one"), Bundle.open(tmp_path / "two")
+    assert one.manifest.space_id == two.manifest.space_id
+    assert one.manifest.files["vision.onnx"] == two.manifest.files["vision.onnx"]
+
+
+def test_warnings_reach_the_user_and_the_manifest(
+    run: Run, write_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_checkpoint(CONFIGS["sequential"])
+    _, _, err = run("onnx", path, "-o", tmp_path / "bundle", "-q")
+    assert "warning: ffn_option is sequential" in err
+    warnings = Bundle.open(tmp_path / "bundle").manifest.export["warnings"]
+    assert "never applies" in warnings[0]
+
+
+def test_version_and_unknown_commands(run: Run) -> None:
+    assert run("--version")[1].startswith("mwa-export, version ")
+    status, _, err = run("onix")
+    assert status == 2
+    assert "No such command" in err
