@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from mwa_export.cli import console
 from mwa_export.cli.options import PATH
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import click
+
 from mwa_export.cli import console
 from mwa_export.cli.options import adapter_options_from, model_options, source_from
 
@@ -20,7 +21,9 @@ def command(as_json: bool, **model_values: Any) -> None:
     from mwa_export.model import load_model
 
     source = source_from(model_values)
-    model = load_model(source, options=adapter_options_from(model_values))
+    with console.steps() as step:
+        step("read the checkpoint")
+        model = load_model(source, options=adapter_options_from(model_values))
     description = describe(model)
     if as_json:
         click.echo(json.dumps(description.to_json(), indent=2))

@@ -51,8 +51,10 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line. Foreseeable errors end in one message; bugs keep their traceback."""
-    # A terminated run cleans up like an interrupted one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A run that is terminated, or whose terminal is closed, cleans up like an interrupted one.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         cli.main(prog_name="mwa-export", standalone_mode=False)
     except MwaExportError as error:

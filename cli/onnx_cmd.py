@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from mwa_export.cli import console
 from mwa_export.cli.options import PATH, adapter_options_from, model_options, source_from
 

@@ -7,9 +7,9 @@ import io
 import random
 import signal
 import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import sentencepiece
@@ -17,8 +17,7 @@ import sentencepiece
 from mwa_export.cli.main import main
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a run of the command left for its caller."""
 
     status: int
@@ -29,7 +28,7 @@ class Outcome:
 def run(*arguments: object) -> Outcome:
     """`mwa-export ARGUMENTS...`"""
     stdout, stderr = io.StringIO(), io.StringIO()
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     argv = ["mwa-export", *map(str, arguments)]
     try:
         with (
@@ -39,10 +38,11 @@ def run(*arguments: object) -> Outcome:
         ):
             main()
     except SystemExit as exit_:
-        assert isinstance(exit_.code, int)
-        return Outcome(exit_.code, stdout.getvalue(), stderr.getvalue())
+        status = exit_.code if isinstance(exit_.code, int) else 99
+        return Outcome(status, stdout.getvalue(), stderr.getvalue())
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def refused(*arguments: object, status: int = 2) -> str:

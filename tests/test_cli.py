@@ -9,35 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run
 from configs import CONFIGS, MWA
 
 from mwa_export import Bundle, OnnxBackend
 from mwa_export.backend_torch import TorchBackend
-from mwa_export.cli import main as cli_main
 from mwa_export.model import ModelSource, load_model
 from mwa_export.verify import TOLERANCE, random_pixels, random_texts
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line in this process. Returns (exit status, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["mwa-export", *map(str, arguments)])
-        monkeypatch.setattr(cli_main.signal, "signal", lambda *_: None)
-        with pytest.raises(SystemExit) as stop:
-            cli_main.main()
-        out, err = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, out, err
-
-    return call
-
 
 def test_onnx_writes_a_bundle_that_reproduces_the_reference(
-    run: Run, checkpoint: Path, tmp_path: Path
+    checkpoint: Path, tmp_path: Path
 ) -> None:
     status, out, err = run("onnx", checkpoint, "-o", tmp_path / "bundle")
     assert status == 0
@@ -62,7 +44,7 @@ def test_onnx_writes_a_bundle_that_reproduces_the_reference(
     ids=" ".join,
 )
 def test_every_export_option_gives_a_verified_bundle(
-    run: Run, checkpoint: Path, tmp_path: Path, options: tuple[str, ...]
+    checkpoint: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     assert run("onnx", checkpoint, "-o", tmp_path / "bundle", *options, "-q")[0] == 0
     bundle = Bundle.open(tmp_path / "bundle")
@@ -71,19 +53,19 @@ def test_every_export_option_gives_a_verified_bundle(
     OnnxBackend(bundle)  # checks the conformance vectors
 
 
-def test_quiet_prints_the_result_only(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_quiet_prints_the_result_only(checkpoint: Path, tmp_path: Path) -> None:
     _, out, err = run("onnx", checkpoint, "-o", tmp_path / "bundle", "-q")
     assert (out, err) == (f"{tmp_path / 'bundle'}\n", "")
 
 
-def test_inspect_shows_model_adapters_and_counts(run: Run, checkpoint: Path) -> None:
+def test_inspect_shows_model_adapters_and_counts(checkpoint: Path) -> None:
     status, out, _ = run("inspect", checkpoint)
     assert status == 0
     for text in ("2 layers, width 128, 2 heads", "scale 0.6", "images run adaptmlp_text"):
         assert text in out
 
 
-def test_inspect_json_is_one_object(run: Run, checkpoint: Path) -> None:
+def test_inspect_json_is_one_object(checkpoint: Path) -> None:
     found = json.loads(run("inspect", checkpoint, "--json")[1])
     assert found["model"] == MWA.to_json()
     assert found["heads"] == 2
@@ -91,7 +73,7 @@ def test_inspect_json_is_one_object(run: Run, checkpoint: Path) -> None:
 
 
 def test_split_and_combine_export_the_same_model(
-    run: Run, write_checkpoint: Callable[..., Path], tmp_path: Path
+    write_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     trained = write_checkpoint(MWA)
     state = torch.load(trained, weights_only=False)["model"]
@@ -110,7 +92,7 @@ def test_split_and_combine_export_the_same_model(
 
 
 def test_warnings_reach_the_user_and_the_manifest(
-    run: Run, write_checkpoint: Callable[..., Path], tmp_path: Path
+    write_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write_checkpoint(CONFIGS["sequential"])
     _, _, err = run("onnx", path, "-o", tmp_path / "bundle", "-q")
@@ -119,7 +101,7 @@ def test_warnings_reach_the_user_and_the_manifest(
     assert "never applies" in warnings[0]
 
 
-def test_version_and_unknown_commands(run: Run) -> None:
+def test_version_and_unknown_commands() -> None:
     assert run("--version")[1].startswith("mwa-export, version ")
     status, _, err = run("onix")
     assert status == 2
