@@ -9,12 +9,17 @@ import signal
 import sys
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import sentencepiece
+import torch
+from configs import MWA
+from torch import Tensor
 
 from mwa_export.cli.main import main
+from mwa_export.config import ModelConfig
+from mwa_export.synthetic import training_args
 
 
 class Outcome(NamedTuple):
@@ -77,3 +82,9 @@ def spm_model(pieces: int, seed: int = 0) -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def save(path: Path, tensors: dict[str, Tensor], config: ModelConfig = MWA, **more: Any) -> Path:
+    """A checkpoint file with these tensors, and the options of ``config``."""
+    torch.save({"model": tensors, "args": training_args(config), **more}, path)
+    return path

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import files_below, refused, save
 from configs import CONFIGS, MWA
 
+from mwa_export.adapters import split
+from mwa_export.checkpoint import read_checkpoint
 from mwa_export.config import ModelConfig
+from mwa_export.model import ModelSource, load_model
 from mwa_export.synthetic import random_tensors, training_args
 
 
@@ -45,3 +49,35 @@ def write_checkpoint(tmp_path: Path) -> Callable[..., Path]:
 def checkpoint(write_checkpoint: Callable[..., Path]) -> Path:
     """A small checkpoint with adapters and enhancers, as the authors' README trains them."""
     return write_checkpoint()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where bundles go; empty, so that everything a run leaves is seen."""
+    path = tmp_path / "out"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def export_refused(folder: Path) -> Callable[..., str]:
+    """Run an export that must fail and leave nothing; returns its message."""
+
+    def export(*arguments: object, status: int = 2) -> str:
+        before = files_below(folder)
+        message = refused("onnx", *arguments, "-o", folder / "bundle", status=status)
+        assert files_below(folder) == before
+        return message
+
+    return export
+
+
+@pytest.fixture
+def adapter(checkpoint: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A base, and an adapter that was split from it."""
+    config = CONFIGS["plain"]
+    model = load_model(ModelSource(checkpoint))
+    shared = {n: model.tensors.get(n, t) for n, t in random_tensors(config, 1).items()}
+    base, out = save(tmp_path / "base.pth", shared, config), tmp_path / "adapter.safetensors"
+    split(model.tensors, model.config, read_checkpoint(base), out)
+    return base, out
