@@ -1,0 +1,489 @@
+"""Trains the demo model in `mwa_export/assets`: a tiny BEiT-3 with MultiWay-Adapters.
+
+As in the paper (arXiv 2309.01516), a model that was trained on one kind of picture is frozen, and
+adapters with an enhancer are trained for another kind, of which it saw only a glimpse. Pictures
+and captions are drawn by `mwa_export.demo_scenes`; nothing is downloaded. Run it from the
+repository root, without options, to make the shipped files again; its last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import sentencepiece
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from mwa_export.config import AdapterConfig, BackboneConfig, ModelConfig
+from mwa_export.demo_scenes import Picture, picture_from_seed
+from mwa_export.demo_words import STYLES, Family, Place, Scene, Size, Style
+from mwa_export.preprocess import normalize, pixels_from_image
+from mwa_export.recall import Recall, recall
+from mwa_export.reference import ReferenceModel
+from mwa_export.tokenizer import Tokenizer, pad
+
+IMAGE_SIZE, PATCH_SIZE = 64, 8  # pixels
+EMBED_DIM, FFN_DIM, LAYERS = 128, 512, 4
+TEXT_POSITIONS = 64
+PIECES = 600  # enough for each common word to be one piece
+ADAPTER = AdapterConfig("both", 64, "none", 0.6, "parallel")
+BASE_SEED, TARGET_SEED, TEST_SEED = 11, 12, 2024
+TEST_PICTURES = 500
+FACTS_WEIGHT, PATCH_WEIGHT = 0.12, 1.0  # of the auxiliary losses, per label
+MAX_LOGIT_SCALE = math.log(100)
+PARTS = {  # what an ablation silences, as the end of parameter names
+    "vision adapters": (".adaptmlp_text.up_proj.",),  # the reference swaps the two names
+    "text adapters": (".adaptmlp_vision.up_proj.",),
+    "adapters": (".adaptmlp_text.up_proj.", ".adaptmlp_vision.up_proj."),
+    "enhancer": (".enhancemlp.fc2.",),
+    "adapters and enhancer": (".adaptmlp_", ".enhancemlp.fc2."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Preprocessed pictures and their captions."""
+
+    pixels: NDArray[np.uint8]  # (N, IMAGE_SIZE, IMAGE_SIZE, 3)
+    captions: list[list[str]]  # five per picture
+    facts: NDArray[np.float32]  # (N, number of facts of the family), 1 where true
+    patches: NDArray[np.float32]  # (N, patches, number of attributes), 1 where true
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one stage is trained."""
+
+    name: str
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float = 0.05
+    warmup: int = 100  # steps
+    bf16: bool = True
+    seed: int = 0
+
+
+def main() -> None:
+    args = _arguments()
+    started = time.perf_counter()
+    torch.manual_seed(args.seed)
+    base = draw("base", BASE_SEED + 1000 * args.seed, args.base_pictures)
+    target = draw("target", TARGET_SEED + 1000 * args.seed, args.target_pictures)
+    test = draw("target", TEST_SEED, TEST_PICTURES)
+    base_test = draw("base", TEST_SEED, TEST_PICTURES)
+    torch.set_num_threads(args.threads)
+    say(started, f"drew {len(base.captions) + len(target.captions)} training pictures")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    spm = args.out / "demo.spm"
+    spm.write_bytes(sentencepiece_from_captions(base.captions[:4000] + target.captions[:4000]))
+    tokenizer = Tokenizer.from_file(spm, max_length=TEXT_POSITIONS)
+    vocab_size = tokenizer.mask_id + 1
+    say(started, f"{vocab_size} ids in the vocabulary")
+
+    shape = BackboneConfig(
+        EMBED_DIM, FFN_DIM, LAYERS, vocab_size, IMAGE_SIZE, PATCH_SIZE, TEXT_POSITIONS
+    )
+    config = ModelConfig(shape)
+    recipe = Recipe(
+        "base", args.base_steps, args.batch, args.base_learning_rate, bf16=args.bf16, seed=args.seed
+    )
+    progress = partial(say, started)
+    model = ReferenceModel(config)
+    if args.base_model and args.base_model.exists():
+        model.load_state_dict(torch.load(args.base_model, weights_only=True))
+    else:
+        few = args.target_glimpse
+        glimpse = Pictures(
+            target.pixels[:few], target.captions[:few], target.facts[:few], target.patches[:few]
+        )
+        broad = mixed(base, glimpse)
+        train(model, [list(model.parameters())], broad, tokenizer, recipe, progress)
+        if args.base_model:
+            torch.save(model.state_dict(), args.base_model)
+    base_recall = evaluate(model, tokenizer, base_test)
+    say(started, f"base model on base pictures: {as_row(base_recall)}")
+    say(started, f"base model on target pictures: {as_row(evaluate(model, tokenizer, test))}")
+
+    model, trainable = with_adapters(model)
+    recipe = replace(
+        recipe, name="target", steps=args.target_steps, learning_rate=args.target_learning_rate
+    )
+    train(model, trainable, target, tokenizer, recipe, progress)
+
+    results = {"base model on base pictures": as_row(base_recall)}
+    results["float32"] = as_row(evaluate(model, tokenizer, test))
+    state = {
+        name: tensor.half().contiguous().clone() for name, tensor in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    results["float16"] = as_row(evaluate(model, tokenizer, test))
+    for part, names in PARTS.items():
+        with silenced(model, names):
+            results[f"without {part}"] = as_row(evaluate(model, tokenizer, test))
+    for name, row in results.items():
+        say(started, f"{name}: {row}")
+    path = args.out / "demo.pth"
+    epochs = args.target_steps * args.batch // args.target_pictures
+    torch.save({"model": state, "epoch": epochs, "args": reference_options(vocab_size)}, path)
+    report = {
+        "results": results,
+        "bytes": {file.name: file.stat().st_size for file in (path, spm)},
+        "seconds": round(time.perf_counter() - started),
+        "threads": args.threads,
+        "torch": torch.__version__,
+    }
+    print(json.dumps(report))
+
+
+# --- data ------------------------------------------------------------------------------------
+
+
+def draw(family: Family, seed: int, count: int) -> Pictures:
+    """Draw ``count`` pictures on all cores, JPEG-compressed and preprocessed as in inference."""
+    with ProcessPoolExecutor() as pool:
+        drawn = list(pool.map(partial(_draw_one, family, seed), range(count), chunksize=100))
+    pixels, captions, facts, patches = zip(*drawn, strict=True)
+    return Pictures(np.stack(pixels), list(captions), np.stack(facts), np.stack(patches))
+
+
+def mixed(first: Pictures, second: Pictures) -> Pictures:
+    """Both sets as one; their labels keep columns of their own."""
+
+    def beside(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+        both = np.zeros((len(a) + len(b), *a.shape[1:-1], a.shape[-1] + b.shape[-1]), np.float32)
+        both[: len(a), ..., : a.shape[-1]] = a
+        both[len(a) :, ..., a.shape[-1] :] = b
+        return both
+
+    pixels = np.concatenate([first.pixels, second.pixels])
+    captions = first.captions + second.captions
+    return Pictures(
+        pixels, captions, beside(first.facts, second.facts), beside(first.patches, second.patches)
+    )
+
+
+def _draw_one(family: Family, seed: int, index: int) -> tuple[Any, ...]:
+    picture = picture_from_seed(family, seed, index)
+    pixels = pixels_from_image(Image.open(io.BytesIO(picture.jpeg)), IMAGE_SIZE)
+    column = {fact: number for number, fact in enumerate(possible_facts(STYLES[family]))}
+    facts = np.zeros(len(column), np.float32)
+    for fact in facts_from_scene(picture.scene):
+        facts[column[fact]] = 1
+    return pixels, picture.captions, facts, _patch_labels(STYLES[family], picture)
+
+
+def _patch_labels(style: Style, picture: Picture) -> NDArray[np.float32]:
+    """(patches, attributes): what covers each patch, or nothing where it is background."""
+    attributes: list[object] = [*style.shapes, *style.colours, *style.textures]
+    attributes += [*get_args(Size), 1, 2, 3, 4]
+    side = IMAGE_SIZE // PATCH_SIZE
+    high, wide = (length // side for length in picture.owners.shape)
+    cells = picture.owners.reshape(side, high, side, wide).swapaxes(1, 2).reshape(side**2, -1)
+    labels = np.zeros((side**2, len(attributes)), np.float32)
+    for number, group in enumerate(picture.scene.groups, start=1):
+        said = (group.shape, group.colour, group.texture, group.size, group.count)
+        here = (cells == number).mean(1) > 0.15
+        for word in said:
+            labels[here, attributes.index(word)] = 1
+    return labels
+
+
+def facts_from_scene(scene: Scene) -> Iterator[tuple[object, ...]]:
+    """What is true in a scene, for the auxiliary loss: which shape has which other attribute."""
+    yield "background", scene.background
+    yield "place", scene.place
+    yield "dim", scene.dim
+    for number, group in enumerate(scene.groups):
+        for attribute in (group.shape, group.colour, group.texture):
+            yield "some", attribute
+        yield group.shape, group.colour
+        yield group.shape, group.texture
+        yield group.shape, group.size
+        yield group.shape, group.count
+        yield group.shape, scene.place, number
+
+
+def possible_facts(style: Style) -> list[tuple[object, ...]]:
+    """Everything that ``facts_from_scene`` can give in one family."""
+    alone = [(place, 0) for place in get_args(Place)]
+    together = [(place, number) for place in ("row", "column") for number in (1, 2)]
+    attributes = [*style.colours, *style.textures, *get_args(Size), 1, 2, 3, 4]
+    facts: list[tuple[object, ...]] = [("background", name) for name in style.backgrounds]
+    facts += [("place", name) for name in get_args(Place)] + [("dim", True), ("dim", False)]
+    facts += [("some", name) for name in [*style.shapes, *style.colours, *style.textures]]
+    facts += [(shape, attribute) for shape in style.shapes for attribute in attributes]
+    return facts + [(shape, *where) for shape in style.shapes for where in alone + together]
+
+
+def sentencepiece_from_captions(captions: list[list[str]]) -> bytes:
+    """Train a SentencePiece model whose ids + 1 are the reference's ids."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text for texts in captions for text in texts]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=PIECES,
+        required_chars="".join(map(chr, range(33, 127))),
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def batches(
+    pictures: Pictures, tokenizer: Tokenizer, recipe: Recipe
+) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
+    """Endless shuffled batches: inputs (image, token ids, padding mask), facts, patch labels.
+
+    One caption of each picture's five is drawn anew every time.
+    """
+    rng = np.random.default_rng(recipe.seed)
+    ids = [[tokenizer.encode(text) for text in texts] for texts in pictures.captions]
+    while True:
+        order = rng.permutation(len(ids))
+        for start in range(0, len(order) - recipe.batch + 1, recipe.batch):
+            rows = order[start : start + recipe.batch]
+            chosen = [ids[row][rng.integers(len(ids[row]))] for row in rows]
+            token_ids, padding_mask = map(torch.from_numpy, pad(chosen))
+            facts = torch.from_numpy(pictures.facts[rows])
+            patches = torch.from_numpy(pictures.patches[rows])
+            inputs = [_augment(pictures.pixels[rows], rng), token_ids, padding_mask]
+            yield inputs, facts, patches
+
+
+def _augment(pixels: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+    """Shift each picture by up to 3 pixels, and vary its light. Returns (B, 3, H, W) float32."""
+    room = np.pad(pixels, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="edge")
+    shifts = rng.integers(0, 7, (len(pixels), 2))
+    moved = np.stack(
+        [
+            one[y : y + IMAGE_SIZE, x : x + IMAGE_SIZE]
+            for one, (y, x) in zip(room, shifts, strict=True)
+        ]
+    )
+    images = normalize(moved)
+    gain = rng.uniform(0.9, 1.1, (len(pixels), 1, 1, 1)).astype(np.float32)
+    return torch.from_numpy((images + 1) * gain - 1)
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+def train(
+    model: ReferenceModel,
+    portions: list[list[nn.Parameter]],
+    pictures: Pictures,
+    tokenizer: Tokenizer,
+    recipe: Recipe,
+    progress: Callable[[str], None],
+) -> None:
+    """Train parameters in place: each portion at half the rate of the one before it.
+
+    The loss is the symmetric contrastive one plus two auxiliary classifications, of the scene's
+    facts from both embeddings and of each patch: so a model this small learns to see in minutes.
+    """
+    model.requires_grad_(False).train()
+    torch.manual_seed(recipe.seed)
+    of_scene = nn.Linear(EMBED_DIM, pictures.facts.shape[-1])
+    of_patch = nn.Linear(EMBED_DIM, pictures.patches.shape[-1])
+    for classifier in (of_scene, of_patch):
+        nn.init.constant_(classifier.bias, -3.0)  # most labels are 0
+    portions = [[*portions[0], *of_scene.parameters(), *of_patch.parameters()], *portions[1:]]
+    parameters = [parameter for portion in portions for parameter in portion]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    groups = [
+        {
+            "params": [p for p in portion if (p.ndim > 1) == decays],
+            "weight_decay": recipe.weight_decay * decays,
+            "lr": recipe.learning_rate / 2**number,
+        }
+        for number, portion in enumerate(portions)
+        for decays in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_warmup_cosine, recipe))
+    data = batches(pictures, tokenizer, recipe)
+    mean = np.zeros(3)
+    for step in range(1, recipe.steps + 1):
+        inputs, facts, patches = next(data)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16), watched(model) as hidden:
+            image, text = (embedding.float() for embedding in model(*inputs))
+        scores = image @ text.T * model.logit_scale.exp()  # (B, B)
+        same = torch.arange(len(scores))
+        cross_entropy, wrong = (
+            nn.functional.cross_entropy,
+            nn.functional.multilabel_soft_margin_loss,
+        )
+        contrastive = (cross_entropy(scores, same) + cross_entropy(scores.T, same)) / 2
+        seen = of_scene(torch.cat([image, text]) * EMBED_DIM**0.5)
+        scene_loss = wrong(seen, facts.repeat(2, 1)) * facts.shape[-1]
+        near = nn.functional.layer_norm(hidden[0][:, 1:].float(), (EMBED_DIM,))  # without CLS
+        patch_loss = wrong(of_patch(near).flatten(0, 1), patches.flatten(0, 1)) * patches.shape[-1]
+        optimizer.zero_grad()
+        torch.autograd.backward(contrastive + FACTS_WEIGHT * scene_loss + PATCH_WEIGHT * patch_loss)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        mean += [contrastive.item(), scene_loss.item(), patch_loss.item()]
+        if step % 100 == 0:
+            told = "loss {:.3f}, scene {:.2f}, patches {:.3f}".format(*(mean / 100))
+            progress(f"{recipe.name} step {step}: {told}")
+            mean[:] = 0
+
+
+@contextmanager
+def watched(model: ReferenceModel) -> Iterator[list[Tensor]]:
+    """Collect what the last block but one puts out, vision first: (B, T, D) each."""
+    hidden: list[Tensor] = []
+    layer: Any = model.beit3.encoder.layers[-2]
+    hook = layer.register_forward_hook(lambda _layer, _inputs, output: hidden.append(output[0]))
+    yield hidden
+    hook.remove()
+
+
+def _warmup_cosine(recipe: Recipe, step: int) -> float:
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done))) + 0.01
+
+
+def with_adapters(model: ReferenceModel) -> tuple[ReferenceModel, list[list[nn.Parameter]]]:
+    """The model with adapters and enhancers that add nothing yet, and what to train of it.
+
+    The enhancers come second and train more slowly, or they would leave the adapters no work.
+    """
+    adapted = ReferenceModel(replace(model.config, adapter=ADAPTER, enhancer=True))
+    unfit = adapted.load_state_dict(model.state_dict(), strict=False)
+    assert not unfit.unexpected_keys
+    adapters, enhancers = [adapted.logit_scale], []
+    for name, parameter in adapted.named_parameters():
+        if ".adaptmlp_" in name:
+            adapters.append(parameter)
+        elif ".enhancemlp." in name:
+            enhancers.append(parameter)
+            if ".fc2." in name:
+                nn.init.zeros_(parameter)
+    return adapted, [adapters, enhancers]
+
+
+# --- evaluation ------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def evaluate(model: ReferenceModel, tokenizer: Tokenizer, pictures: Pictures) -> Recall:
+    """Recall in float32, images against all captions."""
+    model.eval()
+    images = [
+        model.encode_image(torch.from_numpy(normalize(part)))
+        for part in np.array_split(pictures.pixels, math.ceil(len(pictures.pixels) / 100))
+    ]
+    texts, owners = [], []
+    for owner, captions in enumerate(pictures.captions):
+        texts += captions
+        owners += [owner] * len(captions)
+    embedded = []
+    for start in range(0, len(texts), 100):
+        token_ids, padding_mask = map(torch.from_numpy, tokenizer.batch(texts[start : start + 100]))
+        embedded.append(model.encode_text(token_ids, padding_mask))
+    return recall(torch.cat(images).numpy(), torch.cat(embedded).numpy(), np.array(owners))
+
+
+@contextmanager
+def silenced(model: ReferenceModel, names: tuple[str, ...]) -> Iterator[None]:
+    """Set the parameters whose names contain one of ``names`` to zero for a while."""
+    chosen = [p for name, p in model.named_parameters() if any(part in name for part in names)]
+    assert chosen
+    kept = [parameter.detach().clone() for parameter in chosen]
+    with torch.no_grad():
+        for parameter in chosen:
+            parameter.zero_()
+        yield
+        for parameter, value in zip(chosen, kept, strict=True):
+            parameter.copy_(value)
+
+
+def as_row(result: Recall) -> dict[str, float]:
+    tr = {f"TR@{k}": round(value, 2) for k, value in result.tr.items()}
+    return tr | {f"IR@{k}": round(value, 2) for k, value in result.ir.items()}
+
+
+def reference_options(vocab_size: int) -> argparse.Namespace:
+    """The options as the authors' training script stores them, in its own names and types."""
+    return argparse.Namespace(
+        model=f"beit3_demo_patch{PATCH_SIZE}_{IMAGE_SIZE}",
+        task="coco_retrieval",
+        input_size=IMAGE_SIZE,
+        drop_path=0.0,
+        vocab_size=vocab_size,
+        num_max_bpe_tokens=TEXT_POSITIONS,
+        sentencepiece_model="demo.spm",
+        ffn_adapt=True,
+        ffn_num=ADAPTER.bottleneck,
+        ffn_option=ADAPTER.option,
+        ffn_mode=ADAPTER.mode,
+        ffn_enhance=True,
+        ffn_adapter_layernorm_option=ADAPTER.layernorm,
+        ffn_adapter_init_option="lora",
+        ffn_adapter_scalar=str(ADAPTER.scale),
+        d_model=EMBED_DIM,
+        loss="both",
+    )
+
+
+def say(started: float, message: str) -> None:
+    print(f"{time.perf_counter() - started:6.0f} s  {message}", flush=True)
+
+
+def _arguments() -> Any:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=Path("mwa_export/assets"))
+    parser.add_argument("--base-pictures", type=int, default=12000)
+    parser.add_argument("--target-pictures", type=int, default=10000)
+    parser.add_argument(
+        "--target-glimpse", type=int, default=2000, help="target pictures in the base training"
+    )
+    parser.add_argument("--base-steps", type=int, default=1500)
+    parser.add_argument("--target-steps", type=int, default=2200)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--base-learning-rate", type=float, default=1e-3)
+    parser.add_argument("--target-learning-rate", type=float, default=4e-3)
+    parser.add_argument(
+        "--base-model", type=Path, help="read the base model from here, or keep it here if absent"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train in bfloat16 where it is safe; turn it off on CPUs without it",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The shipped model does what the README says, and damage to it shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import run
+
+from mwa_export.backend_onnx import OnnxBackend
+from mwa_export.backend_torch import TorchBackend
+from mwa_export.checkpoint import read_checkpoint
+from mwa_export.demo import DemoResult, assets, run_demo
+from mwa_export.model import ModelSource, load_model
+from mwa_export.tokenizer import Tokenizer
+
+PICTURES = 120
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    return run_demo(tmp_path_factory.mktemp("work") / "demo", pictures=PICTURES)
+
+
+def test_shipped_checkpoint_has_the_authors_layout_and_is_small() -> None:
+    checkpoint, spm = assets()
+    file = read_checkpoint(checkpoint)
+    model = load_model(ModelSource(checkpoint))
+    assert checkpoint.stat().st_size <= 8_000_000
+    assert {str(tensor.dtype) for tensor in file.tensors.values()} == {"torch.float16"}
+    assert model.config.enhancer
+    assert model.config.adapter is not None
+    assert model.config.adapter.mode == "both"
+    assert file.args["ffn_adapter_scalar"] == str(model.config.adapter.scale)
+    Tokenizer.from_file(spm).check_vocabulary(model.config.backbone.vocab_size)
+
+
+def test_exported_towers_have_the_references_recall(result: DemoResult) -> None:
+    assert result.largest_drop <= 1.0  # of 120 pictures, one is 0.8 points
+    reference, exported = result.recalls[TorchBackend.name], result.recalls[OnnxBackend.name]
+    assert exported.tr == pytest.approx(reference.tr, abs=1)
+    assert exported.ir == pytest.approx(reference.ir, abs=1)
+
+
+def test_leaving_the_adapters_out_shows(result: DemoResult) -> None:
+    reference, without = (
+        result.recalls[TorchBackend.name],
+        result.recalls["the same without adapters"],
+    )
+    assert reference.tr[1] >= 50
+    assert reference.tr[1] - without.tr[1] >= 20
+
+
+def test_demo_leaves_data_bundle_and_figures(result: DemoResult) -> None:
+    names = sorted(path.name for path in result.folder.iterdir())
+    assert names == ["bundle", "data", "recall.json"]
+    figures = json.loads((result.folder / "recall.json").read_text())
+    assert set(figures) == set(result.recalls)
+    assert len(list((result.folder / "data" / "images").glob("*.jpg"))) == PICTURES
+
+
+def test_same_pictures_same_embeddings(result: DemoResult) -> None:
+    from mwa_export.bundle import Bundle
+    from mwa_export.embedding import embed_image_files
+
+    backend = OnnxBackend(Bundle.open(result.folder / "bundle"))
+    paths = sorted((result.folder / "data" / "images").glob("*.jpg"))[:6]
+    together = embed_image_files(backend, paths, batch=6)
+    alone = embed_image_files(backend, paths, batch=1)
+    assert np.abs(together - alone).max() <= 2e-6
+
+
+def test_python_example_of_the_readme_runs(
+    result: DemoResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = readme.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(result.folder.parent)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("(1, 128) ")
+
+
+def test_demo_refuses_an_existing_folder(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    outcome = run("demo", "-o", tmp_path / "demo")
+    assert outcome.status == 2
+    assert "exists already" in outcome.stderr
