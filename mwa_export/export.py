@@ -23,6 +23,7 @@ from mwa_export.bundle import (
 from mwa_export.config import Tower
 from mwa_export.extract import tower_from_model
 from mwa_export.files import new_folder, sha256_of
+from mwa_export.memory import release
 from mwa_export.merge import merge_tower
 from mwa_export.merge_steps import STEPS, steps_without
 from mwa_export.model import Model
@@ -88,6 +89,7 @@ def bundle_from_model(
         for tower in TOWERS:
             on_step(f"merge and write the {tower} tower")
             graphs.append(_write_tower(model, tower, folder, steps, options, space))
+            release()
         on_step("build the reference")
         reference = TorchBackend(model)
         differences = {}
@@ -96,6 +98,7 @@ def bundle_from_model(
             differences[graph.spec.tower] = verify_graph(
                 folder / graph.file, graph, reference, backbone, tolerance=options.tolerance
             )
+            release()
         conformance_vectors(reference, backbone).save(folder / CONFORMANCE)
         del reference
         on_step("write the manifest")
