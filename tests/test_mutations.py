@@ -175,7 +175,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch, Case], Case], tuple[str, ...]]] = {
     ),
     "apply adapters that the reference skips": (apply_sequential, ("own-sequential",)),
     "adapter reads the normalized stream": (adapter_reads_normalized_stream, ADAPTED),
-    "adapter without LayerNorm in": (
+    "adapter without LayerNorm out": (
         skip_norm("adapter.norm"),
         ("own-norm_out", "golden-mwa_ln_out"),
     ),
