@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from mwa_export.progress import Progress, Silent
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _quiet = False
@@ -61,33 +63,68 @@ def warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
 
 
+class _Steps:
+    """Steps on a terminal: the running one with its progress, the finished ones with their time."""
+
+    def __init__(self, console: Any, status: Any) -> None:
+        self._console, self._status = console, status
+        self._text, self._start = "", 0.0
+        self._total: int | None = None
+        self._done = 0
+
+    def __call__(self, text: str, total: int | None = None) -> None:
+        self.finish()
+        self._text, self._total, self._done = text, total, 0
+        self._start = time.perf_counter()
+        self._status.update(f"{escape(text)} ...")
+
+    def advance(self, rows: int) -> None:
+        self._done += rows
+        if self._total:
+            passed = time.perf_counter() - self._start
+            left = passed / max(1, self._done) * max(0, self._total - self._done)
+            # The first rows are slow, so an early estimate would only frighten.
+            hint = f", {_clock(left)} left" if passed > 3 else ""
+            self._status.update(
+                f"{escape(self._text)}: {self._done:,} of {self._total:,}{hint} ..."
+            )
+
+    def finish(self) -> None:
+        """Print the running step as done."""
+        if self._text:
+            seconds = time.perf_counter() - self._start
+            rate = ""
+            if self._total and seconds > 1:
+                rate = f", {self._total / seconds:,.0f} per second"
+            self._console.print(
+                f"  {escape(self._text)}  [dim]{seconds:.1f} s{rate}[/dim]", soft_wrap=True
+            )
+            self._text = ""
+
+
 @contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
-    """Yield a callback for the start of each step; shows it, and its time when it is over."""
+def steps() -> Iterator[Progress]:
+    """Yield a display of steps; it shows what runs, how far it is, and how long it took."""
     if _quiet:
-        yield lambda _text: None
+        yield Silent()
         return
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
-    status = console.status("")
-    running: list[tuple[str, float]] = []
+    with console.status("") as status:
+        display = _Steps(console, status)
+        yield display
+        display.finish()
 
-    def finish() -> None:
-        if running:
-            text, start = running.pop()
-            console.print(
-                f"  {text}  [dim]{time.perf_counter() - start:.1f} s[/dim]", soft_wrap=True
-            )
 
-    def step(text: str) -> None:
-        finish()
-        running.append((text, time.perf_counter()))
-        status.update(f"{text} ...")
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
-    with status:
-        yield step
-        finish()
+
+def escape(text: str) -> str:
+    """Text that may hold brackets, for rich."""
+    return text.replace("[", "\\[")
 
 
 def table(

@@ -16,6 +16,7 @@ _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloade
     "demo": "The whole job on a small trained model that ships with the package.",
     "inspect": "Show what is in a checkpoint: model, adapters, options, parameters.",
     "onnx": "Export a checkpoint to a verified ONNX bundle.",
+    "parity": "Check recall parity of a bundle with its checkpoint, with a report and gates.",
     "split": "Write what training added to a base as an adapter file.",
 }
 

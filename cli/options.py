@@ -17,34 +17,44 @@ F = TypeVar("F", bound=Callable[..., Any])
 PATH: Any = click.Path(path_type=Path)
 
 
+_READING = (
+    click.option("--ema", is_flag=True, help="Take the moving average (model_ema)."),
+    click.option(
+        "--adapter-scale", type=float, help="ffn_adapter_scalar, where the file does not say."
+    ),
+    click.option(
+        "--adapter-layernorm",
+        type=click.Choice(["none", "in", "out"]),
+        help="ffn_adapter_layernorm_option, where the file does not say.",
+    ),
+    click.option(
+        "--ffn-option",
+        type=click.Choice(["parallel", "sequential"]),
+        help="ffn_option, where the file does not say.",
+    ),
+    click.option(
+        "--trust-pickle",
+        is_flag=True,
+        help="Allow any pickled type. This can run code: only for files you made.",
+    ),
+)
+
+
+def reading_options(command: F) -> F:
+    """--ema, --trust-pickle and the adapter options: how to read a checkpoint."""
+    for decorator in reversed(_READING):
+        command = decorator(command)
+    return command
+
+
 def model_options(command: F) -> F:
-    """CHECKPOINT, --base, --adapter, --ema, --trust-pickle and the adapter options."""
+    """CHECKPOINT, --base, --adapter and the options of `reading_options`."""
     for decorator in reversed(
         (
             click.argument("checkpoint", type=PATH, required=False),
             click.option("--base", type=PATH, help="Base checkpoint, together with --adapter."),
             click.option("--adapter", type=PATH, help="Adapter file, as written by `split`."),
-            click.option("--ema", is_flag=True, help="Take the moving average (model_ema)."),
-            click.option(
-                "--adapter-scale",
-                type=float,
-                help="ffn_adapter_scalar, where the file does not say.",
-            ),
-            click.option(
-                "--adapter-layernorm",
-                type=click.Choice(["none", "in", "out"]),
-                help="ffn_adapter_layernorm_option, where the file does not say.",
-            ),
-            click.option(
-                "--ffn-option",
-                type=click.Choice(["parallel", "sequential"]),
-                help="ffn_option, where the file does not say.",
-            ),
-            click.option(
-                "--trust-pickle",
-                is_flag=True,
-                help="Allow any pickled type. This can run code: only for files you made.",
-            ),
+            *_READING,
         )
     ):
         command = decorator(command)

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.backend import Embeddings, check_conformance
 from mwa_export.bundle import Bundle, Graph
+from mwa_export.config import Tower
 from mwa_export.errors import BundleError
 from mwa_export.lazy import require
 from mwa_export.preprocess import normalize
+from mwa_export.towers import Port, TowerSpec
+
+GraphFile = tuple[Path, Graph]
+TOWERS: tuple[Tower, ...] = ("vision", "text")
+
+_INPUTS: dict[frozenset[str], Tower] = {
+    frozenset({"image"}): "vision",
+    frozenset({"token_ids", "padding_mask"}): "text",
+}
+_DTYPES: dict[str, Literal["float32", "int64", "uint8"]] = {
+    "tensor(float)": "float32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+}
 
 
 def session(path: Path, *, threads: int | None = None) -> Any:
@@ -39,37 +55,81 @@ def session(path: Path, *, threads: int | None = None) -> Any:
 
 
 class OnnxBackend:
-    """The float32 graphs of a bundle on ONNX Runtime."""
+    """Two graphs on ONNX Runtime: a bundle's float32 ones, or those that are named."""
 
-    name = "ONNX Runtime float32"
-
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, check: bool = True) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        graphs: Mapping[Tower, GraphFile] | None = None,
+        threads: int | None = None,
+        check: bool = True,
+    ) -> None:
         """Open both towers.
 
         Args:
             bundle: an opened bundle.
+            graphs: a graph per tower, as `choose_graphs` returns them; float32 where none is given.
             threads: for one operator; None uses all cores.
-            check: reproduce the conformance vectors first.
+            check: reproduce the conformance vectors with the bundle's float32 graphs first.
 
         Raises:
             BundleError: a graph is missing or cannot be loaded.
             VerificationError: this machine computes something else than the reference.
         """
         self.image_size = bundle.manifest.model.backbone.image_size
-        vision, self._vision_graph = bundle.graph("vision")
-        text, self._text_graph = bundle.graph("text")
-        self._vision = session(vision, threads=threads)
-        self._text = session(text, threads=threads)
+        chosen = {tower: (graphs or {}).get(tower) or bundle.graph(tower) for tower in TOWERS}
+        self.graphs: dict[Tower, GraphFile] = chosen
+        self._sessions = {
+            tower: session(path, threads=threads) for tower, (path, _graph) in chosen.items()
+        }
         if check:
-            check_conformance(self, bundle)
+            known = [tower for tower in TOWERS if chosen[tower][1] in bundle.manifest.graphs]
+            exact = [tower for tower in known if chosen[tower][1].precision == "float32"]
+            check_conformance(self, bundle, towers=exact)
+
+    @property
+    def precision(self) -> str:
+        """ "float32", or what each tower has if it is not float32."""
+        precisions = {tower: graph.precision for tower, (_path, graph) in self.graphs.items()}
+        if set(precisions.values()) == {"float32"}:
+            return "float32"
+        return ", ".join(f"{tower} {precision}" for tower, precision in precisions.items())
+
+    @property
+    def name(self) -> str:
+        return f"ONNX Runtime {self.precision}"
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        return run_graph(self._vision, self._vision_graph, image_feed(self._vision_graph, pixels))
+        graph = self.graphs["vision"][1]
+        return run_graph(self._sessions["vision"], graph, image_feed(graph, pixels))
 
     def embed_texts(
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
-        return run_graph(self._text, self._text_graph, (token_ids, padding_mask))
+        graph = self.graphs["text"][1]
+        return run_graph(self._sessions["text"], graph, (token_ids, padding_mask))
+
+
+def choose_graphs(bundle: Bundle, names: Sequence[str]) -> dict[Tower, GraphFile]:
+    """Find graphs by name: a file that the bundle's manifest lists, or a path to any other file.
+
+    So a graph that another tool quantized can be measured as well, if it kept the inputs' names.
+
+    Raises:
+        BundleError: no such graph, one with other inputs, or two for one tower.
+    """
+    chosen: dict[Tower, GraphFile] = {}
+    for name in names:
+        path, graph = _find_graph(bundle, name)
+        tower = graph.spec.tower
+        if tower in chosen:
+            raise BundleError(
+                f"{name}: is a second graph for the {tower} tower, after {chosen[tower][0].name}. "
+                "Name one graph per tower."
+            )
+        chosen[tower] = path, graph
+    return chosen
 
 
 def image_feed(graph: Graph, pixels: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
@@ -80,4 +140,45 @@ def image_feed(graph: Graph, pixels: NDArray[np.uint8]) -> tuple[NDArray[Any], .
 def run_graph(session: Any, graph: Graph, arrays: tuple[NDArray[Any], ...]) -> Embeddings:
     """Feed arrays in the order of the graph's inputs. Returns (B, D) float32."""
     feed = {port.name: array for port, array in zip(graph.spec.inputs, arrays, strict=True)}
-    return cast(Embeddings, session.run([graph.spec.output.name], feed)[0])
+    output = session.run([graph.spec.output.name], feed)[0]
+    return cast(Embeddings, output.astype(np.float32, copy=False))
+
+
+def _find_graph(bundle: Bundle, name: str) -> GraphFile:
+    for graph in bundle.manifest.graphs:
+        if graph.file == name:
+            return bundle.path / graph.file, graph
+    if Path(name).is_file():
+        return Path(name), _foreign_graph(Path(name), bundle)
+    have = ", ".join(graph.file for graph in bundle.manifest.graphs)
+    raise BundleError(
+        f"{name}: is neither a graph of {bundle.path} nor a file. The bundle has: {have}."
+    )
+
+
+def _foreign_graph(path: Path, bundle: Bundle) -> Graph:
+    """Describe a graph that the manifest does not list, by what ONNX Runtime says about it."""
+    runner = session(path)
+    inputs = {port.name: port for port in runner.get_inputs()}
+    tower = _INPUTS.get(frozenset(inputs))
+    if tower is None:
+        raise BundleError(
+            f"{path}: has the inputs {', '.join(inputs)}. Expected `image`, or `token_ids` and "
+            "`padding_mask`, as the bundle's own graphs have them."
+        )
+    own = bundle.graph(tower)[1].spec
+    ports = []
+    for port in own.inputs:  # in the order in which they are fed
+        found = inputs[port.name]
+        if found.type not in _DTYPES or len(found.shape) != len(port.shape):
+            raise BundleError(
+                f"{path}: input {port.name} is {found.type} of shape {found.shape}. Expected "
+                f"{port.dtype} of shape {list(port.shape)}."
+            )
+        ports.append(Port(port.name, tuple(found.shape), _DTYPES[found.type]))
+    outputs = runner.get_outputs()
+    if len(outputs) != 1 or len(outputs[0].shape) != 2:
+        shapes = {port.name: port.shape for port in outputs}
+        raise BundleError(f"{path}: has the outputs {shapes}. Expected one of shape (batch, D).")
+    output = Port(outputs[0].name, own.output.shape, "float32")
+    return Graph(path.name, TowerSpec(tower, tuple(ports), output), path.name, "onnx", 0)

@@ -21,16 +21,16 @@ class TorchBackend:
 
     def __init__(self, model: Model) -> None:
         self.image_size = model.config.backbone.image_size
-        self._reference = reference_from_tensors(model.config, model.tensors)
+        self.reference = reference_from_tensors(model.config, model.tensors)
 
     @torch.inference_mode()
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
         image = torch.from_numpy(normalize(pixels))
-        return cast(Embeddings, self._reference.encode_image(image).numpy())
+        return cast(Embeddings, self.reference.encode_image(image).numpy())
 
     @torch.inference_mode()
     def embed_texts(
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
         ids, mask = torch.from_numpy(token_ids), torch.from_numpy(padding_mask)
-        return cast(Embeddings, self._reference.encode_text(ids, mask).numpy())
+        return cast(Embeddings, self.reference.encode_text(ids, mask).numpy())

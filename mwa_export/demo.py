@@ -1,48 +1,45 @@
-"""The whole job on the shipped model: pictures, bundle, embeddings, recall beside the reference."""
+"""The whole job on the shipped model: pictures, bundle, and a parity report against PyTorch."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from mwa_export.backend import Backend
-from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.backend_torch import TorchBackend
-from mwa_export.bundle import Bundle
 from mwa_export.config import ModelConfig
+from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo_scenes import write_scenes
-from mwa_export.embedding import embed_captions, embed_image_files
+from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.files import new_folder
 from mwa_export.layout import expected_shapes
 from mwa_export.model import Model, ModelSource, load_model
+from mwa_export.parity_result import Parity
+from mwa_export.parity_run import RunOptions, compare_models
+from mwa_export.progress import Progress, Silent
 from mwa_export.recall import Recall, recall
-from mwa_export.retrieval_data import RetrievalData, read_karpathy
-from mwa_export.tokenizer import Tokenizer
+from mwa_export.report import MARKER, write_reports
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.sides import side_from_bundle
 
 SEED = 2024  # of the test pictures; training uses others
 PICTURES = 500
-REPORT = "recall.json"  # written last
+_REPORT = "parity"
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """Recall by backend, and where the files are."""
+    """The parity of the exported model, what the adapters are worth, and where the files are."""
 
-    recalls: Mapping[str, Recall]  # name -> recall; reference first
+    parity: Parity  # the bundle against the PyTorch reference
+    without_adapters: Recall  # what an export that lost them would give
     folder: Path
 
     @property
-    def largest_drop(self) -> float:
-        """Largest loss of the exported towers against the reference, in percentage points."""
-        reference, exported = self.recalls[TorchBackend.name], self.recalls[OnnxBackend.name]
-        return max(
-            *(reference.tr[k] - exported.tr[k] for k in reference.tr),
-            *(reference.ir[k] - exported.ir[k] for k in reference.ir),
-        )
+    def report(self) -> Path:
+        """The page to open."""
+        return self.folder / _REPORT / "report.html"
 
 
 def assets() -> tuple[Path, Path]:
@@ -56,55 +53,59 @@ def run_demo(
     *,
     pictures: int = PICTURES,
     force: bool = False,
-    on_step: Callable[[str], None] = lambda _text: None,
+    progress: Progress | None = None,
 ) -> DemoResult:
     """Run the main job in a new folder.
 
     Args:
-        out: folder to make; holds `data/`, `bundle/` and `recall.json` afterwards.
+        out: folder to make; holds `data/`, `bundle/` and `parity/` afterwards.
         pictures: number of test pictures, five captions each.
         force: replace the folder if it exists.
-        on_step: called with a few words before each step.
+        progress: told about each step.
     """
+    progress = progress or Silent()
     checkpoint, spm = assets()
-    with new_folder(out, marker=REPORT, force=force) as folder:
-        on_step(f"draw {pictures} pictures with {5 * pictures} captions")
-        index = write_scenes(folder / "data", family="target", count=pictures, seed=SEED)
-        data = read_karpathy(index)
-        on_step("read the checkpoint")
+    with new_folder(out, marker=f"{_REPORT}/{MARKER}", force=force) as folder:
+        progress(f"draw {pictures} pictures with {5 * pictures} captions")
+        data = read_karpathy(
+            write_scenes(folder / "data", family="target", count=pictures, seed=SEED)
+        )
+        progress("read the checkpoint")
         model = load_model(ModelSource(checkpoint))
-        options = ExportOptions(tokenizer=spm)
-        bundle_from_model(model, folder / "bundle", options, on_step=on_step)
-        on_step("open the bundle and check its conformance vectors")
-        bundle = Bundle.open(folder / "bundle")
-        backends: dict[str, Backend] = {
-            TorchBackend.name: TorchBackend(model),
-            OnnxBackend.name: OnnxBackend(bundle),
-            "the same without adapters": TorchBackend(_without_adapters(model)),
-        }
-        recalls = {}
-        for name, backend in backends.items():
-            on_step(f"embed everything: {name}")
-            recalls[name] = _recall(backend, bundle.tokenizer(), data)
-        report = {name: {"tr": r.tr, "ir": r.ir} for name, r in recalls.items()}
-        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return DemoResult(recalls, Path(out))
+        bundle_from_model(model, folder / "bundle", ExportOptions(tokenizer=spm), on_step=progress)
+        run = RunOptions(layers=True)
+        done = compare_models(checkpoint, folder / "bundle", data, run=run, progress=progress)
+        without = _recall_without_adapters(model, folder / "bundle", data, progress)
+        progress("write the reports")
+        parity = _as_moved(done.result, folder, out)
+        write_reports(parity, folder / _REPORT, pictures=done.data.pictures)
+    return DemoResult(parity, without, Path(out))
 
 
-def _recall(backend: Backend, tokenizer: Tokenizer, data: RetrievalData) -> Recall:
-    return recall(
-        embed_image_files(backend, data.image_paths),
-        embed_captions(backend, tokenizer, data.captions),
-        data.caption_image_ids,
-        image_ids=data.image_ids,
-    )
-
-
-def _without_adapters(model: Model) -> Model:
-    """The frozen model under the adapters: what an export that lost them would compute."""
+def _recall_without_adapters(
+    model: Model, bundle: Path, data: RetrievalData, progress: Progress
+) -> Recall:
+    """Recall of the frozen model under the adapters and enhancers."""
+    side = side_from_bundle(bundle)
     config = ModelConfig(model.config.backbone)
+    tensors = {name: model.tensors[name] for name in expected_shapes(config)}
+    backend = TorchBackend(replace(model, config=config, tensors=tensors))
+    sequences = side.encode(data.captions)
+    progress("embed everything without the adapters", len(data.pictures) + len(sequences))
+    images, _ = embed_pictures(backend, data.pictures, on_rows=progress.advance)
+    texts = embed_token_ids(backend, sequences, on_rows=progress.advance)
+    return recall(images, texts, data.caption_image_ids, image_ids=data.image_ids)
+
+
+def _as_moved(parity: Parity, folder: Path, out: Path) -> Parity:
+    """The result with the names that its files will have when the folder is complete."""
+
+    def moved(text: str) -> str:
+        return text.replace(str(folder), str(out))
+
     return replace(
-        model,
-        config=config,
-        tensors={name: model.tensors[name] for name in expected_shapes(config)},
+        parity,
+        candidate=replace(parity.candidate, source=moved(parity.candidate.source)),
+        data=replace(parity.data, name=moved(parity.data.name)),
+        stages=tuple(replace(stage, detail=moved(stage.detail)) for stage in parity.stages),
     )

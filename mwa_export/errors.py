@@ -22,6 +22,14 @@ class OptionsError(MwaExportError):
     """The model's options are unknown or contradict each other."""
 
 
+class MissingOptionError(OptionsError):
+    """Options that decide the result are stored in no file and were not given."""
+
+    def __init__(self, message: str, flags: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.flags = flags  # "--adapter-scale NUMBER", ...
+
+
 class AdapterError(MwaExportError):
     """An adapter file does not belong to the base it is combined with."""
 
@@ -58,3 +66,7 @@ class VerificationError(MwaExportError):
     """A check ran and failed: the exported graph does not compute what the reference computes."""
 
     exit_status = 1
+
+
+class ParityError(VerificationError):
+    """A gate of the parity report failed."""

@@ -144,6 +144,11 @@ def _enhance(ops: Ops[T], enhancer: str, x: T) -> T:
     return ops.add(x, h, enhancer)
 
 
+def block_outputs(layers: int, *, enhancer: bool) -> list[str]:
+    """Names of the residual sums that end each block: what the next block reads."""
+    return [f"blocks.{index}.{'enhancer' if enhancer else 'ffn'}" for index in range(layers)]
+
+
 def has_joint_down(plan: TowerPlan) -> bool:
     """Whether `fc1` and `down_proj` are one GEMM: only if both read the same normalization."""
     in_ = plan.adapter is not None and plan.adapter.layernorm == "in"

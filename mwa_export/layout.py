@@ -18,7 +18,7 @@ from mwa_export.config import (
     ModelConfig,
     one_of,
 )
-from mwa_export.errors import CheckpointError, OptionsError
+from mwa_export.errors import CheckpointError, MissingOptionError, OptionsError
 
 Shape = tuple[int, ...]
 
@@ -233,9 +233,10 @@ def _adapter(
     if ffn_option is None:
         absent.append(f"--ffn-option {'|'.join(get_args(FfnOption))}")
     if absent:
-        raise OptionsError(
+        raise MissingOptionError(
             f"{path}: holds adapters, but neither its tensors nor its args say how they were "
-            f"trained. Give: {' '.join(absent)}"
+            f"trained. Give: {' '.join(absent)}",
+            tuple(absent),
         )
     one_of("ffn_option", str(ffn_option), get_args(FfnOption))
     return AdapterConfig(mode, shapes[down][0], layernorm, scale, cast(FfnOption, ffn_option))

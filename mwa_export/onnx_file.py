@@ -26,6 +26,11 @@ _TENSOR_RAW_DATA = TensorProto.RAW_DATA_FIELD_NUMBER
 Array = NDArray[Any]
 
 
+def data_file_of(path: Path) -> Path:
+    """Where the weights of a graph lie if they are not in the graph's own file."""
+    return path.with_name(path.name + ".data")
+
+
 def write_model(
     path: Path,
     model: onnx.ModelProto,
@@ -45,7 +50,7 @@ def write_model(
         The files written.
     """
     total = sum(array.nbytes for array in initializers.values())
-    data_path = path.with_name(path.name + ".data") if total > external_bytes else None
+    data_path = data_file_of(path) if total > external_bytes else None
     with data_path.open("wb") if data_path is not None else nullcontext() as data:
         parts: list[tuple[bytes, Array | None]] = []  # a TensorProto, and its raw data if inline
         for name in list(initializers):

@@ -20,6 +20,11 @@ MASKED = -30000.0
 NORM_EPS = 1e-12  # torch.nn.functional.normalize
 
 
+def sum_value(name: str) -> str:
+    """The value in the graph that ``Ops.add(x, y, name)`` makes."""
+    return f"{name}.sum.Add"
+
+
 class OnnxOps:
     """Emits nodes into a builder. Takes weights out of ``tensors`` as it goes, to free memory.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mwa_export.errors import ImageError
+from mwa_export.pictures import Picture, decode_picture
 
 IMAGE_SPEC: dict[str, Any] = {
     "colour": "RGB",
@@ -31,14 +32,7 @@ def load_image(path: Path) -> Image.Image:
     Raises:
         ImageError: there is no such file, or Pillow cannot decode it.
     """
-    try:
-        image: Image.Image = Image.open(path)
-        image.load()  # decodes, and closes the file
-        return image
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file. Expected a picture.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: cannot be decoded as a picture ({error}).") from error
+    return decode_picture(Picture(path).read(), str(path))
 
 
 def pixels_from_image(image: Image.Image, size: int) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import RecallError
+from mwa_export.ranking import Floats, Ranking, ignore, rank
 
 KS = (1, 5, 10)
 
@@ -30,13 +32,60 @@ class Recall:
         return sum([*self.tr.values(), *self.ir.values()]) / (len(self.tr) + len(self.ir))
 
 
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What belongs together: the image ids of images and of captions."""
+
+    image_ids: NDArray[Any]  # (n_image,), unique
+    caption_image_ids: NDArray[Any]  # (n_text,)
+
+    def __post_init__(self) -> None:
+        ids, owners = self.image_ids, self.caption_image_ids
+        if ids.ndim != 1 or owners.ndim != 1 or not len(ids) or not len(owners):
+            raise RecallError(
+                f"image ids have shape {ids.shape} and the captions' image ids {owners.shape}. "
+                "Expected two lists with at least one entry each."
+            )
+        if len(np.unique(ids)) != len(ids):
+            repeated = len(ids) - len(np.unique(ids))
+            raise RecallError(f"{repeated} image ids occur more than once. Expected unique ids.")
+        unknown, silent = np.setdiff1d(owners, ids), np.setdiff1d(ids, owners)
+        if len(unknown):
+            raise RecallError(
+                f"{int(np.isin(owners, unknown).sum())} captions name images that are absent, ids "
+                f"{unknown[:5].tolist()}."
+            )
+        if len(silent):
+            raise RecallError(f"{len(silent)} images have no caption, ids {silent[:5].tolist()}.")
+
+    def rows(self) -> NDArray[np.int64]:
+        """(n_text,) row of each caption's image."""
+        order = np.argsort(self.image_ids)
+        return np.asarray(
+            order[np.searchsorted(self.image_ids, self.caption_image_ids, sorter=order)]
+        )
+
+    @classmethod
+    def of(cls, caption_image_ids: Any, image_ids: Any = None) -> Pairs:
+        """From the id of each caption's image; without ``image_ids``, image rows are the ids."""
+        owners = np.asarray(caption_image_ids)
+        if image_ids is None:
+            if owners.size and (owners.dtype.kind not in "iu" or owners.min() < 0):
+                raise RecallError(
+                    f"the captions' image ids are {owners.dtype}. Expected rows of the images, "
+                    "integers from 0, or give image_ids as well."
+                )
+            return cls(np.arange(int(owners.max()) + 1 if owners.size else 0), owners)
+        return cls(np.asarray(image_ids), owners)
+
+
 def recall(
     image_embeddings: NDArray[np.float32],
     text_embeddings: NDArray[np.float32],
     text_image_ids: NDArray[np.int64],
     *,
     image_ids: NDArray[np.int64] | None = None,
-    block: int = 1024,
+    block: int | None = None,
 ) -> Recall:
     """Recall@1, 5, 10 in both directions, as the reference evaluation defines them.
 
@@ -45,73 +94,59 @@ def recall(
         text_embeddings: (n_text, D), unit length. Captions per image may differ.
         text_image_ids: (n_text,) id of each caption's image.
         image_ids: (n_image,) id of each image, unique; 0 .. n_image - 1 if not given.
-        block: rows scored at a time; memory is block x max(n_image, n_text) floats.
+        block: queries scored at a time; by default as many as make 128 MiB of scores.
 
     Raises:
         RecallError: shapes do not fit, ids repeat or are unknown, an image has no caption, or an
             embedding is not finite.
     """
+    pairs = Pairs.of(
+        text_image_ids, np.arange(len(image_embeddings)) if image_ids is None else image_ids
+    )
+    tr, ir = rank_both(image_embeddings, text_embeddings, pairs, block=block)
+    return Recall({k: tr.recall(k) for k in KS}, {k: ir.recall(k) for k in KS})
+
+
+def rank_both(
+    image_embeddings: NDArray[np.float32],
+    text_embeddings: NDArray[np.float32],
+    pairs: Pairs,
+    *,
+    block: int | None = None,
+    on_rows: Callable[[int], None] = ignore,
+) -> tuple[Ranking, Ranking]:
+    """The rankings of text retrieval (by image) and of image retrieval (by caption).
+
+    Raises:
+        RecallError: shapes do not fit the ids, or an embedding is not finite.
+    """
     images = np.asarray(image_embeddings, dtype=np.float32)
     texts = np.asarray(text_embeddings, dtype=np.float32)
-    owners = np.asarray(text_image_ids)
-    ids = np.arange(len(images)) if image_ids is None else np.asarray(image_ids)
-    _check(images, texts, owners, ids)
-    tr = _hits(images, texts, ids, owners, block)
-    ir = _hits(texts, images, owners, ids, block)
-    return Recall(tr, ir)
+    _check(images, texts, pairs)
+    ids, owners = pairs.image_ids, pairs.caption_image_ids
+    return (
+        rank(images, texts, ids, owners, block=block, on_rows=on_rows),
+        rank(texts, images, owners, ids, block=block, on_rows=on_rows),
+    )
 
 
-def _hits(
-    queries: NDArray[np.float32],
-    gallery: NDArray[np.float32],
-    query_ids: NDArray[Any],
-    gallery_ids: NDArray[Any],
-    block: int,
-) -> dict[int, float]:
-    """Percent of queries with an item of the same id among the k best of the gallery."""
-    found = dict.fromkeys(KS, 0)
-    depth = min(max(KS), len(gallery))
-    for start in range(0, len(queries), block):
-        scores = queries[start : start + block] @ gallery.T  # (rows, n_gallery)
-        best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
-        order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
-        best = np.take_along_axis(best, order, 1)  # (rows, depth), best first
-        match = gallery_ids[best] == query_ids[start : start + block, None]
-        for k in KS:
-            found[k] += int(match[:, :k].any(axis=1).sum())
-    return {k: 100.0 * found[k] / len(queries) for k in KS}
-
-
-def _check(
-    images: NDArray[np.float32],
-    texts: NDArray[np.float32],
-    owners: NDArray[Any],
-    ids: NDArray[Any],
-) -> None:
+def _check(images: Floats, texts: Floats, pairs: Pairs) -> None:
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise RecallError(
             f"image embeddings have shape {images.shape} and text embeddings {texts.shape}. "
             "Expected (n_image, D) and (n_text, D) with the same D."
         )
-    if owners.shape != (len(texts),) or ids.shape != (len(images),):
-        raise RecallError(
-            f"{owners.shape} image ids for {len(texts)} texts and {ids.shape} for {len(images)} "
-            "images. Expected one id per row."
-        )
-    if not len(images) or not len(texts):
-        raise RecallError(
-            f"{len(images)} images and {len(texts)} texts. Expected at least one each."
-        )
-    for name, matrix in (("image", images), ("text", texts)):
+    for name, matrix, ids in (
+        ("image", images, pairs.image_ids),
+        ("text", texts, pairs.caption_image_ids),
+    ):
+        if len(matrix) != len(ids):
+            raise RecallError(
+                f"{len(matrix)} {name} embeddings and {len(ids)} image ids for them. "
+                "Expected one id per row."
+            )
         bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
         if len(bad):
             raise RecallError(
                 f"{len(bad)} {name} embeddings are not finite, the first in row {bad[0]}."
             )
-    if len(np.unique(ids)) != len(ids):
-        raise RecallError(f"{len(ids) - len(np.unique(ids))} image ids occur more than once.")
-    unknown, silent = np.setdiff1d(owners, ids), np.setdiff1d(ids, owners)
-    if len(unknown):
-        raise RecallError(f"{len(unknown)} captions name an image that is absent: {unknown[:5]}.")
-    if len(silent):
-        raise RecallError(f"{len(silent)} images have no caption, ids {silent[:5]}.")

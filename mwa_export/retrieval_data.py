@@ -2,77 +2,72 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import DataError
+from mwa_export.pictures import Picture
+
+Caption = str | tuple[int, ...]
+"""A text, or token ids without BOS and EOS, as the indexes of BEiT-3 store them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A picture that was left out together with its captions, and why."""
+
+    picture: str
+    reason: str
+    captions: int
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalData:
     """Pictures and captions of one split, in the order of the file."""
 
+    name: str  # for people: the file and the split
     image_ids: NDArray[np.int64]  # (n_image,), unique
-    image_paths: tuple[Path, ...]  # n_image
-    captions: tuple[str, ...]  # n_text
+    pictures: tuple[Picture, ...]  # n_image
+    captions: tuple[Caption, ...]  # n_text
     caption_image_ids: NDArray[np.int64]  # (n_text,)
+    excluded: tuple[Excluded, ...] = ()
 
+    def without(self, reasons: Mapping[int, str]) -> RetrievalData:
+        """The set without some pictures and without their captions, which ``excluded`` then lists.
 
-def read_karpathy(path: Path, *, split: str = "test", images: Path | None = None) -> RetrievalData:
-    """Read a Karpathy JSON, as COCO and Flickr30k have it.
+        Args:
+            reasons: row of each picture to leave out -> why.
 
-    Args:
-        path: the JSON file.
-        split: "test", "val", "train" or "restval".
-        images: folder of the pictures; the file's own folder if not given.
-
-    Raises:
-        DataError: not such a file, an empty split, repeated ids, a picture without captions or
-            missing on disk. Never a silently smaller test set.
-    """
-    root = Path(path).parent if images is None else images
-    entries = [entry for entry in _entries(path) if entry["split"] == split]
-    if not entries:
-        splits = sorted({str(entry["split"]) for entry in _entries(path)})
-        raise DataError(f"{path}: has no pictures in split {split!r}. It has: {', '.join(splits)}.")
-    ids, paths, captions, owners = [], [], [], []
-    for entry in entries:
-        file = root / entry.get("filepath", "") / entry["filename"]
-        texts = [sentence["raw"] for sentence in entry["sentences"]]
-        if not texts:
-            raise DataError(f"{path}: {entry['filename']} has no captions.")
-        ids.append(entry["imgid"])
-        paths.append(file)
-        captions += texts
-        owners += [entry["imgid"]] * len(texts)
-    if len(set(ids)) != len(ids):
-        raise DataError(f"{path}: {len(ids) - len(set(ids))} imgid values occur more than once.")
-    missing = [file for file in paths if not file.is_file()]
-    if missing:
-        raise DataError(
-            f"{path}: {len(missing)} of {len(paths)} pictures are missing, the first is "
-            f"{missing[0]}. Give the right picture folder."
+        Raises:
+            DataError: no picture is left.
+        """
+        if not reasons:
+            return self
+        keep = np.ones(len(self.pictures), bool)
+        keep[list(reasons)] = False
+        kept_captions = np.isin(self.caption_image_ids, self.image_ids[keep])
+        if not keep.any():
+            first = min(reasons)
+            raise DataError(
+                f"{self.name}: none of the {len(self.pictures)} pictures can be used, the first "
+                f"because: {reasons[first]}"
+            )
+        excluded = tuple(
+            Excluded(
+                str(self.pictures[row]),
+                reason,
+                int((self.caption_image_ids == self.image_ids[row]).sum()),
+            )
+            for row, reason in sorted(reasons.items())
         )
-    return RetrievalData(
-        np.asarray(ids, np.int64), tuple(paths), tuple(captions), np.asarray(owners, np.int64)
-    )
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-    try:
-        entries: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))["images"]
-        for entry in entries:
-            entry["split"], entry["filename"], entry["imgid"], entry["sentences"]
-        return entries
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: is not a Karpathy JSON ({error!r}). Expected an object with `images`, each "
-            "with `filename`, `split`, `imgid` and `sentences`."
-        ) from error
+        return replace(
+            self,
+            image_ids=self.image_ids[keep],
+            pictures=tuple(p for p, kept in zip(self.pictures, keep, strict=True) if kept),
+            captions=tuple(c for c, kept in zip(self.captions, kept_captions, strict=True) if kept),
+            caption_image_ids=self.caption_image_ids[kept_captions],
+            excluded=self.excluded + excluded,
+        )

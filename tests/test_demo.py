@@ -10,7 +10,6 @@ import pytest
 from commands import run
 
 from mwa_export.backend_onnx import OnnxBackend
-from mwa_export.backend_torch import TorchBackend
 from mwa_export.checkpoint import read_checkpoint
 from mwa_export.demo import DemoResult, assets, run_demo
 from mwa_export.model import ModelSource, load_model
@@ -38,27 +37,30 @@ def test_shipped_checkpoint_has_the_authors_layout_and_is_small() -> None:
 
 
 def test_exported_towers_have_the_references_recall(result: DemoResult) -> None:
-    assert result.largest_drop <= 1.0  # of 120 pictures, one is 0.8 points
-    reference, exported = result.recalls[TorchBackend.name], result.recalls[OnnxBackend.name]
-    assert exported.tr == pytest.approx(reference.tr, abs=1)
-    assert exported.ir == pytest.approx(reference.ir, abs=1)
+    assert result.parity.passed
+    for direction in result.parity.directions:
+        for change in direction.recalls:
+            assert abs(change.difference) <= 1.0  # of 120 pictures, one is 0.8 points
+    assert min(cosines.minimum for cosines in result.parity.cosines) > 1 - 1e-9
+    assert min(layer.snr_db or 999 for layer in result.parity.layers) > 100
 
 
 def test_leaving_the_adapters_out_shows(result: DemoResult) -> None:
-    reference, without = (
-        result.recalls[TorchBackend.name],
-        result.recalls["the same without adapters"],
-    )
-    assert reference.tr[1] >= 50
-    assert reference.tr[1] - without.tr[1] >= 20
+    reference = result.parity.direction("tr").recalls[0].reference
+    assert reference >= 50
+    assert reference - result.without_adapters.tr[1] >= 20
 
 
-def test_demo_leaves_data_bundle_and_figures(result: DemoResult) -> None:
+def test_demo_leaves_data_bundle_and_report(result: DemoResult) -> None:
     names = sorted(path.name for path in result.folder.iterdir())
-    assert names == ["bundle", "data", "recall.json"]
-    figures = json.loads((result.folder / "recall.json").read_text())
-    assert set(figures) == set(result.recalls)
+    assert names == ["bundle", "data", "parity"]
     assert len(list((result.folder / "data" / "images").glob("*.jpg"))) == PICTURES
+    reports = sorted(path.name for path in (result.folder / "parity").iterdir())
+    assert reports == ["junit.xml", "report.html", "report.json", "report.md"]
+    assert result.report.is_file()
+    figures = json.loads((result.folder / "parity" / "report.json").read_text())
+    assert figures["candidate"]["source"] == str(result.folder / "bundle")
+    assert ".demo." not in json.dumps(figures)  # the temporary folder's name
 
 
 def test_same_pictures_same_embeddings(result: DemoResult) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from configs import GOLDEN, needs_golden
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mwa_export.errors import RecallError
-from mwa_export.recall import KS, recall
+from mwa_export.recall import KS, Pairs, Recall, rank_both, recall
 
 Floats = NDArray[np.float32]
 
@@ -40,6 +41,7 @@ def random_case(
 
 
 @given(st.integers(1, 40), st.integers(0, 60), st.integers(1, 50), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
 def test_blocks_give_the_same_as_the_whole_matrix(
     n_image: int, extra: int, block: int, seed: int
 ) -> None:
@@ -50,6 +52,7 @@ def test_blocks_give_the_same_as_the_whole_matrix(
 
 
 @given(st.integers(2, 30), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
 def test_order_of_the_captions_does_not_matter(n_image: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     images, texts, owners = random_case(rng, n_image, 7)
@@ -91,7 +94,7 @@ def test_golden_recall_is_reproduced(name: str) -> None:
         (lambda i, t, o: (i, t, o[:-1]), "one id per row"),
         (lambda i, t, o: (i[:0], t, o), "at least one"),
         (lambda i, t, o: (np.where(i == i[2], np.nan, i), t, o), "1 image .*row 2"),
-        (lambda i, t, o: (i, t, o + 100), "image that is absent"),
+        (lambda i, t, o: (i, t, o + 100), "images that are absent"),
         (lambda i, t, o: (i, t, np.zeros_like(o)), "have no caption"),
     ],
 )
@@ -105,3 +108,68 @@ def test_repeated_image_ids_are_refused() -> None:
     images, texts, owners = random_case(np.random.default_rng(0), 5, 4)
     with pytest.raises(RecallError, match="1 image ids occur more than once"):
         recall(images, texts, owners, image_ids=np.array([0, 1, 2, 3, 3]))
+
+
+# --- Pairs -----------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 30), st.integers(0, 40), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_rows_lead_from_captions_to_their_images(n_image: int, extra: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    _, _, owners = random_case(rng, n_image, extra)
+    ids = rng.permutation(10_000)[:n_image] - 5000
+    found = Pairs.of(ids[owners], ids).rows()
+    np.testing.assert_array_equal(found, owners)
+    assert found.dtype == np.int64
+
+
+def test_ids_may_be_names() -> None:
+    pairs = Pairs.of(["b.jpg", "a.jpg", "b.jpg"], ["b.jpg", "a.jpg"])
+    assert pairs.rows().tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("kind", [list, np.array, lambda o: np.array(o, np.uint8)])
+def test_without_ids_the_captions_name_rows(kind: Any) -> None:
+    pairs = Pairs.of(kind([2, 0, 1, 1]))
+    assert pairs.image_ids.tolist() == [0, 1, 2]
+    assert pairs.rows().tolist() == [2, 0, 1, 1]
+
+
+@pytest.mark.parametrize("owners", [[-1, 0], [0.0, 1.0], ["a", "b"], [True, False]])
+def test_without_ids_only_rows_are_understood(owners: Any) -> None:
+    with pytest.raises(RecallError, match="integers from 0, or give image_ids as well"):
+        Pairs.of(owners)
+
+
+@pytest.mark.parametrize(
+    ("owners", "ids", "message"),
+    [
+        ([0, 1], [[0, 1]], r"shape \(1, 2\) and the captions' image ids \(2,\)"),
+        ([[0], [1]], [0, 1], "Expected two lists"),
+        (0, [0], "Expected two lists"),
+        ([], [0], "at least one entry"),
+        ([0], [], "at least one entry"),
+        ([5, 6, 5], [5, 6, 5, 5], "2 image ids occur more than once"),
+        ([5, 6, 9, 9, 8], [5, 6], r"3 captions name images that are absent, ids \[8, 9\]"),
+        ([5], [7, 5, 6], r"2 images have no caption, ids \[6, 7\]"),
+    ],
+)
+def test_ids_that_do_not_fit_each_other_are_refused(owners: Any, ids: Any, message: str) -> None:
+    with pytest.raises(RecallError, match=message):
+        Pairs.of(owners, ids)
+
+
+def test_both_directions_rank_all_their_queries() -> None:
+    images, texts, owners = random_case(np.random.default_rng(4), 15, 22)
+    told = list[int]()
+    tr, ir = rank_both(images, texts, Pairs.of(owners), block=4, on_rows=told.append)
+    assert (len(tr.ranks), tr.gallery) == (15, 37)
+    assert (len(ir.ranks), ir.gallery) == (37, 15)
+    assert sum(told) == 15 + 37
+    found = recall(images, texts, owners)
+    assert found == Recall({k: tr.recall(k) for k in KS}, {k: ir.recall(k) for k in KS})
+
+
+def test_average_weighs_the_six_figures_alike() -> None:
+    assert Recall({1: 1.0, 5: 2.0, 10: 3.0}, {1: 10.0, 5: 20.0, 10: 30.0}).average == 11.0

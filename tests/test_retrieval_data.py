@@ -1,85 +1,104 @@
-"""A test set is read whole or refused: never a silently smaller one."""
+"""Leaving pictures out keeps the set consistent, and says so."""
 
 from __future__ import annotations
 
-import json
+import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from mwa_export.errors import DataError
-from mwa_export.retrieval_data import read_karpathy
+from mwa_export.errors import DataError, ImageError
+from mwa_export.pictures import Picture, decode_picture
+from mwa_export.retrieval_data import Excluded, RetrievalData
 
 
-def entry(
-    imgid: int, captions: int = 2, split: str = "test", folder: str = "val"
-) -> dict[str, Any]:
-    return {
-        "filepath": folder,
-        "filename": f"{imgid}.jpg",
-        "split": split,
-        "imgid": imgid,
-        "sentences": [{"raw": f"caption {n} of {imgid}"} for n in range(captions)],
-    }
+def make(counts: list[int]) -> RetrievalData:
+    """A set whose picture at row n has id 10 n and ``counts[n]`` captions."""
+    owners = [10 * row for row, count in enumerate(counts) for _ in range(count)]
+    return RetrievalData(
+        "set",
+        np.arange(len(counts), dtype=np.int64) * 10,
+        tuple(Picture(Path(f"{row}.jpg")) for row in range(len(counts))),
+        tuple(f"caption {n} of {owner}" for n, owner in enumerate(owners)),
+        np.asarray(owners, np.int64),
+    )
 
 
-def write(folder: Path, entries: list[dict[str, Any]]) -> Path:
-    for item in entries:
-        file = folder / item["filepath"] / item["filename"]
-        file.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (4, 4)).save(file)
-    path = folder / "dataset.json"
-    path.write_text(json.dumps({"images": entries}))
-    return path
-
-
-def test_split_is_read_in_order_with_uneven_captions(tmp_path: Path) -> None:
-    path = write(tmp_path, [entry(7, 1), entry(3, 3), entry(5, 2, split="train")])
-    data = read_karpathy(path)
-    assert data.image_ids.tolist() == [7, 3]
-    assert data.caption_image_ids.tolist() == [7, 3, 3, 3]
-    assert data.captions[1] == "caption 0 of 3"
-    assert [file.name for file in data.image_paths] == ["7.jpg", "3.jpg"]
-    assert data.image_ids.dtype == np.int64
-
-
-def test_pictures_may_lie_elsewhere(tmp_path: Path) -> None:
-    path = write(tmp_path, [entry(1)])
-    (tmp_path / "val").rename(tmp_path / "moved")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "moved").rename(tmp_path / "other" / "val")
-    assert read_karpathy(path, images=tmp_path / "other").image_paths[0].is_file()
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ([entry(1, split="train")], r"no pictures in split 'test'. It has: train"),
-        ([entry(1, captions=0)], r"1\.jpg has no captions"),
-        ([entry(1), entry(1)], "1 imgid values occur more than once"),
-    ],
-)
-def test_incomplete_sets_are_refused(
-    tmp_path: Path, entries: list[dict[str, Any]], message: str
+@given(st.data())
+def test_exactly_the_captions_of_kept_pictures_are_kept_and_counts_add_up(
+    draw: st.DataObject,
 ) -> None:
-    with pytest.raises(DataError, match=message):
-        read_karpathy(write(tmp_path, entries))
+    counts = draw.draw(st.lists(st.integers(1, 4), min_size=1, max_size=8))
+    rows = draw.draw(st.sets(st.integers(0, len(counts) - 1), max_size=len(counts) - 1))
+    whole = make(counts)
+    data = whole.without(dict.fromkeys(rows, "why"))
+    kept = [row for row in range(len(counts)) if row not in rows]
+    assert data.image_ids.tolist() == [10 * row for row in kept]
+    assert data.pictures == tuple(whole.pictures[row] for row in kept)
+    expected = [
+        (text, owner)
+        for text, owner in zip(whole.captions, whole.caption_image_ids.tolist(), strict=True)
+        if owner // 10 in kept
+    ]
+    assert list(zip(data.captions, data.caption_image_ids.tolist(), strict=True)) == expected
+    assert [e.picture for e in data.excluded] == [f"{row}.jpg" for row in sorted(rows)]
+    assert len(data.pictures) + len(data.excluded) == len(whole.pictures)
+    assert len(data.captions) + sum(e.captions for e in data.excluded) == len(whole.captions)
 
 
-def test_missing_pictures_are_counted_and_named(tmp_path: Path) -> None:
-    path = write(tmp_path, [entry(1), entry(2), entry(3)])
-    (tmp_path / "val" / "2.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 of 3 pictures are missing, the first is .*2\.jpg"):
-        read_karpathy(path)
+def test_leaving_nothing_out_changes_nothing() -> None:
+    data = make([1, 2])
+    assert data.without({}) is data
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"images": [{}]}', '{"pictures": []}'])
-def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(DataError, match="not a Karpathy JSON"):
-        read_karpathy(tmp_path / "dataset.json")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_karpathy(tmp_path / "absent.json")
+def test_leaving_out_twice_lists_both() -> None:
+    data = make([1, 2, 3]).without({1: "first"}).without({1: "second"})
+    assert data.excluded == (Excluded("1.jpg", "first", 2), Excluded("2.jpg", "second", 3))
+
+
+def test_leaving_all_out_is_refused() -> None:
+    with pytest.raises(DataError, match=r"none of the 2 pictures can be used.*because: no such"):
+        make([1, 1]).without({0: "no such file", 1: "another"})
+
+
+def encoded() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_picture_is_read_whole_from_a_file_or_from_within_a_tar(tmp_path: Path) -> None:
+    png = encoded()
+    (tmp_path / "a.png").write_bytes(png)
+    (tmp_path / "b.tar").write_bytes(b"before" + png + b"after")
+    file = Picture(tmp_path / "a.png")
+    member = Picture(tmp_path / "b.tar", "folder/a.png", 6, len(png))
+    assert file.read() == member.read() == png
+    assert (file.name, member.name) == ("a.png", "a.png")
+    assert str(member) == f"{tmp_path / 'b.tar'}:folder/a.png"
+    assert decode_picture(member.read(), str(member)).size == (4, 3)
+
+
+def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cut.tar").write_bytes(b"12345")
+    with pytest.raises(ImageError, match=r"absent\.jpg: no such file"):
+        Picture(tmp_path / "absent.jpg").read()
+    with pytest.raises(ImageError, match="cannot be read"):
+        Picture(tmp_path).read()
+    with pytest.raises(ImageError, match=r"cut\.tar:a\.jpg: 3 of 9 bytes"):
+        Picture(tmp_path / "cut.tar", "a.jpg", 2, 9).read()
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_picture_are_refused_by_name(data: bytes) -> None:
+    with pytest.raises(ImageError, match="odd: cannot be decoded"):
+        decode_picture(b"\0" + data, "odd")
+
+
+def test_a_picture_that_was_cut_short_is_refused() -> None:
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode_picture(encoded()[:-30], "cut.png")

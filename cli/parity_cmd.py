@@ -1,0 +1,166 @@
+"""`mwa-export parity`: what a conversion cost, as recall on a test set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mwa_export.cli import console
+from mwa_export.cli.options import PATH, reading_options
+
+_EXAMPLES = """\b
+Examples:
+  mwa-export parity bundle --reference checkpoint-29.pth --data dataset_coco.json --images coco
+  mwa-export parity bundle --reference bundle --graph vision.int8.onnx --data captions.csv
+  mwa-export parity new --reference old --data test-shards/ --max-recall-drop 0.5 --confidence 0.95
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("bundle", type=PATH)
+@click.option("--reference", type=PATH, required=True, help="Checkpoint, or another bundle.")
+@click.option("--adapter", type=PATH, help="Adapter file, if the reference is its base.")
+@click.option(
+    "--data",
+    type=PATH,
+    required=True,
+    help="Karpathy JSON, BEiT-3 index (.jsonl), table of captions (.csv, .tsv, .jsonl, or a folder "
+    "with one), WebDataset (.tar, or a folder of tars).",
+)
+@click.option("--images", type=PATH, help="Folder of the pictures; by default beside the data.")
+@click.option("--split", help="Split of a Karpathy JSON (default: test) or of a table.")
+@click.option("--image-column", metavar="NAME", help="Of a table; default: image.")
+@click.option("--caption-column", metavar="NAME", help="Of a table; default: caption.")
+@click.option("--image-id-column", metavar="NAME", help="Of a table that has ids.")
+@click.option(
+    "--max-excluded",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Pictures that may be missing or unreadable; they are listed, their captions left out.",
+)
+@click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    metavar="FILE",
+    help="Graph of the bundle to check, or any .onnx file; float32 by default. Repeatable.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the bundle.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Of the runtime; default: all cores.")
+@click.option("--tokenizer", type=PATH, help="The reference's own .spm; by default the bundle's.")
+@click.option(
+    "--any-space",
+    is_flag=True,
+    help="Compare although the embedding spaces differ (other weights, tokenizer, image size).",
+)
+@click.option(
+    "--max-recall-drop",
+    type=click.FloatRange(0, 100),
+    default=0.2,
+    show_default=True,
+    metavar="POINTS",
+    help="Gate on each of TR@1/5/10 and IR@1/5/10.",
+)
+@click.option(
+    "--min-cosine",
+    type=click.FloatRange(-1, 1),
+    metavar="COSINE",
+    help="Gate on the smallest cosine of any row.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 1, max_open=True),
+    help="Hold the recall gate against the bound of this interval (0.95) instead of the "
+    "measured drop.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--layers", is_flag=True, help="Compare block by block too.")
+@click.option(
+    "--cache", type=PATH, help="Folder for the reference's embeddings; default: ~/.cache/mwa-export"
+)
+@click.option("--no-cache", is_flag=True, help="Compute the reference again, keep nothing.")
+@click.option("-o", "--out", type=PATH, default="parity", show_default=True, help="Folder to make.")
+@click.option("--force", is_flag=True, help="Replace an earlier report.")
+@reading_options
+@console.verbosity
+def command(bundle: Path, reference: Path, data: Path, out: Path, **values: Any) -> None:
+    """Compare BUNDLE with the checkpoint it came from, or with another bundle.
+
+    Both embed the same pictures and captions; recall, its confidence interval and the cosines say
+    what the conversion cost, and where. Writes report.html, report.json, report.md and junit.xml.
+    Exit status 1 when a gate fails.
+    """
+    from mwa_export.errors import OptionsError
+    from mwa_export.files import check_new_folder
+    from mwa_export.report import MARKER, write_reports
+
+    check_new_folder(out, marker=MARKER, force=values["force"])  # before the minutes of work
+    if values["no_cache"] and values["cache"]:
+        raise OptionsError("--cache and --no-cache were both given. Expected one of them.")
+
+    from mwa_export.cli.parity_view import fail_if_failed, show
+    from mwa_export.data_sources import read_data
+    from mwa_export.parity_run import compare_models
+
+    run, options = _run_options(values), _compare_options(values)
+    with console.steps() as step:
+        step("read the test set")
+        test_set = read_data(
+            data,
+            split=values["split"],
+            images=values["images"],
+            columns=_columns(values),
+            max_excluded=run.max_excluded,
+        )
+        done = compare_models(reference, bundle, test_set, run=run, options=options, progress=step)
+        step("write the reports")
+        page = write_reports(done.result, out, pictures=done.data.pictures, force=values["force"])
+    show(done.result)
+    click.echo(page)
+    fail_if_failed(done.result)
+
+
+def _columns(values: dict[str, Any]) -> Any:
+    from mwa_export.data_sources import Columns
+
+    given = {name: values[f"{name}_column"] for name in ("image", "caption", "image_id")}
+    return Columns(**{name: value for name, value in given.items() if value is not None})
+
+
+def _run_options(values: dict[str, Any]) -> Any:
+    from mwa_export.embedding_cache import default_cache
+    from mwa_export.parity_run import RunOptions
+    from mwa_export.sides import CheckpointOptions
+
+    reading = ("adapter", "ema", "trust_pickle", "adapter_scale", "adapter_layernorm", "ffn_option")
+    return RunOptions(
+        graphs=values["graphs"],
+        threads=values["threads"],
+        tokenizer=values["tokenizer"],
+        checkpoint=CheckpointOptions(**{name: values[name] for name in reading}),
+        cache=None if values["no_cache"] else values["cache"] or default_cache(),
+        max_excluded=values["max_excluded"],
+        layers=values["layers"],
+        any_space=values["any_space"],
+    )
+
+
+def _compare_options(values: dict[str, Any]) -> Any:
+    from mwa_export.gates import Gates
+    from mwa_export.parity import CompareOptions
+
+    bound = values["confidence"] is not None
+    return CompareOptions(
+        gates=Gates(values["max_recall_drop"], values["min_cosine"], on_bound=bound),
+        confidence=values["confidence"] if bound else 0.95,
+        seed=values["seed"],
+    )

@@ -1,0 +1,108 @@
+"""A parity result on the terminal."""
+
+from __future__ import annotations
+
+import click
+
+from mwa_export.cli import console
+from mwa_export.errors import ParityError
+from mwa_export.parity_result import Parity
+from mwa_export.report_numbers import cosine, count, p_value, percent, points, share, small
+from mwa_export.report_words import TOWERS, drift, headline, layer_table
+
+
+def show(result: Parity) -> None:
+    """Print the whole result as tables, the verdict first."""
+    click.echo()
+    click.secho(headline(result), bold=True, fg="green" if result.passed else "red")
+    data = result.data
+    click.echo(f"{result.candidate.name} against {result.reference.name}")
+    click.echo(f"{data.name}: {data.images:,} images, {data.captions:,} captions")
+    click.echo()
+    _show_recall(result)
+    _show_ranks(result)
+    _show_cosines(result)
+    _show_cross(result)
+    if result.stages:
+        rows = [(s.name, drift(s), s.detail) for s in result.stages]
+        console.table(rows, title="Drift by stage, each alone")
+    _show_layers(result)
+    for warning in result.warnings:
+        console.warn(warning)
+    if data.excluded:
+        captions = sum(item.captions for item in data.excluded)
+        console.warn(
+            f"{len(data.excluded)} pictures were left out with their {captions} captions, the "
+            f"first: {data.excluded[0].picture} ({data.excluded[0].reason}). See report.json"
+        )
+
+
+def fail_if_failed(result: Parity) -> None:
+    """Raise ParityError, naming every gate that failed."""
+    failed = [gate.message for gate in result.gates if not gate.passed]
+    if failed:
+        raise ParityError(f"parity failed. {'; '.join(failed)}.")
+
+
+def _show_recall(result: Parity) -> None:
+    rows = []
+    for direction in result.directions:
+        for change in direction.recalls:
+            rows.append(
+                (
+                    f"{direction.direction.upper()}@{change.k}",
+                    percent(change.reference, direction.queries),
+                    percent(change.candidate, direction.queries),
+                    points(change.difference),
+                    f"{points(change.low)} to {points(change.high)}",
+                    count(change.won),
+                    count(change.lost),
+                    p_value(change.p_value),
+                )
+            )
+    interval = f"{result.confidence * 100:g} % interval"
+    head = ("in %", "reference", "candidate", "points", interval, "won", "lost", "p")
+    console.table(rows, head)
+
+
+def _show_ranks(result: Parity) -> None:
+    rows = []
+    for d in result.directions:
+        margins = d.margins
+        flips = f"{margins.flipped:,}"
+        if margins.flipped_median is not None:
+            flips += f", margin {small(margins.flipped_median)} of {small(margins.all_median)}"
+        rows.append(
+            (
+                d.direction.upper(),
+                f"{d.mean_rank[0]:.2f} to {d.mean_rank[1]:.2f}",
+                f"{d.median_rank[0]:g} to {d.median_rank[1]:g}",
+                f"{d.changed_ranks:,} of {d.queries:,}",
+                f"{share(d.overlap)} %",
+                flips,
+            )
+        )
+    head = ("ranks", "mean", "median", "changed", "same top 10", "flips at rank 1")
+    console.table(rows, head)
+
+
+def _show_cosines(result: Parity) -> None:
+    rows = [
+        (c.tower, cosine(c.mean), cosine(c.percentile_1), cosine(c.minimum)) for c in result.cosines
+    ]
+    console.table(rows, ("cosine", "mean", "1st percentile", "minimum"))
+
+
+def _show_cross(result: Parity) -> None:
+    rows = [
+        (f"{cell.images} images, {cell.texts} texts", f"{cell.tr[0]:.2f}", f"{cell.ir[0]:.2f}")
+        for cell in result.cross
+    ]
+    console.table(rows, ("mixed index, recall in %", "TR@1", "IR@1"))
+
+
+def _show_layers(result: Parity) -> None:
+    if not result.layers:
+        return
+    rows = [(name, *cells) for name, cells in layer_table(result)]
+    console.table(rows, ("signal to noise, dB", *TOWERS))

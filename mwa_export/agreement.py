@@ -1,0 +1,95 @@
+"""How much two sets of embeddings of the same inputs agree, row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.config import Tower
+from mwa_export.errors import RecallError
+from mwa_export.parity_result import CosineSummary
+
+LENGTH_TOLERANCE = 2e-3  # float16 rounds a unit vector by less; a missing normalization is far off
+_EDGES = (0.0, *np.logspace(-8, 0, 33).tolist(), 2.0 + 1e-9)  # of 1 - cosine, 4 bins per decade
+_BLOCK = 4096
+
+Floats = NDArray[np.float32]
+
+
+def check_embeddings(name: str, embeddings: Floats, rows: int) -> Floats:
+    """The embeddings as (rows, D) float32, or an error that says what is wrong with them.
+
+    Args:
+        name: whose they are, for the message: "candidate image embeddings".
+        embeddings: (rows, D) of any float type.
+        rows: how many there must be.
+
+    Raises:
+        RecallError: another shape, not finite, or not of unit length within 2e-3.
+    """
+    values = np.asarray(embeddings)
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise RecallError(
+            f"{name}: {values.dtype} of shape {values.shape}. Expected floats of shape (rows, D)."
+        )
+    if len(values) != rows:
+        raise RecallError(f"{name}: {len(values)} rows. Expected {rows}, one per input.")
+    values = values.astype(np.float32, copy=False)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise RecallError(
+            f"{name}: {len(bad)} of {rows} rows are not finite, the first is row {bad[0]}. "
+            "The model overflowed on that input, or its weights are damaged."
+        )
+    lengths = np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64))
+    off = np.flatnonzero(np.abs(lengths - 1) > LENGTH_TOLERANCE)
+    if len(off):
+        raise RecallError(
+            f"{name}: {len(off)} of {rows} rows are not of unit length, the first is row {off[0]} "
+            f"with length {lengths[off[0]]:.4g}. Normalize them: x / |x|."
+        )
+    return values
+
+
+def cosine_distances(reference: Floats, candidate: Floats) -> NDArray[np.float64]:
+    """1 - cosine of each pair of rows, exactly 0.0 for equal rows. (n, D) twice -> (n,) float64.
+
+    Computed as half the squared distance of the normalized rows: 1 - dot loses all digits there.
+    """
+    distances = np.empty(len(reference))
+    for start in range(0, len(reference), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        difference = _unit(reference[rows]) - _unit(candidate[rows])
+        distances[rows] = 0.5 * np.einsum("nd,nd->n", difference, difference)
+    return distances
+
+
+def cosine_summary(tower: Tower, reference: Floats, candidate: Floats) -> CosineSummary:
+    """Cosines between the two sides' embeddings of the same inputs. Both (n, D), n >= 1."""
+    distances = cosine_distances(reference, candidate)
+    counts, _ = np.histogram(distances, bins=np.asarray(_EDGES))
+    worst = int(distances.argmax())
+    return CosineSummary(
+        tower=tower,
+        rows=len(distances),
+        identical=int((reference == candidate).all(axis=1).sum()),
+        mean=float(1 - distances.mean()),
+        percentile_1=float(1 - np.quantile(distances, 0.99)),
+        minimum=float(1 - distances[worst]),
+        minimum_row=worst,
+        edges=_EDGES,
+        counts=tuple(int(count) for count in counts),
+    )
+
+
+def overlap(reference: NDArray[np.int64], candidate: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of each row's items that the other side's row holds too. Both (n, k) -> (n,)."""
+    shared = np.zeros(len(reference))
+    for column in range(reference.shape[1]):  # (n, k) at a time instead of (n, k, k)
+        shared += (candidate == reference[:, column : column + 1]).any(axis=1)
+    return np.asarray(shared / reference.shape[1])
+
+
+def _unit(rows: Floats) -> NDArray[np.float64]:
+    values = rows.astype(np.float64)
+    return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True))

@@ -1,0 +1,165 @@
+"""Embeddings that were computed before: found again by the hash of everything that decides them.
+
+An entry is a folder named by the hash of its key; in it, one file per chunk of rows. Chunks appear
+whole or not at all, so a run that was stopped goes on where it was. Any change to weights, options,
+runtime, pictures or token ids gives another key: a stale entry cannot be hit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from mwa_export.backend import Backend, Embeddings
+from mwa_export.embedding import IMAGE_BATCH, TEXT_BATCH, Prepare, batches_by_length, embed_pictures
+from mwa_export.embedding import embed_token_ids as embed_rows
+from mwa_export.errors import ImageError
+from mwa_export.files import new_file
+from mwa_export.pictures import Picture
+from mwa_export.progress import Progress, Silent
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of the key and of the chunk files; part of the key
+_PICTURES = 16 * IMAGE_BATCH  # of a chunk
+_TEXTS = 64 * TEXT_BATCH
+
+
+def default_cache() -> Path:
+    """`$XDG_CACHE_HOME/mwa-export/parity`, by default below `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mwa-export" / "parity"
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Embeddings of one model, kept in a folder."""
+
+    folder: Path
+    identity: Mapping[str, Any]  # weights, options, runtime and its version, preprocessing
+
+    def pictures(
+        self,
+        backend: Backend,
+        pictures: Sequence[Picture],
+        prepare: Prepare,
+        preprocessing: Mapping[str, Any],
+        progress: Progress | None = None,
+    ) -> tuple[Embeddings, dict[int, str]]:
+        """As `embedding.embed_pictures`, from the cache where it can be.
+
+        ``preprocessing`` describes ``prepare``: the key cannot hold a function.
+        """
+        progress = progress or Silent()
+        inputs = {
+            "pictures": hash_pictures(pictures),
+            "preprocessing": dict(preprocessing),
+            "pillow": PIL.__version__,
+        }
+        entry = self._entry("vision", inputs)
+        parts: list[Embeddings] = []
+        failures: dict[int, str] = {}
+        for start in range(0, len(pictures), _PICTURES):
+            chunk = pictures[start : start + _PICTURES]
+            file = entry / f"{start:09d}.npz"
+            found = _load(file, len(chunk))
+            if found is None:
+                found = embed_pictures(backend, chunk, prepare=prepare, on_rows=progress.advance)
+                _save(file, *found)
+            else:
+                progress.advance(len(chunk))
+            parts.append(found[0])
+            failures |= {start + row: reason for row, reason in found[1].items()}
+        return _joined(parts), failures
+
+    def texts(
+        self, backend: Backend, sequences: Sequence[Sequence[int]], progress: Progress | None = None
+    ) -> Embeddings:
+        """As `embedding.embed_token_ids`, from the cache where it can be."""
+        progress = progress or Silent()
+        entry = self._entry("text", {"token_ids": _hash_json(sequences)})
+        embeddings: Embeddings | None = None
+        for number, rows in enumerate(batches_by_length(sequences, _TEXTS)):
+            file = entry / f"{number:09d}.npz"
+            found = _load(file, len(rows))
+            if found is None:
+                chunk = [sequences[row] for row in rows]
+                found = embed_rows(backend, chunk, on_rows=progress.advance), {}
+                _save(file, *found)
+            else:
+                progress.advance(len(rows))
+            if embeddings is None:
+                embeddings = np.empty((len(sequences), found[0].shape[1]), np.float32)
+            embeddings[rows] = found[0]
+        assert embeddings is not None
+        return embeddings
+
+    def _entry(self, tower: str, inputs: Mapping[str, Any]) -> Path:
+        key = {"version": VERSION, "tower": tower, "model": self.identity, "inputs": inputs}
+        return self.folder / _hash_json(key)
+
+
+def hash_pictures(pictures: Sequence[Picture]) -> str:
+    """Hex sha256 over the bytes of every picture, in order; an unreadable one counts as such."""
+
+    def one(picture: Picture) -> bytes:
+        try:
+            return hashlib.sha256(picture.read()).digest()
+        except ImageError as error:
+            return hashlib.sha256(b"unreadable: " + str(error).encode()).digest()
+
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(8) as pool:  # hashing and reading release the GIL
+        for part in pool.map(one, pictures):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _hash_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+    """Chunks as one array; a chunk in which every picture failed has no width of its own."""
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [p if p.shape[1] else np.full((len(p), width), np.nan, np.float32) for p in parts]
+    )
+
+
+def _save(file: Path, embeddings: Embeddings, failures: Mapping[int, str]) -> None:
+    with new_file(file) as partial, partial.open("wb") as handle:
+        np.savez(
+            handle,
+            embeddings=embeddings,
+            failed_rows=np.array(sorted(failures), np.int64),
+            reasons=np.array([failures[row] for row in sorted(failures)], np.str_),
+        )
+
+
+def _load(file: Path, rows: int) -> tuple[Embeddings, dict[int, str]] | None:
+    """A chunk, or None if it is absent or damaged: then it is computed again."""
+    if not file.is_file():
+        return None
+    try:
+        with np.load(file) as arrays:  # a zip: reading it checks each array's CRC
+            embeddings = arrays["embeddings"]
+            failed, reasons = arrays["failed_rows"].tolist(), arrays["reasons"].tolist()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("%s: is damaged (%s) and is computed again", file, error)
+        return None
+    if embeddings.ndim != 2 or len(embeddings) != rows or embeddings.dtype != np.float32:
+        log.warning("%s: has another shape than its key says and is computed again", file)
+        return None
+    return embeddings, dict(zip(failed, reasons, strict=True))

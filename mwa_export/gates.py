@@ -1,0 +1,81 @@
+"""The conditions a conversion has to meet, and the verdict on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mwa_export.errors import OptionsError
+from mwa_export.parity_result import CosineSummary, DirectionResult, GateResult, RecallChange
+
+MAX_RECALL_DROP = 0.2  # percentage points
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """What is allowed. None leaves a gate out."""
+
+    max_recall_drop: float | None = MAX_RECALL_DROP  # points, for each of the six recall figures
+    min_cosine: float | None = None  # for every row of both towers
+    on_bound: bool = False  # hold the interval's bound against the drop, not the measured drop
+
+    def __post_init__(self) -> None:
+        if self.max_recall_drop is not None and not 0 <= self.max_recall_drop <= 100:
+            raise OptionsError(
+                f"max_recall_drop is {self.max_recall_drop}. Expected 0 to 100 percentage points."
+            )
+        if self.min_cosine is not None and not -1 <= self.min_cosine <= 1:
+            raise OptionsError(f"min_cosine is {self.min_cosine}. Expected -1 to 1.")
+
+
+def check_gates(
+    gates: Gates,
+    confidence: float,
+    directions: Sequence[DirectionResult],
+    cosines: Sequence[CosineSummary],
+) -> tuple[GateResult, ...]:
+    """One result per figure that has a gate."""
+    results: list[GateResult] = []
+    if gates.max_recall_drop is not None:
+        for direction in directions:
+            for change in direction.recalls:
+                name = f"{direction.direction.upper()}@{change.k} drop"
+                results.append(_recall_gate(name, change, gates, confidence))
+    if gates.min_cosine is not None:
+        results += [_cosine_gate(summary, gates.min_cosine) for summary in cosines]
+    return tuple(results)
+
+
+def _recall_gate(name: str, change: RecallChange, gates: Gates, confidence: float) -> GateResult:
+    limit = gates.max_recall_drop
+    assert limit is not None
+    measured, bound = 0.0 - change.difference, 0.0 - change.low
+    found = bound if gates.on_bound else measured
+    moved = f"{change.reference:.2f} % to {change.candidate:.2f} %"
+    # A drop of one query in 500 is 0.2 points and must pass a gate of 0.2 whatever floats say.
+    passed = found <= limit + 1e-9
+    number = _apart(found, limit, passed)
+    if gates.on_bound:
+        message = (
+            f"{name}: up to {number} points with {confidence * 100:g} % confidence "
+            f"(measured {_apart(measured, limit, True)}, {moved}), allowed {limit:g}"
+        )
+    else:
+        message = f"{name}: {number} points ({moved}), allowed {limit:g}"
+    return GateResult(name, limit, found, passed, message)
+
+
+def _cosine_gate(summary: CosineSummary, limit: float) -> GateResult:
+    name = f"{summary.tower} cosine"
+    passed = summary.minimum >= limit
+    number = _apart(summary.minimum, limit, passed, digits=6)
+    message = f"{name}: smallest {number} in row {summary.minimum_row}, allowed {limit:g}"
+    return GateResult(name, limit, summary.minimum, passed, message)
+
+
+def _apart(value: float, limit: float, passed: bool, digits: int = 2) -> str:
+    """A rounded number; with more digits where rounding would hide that it misses its limit."""
+    value = value + 0.0 if round(value, digits) else 0.0  # no "-0.00"
+    while not passed and digits < 17 and float(f"{value:.{digits}f}") == limit:
+        digits += 1
+    return f"{value:.{digits}f}"

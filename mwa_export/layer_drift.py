@@ -1,0 +1,134 @@
+"""Signal-to-noise ratio of the residual stream after every block, to find the layer to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import log10
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.backend_onnx import OnnxBackend
+from mwa_export.config import Tower
+from mwa_export.embedding import batches_by_length
+from mwa_export.errors import ImageError, OptionsError
+from mwa_export.layer_probes import Floats, Probe, layer_names, probe_graph, probe_reference
+from mwa_export.parity_result import LayerSnr
+from mwa_export.pictures import decode_picture
+from mwa_export.progress import Progress, Silent
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.sides import Side
+from mwa_export.tokenizer import pad
+
+SAMPLES = 64  # pictures, and as many captions
+_BATCH = 8
+
+Inputs = tuple[NDArray[Any], ...]
+
+
+def layer_drift(
+    reference: Side,
+    candidate: Side,
+    data: RetrievalData,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[LayerSnr, ...]:
+    """Compare both sides block by block, on the same inputs: the candidate's.
+
+    SNR is 10 log10 of the reference's energy over the energy of the difference, summed over the
+    tokens that both sides compute (padding never counts).
+
+    Args:
+        reference: decides.
+        candidate: is checked.
+        data: where the sample is drawn from.
+        samples: pictures, and as many captions.
+        seed: of the draw.
+        progress: told about every row.
+
+    Raises:
+        OptionsError: the sides do not have the same blocks.
+        BundleError: a graph was not made by this package.
+    """
+    if layer_names(reference.config) != layer_names(candidate.config):
+        raise OptionsError(
+            f"{reference.info.source} has {reference.config.backbone.layers} blocks and "
+            f"{candidate.info.source} has {candidate.config.backbone.layers}. Their layers cannot "
+            "be compared. Leave --layers out."
+        )
+    progress = progress or Silent()
+    rng = np.random.default_rng(seed)
+    images = np.sort(rng.permutation(len(data.pictures))[:samples])
+    texts = np.sort(rng.permutation(len(data.captions))[:samples])
+    progress("compare layer by layer", len(images) + len(texts))
+    batches = {
+        "vision": _picture_batches(candidate, data, images),
+        "text": _text_batches(candidate, data, texts),
+    }
+    found: list[LayerSnr] = []
+    towers: tuple[Tower, ...] = ("vision", "text")
+    for tower in towers:
+        probes = _probe(reference, tower), _probe(candidate, tower)
+        found += _compare(tower, probes, batches[tower], layer_names(candidate.config), progress)
+    return tuple(found)
+
+
+def _compare(
+    tower: Tower,
+    probes: tuple[Probe, Probe],
+    batches: Iterator[Inputs],
+    names: Sequence[str],
+    progress: Progress,
+) -> list[LayerSnr]:
+    signal, noise = np.zeros(len(names)), np.zeros(len(names))
+    for inputs in batches:
+        mask = inputs[1] if tower == "text" else None
+        for layer, (one, other) in enumerate(zip(*(p(inputs) for p in probes), strict=True)):
+            one, other = _common_tokens(one, other, mask)
+            signal[layer] += np.square(one, dtype=np.float64).sum()
+            noise[layer] += np.square(one - other, dtype=np.float64).sum()
+        progress.advance(len(inputs[0]))
+    return [
+        LayerSnr(tower, name, None if noise[i] == 0 else 10 * log10(signal[i] / noise[i]))
+        for i, name in enumerate(names)
+    ]
+
+
+def _common_tokens(
+    one: Floats, other: Floats, mask: NDArray[np.int64] | None
+) -> tuple[Floats, Floats]:
+    """What both sides compute: all real tokens, or token 0 where one side has only that."""
+    if one.ndim == 2:  # embeddings
+        return one, other
+    if one.shape[1] != other.shape[1]:  # the merged last block has one token
+        return one[:, :1], other[:, :1]
+    if mask is None or one.shape[1] == 1:
+        return one, other
+    return one[mask == 0], other[mask == 0]
+
+
+def _probe(side: Side, tower: Tower) -> Probe:
+    if isinstance(side.backend, OnnxBackend):
+        return probe_graph(side.backend.graphs[tower], side.config)
+    return probe_reference(side.backend, tower)
+
+
+def _picture_batches(side: Side, data: RetrievalData, rows: NDArray[np.int64]) -> Iterator[Inputs]:
+    for start in range(0, len(rows), _BATCH):
+        pixels = []
+        for row in rows[start : start + _BATCH]:
+            picture = data.pictures[row]
+            try:
+                pixels.append(side.prepare(decode_picture(picture.read(), str(picture))))
+            except ImageError as error:  # it could be read a minute ago
+                raise ImageError(f"{error} It changed during the run.") from error
+        yield (np.stack(pixels),)
+
+
+def _text_batches(side: Side, data: RetrievalData, rows: NDArray[np.int64]) -> Iterator[Inputs]:
+    sequences = side.encode([data.captions[row] for row in rows])
+    for batch in batches_by_length(sequences, _BATCH):
+        yield pad([sequences[row] for row in batch])

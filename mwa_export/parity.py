@@ -1,0 +1,260 @@
+"""Compare two models by what they retrieve: the measures, the verdict, one result object."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export import __version__
+from mwa_export.agreement import check_embeddings, cosine_summary
+from mwa_export.errors import OptionsError, RecallError
+from mwa_export.gates import Gates, check_gates
+from mwa_export.parity_direction import Sampling, measure_direction
+from mwa_export.parity_examples import Labels, worst_examples
+from mwa_export.parity_result import (
+    CrossCell,
+    DataInfo,
+    ExcludedPicture,
+    LayerSnr,
+    Parity,
+    SideInfo,
+    Stage,
+    Which,
+)
+from mwa_export.progress import Progress, Silent
+from mwa_export.ranking import Ranking
+from mwa_export.recall import KS, Pairs, rank_both
+from mwa_export.retrieval_data import RetrievalData
+
+Floats = NDArray[np.float32]
+_ARRAYS = "arrays"
+
+
+class Vectors(NamedTuple):
+    """Embeddings of one side, rows in the order of the data."""
+
+    images: Floats  # (n_image, D), unit length
+    texts: Floats  # (n_text, D), unit length
+
+
+@dataclass(frozen=True, slots=True)
+class CompareOptions:
+    """How to measure and what is allowed."""
+
+    gates: Gates = field(default_factory=Gates)
+    confidence: float = 0.95  # of the intervals
+    resamples: int = 10_000
+    seed: int = 0  # of the bootstrap
+    examples: int = 12  # worst-changed queries to list, per direction
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.confidence < 1:
+            raise OptionsError(f"confidence is {self.confidence}. Expected 0.5 to below 1: 0.95")
+        if self.resamples < 100:
+            raise OptionsError(f"{self.resamples} resamples. Expected at least 100.")
+        if self.examples < 0:
+            raise OptionsError(f"{self.examples} examples. Expected 0 or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What is known about the two sides beyond their embeddings."""
+
+    reference: SideInfo
+    candidate: SideInfo
+    stages: tuple[Stage, ...] = ()
+    layers: tuple[LayerSnr, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def compare(
+    reference: Vectors | Sequence[Any] | str | os.PathLike[str],
+    candidate: Vectors | Sequence[Any] | str | os.PathLike[str],
+    data: RetrievalData | NDArray[Any] | Sequence[int] | str | os.PathLike[str],
+    *,
+    options: CompareOptions | None = None,
+    progress: Progress | None = None,
+) -> Parity:
+    """Compare a candidate with a reference.
+
+    Either both are embeddings, `(images, texts)` of shapes (n_image, D) and (n_text, D), of any
+    model; then ``data`` is a RetrievalData or the row of each caption's image, (n_text,) integers.
+    Or the candidate is the path of a bundle, the reference that of a checkpoint or another bundle,
+    and ``data`` a RetrievalData or the path of a test set; `parity_run.compare_models` has more
+    options for these.
+
+    Args:
+        reference: decides.
+        candidate: is checked.
+        data: what belongs together.
+        options: gates, confidence, seed.
+        progress: told about each step.
+
+    Raises:
+        RecallError: embeddings that are not finite, not of unit length, or do not fit the data.
+        MwaExportError: a file cannot be used; see its message.
+    """
+    paths = (str, os.PathLike)
+    if isinstance(reference, paths) and isinstance(candidate, paths):
+        from mwa_export.parity_run import compare_models
+
+        named = Path(data) if isinstance(data, paths) else data
+        if not isinstance(named, (Path, RetrievalData)):
+            raise OptionsError(
+                "compare() was given paths of models and no test set. Expected RetrievalData or "
+                "the path of a test set."
+            )
+        run = compare_models(
+            Path(reference), Path(candidate), named, options=options, progress=progress
+        )
+        return run.result
+    if isinstance(reference, paths) or isinstance(candidate, paths) or isinstance(data, paths):
+        raise OptionsError(
+            "compare() was given a mixture of embeddings and paths. Expected (images, texts) for "
+            "both sides and image rows or RetrievalData, or a path for both sides."
+        )
+    sides = (
+        SideInfo("reference", _ARRAYS, "", "", None),
+        SideInfo("candidate", _ARRAYS, "", "", None),
+    )
+    return measure(_pair(reference), _pair(candidate), data, Context(*sides), options, progress)
+
+
+def _pair(embeddings: Any) -> Vectors:
+    try:
+        return Vectors(*embeddings)
+    except TypeError as error:
+        raise OptionsError(
+            f"compare() was given a {type(embeddings).__name__} for a side. Expected a pair "
+            "(image embeddings, text embeddings), or a path."
+        ) from error
+
+
+def measure(
+    reference: Vectors,
+    candidate: Vectors,
+    data: RetrievalData | NDArray[Any] | Sequence[int],
+    context: Context,
+    options: CompareOptions | None = None,
+    progress: Progress | None = None,
+) -> Parity:
+    """All measures of two sets of embeddings, and the verdict. See `compare`."""
+    options, progress = options or CompareOptions(), progress or Silent()
+    labels, pairs = _labels_and_pairs(data)
+    reference, candidate = _checked(reference, candidate, pairs)
+    cosines = (
+        cosine_summary("vision", reference.images, candidate.images),
+        cosine_summary("text", reference.texts, candidate.texts),
+    )
+    same = all(summary.identical == summary.rows for summary in cosines)
+    ranked = _rank_all(reference, candidate, pairs, progress, same=same)
+    before, after = ranked["reference", "reference"], ranked["candidate", "candidate"]
+    progress("measure how sure the differences are")
+    owners = pairs.rows()
+    measured = Sampling(options.confidence, options.resamples, options.seed, certain=same)
+    directions = (
+        measure_direction("tr", before[0], after[0], np.arange(len(pairs.image_ids)), measured),
+        measure_direction("ir", before[1], after[1], owners, measured),
+    )
+    gates = check_gates(options.gates, options.confidence, directions, cosines)
+    return Parity(
+        passed=all(gate.passed for gate in gates),
+        reference=context.reference,
+        candidate=context.candidate,
+        data=_data_info(data, pairs, labels),
+        confidence=options.confidence,
+        resamples=options.resamples,
+        seed=options.seed,
+        gates=gates,
+        directions=directions,
+        cosines=cosines,
+        cross=tuple(
+            CrossCell(images, texts, _recalls(tr), _recalls(ir))
+            for (images, texts), (tr, ir) in ranked.items()
+        ),
+        stages=context.stages,
+        layers=context.layers,
+        examples=worst_examples(before, after, owners, labels, options.examples),
+        warnings=context.warnings,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=__version__,
+    )
+
+
+def _rank_all(
+    reference: Vectors, candidate: Vectors, pairs: Pairs, progress: Progress, *, same: bool
+) -> dict[tuple[Which, Which], tuple[Ranking, Ranking]]:
+    """Rankings with the images of each side against the texts of each side."""
+    sides: dict[Which, Vectors] = {"reference": reference, "candidate": candidate}
+    queries = len(pairs.image_ids) + len(pairs.caption_image_ids)
+    progress("rank every query", queries if same else 4 * queries)
+    if same:
+        once = rank_both(*reference, pairs, on_rows=progress.advance)
+        return {(images, texts): once for images in sides for texts in sides}
+    return {
+        (images, texts): rank_both(ours.images, theirs.texts, pairs, on_rows=progress.advance)
+        for images, ours in sides.items()
+        for texts, theirs in sides.items()
+    }
+
+
+def _recalls(ranking: Ranking) -> tuple[float, ...]:
+    return tuple(ranking.recall(k) for k in KS)
+
+
+def _checked(reference: Vectors, candidate: Vectors, pairs: Pairs) -> tuple[Vectors, Vectors]:
+    counts = len(pairs.image_ids), len(pairs.caption_image_ids)
+    sides = []
+    for side, vectors in (("reference", reference), ("candidate", candidate)):
+        images = check_embeddings(f"{side} image embeddings", vectors.images, counts[0])
+        texts = check_embeddings(f"{side} text embeddings", vectors.texts, counts[1])
+        sides.append(Vectors(images, texts))
+    widths = {array.shape[1] for vectors in sides for array in vectors}
+    if len(widths) > 1:
+        raise RecallError(
+            f"the embeddings have different widths: reference {sides[0].images.shape[1]} (images) "
+            f"and {sides[0].texts.shape[1]} (texts), candidate {sides[1].images.shape[1]} and "
+            f"{sides[1].texts.shape[1]}. Expected one width: they are not of the same model."
+        )
+    return sides[0], sides[1]
+
+
+def _labels_and_pairs(data: Any) -> tuple[Labels, Pairs]:
+    if isinstance(data, RetrievalData):
+        pairs = Pairs(data.image_ids, data.caption_image_ids)
+        return Labels.of_data(data), pairs
+    pairs = Pairs.of(data)
+    return Labels.of_counts(len(pairs.image_ids), len(pairs.caption_image_ids)), pairs
+
+
+def _data_info(data: Any, pairs: Pairs, labels: Labels) -> DataInfo:
+    counts = np.bincount(pairs.rows())
+    known = isinstance(data, RetrievalData)
+    return DataInfo(
+        name=data.name if known else _ARRAYS,
+        images=len(pairs.image_ids),
+        captions=len(pairs.caption_image_ids),
+        fewest_captions=int(counts.min()),
+        most_captions=int(counts.max()),
+        repeated_captions=_repeated(labels.captions, pairs.rows()) if known else 0,
+        excluded=tuple(
+            ExcludedPicture(item.picture, item.reason, item.captions) for item in data.excluded
+        )
+        if known
+        else (),
+    )
+
+
+def _repeated(captions: Sequence[str], owners: NDArray[np.int64]) -> int:
+    """Captions whose text some other image has as well."""
+    images: dict[str, set[int]] = {}
+    for caption, owner in zip(captions, owners.tolist(), strict=True):
+        images.setdefault(caption, set()).add(owner)
+    return sum(len(images[caption]) > 1 for caption in captions)

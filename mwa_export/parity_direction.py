@@ -1,0 +1,87 @@
+"""The measures of one direction: recall, ranks, who won and lost, and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.agreement import overlap
+from mwa_export.parity_result import Direction, DirectionResult, Margins, RecallChange
+from mwa_export.ranking import Ranking
+from mwa_export.recall import KS
+from mwa_export.significance import bootstrap_interval, mcnemar
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How intervals are made."""
+
+    confidence: float
+    resamples: int
+    seed: int
+    certain: bool  # all embeddings are equal bit by bit, which leaves nothing to chance
+
+
+def measure_direction(
+    name: Direction, before: Ranking, after: Ranking, owners: Ints, sampling: Sampling
+) -> DirectionResult:
+    """Compare two rankings of the same queries.
+
+    Args:
+        name: "tr" or "ir".
+        before: the reference's.
+        after: the candidate's.
+        owners: (n_query,) image row of each query; images are what is resampled.
+        sampling: see Sampling.
+    """
+    flipped = (before.ranks == 1) != (after.ranks == 1)
+    margins = np.abs(before.margins)
+    return DirectionResult(
+        direction=name,
+        queries=len(before.ranks),
+        gallery=before.gallery,
+        recalls=tuple(_recall_change(k, name, before, after, owners, sampling) for k in KS),
+        mean_rank=(float(before.ranks.mean()), float(after.ranks.mean())),
+        median_rank=(float(np.median(before.ranks)), float(np.median(after.ranks))),
+        changed_ranks=int((before.ranks != after.ranks).sum()),
+        overlap=float(overlap(before.top, after.top).mean()),
+        margins=Margins(
+            flipped=int(flipped.sum()),
+            flipped_median=float(np.median(margins[flipped])) if flipped.any() else None,
+            flipped_largest=float(margins[flipped].max()) if flipped.any() else None,
+            all_median=float(np.median(margins)),
+        ),
+    )
+
+
+def _recall_change(
+    k: int, name: Direction, before: Ranking, after: Ranking, owners: Ints, sampling: Sampling
+) -> RecallChange:
+    old, new = before.ranks <= k, after.ranks <= k
+    won, lost = int((new & ~old).sum()), int((old & ~new).sum())
+    low = high = 0.0
+    if not sampling.certain:
+        gains = np.bincount(owners, weights=new.astype(np.int64) - old).astype(np.int64)
+        low, high = bootstrap_interval(
+            gains,
+            np.bincount(owners),
+            confidence=sampling.confidence,
+            resamples=sampling.resamples,
+            # its own stream per figure, so that no figure depends on which others are computed
+            rng=np.random.default_rng([sampling.seed, ("tr", "ir").index(name), k]),
+        )
+    return RecallChange(
+        k=k,
+        reference=before.recall(k),
+        candidate=after.recall(k),
+        difference=100.0 * (won - lost) / len(old),
+        low=low,
+        high=high,
+        won=won,
+        lost=lost,
+        p_value=mcnemar(won, lost),
+    )

@@ -1,0 +1,102 @@
+"""The queries that got worst: what a person looks at first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.parity_result import Example
+from mwa_export.ranking import Ranking
+from mwa_export.retrieval_data import Caption, RetrievalData
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Names of images and texts of captions, for people."""
+
+    pictures: Sequence[str]  # n_image
+    captions: Sequence[str]  # n_text
+
+    @classmethod
+    def of_data(cls, data: RetrievalData) -> Labels:
+        """File names and captions of a test set."""
+        return cls([p.name for p in data.pictures], [_text(caption) for caption in data.captions])
+
+    @classmethod
+    def of_counts(cls, images: int, captions: int) -> Labels:
+        """Row numbers, where nothing else is known."""
+        return cls(
+            [f"image {row}" for row in range(images)],
+            [f"caption {row}" for row in range(captions)],
+        )
+
+
+def worst_examples(
+    before: tuple[Ranking, Ranking],
+    after: tuple[Ranking, Ranking],
+    owners: Ints,
+    labels: Labels,
+    count: int,
+) -> tuple[Example, ...]:
+    """The queries whose rank grew by the largest factor, ``count`` per direction, worst first.
+
+    A factor and not a difference: falling from rank 1 to 5 hurts more than from 400 to 900.
+
+    Args:
+        before: the reference's rankings: text retrieval, image retrieval.
+        after: the candidate's.
+        owners: (n_text,) image row of each caption.
+        labels: what rows are called.
+        count: per direction.
+    """
+    first_caption = np.zeros(len(labels.pictures), np.int64)
+    first_caption[owners[::-1]] = np.arange(len(owners))[::-1]
+    examples = []
+    for query in _worst(before[0], after[0], count):
+        caption, winner = int(before[0].right[query]), int(after[0].top[query, 0])
+        examples.append(
+            Example(
+                direction="tr",
+                query=query,
+                rank_before=int(before[0].ranks[query]),
+                rank_after=int(after[0].ranks[query]),
+                image=query,
+                caption=labels.captions[caption],
+                winner_image=int(owners[winner]),
+                winner_caption=labels.captions[winner],
+                picture=labels.pictures[query],
+                winner_picture=labels.pictures[int(owners[winner])],
+            )
+        )
+    for query in _worst(before[1], after[1], count):
+        image, winner = int(owners[query]), int(after[1].top[query, 0])
+        examples.append(
+            Example(
+                direction="ir",
+                query=query,
+                rank_before=int(before[1].ranks[query]),
+                rank_after=int(after[1].ranks[query]),
+                image=image,
+                caption=labels.captions[query],
+                winner_image=winner,
+                winner_caption=labels.captions[int(first_caption[winner])],
+                picture=labels.pictures[image],
+                winner_picture=labels.pictures[winner],
+            )
+        )
+    return tuple(examples)
+
+
+def _worst(before: Ranking, after: Ranking, count: int) -> list[int]:
+    factor = after.ranks / before.ranks
+    order = np.argsort(-factor, kind="stable")[:count]
+    return [int(query) for query in order if factor[query] > 1]
+
+
+def _text(caption: Caption) -> str:
+    return caption if isinstance(caption, str) else "token ids " + " ".join(map(str, caption))

@@ -1,0 +1,201 @@
+"""What a parity run found, as plain data. Every report is made from this and from nothing else.
+
+"Reference" is what decides, "candidate" what is checked. Recall is in percent, differences are in
+percentage points and are candidate minus reference: a loss is negative. ``docs/parity.md``
+describes the JSON form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mwa_export.config import Tower
+
+SCHEMA = 1
+Direction = Literal["tr", "ir"]
+DIRECTION_NAMES: dict[Direction, str] = {"tr": "text retrieval", "ir": "image retrieval"}
+Which = Literal["reference", "candidate"]
+
+
+@dataclass(frozen=True, slots=True)
+class SideInfo:
+    """One of the two that are compared."""
+
+    name: str  # for people: "checkpoint-29.pth on PyTorch float32"
+    source: str  # the file or folder; "arrays" if vectors were handed over
+    runtime: str  # "PyTorch 2.13.0"; "" for arrays
+    precision: str  # "float32", "vision int8, text float32"; "" for arrays
+    space_id: str | None  # of the embedding space, if known
+
+
+@dataclass(frozen=True, slots=True)
+class ExcludedPicture:
+    """A picture that was left out together with its captions, and why."""
+
+    picture: str
+    reason: str
+    captions: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataInfo:
+    """The test set."""
+
+    name: str
+    images: int
+    captions: int
+    fewest_captions: int  # of an image
+    most_captions: int
+    repeated_captions: int  # captions whose text occurs with another image too
+    excluded: tuple[ExcludedPicture, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecallChange:
+    """Recall@k of both sides, in percent, and how sure the difference is."""
+
+    k: int
+    reference: float
+    candidate: float
+    difference: float  # points; exactly 0.0 if as many queries were won as lost
+    low: float  # interval of the difference at the result's confidence, points
+    high: float
+    won: int  # queries that only the candidate finds among its k best
+    lost: int  # queries that only the reference finds
+    p_value: float  # McNemar's exact test, two-sided
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """Score of the best right item minus that of the best wrong one, in the reference.
+
+    Flips among queries of small margin are coin tosses; flips of large margin are damage.
+    """
+
+    flipped: int  # queries that are right at rank 1 on one side only
+    flipped_median: float | None  # median of the absolute margin; None: nothing flipped
+    flipped_largest: float | None
+    all_median: float  # the same over all queries
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionResult:
+    """One direction: tr asks with images for texts, ir with texts for images."""
+
+    direction: Direction
+    queries: int
+    gallery: int
+    recalls: tuple[RecallChange, ...]  # k = 1, 5, 10
+    mean_rank: tuple[float, float]  # reference, candidate; 1 is best
+    median_rank: tuple[float, float]
+    changed_ranks: int  # queries whose rank differs
+    overlap: float  # mean share of the 10 best items that both sides have in common, 0 to 1
+    margins: Margins
+
+
+@dataclass(frozen=True, slots=True)
+class CosineSummary:
+    """Cosine between the two sides' embeddings of the same input, over one tower.
+
+    The histogram counts 1 - cosine, on a logarithmic axis, because useful cosines crowd near 1.
+    """
+
+    tower: Tower
+    rows: int
+    identical: int  # rows that are equal bit by bit
+    mean: float
+    percentile_1: float
+    minimum: float
+    minimum_row: int
+    edges: tuple[float, ...]  # of 1 - cosine: edges[i] <= x < edges[i + 1]; the first is 0.0
+    counts: tuple[int, ...]  # len(edges) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class CrossCell:
+    """Recall when the images come from one side and the texts from another, in percent."""
+
+    images: Which
+    texts: Which
+    tr: tuple[float, ...]  # at k = 1, 5, 10
+    ir: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one stage alone changes: tokenizer, preprocessing, graph, precision."""
+
+    name: str
+    state: Literal["same", "changed", "not measured"]
+    detail: str  # what was compared, or why nothing was
+    vision_cosine: float | None = None  # mean over all images; None: the tower is untouched
+    text_cosine: float | None = None
+    tr1: float | None = None  # change of TR@1, points; None if not measured
+    ir1: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSnr:
+    """Signal-to-noise ratio of the residual stream after one block."""
+
+    tower: Tower
+    layer: str  # "block 0" ..., "embedding"
+    snr_db: float | None  # None: no noise at all
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """One condition of the verdict."""
+
+    name: str  # "TR@1 drop", "vision cosine"
+    limit: float
+    found: float
+    passed: bool
+    message: str  # one sentence with both numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A query whose rank got worse."""
+
+    direction: Direction
+    query: int  # row of the image (tr) or of the caption (ir)
+    rank_before: int  # in the reference
+    rank_after: int  # in the candidate
+    image: int  # row of the right image
+    caption: str  # the right caption; for tr, the one that ranked best in the reference
+    winner_image: int  # image of the item that the candidate ranks first, row
+    winner_caption: str  # tr: the caption ranked first; ir: a caption of the image ranked first
+    picture: str  # name of the right image
+    winner_picture: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """The whole result."""
+
+    passed: bool  # every gate
+    reference: SideInfo
+    candidate: SideInfo
+    data: DataInfo
+    confidence: float  # of the intervals, 0.95
+    resamples: int
+    seed: int
+    gates: tuple[GateResult, ...]
+    directions: tuple[DirectionResult, ...]  # tr, ir
+    cosines: tuple[CosineSummary, ...]  # vision, text; empty if the widths differ
+    cross: tuple[CrossCell, ...]  # 4 cells; empty if the widths differ
+    stages: tuple[Stage, ...]  # tokenizer, preprocessing, graph, precision; empty for arrays
+    layers: tuple[LayerSnr, ...]  # empty unless asked for
+    examples: tuple[Example, ...]  # worst first, both directions
+    warnings: tuple[str, ...]
+    created: str  # UTC, ISO 8601
+    version: str  # of mwa-export
+
+    def direction(self, name: Direction) -> DirectionResult:
+        """The result of one direction."""
+        return next(d for d in self.directions if d.direction == name)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, **asdict(self)}

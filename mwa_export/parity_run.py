@@ -1,0 +1,204 @@
+"""A parity run over files: embed a test set with both sides, then measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mwa_export.backend import Backend, Embeddings
+from mwa_export.bundle import MANIFEST
+from mwa_export.data_sources import read_data
+from mwa_export.embedding import embed_pictures, embed_token_ids
+from mwa_export.embedding_cache import Cache
+from mwa_export.errors import BundleError, DataError
+from mwa_export.layer_drift import layer_drift
+from mwa_export.parity import CompareOptions, Context, Vectors, measure
+from mwa_export.parity_result import Parity
+from mwa_export.progress import Progress, Silent
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.sides import (
+    CheckpointOptions,
+    Side,
+    check_same_space,
+    side_from_bundle,
+    side_from_checkpoint,
+)
+from mwa_export.stages import Variant, drift_by_stage
+
+
+class Finished(NamedTuple):
+    """A run's result, and the test set without the pictures that had to be left out."""
+
+    result: Parity
+    data: RetrievalData
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What to run on, beside what to compare."""
+
+    graphs: tuple[str, ...] = ()  # of the candidate; float32 where none is named
+    threads: int | None = None
+    tokenizer: Path | None = None  # of the reference; the bundle's own if None
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    cache: Path | None = None  # folder for the reference's embeddings; None: computed again
+    max_excluded: int = 0  # pictures that may be missing or unreadable
+    layers: bool = False  # compare the blocks too
+    any_space: bool = False  # compare sides of different embedding spaces
+
+
+def compare_models(
+    reference: Path,
+    candidate: Path,
+    data: RetrievalData | Path,
+    *,
+    run: RunOptions | None = None,
+    options: CompareOptions | None = None,
+    progress: Progress | None = None,
+) -> Finished:
+    """Compare a bundle with the checkpoint it came from, or with another bundle.
+
+    Args:
+        reference: a checkpoint, or a bundle.
+        candidate: a bundle.
+        data: a test set, or the path of one.
+        run: see RunOptions.
+        options: see CompareOptions.
+        progress: told about each step.
+    """
+    run, progress = run or RunOptions(), progress or Silent()
+    if not isinstance(data, RetrievalData):
+        progress("read the test set")
+        data = read_data(data, max_excluded=run.max_excluded)
+    progress("open the bundle and check its conformance vectors")
+    checked = side_from_bundle(candidate, graphs=run.graphs, threads=run.threads)
+    progress("open the reference")
+    decides = open_reference(reference, checked, run)
+    return compare_sides(decides, checked, data, run=run, options=options, progress=progress)
+
+
+def open_reference(path: Path, candidate: Side, run: RunOptions) -> Side:
+    """The reference: a bundle if the path is a folder, else a checkpoint.
+
+    Raises:
+        BundleError: a folder that is no bundle, or options that only checkpoints have.
+    """
+    if not path.is_dir():
+        return side_from_checkpoint(path, candidate, run.checkpoint, tokenizer=run.tokenizer)
+    if not (path / MANIFEST).is_file():
+        raise BundleError(
+            f"{path}: is a folder without {MANIFEST}. Expected a checkpoint file, or a bundle made "
+            "by `mwa-export onnx`."
+        )
+    if run.checkpoint != CheckpointOptions():
+        raise BundleError(
+            f"{path}: is a bundle, and options for reading a checkpoint were given. Leave them out."
+        )
+    return side_from_bundle(path, threads=run.threads, tokenizer=run.tokenizer)
+
+
+def compare_sides(
+    reference: Side,
+    candidate: Side,
+    data: RetrievalData,
+    *,
+    run: RunOptions | None = None,
+    options: CompareOptions | None = None,
+    progress: Progress | None = None,
+) -> Finished:
+    """Embed everything with both sides, trace the drift, measure.
+
+    Raises:
+        OptionsError: the sides have different embedding spaces, unless the run allows that.
+        DataError: more pictures than allowed are missing or cannot be read.
+    """
+    run, progress = run or RunOptions(), progress or Silent()
+    if not run.any_space:
+        check_same_space(reference, candidate)
+    embed = Embedder(
+        reference, Cache(run.cache, reference.identity) if run.cache else None, progress
+    )
+    data, images = _embed_pictures(embed, reference, candidate, data, run.max_excluded)
+    first = Variant(images[0], embed.texts(reference, data))
+    last = Variant(images[1], embed.texts(candidate, data))
+    progress("trace the drift by stage")
+    stages = drift_by_stage(reference, candidate, data, first, last, embed)
+    layers = layer_drift(reference, candidate, data, progress=progress) if run.layers else ()
+    context = Context(
+        reference=reference.info,
+        candidate=candidate.info,
+        stages=stages,
+        layers=layers,
+        warnings=tuple(dict.fromkeys((*reference.warnings, *candidate.warnings))),
+    )
+    vectors = Vectors(first.images, first.texts), Vectors(last.images, last.texts)
+    return Finished(measure(*vectors, data, context, options, progress), data)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """Embeds a test set with either side; what the reference computes may come from the cache."""
+
+    reference: Side
+    cache: Cache | None
+    progress: Progress
+
+    def pictures(
+        self,
+        side: Side,
+        data: RetrievalData,
+        *,
+        backend: Backend | None = None,
+        prepared_by: Side | None = None,
+    ) -> tuple[Embeddings, dict[int, str]]:
+        """All pictures, by default with the side's own backend and preprocessing.
+
+        Returns (n_image, D) and the reason for each row that could not be read; those are NaN.
+        """
+        backend, maker = backend or side.backend, prepared_by or side
+        self.progress(f"embed the pictures: {side.info.name}", len(data.pictures))
+        if self.cache is not None and backend is self.reference.backend:
+            return self.cache.pictures(
+                backend, data.pictures, maker.prepare, maker.image, self.progress
+            )
+        return embed_pictures(
+            backend, data.pictures, prepare=maker.prepare, on_rows=self.progress.advance
+        )
+
+    def texts(
+        self,
+        side: Side,
+        data: RetrievalData,
+        *,
+        backend: Backend | None = None,
+        encoded_by: Side | None = None,
+    ) -> Embeddings:
+        """All captions, by default with the side's own backend and tokenizer. (n_text, D)."""
+        backend = backend or side.backend
+        sequences = (encoded_by or side).encode(data.captions)
+        self.progress(f"embed the captions: {side.info.name}", len(sequences))
+        if self.cache is not None and backend is self.reference.backend:
+            return self.cache.texts(backend, sequences, self.progress)
+        return embed_token_ids(backend, sequences, on_rows=self.progress.advance)
+
+
+def _embed_pictures(
+    embed: Embedder, reference: Side, candidate: Side, data: RetrievalData, max_excluded: int
+) -> tuple[RetrievalData, tuple[Embeddings, Embeddings]]:
+    """Both sides' picture embeddings, over the pictures that can be read, and the set of these."""
+    ours, failed = embed.pictures(reference, data)
+    theirs, failed_too = embed.pictures(candidate, data)
+    failed = failed | failed_too
+    excluded = len(data.excluded) + len(failed)
+    if failed and excluded > max_excluded:
+        raise DataError(
+            f"{data.name}: {len(failed)} of {len(data.pictures)} pictures cannot be read, the "
+            f"first: {failed[min(failed)]} Repair them, or leave them out with their captions: "
+            f"--max-excluded {excluded}"
+        )
+    keep = np.ones(len(data.pictures), bool)
+    keep[list(failed)] = False
+    return data.without(failed), (ours[keep], theirs[keep])

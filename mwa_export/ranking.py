@@ -1,0 +1,140 @@
+"""Rank every query against a gallery, in blocks. Knows nothing about images or texts.
+
+Scores are inner products. The whole score matrix never exists: a block of queries is scored,
+counted, and forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOP = 10
+NO_WRONG_ITEM = 2.0  # the margin when every item is right: the largest two unit vectors allow
+_SCORES = 1 << 25  # of a block: 128 MiB
+_GROUP = 32  # columns that are first compared as one
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Where each query's best right item stands."""
+
+    ranks: Ints  # (n_query,), 1 is best; equal scores in the order of the gallery
+    right: Ints  # (n_query,) gallery row of the best right item
+    margins: Floats  # (n_query,) its score minus that of the best wrong item
+    top: Ints  # (n_query, min(TOP, n_gallery)) gallery rows, best first
+    gallery: int  # n_gallery
+
+    def recall(self, k: int) -> float:
+        """Percent of queries with a right item among their k best."""
+        return 100.0 * int((self.ranks <= k).sum()) / len(self.ranks)
+
+
+def ignore(_rows: int) -> None:
+    """The progress callback of those who do not watch."""
+
+
+def rank(
+    queries: Floats,
+    gallery: Floats,
+    query_ids: NDArray[Any],
+    gallery_ids: NDArray[Any],
+    *,
+    block: int | None = None,
+    on_rows: Callable[[int], None] = ignore,
+) -> Ranking:
+    """Rank the gallery for every query. An item is right if it has the query's id.
+
+    Args:
+        queries: (n_query, D) float32, finite.
+        gallery: (n_gallery, D) float32, finite.
+        query_ids: (n_query,) ids, each with at least one item in the gallery.
+        gallery_ids: (n_gallery,).
+        block: queries scored at a time; by default as many as make 128 MiB of scores.
+        on_rows: called with the number of queries after each block.
+
+    Equal scores rank in the order of the gallery, so that a model that has collapsed to one vector
+    gets the recall of chance and not a perfect one.
+    """
+    step = block or max(1, _SCORES // max(1, len(gallery)))
+    order = np.argsort(gallery_ids, kind="stable")  # rows of one id lie together, in their order
+    sorted_ids = np.asarray(gallery_ids)[order]
+    first = np.searchsorted(sorted_ids, query_ids, "left")
+    last = np.searchsorted(sorted_ids, query_ids, "right")
+    parts = []
+    for start in range(0, len(queries), step):
+        rows = slice(start, start + step)
+        right = _padded(order, first[rows], last[rows])  # (b, most), -1 = none
+        scores = queries[rows] @ gallery.T  # (b, n_gallery)
+        parts.append(_rank_block(scores, right))
+        on_rows(len(right))
+    ranks, best, margins, top = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Ranking(ranks, best, margins, top, len(gallery))
+
+
+def _padded(order: Ints, first: Ints, last: Ints) -> Ints:
+    """Per query the gallery rows of its id, ascending, filled up with -1. (b, most)."""
+    columns = first[:, None] + np.arange(int((last - first).max()))
+    inside = columns < last[:, None]
+    return np.where(inside, order[np.minimum(columns, len(order) - 1)], -1)
+
+
+def _rank_block(scores: Floats, right: Ints) -> tuple[Ints, Ints, Floats, Ints]:
+    """Ranks, best right rows, margins and top of a block. Overwrites ``scores``."""
+    queries = np.arange(len(scores))
+    right_scores = np.where(right >= 0, scores[queries[:, None], right], -np.inf)  # (b, most)
+    column = right_scores.argmax(axis=1)
+    best, best_row = right_scores[queries, column], right[queries, column]
+    real = right >= 0
+    scores[np.nonzero(real)[0], right[real]] = -np.inf  # what is left is wrong
+    above = np.count_nonzero(scores > best[:, None], axis=1)
+    level = np.count_nonzero(scores >= best[:, None], axis=1)
+    for query in np.flatnonzero(level > above):  # a tie: the earlier row ranks first
+        above[query] += int((scores[query, : best_row[query]] == best[query]).sum())
+    wrong = _largest(scores, TOP)  # (b, <= 10)
+    most = min(TOP, scores.shape[1])
+    highest = scores[queries, wrong[:, 0]]
+    margins = np.where(np.isneginf(highest), NO_WRONG_ITEM, best - highest)
+    rows = np.concatenate([wrong, right], axis=1)
+    values = np.concatenate([np.take_along_axis(scores, wrong, 1), right_scores], axis=1)
+    top = np.take_along_axis(rows, np.lexsort((rows, -values))[:, :most], 1)
+    return above + 1, best_row, margins.astype(np.float32), top
+
+
+def _largest(scores: Floats, count: int) -> Ints:
+    """Columns of the largest scores, best first, equal ones by column. (b, <= count).
+
+    Each of the ten largest lies in one of ten groups, those with the largest maxima, so only these
+    groups are sorted: a pass of maxima costs a tenth of a partition of the whole row. A group is
+    a run of neighbouring columns, so that among groups of equal maxima the first ones hold the
+    first columns.
+    """
+    columns = scores.shape[1]
+    if columns <= 2 * count * _GROUP:
+        return _best(scores, np.broadcast_to(np.arange(columns), scores.shape), count)
+    whole = columns - columns % _GROUP
+    maxima = scores[:, :whole].reshape(len(scores), -1, _GROUP).max(axis=2)  # (b, groups)
+    cut = np.partition(maxima, -count, axis=1)[:, -count, None]
+    # Groups above the cut, then as many at the cut as there is room for, the first ones first.
+    kept = maxima > cut
+    room = count - kept.sum(axis=1, keepdims=True)
+    level = maxima == cut
+    kept |= level & (np.cumsum(level, axis=1) <= room)
+    groups = np.nonzero(kept)[1].reshape(len(scores), count)
+    inside = (groups[:, :, None] * _GROUP + np.arange(_GROUP)).reshape(len(scores), -1)
+    rest = np.broadcast_to(np.arange(whole, columns), (len(scores), columns - whole))
+    return _best(scores, np.concatenate([inside, rest], axis=1), count)
+
+
+def _best(scores: Floats, columns: Ints, count: int) -> Ints:
+    """The ``count`` best of some columns, ascending in each row; equal scores by column."""
+    values = np.take_along_axis(scores, columns, 1)
+    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(columns, order, 1)

@@ -1,0 +1,76 @@
+"""Write every form of a parity report into one folder."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from mwa_export.errors import ImageError
+from mwa_export.files import new_folder
+from mwa_export.parity_result import Parity
+from mwa_export.pictures import Picture, decode_picture
+from mwa_export.report_html import html_from_parity, thumbnail_rows
+from mwa_export.report_junit import junit_from_parity
+from mwa_export.report_markdown import markdown_from_parity
+
+MARKER = "report.json"  # of a folder that was made here, and may be replaced with --force
+THUMBNAIL = 160  # pixels of the longer side
+
+
+def write_reports(
+    result: Parity,
+    out: Path,
+    *,
+    pictures: tuple[Picture, ...] = (),
+    force: bool = False,
+) -> Path:
+    """Write report.json, report.md, junit.xml and report.html.
+
+    Args:
+        result: from `parity.compare`.
+        out: folder to make; it appears with all four files or not at all.
+        pictures: of the test set, in its order; thumbnails of a few go into report.html.
+        force: replace the folder if an earlier report is in it.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        BundleError: the folder exists, or the disk refuses.
+    """
+    texts = {
+        MARKER: json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n",
+        "report.md": markdown_from_parity(result),
+        "junit.xml": junit_from_parity(result),
+        "report.html": html_from_parity(result, _thumbnails(result, pictures)),
+    }
+    with new_folder(out, marker=MARKER, force=force) as folder:
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return Path(out) / "report.html"
+
+
+def _thumbnails(result: Parity, pictures: tuple[Picture, ...]) -> Mapping[int, bytes]:
+    """JPEG bytes of the pictures that the gallery shows; none where one cannot be read any more."""
+    found: dict[int, bytes] = {}
+    for row in thumbnail_rows(result) if pictures else ():
+        try:
+            found[row] = thumbnail(pictures[row])
+        except ImageError:
+            continue  # the gallery shows its name instead
+    return found
+
+
+def thumbnail(picture: Picture) -> bytes:
+    """A picture as a small JPEG.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    image = decode_picture(picture.read(), str(picture)).convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=75)
+    return buffer.getvalue()

@@ -1,0 +1,300 @@
+"""Charts of the HTML report as inline SVG. Pure functions from numbers to strings.
+
+Colours come from the page's style sheet by class; every chart has a title for readers that cannot
+see it. Numbers that are not finite are left out, never drawn somewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH = 440.0
+_FEWEST_BINS = 12  # fewer would be drawn as walls
+_ROW = 38.0  # height of one row of bars or intervals
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 64.0, 8.0, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Two values to compare, the interval of the second, and what to write at the bars' ends."""
+
+    label: str
+    first: float
+    second: float
+    low: float
+    high: float
+    first_text: str
+    second_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value with its interval, what to write beside it, and the limit it must not cross."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    text: str
+    limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A named line over layers; ``None`` stands for infinity."""
+
+    name: str
+    labels: Sequence[str]
+    values: Sequence[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Maps ``low`` .. ``high`` onto ``start`` .. ``stop`` and stays inside."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+
+    def __call__(self, value: float) -> float:
+        inside = min(max(value, self.low), self.high)
+        share = (inside - self.low) / ((self.high - self.low) or 1.0)
+        return self.start + share * (self.stop - self.start)
+
+
+def finite(values: Sequence[float | None]) -> list[float]:
+    """The values that can be drawn."""
+    return [v for v in values if v is not None and math.isfinite(v)]
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers from ``low`` to ``high``, at most about ``most`` of them."""
+    span = high - low
+    if not (math.isfinite(span) and span > 0):
+        return [low]
+    raw = span / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def grouped_bars(key: str, title: str, rows: Sequence[Bars], *, top: float = 100.0) -> str:
+    """Two horizontal bars per row from 0 to ``top``, the second with its interval."""
+    height = _TOP + _ROW * len(rows) + _BOTTOM
+    x = _Scale(0.0, top, _LEFT, WIDTH - _RIGHT)
+    parts = [_grid(x, t, height, f"{t:g}") for t in ticks(0.0, top)]
+    for i, row in enumerate(rows):
+        y = _TOP + _ROW * i
+        parts.append(_text(_LEFT - 8, y + 23, row.label, "end", "label"))
+        parts += _bar(x, y + 4, row.first, row.first_text, "first")
+        parts += _bar(x, y + 20, row.second, row.second_text, "second")
+        if row.low < row.high and len(finite([row.low, row.high])) == 2:
+            parts.append(_whisker(x(row.low), x(row.high), y + 26, 3.5, "whisker"))
+    return _svg(key, title, WIDTH, height, parts)
+
+
+def forest(key: str, title: str, rows: Sequence[Interval]) -> str:
+    """One row per value: a dot, its interval as a line, zero and the limits as vertical lines."""
+    height = _TOP + _ROW * len(rows) + _BOTTOM
+    numbers = finite([n for r in rows for n in (r.value, r.low, r.high, r.limit)])
+    reach = max([abs(n) for n in numbers] + [0.0]) * 1.08 or 1.0
+    low = -reach if min(numbers, default=0.0) < 0 else -reach * 0.1
+    high = max(max(numbers, default=0.0) * 1.15, reach * 0.1)
+    x = _Scale(low, high, _LEFT, WIDTH - _RIGHT)
+    parts = [_grid(x, t, height, _plain(t)) for t in ticks(low, high)]
+    parts.append(_line(x(0.0), _TOP, x(0.0), height - _BOTTOM, "zero"))
+    for i, row in enumerate(rows):
+        y = _TOP + _ROW * (i + 0.5)
+        parts.append(_text(_LEFT - 8, y + 4.5, row.label, "end", "label"))
+        if row.limit is not None and math.isfinite(row.limit):
+            parts.append(_line(x(row.limit), y - _ROW / 2, x(row.limit), y + _ROW / 2, "limit"))
+        if len(finite([row.low, row.high])) == 2:
+            parts.append(_whisker(x(row.low), x(row.high), y, 4, "interval"))
+        if math.isfinite(row.value):
+            parts.append(f'<circle class="second" cx="{x(row.value):.1f}" cy="{y:.1f}" r="5"/>')
+        parts.append(_text(WIDTH - _RIGHT + 8, y + 4.5, row.text, "start", "value"))
+    return _svg(key, title, WIDTH, height, parts)
+
+
+def histogram(
+    key: str,
+    title: str,
+    edges: Sequence[float],
+    counts: Sequence[int],
+    bins: tuple[int, int],
+    kind: str = "first",
+) -> str:
+    """Bars over a logarithmic axis; the bin that starts at 0 stands at its left end.
+
+    ``bins`` is the range of bins to draw, first and one past the last, so that two histograms can
+    share an axis.
+    """
+    height, first, last = 190.0, *bins
+    tallest = max([*counts[first:last], 0])
+    y = _Scale(0.0, float(tallest or 1), height - _BOTTOM, _TOP + 14)
+    width = (WIDTH - _LEFT - 12) / max(last - first, 1)
+    parts = [
+        _line(_LEFT, y(t), WIDTH - 12, y(t), "grid") + _text(_LEFT - 8, y(t) + 4, f"{t:,.0f}")
+        for t in ticks(0.0, float(tallest), 3)
+        if t == int(t)
+    ]
+    for i in range(first, min(last, len(counts))):
+        left, top = _LEFT + (i - first) * width, y(max(counts[i], 0))
+        if counts[i] > 0:
+            top = min(top, height - _BOTTOM - 1.5)  # a single row stays visible
+            parts.append(_rect(left + 0.75, top, width - 1.5, height - _BOTTOM - top, kind))
+    parts += _log_ticks(edges, first, last, width, height)
+    if not tallest:
+        parts.append(_text(WIDTH / 2, height / 2, "nothing to count", "middle", "label"))
+    return _svg(key, title, WIDTH, height, parts)
+
+
+def filled_bins(histograms: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """The range of bins in which any of the histograms has something, with an empty bin around."""
+    filled = [i for counts in histograms for i, n in enumerate(counts) if n > 0]
+    longest = max((len(counts) for counts in histograms), default=0)
+    if not filled:
+        return 0, longest
+    first = max(min(filled) - 1, 0)
+    return first, min(max(max(filled) + 2, first + _FEWEST_BINS), longest)
+
+
+def curves(key: str, title: str, lines: Sequence[Curve]) -> str:
+    """Lines over layers. ``None`` gets a row of its own above the axis, marked as no noise."""
+    numbers = finite([v for line in lines for v in line.values])
+    width, height, left, top = 900.0, 290.0 if numbers else 78.0, 78.0, 46.0
+    low, high = min([*numbers, 0.0]), max([*numbers, 1.0])
+    y = _Scale(low, high, height - 46, top)
+    longest = max((line.labels for line in lines), key=len, default=())
+    x = _Scale(0.0, float(max(len(longest) - 1, 1)), left, width - 20)
+    parts = [
+        _line(left, y(t), width - 12, y(t), "grid") + _text(left - 8, y(t) + 4, _plain(t))
+        for t in (ticks(low, high) if numbers else [])
+    ]
+    if any(v is None for line in lines for v in line.values):
+        parts.append(_line(left, 15, width - 12, 15, "endless"))
+        parts.append(_text(left - 12, 19, "no noise"))
+    for i, (line, kind) in enumerate(zip(lines, ("first", "second"), strict=False)):
+        parts += _curve(line, x, y, kind, square=bool(i))
+    parts += _layer_ticks(longest, x, height)
+    return _svg(key, title, width, height, parts)
+
+
+def _curve(line: Curve, x: _Scale, y: _Scale, kind: str, *, square: bool) -> list[str]:
+    """One line with its markers; it breaks where there is no noise."""
+    runs: list[list[str]] = [[]]
+    marks = []
+    for i, value in enumerate(line.values):
+        drawable = value is not None and math.isfinite(value)
+        if value is not None and not drawable:
+            continue
+        height = y(value) if value is not None else (21.0 if square else 9.0)
+        if value is not None:
+            runs[-1].append(f"{x(i):.1f},{height:.1f}")
+        else:
+            runs.append([])
+        cls = kind if drawable else f"{kind} open"
+        marks.append(_marker(x(i), height, cls, square=square))
+    lines = [
+        f'<polyline class="curve {kind}" points="{" ".join(points)}"/>'
+        for points in runs
+        if len(points) > 1
+    ]
+    return lines + marks
+
+
+def _marker(x: float, y: float, cls: str, *, square: bool) -> str:
+    if square:
+        return f'<rect class="{cls}" x="{x - 3.5:.1f}" y="{y - 3.5:.1f}" width="7" height="7"/>'
+    return f'<circle class="{cls}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+
+
+def _layer_ticks(labels: Sequence[str], x: _Scale, height: float) -> list[str]:
+    """Names under the axis, as many as fit; "block 7" is shortened to "7"."""
+    every = max(1, math.ceil(len(labels) / 13))
+    parts = []
+    for i, label in enumerate(labels):
+        if i % every == 0 or i == len(labels) - 1:
+            short = label.removeprefix("block ")
+            last = i == len(labels) - 1 and len(short) > 3  # "embedding" at the right border
+            anchor = "end" if last else "middle"
+            parts.append(_text(x.stop + 8 if last else x(i), height - 28, short, anchor))
+    return [*parts, _text(x.stop, height - 8, "after block", "end", "label")]
+
+
+def _log_ticks(
+    edges: Sequence[float], first: int, last: int, width: float, height: float
+) -> list[str]:
+    """Powers of ten under a histogram, 0 under a bin that starts there; labels as they fit."""
+    places: list[tuple[float, str]] = []
+    for i in range(first, min(last, len(edges) - 1)):
+        left = _LEFT + (i - first) * width
+        if edges[i] <= 0:
+            places.append((left, "0"))
+        elif edges[i] < edges[i + 1] < math.inf:
+            start, stop = math.log10(edges[i]), math.log10(edges[i + 1])
+            for power in range(math.ceil(start - 1e-6), math.floor(stop + 1e-6) + 1):
+                share = (power - start) / (stop - start)
+                places.append((left + share * width, _power(power)))
+    parts, labelled = [], -math.inf
+    for left, label in places:
+        parts.append(_line(left, height - _BOTTOM, left, height - _BOTTOM + 4, "axis"))
+        if left - labelled >= 40:
+            parts.append(_text(left, height - 11, label, "middle"))
+            labelled = left
+    return parts
+
+
+def _power(power: int) -> str:
+    return f"1e{power}" if power < -2 or power > 3 else f"{10.0**power:g}"
+
+
+def _bar(x: _Scale, y: float, value: float, text: str, cls: str) -> list[str]:
+    if not math.isfinite(value):
+        return []
+    parts = [_text(WIDTH - _RIGHT + 8, y + 10.5, text, "start", "value")]
+    if value > 0:
+        parts.append(_rect(x.start, y, x(value) - x.start, 12, cls))
+    return parts
+
+
+def _whisker(left: float, right: float, y: float, cap: float, cls: str) -> str:
+    path = f"M{left:.1f} {y - cap:.1f}v{2 * cap:g}M{left:.1f} {y:.1f}H{right:.1f}"
+    return f'<path class="{cls}" d="{path}M{right:.1f} {y - cap:.1f}v{2 * cap:g}"/>'
+
+
+def _grid(x: _Scale, value: float, height: float, label: str) -> str:
+    line = _line(x(value), _TOP, x(value), height - _BOTTOM, "grid")
+    return line + _text(x(value), height - 11, label, "middle")
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _rect(x: float, y: float, width: float, height: float, cls: str) -> str:
+    size = f'width="{max(width, 0.5):.1f}" height="{max(height, 0.5):.1f}"'
+    return f'<rect class="{cls}" x="{x:.1f}" y="{y:.1f}" {size}/>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line class="{cls}" {ends}/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "end", cls: str = "tick") -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="{cls}" {place}>{escape(text)}</text>'
+
+
+def _svg(key: str, title: str, width: float, height: float, parts: Sequence[str]) -> str:
+    name = escape(f"chart-{key}")
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-labelledby="{name}">'
+        f'<title id="{name}">{escape(title)}</title>{"".join(parts)}</svg>'
+    )

@@ -1,0 +1,123 @@
+"""The parity report as one HTML file: no script, nothing fetched, verdict first.
+
+This module decides which figures go where; ``report_words`` and ``report_numbers`` word them.
+``assets/report.html.j2`` decides where it stands, ``assets/report.css`` how it looks.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from mwa_export import report_charts as draw
+from mwa_export.parity_result import DIRECTION_NAMES, Parity, Which
+from mwa_export.report_numbers import (
+    MINUS,
+    cosine,
+    count,
+    gate_numbers,
+    p_value,
+    percent,
+    points,
+    share,
+    small,
+)
+from mwa_export.report_words import (
+    TOWERS,
+    also_failed,
+    certain_changes,
+    cross_sentence,
+    drop_limits,
+    headline,
+    is_identical,
+    layer_sentences,
+    layer_table,
+    margin_sentence,
+    stage_sentence,
+)
+
+SIDES: tuple[Which, ...] = ("reference", "candidate")
+
+
+def html_from_parity(result: Parity, thumbnails: Mapping[int, bytes] | None = None) -> str:
+    """The whole document.
+
+    Args:
+        result: what the page says; nothing else is read.
+        thumbnails: image row -> small JPEG file. Rows without one show the picture's name.
+    """
+    import jinja2
+
+    assets = files("mwa_export") / "assets"
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    numbers = (count, percent, points, cosine, p_value, share, small)
+    environment.filters |= {function.__name__: function for function in numbers}
+    template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
+    page: str = template.render(
+        result=result,
+        css=(assets / "report.css").read_text(encoding="utf-8"),
+        thumbnails={row: b64encode(jpeg).decode() for row, jpeg in (thumbnails or {}).items()},
+        names=DIRECTION_NAMES,
+        sides=SIDES,
+        charts=_charts(result),
+        **_sentences(result),
+    )
+    # File names may hold bytes that are no text; the page has to be encodable all the same.
+    return page.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def thumbnail_rows(result: Parity) -> list[int]:
+    """Image rows whose pictures the gallery shows, each once, in the order of the page."""
+    return list(dict.fromkeys(row for e in result.examples for row in (e.image, e.winner_image)))
+
+
+def _sentences(result: Parity) -> dict[str, Any]:
+    """Everything the page says in words that depend on the figures."""
+    ordered = sorted(result.gates, key=lambda gate: gate.passed)
+    return {
+        "headline": headline(result),
+        "also_failed": also_failed(result),
+        "gates": [(gate, *gate_numbers(gate)) for gate in ordered],
+        "identical": is_identical(result),
+        "certain": certain_changes(result),
+        "stage_sentence": stage_sentence(result.stages),
+        "layer_sentences": layer_sentences(result),
+        "layer_table": layer_table(result),
+        "cross": {(cell.images, cell.texts): cell for cell in result.cross},
+        "cross_sentence": cross_sentence(result),
+        "margin_sentences": [margin_sentence(d) for d in result.directions],
+    }
+
+
+def _charts(result: Parity) -> dict[str, Any]:
+    """Every chart of the page as safe markup."""
+    from markupsafe import Markup
+
+    limits = drop_limits(result)
+    bars, rows = [], []
+    for d in result.directions:
+        for r in d.recalls:
+            label = f"{d.direction.upper()}@{r.k}"
+            texts = percent(r.reference, d.queries), percent(r.candidate, d.queries)
+            ends = r.reference + r.low, r.reference + r.high
+            bars.append(draw.Bars(label, r.reference, r.candidate, *ends, *texts))
+            limit = -limits[label] if label in limits else None
+            rows.append(
+                draw.Interval(label, r.difference, r.low, r.high, points(r.difference), limit)
+            )
+    towers = [(tower, [n for n in result.layers if n.tower == tower]) for tower in TOWERS]
+    lines = [draw.Curve(t, [n.layer for n in ns], [n.snr_db for n in ns]) for t, ns in towers]
+    found = {
+        "recall": draw.grouped_bars("recall", "Recall of reference and candidate in percent", bars),
+        "forest": draw.forest("forest", "Differences of recall in points, with intervals", rows),
+        "layers": draw.curves("layers", "Signal-to-noise ratio after every block, in dB", lines),
+    }
+    bins = draw.filled_bins([c.counts for c in result.cosines])
+    for c, kind in zip(result.cosines, ("first", "second"), strict=False):
+        title = f"Histogram of 1 {MINUS} cosine, {c.tower} tower"
+        found[c.tower] = draw.histogram(c.tower, title, c.edges, c.counts, bins, kind)
+    return {name: Markup(svg) for name, svg in found.items()}

@@ -1,0 +1,50 @@
+"""The gates as JUnit XML: each is a test case, so that any CI shows which one failed."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+from mwa_export.parity_result import Parity
+
+_NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def junit_from_parity(result: Parity) -> str:
+    """An XML document with one test suite."""
+    failures = sum(not gate.passed for gate in result.gates)
+    suite = ElementTree.Element(
+        "testsuite",
+        name="recall parity",
+        tests=str(len(result.gates)),
+        failures=str(failures),
+        errors="0",
+        skipped="0",
+        timestamp=result.created,
+    )
+    properties = ElementTree.SubElement(suite, "properties")
+    for name, value in (
+        ("reference", result.reference.name),
+        ("candidate", result.candidate.name),
+        ("data", result.data.name),
+        ("images", str(result.data.images)),
+        ("captions", str(result.data.captions)),
+        ("mwa-export", result.version),
+    ):
+        ElementTree.SubElement(properties, "property", name=name, value=_clean(value))
+    for gate in result.gates:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname="parity", name=gate.name, time="0"
+        )
+        if not gate.passed:
+            ElementTree.SubElement(case, "failure", message=_clean(gate.message), type="gate")
+    root = ElementTree.Element("testsuites", tests=str(len(result.gates)), failures=str(failures))
+    root.append(suite)
+    ElementTree.indent(root)
+    body = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{body}\n'
+
+
+def _clean(text: str) -> str:
+    """Without the control characters that XML cannot hold, such as a file name may have."""
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

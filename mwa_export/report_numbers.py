@@ -1,0 +1,81 @@
+"""Numbers as text, the same in every report: no false precision, and no zero that is none."""
+
+from __future__ import annotations
+
+import math
+
+from mwa_export.parity_result import GateResult
+from mwa_export.report_charts import finite
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+FINE_QUERIES = 5000  # from here on percent get a second decimal
+
+
+def count(value: int) -> str:
+    """A whole number with thousands separated."""
+    return f"{value:,}"
+
+
+def percent(value: float, queries: int) -> str:
+    """A recall figure, with as many decimals as the number of queries carries."""
+    return f"{value:.{2 if queries >= FINE_QUERIES else 1}f}" if math.isfinite(value) else DASH
+
+
+def points(value: float | None) -> str:
+    """A signed difference; exactly zero is "0", and anything else never looks like zero."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if value == 0:
+        return "0"
+    text = f"{abs(value):.2f}"
+    text = text if float(text) else f"{abs(value):.1g}"
+    return (MINUS if value < 0 else "+") + text
+
+
+def small(value: float | None, digits: int = 2) -> str:
+    """A number with a few significant digits and without an exponent if it needs none."""
+    numbers = finite([value])
+    return _minus(_short(f"{numbers[0]:.{digits}g}")) if numbers else DASH
+
+
+def cosine(value: float | None) -> str:
+    """A cosine with enough digits to tell it from 1."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    distance = 1.0 - value
+    if distance == 0:
+        return "1"
+    if abs(distance) < 1e-3:
+        return f"1 {MINUS if distance > 0 else '+'} {_short(f'{abs(distance):.1e}')}"
+    return _minus(f"{value:.4f}")
+
+
+def share(value: float) -> str:
+    """A share in percent; only all of it is "100"."""
+    text = f"{value * 100:.1f}"
+    return "100" if value == 1 else "> 99.9" if text == "100.0" else text
+
+
+def p_value(value: float) -> str:
+    """A probability; nothing below 0.001 is told apart."""
+    if not math.isfinite(value):
+        return DASH
+    return "< 0.001" if value < 0.001 else "1" if value == 1 else f"{value:.3f}"
+
+
+def gate_numbers(gate: GateResult) -> tuple[str, str]:
+    """The limit as it was set, and what was found with enough digits to tell it from the limit."""
+    written = cosine if "cosine" in gate.name else points
+    found = written(gate.found)
+    if found == written(gate.limit) and gate.found != gate.limit:
+        found = small(gate.found, 6)
+    return small(gate.limit, 9), found.lstrip("+")
+
+
+def _short(text: str) -> str:
+    return text.replace("e-0", "e-")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", MINUS) if text.startswith("-") else text

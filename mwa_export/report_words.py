@@ -1,0 +1,184 @@
+"""The verdict and what figures mean, in sentences that every report uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+
+from mwa_export.config import Tower
+from mwa_export.parity_result import DIRECTION_NAMES, DirectionResult, GateResult, Parity, Stage
+from mwa_export.report_charts import finite
+from mwa_export.report_numbers import DASH, cosine, points, small
+
+TOWERS: tuple[Tower, ...] = ("vision", "text")
+COIN_TOSS, DAMAGE = 0.25, 0.5  # median margin of the flipped queries over that of all
+FEW = 5  # flipped queries, too few to judge
+
+
+def headline(result: Parity) -> str:
+    """The verdict in one sentence."""
+    if not result.gates:
+        return "No verdict: no gate was set"
+    if not result.passed:
+        return f"Fails: {worst.message.rstrip('. ')}" if (worst := _worst(result)) else "Fails"
+    if is_identical(result):
+        return "Passes: both sides give identical embeddings"
+    drop = -min(finite([r.difference for d in result.directions for r in d.recalls]), default=0.0)
+    if drop <= 0:
+        return "Passes: no recall figure dropped"
+    limits = set(drop_limits(result).values())
+    if limits and drop <= min(limits):
+        return f"Passes: no recall figure dropped by more than {min(limits):g} points"
+    return f"Passes: every gate holds; the largest drop of a recall figure is {drop:.2f} points"
+
+
+def also_failed(result: Parity) -> str:
+    """The gates that fail besides the one in the headline."""
+    worst = _worst(result)
+    names = [gate.name for gate in result.gates if not gate.passed and gate is not worst]
+    return f"Failed too: {_list(names)}." if names else ""
+
+
+def is_identical(result: Parity) -> bool:
+    """Every embedding of the two sides is equal bit by bit."""
+    return bool(result.cosines) and all(c.identical == c.rows for c in result.cosines)
+
+
+def certain_changes(result: Parity) -> str:
+    """Which differences have an interval without zero."""
+    changed = [
+        f"{d.direction.upper()}@{r.k}"
+        for d in result.directions
+        for r in d.recalls
+        if r.low > 0 or r.high < 0
+    ]
+    if all(r.won == r.lost == 0 for d in result.directions for r in d.recalls):
+        return "No query was won or lost."
+    if not changed:
+        return "Every interval contains zero: no difference can be told from chance."
+    if len(changed) == 1:
+        return f"The interval of {changed[0]} does not contain zero: hardly chance."
+    return f"The intervals of {_list(changed)} do not contain zero: hardly chance."
+
+
+def stage_sentence(stages: tuple[Stage, ...]) -> str:
+    """Which stage costs most at rank 1."""
+    measured = [(min(n), s) for s in stages if (n := finite([s.tr1, s.ir1]))]
+    if not measured:
+        return ""
+    loss, worst = min(measured, key=lambda pair: pair[0])
+    if loss >= 0:
+        return "No stage that was measured loses recall at rank 1."
+    return (
+        f"The stage that costs most is {worst.name}: TR@1 {points(worst.tr1)}, "
+        f"IR@1 {points(worst.ir1)} points."
+    )
+
+
+def layer_sentences(result: Parity) -> list[str]:
+    """The layer that adds most noise, and where noise begins in each tower."""
+    found, falls = list[str](), list[tuple[float, str]]()
+    for tower in TOWERS:
+        layers = [layer for layer in result.layers if layer.tower == tower]
+        noisy = [layer for layer in layers if layer.snr_db is not None]
+        if layers and not noisy:
+            found.append(f"The {tower} tower has no noise at all.")
+        elif noisy and noisy[0] is not layers[0]:
+            start = noisy[0]
+            found.append(f"Noise begins in the {tower} tower at {start.layer}.")
+        for a, b in pairwise(layers):
+            if a.snr_db is not None and b.snr_db is not None and a.snr_db > b.snr_db:
+                where = f"{tower} {b.layer}: from {a.snr_db:.1f} to {b.snr_db:.1f} dB"
+                falls.append((a.snr_db - b.snr_db, where))
+    worst = [f"The worst layer is {max(falls)[1]}."] if falls else []
+    return worst + found
+
+
+def layer_table(result: Parity) -> list[tuple[str, list[str]]]:
+    """Every layer with the ratio in both towers, as text."""
+    found = {(layer.tower, layer.layer): layer.snr_db for layer in result.layers}
+
+    def cell(tower: Tower, name: str) -> str:
+        value = found.get((tower, name), math.nan)
+        return "no noise" if value is None else f"{value:.1f}" if math.isfinite(value) else DASH
+
+    names = dict.fromkeys(layer.layer for layer in result.layers)
+    return [(name, [cell(tower, name) for tower in TOWERS]) for name in names]
+
+
+def cross_sentence(result: Parity) -> str:
+    """Whether vectors of the two sides may be mixed in one search."""
+    cells = {(cell.images, cell.texts): cell for cell in result.cross}
+    if not cells:
+        return ""
+    own = cells["reference", "reference"]
+    mixed = [cells["reference", "candidate"], cells["candidate", "reference"]]
+    loss = max(max(own.tr[0] - cell.tr[0], own.ir[0] - cell.ir[0]) for cell in mixed)
+    said = f"costs at most {points(loss)[1:]} points of R@1 against the reference alone"
+    said = said if loss > 0 else "costs no R@1"
+    limit = min(drop_limits(result).values(), default=None)
+    if limit is None:
+        return f"Searching an index of one side with queries of the other {said}."
+    if loss <= limit:
+        return f"An index built with one side can be searched with the other: mixing {said}."
+    return (
+        f"An index built with one side should be built again for the other: mixing {said}, "
+        f"allowed {limit:g}."
+    )
+
+
+def margin_sentence(d: DirectionResult) -> str:
+    """Whether the flips at rank 1 are coin tosses or damage."""
+    m, name = d.margins, DIRECTION_NAMES[d.direction].capitalize()
+    if not m.flipped or m.flipped_median is None:
+        return f"{name}: no query changed at rank 1."
+    share = m.flipped_median / m.all_median if m.all_median > 0 else math.inf
+    verdict = (
+        "too few to judge"
+        if m.flipped < FEW
+        else "coin tosses"
+        if share <= COIN_TOSS
+        else "clear answers were overturned, which is damage"
+        if share >= DAMAGE
+        else "closer calls than most, but no mere coin tosses"
+    )
+    noun = "query" if m.flipped == 1 else "queries"
+    return (
+        f"{name}: {m.flipped:,} {noun} changed at rank 1. The median margin of these was "
+        f"{small(m.flipped_median)}, the largest {small(m.flipped_largest)}; over all queries the "
+        f"median is {small(m.all_median)}: {verdict}."
+    )
+
+
+def _worst(result: Parity) -> GateResult | None:
+    """The failed gate that is named first: the largest drop of recall, if there is one."""
+    failed = [gate for gate in result.gates if not gate.passed]
+    drops = [gate for gate in failed if gate.name.endswith(" drop")]
+    return max(drops, key=lambda gate: gate.found - gate.limit, default=next(iter(failed), None))
+
+
+def drop_limits(result: Parity) -> dict[str, float]:
+    """Points that each recall figure may lose, by its name."""
+    drops = [gate for gate in result.gates if gate.name.endswith(" drop")]
+    return {gate.name.removesuffix(" drop"): abs(gate.limit) for gate in drops}
+
+
+def drift(stage: Stage) -> str:
+    """What a stage changed, in a few words."""
+    if stage.state != "changed":
+        return "none" if stage.state == "same" else stage.state
+    parts = [
+        f"{tower} cosine {cosine(value)}"
+        for tower, value in (("vision", stage.vision_cosine), ("text", stage.text_cosine))
+        if value is not None
+    ]
+    for name, value in (("TR@1", stage.tr1), ("IR@1", stage.ir1)):
+        if value is not None:
+            parts.append(f"{name} {points(value)}")
+    return ", ".join(parts)
+
+
+def _list(words: Iterable[str]) -> str:
+    *head, last = words
+    return f"{', '.join(head)} and {last}" if head else last

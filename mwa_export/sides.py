@@ -1,0 +1,238 @@
+"""The two sides of a comparison: a checkpoint on PyTorch, or a bundle on a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mwa_export import __version__
+from mwa_export.backend import Backend
+from mwa_export.backend_onnx import OnnxBackend, choose_graphs
+from mwa_export.bundle import Bundle
+from mwa_export.config import ModelConfig
+from mwa_export.embedding import Prepare
+from mwa_export.errors import DataError, MissingOptionError, OptionsError, TokenizerError
+from mwa_export.files import sha256_of
+from mwa_export.lazy import require
+from mwa_export.parity_result import SideInfo
+from mwa_export.preprocess import IMAGE_SPEC, pixels_from_image
+from mwa_export.retrieval_data import Caption
+from mwa_export.tokenizer import BOS, EOS, TEXT_SPEC, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A model that is ready to embed, with its own preprocessing and tokenizer."""
+
+    info: SideInfo
+    config: ModelConfig
+    backend: Backend
+    float32: Backend | None  # the same graphs before they were reduced; None: they were not
+    image: Mapping[str, Any]  # the preprocessing of pictures, as the manifest has it
+    prepare: Prepare  # and as a function
+    tokenizer: Tokenizer | None
+    tokenizer_sha256: str | None
+    identity: Mapping[str, Any]  # all that decides its embeddings, for the cache
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def max_length(self) -> int:
+        """Token ids of the longest text, BOS and EOS included."""
+        return self.config.backbone.max_text_length
+
+    def encode(self, captions: Sequence[Caption]) -> list[list[int]]:
+        """Captions -> token ids with BOS and EOS, cut to ``max_length``.
+
+        Raises:
+            TokenizerError: a caption is a text and this side has no tokenizer.
+            DataError: a stored id is not in the vocabulary.
+        """
+        return [
+            self._encode_text(caption) if isinstance(caption, str) else self._frame(caption)
+            for caption in captions
+        ]
+
+    def _encode_text(self, text: str) -> list[int]:
+        if self.tokenizer is None:
+            raise TokenizerError(
+                f"{self.info.source}: has no tokenizer, and the captions are texts. "
+                "Give one: --tokenizer FILE.spm"
+            )
+        return self.tokenizer.encode(text)
+
+    def _frame(self, ids: tuple[int, ...]) -> list[int]:
+        vocabulary = self.config.backbone.vocab_size
+        if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise DataError(
+                f"token id {min(ids) if min(ids) < 0 else max(ids)} in the captions. Expected 0 to "
+                f"{vocabulary - 1}, the vocabulary of {self.info.source}. The ids were made with "
+                "another tokenizer."
+            )
+        return [BOS, *ids[: self.max_length - 2], EOS]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointOptions:
+    """How to read a checkpoint that serves as the reference; named as those of `onnx`."""
+
+    adapter: Path | None = None  # the reference is a base, and this its adapter file
+    ema: bool = False
+    trust_pickle: bool = False
+    adapter_scale: float | None = None
+    adapter_layernorm: Any = None
+    ffn_option: Any = None
+
+
+def side_from_bundle(
+    path: Path,
+    *,
+    graphs: Sequence[str] = (),
+    threads: int | None = None,
+    tokenizer: Path | None = None,
+) -> Side:
+    """A bundle on ONNX Runtime.
+
+    Args:
+        path: the bundle.
+        graphs: names of its graphs, or paths of others; float32 where none is named.
+        threads: of the runtime.
+        tokenizer: in place of the bundle's own.
+    """
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    chosen = choose_graphs(bundle, graphs)
+    backend = OnnxBackend(bundle, graphs=chosen, threads=threads)
+    reduced = backend.precision != "float32"
+    ort = require("onnxruntime", extra="onnx", why="run ONNX graphs")
+    runtime = f"ONNX Runtime {ort.__version__}"
+    if tokenizer is None and manifest.tokenizer is not None:
+        tokenizer = path / manifest.tokenizer
+    size = manifest.model.backbone.image_size
+    return Side(
+        info=SideInfo(
+            name=f"{path.resolve().name} on ONNX Runtime, {backend.precision}",
+            source=str(path),
+            runtime=runtime,
+            precision=backend.precision,
+            space_id=manifest.space_id,
+        ),
+        config=manifest.model,
+        backend=backend,
+        float32=OnnxBackend(bundle, threads=threads) if reduced else None,
+        image=manifest.preprocessing["image"],
+        prepare=lambda image: pixels_from_image(image, size),
+        tokenizer=None if tokenizer is None else _tokenizer(tokenizer, manifest.model),
+        tokenizer_sha256=None if tokenizer is None else sha256_of(tokenizer),
+        identity={
+            "bundle": manifest.space_id,
+            "graphs": {tower: sha256_of(file) for tower, (file, _) in backend.graphs.items()},
+            "image": manifest.preprocessing["image"],
+            "runtime": runtime,
+        },
+    )
+
+
+def side_from_checkpoint(
+    path: Path,
+    like: Side,
+    options: CheckpointOptions | None = None,
+    *,
+    tokenizer: Path | None = None,
+) -> Side:
+    """A checkpoint on PyTorch, unmerged: torchscale's own encoder.
+
+    Args:
+        path: the checkpoint, or a base if the options name an adapter.
+        like: the other side: its image size is taken, its tokenizer where none is given, and its
+            adapter options where neither the file nor ``options`` have them.
+        options: see CheckpointOptions.
+        tokenizer: the reference's own.
+    """
+    require("torch", extra="export", why="run the PyTorch reference")
+    import torch
+
+    from mwa_export.backend_torch import TorchBackend
+    from mwa_export.layout import AdapterOptions
+    from mwa_export.model import ModelSource, load_model
+    from mwa_export.space import space_id
+
+    given = options or CheckpointOptions()
+    pair = {"base": path, "adapter": given.adapter} if given.adapter else {"checkpoint": path}
+    source = ModelSource(**pair, ema=given.ema, trust_pickle=given.trust_pickle)
+    size = like.config.backbone.image_size
+    wanted = AdapterOptions(given.adapter_scale, given.adapter_layernorm, given.ffn_option)
+    warnings: tuple[str, ...] = ()
+    try:
+        model = load_model(source, options=wanted, image_size=size)
+    except MissingOptionError as error:
+        adapter = like.config.adapter
+        if adapter is None:
+            raise
+        # What the file does not say was said when the bundle was made from it.
+        wanted = AdapterOptions(
+            adapter.scale if _names(error, "--adapter-scale") else wanted.scale,
+            adapter.layernorm if _names(error, "--adapter-layernorm") else wanted.layernorm,
+            adapter.option if _names(error, "--ffn-option") else wanted.ffn_option,
+        )
+        warnings = (
+            f"{path}: does not say all adapter options; taken from {like.info.source}: "
+            + ", ".join(flag.split()[0] for flag in error.flags),
+        )
+        model = load_model(source, options=wanted, image_size=size)
+    own, sha = like.tokenizer, like.tokenizer_sha256
+    if tokenizer is not None:
+        own, sha = _tokenizer(tokenizer, model.config), sha256_of(tokenizer)
+    image = {**IMAGE_SPEC, "size": size}
+    text = {**TEXT_SPEC, "max_length": model.config.backbone.max_text_length}
+    space = space_id(model.config, model.tensors, {"image": image, "text": text}, sha)
+    runtime = f"PyTorch {torch.__version__.split('+')[0]}"
+    return Side(
+        info=SideInfo(
+            name=f"{path.name} on PyTorch, float32",
+            source=str(path),
+            runtime=runtime,
+            precision="float32",
+            space_id=space,
+        ),
+        config=model.config,
+        backend=TorchBackend(model),
+        float32=None,
+        image=image,
+        prepare=lambda image: pixels_from_image(image, size),
+        tokenizer=own,
+        tokenizer_sha256=sha,
+        identity={"checkpoint": space, "runtime": runtime, "mwa_export": __version__},
+        warnings=(*warnings, *model.warnings),
+    )
+
+
+def check_same_space(reference: Side, candidate: Side) -> None:
+    """Raise OptionsError, naming what differs, unless both sides embed into the same space."""
+    if reference.info.space_id == candidate.info.space_id:
+        return
+    differing = [
+        name
+        for name, one, other in (
+            ("model configuration", reference.config.to_json(), candidate.config.to_json()),
+            ("tokenizer", reference.tokenizer_sha256, candidate.tokenizer_sha256),
+            ("picture preprocessing", dict(reference.image), dict(candidate.image)),
+        )
+        if one != other
+    ] or ["weights"]
+    raise OptionsError(
+        f"{reference.info.source} and {candidate.info.source} have different embedding spaces: "
+        f"another {', '.join(differing)}. Expected the checkpoint (with its options) that the "
+        "bundle was exported from. To compare them nevertheless: --any-space"
+    )
+
+
+def _names(error: MissingOptionError, flag: str) -> bool:
+    return any(given.startswith(flag) for given in error.flags)
+
+
+def _tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(path, max_length=config.backbone.max_text_length)
+    tokenizer.check_vocabulary(config.backbone.vocab_size)
+    return tokenizer

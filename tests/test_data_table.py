@@ -1,0 +1,232 @@
+"""A table's rows are captions; none is lost to quotes, delimiters or encodings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mwa_export.data_table import Columns, read_table
+from mwa_export.errors import DataError
+
+
+def write(folder: Path, content: str, name: str = "table.csv") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode())
+    return path
+
+
+def write_json(folder: Path, rows: list[Any]) -> Path:
+    return write(folder, "".join(json.dumps(row) + "\n" for row in rows), "table.jsonl")
+
+
+def test_repeated_images_are_one_picture_with_uneven_captions(tmp_path: Path) -> None:
+    data = read_table(write(tmp_path, "image,caption\nb.jpg,one\na.jpg,two\n./b.jpg,three\n"))
+    assert [p.path for p in data.pictures] == [tmp_path / "b.jpg", tmp_path / "a.jpg"]
+    assert data.image_ids.tolist() == [0, 1]
+    assert data.captions == ("one", "two", "three")
+    assert data.caption_image_ids.tolist() == [0, 1, 0]
+
+
+def test_pictures_may_lie_elsewhere_or_have_absolute_paths(tmp_path: Path) -> None:
+    absolute = str(tmp_path / "b.jpg")
+    path = write(tmp_path, f"image,caption\na.jpg,one\n{absolute},two\n")
+    data = read_table(path, images=tmp_path / "other")
+    assert [str(p) for p in data.pictures] == [str(tmp_path / "other" / "a.jpg"), absolute]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_delimiters_quotes_newlines_and_marks_are_understood(
+    tmp_path: Path, mark: str, delimiter: str, end: str
+) -> None:
+    caption = 'a, "b"; c\td\ne'
+    table = io.StringIO()
+    writer = csv.writer(table, delimiter=delimiter, lineterminator=end)
+    writer.writerows([["id", " caption ", "image"], ["x", caption, "1.jpg"], [], ["y", "z", "2"]])
+    data = read_table(write(tmp_path, mark + table.getvalue()))
+    assert data.captions == (caption, "z")
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+)
+@example(["\x85", "a\u2028b", "\r"])
+def test_every_caption_survives_csv_or_is_refused_as_blank(
+    tmp_path_factory: pytest.TempPathFactory, captions: list[str]
+) -> None:
+    table = io.StringIO()
+    writer = csv.writer(table, quoting=csv.QUOTE_ALL)
+    writer.writerows([["image", "caption"], *(["a.jpg", caption] for caption in captions)])
+    path = write(tmp_path_factory.getbasetemp(), table.getvalue())
+    if captions and all(caption.strip() for caption in captions):
+        assert read_table(path).captions == tuple(captions)
+    else:
+        with pytest.raises(DataError, match=r"blank|holds no pictures"):
+            read_table(path)
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("t.tsv", "\t"), ("t.csv", ",")])
+def test_the_suffix_decides_where_the_header_does_not(
+    tmp_path: Path, name: str, delimiter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undecided(*_: object, **__: object) -> None:
+        raise csv.Error("Could not determine delimiter")
+
+    monkeypatch.setattr(csv.Sniffer, "sniff", undecided)
+    path = write(tmp_path, f"image{delimiter}caption\na{delimiter}b\n", name)
+    assert read_table(path).captions == ("b",)
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    path = write(tmp_path, "file_name,text,number\na.jpg,one,7\nb.jpg,two,3\na.jpg,three,7\n")
+    data = read_table(path, columns=Columns("file_name", "text", "number"))
+    assert data.captions == ("one", "two", "three")
+    assert data.image_ids.tolist() == [7, 3]
+    assert data.caption_image_ids.tolist() == [7, 3, 7]
+
+
+@pytest.mark.parametrize("ids", [["x", "9"], ["07", "7"], ["-1", "2"], ["٣", "2"], ["9" * 19, "1"]])
+def test_ids_that_are_no_plain_integers_are_numbered_by_first_occurrence(
+    tmp_path: Path, ids: list[str]
+) -> None:
+    rows = "".join(f"{n}.jpg,c,{key}\n" for n, key in enumerate(ids))
+    path = write(tmp_path, "image,caption,id\n" + rows)
+    assert read_table(path, columns=Columns(image_id="id")).image_ids.tolist() == [0, 1]
+
+
+def test_json_rows_may_hold_one_caption_or_a_list(tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.jpg", "caption": "one", "id": 5, "captions": None},
+        {"image": "b.jpg", "captions": ["two", "three"], "id": "6"},
+        {"image": "a.jpg", "caption": ["four"], "id": "5"},
+    ]
+    data = read_table(write_json(tmp_path, rows), columns=Columns(image_id="id"))
+    assert data.captions == ("one", "two", "three", "four")
+    assert data.image_ids.tolist() == [5, 6]
+    assert data.caption_image_ids.tolist() == [5, 6, 6, 5]
+
+
+def test_a_split_column_is_used_only_when_a_split_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "image,caption,split\na,one,val\nb,two,test\nc,,train\n")
+    data = read_table(path, split="test")
+    assert data.captions == ("two",)
+    assert data.name == f"{path}, split test"
+    with pytest.raises(DataError, match="csv:4: `caption` is blank"):
+        read_table(path)
+    with pytest.raises(DataError, match=r"no pictures in split 'dev'\. It has: test, train, val"):
+        read_table(path, split="dev")
+
+
+def test_a_split_needs_its_column(tmp_path: Path) -> None:
+    path = write(tmp_path, "image,caption\na,one\n")
+    with pytest.raises(DataError, match=r"has no `split`\. It has: image, caption\..*Leave that"):
+        read_table(path, split="test")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "csv:1: is blank. Expected a header"),
+        ("\n\n", "csv:1: is blank. Expected a header"),
+        ("image,caption\n", "holds no pictures"),
+        ("file,caption\na,b\n", r"no column image\. It has: file, caption\..*with --image-column"),
+        ("image,text\na,b\n", r"no column caption\. It has: image, text\..*--caption-column"),
+        ("x,y\na,b\n", r"no column image, caption\..*with --image-column, --caption-column"),
+        ("image,caption,image\na,b,c\n", "columns of the same name: image"),
+        ("image,caption\na,b\na, b, c\n", "csv:3: has 3 fields.*Expected 2.*quotes"),
+        ("image,caption\na\n", "csv:2: has 1 fields"),
+        ("image,caption\na, \n", "csv:2: `caption` is blank"),
+        ("image,caption\na,b\n,c\n", "csv:3: `image` is blank"),
+        ('image,caption\na,"b\nc"\na, \n', "csv:4: `caption` is blank"),
+        ('image,caption\na,"b\nc,d\n', "csv:2: is not CSV.*unexpected end"),
+        ('image,caption\na,"b" c\n', "csv:2: is not CSV.*doubled"),
+        ('"image,caption\n', "csv:1: is not CSV"),
+    ],
+)
+def test_malformed_csv_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        read_table(write(tmp_path, content))
+
+
+def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes("image,caption\na,b\na,é\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"csv:3: is not UTF-8.*Save the file as UTF-8"):
+        read_table(path)
+    path.write_bytes("image,caption\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"csv:1: is not UTF-8"):
+        read_table(path)
+    with pytest.raises(DataError, match=r"absent\.csv: cannot be read"):
+        read_table(tmp_path / "absent.csv")
+
+
+def test_ids_and_pictures_belong_together_one_to_one(tmp_path: Path) -> None:
+    columns = Columns(image_id="id")
+    path = write(tmp_path, "image,caption,id\na,x,1\nb,y,1\n")
+    with pytest.raises(DataError, match=r"csv:3: `id` 1 is .*b, and at .*csv:2 it is .*a\."):
+        read_table(path, columns=columns)
+    path = write(tmp_path, "image,caption,id\na,x,1\na,y,2\n")
+    with pytest.raises(DataError, match=r"csv:3: .*a has `id` 2, and 1 before"):
+        read_table(path, columns=columns)
+    with pytest.raises(DataError, match=r"no column number.*--image-id-column"):
+        read_table(path, columns=Columns(image_id="number"))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"image": "b"},
+            r"jsonl:2: has no `caption` and no `captions`. It has: image\..*--caption",
+        ),
+        ({"caption": "c"}, r"jsonl:2: has no `image`. It has: caption\..*--image-column"),
+        ({"image": "b", "caption": "c", "captions": ["d"]}, "has `caption` and `captions`"),
+        ({"image": "b", "captions": ["c", ""]}, r"`captions`\[1\] is blank"),
+        ({"image": "b", "captions": [3]}, r"`captions`\[0\] is 3. Expected a text"),
+        ({"image": "b", "caption": 3}, "`caption` is 3. Expected a text"),
+        ({"image": "b", "captions": []}, r"1 of 2 pictures have no captions, .*b \(.*jsonl:2\)"),
+        ({"image": 3, "caption": "c"}, "`image` is 3. Expected a text"),
+        ([], r"jsonl:2: is \[\]. Expected a JSON object"),
+    ],
+)
+def test_malformed_json_rows_are_named(tmp_path: Path, row: object, message: str) -> None:
+    path = write_json(tmp_path, [{"image": "a", "caption": "x"}, row])
+    with pytest.raises(DataError, match=message):
+        read_table(path)
+
+
+@pytest.mark.parametrize("value", [None, 1.5, " ", True])
+def test_json_ids_are_texts_or_integers(tmp_path: Path, value: object) -> None:
+    path = write_json(tmp_path, [{"image": "a", "caption": "x", "id": value}])
+    with pytest.raises(DataError, match=r"jsonl:1: `id` is .*(Expected a text|Fill it in)"):
+        read_table(path, columns=Columns(image_id="id"))
+
+
+@given(st.sampled_from(["random.csv", "random.tsv", "random.jsonl"]), st.binary(max_size=60))
+def test_random_bytes_are_a_data_error(
+    tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(content)
+    with pytest.raises(DataError):
+        read_table(path)
+
+
+@given(st.text(st.sampled_from('a,;\t"\n\r\0\ufeff '), max_size=40))
+def test_random_rows_are_read_or_a_data_error(
+    tmp_path_factory: pytest.TempPathFactory, content: str
+) -> None:
+    path = write(tmp_path_factory.getbasetemp(), "image,caption\n" + content)
+    try:
+        data = read_table(path)
+    except DataError:
+        return
+    assert len(data.captions) == len(data.caption_image_ids) > 0
