@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import cpu_name
 
 from mwa_export.backend_onnx import session
 from mwa_export.config import AdapterConfig, Tower
@@ -90,7 +91,7 @@ def machine(threads: int) -> dict[str, Any]:
     import onnxruntime
 
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
         "python": platform.python_version(),
@@ -246,16 +247,6 @@ def _feed(tower: str, model: Model, batch: int) -> dict[str, Any]:
 
 def _write(merged: tuple[TowerPlan, dict[str, torch.Tensor]], path: Path) -> Path:
     return onnx_from_tower(*merged, path)[0]
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

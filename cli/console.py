@@ -148,4 +148,4 @@ def table(
         output.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         output.add_row(*row)
-    Console(highlight=False, markup=False).print(output)
+    Console(highlight=False, markup=False, emoji=False).print(output)

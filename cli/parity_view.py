@@ -7,39 +7,37 @@ import click
 from mwa_export.cli import console
 from mwa_export.errors import ParityError
 from mwa_export.parity_result import Parity
-from mwa_export.report_numbers import cosine, count, p_value, percent, points, share, small
-from mwa_export.report_words import TOWERS, drift, headline, layer_table
+from mwa_export.report_numbers import cosine, p_value, percent, points, share, small
+from mwa_export.report_words import TOWERS, drift, headline, layer_table, left_out, printable
 
 
 def show(result: Parity) -> None:
     """Print the whole result as tables, the verdict first."""
     click.echo()
-    click.secho(headline(result), bold=True, fg="green" if result.passed else "red")
+    colour = "yellow" if not result.gates else "green" if result.passed else "red"
+    click.secho(printable(headline(result)), bold=True, fg=colour)
     data = result.data
-    click.echo(f"{result.candidate.name} against {result.reference.name}")
-    click.echo(f"{data.name}: {data.images:,} images, {data.captions:,} captions")
+    click.echo(printable(f"{result.candidate.name} against {result.reference.name}"))
+    click.echo(printable(f"{data.name}: {data.images:,} images, {data.captions:,} captions"))
     click.echo()
     _show_recall(result)
     _show_ranks(result)
     _show_cosines(result)
     _show_cross(result)
     if result.stages:
-        rows = [(s.name, drift(s), s.detail) for s in result.stages]
+        rows = [(s.name, drift(s), printable(s.detail)) for s in result.stages]
         console.table(rows, title="Drift by stage, each alone")
     _show_layers(result)
     for warning in result.warnings:
-        console.warn(warning)
+        console.warn(printable(warning))
     if data.excluded:
-        captions = sum(item.captions for item in data.excluded)
-        console.warn(
-            f"{len(data.excluded)} pictures were left out with their {captions} captions, the "
-            f"first: {data.excluded[0].picture} ({data.excluded[0].reason}). See report.json"
-        )
+        first = printable(f"{data.excluded[0].picture} ({data.excluded[0].reason})")
+        console.warn(f"{left_out(result)}; the first: {first}. See report.json")
 
 
 def fail_if_failed(result: Parity) -> None:
     """Raise ParityError, naming every gate that failed."""
-    failed = [gate.message for gate in result.gates if not gate.passed]
+    failed = [gate.message.rstrip(". ") for gate in result.gates if not gate.passed]
     if failed:
         raise ParityError(f"parity failed. {'; '.join(failed)}.")
 
@@ -55,9 +53,9 @@ def _show_recall(result: Parity) -> None:
                     percent(change.candidate, direction.queries),
                     points(change.difference),
                     f"{points(change.low)} to {points(change.high)}",
-                    count(change.won),
-                    count(change.lost),
-                    p_value(change.p_value),
+                    str(change.won),  # short, so that nothing folds in 80 columns
+                    str(change.lost),
+                    p_value(change.p_value).replace(" ", ""),
                 )
             )
     interval = f"{result.confidence * 100:g} % interval"
@@ -90,7 +88,8 @@ def _show_cosines(result: Parity) -> None:
     rows = [
         (c.tower, cosine(c.mean), cosine(c.percentile_1), cosine(c.minimum)) for c in result.cosines
     ]
-    console.table(rows, ("cosine", "mean", "1st percentile", "minimum"))
+    if rows:  # none if the widths differ
+        console.table(rows, ("cosine", "mean", "1st percentile", "minimum"))
 
 
 def _show_cross(result: Parity) -> None:
@@ -98,7 +97,8 @@ def _show_cross(result: Parity) -> None:
         (f"{cell.images} images, {cell.texts} texts", f"{cell.tr[0]:.2f}", f"{cell.ir[0]:.2f}")
         for cell in result.cross
     ]
-    console.table(rows, ("mixed index, recall in %", "TR@1", "IR@1"))
+    if rows:
+        console.table(rows, ("mixed index, recall in %", "TR@1", "IR@1"))
 
 
 def _show_layers(result: Parity) -> None:

@@ -94,7 +94,11 @@ class OnnxBackend:
         precisions = {tower: graph.precision for tower, (_path, graph) in self.graphs.items()}
         if set(precisions.values()) == {"float32"}:
             return "float32"
-        return ", ".join(f"{tower} {precision}" for tower, precision in precisions.items())
+        # A graph of another tool is called by its file's name, which mostly names the tower.
+        return ", ".join(
+            precision if precision.startswith(tower) else f"{tower} {precision}"
+            for tower, precision in precisions.items()
+        )
 
     @property
     def name(self) -> str:

@@ -107,18 +107,22 @@ def id_field(value: object, what: str, where: str) -> int:
 
 
 def caption_fields(record: Mapping[str, Any], column: str, where: str) -> list[str]:
-    """The captions of a JSON object: a text or a list under ``column``, else under `captions`.
+    """The captions of a JSON object: a text or a list under ``column``.
+
+    Only where ``column`` is the usual `caption`, `captions` serves as well.
 
     Raises:
         DataError: there is neither, there are both, or a caption is blank or no text.
     """
-    if column == "caption" and None not in (record.get(column), record.get("captions")):
+    usual = column == "caption"
+    if usual and None not in (record.get(column), record.get("captions")):
         raise DataError(f"{where}: has `caption` and `captions`. Expected one. Remove the other.")
-    name = column if record.get(column) is not None else "captions"
+    name = "captions" if usual and record.get(column) is None else column
     value = record.get(name)
     if value is None:
         raise DataError(
-            f"{where}: has no `{column}` and no `captions`. It has: {names(record)}. "
+            f"{where}: has no `{column}`{' and no `captions`' if usual else ''}. "
+            f"It has: {names(record)}. "
             "Name another with --caption-column."
         )
     if not isinstance(value, list):

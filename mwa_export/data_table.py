@@ -49,7 +49,8 @@ def read_table(
 
     Args:
         path: a `.csv`, `.tsv` or `.jsonl` file. A row of JSON may hold a list `captions`.
-        split: only rows with this value in the column `split`; all rows if not given.
+        split: only rows with this value in the column `split`. May be left out if the table has
+            no such column, or one value in it.
         images: folder of the pictures; the file's own folder if not given.
         columns: names of the columns.
 
@@ -67,6 +68,8 @@ def read_table(
             splits.add(found := _split(record, where))
             if found != split:
                 continue
+        elif record.get("split"):
+            splits.add(str(record["split"]))
         picture = Picture(root / _field(record, columns.image, "image", where))
         row = _picture_row(groups, owners, picture, record, columns.image_id, where)
         if is_json:
@@ -76,6 +79,10 @@ def read_table(
         groups.add_captions(row, captions)
     if split is not None and splits and split not in splits:
         raise split_is_empty(path, split, splits)
+    if split is None and len(splits) > 1:
+        raise DataError(
+            f"{path}: has the splits {names(sorted(splits))}. Expected to be told which: --split"
+        )
     name = str(path) if split is None else f"{path}, split {split}"
     return groups.data(name, None if columns.image_id is None else _numbers(groups.keys))
 

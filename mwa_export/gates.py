@@ -39,37 +39,40 @@ def check_gates(
     if gates.max_recall_drop is not None:
         for direction in directions:
             for change in direction.recalls:
-                name = f"{direction.direction.upper()}@{change.k} drop"
-                results.append(_recall_gate(name, change, gates, confidence))
+                figure = f"{direction.direction.upper()}@{change.k}"
+                results.append(_recall_gate(figure, change, gates, confidence))
     if gates.min_cosine is not None:
         results += [_cosine_gate(summary, gates.min_cosine) for summary in cosines]
     return tuple(results)
 
 
-def _recall_gate(name: str, change: RecallChange, gates: Gates, confidence: float) -> GateResult:
+def _recall_gate(figure: str, change: RecallChange, gates: Gates, confidence: float) -> GateResult:
     limit = gates.max_recall_drop
     assert limit is not None
     measured, bound = 0.0 - change.difference, 0.0 - change.low
     found = bound if gates.on_bound else measured
-    moved = f"{change.reference:.2f} % to {change.candidate:.2f} %"
     # A drop of one query in 500 is 0.2 points and must pass a gate of 0.2 whatever floats say.
     passed = found <= limit + 1e-9
-    number = _apart(found, limit, passed)
+    number = _apart(abs(found), limit, passed)
+    moved = f"{change.reference:.2f} % to {change.candidate:.2f} %"
     if gates.on_bound:
         message = (
-            f"{name}: up to {number} points with {confidence * 100:g} % confidence "
-            f"(measured {_apart(measured, limit, True)}, {moved}), allowed {limit:g}"
+            f"{figure} may have dropped by {number} points with {confidence * 100:g} % confidence "
+            f"(measured: {moved}), allowed {limit:g}"
         )
+    elif measured == 0:
+        message = f"{figure} is the same ({change.reference:.2f} %), allowed to drop by {limit:g}"
     else:
-        message = f"{name}: {number} points ({moved}), allowed {limit:g}"
-    return GateResult(name, limit, found, passed, message)
+        verb = "dropped" if measured > 0 else "rose"
+        message = f"{figure} {verb} by {number} points ({moved}), allowed to drop by {limit:g}"
+    return GateResult(f"{figure} drop", limit, found, passed, message)
 
 
 def _cosine_gate(summary: CosineSummary, limit: float) -> GateResult:
     name = f"{summary.tower} cosine"
     passed = summary.minimum >= limit
     number = _apart(summary.minimum, limit, passed, digits=6)
-    message = f"{name}: smallest {number} in row {summary.minimum_row}, allowed {limit:g}"
+    message = f"{name} is {number} at its smallest (row {summary.minimum_row}), allowed {limit:g}"
     return GateResult(name, limit, summary.minimum, passed, message)
 
 

@@ -17,7 +17,6 @@ from mwa_export.config import ModelConfig, Tower
 from mwa_export.errors import BundleError
 from mwa_export.forward import block_outputs
 from mwa_export.lazy import require
-from mwa_export.onnx_file import data_file_of
 
 Floats = NDArray[np.float32]
 Probe = Callable[[tuple[NDArray[Any], ...]], list[Floats]]
@@ -60,6 +59,8 @@ def _session_with_outputs(path: Path, names: list[str], threads: int | None) -> 
     at the end of the file add outputs, and the weights are never parsed here.
     """
     onnx = require("onnx", extra="export", why="look into a graph")
+    from mwa_export.onnx_file import data_file_of
+
     model = onnx.load(path, load_external_data=False)
     known = {value for node in model.graph.node for value in node.output}
     absent = [name for name in names if name not in known]

@@ -34,7 +34,7 @@ def junit_from_parity(result: Parity) -> str:
         ElementTree.SubElement(properties, "property", name=name, value=_clean(value))
     for gate in result.gates:
         case = ElementTree.SubElement(
-            suite, "testcase", classname="parity", name=gate.name, time="0"
+            suite, "testcase", classname="parity", name=_clean(gate.name), time="0"
         )
         if not gate.passed:
             ElementTree.SubElement(case, "failure", message=_clean(gate.message), type="gate")

@@ -7,19 +7,27 @@ from collections.abc import Iterable, Sequence
 
 from mwa_export.parity_result import DirectionResult, Parity
 from mwa_export.report_numbers import cosine, count, p_value, percent, points, share
-from mwa_export.report_words import drift, headline
+from mwa_export.report_words import drift, headline, left_out, printable
 
 _LISTED = 5  # examples, excluded pictures
+_LONGEST = 200  # characters of a text, so that all of them fit a comment of 65,536
+_LONGEST_NOTE = 1000
+# What Markdown acts on. The names of recall figures match first: they are no mentions.
+_ACTIVE = re.compile(
+    r"(?P<figure>(?<!\S)[TI]R@\d+(?!\S))|(?P<scheme>:)(?=//)|(?P<www>www)(?=\.)|[@#&<>\\`*_{}\[\]|~]",
+    re.IGNORECASE,
+)
+_BREAK = "&#8203;"  # of no width; an escaped "@" alone is a mention all the same
 
 
 def markdown_from_parity(result: Parity) -> str:
     """The verdict, the gates, the figures, and the worst queries folded away."""
     data = result.data
     parts = [
-        f"## {'✅' if result.passed else '❌'} {_escape(headline(result))}",
+        f"## {_mark(result)} {_escape(headline(result))}",
         f"{_escape(result.candidate.name)} against {_escape(result.reference.name)}, on "
         f"{_escape(data.name)}: {data.images:,} images, {data.captions:,} captions.",
-        *(f"> ⚠️ {_escape(text)}" for text in _notes(result)),
+        *(f"> ⚠️ {_escape(text, _LONGEST_NOTE)}" for text in _notes(result)),
         _recall_table(result),
         _ranks_table(result),
         _cosine_table(result),
@@ -31,6 +39,10 @@ def markdown_from_parity(result: Parity) -> str:
         f"paired bootstrap over images, {result.resamples:,} resamples, seed {result.seed}.</sub>",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _mark(result: Parity) -> str:
+    return "❔" if not result.gates else "✅" if result.passed else "❌"
 
 
 def _recall_table(result: Parity) -> str:
@@ -78,7 +90,7 @@ def _cosine_table(result: Parity) -> str:
 
 def _stage_table(result: Parity) -> str:
     rows = [(s.name, drift(s), _escape(s.detail)) for s in result.stages]
-    return _table(("stage", "drift", "compared"), rows) if rows else ""
+    return _table(("stage", "drift", "compared"), rows)
 
 
 def _gates(result: Parity) -> str:
@@ -98,9 +110,9 @@ def _examples(result: Parity) -> str:
         )
         for e in sorted(result.examples, key=lambda e: -e.rank_after / e.rank_before)[:_LISTED]
     ]
-    if not rows:
-        return ""
     body = _table(("direction", "query", "rank", "now first"), rows)
+    if not body:
+        return ""
     return f"<details><summary>The worst-changed queries</summary>\n\n{body}\n\n</details>"
 
 
@@ -108,21 +120,32 @@ def _notes(result: Parity) -> Iterable[str]:
     yield from result.warnings
     excluded = result.data.excluded
     if excluded:
-        captions = sum(item.captions for item in excluded)
         listed = "; ".join(f"{item.picture} ({item.reason})" for item in excluded[:_LISTED])
         more = f"; and {len(excluded) - _LISTED} more" if len(excluded) > _LISTED else ""
-        yield (
-            f"{len(excluded)} pictures were left out with their {captions} captions: {listed}{more}"
-        )
+        yield f"{left_out(result)}: {listed}{more}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, or nothing if it has no rows."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    if len(lines) == 2:
+        return ""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _escape(text: str) -> str:
+def _escape(text: str, longest: int = _LONGEST) -> str:
     """Captions are data: no table bars, tags, links or mentions of them may take effect."""
-    text = " ".join(text.split())
-    text = re.sub(r"[\\`*_{}\[\]|#~]", r"\\\g<0>", text.replace("&", "&amp;"))
-    return text.replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
+    text = printable(" ".join(text.split()))
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    return _ACTIVE.sub(_inert, text)
+
+
+def _inert(match: re.Match[str]) -> str:
+    found = match[0]
+    if match["figure"]:
+        return found
+    if match["scheme"] or match["www"] or found == "@":
+        return found + _BREAK
+    if found == "#":
+        return "\\#" + _BREAK
+    return {"&": "&amp;", "<": "&lt;", ">": "&gt;"}.get(found, f"\\{found}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from mwa_export.report_numbers import DASH, cosine, points, small
 TOWERS: tuple[Tower, ...] = ("vision", "text")
 COIN_TOSS, DAMAGE = 0.25, 0.5  # median margin of the flipped queries over that of all
 FEW = 5  # flipped queries, too few to judge
+_NOT_TEXT = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def headline(result: Parity) -> str:
@@ -28,9 +30,10 @@ def headline(result: Parity) -> str:
     if drop <= 0:
         return "Passes: no recall figure dropped"
     limits = set(drop_limits(result).values())
-    if limits and drop <= min(limits):
+    if limits and drop <= min(limits) + 1e-9:  # as the gates count
         return f"Passes: no recall figure dropped by more than {min(limits):g} points"
-    return f"Passes: every gate holds; the largest drop of a recall figure is {drop:.2f} points"
+    largest = points(drop)[1:]
+    return f"Passes: every gate holds; the largest drop of a recall figure is {largest} points"
 
 
 def also_failed(result: Parity) -> str:
@@ -43,6 +46,16 @@ def also_failed(result: Parity) -> str:
 def is_identical(result: Parity) -> bool:
     """Every embedding of the two sides is equal bit by bit."""
     return bool(result.cosines) and all(c.identical == c.rows for c in result.cosines)
+
+
+def left_out(result: Parity) -> str:
+    """How many pictures are missing from the test set; empty if none is."""
+    excluded = result.data.excluded
+    if not excluded:
+        return ""
+    captions = sum(item.captions for item in excluded)
+    pictures = "1 picture was" if len(excluded) == 1 else f"{len(excluded):,} pictures were"
+    return f"{pictures} left out, with {captions:,} caption{'s' if captions != 1 else ''}"
 
 
 def certain_changes(result: Parity) -> str:
@@ -176,7 +189,12 @@ def drift(stage: Stage) -> str:
     for name, value in (("TR@1", stage.tr1), ("IR@1", stage.ir1)):
         if value is not None:
             parts.append(f"{name} {points(value)}")
-    return ", ".join(parts)
+    return ", ".join(parts) or stage.state
+
+
+def printable(text: str) -> str:
+    """Without what no file and no terminal should get, such as a file name may hold."""
+    return _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _list(words: Iterable[str]) -> str:

@@ -7,38 +7,16 @@ thing and keeps the rest; what a step does to embeddings and recall is that thin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from mwa_export.agreement import cosine_distances
-from mwa_export.backend import Backend, Embeddings
+from mwa_export.backend import Embeddings
+from mwa_export.embedder import Embedder
 from mwa_export.parity_result import Stage
 from mwa_export.recall import Pairs, rank_both
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import Side
-
-
-class Embed(Protocol):
-    """Embeds a test set with one side's backend and another side's inputs."""
-
-    def pictures(
-        self,
-        side: Side,
-        data: RetrievalData,
-        *,
-        backend: Backend | None = None,
-        prepared_by: Side | None = None,
-    ) -> tuple[Embeddings, dict[int, str]]: ...
-
-    def texts(
-        self,
-        side: Side,
-        data: RetrievalData,
-        *,
-        backend: Backend | None = None,
-        encoded_by: Side | None = None,
-    ) -> Embeddings: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +33,7 @@ def drift_by_stage(
     data: RetrievalData,
     first: Variant,
     last: Variant,
-    embed: Embed,
+    embed: Embedder,
 ) -> tuple[Stage, ...]:
     """Measure the four stages. Only what a stage really changes is embedded again.
 
@@ -95,7 +73,7 @@ def _tokenizer(
     candidate: Side,
     data: RetrievalData,
     variant: Variant,
-    embed: Embed,
+    embed: Embedder,
     pairs: Pairs,
 ) -> tuple[Stage, Variant]:
     ours, theirs = reference.encode(data.captions), candidate.encode(data.captions)
@@ -118,7 +96,7 @@ def _preprocessing(
     candidate: Side,
     data: RetrievalData,
     variant: Variant,
-    embed: Embed,
+    embed: Embedder,
     pairs: Pairs,
 ) -> tuple[Stage, Variant]:
     ours, theirs = dict(reference.image), dict(candidate.image)

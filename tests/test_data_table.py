@@ -125,6 +125,14 @@ def test_a_split_column_is_used_only_when_a_split_is_named(tmp_path: Path) -> No
         read_table(path, split="dev")
 
 
+def test_several_splits_are_never_read_as_one_set(tmp_path: Path) -> None:
+    path = write(tmp_path, "image,caption,split\na,one,val\nb,two,test\n")
+    with pytest.raises(DataError, match=r"has the splits test, val\..*--split"):
+        read_table(path)
+    path = write(tmp_path, "image,caption,split\na,one,test\nb,two,test\n")
+    assert len(read_table(path).captions) == 2
+
+
 def test_a_split_needs_its_column(tmp_path: Path) -> None:
     path = write(tmp_path, "image,caption\na,one\n")
     with pytest.raises(DataError, match=r"has no `split`\. It has: image, caption\..*Leave that"):

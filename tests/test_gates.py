@@ -109,13 +109,15 @@ def test_gain_passes_a_limit_of_zero() -> None:
 def test_no_drop_is_zero_and_not_minus_zero() -> None:
     gate = judge(Gates(0.0), both())["TR@1 drop"]
     assert math.copysign(1, gate.found) == 1
-    assert "0.00 points (80.00 % to 80.00 %)" in gate.message
+    assert "is the same (80.00 %)" in gate.message
     assert "-0.00" not in gate.message
 
 
 def test_message_of_a_recall_gate_names_the_figure_and_all_numbers() -> None:
     gate = judge(Gates(0.25), both(ir5=change(5, lost=4)))["IR@5 drop"]
-    assert gate.message == "IR@5 drop: 0.80 points (80.00 % to 79.20 %), allowed 0.25"
+    assert gate.message == (
+        "IR@5 dropped by 0.80 points (80.00 % to 79.20 %), allowed to drop by 0.25"
+    )
     assert gate.found == pytest.approx(0.8)
     assert (gate.limit, gate.passed) == (0.25, False)
 
@@ -127,8 +129,8 @@ def test_bound_gate_holds_the_interval_against_the_limit() -> None:
     assert failed(results) == ["TR@1 drop"]
     assert results["TR@1 drop"].found == 0.7
     assert results["TR@1 drop"].message == (
-        "TR@1 drop: up to 0.70 points with 95 % confidence "
-        "(measured 0.20, 80.00 % to 79.80 %), allowed 0.2"
+        "TR@1 may have dropped by 0.70 points with 95 % confidence "
+        "(measured: 80.00 % to 79.80 %), allowed 0.2"
     )
 
 
@@ -136,7 +138,7 @@ def test_rounding_never_hides_that_a_limit_is_missed() -> None:
     drop = RecallChange(1, 100.0, 100 - 100 / 498, -100 / 498, -1.0, 0.5, 0, 1, 1.0)
     result = judge(Gates(0.2), both(tr1=drop))["TR@1 drop"]
     assert not result.passed
-    assert result.message.startswith("TR@1 drop: 0.201 points")
+    assert result.message.startswith("TR@1 dropped by 0.201 points")
 
 
 def test_bound_of_exactly_the_limit_passes() -> None:
@@ -167,7 +169,8 @@ def test_cosine_gate_holds_the_worst_row_of_each_tower(minimum: float, passed: b
     assert (vision.name, vision.passed) == ("vision cosine", True)
     assert (text.name, text.passed) == ("text cosine", passed)
     assert (text.limit, text.found) == (0.999, minimum)
-    assert text.message == f"text cosine: smallest {minimum:.6f} in row 41, allowed 0.999"
+    said = f"text cosine is {minimum:.6f} at its smallest (row 41), allowed 0.999"
+    assert text.message == said
 
 
 def test_identical_embeddings_pass_a_cosine_of_one() -> None:

@@ -15,7 +15,17 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover
     tomllib = pytest.importorskip("tomli")
 
-HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "rich", "sentencepiece", "safetensors"}
+HEAVY = {
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "PIL",
+    "rich",
+    "sentencepiece",
+    "safetensors",
+    "jinja2",
+}
 SOURCES = {"mwa_export": "mwa_export", "mwa_export.cli": "cli", "mwa_export.calib": "calib"}
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 from commands import run
 
+from mwa_export import parity_result
 from mwa_export.merge_steps import STEPS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ("demo", "inspect", "onnx", "split")
+COMMANDS = ("demo", "inspect", "onnx", "parity", "split")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -28,7 +30,7 @@ def test_every_command_and_option_in_the_docs_exists() -> None:
         for name in re.findall(r"mwa-export ([a-z]+)", text):
             assert name in COMMANDS, f"{page.name}: {name}"
         for line in re.findall(
-            r"^\s*(?:\| `)?mwa-export ((?:onnx|inspect|split|demo) .*)$", text, re.M
+            r"^\s*(?:\| `)?mwa-export ((?:onnx|inspect|split|demo|parity) .*)$", text, re.M
         ):
             name = line.split()[0]
             for option in re.findall(r"--[a-z-]+", line):
@@ -48,3 +50,12 @@ def test_make_targets_of_the_readme_exist() -> None:
     named = set(re.findall(r"(?:`|    )make ([a-z]+)", (ROOT / "README.md").read_text()))
     assert named
     assert named <= targets
+
+
+def test_every_field_of_the_parity_report_is_documented() -> None:
+    text = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8").split("## report.json")[1]
+    documented = set(re.findall(r"`([a-z_0-9]+)`", text))
+    classes = [item for item in vars(parity_result).values() if dataclasses.is_dataclass(item)]
+    fields = {field.name for kind in classes for field in dataclasses.fields(kind)}
+    assert fields | {"schema"} <= documented
+    assert f"schema {parity_result.SCHEMA}" in text

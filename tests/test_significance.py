@@ -174,8 +174,9 @@ def test_counting_kinds_is_the_same_as_drawing_images(images: int, lost: float, 
     # a bound that was stretched to the measured difference is no quantile
     measured = 100 * gains.sum() / sizes.sum()
     quantiles = {share: bound for share, bound in quantiles.items() if bound != measured}
-    assert len(quantiles) > 30
-    typical = np.sqrt(np.mean(gains[gains != 0] ** 2.0))
+    assert len(quantiles) > 10
+    changed = gains[gains != 0]
+    typical = np.sqrt(np.mean(changed**2.0)) if len(changed) else 1.0
     pool = np.append(gains, [typical, -typical]), np.append(sizes, [sizes.mean()] * 2)
     # Two samples of 20,000 from one law are further apart once in 10,000: 2.225 sqrt(2 / 20,000)
     limit = 0.0223

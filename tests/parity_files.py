@@ -1,0 +1,54 @@
+"""Test sets and bundles on disk for the tests of parity runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from commands import spm_model
+from PIL import Image
+
+from mwa_export.bundle import Bundle
+from mwa_export.export import ExportOptions, bundle_from_model
+from mwa_export.layout import AdapterOptions
+from mwa_export.model import ModelSource, load_model
+
+PIECES = 80  # of the tokenizer; the small models have 90 rows
+PICTURES = 20
+
+
+def write_test_set(folder: Path, *, pictures: int = PICTURES, seed: int = 0) -> Path:
+    """A table `captions.jsonl` with two captions per picture, and the pictures beside it."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(pictures):
+        blocks = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        image = Image.fromarray(blocks).resize((48, 40), Image.Resampling.NEAREST)
+        image.save(folder / f"{number:03d}.png")
+        words = ["".join(rng.choice(list("abcdefghijklmnop"), 4)) for _ in range(12)]
+        captions = [" ".join(words[:5]), " ".join(words[5:])]
+        lines.append(json.dumps({"image": f"{number:03d}.png", "captions": captions}))
+    path = folder / "captions.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_tokenizer(folder: Path, seed: int = 0) -> Path:
+    """A small tokenizer; other seeds cut words elsewhere."""
+    path = folder / f"tokenizer-{seed}.spm"
+    path.write_bytes(spm_model(PIECES, seed))
+    return path
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    tokenizer: Path | None,
+    *,
+    options: AdapterOptions | None = None,
+) -> Bundle:
+    """The bundle of a checkpoint."""
+    model = load_model(ModelSource(checkpoint), options=options)
+    return bundle_from_model(model, out, ExportOptions(tokenizer=tokenizer))

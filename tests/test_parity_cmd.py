@@ -1,0 +1,201 @@
+"""`mwa-export parity` as people and pipelines use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from commands import files_below, refused, run, save
+from configs import MWA
+from parity_files import export, write_test_set, write_tokenizer
+
+from mwa_export.synthetic import random_tensors
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("parity")
+    save(root / "checkpoint.pth", random_tensors(MWA))
+    export(root / "checkpoint.pth", root / "bundle", write_tokenizer(root))
+    write_test_set(root / "data")
+    return root
+
+
+@pytest.fixture
+def parity_refused(files: Path, folder: Path) -> Callable[..., str]:
+    """A run that must fail and leave nothing; returns its message."""
+
+    def parity(*arguments: object, data: Path = files / "data", reference: object = None) -> str:
+        before = files_below(folder)
+        base = ("parity", files / "bundle", "--data", data, "--no-cache", "-o", folder / "report")
+        given = reference or files / "checkpoint.pth"
+        message = refused(*base, "--reference", given, *arguments)
+        assert files_below(folder) == before
+        return message
+
+    return parity
+
+
+def test_passing_run_prints_the_report_and_exits_with_zero(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    outcome = run(
+        *("parity", files / "bundle", "--reference", files / "checkpoint.pth"),
+        *("--data", files / "data", "--layers", "--cache", tmp_path / "cache", "-o", out),
+    )
+    assert outcome.status == 0, outcome
+    assert outcome.stdout.rstrip().endswith(str(out / "report.html"))
+    assert "Passes: no recall figure dropped" in outcome.stdout
+    assert sorted(p.name for p in out.iterdir()) == [
+        "junit.xml",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
+    page = (out / "report.html").read_text()
+    assert "Passes" in page
+    assert "block 1" in page
+    assert list((tmp_path / "cache").rglob("*.npz"))
+
+
+def test_failed_gate_exits_with_one_and_is_named_everywhere(files: Path, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    graph, out = tmp_path / "text.int8.onnx", tmp_path / "report"
+    quantization.quantize_dynamic(files / "bundle" / "text.onnx", graph)
+    outcome = run(
+        *("parity", files / "bundle", "--reference", files / "bundle", "--graph", graph),
+        *("--data", files / "data", "--min-cosine", 0.9999, "--no-cache", "-o", out),
+        *("--max-recall-drop", 100),
+    )
+    assert outcome.status == 1, outcome
+    error = outcome.stderr.splitlines()[-1]
+    assert error.startswith("error: parity failed. text cosine is 0.9")
+    assert "Fails: text cosine" in outcome.stdout
+    failures = ElementTree.parse(out / "junit.xml").findall(".//failure")
+    assert [failure.get("message", "")[:11] for failure in failures] == ["text cosine"]
+    assert not json.loads((out / "report.json").read_text())["passed"]
+    assert "text cosine" in (out / "report.md").read_text().splitlines()[0]
+    assert "text cosine" in (out / "report.html").read_text()
+
+
+def test_confidence_holds_the_gate_against_the_bound(files: Path, tmp_path: Path) -> None:
+    arguments = (
+        *("parity", files / "bundle", "--reference", files / "checkpoint.pth", "-q"),
+        *("--data", files / "data", "--no-cache"),
+    )
+    assert run(*arguments, "-o", tmp_path / "point").status == 0
+    outcome = run(*arguments, "--confidence", 0.9, "-o", tmp_path / "bound")
+    assert outcome.status == 1  # 20 pictures cannot prove a drop below 0.2 points
+    assert "with 90 % confidence" in outcome.stderr
+    result = json.loads((tmp_path / "bound" / "report.json").read_text())
+    assert result["confidence"] == 0.9
+    assert {gate["passed"] for gate in result["gates"]} == {False}
+
+
+def test_earlier_report_is_replaced_only_with_force(
+    files: Path, tmp_path: Path, parity_refused: Callable[..., str]
+) -> None:
+    arguments = (
+        *("parity", files / "bundle", "--reference", files / "bundle", "-q"),
+        *("--data", files / "data", "--no-cache", "-o", tmp_path / "report"),
+    )
+    assert run(*arguments).status == 0
+    assert "exists already" in refused(*arguments)
+    assert run(*arguments, "--force").status == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    message = refused(*arguments[:-1], tmp_path / "mine", "--force")
+    assert "was not made by this command" in message
+
+
+def test_quiet_run_says_nothing_on_stderr(files: Path, tmp_path: Path) -> None:
+    outcome = run(
+        *("parity", files / "bundle", "--reference", files / "bundle", "-q"),
+        *("--data", files / "data", "--no-cache", "-o", tmp_path / "report"),
+    )
+    assert outcome.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--images", "nowhere"), "no such folder"),
+        (("--split", "dev"), "has no `split`"),
+        (("--caption-column", "title"), "has no `title`"),
+        (("--tokenizer", "nothing.spm"), "nothing.spm: cannot be read"),
+        (("--adapter", "nothing.safetensors"), "nothing.safetensors"),
+        (("--graph", "text.int8.onnx"), "The bundle has: vision.onnx, text.onnx"),
+        (("--cache", "somewhere"), "--cache and --no-cache were both given"),
+    ],
+)
+def test_impossible_option_is_refused(
+    parity_refused: Callable[..., str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in parity_refused(*arguments)
+
+
+def test_impossible_data_is_refused(parity_refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "no such file or folder" in parity_refused(data=tmp_path / "absent.json")
+    (tmp_path / "data.json").write_text('{"images": []}')
+    assert "data.json" in parity_refused(data=tmp_path / "data.json")
+    (tmp_path / "notes.txt").write_text("hello")
+    assert "Expected one of" in parity_refused(data=tmp_path / "notes.txt")
+
+
+def test_missing_pictures_stop_the_run_and_say_how_to_go_on(
+    parity_refused: Callable[..., str], tmp_path: Path
+) -> None:
+    data = write_test_set(tmp_path / "data")
+    (tmp_path / "data" / "004.png").unlink()
+    message = parity_refused(data=data)
+    assert "1 of 20 pictures are missing" in message
+    assert "--max-excluded 1" in message
+
+
+def test_excluded_pictures_are_shown(files: Path, tmp_path: Path) -> None:
+    data = write_test_set(tmp_path / "data")
+    (tmp_path / "data" / "004.png").write_bytes(b"no picture")
+    outcome = run(
+        *("parity", files / "bundle", "--reference", files / "bundle", "--data", data, "-q"),
+        *("--no-cache", "--max-excluded", 1, "-o", tmp_path / "report"),
+    )
+    assert outcome.status == 0
+    assert "1 picture was left out, with 2 captions" in outcome.stderr
+    for name in ("report.html", "report.json", "report.md"):
+        assert "004.png" in (tmp_path / "report" / name).read_text()
+
+
+def test_interrupted_run_leaves_no_report(
+    files: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_args: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mwa_export.parity_run.measure", interrupt)
+    outcome = run(
+        *("parity", files / "bundle", "--reference", files / "bundle"),
+        *("--data", files / "data", "--no-cache", "-o", folder / "report"),
+    )
+    assert outcome.status == 130
+    assert files_below(folder) == {}
+
+
+def test_comparing_two_bundles_needs_no_torch(files: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['onnx'] = None\n"
+        "from mwa_export.parity import compare\n"
+        f"bundle = {str(files / 'bundle')!r}\n"
+        f"result = compare(bundle, bundle, {str(files / 'data')!r})\n"
+        "from mwa_export.report import write_reports\n"
+        "from pathlib import Path\n"
+        f"print(write_reports(result, Path({str(tmp_path / 'report')!r})))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_file()

@@ -1,0 +1,412 @@
+"""A parity run over real files: embeddings, drift by stage, layers, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from commands import save
+from configs import CONFIGS, MWA
+from numpy.typing import NDArray
+from parity_files import export, write_test_set, write_tokenizer
+from PIL import Image
+
+from mwa_export.backend import Embeddings
+from mwa_export.backend_torch import TorchBackend
+from mwa_export.bundle import Bundle
+from mwa_export.data_sources import read_data
+from mwa_export.errors import (
+    BundleError,
+    DataError,
+    MwaExportError,
+    OptionsError,
+    TokenizerError,
+)
+from mwa_export.layout import AdapterOptions
+from mwa_export.onnx_graph import GraphBuilder
+from mwa_export.parity import compare
+from mwa_export.parity_result import Parity
+from mwa_export.parity_run import RunOptions, compare_models, compare_sides
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.sides import CheckpointOptions, Side, side_from_bundle, side_from_checkpoint
+from mwa_export.synthetic import random_tensors
+from mwa_export.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, its bundle, a tokenizer and a test set, shared and not to be changed."""
+    root = tmp_path_factory.mktemp("parity")
+    save(root / "checkpoint.pth", random_tensors(MWA))
+    write_tokenizer(root)
+    export(root / "checkpoint.pth", root / "bundle", root / "tokenizer-0.spm")
+    write_test_set(root / "data")
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(files: Path) -> RetrievalData:
+    return read_data(files / "data")
+
+
+@pytest.fixture(scope="module")
+def sides(files: Path) -> tuple[Side, Side]:
+    candidate = side_from_bundle(files / "bundle")
+    return side_from_checkpoint(files / "checkpoint.pth", candidate), candidate
+
+
+def states(result: Parity) -> dict[str, str]:
+    return {stage.name: stage.state for stage in result.stages}
+
+
+def test_bundle_has_parity_with_its_checkpoint(files: Path, data: RetrievalData) -> None:
+    result = compare_models(files / "checkpoint.pth", files / "bundle", data).result
+    assert result.passed
+    assert min(c.minimum for c in result.cosines) > 1 - 1e-9
+    assert states(result) == {
+        "tokenizer": "same",
+        "preprocessing": "same",
+        "graph": "changed",
+        "precision": "same",
+    }
+    assert result.reference.space_id == result.candidate.space_id
+    assert (result.data.images, result.data.captions) == (20, 40)
+    assert result.reference.precision == result.candidate.precision == "float32"
+
+
+def test_bundle_against_itself_differs_by_exactly_nothing(files: Path) -> None:
+    result = compare(files / "bundle", str(files / "bundle"), files / "data")
+    assert set(states(result).values()) == {"same"}
+    assert all(c.identical == c.rows and c.minimum == 1 for c in result.cosines)
+    changes = [change for direction in result.directions for change in direction.recalls]
+    assert all(c.difference == c.low == c.high == 0.0 for c in changes)
+    assert not result.examples
+
+
+class Noisy:
+    """A backend whose embeddings have noise added: a stand-in for a low precision."""
+
+    name = "noisy"
+
+    def __init__(self, backend: Any, strength: float = 0.3) -> None:
+        self.backend, self.strength = backend, strength
+        self.image_size = backend.image_size
+
+    def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
+        return self._noisy(self.backend.embed_images(pixels))
+
+    def embed_texts(
+        self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
+    ) -> Embeddings:
+        return self._noisy(self.backend.embed_texts(token_ids, padding_mask))
+
+    def _noisy(self, embeddings: Embeddings) -> Embeddings:
+        noise = np.random.default_rng(1).standard_normal(embeddings.shape)
+        noisy = embeddings + self.strength * noise / np.sqrt(embeddings.shape[1])
+        return np.asarray(noisy / np.linalg.norm(noisy, axis=1, keepdims=True), np.float32)
+
+
+def other_tokenizer(side: Side, files: Path) -> Side:
+    path = write_tokenizer(files, seed=1)
+    tokenizer = Tokenizer.from_file(path, max_length=side.max_length)
+    return replace(side, tokenizer=tokenizer, tokenizer_sha256="other")
+
+
+def other_pixels(side: Side, _files: Path) -> Side:
+    def prepare(image: Image.Image) -> NDArray[np.uint8]:
+        size = side.image["size"]
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.NEAREST))
+
+    return replace(side, prepare=prepare, image={**side.image, "resize": "nearest"})
+
+
+def other_graph(side: Side, _files: Path) -> Side:
+    return replace(side, backend=Noisy(side.backend))
+
+
+def other_precision(side: Side, _files: Path) -> Side:
+    return replace(side, backend=Noisy(side.backend), float32=side.backend)
+
+
+@pytest.mark.parametrize(
+    ("stage", "damage", "towers"),
+    [
+        ("tokenizer", other_tokenizer, ("text",)),
+        ("preprocessing", other_pixels, ("vision",)),
+        ("graph", other_graph, ("vision", "text")),
+        ("precision", other_precision, ("vision", "text")),
+    ],
+)
+def test_damage_is_traced_to_its_stage(
+    files: Path,
+    data: RetrievalData,
+    sides: tuple[Side, Side],
+    stage: str,
+    damage: Any,
+    towers: tuple[str, ...],
+) -> None:
+    reference, candidate = sides
+    run = RunOptions(any_space=True)
+    result = compare_sides(reference, damage(candidate, files), data, run=run).result
+    for found in result.stages:
+        cosines = {"vision": found.vision_cosine, "text": found.text_cosine}
+        hit = {tower for tower, value in cosines.items() if value is not None and value < 0.9999}
+        assert hit == (set(towers) if found.name == stage else set()), found
+    # What the stages cost adds up to what the whole conversion cost.
+    for direction, field in (("tr", "tr1"), ("ir", "ir1")):
+        whole = result.direction(direction).recalls[0].difference  # type: ignore[arg-type]
+        parts = [getattr(found, field) for found in result.stages]
+        assert sum(part for part in parts if part is not None) == pytest.approx(whole)
+
+
+def test_noise_of_known_strength_is_measured_as_such(
+    data: RetrievalData, sides: tuple[Side, Side], files: Path
+) -> None:
+    reference, candidate = sides
+    result = compare_sides(reference, other_graph(candidate, files), data).result
+    for cosines in result.cosines:
+        assert cosines.mean == pytest.approx(1 / np.sqrt(1 + 0.3**2), abs=0.005)
+
+
+def test_worst_layer_is_where_the_weights_differ(
+    files: Path, data: RetrievalData, tmp_path: Path
+) -> None:
+    tensors = random_tensors(MWA)
+    name = "beit3.encoder.layers.1.ffn.A.fc2.weight"
+    tensors[name] = tensors[name] + 0.05 * torch.randn_like(tensors[name])
+    damaged = save(tmp_path / "damaged.pth", tensors)
+    export(damaged, tmp_path / "damaged", files / "tokenizer-0.spm")
+    run = RunOptions(layers=True, any_space=True)
+    result = compare_models(files / "checkpoint.pth", tmp_path / "damaged", data, run=run).result
+    snr = {(layer.tower, layer.layer): layer.snr_db for layer in result.layers}
+    assert [layer.layer for layer in result.layers] == ["block 0", "block 1", "embedding"] * 2
+    assert all((value or 999) > 90 for (tower, _), value in snr.items() if tower == "text")
+    assert (snr["vision", "block 0"] or 999) > 90
+    assert (snr["vision", "block 1"] or 999) < 40
+    assert (snr["vision", "embedding"] or 999) < 40
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_of_every_kind_of_model_agree_with_the_reference(
+    files: Path, data: RetrievalData, tmp_path: Path, name: str
+) -> None:
+    path = save(tmp_path / "checkpoint.pth", random_tensors(CONFIGS[name]), CONFIGS[name])
+    export(path, tmp_path / "bundle", files / "tokenizer-0.spm")
+    run = RunOptions(layers=True)
+    result = compare_models(path, tmp_path / "bundle", data, run=run).result
+    assert len(result.layers) == 6
+    assert min(layer.snr_db or 999 for layer in result.layers) > 90
+
+
+def test_layers_of_equal_graphs_have_no_noise(files: Path, data: RetrievalData) -> None:
+    run = RunOptions(layers=True)
+    result = compare_models(files / "bundle", files / "bundle", data, run=run).result
+    assert {layer.snr_db for layer in result.layers} == {None}
+
+
+def test_weights_in_a_data_file_can_be_probed(
+    files: Path, data: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = GraphBuilder.write
+    monkeypatch.setattr(
+        GraphBuilder,
+        "write",
+        lambda self, *args, **more: written(self, *args, **{**more, "external_bytes": 10_000}),
+    )
+    export(files / "checkpoint.pth", tmp_path / "bundle", files / "tokenizer-0.spm")
+    assert (tmp_path / "bundle" / "vision.onnx.data").is_file()
+    run = RunOptions(layers=True)
+    result = compare_models(files / "bundle", tmp_path / "bundle", data, run=run).result
+    assert {layer.snr_db for layer in result.layers} == {None}
+
+
+def quantized(bundle: Path, tower: str, out: Path) -> Path:
+    """A graph that another tool made: ONNX Runtime's own dynamic INT8."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    quantization.quantize_dynamic(bundle / f"{tower}.onnx", out)
+    return out
+
+
+def test_graph_of_another_tool_is_measured(
+    files: Path, data: RetrievalData, tmp_path: Path
+) -> None:
+    graph = quantized(files / "bundle", "text", tmp_path / "text.int8.onnx")
+    run = RunOptions(graphs=(str(graph),))
+    result = compare_models(files / "bundle", files / "bundle", data, run=run).result
+    vision, text = result.cosines
+    assert vision.identical == vision.rows
+    assert 0.9 < text.mean < 0.99999
+    assert result.candidate.precision == "vision float32, text.int8.onnx"
+    assert states(result)["precision"] == "changed"
+    assert states(result)["graph"] == "same"
+
+
+def test_reference_comes_from_the_cache_the_second_time(
+    files: Path, data: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunOptions(cache=tmp_path / "cache")
+    first = compare_models(files / "checkpoint.pth", files / "bundle", data, run=run).result
+
+    def never(*_args: Any) -> Embeddings:
+        raise AssertionError("the reference was computed again")
+
+    monkeypatch.setattr(TorchBackend, "embed_images", never)
+    monkeypatch.setattr(TorchBackend, "embed_texts", never)
+    second = compare_models(files / "checkpoint.pth", files / "bundle", data, run=run).result
+    assert replace(second, created="") == replace(first, created="")
+
+
+def test_other_checkpoint_never_hits_the_cache(
+    files: Path, data: RetrievalData, tmp_path: Path
+) -> None:
+    run = RunOptions(cache=tmp_path / "cache", any_space=True)
+    compare_models(files / "checkpoint.pth", files / "bundle", data, run=run)
+    other = save(tmp_path / "checkpoint.pth", random_tensors(MWA, seed=1))
+    result = compare_models(other, files / "bundle", data, run=run).result
+    assert result.cosines[0].mean < 0.9
+
+
+def test_unreadable_pictures_are_left_out_only_if_allowed(files: Path, tmp_path: Path) -> None:
+    write_test_set(tmp_path / "data")
+    (tmp_path / "data" / "003.png").write_bytes(b"no picture")
+    (tmp_path / "data" / "007.png").unlink()
+    arguments = files / "checkpoint.pth", files / "bundle"
+    with pytest.raises(DataError, match=r"1 of 20 pictures are missing.*--max-excluded 1"):
+        compare_models(*arguments, tmp_path / "data")
+    with pytest.raises(DataError, match=r"1 of 19 pictures cannot be read.*003\.png.*excluded 2"):
+        compare_models(*arguments, tmp_path / "data", run=RunOptions(max_excluded=1))
+    done = compare_models(*arguments, tmp_path / "data", run=RunOptions(max_excluded=2))
+    excluded = {Path(e.picture).name: (e.reason, e.captions) for e in done.result.data.excluded}
+    assert excluded["007.png"] == ("no such file", 2)
+    assert "cannot be decoded" in excluded["003.png"][0]
+    assert (done.result.data.images, done.result.data.captions) == (18, 36)
+    assert len(done.data.pictures) == 18
+    assert done.result.passed
+
+
+def test_options_that_no_file_holds_are_taken_from_the_bundle_and_said(
+    files: Path, data: RetrievalData, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw.pth"
+    torch.save(random_tensors(MWA), raw)
+    options = AdapterOptions(scale=0.6, ffn_option="parallel")
+    export(raw, tmp_path / "bundle", files / "tokenizer-0.spm", options=options)
+    result = compare_models(raw, tmp_path / "bundle", data).result
+    assert result.passed
+    assert [w for w in result.warnings if "--adapter-scale, --ffn-option" in w], result.warnings
+    given = CheckpointOptions(adapter_scale=0.1, ffn_option="parallel")
+    with pytest.raises(OptionsError, match="another model configuration"):
+        compare_models(raw, tmp_path / "bundle", data, run=RunOptions(checkpoint=given))
+
+
+def test_token_ids_need_no_tokenizer(files: Path, tmp_path: Path, data: RetrievalData) -> None:
+    export(files / "checkpoint.pth", tmp_path / "bundle", None)
+    ids = replace(data, captions=tuple((5, 6, 7 + n) for n in range(len(data.captions))))
+    assert compare_models(files / "checkpoint.pth", tmp_path / "bundle", ids).result.passed
+    with pytest.raises(TokenizerError, match=r"has no tokenizer.*--tokenizer"):
+        compare_models(files / "checkpoint.pth", tmp_path / "bundle", data)
+    wrong = replace(ids, captions=((5, 90), *ids.captions[1:]))
+    with pytest.raises(DataError, match=r"token id 90 in the captions\. Expected 0 to 89"):
+        compare_models(files / "checkpoint.pth", tmp_path / "bundle", wrong)
+
+
+def test_stored_ids_are_framed_and_cut_as_the_reference_does(sides: tuple[Side, Side]) -> None:
+    long = tuple(range(4, 4 + 80))
+    short, cut = sides[1].encode([(7, 8), long])
+    assert short == [0, 7, 8, 2]
+    assert len(cut) == sides[1].max_length
+    assert (cut[0], cut[-1], cut[1:3]) == (0, 2, [4, 5])
+
+
+def refused_runs(files: Path, tmp_path: Path) -> dict[str, tuple[Any, ...]]:
+    other = save(tmp_path / "other.pth", random_tensors(MWA, seed=1))
+    (tmp_path / "folder").mkdir()
+    bundle, checkpoint = files / "bundle", files / "checkpoint.pth"
+    text = str(bundle / "text.onnx")
+    return {
+        "other weights": (other, bundle, RunOptions(), OptionsError, "another weights.*any-space"),
+        "no bundle": (checkpoint, tmp_path / "folder", RunOptions(), BundleError, "is no bundle"),
+        "folder": (tmp_path / "folder", bundle, RunOptions(), BundleError, "without manifest.json"),
+        "absent": (tmp_path / "x.pth", bundle, RunOptions(), MwaExportError, "x.pth"),
+        "reading a bundle": (
+            bundle,
+            bundle,
+            RunOptions(checkpoint=CheckpointOptions(ema=True)),
+            BundleError,
+            "is a bundle, and options for reading a checkpoint were given",
+        ),
+        "no such graph": (
+            checkpoint,
+            bundle,
+            RunOptions(graphs=("text.int8.onnx",)),
+            BundleError,
+            r"neither a graph of .* nor a file. The bundle has: vision.onnx, text.onnx",
+        ),
+        "one tower twice": (
+            checkpoint,
+            bundle,
+            RunOptions(graphs=("text.onnx", text)),
+            BundleError,
+            "second graph for the text tower",
+        ),
+        "no graph": (
+            checkpoint,
+            bundle,
+            RunOptions(graphs=(str(checkpoint),)),
+            BundleError,
+            "cannot load this graph",
+        ),
+    }
+
+
+REFUSED = (
+    "other weights",
+    "no bundle",
+    "folder",
+    "absent",
+    "reading a bundle",
+    "no such graph",
+    "one tower twice",
+    "no graph",
+)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_impossible_run_is_refused(
+    files: Path, data: RetrievalData, tmp_path: Path, case: str
+) -> None:
+    reference, candidate, run, error, message = refused_runs(files, tmp_path)[case]
+    with pytest.raises(error, match=message):
+        compare_models(reference, candidate, data, run=run)
+
+
+def test_other_tokenizer_is_another_space(files: Path, data: RetrievalData) -> None:
+    run = RunOptions(tokenizer=write_tokenizer(files, seed=1))
+    with pytest.raises(OptionsError, match="another tokenizer"):
+        compare_models(files / "checkpoint.pth", files / "bundle", data, run=run)
+
+
+def test_graph_with_renamed_values_has_no_layers(
+    files: Path, data: RetrievalData, tmp_path: Path
+) -> None:
+    graph = quantized(files / "bundle", "vision", tmp_path / "vision.int8.onnx")
+    model = onnx.load(graph)
+    for node in model.graph.node:
+        node.input[:] = [n.replace("blocks", "layer") for n in node.input]
+        node.output[:] = [n.replace("blocks", "layer") for n in node.output]
+    for tensor in model.graph.initializer:
+        tensor.name = tensor.name.replace("blocks", "layer")
+    onnx.save(model, graph)
+    run = RunOptions(graphs=(str(graph),), layers=True)
+    with pytest.raises(BundleError, match=r"has no value named blocks\.0.*Leave --layers out"):
+        compare_models(files / "bundle", files / "bundle", data, run=run)
+
+
+def test_bundle_is_not_changed_by_a_run(files: Path, data: RetrievalData) -> None:
+    compare_models(files / "checkpoint.pth", files / "bundle", data, run=RunOptions(layers=True))
+    Bundle.open(files / "bundle")

@@ -1,0 +1,178 @@
+"""The terminal says the verdict first, fits 80 columns and shows every text as it is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from parity_samples import identical_parity, sample_parity
+
+from mwa_export.cli.parity_view import fail_if_failed, show
+from mwa_export.errors import ParityError
+from mwa_export.parity_result import ExcludedPicture, Parity
+from mwa_export.report_numbers import cosine, percent, points
+from mwa_export.report_words import headline
+
+sample = cache(sample_parity)
+MARKUP = "[red]x[/red] [link=https://evil.example]y[/link] [/]"
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 columns and no colours."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def shown(result: Parity, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """What goes to stdout and to stderr."""
+    capsys.readouterr()
+    show(result)
+    found = capsys.readouterr()
+    return found.out, found.err
+
+
+def words(text: str) -> str:
+    """The text without the way it is laid out."""
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        sample(1000),
+        sample(1000, damaged=False),
+        identical_parity(100),
+        replace(sample(60), gates=(), passed=True),
+    ],
+)
+def test_verdict_comes_first(result: Parity, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = shown(result, capsys)
+    assert out.strip().splitlines()[0] == headline(result)
+
+
+def test_failing_gate_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    result = sample(1000)
+    drops = [gate for gate in result.gates if not gate.passed]
+    worst = max(drops, key=lambda gate: gate.found)
+    assert worst.message.rstrip(".") in shown(result, capsys)[0]
+
+
+@pytest.mark.parametrize("queries", [3, 1000, 25_000])
+def test_every_recall_figure_is_shown(queries: int, capsys: pytest.CaptureFixture[str]) -> None:
+    result = sample(queries, seed=5)
+    lines = [line.split() for line in shown(result, capsys)[0].splitlines()]
+    for d in result.directions:
+        for r in d.recalls:
+            (line,) = [x for x in lines if x and x[0] == f"{d.direction.upper()}@{r.k}"]
+            assert line[1:4] == [
+                percent(r.reference, d.queries),
+                percent(r.candidate, d.queries),
+                points(r.difference),
+            ]
+            assert line[4:9] == [points(r.low), "to", points(r.high), str(r.won), str(r.lost)]
+            assert len(line) == 10, "nothing is folded"
+
+
+def test_cosines_stages_and_layers_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    result = sample(1000)
+    out = words(shown(result, capsys)[0])
+    for c in result.cosines:
+        figures = cosine(c.mean), cosine(c.percentile_1), cosine(c.minimum)
+        assert " ".join((c.tower, *figures)) in out
+    assert all(f" {stage.name} " in out for stage in result.stages)
+    assert all(f" {layer.layer} " in out for layer in result.layers)
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_lines_fit_80_columns(damaged: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = shown(sample(1000, damaged=damaged), capsys)
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_tables_fit_80_columns_with_25_000_queries(capsys: pytest.CaptureFixture[str]) -> None:
+    result = sample(25_000)
+    stages = tuple(replace(s, detail="w" * 300) for s in result.stages)
+    out, _ = shown(replace(result, stages=stages), capsys)
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert out.count("w") >= 300 * len(stages), "folded, not cut"
+
+
+def test_warnings_and_excluded_pictures_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    result = sample(1000)
+    out, err = shown(result, capsys)
+    first = result.data.excluded[0]
+    for text in (*result.warnings, f"{first.picture} ({first.reason})", "with 10 captions"):
+        assert text in err
+        assert text not in out
+    assert all(line.startswith("warning: ") for line in err.splitlines())
+
+
+def test_nothing_to_warn_of_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(sample(1000, damaged=False), capsys)[1] == ""
+
+
+def hostile(text: str) -> Parity:
+    """Every text from outside is that one."""
+    result = sample(60)
+    return replace(
+        result,
+        reference=replace(result.reference, name=text),
+        candidate=replace(result.candidate, name=text),
+        data=replace(result.data, name=text, excluded=(ExcludedPicture(text, text, 5),)),
+        stages=tuple(replace(stage, detail=text) for stage in result.stages),
+        warnings=(text,),
+    )
+
+
+def test_markup_is_shown_literally(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = shown(hostile(MARKUP), capsys)
+    assert f"{MARKUP} against {MARKUP}\n{MARKUP}: 12 images" in out
+    assert out.count("[red]x[/red]") >= 3 + len(sample(60).stages)
+    assert f"warning: {MARKUP}\n" in err
+    assert f"the first: {MARKUP} ({MARKUP})" in err
+
+
+@pytest.mark.parametrize("text", ["caf\udce9.jpg", "\x1b[2Jgone\x07", "a\rwarning: none", "\0"])
+def test_names_neither_stop_nor_steer_the_terminal(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = shown(hostile(text), capsys)
+    assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", out + err)
+    assert "\N{REPLACEMENT CHARACTER}" in out
+    assert "\N{REPLACEMENT CHARACTER}" in err
+
+
+def test_what_was_not_measured_leaves_no_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
+    result = replace(sample(60), cosines=(), cross=(), stages=(), layers=(), gates=())
+    out, _ = shown(result, capsys)
+    assert not re.search("cosine|mixed index|signal to noise|Drift", out)
+    assert out.count("─" * 20) >= 2
+
+
+def test_failure_names_every_failed_gate() -> None:
+    result = sample(1000)
+    with pytest.raises(ParityError) as caught:
+        fail_if_failed(result)
+    message = str(caught.value)
+    assert caught.value.exit_status == 1
+    for gate in result.gates:
+        assert (gate.name.removesuffix(" drop") + " " in message) == (not gate.passed)
+    assert message.endswith("allowed 0.2.")
+    assert ".;" not in message
+    assert ".." not in message
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        sample(25_000, damaged=False),
+        identical_parity(100),
+        replace(sample(60), gates=(), passed=True),
+    ],
+)
+def test_passing_raises_nothing(result: Parity) -> None:
+    fail_if_failed(result)
