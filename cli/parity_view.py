@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import click
 
 from mwa_export.cli import console
 from mwa_export.errors import ParityError
 from mwa_export.parity_result import Parity
-from mwa_export.report_numbers import cosine, p_value, percent, points, share, small
-from mwa_export.report_words import TOWERS, drift, headline, layer_table, left_out, printable
+from mwa_export.report_numbers import cosine, count, p_value, percent, points, share
+from mwa_export.report_words import (
+    TOWERS,
+    drift,
+    headline,
+    layer_table,
+    left_out,
+    margin_sentence,
+    printable,
+)
 
 
 def show(result: Parity) -> None:
@@ -64,24 +74,22 @@ def _show_recall(result: Parity) -> None:
 
 
 def _show_ranks(result: Parity) -> None:
-    rows = []
-    for d in result.directions:
-        margins = d.margins
-        flips = f"{margins.flipped:,}"
-        if margins.flipped_median is not None:
-            flips += f", margin {small(margins.flipped_median)} of {small(margins.all_median)}"
-        rows.append(
-            (
-                d.direction.upper(),
-                f"{d.mean_rank[0]:.2f} to {d.mean_rank[1]:.2f}",
-                f"{d.median_rank[0]:g} to {d.median_rank[1]:g}",
-                f"{d.changed_ranks:,} of {d.queries:,}",
-                f"{share(d.overlap)} %",
-                flips,
-            )
+    rows = [
+        (
+            d.direction.upper(),
+            f"{d.mean_rank[0]:.2f} to {d.mean_rank[1]:.2f}",
+            f"{d.median_rank[0]:g} to {d.median_rank[1]:g}",
+            f"{d.changed_ranks:,} of {d.queries:,}",
+            f"{share(d.overlap)} %",
+            count(d.margins.flipped),
         )
+        for d in result.directions
+    ]
     head = ("ranks", "mean", "median", "changed", "same top 10", "flips at rank 1")
     console.table(rows, head)
+    for d in result.directions:
+        if d.margins.flipped:
+            click.echo(textwrap.fill(margin_sentence(d), 80))
 
 
 def _show_cosines(result: Parity) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from mwa_export.parity_result import DirectionResult, Parity
 from mwa_export.report_numbers import cosine, count, p_value, percent, points, share
-from mwa_export.report_words import drift, headline, left_out, printable
+from mwa_export.report_words import drift, headline, left_out, margin_sentence, printable
 
 _LISTED = 5  # examples, excluded pictures
 _LONGEST = 200  # characters of a text, so that all of them fit a comment of 65,536
@@ -30,6 +30,7 @@ def markdown_from_parity(result: Parity) -> str:
         *(f"> ⚠️ {_escape(text, _LONGEST_NOTE)}" for text in _notes(result)),
         _recall_table(result),
         _ranks_table(result),
+        " ".join(_escape(margin_sentence(d)) for d in result.directions),
         _cosine_table(result),
         _stage_table(result),
         _gates(result),
