@@ -53,11 +53,11 @@ def layer_drift(
         OptionsError: the sides do not have the same blocks.
         BundleError: a graph was not made by this package.
     """
-    if layer_names(reference.config) != layer_names(candidate.config):
+    ours, theirs = _shape(reference), _shape(candidate)
+    if ours != theirs:
         raise OptionsError(
-            f"{reference.info.source} has {reference.config.backbone.layers} blocks and "
-            f"{candidate.info.source} has {candidate.config.backbone.layers}. Their layers cannot "
-            "be compared. Leave --layers out."
+            f"{reference.info.source} has {ours} and {candidate.info.source} has {theirs}. Layers "
+            "can be compared where both read the same inputs. Leave --layers out."
         )
     progress = progress or Silent()
     rng = np.random.default_rng(seed)
@@ -74,6 +74,15 @@ def layer_drift(
         probes = _probe(reference, tower), _probe(candidate, tower)
         found += _compare(tower, probes, batches[tower], layer_names(candidate.config), progress)
     return tuple(found)
+
+
+def _shape(side: Side) -> str:
+    """What two sides must have in common for their blocks to be comparable."""
+    b = side.config.backbone
+    return (
+        f"{b.layers} blocks of width {b.embed_dim}, {b.image_size} pixels, "
+        f"{b.vocab_size} token ids, texts of {b.max_text_length}"
+    )
 
 
 def _compare(

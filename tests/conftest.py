@@ -10,11 +10,14 @@ import pytest
 import torch
 from commands import files_below, refused, save
 from configs import CONFIGS, MWA
+from parity_files import export, write_test_set, write_tokenizer
 
 from mwa_export.adapters import split
 from mwa_export.checkpoint import read_checkpoint
 from mwa_export.config import ModelConfig
+from mwa_export.data_sources import read_data
 from mwa_export.model import ModelSource, load_model
+from mwa_export.retrieval_data import RetrievalData
 from mwa_export.synthetic import random_tensors, training_args
 
 
@@ -81,3 +84,19 @@ def adapter(checkpoint: Path, tmp_path: Path) -> tuple[Path, Path]:
     base, out = save(tmp_path / "base.pth", shared, config), tmp_path / "adapter.safetensors"
     split(model.tensors, model.config, read_checkpoint(base), out)
     return base, out
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, its bundle, a tokenizer and a test set, shared and not to be changed."""
+    root = tmp_path_factory.mktemp("parity")
+    save(root / "checkpoint.pth", random_tensors(MWA))
+    export(root / "checkpoint.pth", root / "bundle", write_tokenizer(root))
+    write_test_set(root / "data")
+    return root
+
+
+@pytest.fixture(scope="session")
+def data(files: Path) -> RetrievalData:
+    """The shared test set."""
+    return read_data(files / "data")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from commands import spm_model
 from PIL import Image
 
@@ -48,7 +49,15 @@ def export(
     tokenizer: Path | None,
     *,
     options: AdapterOptions | None = None,
+    image_size: int | None = None,
 ) -> Bundle:
     """The bundle of a checkpoint."""
-    model = load_model(ModelSource(checkpoint), options=options)
+    model = load_model(ModelSource(checkpoint), options=options, image_size=image_size)
     return bundle_from_model(model, out, ExportOptions(tokenizer=tokenizer))
+
+
+def quantized(bundle: Path, tower: str, out: Path) -> Path:
+    """A graph that another tool made: ONNX Runtime's own dynamic INT8."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    quantization.quantize_dynamic(bundle / f"{tower}.onnx", out)
+    return out

@@ -8,20 +8,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from commands import files_below, refused, run, save
-from configs import MWA
-from parity_files import export, write_test_set, write_tokenizer
-
-from mwa_export.synthetic import random_tensors
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("parity")
-    save(root / "checkpoint.pth", random_tensors(MWA))
-    export(root / "checkpoint.pth", root / "bundle", write_tokenizer(root))
-    write_test_set(root / "data")
-    return root
+from commands import files_below, refused, run
+from parity_files import write_test_set
 
 
 @pytest.fixture

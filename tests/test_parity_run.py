@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from commands import save
-from configs import CONFIGS, MWA
+from commands import save, spm_model
+from configs import MWA
 from numpy.typing import NDArray
-from parity_files import export, write_test_set, write_tokenizer
+from parity_files import PIECES, export, quantized, write_test_set, write_tokenizer
 from PIL import Image
 
 from mwa_export.backend import Embeddings
 from mwa_export.backend_torch import TorchBackend
 from mwa_export.bundle import Bundle
-from mwa_export.data_sources import read_data
 from mwa_export.errors import (
     BundleError,
     DataError,
@@ -28,30 +28,14 @@ from mwa_export.errors import (
     TokenizerError,
 )
 from mwa_export.layout import AdapterOptions
-from mwa_export.onnx_graph import GraphBuilder
 from mwa_export.parity import compare
 from mwa_export.parity_result import Parity
 from mwa_export.parity_run import RunOptions, compare_models, compare_sides
+from mwa_export.report import write_reports
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import CheckpointOptions, Side, side_from_bundle, side_from_checkpoint
 from mwa_export.synthetic import random_tensors
 from mwa_export.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, its bundle, a tokenizer and a test set, shared and not to be changed."""
-    root = tmp_path_factory.mktemp("parity")
-    save(root / "checkpoint.pth", random_tensors(MWA))
-    write_tokenizer(root)
-    export(root / "checkpoint.pth", root / "bundle", root / "tokenizer-0.spm")
-    write_test_set(root / "data")
-    return root
-
-
-@pytest.fixture(scope="module")
-def data(files: Path) -> RetrievalData:
-    return read_data(files / "data")
 
 
 @pytest.fixture(scope="module")
@@ -171,65 +155,6 @@ def test_noise_of_known_strength_is_measured_as_such(
     result = compare_sides(reference, other_graph(candidate, files), data).result
     for cosines in result.cosines:
         assert cosines.mean == pytest.approx(1 / np.sqrt(1 + 0.3**2), abs=0.005)
-
-
-def test_worst_layer_is_where_the_weights_differ(
-    files: Path, data: RetrievalData, tmp_path: Path
-) -> None:
-    tensors = random_tensors(MWA)
-    name = "beit3.encoder.layers.1.ffn.A.fc2.weight"
-    tensors[name] = tensors[name] + 0.05 * torch.randn_like(tensors[name])
-    damaged = save(tmp_path / "damaged.pth", tensors)
-    export(damaged, tmp_path / "damaged", files / "tokenizer-0.spm")
-    run = RunOptions(layers=True, any_space=True)
-    result = compare_models(files / "checkpoint.pth", tmp_path / "damaged", data, run=run).result
-    snr = {(layer.tower, layer.layer): layer.snr_db for layer in result.layers}
-    assert [layer.layer for layer in result.layers] == ["block 0", "block 1", "embedding"] * 2
-    assert all((value or 999) > 90 for (tower, _), value in snr.items() if tower == "text")
-    assert (snr["vision", "block 0"] or 999) > 90
-    assert (snr["vision", "block 1"] or 999) < 40
-    assert (snr["vision", "embedding"] or 999) < 40
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_layers_of_every_kind_of_model_agree_with_the_reference(
-    files: Path, data: RetrievalData, tmp_path: Path, name: str
-) -> None:
-    path = save(tmp_path / "checkpoint.pth", random_tensors(CONFIGS[name]), CONFIGS[name])
-    export(path, tmp_path / "bundle", files / "tokenizer-0.spm")
-    run = RunOptions(layers=True)
-    result = compare_models(path, tmp_path / "bundle", data, run=run).result
-    assert len(result.layers) == 6
-    assert min(layer.snr_db or 999 for layer in result.layers) > 90
-
-
-def test_layers_of_equal_graphs_have_no_noise(files: Path, data: RetrievalData) -> None:
-    run = RunOptions(layers=True)
-    result = compare_models(files / "bundle", files / "bundle", data, run=run).result
-    assert {layer.snr_db for layer in result.layers} == {None}
-
-
-def test_weights_in_a_data_file_can_be_probed(
-    files: Path, data: RetrievalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written = GraphBuilder.write
-    monkeypatch.setattr(
-        GraphBuilder,
-        "write",
-        lambda self, *args, **more: written(self, *args, **{**more, "external_bytes": 10_000}),
-    )
-    export(files / "checkpoint.pth", tmp_path / "bundle", files / "tokenizer-0.spm")
-    assert (tmp_path / "bundle" / "vision.onnx.data").is_file()
-    run = RunOptions(layers=True)
-    result = compare_models(files / "bundle", tmp_path / "bundle", data, run=run).result
-    assert {layer.snr_db for layer in result.layers} == {None}
-
-
-def quantized(bundle: Path, tower: str, out: Path) -> Path:
-    """A graph that another tool made: ONNX Runtime's own dynamic INT8."""
-    quantization = pytest.importorskip("onnxruntime.quantization")
-    quantization.quantize_dynamic(bundle / f"{tower}.onnx", out)
-    return out
 
 
 def test_graph_of_another_tool_is_measured(
@@ -391,20 +316,67 @@ def test_other_tokenizer_is_another_space(files: Path, data: RetrievalData) -> N
         compare_models(files / "checkpoint.pth", files / "bundle", data, run=run)
 
 
-def test_graph_with_renamed_values_has_no_layers(
+def test_other_image_size_is_another_space_whose_stages_are_told_apart(
     files: Path, data: RetrievalData, tmp_path: Path
 ) -> None:
-    graph = quantized(files / "bundle", "vision", tmp_path / "vision.int8.onnx")
-    model = onnx.load(graph)
-    for node in model.graph.node:
-        node.input[:] = [n.replace("blocks", "layer") for n in node.input]
-        node.output[:] = [n.replace("blocks", "layer") for n in node.output]
-    for tensor in model.graph.initializer:
-        tensor.name = tensor.name.replace("blocks", "layer")
-    onnx.save(model, graph)
-    run = RunOptions(graphs=(str(graph),), layers=True)
-    with pytest.raises(BundleError, match=r"has no value named blocks\.0.*Leave --layers out"):
-        compare_models(files / "bundle", files / "bundle", data, run=run)
+    export(files / "checkpoint.pth", tmp_path / "64", files / "tokenizer-0.spm", image_size=64)
+    arguments = files / "bundle", tmp_path / "64", data
+    with pytest.raises(OptionsError, match="another model configuration, picture preprocessing"):
+        compare_models(*arguments)
+    result = compare_models(*arguments, run=RunOptions(any_space=True)).result
+    assert states(result)["preprocessing"] == "not measured"
+    assert "size: 32 against 64" in result.stages[1].detail
+    assert states(result)["graph"] == "changed"
+    with pytest.raises(OptionsError, match=r"32 pixels.*64 pixels.*Leave --layers out"):
+        compare_models(*arguments, run=RunOptions(any_space=True, layers=True))
+
+
+def test_tokens_that_the_reference_cannot_read_are_not_measured_alone(
+    files: Path, data: RetrievalData, sides: tuple[Side, Side]
+) -> None:
+    reference, candidate = sides
+    small = replace(
+        reference.config, backbone=replace(reference.config.backbone, text_positions=10)
+    )
+    result = compare_sides(
+        replace(reference, config=small, tokenizer=Short(spm_model(PIECES))),
+        candidate,
+        data,
+        run=RunOptions(any_space=True),
+    ).result
+    assert states(result)["tokenizer"] == "not measured"
+    assert "cannot read them" in result.stages[0].detail
+
+
+class Short(Tokenizer):
+    """A tokenizer that cuts texts early."""
+
+    def encode(self, text: str) -> list[int]:
+        return [*super().encode(text)[:5], 2]
+
+
+def test_checkpoint_of_another_image_size_is_resized_as_the_bundle_was(
+    files: Path, data: RetrievalData, tmp_path: Path
+) -> None:
+    export(files / "checkpoint.pth", tmp_path / "64", files / "tokenizer-0.spm", image_size=64)
+    result = compare_models(files / "checkpoint.pth", tmp_path / "64", data).result
+    assert result.passed
+    assert states(result)["preprocessing"] == "same"
+
+
+def test_webdataset_is_compared_like_any_other(files: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "test.tar", "w") as tar:
+        for picture in sorted((files / "data").glob("*.png"))[:4]:
+            tar.add(picture, picture.name)
+            text = f"caption of {picture.stem}".encode()
+            info = tarfile.TarInfo(f"{picture.stem}.txt")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text))
+    done = compare_models(files / "checkpoint.pth", files / "bundle", tmp_path / "test.tar")
+    assert done.result.passed
+    assert done.result.data.images == 4
+    page = write_reports(done.result, tmp_path / "report", pictures=done.data.pictures)
+    assert page.is_file()
 
 
 def test_bundle_is_not_changed_by_a_run(files: Path, data: RetrievalData) -> None:
