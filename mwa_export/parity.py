@@ -21,7 +21,6 @@ from mwa_export.parity_examples import Labels, worst_examples
 from mwa_export.parity_result import (
     CrossCell,
     DataInfo,
-    ExcludedPicture,
     LayerSnr,
     Parity,
     SideInfo,
@@ -244,11 +243,7 @@ def _data_info(data: Any, pairs: Pairs, labels: Labels) -> DataInfo:
         fewest_captions=int(counts.min()),
         most_captions=int(counts.max()),
         repeated_captions=_repeated(labels.captions, pairs.rows()) if known else 0,
-        excluded=tuple(
-            ExcludedPicture(item.picture, item.reason, item.captions) for item in data.excluded
-        )
-        if known
-        else (),
+        excluded=data.excluded if known else (),
     )
 
 

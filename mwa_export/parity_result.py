@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mwa_export.config import Tower
+from mwa_export.retrieval_data import Excluded
 
 SCHEMA = 1
 Direction = Literal["tr", "ir"]
@@ -30,15 +31,6 @@ class SideInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class ExcludedPicture:
-    """A picture that was left out together with its captions, and why."""
-
-    picture: str
-    reason: str
-    captions: int
-
-
-@dataclass(frozen=True, slots=True)
 class DataInfo:
     """The test set."""
 
@@ -48,7 +40,7 @@ class DataInfo:
     fewest_captions: int  # of an image
     most_captions: int
     repeated_captions: int  # captions whose text occurs with another image too
-    excluded: tuple[ExcludedPicture, ...]
+    excluded: tuple[Excluded, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from mwa_export.parity_result import (
     Direction,
     DirectionResult,
     Example,
-    ExcludedPicture,
     GateResult,
     LayerSnr,
     Margins,
@@ -26,6 +25,7 @@ from mwa_export.parity_result import (
     Stage,
     Which,
 )
+from mwa_export.retrieval_data import Excluded
 
 KS = (1, 5, 10)
 LIMIT = 0.2
@@ -333,8 +333,8 @@ def _examples(
 
 def _data(images: int, captions: int, per_image: int, damaged: bool) -> DataInfo:
     excluded = (
-        ExcludedPicture("<broken> & co.jpg", "it cannot be decoded (truncated file)", per_image),
-        ExcludedPicture("COCO_val2014_000000000042.jpg", "the file is missing", per_image),
+        Excluded("<broken> & co.jpg", "it cannot be decoded (truncated file)", per_image),
+        Excluded("COCO_val2014_000000000042.jpg", "the file is missing", per_image),
     )
     return DataInfo(
         name="COCO 5k <test>" if damaged else "COCO 5k",

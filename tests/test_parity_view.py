@@ -11,9 +11,10 @@ from parity_samples import identical_parity, sample_parity
 
 from mwa_export.cli.parity_view import fail_if_failed, show
 from mwa_export.errors import ParityError
-from mwa_export.parity_result import ExcludedPicture, Parity
+from mwa_export.parity_result import Parity
 from mwa_export.report_numbers import cosine, percent, points
 from mwa_export.report_words import headline
+from mwa_export.retrieval_data import Excluded
 
 sample = cache(sample_parity)
 MARKUP = "[red]x[/red] [link=https://evil.example]y[/link] [/]"
@@ -122,7 +123,7 @@ def hostile(text: str) -> Parity:
         result,
         reference=replace(result.reference, name=text),
         candidate=replace(result.candidate, name=text),
-        data=replace(result.data, name=text, excluded=(ExcludedPicture(text, text, 5),)),
+        data=replace(result.data, name=text, excluded=(Excluded(text, text, 5),)),
         stages=tuple(replace(stage, detail=text) for stage in result.stages),
         warnings=(text,),
     )

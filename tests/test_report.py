@@ -19,10 +19,11 @@ from PIL import Image
 
 from mwa_export import report
 from mwa_export.errors import BundleError, ImageError
-from mwa_export.parity_result import ExcludedPicture, Parity
+from mwa_export.parity_result import Parity
 from mwa_export.pictures import Picture
 from mwa_export.report import THUMBNAIL, thumbnail, write_reports
 from mwa_export.report_html import thumbnail_rows
+from mwa_export.retrieval_data import Excluded
 
 FILES = ["junit.xml", "report.html", "report.json", "report.md"]
 SMALL = sample_parity(60, examples=4)
@@ -214,7 +215,7 @@ def test_names_that_are_no_text_stop_no_report(out: Path, tmp_path: Path) -> Non
         SMALL,
         reference=replace(SMALL.reference, name=name, source=str(odd)),
         candidate=replace(SMALL.candidate, name=name, source=str(odd)),
-        data=replace(SMALL.data, name=name, excluded=(ExcludedPicture(name, str(odd), 5),)),
+        data=replace(SMALL.data, name=name, excluded=(Excluded(name, str(odd), 5),)),
         stages=tuple(replace(s, detail=name) for s in SMALL.stages),
         examples=examples,
         warnings=(f"{odd}: odd",),

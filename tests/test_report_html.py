@@ -18,9 +18,10 @@ import pytest
 from parity_samples import HOSTILE, HOSTILE_PICTURE, identical_parity, sample_parity
 
 from mwa_export import report_charts as draw
-from mwa_export.parity_result import ExcludedPicture, Parity
+from mwa_export.parity_result import Parity
 from mwa_export.report_html import html_from_parity, thumbnail_rows
 from mwa_export.report_numbers import cosine, percent, points
+from mwa_export.retrieval_data import Excluded
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 VOID = {"meta", "link", "img", "br", "input", "hr", "wbr"}
@@ -145,7 +146,7 @@ def test_warnings_and_excluded_pictures_stand_before_the_figures(sample: Sample)
 
 
 def test_many_excluded_pictures_are_counted_and_all_named() -> None:
-    pictures = tuple(ExcludedPicture(f"{i}.jpg", "truncated", 5) for i in range(40))
+    pictures = tuple(Excluded(f"{i}.jpg", "truncated", 5) for i in range(40))
     data = replace(made("identical")[0].data, excluded=pictures)
     text = Page(html_from_parity(replace(made("identical")[0], data=data))).text
     assert "40 pictures were left out together with 200 captions" in text

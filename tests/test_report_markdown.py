@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity_samples import HOSTILE, HOSTILE_PICTURE, identical_parity, sample_parity
 
-from mwa_export.parity_result import ExcludedPicture, Parity
+from mwa_export.parity_result import Parity
 from mwa_export.report_markdown import markdown_from_parity
 from mwa_export.report_numbers import cosine, percent, points
 from mwa_export.report_words import drift, headline
+from mwa_export.retrieval_data import Excluded
 
 sample = cache(sample_parity)
 COMMENT = 65_536  # characters that GitHub accepts
@@ -35,7 +36,7 @@ SMALL = sample(60, examples=3)
 def with_texts(result: Parity, *texts: str) -> Parity:
     """The same result; everything that comes from outside is one of the texts."""
     t = [texts[i % len(texts)] for i in range(16)]
-    excluded = tuple(ExcludedPicture(t[i], t[i + 1], 5) for i in range(7))
+    excluded = tuple(Excluded(t[i], t[i + 1], 5) for i in range(7))
     examples = tuple(
         replace(
             e,
@@ -164,7 +165,7 @@ def test_warnings_and_excluded_pictures_stand_above_the_figures() -> None:
 
 
 def test_many_excluded_pictures_are_counted_and_a_few_named() -> None:
-    excluded = tuple(ExcludedPicture(f"{i}.jpg", "truncated", 5) for i in range(40))
+    excluded = tuple(Excluded(f"{i}.jpg", "truncated", 5) for i in range(40))
     result = replace(SMALL, data=replace(SMALL.data, excluded=excluded))
     (note,) = [x for x in markdown_from_parity(result).splitlines() if "left out" in x]
     assert "40 pictures were left out, with 200 captions: 0.jpg (truncated); 1.jpg" in note
