@@ -13,7 +13,14 @@ from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.config import Tower
 from mwa_export.embedding import batches_by_length
 from mwa_export.errors import ImageError, OptionsError
-from mwa_export.layer_probes import Floats, Probe, layer_names, probe_graph, probe_reference
+from mwa_export.layer_probes import (
+    Floats,
+    Probe,
+    check_named_blocks,
+    layer_names,
+    probe_graph,
+    probe_reference,
+)
 from mwa_export.parity_result import LayerSnr
 from mwa_export.pictures import decode_picture
 from mwa_export.progress import Progress, Silent
@@ -53,12 +60,7 @@ def layer_drift(
         OptionsError: the sides do not have the same blocks.
         BundleError: a graph was not made by this package.
     """
-    ours, theirs = _shape(reference), _shape(candidate)
-    if ours != theirs:
-        raise OptionsError(
-            f"{reference.info.source} has {ours} and {candidate.info.source} has {theirs}. Layers "
-            "can be compared where both read the same inputs. Leave --layers out."
-        )
+    check_layers(reference, candidate)
     progress = progress or Silent()
     rng = np.random.default_rng(seed)
     images = np.sort(rng.permutation(len(data.pictures))[:samples])
@@ -74,6 +76,20 @@ def layer_drift(
         probes = _probe(reference, tower), _probe(candidate, tower)
         found += _compare(tower, probes, batches[tower], layer_names(candidate.config), progress)
     return tuple(found)
+
+
+def check_layers(reference: Side, candidate: Side) -> None:
+    """Raise OptionsError or BundleError unless both sides have blocks that can be compared."""
+    ours, theirs = _shape(reference), _shape(candidate)
+    if ours != theirs:
+        raise OptionsError(
+            f"{reference.info.source} has {ours} and {candidate.info.source} has {theirs}. Layers "
+            "can be compared where both read the same inputs. Leave --layers out."
+        )
+    for side in (reference, candidate):
+        if isinstance(side.backend, OnnxBackend):
+            for file in side.backend.graphs.values():
+                check_named_blocks(file, side.config)
 
 
 def _shape(side: Side) -> str:

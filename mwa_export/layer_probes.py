@@ -29,18 +29,37 @@ def layer_names(config: ModelConfig) -> list[str]:
     return [*(f"block {index}" for index in range(config.backbone.layers)), "embedding"]
 
 
+def check_named_blocks(file: GraphFile, config: ModelConfig) -> list[str]:
+    """The values that end each block.
+
+    Raises:
+        BundleError: the graph has no such values: another tool made it, or renamed them.
+    """
+    onnx = require("onnx", extra="export", why="look into a graph")
+    from mwa_export.onnx_ops import sum_value
+
+    path, _graph = file
+    blocks = block_outputs(config.backbone.layers, enhancer=config.enhancer)
+    names = [sum_value(block) for block in blocks]
+    model = onnx.load(path, load_external_data=False)
+    known = {value for node in model.graph.node for value in node.output}
+    absent = [name for name in names if name not in known]
+    if absent:
+        raise BundleError(
+            f"{path}: has no value named {absent[0]}, so its layers cannot be compared. Expected a "
+            "graph that this package made. Leave --layers out."
+        )
+    return names
+
+
 def probe_graph(file: GraphFile, config: ModelConfig, *, threads: int | None = None) -> Probe:
     """A probe of an ONNX graph that has the names this package gives.
 
     Raises:
         BundleError: the graph has no such values: another tool made it, or renamed them.
     """
-    require("onnx", extra="export", why="look into a graph")
-    from mwa_export.onnx_ops import sum_value
-
     path, graph = file
-    blocks = block_outputs(config.backbone.layers, enhancer=config.enhancer)
-    names = [sum_value(block) for block in blocks]
+    names = check_named_blocks(file, config)
     runner = _session_with_outputs(path, names, threads)
 
     def probe(inputs: tuple[NDArray[Any], ...]) -> list[Floats]:
@@ -61,15 +80,6 @@ def _session_with_outputs(path: Path, names: list[str], threads: int | None) -> 
     onnx = require("onnx", extra="export", why="look into a graph")
     from mwa_export.onnx_file import data_file_of
 
-    model = onnx.load(path, load_external_data=False)
-    known = {value for node in model.graph.node for value in node.output}
-    absent = [name for name in names if name not in known]
-    del model
-    if absent:
-        raise BundleError(
-            f"{path}: has no value named {absent[0]}, so its layers cannot be compared. Expected a "
-            "graph that this package made. Leave --layers out."
-        )
     outputs = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
     ]

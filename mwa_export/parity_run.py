@@ -14,7 +14,7 @@ from mwa_export.data_sources import read_data
 from mwa_export.embedder import Embedder
 from mwa_export.embedding_cache import Cache
 from mwa_export.errors import BundleError, DataError
-from mwa_export.layer_drift import layer_drift
+from mwa_export.layer_drift import check_layers, layer_drift
 from mwa_export.parity import CompareOptions, Context, Vectors, measure
 from mwa_export.parity_result import Parity
 from mwa_export.progress import Progress, Silent
@@ -42,7 +42,7 @@ class RunOptions:
 
     graphs: tuple[str, ...] = ()  # of the candidate; float32 where none is named
     threads: int | None = None
-    tokenizer: Path | None = None  # of the reference; the bundle's own if None
+    tokenizer: Path | None = None  # of the reference; and of a bundle that carries none
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     cache: Path | None = None  # folder for the reference's embeddings; None: computed again
     max_excluded: int = 0  # pictures that may be missing or unreadable
@@ -74,7 +74,9 @@ def compare_models(
         progress("read the test set")
         data = read_data(data, max_excluded=run.max_excluded)
     progress("open the bundle and check its conformance vectors")
-    checked = side_from_bundle(candidate, graphs=run.graphs, threads=run.threads)
+    checked = side_from_bundle(
+        candidate, graphs=run.graphs, threads=run.threads, lent_tokenizer=run.tokenizer
+    )
     progress("open the reference")
     decides = open_reference(reference, checked, run)
     return compare_sides(decides, checked, data, run=run, options=options, progress=progress)
@@ -116,8 +118,13 @@ def compare_sides(
         DataError: more pictures than allowed are missing or cannot be read.
     """
     run, progress = run or RunOptions(), progress or Silent()
+    # What can be refused is refused now, and not after the hours that embedding may take.
     if not run.any_space:
         check_same_space(reference, candidate)
+    for side in (reference, candidate):
+        side.encode(data.captions)
+    if run.layers:
+        check_layers(reference, candidate)
     embed = Embedder(
         reference, Cache(run.cache, reference.identity) if run.cache else None, progress
     )

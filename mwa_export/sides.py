@@ -34,6 +34,7 @@ class Side:
     prepare: Prepare  # and as a function
     tokenizer: Tokenizer | None
     tokenizer_sha256: str | None
+    carries_tokenizer: bool  # a bundle without one may be lent one, which its space id ignores
     identity: Mapping[str, Any]  # all that decides its embeddings, for the cache
     warnings: tuple[str, ...] = ()
 
@@ -91,6 +92,7 @@ def side_from_bundle(
     graphs: Sequence[str] = (),
     threads: int | None = None,
     tokenizer: Path | None = None,
+    lent_tokenizer: Path | None = None,
 ) -> Side:
     """A bundle on ONNX Runtime.
 
@@ -99,6 +101,7 @@ def side_from_bundle(
         graphs: names of its graphs, or paths of others; float32 where none is named.
         threads: of the runtime.
         tokenizer: in place of the bundle's own.
+        lent_tokenizer: for a bundle that was exported without one.
     """
     bundle = Bundle.open(path)
     manifest = bundle.manifest
@@ -107,8 +110,8 @@ def side_from_bundle(
     reduced = backend.precision != "float32"
     ort = require("onnxruntime", extra="onnx", why="run ONNX graphs")
     runtime = f"ONNX Runtime {ort.__version__}"
-    if tokenizer is None and manifest.tokenizer is not None:
-        tokenizer = path / manifest.tokenizer
+    own = lent_tokenizer if manifest.tokenizer is None else path / manifest.tokenizer
+    tokenizer = tokenizer or own
     size = manifest.model.backbone.image_size
     return Side(
         info=SideInfo(
@@ -125,6 +128,7 @@ def side_from_bundle(
         prepare=lambda image: pixels_from_image(image, size),
         tokenizer=None if tokenizer is None else _tokenizer(tokenizer, manifest.model),
         tokenizer_sha256=None if tokenizer is None else sha256_of(tokenizer),
+        carries_tokenizer=manifest.tokenizer is not None,
         identity={
             "bundle": manifest.space_id,
             "graphs": {tower: sha256_of(file) for tower, (file, _) in backend.graphs.items()},
@@ -186,7 +190,8 @@ def side_from_checkpoint(
         own, sha = _tokenizer(tokenizer, model.config), sha256_of(tokenizer)
     image = {**IMAGE_SPEC, "size": size}
     text = {**TEXT_SPEC, "max_length": model.config.backbone.max_text_length}
-    space = space_id(model.config, model.tensors, {"image": image, "text": text}, sha)
+    counted = sha if like.carries_tokenizer else None
+    space = space_id(model.config, model.tensors, {"image": image, "text": text}, counted)
     runtime = f"PyTorch {torch.__version__.split('+')[0]}"
     return Side(
         info=SideInfo(
@@ -203,6 +208,7 @@ def side_from_checkpoint(
         prepare=lambda image: pixels_from_image(image, size),
         tokenizer=own,
         tokenizer_sha256=sha,
+        carries_tokenizer=like.carries_tokenizer,
         identity={"checkpoint": space, "runtime": runtime, "mwa_export": __version__},
         warnings=(*warnings, *model.warnings),
     )
@@ -210,7 +216,8 @@ def side_from_checkpoint(
 
 def check_same_space(reference: Side, candidate: Side) -> None:
     """Raise OptionsError, naming what differs, unless both sides embed into the same space."""
-    if reference.info.space_id == candidate.info.space_id:
+    same_tokenizer = reference.tokenizer_sha256 == candidate.tokenizer_sha256
+    if reference.info.space_id == candidate.info.space_id and same_tokenizer:
         return
     differing = [
         name

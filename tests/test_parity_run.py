@@ -235,6 +235,9 @@ def test_token_ids_need_no_tokenizer(files: Path, tmp_path: Path, data: Retrieva
     assert compare_models(files / "checkpoint.pth", tmp_path / "bundle", ids).result.passed
     with pytest.raises(TokenizerError, match=r"has no tokenizer.*--tokenizer"):
         compare_models(files / "checkpoint.pth", tmp_path / "bundle", data)
+    lent = RunOptions(tokenizer=files / "tokenizer-0.spm")
+    result = compare_models(files / "checkpoint.pth", tmp_path / "bundle", data, run=lent).result
+    assert result.passed
     wrong = replace(ids, captions=((5, 90), *ids.captions[1:]))
     with pytest.raises(DataError, match=r"token id 90 in the captions\. Expected 0 to 89"):
         compare_models(files / "checkpoint.pth", tmp_path / "bundle", wrong)
@@ -312,8 +315,9 @@ def test_impossible_run_is_refused(
 
 def test_other_tokenizer_is_another_space(files: Path, data: RetrievalData) -> None:
     run = RunOptions(tokenizer=write_tokenizer(files, seed=1))
-    with pytest.raises(OptionsError, match="another tokenizer"):
-        compare_models(files / "checkpoint.pth", files / "bundle", data, run=run)
+    for reference in ("checkpoint.pth", "bundle"):
+        with pytest.raises(OptionsError, match="another tokenizer"):
+            compare_models(files / reference, files / "bundle", data, run=run)
 
 
 def test_other_image_size_is_another_space_whose_stages_are_told_apart(
@@ -377,6 +381,31 @@ def test_webdataset_is_compared_like_any_other(files: Path, tmp_path: Path) -> N
     assert done.result.data.images == 4
     page = write_reports(done.result, tmp_path / "report", pictures=done.data.pictures)
     assert page.is_file()
+
+
+@pytest.mark.parametrize("case", ["space", "tokenizer", "layers"])
+def test_what_can_be_refused_is_refused_before_anything_is_embedded(
+    files: Path,
+    data: RetrievalData,
+    sides: tuple[Side, Side],
+    monkeypatch: pytest.MonkeyPatch,
+    case: str,
+) -> None:
+    def never(*_args: Any, **_more: Any) -> Any:
+        raise AssertionError("embedded something")
+
+    monkeypatch.setattr("mwa_export.embedder.embed_pictures", never)
+    reference, candidate = sides
+    if case == "space":
+        reference = replace(reference, info=replace(reference.info, space_id="other"))
+    elif case == "tokenizer":
+        reference = replace(reference, tokenizer=None, tokenizer_sha256=None)
+    else:
+        backbone = replace(reference.config.backbone, layers=1)
+        reference = replace(reference, config=replace(reference.config, backbone=backbone))
+    run = RunOptions(any_space=case != "space", layers=True)
+    with pytest.raises((OptionsError, TokenizerError)):
+        compare_sides(reference, candidate, data, run=run)
 
 
 def test_bundle_is_not_changed_by_a_run(files: Path, data: RetrievalData) -> None:
