@@ -56,7 +56,11 @@ Examples:
     help="What runs the bundle.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Of the runtime; default: all cores.")
-@click.option("--tokenizer", type=PATH, help="The reference's own .spm; by default the bundle's.")
+@click.option(
+    "--tokenizer",
+    type=PATH,
+    help="The reference's own .spm (default: the bundle's), or one for a bundle without.",
+)
 @click.option(
     "--any-space",
     is_flag=True,

@@ -176,8 +176,8 @@ class Parity:
     seed: int
     gates: tuple[GateResult, ...]
     directions: tuple[DirectionResult, ...]  # tr, ir
-    cosines: tuple[CosineSummary, ...]  # vision, text; empty if the widths differ
-    cross: tuple[CrossCell, ...]  # 4 cells; empty if the widths differ
+    cosines: tuple[CosineSummary, ...]  # vision, text
+    cross: tuple[CrossCell, ...]  # 4 cells
     stages: tuple[Stage, ...]  # tokenizer, preprocessing, graph, precision; empty for arrays
     layers: tuple[LayerSnr, ...]  # empty unless asked for
     examples: tuple[Example, ...]  # worst first, both directions

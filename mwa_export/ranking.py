@@ -72,7 +72,8 @@ def rank(
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
         right = _padded(order, first[rows], last[rows])  # (b, most), -1 = none
-        scores = queries[rows] @ gallery.T  # (b, n_gallery)
+        with np.errstate(invalid="ignore"):  # some BLAS kernels set the flag in unused lanes
+            scores = queries[rows] @ gallery.T  # (b, n_gallery)
         parts.append(_rank_block(scores, right))
         on_rows(len(right))
     ranks, best, margins, top = (np.concatenate(column) for column in zip(*parts, strict=True))

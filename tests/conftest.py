@@ -18,6 +18,7 @@ from mwa_export.config import ModelConfig
 from mwa_export.data_sources import read_data
 from mwa_export.model import ModelSource, load_model
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.sides import Side, side_from_bundle, side_from_checkpoint
 from mwa_export.synthetic import random_tensors, training_args
 
 
@@ -100,3 +101,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(files: Path) -> RetrievalData:
     """The shared test set."""
     return read_data(files / "data")
+
+
+@pytest.fixture(scope="session")
+def sides(files: Path) -> tuple[Side, Side]:
+    """The reference and the bundle, ready to embed."""
+    candidate = side_from_bundle(files / "bundle")
+    return side_from_checkpoint(files / "checkpoint.pth", candidate), candidate

@@ -14,6 +14,7 @@ from mwa_export.bundle import Bundle
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.layout import AdapterOptions
 from mwa_export.model import ModelSource, load_model
+from mwa_export.parity_result import Parity
 
 PIECES = 80  # of the tokenizer; the small models have 90 rows
 PICTURES = 20
@@ -61,3 +62,8 @@ def quantized(bundle: Path, tower: str, out: Path) -> Path:
     quantization = pytest.importorskip("onnxruntime.quantization")
     quantization.quantize_dynamic(bundle / f"{tower}.onnx", out)
     return out
+
+
+def states(result: Parity) -> dict[str, str]:
+    """What became of each stage."""
+    return {stage.name: stage.state for stage in result.stages}

@@ -1,0 +1,147 @@
+"""Drift is traced to the stage that causes it: tokenizer, preprocessing, graph or precision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import spm_model
+from numpy.typing import NDArray
+from parity_files import PIECES, export, states, write_tokenizer
+from PIL import Image
+
+from mwa_export.backend import Embeddings
+from mwa_export.errors import (
+    OptionsError,
+)
+from mwa_export.parity_run import RunOptions, compare_models, compare_sides
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.sides import Side
+from mwa_export.tokenizer import Tokenizer
+
+
+class Noisy:
+    """A backend whose embeddings have noise added: a stand-in for a low precision."""
+
+    name = "noisy"
+
+    def __init__(self, backend: Any, strength: float = 0.3) -> None:
+        self.backend, self.strength = backend, strength
+        self.image_size = backend.image_size
+
+    def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
+        return self._noisy(self.backend.embed_images(pixels))
+
+    def embed_texts(
+        self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
+    ) -> Embeddings:
+        return self._noisy(self.backend.embed_texts(token_ids, padding_mask))
+
+    def _noisy(self, embeddings: Embeddings) -> Embeddings:
+        noise = np.random.default_rng(1).standard_normal(embeddings.shape)
+        noisy = embeddings + self.strength * noise / np.sqrt(embeddings.shape[1])
+        return np.asarray(noisy / np.linalg.norm(noisy, axis=1, keepdims=True), np.float32)
+
+
+def other_tokenizer(side: Side, files: Path) -> Side:
+    path = write_tokenizer(files, seed=1)
+    tokenizer = Tokenizer.from_file(path, max_length=side.max_length)
+    return replace(side, tokenizer=tokenizer, tokenizer_sha256="other")
+
+
+def other_pixels(side: Side, _files: Path) -> Side:
+    def prepare(image: Image.Image) -> NDArray[np.uint8]:
+        size = side.image["size"]
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.NEAREST))
+
+    return replace(side, prepare=prepare, image={**side.image, "resize": "nearest"})
+
+
+def other_graph(side: Side, _files: Path) -> Side:
+    return replace(side, backend=Noisy(side.backend))
+
+
+def other_precision(side: Side, _files: Path) -> Side:
+    return replace(side, backend=Noisy(side.backend), float32=side.backend)
+
+
+@pytest.mark.parametrize(
+    ("stage", "damage", "towers"),
+    [
+        ("tokenizer", other_tokenizer, ("text",)),
+        ("preprocessing", other_pixels, ("vision",)),
+        ("graph", other_graph, ("vision", "text")),
+        ("precision", other_precision, ("vision", "text")),
+    ],
+)
+def test_damage_is_traced_to_its_stage(
+    files: Path,
+    data: RetrievalData,
+    sides: tuple[Side, Side],
+    stage: str,
+    damage: Any,
+    towers: tuple[str, ...],
+) -> None:
+    reference, candidate = sides
+    run = RunOptions(any_space=True)
+    result = compare_sides(reference, damage(candidate, files), data, run=run).result
+    for found in result.stages:
+        cosines = {"vision": found.vision_cosine, "text": found.text_cosine}
+        hit = {tower for tower, value in cosines.items() if value is not None and value < 0.9999}
+        assert hit == (set(towers) if found.name == stage else set()), found
+    # What the stages cost adds up to what the whole conversion cost.
+    for direction, field in (("tr", "tr1"), ("ir", "ir1")):
+        whole = result.direction(direction).recalls[0].difference  # type: ignore[arg-type]
+        parts = [getattr(found, field) for found in result.stages]
+        assert sum(part for part in parts if part is not None) == pytest.approx(whole)
+
+
+def test_noise_of_known_strength_is_measured_as_such(
+    data: RetrievalData, sides: tuple[Side, Side], files: Path
+) -> None:
+    reference, candidate = sides
+    result = compare_sides(reference, other_graph(candidate, files), data).result
+    for cosines in result.cosines:
+        assert cosines.mean == pytest.approx(1 / np.sqrt(1 + 0.3**2), abs=0.005)
+
+
+def test_other_image_size_is_another_space_whose_stages_are_told_apart(
+    files: Path, data: RetrievalData, tmp_path: Path
+) -> None:
+    export(files / "checkpoint.pth", tmp_path / "64", files / "tokenizer-0.spm", image_size=64)
+    arguments = files / "bundle", tmp_path / "64", data
+    with pytest.raises(OptionsError, match="another model configuration, picture preprocessing"):
+        compare_models(*arguments)
+    result = compare_models(*arguments, run=RunOptions(any_space=True)).result
+    assert states(result)["preprocessing"] == "not measured"
+    assert "size: 32 against 64" in result.stages[1].detail
+    assert states(result)["graph"] == "changed"
+    with pytest.raises(OptionsError, match=r"32 pixels.*64 pixels.*Leave --layers out"):
+        compare_models(*arguments, run=RunOptions(any_space=True, layers=True))
+
+
+def test_tokens_that_the_reference_cannot_read_are_not_measured_alone(
+    files: Path, data: RetrievalData, sides: tuple[Side, Side]
+) -> None:
+    reference, candidate = sides
+    small = replace(
+        reference.config, backbone=replace(reference.config.backbone, text_positions=10)
+    )
+    result = compare_sides(
+        replace(reference, config=small, tokenizer=Short(spm_model(PIECES))),
+        candidate,
+        data,
+        run=RunOptions(any_space=True),
+    ).result
+    assert states(result)["tokenizer"] == "not measured"
+    assert "cannot read them" in result.stages[0].detail
+
+
+class Short(Tokenizer):
+    """A tokenizer that cuts texts early."""
+
+    def encode(self, text: str) -> list[int]:
+        return [*super().encode(text)[:5], 2]
