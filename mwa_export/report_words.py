@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from mwa_export.config import Tower
+from mwa_export.gates import SLACK
 from mwa_export.parity_result import DIRECTION_NAMES, DirectionResult, GateResult, Parity, Stage
 from mwa_export.report_charts import finite
 from mwa_export.report_numbers import DASH, cosine, points, small
@@ -30,7 +31,7 @@ def headline(result: Parity) -> str:
     if drop <= 0:
         return "Passes: no recall figure dropped"
     limits = set(drop_limits(result).values())
-    if limits and drop <= min(limits) + 1e-9:  # as the gates count
+    if limits and drop <= min(limits) + SLACK:
         return f"Passes: no recall figure dropped by more than {min(limits):g} points"
     largest = points(drop)[1:]
     return f"Passes: every gate holds; the largest drop of a recall figure is {largest} points"
@@ -133,7 +134,7 @@ def cross_sentence(result: Parity) -> str:
     limit = min(drop_limits(result).values(), default=None)
     if limit is None:
         return f"Searching an index of one side with queries of the other {said}."
-    if loss <= limit:
+    if loss <= limit + SLACK:
         return f"An index built with one side can be searched with the other: mixing {said}."
     return (
         f"An index built with one side should be built again for the other: mixing {said}, "

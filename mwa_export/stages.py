@@ -7,12 +7,14 @@ thing and keeps the rest; what a step does to embeddings and recall is that thin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from mwa_export.agreement import cosine_distances
-from mwa_export.backend import Embeddings
+from mwa_export.backend import Backend, Embeddings
 from mwa_export.embedder import Embedder
+from mwa_export.errors import ImageError
 from mwa_export.parity_result import Stage
 from mwa_export.recall import Pairs, rank_both
 from mwa_export.retrieval_data import RetrievalData
@@ -44,93 +46,114 @@ def drift_by_stage(
         first: the reference's embeddings.
         last: the candidate's.
         embed: embeds what lies between.
-    """
-    pairs = Pairs(data.image_ids, data.caption_image_ids)
-    stages = []
-    variant = first
 
-    stage, variant = _tokenizer(reference, candidate, data, variant, embed, pairs)
-    stages.append(stage)
-    stage, variant = _preprocessing(reference, candidate, data, variant, embed, pairs)
-    stages.append(stage)
+    Raises:
+        ImageError: a picture that could be read before cannot be read any more.
+    """
+    walk = _Walk(reference, candidate, data, embed, first)
+    walk.change_tokenizer()
+    walk.change_preprocessing()
+    graphs = f"{reference.info.runtime} against {candidate.info.runtime}, same inputs, float32"
     if candidate.float32 is None:
-        stages.append(_step("graph", _graphs(reference, candidate), variant, last, pairs))
-        detail = f"{candidate.info.source} runs in float32"
-        stages.append(Stage("precision", "same", detail))
-        return tuple(stages)
+        walk.to("graph", graphs, last)
+        walk.stay("precision", "same", f"{candidate.info.source} runs in float32")
+        return tuple(walk.stages)
     exact = Variant(
-        embed.pictures(candidate, data, backend=candidate.float32)[0],
+        walk.pictures(candidate, backend=candidate.float32),
         embed.texts(candidate, data, backend=candidate.float32),
     )
-    stages.append(_step("graph", _graphs(reference, candidate), variant, exact, pairs))
-    detail = f"float32 against {candidate.info.precision}, both on {candidate.info.runtime}"
-    stages.append(_step("precision", detail, exact, last, pairs))
-    return tuple(stages)
+    walk.to("graph", graphs, exact)
+    precisions = f"float32 against {candidate.info.precision}, both on {candidate.info.runtime}"
+    walk.to("precision", precisions, last)
+    return tuple(walk.stages)
 
 
-def _tokenizer(
-    reference: Side,
-    candidate: Side,
-    data: RetrievalData,
-    variant: Variant,
-    embed: Embedder,
-    pairs: Pairs,
-) -> tuple[Stage, Variant]:
-    ours, theirs = reference.encode(data.captions), candidate.encode(data.captions)
-    differing = sum(one != other for one, other in zip(ours, theirs, strict=True))
-    if not differing:
-        detail = f"all {len(ours)} captions have the same token ids on both sides"
-        return Stage("tokenizer", "same", detail), variant
-    detail = f"{differing} of {len(ours)} captions have other token ids"
-    vocabulary = reference.config.backbone.vocab_size
-    longest = max(map(len, theirs))
-    if max(map(max, theirs)) >= vocabulary or longest > reference.max_length:
-        detail += "; the reference cannot read them, so their effect counts under graph"
-        return Stage("tokenizer", "not measured", detail), variant
-    changed = Variant(variant.images, embed.texts(reference, data, encoded_by=candidate))
-    return _step("tokenizer", detail, variant, changed, pairs), changed
+class _Walk:
+    """Where the way has come to, and the stages so far."""
 
+    def __init__(
+        self,
+        reference: Side,
+        candidate: Side,
+        data: RetrievalData,
+        embed: Embedder,
+        first: Variant,
+    ) -> None:
+        self.reference, self.candidate = reference, candidate
+        self.data, self.embed = data, embed
+        self.stages: list[Stage] = []
+        self._pairs = Pairs(data.image_ids, data.caption_image_ids)
+        self._here = first
+        self._recall: tuple[float, float] | None = None  # TR@1 and IR@1 here, once they are known
 
-def _preprocessing(
-    reference: Side,
-    candidate: Side,
-    data: RetrievalData,
-    variant: Variant,
-    embed: Embedder,
-    pairs: Pairs,
-) -> tuple[Stage, Variant]:
-    ours, theirs = dict(reference.image), dict(candidate.image)
-    if ours == theirs:
-        detail = f"{ours['colour']}, {ours['resize']}, {ours['size']} pixels on both sides"
-        return Stage("preprocessing", "same", detail), variant
-    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-    detail = "; ".join(f"{n}: {ours.get(n)} against {theirs.get(n)}" for n in differing)
-    if ours["size"] != theirs["size"]:
-        detail += "; the reference cannot read that size, so its effect counts under graph"
-        return Stage("preprocessing", "not measured", detail), variant
-    changed = Variant(embed.pictures(reference, data, prepared_by=candidate)[0], variant.texts)
-    return _step("preprocessing", detail, variant, changed, pairs), changed
+    def change_tokenizer(self) -> None:
+        """From the reference's token ids to the candidate's."""
+        ours = self.reference.encode(self.data.captions)
+        theirs = self.candidate.encode(self.data.captions)
+        differing = sum(one != other for one, other in zip(ours, theirs, strict=True))
+        if not differing:
+            detail = f"all {len(ours)} captions have the same token ids on both sides"
+            return self.stay("tokenizer", "same", detail)
+        detail = f"{differing} of {len(ours)} captions have other token ids"
+        vocabulary = self.reference.config.backbone.vocab_size
+        if max(map(max, theirs)) >= vocabulary or max(map(len, theirs)) > self.reference.max_length:
+            detail += "; the reference cannot read them, so their effect counts under graph"
+            return self.stay("tokenizer", "not measured", detail)
+        texts = self.embed.texts(self.reference, self.data, encoded_by=self.candidate)
+        return self.to("tokenizer", detail, Variant(self._here.images, texts))
 
+    def change_preprocessing(self) -> None:
+        """From the reference's pixels to the candidate's."""
+        ours, theirs = dict(self.reference.image), dict(self.candidate.image)
+        if ours == theirs:
+            detail = f"{ours['colour']}, {ours['resize']}, {ours['size']} pixels on both sides"
+            return self.stay("preprocessing", "same", detail)
+        differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+        detail = "; ".join(f"{n}: {ours.get(n)} against {theirs.get(n)}" for n in differing)
+        if ours["size"] != theirs["size"]:
+            detail += "; the reference cannot read that size, so its effect counts under graph"
+            return self.stay("preprocessing", "not measured", detail)
+        images = self.pictures(self.reference, prepared_by=self.candidate)
+        return self.to("preprocessing", detail, Variant(images, self._here.texts))
 
-def _graphs(reference: Side, candidate: Side) -> str:
-    return f"{reference.info.runtime} against {candidate.info.runtime}, same inputs, float32"
+    def pictures(
+        self, side: Side, *, backend: Backend | None = None, prepared_by: Side | None = None
+    ) -> Embeddings:
+        """Embed pictures that both sides could read before."""
+        images, failed = self.embed.pictures(
+            side, self.data, backend=backend, prepared_by=prepared_by
+        )
+        if failed:
+            raise ImageError(f"{failed[min(failed)]} It changed during the run. Start again.")
+        return images
 
+    def stay(self, name: str, state: Literal["same", "not measured"], detail: str) -> None:
+        """A stage that changes nothing, or whose change cannot be told apart."""
+        self.stages.append(Stage(name, state, detail))
 
-def _step(name: str, detail: str, before: Variant, after: Variant, pairs: Pairs) -> Stage:
-    """What one stage changed. Towers whose embeddings are equal bit by bit are untouched."""
-    if np.array_equal(before.images, after.images) and np.array_equal(before.texts, after.texts):
-        return Stage(name, "same", f"{detail}: no embedding differs", tr1=0.0, ir1=0.0)
-    old = rank_both(before.images, before.texts, pairs)
-    new = rank_both(after.images, after.texts, pairs)
-    return Stage(
-        name=name,
-        state="changed",
-        detail=detail,
-        vision_cosine=_cosine(before.images, after.images),
-        text_cosine=_cosine(before.texts, after.texts),
-        tr1=new[0].recall(1) - old[0].recall(1),
-        ir1=new[1].recall(1) - old[1].recall(1),
-    )
+    def to(self, name: str, detail: str, there: Variant) -> None:
+        """Take a step. Towers whose embeddings are equal bit by bit are untouched."""
+        here = self._here
+        if np.array_equal(here.images, there.images) and np.array_equal(here.texts, there.texts):
+            return self.stay(name, "same", f"{detail}: no embedding differs")
+        before, after = self._recall or self._recall_at_1(here), self._recall_at_1(there)
+        self.stages.append(
+            Stage(
+                name=name,
+                state="changed",
+                detail=detail,
+                vision_cosine=_cosine(here.images, there.images),
+                text_cosine=_cosine(here.texts, there.texts),
+                tr1=after[0] - before[0],
+                ir1=after[1] - before[1],
+            )
+        )
+        self._here, self._recall = there, after
+        return None
+
+    def _recall_at_1(self, variant: Variant) -> tuple[float, float]:
+        tr, ir = rank_both(variant.images, variant.texts, self._pairs)
+        return tr.recall(1), ir.recall(1)
 
 
 def _cosine(before: Embeddings, after: Embeddings) -> float | None:

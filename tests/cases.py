@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -70,12 +70,9 @@ def golden_case(name: str) -> Case:
 
 _UNUSED = ("logit_scale", "beit3.vision_embed.mask_token")
 
-ALL: dict[str, Callable[[], Case]] = {
-    f"own-{name}": (lambda name=name: own_case(name))  # type: ignore[misc]
-    for name in CONFIGS
-}
+ALL: dict[str, Callable[[], Case]] = {f"own-{name}": partial(own_case, name) for name in CONFIGS}
 if GOLDEN.is_dir():
     ALL |= {
-        f"golden-{path.parent.name}": (lambda name=path.parent.name: golden_case(name))  # type: ignore[misc]
+        f"golden-{path.parent.name}": partial(golden_case, path.parent.name)
         for path in sorted(Path(GOLDEN).glob("*/case.json"))
     }

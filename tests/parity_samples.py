@@ -99,12 +99,11 @@ def sample_parity(
 def identical_parity(queries: int) -> Parity:
     """Both sides are the same vectors."""
     result = sample_parity(queries, damaged=False)
-    none = {"low": 0.0, "high": 0.0, "difference": 0.0, "won": 0, "lost": 0, "p_value": 1.0}
     directions = tuple(
         replace(
             d,
             recalls=tuple(
-                replace(r, candidate=r.reference, **none)  # type: ignore[arg-type]
+                RecallChange(r.k, r.reference, r.reference, 0.0, 0.0, 0.0, 0, 0, 1.0)
                 for r in d.recalls
             ),
             mean_rank=(d.mean_rank[0],) * 2,

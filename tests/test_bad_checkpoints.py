@@ -136,7 +136,7 @@ def test_real_torchscript_program_is_refused(
     path = tmp_path / "model.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer versions of torch are about to drop it
-        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)  # type: ignore[no-untyped-call]  # torch
     assert "is a TorchScript program" in export_refused(path)
 
 

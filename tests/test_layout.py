@@ -121,7 +121,8 @@ def test_flags_stand_in_for_args(name: str) -> None:
 
 def test_flags_win_over_args_with_a_warning(checkpoint: Path) -> None:
     model = load_model(ModelSource(checkpoint), options=AdapterOptions(scale=0.25))
-    assert model.config.adapter == replace(MWA.adapter, scale=0.25)  # type: ignore[type-var]
+    assert MWA.adapter is not None
+    assert model.config.adapter == replace(MWA.adapter, scale=0.25)
     assert model.warnings == ("--adapter-scale 0.25 overrides the 0.6 stored in checkpoint-0.pth.",)
 
 

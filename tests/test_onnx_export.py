@@ -148,7 +148,7 @@ def test_layer_norms_are_kept_whole(tower: Tower, tmp_path: Path) -> None:
 
 def test_inputs_and_output_are_named_as_documented(tmp_path: Path) -> None:
     model = random_model(CONFIGS["plain"])
-    wanted = {
+    wanted: dict[tuple[Tower, ImageInput], list[str]] = {
         ("vision", "float32"): ["image float ['batch', 3, 32, 32]"],
         ("vision", "uint8"): ["image uint8 ['batch', 32, 32, 3]"],
         ("text", "float32"): [
@@ -157,7 +157,7 @@ def test_inputs_and_output_are_named_as_documented(tmp_path: Path) -> None:
         ],
     }
     for (tower, image_input), inputs in wanted.items():
-        path = write(model, tower, tmp_path / "g.onnx", image_input=image_input)  # type: ignore[arg-type]
+        path = write(model, tower, tmp_path / "g.onnx", image_input=image_input)
         graph = onnx.load(path).graph
         assert [_describe(value) for value in graph.input] == inputs
         assert [_describe(value) for value in graph.output] == ["embedding float ['batch', 128]"]

@@ -98,10 +98,10 @@ def test_golden_recall_is_reproduced(name: str) -> None:
         (lambda i, t, o: (i, t, np.zeros_like(o)), "have no caption"),
     ],
 )
-def test_impossible_input_is_refused(change: object, message: str) -> None:
+def test_impossible_input_is_refused(change: Any, message: str) -> None:
     images, texts, owners = random_case(np.random.default_rng(0), 5, 4)
     with pytest.raises(RecallError, match=message):
-        recall(*change(images, texts, owners))  # type: ignore[operator]
+        recall(*change(images, texts, owners))
 
 
 def test_repeated_image_ids_are_refused() -> None:

@@ -48,7 +48,7 @@ def test_untrained_adapters_add_nothing_and_can_be_trained() -> None:
     model = ReferenceModel(config)
     image, ids = torch.rand(2, 3, 32, 32), torch.randint(4, 90, (2, 5))
     out = torch.cat(model(image, ids, torch.zeros_like(ids)))
-    out.square().mul(torch.arange(out.shape[1])).sum().backward()  # type: ignore[no-untyped-call]
+    out.square().mul(torch.arange(out.shape[1])).sum().backward()  # type: ignore[no-untyped-call]  # torch
     layer = model.beit3.encoder.layers[0]
     assert torch.count_nonzero(layer.adaptmlp_text.up_proj.weight) == 0
     assert layer.adaptmlp_text.up_proj.weight.grad is not None

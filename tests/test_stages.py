@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from commands import spm_model
 from numpy.typing import NDArray
-from parity_files import PIECES, export, states, write_tokenizer
+from parity_files import PIECES, export, states, write_test_set, write_tokenizer
 from PIL import Image
 
+from mwa_export import stages
 from mwa_export.backend import Embeddings
-from mwa_export.errors import (
-    OptionsError,
-)
+from mwa_export.data_sources import read_data
+from mwa_export.errors import ImageError, OptionsError
 from mwa_export.parity_run import RunOptions, compare_models, compare_sides
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import Side
@@ -93,10 +93,9 @@ def test_damage_is_traced_to_its_stage(
         hit = {tower for tower, value in cosines.items() if value is not None and value < 0.9999}
         assert hit == (set(towers) if found.name == stage else set()), found
     # What the stages cost adds up to what the whole conversion cost.
-    for direction, field in (("tr", "tr1"), ("ir", "ir1")):
-        whole = result.direction(direction).recalls[0].difference  # type: ignore[arg-type]
-        parts = [getattr(found, field) for found in result.stages]
-        assert sum(part for part in parts if part is not None) == pytest.approx(whole)
+    whole = [direction.recalls[0].difference for direction in result.directions]
+    assert sum(found.tr1 or 0 for found in result.stages) == pytest.approx(whole[0])
+    assert sum(found.ir1 or 0 for found in result.stages) == pytest.approx(whole[1])
 
 
 def test_noise_of_known_strength_is_measured_as_such(
@@ -145,3 +144,31 @@ class Short(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return [*super().encode(text)[:5], 2]
+
+
+def test_picture_that_becomes_unreadable_during_the_run_stops_it(
+    files: Path, sides: tuple[Side, Side], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = read_data(write_test_set(tmp_path / "data"))
+    measured = stages.drift_by_stage
+
+    def later(*arguments: Any) -> Any:
+        (tmp_path / "data" / "003.png").write_bytes(b"no picture")
+        return measured(*arguments)
+
+    monkeypatch.setattr("mwa_export.parity_run.drift_by_stage", later)
+    with pytest.raises(ImageError, match=r"003\.png.*changed during the run"):
+        compare_sides(sides[0], other_precision(sides[1], files), data)
+
+
+def test_each_stage_is_measured_from_where_the_one_before_ended(
+    files: Path, data: RetrievalData, sides: tuple[Side, Side]
+) -> None:
+    """A graph that went wrong, and a precision that undoes it: both must show."""
+    reference, candidate = sides
+    odd = replace(candidate, float32=Noisy(candidate.backend))
+    result = compare_sides(reference, odd, data).result
+    assert result.cosines[0].mean > 0.9999
+    for stage in result.stages[2:]:
+        assert stage.vision_cosine == pytest.approx(1 / np.sqrt(1 + 0.3**2), abs=0.005)
+        assert stage.text_cosine == pytest.approx(1 / np.sqrt(1 + 0.3**2), abs=0.005)
