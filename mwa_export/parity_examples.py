@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.parity_result import Example
+from mwa_export.parity_result import Direction, Example
 from mwa_export.ranking import Ranking
 from mwa_export.retrieval_data import Caption, RetrievalData
 
@@ -58,38 +58,38 @@ def worst_examples(
     first_caption[owners[::-1]] = np.arange(len(owners))[::-1]
     examples = []
     for query in _worst(before[0], after[0], count):
-        caption, winner = int(before[0].right[query]), int(after[0].top[query, 0])
-        examples.append(
-            Example(
-                direction="tr",
-                query=query,
-                rank_before=int(before[0].ranks[query]),
-                rank_after=int(after[0].ranks[query]),
-                image=query,
-                caption=labels.captions[caption],
-                winner_image=int(owners[winner]),
-                winner_caption=labels.captions[winner],
-                picture=labels.pictures[query],
-                winner_picture=labels.pictures[int(owners[winner])],
-            )
-        )
+        right, winner = int(before[0].right[query]), int(after[0].top[query, 0])
+        images, captions = (query, int(owners[winner])), (right, winner)
+        examples.append(_example("tr", query, before[0], after[0], images, captions, labels))
     for query in _worst(before[1], after[1], count):
-        image, winner = int(owners[query]), int(after[1].top[query, 0])
-        examples.append(
-            Example(
-                direction="ir",
-                query=query,
-                rank_before=int(before[1].ranks[query]),
-                rank_after=int(after[1].ranks[query]),
-                image=image,
-                caption=labels.captions[query],
-                winner_image=winner,
-                winner_caption=labels.captions[int(first_caption[winner])],
-                picture=labels.pictures[image],
-                winner_picture=labels.pictures[winner],
-            )
-        )
+        images = int(owners[query]), int(after[1].top[query, 0])
+        captions = query, int(first_caption[images[1]])
+        examples.append(_example("ir", query, before[1], after[1], images, captions, labels))
     return tuple(examples)
+
+
+def _example(
+    direction: Direction,
+    query: int,
+    before: Ranking,
+    after: Ranking,
+    images: tuple[int, int],
+    captions: tuple[int, int],
+    labels: Labels,
+) -> Example:
+    """``images`` and ``captions`` are rows: of what is right, and of what ranks first now."""
+    return Example(
+        direction=direction,
+        query=query,
+        rank_before=int(before.ranks[query]),
+        rank_after=int(after.ranks[query]),
+        image=images[0],
+        caption=labels.captions[captions[0]],
+        winner_image=images[1],
+        winner_caption=labels.captions[captions[1]],
+        picture=labels.pictures[images[0]],
+        winner_picture=labels.pictures[images[1]],
+    )
 
 
 def _worst(before: Ranking, after: Ranking, count: int) -> list[int]:
