@@ -33,11 +33,14 @@ class Graph:
 
     file: str  # relative to the bundle, as are all names in it
     spec: TowerSpec
-    precision: str  # "float32"
-    dialect: str  # "onnx": standard operators, for every runtime
+    precision: str  # "float32", "float16" or "int8"
+    dialect: str  # "onnx": standard operators, for every runtime; else the runtime it is made for
     opset: int
+    # Least cosine with the conformance vectors, where it was made. None: exact to float32.
+    conformance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
+        exact = {} if self.conformance is None else {"conformance": self.conformance}
         return {
             "file": self.file,
             "tower": self.spec.tower,
@@ -46,13 +49,21 @@ class Graph:
             "opset": self.opset,
             "inputs": [port.to_json() for port in self.spec.inputs],
             "output": self.spec.output.to_json(),
+            **exact,
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Graph:
         inputs = tuple(Port.from_json(port) for port in data["inputs"])
         spec = TowerSpec(data["tower"], inputs, Port.from_json(data["output"]))
-        return cls(data["file"], spec, data["precision"], data["dialect"], data["opset"])
+        return cls(
+            data["file"],
+            spec,
+            data["precision"],
+            data["dialect"],
+            data["opset"],
+            data.get("conformance"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class Manifest:
     export: dict[str, Any]  # how it was made: version, sources, merge steps, measured differences
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> bytes, sha256
     engines: tuple[dict[str, Any], ...] = ()
+    quantization: dict[str, Any] | None = None  # how the int8 graphs were made, and their recall
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -78,6 +90,7 @@ class Manifest:
             "graphs": [graph.to_json() for graph in self.graphs],
             "engines": list(self.engines),
             "export": self.export,
+            **({} if self.quantization is None else {"quantization": self.quantization}),
             "files": self.files,
         }
 
@@ -95,6 +108,7 @@ class Manifest:
                 for name, entry in data["files"].items()
             },
             engines=tuple(data["engines"]),
+            quantization=data.get("quantization"),
         )
 
 
@@ -141,17 +155,23 @@ class Bundle:
                 raise BundleError(f"{file}: is not the file that {MANIFEST} describes. {_REMEDY}")
         return cls(folder, manifest)
 
-    def graph(self, tower: Tower, *, precision: str = "float32") -> tuple[Path, Graph]:
-        """The file and the description of a tower's graph.
+    def graph(
+        self, tower: Tower, *, precision: str = "float32", dialect: str | None = None
+    ) -> tuple[Path, Graph]:
+        """The file and the description of a tower's graph; ``dialect`` None takes the first.
 
         Raises:
             BundleError: the bundle has no such graph.
         """
         for graph in self.manifest.graphs:
-            if graph.spec.tower == tower and graph.precision == precision:
+            if (graph.spec.tower, graph.precision) == (tower, precision) and dialect in (
+                None,
+                graph.dialect,
+            ):
                 return self.path / graph.file, graph
-        have = ", ".join(f"{g.spec.tower} {g.precision}" for g in self.manifest.graphs)
-        raise BundleError(f"{self.path}: has no {precision} graph for {tower}. It has: {have}.")
+        have = ", ".join(f"{g.spec.tower} {g.precision} {g.dialect}" for g in self.manifest.graphs)
+        wanted = precision if dialect is None else f"{precision} {dialect}"
+        raise BundleError(f"{self.path}: has no {wanted} graph for {tower}. It has: {have}.")
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the bundle carries.
