@@ -1,1 +1,4 @@
-"""Calibration: activation ranges for quantization. Arrives with the INT8 commands."""
+"""Calibration and INT8: from samples to ranges, from ranges to quantized graphs.
+
+Installed as `mwa_export.calib`. Imports the library; the library never imports it.
+"""

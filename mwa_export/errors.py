@@ -62,6 +62,14 @@ class MissingPackageError(MwaExportError):
     """An optional package is needed and not installed."""
 
 
+class CalibrationError(MwaExportError):
+    """Calibration data or a calibration file that cannot be used."""
+
+
+class RuntimeUnavailableError(MwaExportError):
+    """A runtime that is not installed, or that this machine cannot run well."""
+
+
 class VerificationError(MwaExportError):
     """A check ran and failed: the exported graph does not compute what the reference computes."""
 

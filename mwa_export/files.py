@@ -92,6 +92,14 @@ def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
             )
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the disks differ."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     digest = hashlib.sha256()

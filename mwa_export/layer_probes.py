@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from mwa_export.backend_onnx import GraphFile, image_feed, session
 from mwa_export.config import ModelConfig, Tower
 from mwa_export.errors import BundleError
+from mwa_export.files import link_or_copy
 from mwa_export.forward import block_outputs
 from mwa_export.lazy import require
 
@@ -60,7 +60,7 @@ def probe_graph(file: GraphFile, config: ModelConfig, *, threads: int | None = N
     """
     path, graph = file
     names = check_named_blocks(file, config)
-    runner = _session_with_outputs(path, names, threads)
+    runner = session_with_outputs(path, names, threads)
 
     def probe(inputs: tuple[NDArray[Any], ...]) -> list[Floats]:
         arrays = image_feed(graph, inputs[0]) if graph.spec.tower == "vision" else inputs
@@ -71,7 +71,7 @@ def probe_graph(file: GraphFile, config: ModelConfig, *, threads: int | None = N
     return probe
 
 
-def _session_with_outputs(path: Path, names: list[str], threads: int | None) -> Any:
+def session_with_outputs(path: Path, names: Sequence[str], threads: int | None = None) -> Any:
     """A session for a copy of the graph with more outputs.
 
     Serialized messages may be joined: what follows is merged into what came before. So a few bytes
@@ -91,16 +91,8 @@ def _session_with_outputs(path: Path, names: list[str], threads: int | None) -> 
             file.write(tail)
         data = data_file_of(path)
         if data.is_file():
-            _link(data, Path(folder) / data.name)
+            link_or_copy(data, Path(folder) / data.name)
         return session(copy, threads=threads)
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the disks differ."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def probe_reference(reference: Any, tower: Tower) -> Probe:

@@ -92,25 +92,10 @@ class GraphBuilder:
             The files written.
         """
         self._rename(result, output.name)
-        ports = [_value_info(port) for port in inputs]
-        self._check(ports, _value_info(output))
-        model = self._model(path.stem, ports, _value_info(output))
+        model = self._model(path.stem, [_value_info(port) for port in inputs], _value_info(output))
+        check_structure(model, self._initializers)
         helper.set_model_props(model, dict(metadata))
         return write_model(path, model, self._initializers, external_bytes=external_bytes)
-
-    def _check(self, inputs: list[onnx.ValueInfoProto], output: onnx.ValueInfoProto) -> None:
-        """ONNX's own checks and strict shape inference, on types and shapes alone.
-
-        Weights stand in as inputs of the same type, so that checking costs no memory; small
-        constants stay, because shape inference reads them.
-        """
-        model = self._model("check", inputs, output)
-        for name, array in self._initializers.items():
-            if array.nbytes < _SMALL_BYTES:
-                model.graph.initializer.append(numpy_helper.from_array(array, name))
-            else:
-                model.graph.input.append(typed_value(name, array))
-        onnx.checker.check_model(model, full_check=True)
 
     def _model(
         self, name: str, inputs: list[onnx.ValueInfoProto], output: onnx.ValueInfoProto
@@ -134,6 +119,26 @@ class GraphBuilder:
             candidate = f"{name}.{count}"
         self._names.add(candidate)
         return candidate
+
+
+def check_structure(model: onnx.ModelProto, initializers: Mapping[str, NDArray[Any]]) -> None:
+    """ONNX's own checks and strict shape inference, on types and shapes alone.
+
+    Weights stand in as inputs of the same type, so that checking costs no memory; small constants
+    stay, because shape inference reads them.
+
+    Args:
+        model: without initializers.
+        initializers: its weights by name.
+    """
+    check = onnx.ModelProto()
+    check.CopyFrom(model)
+    for name, array in initializers.items():
+        if array.nbytes < _SMALL_BYTES:
+            check.graph.initializer.append(numpy_helper.from_array(array, name))
+        else:
+            check.graph.input.append(typed_value(name, array))
+    onnx.checker.check_model(check, full_check=True)
 
 
 def _value_info(port: Port) -> onnx.ValueInfoProto:

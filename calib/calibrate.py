@@ -1,0 +1,214 @@
+"""From samples to a calibration: smoothing, ranges and, if asked for, learned rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export import __version__
+from mwa_export.bundle import Bundle
+from mwa_export.calib.calibration import Calibration, SiteCalibration
+from mwa_export.calib.collect import ChannelStats, channel_stats, gram_matrices, histograms
+from mwa_export.calib.float_graph import FloatGraph
+from mwa_export.calib.histogram import Histogram
+from mwa_export.calib.learned_rounding import learned_rounding
+from mwa_export.calib.ranges import METHODS, amax_from
+from mwa_export.calib.samples import Samples
+from mwa_export.calib.sites import Site, find_sites
+from mwa_export.calib.smoothing import (
+    Smoothing,
+    apply_smoothing,
+    choose_smoothing,
+    joint_weight,
+    layer_error,
+)
+from mwa_export.calib.weights import quantize_weight, weight_scales
+from mwa_export.config import Tower
+from mwa_export.errors import CalibrationError, OptionsError
+from mwa_export.memory import release
+from mwa_export.progress import Progress, Silent
+
+AUTO = "auto"
+ROUNDINGS = ("nearest", "learned")
+TOWERS: tuple[Tower, ...] = ("vision", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """How to choose ranges and rounding."""
+
+    method: str = AUTO  # one of ranges.METHODS, or the best of them for each tensor
+    percentile: float = 99.99
+    smooth: bool = True
+    rounding: str = "nearest"
+
+    def __post_init__(self) -> None:
+        if self.method not in (AUTO, *METHODS):
+            raise OptionsError(
+                f"--method {self.method}: no such method. Expected: {', '.join((AUTO, *METHODS))}."
+            )
+        if self.rounding not in ROUNDINGS:
+            raise OptionsError(
+                f"--rounding {self.rounding}: unknown. Expected: {', '.join(ROUNDINGS)}."
+            )
+        if not 50 < self.percentile <= 100:
+            raise OptionsError(f"--percentile {self.percentile}: expected above 50, at most 100.")
+
+
+def calibrate(
+    bundle: Bundle,
+    samples: Samples,
+    options: CalibrationOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Measure both towers of a bundle on the samples.
+
+    Args:
+        bundle: with float32 graphs of our own making.
+        samples: pictures and captions.
+        options: see CalibrationOptions.
+        progress: told about every row.
+
+    Raises:
+        CalibrationError: a graph has nothing to quantize, or an activation is constant or not
+            finite; the message names the tensor.
+    """
+    options, progress = options or CalibrationOptions(), progress or Silent()
+    sites: list[SiteCalibration] = []
+    for tower in TOWERS:
+        sites += _calibrate_tower(bundle, tower, samples, options, progress)
+        release()
+    manifest = bundle.manifest
+    return Calibration(
+        space_id=manifest.space_id,
+        graphs={t: manifest.files[bundle.graph(t)[0].name]["sha256"] for t in TOWERS},
+        data={
+            "name": samples.name,
+            "sha256": samples.sha256,
+            "pictures": samples.count("vision"),
+            "captions": samples.count("text"),
+            "seed": samples.seed,
+        },
+        versions={
+            "mwa-export": __version__,
+            **{name: version(name) for name in ("numpy", "onnx", "onnxruntime")},
+        },
+        sites=tuple(sites),
+    )
+
+
+def _calibrate_tower(
+    bundle: Bundle, tower: Tower, samples: Samples, options: CalibrationOptions, progress: Progress
+) -> list[SiteCalibration]:
+    file = bundle.graph(tower)
+    graph = FloatGraph.load(file[0])
+    sites = find_sites(graph)
+    if not sites:
+        raise CalibrationError(
+            f"{file[0]}: has no GEMM of a block by its name, so there is nothing to quantize. "
+            "Expected a graph that `mwa-export onnx` made."
+        )
+    stats = channel_stats(file, sites, samples, progress)
+    smoothings = _smooth(graph, sites, stats, options, progress)
+    divide = {name: s.divide for name, s in smoothings.items() if s.divide is not None}
+    smoothed = apply_smoothing(graph, {site.name: site for site in sites}, divide)
+    found = histograms(file, sites, samples, divide, progress)
+    learned: dict[str, dict[str, NDArray[np.int8]]] = {}
+    if options.rounding == "learned":
+        for site, gram in gram_matrices(file, sites, samples, divide, progress):
+            learned[site.name] = _learn(smoothed, site, gram)
+    progress(f"{tower} tower: choose ranges", len(sites))
+    result = []
+    for site in sites:
+        result.append(
+            _choose(
+                tower,
+                site,
+                smoothed,
+                stats[site.name],
+                found[site.name],
+                smoothings[site.name],
+                learned.get(site.name, {}),
+                options,
+            )
+        )
+        progress.advance(1)
+    return result
+
+
+def _smooth(
+    graph: FloatGraph,
+    sites: Sequence[Site],
+    stats: Mapping[str, ChannelStats],
+    options: CalibrationOptions,
+    progress: Progress,
+) -> dict[str, Smoothing]:
+    if not options.smooth:
+        return {site.name: Smoothing(None, None, 0.0, 0.0) for site in sites}
+    progress("search the smoothing of each layer", len(sites))
+    chosen = {}
+    for site in sites:
+        chosen[site.name] = choose_smoothing(
+            joint_weight(graph, site), stats[site.name], foldable=bool(site.folds)
+        )
+        progress.advance(1)
+    return chosen
+
+
+def _learn(
+    smoothed: FloatGraph, site: Site, gram: NDArray[np.float32]
+) -> dict[str, NDArray[np.int8]]:
+    weights = {name: smoothed.tensors[f"{name}.weight"] for name in site.linears}
+    return {name: learned_rounding(w, weight_scales(w), gram) for name, w in weights.items()}
+
+
+def _choose(
+    tower: Tower,
+    site: Site,
+    smoothed: FloatGraph,
+    stats: ChannelStats,
+    histogram: Histogram,
+    smoothing: Smoothing,
+    learned: dict[str, NDArray[np.int8]],
+    options: CalibrationOptions,
+) -> SiteCalibration:
+    """The range of one site: by the method asked for, or by the least error of its output."""
+    divide = smoothing.divide
+    rows = stats.rows if divide is None else stats.rows / divide
+    weight = joint_weight(smoothed, site)
+    scales = weight_scales(weight)
+    int8 = (
+        np.concatenate([learned[name] for name in site.linears], axis=1)
+        if learned
+        else quantize_weight(weight, scales)
+    )
+    wanted = rows @ weight
+    methods = METHODS if options.method == AUTO else (options.method,)
+    candidates = {m: amax_from(histogram, m, percentile=options.percentile) for m in methods}
+    errors = {m: layer_error(rows, int8, scales, a, wanted) for m, a in candidates.items()}
+    method = min(errors, key=lambda name: (errors[name], name))
+    mean = stats.mean if divide is None else stats.mean / divide
+    return SiteCalibration(
+        tower=tower,
+        site=site.name,
+        tensor=site.tensor,
+        width=site.width,
+        method=method,
+        amax=candidates[method],
+        alpha=smoothing.alpha,
+        error=errors[method],
+        error_unsmoothed=smoothing.plain_error if options.smooth else errors[method],
+        histogram={
+            "digest": histogram.digest(),
+            "values": histogram.count,
+            "amax": histogram.amax,
+        },
+        divide=divide,
+        mean=mean.astype(np.float32),
+        weights=learned,
+    )

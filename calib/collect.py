@@ -1,0 +1,195 @@
+"""Run a float32 graph over the samples and keep what calibration needs: O(sites), not O(samples).
+
+Three passes, because what the second and third measure depends on the smoothing that the first one
+decides: channel extremes and sample rows; histograms; and, for learned rounding, Gram matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.backend_onnx import GraphFile, image_feed
+from mwa_export.calib.histogram import Histogram
+from mwa_export.calib.samples import Samples
+from mwa_export.calib.sites import Site
+from mwa_export.errors import CalibrationError
+from mwa_export.layer_probes import session_with_outputs
+from mwa_export.progress import Progress
+
+Floats = NDArray[np.float32]
+GRAM_BYTES = 1 << 30  # of Gram matrices in memory at a time
+ROWS = 512  # sample rows per site, drawn uniformly over all tokens of all samples
+
+
+@dataclass
+class ChannelStats:
+    """What the first pass keeps of a site."""
+
+    low: Floats  # (width,) least value of each channel
+    high: Floats  # (width,) largest
+    total: NDArray[np.float64]  # (width,) sum over all tokens
+    tokens: int = 0
+    _rows: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    _keys: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    @classmethod
+    def empty(cls, width: int) -> ChannelStats:
+        """No token seen."""
+        return cls(
+            np.full(width, np.inf, np.float32),
+            np.full(width, -np.inf, np.float32),
+            np.zeros(width),
+            _rows=np.empty((0, width), np.float32),
+        )
+
+    @property
+    def amax(self) -> Floats:
+        """(width,) largest magnitude of each channel."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """(width,) mean of each channel."""
+        return self.total / max(1, self.tokens)
+
+    @property
+    def rows(self) -> Floats:
+        """(at most ROWS, width) tokens, a uniform sample without replacement."""
+        return self._rows
+
+    def add(self, values: Floats, keys: NDArray[np.float64]) -> None:
+        """Count tokens, (n, width). ``keys``, (n,), uniform in [0, 1): the least ROWS of all stay.
+
+        So the sample does not depend on how the tokens were cut into batches.
+        """
+        np.minimum(self.low, values.min(axis=0), out=self.low)
+        np.maximum(self.high, values.max(axis=0), out=self.high)
+        self.total += values.sum(axis=0, dtype=np.float64)
+        self.tokens += len(values)
+        best = np.argpartition(keys, ROWS)[:ROWS] if len(keys) > ROWS else np.arange(len(keys))
+        rows = np.concatenate([self._rows, values[best]])
+        all_keys = np.concatenate([self._keys, keys[best]])
+        if len(all_keys) > ROWS:
+            keep = np.argpartition(all_keys, ROWS)[:ROWS]
+            rows, all_keys = rows[keep], all_keys[keep]
+        self._rows, self._keys = rows, all_keys
+
+
+def channel_stats(
+    file: GraphFile, sites: Sequence[Site], samples: Samples, progress: Progress
+) -> dict[str, ChannelStats]:
+    """First pass: extremes, means and sample rows of each site, by its name.
+
+    Raises:
+        CalibrationError: an activation is not finite, or constant over all samples.
+    """
+    stats = {site.name: ChannelStats.empty(site.width) for site in sites}
+    rng = np.random.default_rng(samples.seed)
+    for site, values in _activations(file, sites, samples, progress, label="first pass"):
+        stats[site.name].add(values, rng.random(len(values)))
+    for site in sites:
+        found = stats[site.name]
+        if not (found.high > found.low).any():
+            raise CalibrationError(
+                f"{site.tensor}: is constant over all {samples.count(file[1].spec.tower)} samples, "
+                "so it has no range. The checkpoint is broken, or the samples are all alike."
+            )
+    return stats
+
+
+def histograms(
+    file: GraphFile,
+    sites: Sequence[Site],
+    samples: Samples,
+    divide: Mapping[str, Floats],
+    progress: Progress,
+) -> dict[str, Histogram]:
+    """Second pass: the histogram of each site's smoothed activation.
+
+    Args:
+        file: the float32 graph.
+        sites: its sites.
+        samples: what to run.
+        divide: for each site that is smoothed, what its channels are divided by, (width,).
+        progress: told about every row.
+    """
+    found = {site.name: Histogram() for site in sites}
+    for site, values in _activations(file, sites, samples, progress, label="histograms"):
+        scale = divide.get(site.name)
+        found[site.name].add(values if scale is None else values / scale)
+    return found
+
+
+def gram_matrices(
+    file: GraphFile,
+    sites: Sequence[Site],
+    samples: Samples,
+    divide: Mapping[str, Floats],
+    progress: Progress,
+) -> Iterator[tuple[Site, NDArray[np.float32]]]:
+    """Third pass: XᵀX of each site's smoothed activation X, (width, width), block by block.
+
+    As many sites at a time as fit in memory; each group runs the samples again.
+    """
+    for group in _groups(sites):
+        grams = {site.name: np.zeros((site.width, site.width), np.float32) for site in group}
+        label = f"products of {group[0].name} to {group[-1].name}"
+        for site, values in _activations(file, group, samples, progress, label=label):
+            scale = divide.get(site.name)
+            x = values if scale is None else values / scale
+            grams[site.name] += x.T @ x
+        for site in group:
+            yield site, grams.pop(site.name)
+
+
+def _groups(sites: Sequence[Site]) -> list[list[Site]]:
+    """Neighbouring sites whose matrices together stay below GRAM_BYTES."""
+    groups: list[list[Site]] = []
+    room = 0
+    for site in sites:
+        size = 4 * site.width**2
+        if not groups or size > room:
+            groups.append([])
+            room = GRAM_BYTES
+        groups[-1].append(site)
+        room -= size
+    return groups
+
+
+def _activations(
+    file: GraphFile, sites: Sequence[Site], samples: Samples, progress: Progress, *, label: str
+) -> Iterator[tuple[Site, Floats]]:
+    """Each site's activation for each batch, (tokens, width); padding left out."""
+    path, graph = file
+    tower = graph.spec.tower
+    names = [site.tensor for site in sites]
+    runner = session_with_outputs(path, names)
+    feed_of = _feeder(graph)
+    progress(f"{tower} tower: {label}", samples.count(tower))
+    for inputs in samples.batches(tower):
+        arrays = runner.run(names, feed_of(inputs))
+        real = inputs[1] == 0 if tower == "text" else None
+        for index, site in enumerate(sites):
+            values, arrays[index] = arrays[index], None  # freed as soon as it is counted
+            tokens = values[real] if real is not None else values.reshape(-1, site.width)
+            if not np.isfinite(tokens).all():
+                raise CalibrationError(
+                    f"{path.name}: {site.tensor} holds values that are not finite. The checkpoint "
+                    "overflows on these samples, so it cannot be calibrated. Check it with "
+                    "`mwa-export parity`."
+                )
+            yield site, tokens
+        progress.advance(len(inputs[0]))
+
+
+def _feeder(graph: Any) -> Callable[[tuple[NDArray[Any], ...]], dict[str, NDArray[Any]]]:
+    def feed(inputs: tuple[NDArray[Any], ...]) -> dict[str, NDArray[Any]]:
+        arrays = image_feed(graph, inputs[0]) if graph.spec.tower == "vision" else inputs
+        return {port.name: array for port, array in zip(graph.spec.inputs, arrays, strict=True)}
+
+    return feed

@@ -1,0 +1,58 @@
+"""The form in which each runtime wants its quantized graph, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mwa_export.errors import OptionsError
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a runtime wants activations, weights and the rest."""
+
+    name: str
+    runtime: str  # for people
+    activation: type[np.int8] | type[np.uint8]
+    zero_point: int  # of activations; the grid is symmetric in either case
+    # GEMMs whose outputs go different ways are cut apart, so that what follows (GELU) can be fused
+    # into each; elsewhere one large GEMM is better.
+    cut_joint: bool = False
+    typed: bool = False  # strongly typed: everything else in float16, scales too
+    opset: int = 17
+
+    @property
+    def suffix(self) -> str:
+        """Of the file's name: `vision.int8.openvino.onnx`."""
+        return f"int8.{self.name}"
+
+
+DIALECTS: dict[str, Dialect] = {
+    dialect.name: dialect
+    for dialect in (
+        # Its kernels multiply uint8 by int8; the same grid shifted by 128 avoids a slower path.
+        Dialect("onnxruntime", "ONNX Runtime on CPU", np.uint8, 128),
+        Dialect("openvino", "OpenVINO", np.int8, 0, cut_joint=True),
+        Dialect("tensorrt", "TensorRT 10 and 11", np.int8, 0, typed=True, opset=19),
+        Dialect("tensorrt8", "TensorRT 8.6", np.int8, 0),
+    )
+}
+
+
+CPU_DIALECTS = ("openvino", "onnxruntime")
+"""Those of this machine's CPU, the fastest first; also the names of the packages that run them."""
+
+
+def dialect_named(name: str) -> Dialect:
+    """The dialect of that name.
+
+    Raises:
+        OptionsError: there is none.
+    """
+    if name not in DIALECTS:
+        raise OptionsError(
+            f"--dialect {name}: no such dialect. Expected: {', '.join((*DIALECTS, 'all'))}."
+        )
+    return DIALECTS[name]

@@ -1,0 +1,118 @@
+"""A float32 graph in memory: nodes that can be edited, and its weights as arrays beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from mwa_export.errors import BundleError
+from mwa_export.onnx_file import EXTERNAL_BYTES, write_model
+from mwa_export.onnx_graph import check_structure
+
+Array = NDArray[Any]
+
+
+@dataclass
+class FloatGraph:
+    """An ONNX graph whose weights are taken out: structure in ``model``, arrays in ``tensors``.
+
+    Arrays are shared between copies and never written to; an edit replaces an array.
+    """
+
+    model: onnx.ModelProto
+    tensors: dict[str, Array]
+    _producers: dict[str, onnx.NodeProto] = field(default_factory=dict, repr=False)
+    _consumers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for node in self.model.graph.node:
+            for value in node.output:
+                self._producers[value] = node
+            for value in dict.fromkeys(node.input):
+                self._consumers.setdefault(value, []).append(node)
+
+    @classmethod
+    def load(cls, path: Path) -> FloatGraph:
+        """Read a graph and its weights.
+
+        Raises:
+            BundleError: the file is no ONNX graph.
+        """
+        try:
+            model = onnx.load(path)
+        except Exception as error:  # protobuf's own type is not exported under a stable name
+            if type(error).__name__ != "DecodeError":
+                raise
+            raise BundleError(
+                f"{path}: is no ONNX graph ({error}). Export the bundle again."
+            ) from error
+        return cls.of(model)
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> FloatGraph:
+        """Take the weights out of a model, which loses them."""
+        tensors = {proto.name: numpy_helper.to_array(proto) for proto in model.graph.initializer}
+        del model.graph.initializer[:]
+        return cls(model, tensors)
+
+    def whole(self) -> onnx.ModelProto:
+        """A model with its weights inside, for tools that want one."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for name, array in self.tensors.items():
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+        return model
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes, in an order in which they can run."""
+        return list(self.model.graph.node)
+
+    def producer(self, value: str) -> onnx.NodeProto | None:
+        """The node that makes a value; None for inputs and weights."""
+        return self._producers.get(value)
+
+    def consumers(self, value: str) -> list[onnx.NodeProto]:
+        """The nodes that read a value."""
+        return self._consumers.get(value, [])
+
+    def with_nodes(self, nodes: Iterable[onnx.NodeProto], tensors: dict[str, Array]) -> FloatGraph:
+        """The same graph with other nodes; of the tensors those that a node still reads."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        read = {value for node in model.graph.node for value in node.input}
+        return FloatGraph(model, {name: tensors[name] for name in tensors if name in read})
+
+    def write(
+        self,
+        path: Path,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        external_bytes: int = EXTERNAL_BYTES,
+    ) -> list[Path]:
+        """Check the structure and write the graph; the arrays stay.
+
+        Args:
+            path: of the `.onnx` file.
+            metadata: strings to add to the model's properties.
+            external_bytes: weights of more bytes in all go to one data file beside the graph.
+
+        Returns:
+            The files written.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        model.graph.name = path.stem
+        if metadata:
+            known = {entry.key: entry.value for entry in model.metadata_props}
+            helper.set_model_props(model, {**known, **metadata})
+        check_structure(model, self.tensors)
+        return write_model(path, model, dict(self.tensors), external_bytes=external_bytes)

@@ -1,0 +1,164 @@
+"""Count the magnitudes of a tensor of any size in 2048 bins. Knows nothing about graphs or ranges.
+
+The range of the bins is a power of two that doubles when a larger value comes: two neighbouring
+bins become one, which loses nothing. So the state does not depend on how the values were cut into
+batches, nor on their order.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import math
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.errors import CalibrationError
+
+BINS = 2048
+SMALLEST_LIMIT = 2.0**-30
+_CHUNK = 1 << 17  # values counted at a time: the temporaries stay in the cache
+
+
+class Histogram:
+    """How often each magnitude |x| was seen, in constant memory.
+
+    Bin i counts i * width <= |x| < (i + 1) * width. A value on the limit is outside and doubles it:
+    so ``limit`` is above ``amax``, at most twice ``amax``, and never below SMALLEST_LIMIT.
+    """
+
+    __slots__ = ("_amax", "_counts", "_limit")
+
+    def __init__(self) -> None:
+        self._limit = SMALLEST_LIMIT
+        self._amax = 0.0
+        self._counts = np.zeros(BINS, np.int64)
+
+    @property
+    def limit(self) -> float:
+        """Upper end of the last bin, a power of two."""
+        return self._limit
+
+    @property
+    def width(self) -> float:
+        """Of one bin."""
+        return self._limit / BINS
+
+    @property
+    def amax(self) -> float:
+        """The largest magnitude seen, exact; 0 if there was none."""
+        return self._amax
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(BINS,), read only; the next `add` may replace it."""
+        view = self._counts.view()
+        view.flags.writeable = False
+        return view
+
+    @property
+    def count(self) -> int:
+        """How many values were seen."""
+        return int(self._counts.sum())
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Count values of any shape.
+
+        Raises:
+            CalibrationError: some are not finite. Nothing is counted then.
+        """
+        values = np.asarray(values, np.float32)
+        if not values.size:
+            return
+        largest = max(float(values.max()), -float(values.min()))  # either is NaN if any value is
+        if not math.isfinite(largest):
+            raise CalibrationError(_not_finite(values))
+        self._amax = max(self._amax, largest)
+        self._make_room(largest)
+        flat = values.ravel(order="K")  # a copy only of what has gaps
+        scale = np.float32(1 / self.width)  # a power of two: the product below is exact
+        buffer = np.empty(min(_CHUNK, flat.size), np.float32)
+        for start in range(0, flat.size, _CHUNK):
+            chunk = flat[start : start + _CHUNK]
+            part = buffer[: len(chunk)]
+            np.abs(chunk, out=part)
+            part *= scale
+            self._counts += np.bincount(part.astype(np.intp), minlength=BINS)
+
+    def _make_room(self, value: float) -> None:
+        limit = _limit_for(value)
+        if limit <= self._limit:
+            return
+        merged = min(int(limit / self._limit), BINS)  # old bins that become one
+        counts = np.zeros(BINS, np.int64)
+        counts[: BINS // merged] = self._counts.reshape(-1, merged).sum(axis=1)
+        self._counts, self._limit = counts, limit
+
+    def digest(self) -> str:
+        """16 hex digits that two histograms share only if they are the same."""
+        numbers = struct.pack("<dd", self._limit, self._amax)
+        return hashlib.sha256(numbers + self._counts.astype("<i8").tobytes()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `from_json`; the counts are compressed, a few kB."""
+        packed = zlib.compress(self._counts.astype("<i8").tobytes(), 9)
+        return {
+            "limit": self._limit,
+            "amax": self._amax,
+            "counts": base64.b64encode(packed).decode("ascii"),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Histogram:
+        """What `to_json` wrote.
+
+        Raises:
+            CalibrationError: the fields are missing, damaged or contradict each other.
+        """
+        try:
+            limit, amax = float(data["limit"]), float(data["amax"])
+            packed = base64.b64decode(data["counts"], validate=True)
+            raw = zlib.decompressobj().decompress(packed, 8 * BINS + 1)
+        except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
+            raise CalibrationError(
+                f"no histogram ({error!r}). Expected limit, amax and compressed counts."
+            ) from error
+        if len(raw) != 8 * BINS:
+            raise CalibrationError(
+                f"a histogram with {len(raw)} bytes of counts. Expected {8 * BINS}."
+            )
+        found = cls()
+        found._counts = np.frombuffer(raw, "<i8").astype(np.int64)
+        found._limit, found._amax = limit, amax
+        if not found._is_possible():
+            raise CalibrationError(
+                f"a histogram with limit {limit:g} and amax {amax:g} that does not fit its "
+                f"{found.count} values. Expected what `to_json` wrote."
+            )
+        return found
+
+    def _is_possible(self) -> bool:
+        """Whether some values have this state."""
+        if not (math.isfinite(self._amax) and self._amax >= 0 and self._counts.min() >= 0):
+            return False
+        filled = np.flatnonzero(self._counts)
+        top = int(filled[-1]) if len(filled) else 0
+        return self._limit == _limit_for(self._amax) and int(self._amax / self.width) == top
+
+
+def _limit_for(value: float) -> float:
+    """The least power of two above a magnitude, or SMALLEST_LIMIT."""
+    _fraction, exponent = math.frexp(value)  # the fraction is below 1
+    return max(SMALLEST_LIMIT, math.ldexp(1.0, exponent))
+
+
+def _not_finite(values: NDArray[np.float32]) -> str:
+    nans, infinities = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+    return (
+        f"{nans} NaN and {infinities} infinite values among {values.size}. Expected finite values."
+    )

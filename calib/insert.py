@@ -1,0 +1,177 @@
+"""Put Q/DQ into a float32 graph: one pair per site, int8 weights, one grid for all dialects."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from mwa_export.calib.calibration import SiteCalibration
+from mwa_export.calib.dialects import Dialect
+from mwa_export.calib.float_graph import Array, FloatGraph
+from mwa_export.calib.sites import Site
+from mwa_export.calib.smoothing import apply_smoothing
+from mwa_export.calib.weights import quantize_weight, weight_scales
+from mwa_export.errors import CalibrationError
+
+Floats = NDArray[np.float32]
+_ZERO_POINT = "constant.activation_zero_point"
+
+
+def quantized_graph(
+    graph: FloatGraph,
+    sites: Sequence[Site],
+    calibration: Mapping[str, SiteCalibration],
+    dialect: Dialect,
+    int8: Collection[str],
+) -> FloatGraph:
+    """A graph whose chosen sites run in INT8; the others, and all else, stay as they are.
+
+    Args:
+        graph: float32.
+        sites: all of its sites.
+        calibration: by site name.
+        dialect: see dialects.
+        int8: names of the sites to quantize.
+
+    Raises:
+        CalibrationError: a name is no site, or the calibration lacks one.
+    """
+    by_name = {site.name: site for site in sites}
+    for name in sorted(int8):
+        if name not in by_name or name not in calibration:
+            raise CalibrationError(
+                f"{name}: is no layer that can be quantized. The graph has: {', '.join(by_name)}."
+            )
+    chosen = {name: calibration[name] for name in by_name if name in int8}
+    divide = {name: c.divide for name, c in chosen.items() if c.divide is not None}
+    smoothed = apply_smoothing(graph, by_name, divide)
+    # After smoothing, a site without a fold reads the value behind its own multiplication.
+    tensors: dict[str, Array] = dict(smoothed.tensors)
+    tensors[_ZERO_POINT] = np.asarray(dialect.zero_point, dialect.activation)
+    linear_site = {linear: name for name in chosen for linear in by_name[name].linears}
+    editor = _Editor(tensors, chosen, dialect)
+    for node in smoothed.nodes:
+        linear = node.input[1].removesuffix(".weight") if node.op_type == "MatMul" else ""
+        if linear in linear_site:
+            editor.quantize_product(node, linear, linear_site[linear])
+        else:
+            editor.nodes.append(node)
+    quantized = smoothed.with_nodes(editor.nodes, tensors)
+    return _cut_joint(quantized, set(linear_site)) if dialect.cut_joint else quantized
+
+
+class _Editor:
+    """Collects the nodes of the new graph; adds its weights to ``tensors``."""
+
+    def __init__(
+        self, tensors: dict[str, Array], chosen: Mapping[str, SiteCalibration], dialect: Dialect
+    ) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self._tensors = tensors
+        self._chosen = chosen
+        self._dequantized: dict[str, str] = {}  # site -> the value its GEMMs read
+
+    def quantize_product(self, node: onnx.NodeProto, linear: str, site: str) -> None:
+        """Add a MatMul with its Q/DQ; the activation's pair is added for the first of a site."""
+        if site not in self._dequantized:
+            self._dequantized[site] = self._quantize_activation(node.input[0], site)
+        weight = self._quantize_weight(linear, self._chosen[site])
+        product = onnx.NodeProto()
+        product.CopyFrom(node)
+        product.input[:] = [self._dequantized[site], weight]
+        self.nodes.append(product)
+
+    def _quantize_activation(self, value: str, site: str) -> str:
+        label = f"{site}.input"
+        scale = f"{label}.scale"
+        self._tensors[scale] = np.asarray(self._chosen[site].amax / 127, np.float32)
+        grid = [scale, _ZERO_POINT]
+        for op, source in (
+            ("QuantizeLinear", value),
+            ("DequantizeLinear", f"{label}.QuantizeLinear"),
+        ):
+            name = f"{label}.{op}"
+            self.nodes.append(helper.make_node(op, [source, *grid], [name], name=name))
+        return f"{label}.DequantizeLinear"
+
+    def _quantize_weight(self, linear: str, calibration: SiteCalibration) -> str:
+        name = f"{linear}.weight"
+        weight = self._tensors.pop(name)
+        scales = weight_scales(weight)
+        learned = calibration.weights.get(linear)
+        int8 = quantize_weight(weight, scales) if learned is None else learned
+        self._correct_bias(linear, weight - int8 * scales, calibration.mean)
+        self._tensors[f"{name}.int8"] = int8
+        self._tensors[f"{name}.scale"] = scales
+        self._tensors[f"{name}.zero_point"] = np.zeros(scales.shape, np.int8)
+        inputs = [f"{name}.{part}" for part in ("int8", "scale", "zero_point")]
+        node = helper.make_node(
+            "DequantizeLinear",
+            inputs,
+            [f"{name}.DequantizeLinear"],
+            axis=1,
+            name=f"{name}.DequantizeLinear",
+        )
+        self.nodes.append(node)
+        return f"{name}.DequantizeLinear"
+
+    def _correct_bias(self, linear: str, lost: Floats, mean: Floats) -> None:
+        """Rounding the weights shifts the mean output by E[x]·(W - W'); the bias takes it back."""
+        bias = f"{linear}.bias"
+        if bias in self._tensors:
+            shift = mean.astype(np.float64) @ lost.astype(np.float64)
+            self._tensors[bias] = (self._tensors[bias] + shift).astype(np.float32)
+
+
+def _cut_joint(graph: FloatGraph, linears: Collection[str]) -> FloatGraph:
+    """Cut quantized GEMMs whose output is only split into one GEMM per part."""
+    tensors = dict(graph.tensors)
+    cuts: dict[str, tuple[onnx.NodeProto, onnx.NodeProto]] = {}  # Split's name -> its GEMM
+    for node in graph.nodes:
+        add = graph.producer(node.input[0]) if node.op_type == "Split" else None
+        product = None if add is None else graph.producer(add.input[0])
+        if add is None or product is None or add.op_type != "Add" or product.op_type != "MatMul":
+            continue
+        linear = add.input[1].removesuffix(".bias")
+        if linear in linears and len(graph.consumers(node.input[0])) == 1:
+            cuts[node.name] = product, add
+    replaced = {part.name for pair in cuts.values() for part in pair}
+    replaced |= {
+        f"{add.input[1].removesuffix('.bias')}.weight.DequantizeLinear" for _, add in cuts.values()
+    }
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.nodes:
+        if node.name in cuts:
+            nodes += _parts(node, *cuts[node.name], tensors)
+        elif node.name not in replaced:
+            nodes.append(node)
+    return graph.with_nodes(nodes, tensors)
+
+
+def _parts(
+    split: onnx.NodeProto, product: onnx.NodeProto, add: onnx.NodeProto, tensors: dict[str, Array]
+) -> list[onnx.NodeProto]:
+    linear = add.input[1].removesuffix(".bias")
+    edges = np.cumsum(tensors[split.input[1]])[:-1].tolist()
+    names = {
+        kind: tensors.pop(f"{linear}.{kind}")
+        for kind in ("weight.int8", "weight.scale", "weight.zero_point", "bias")
+    }
+    pieces = {kind: np.split(array, edges, axis=-1) for kind, array in names.items()}
+    nodes = []
+    for index, result in enumerate(split.output):
+        part = f"{linear}.{index}"
+        for kind, arrays in pieces.items():
+            tensors[f"{part}.{kind}"] = np.ascontiguousarray(arrays[index])
+        weight, out = f"{part}.weight.DequantizeLinear", f"{part}.MatMul"
+        inputs = [f"{part}.weight.{kind}" for kind in ("int8", "scale", "zero_point")]
+        nodes += [
+            helper.make_node("DequantizeLinear", inputs, [weight], axis=1, name=weight),
+            helper.make_node("MatMul", [product.input[0], weight], [out], name=out),
+            helper.make_node("Add", [out, f"{part}.bias"], [result], name=f"{part}.Add"),
+        ]
+    return nodes

@@ -1,0 +1,167 @@
+"""Which pictures and captions a calibration sees: a seeded choice, hashed, and not noise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.embedding import Prepare, batches_by_length
+from mwa_export.errors import CalibrationError, ImageError
+from mwa_export.pictures import decode_picture
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.sides import Side
+from mwa_export.tokenizer import pad
+
+SAMPLES = 256  # pictures, and as many captions
+LEAST = 16  # below this, ranges depend on which few pictures were taken
+_BATCH = 8
+
+# Neighbouring pixels of a picture are alike (correlation mostly above 0.9, and above 0.5 even for
+# drawings); those of noise are not. Measured after the resize, on what the model will see.
+_NOISE_CORRELATION = 0.25
+# Of 500 tokens of text, few are new ones; ids drawn at random hardly repeat.
+_RANDOM_DISTINCT = 0.9
+_ENOUGH_TOKENS = 200
+
+Inputs = tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The inputs of a calibration, ready to feed."""
+
+    pixels: NDArray[np.uint8]  # (pictures, size, size, 3)
+    sequences: tuple[tuple[int, ...], ...]  # token ids of each caption, BOS and EOS included
+    sha256: str  # over pixels and token ids: what was seen, wherever it lay
+    name: str  # of the data set, for people
+    seed: int
+
+    def batches(self, tower: str) -> Iterator[Inputs]:
+        """Inputs of a tower: (pixels,), or (token_ids, padding_mask) sorted by length."""
+        if tower == "vision":
+            for start in range(0, len(self.pixels), _BATCH):
+                yield (self.pixels[start : start + _BATCH],)
+        else:
+            for rows in batches_by_length(self.sequences, 2 * _BATCH):
+                yield pad([self.sequences[row] for row in rows])
+
+    def count(self, tower: str) -> int:
+        """Rows that `batches` yields in all."""
+        return len(self.pixels) if tower == "vision" else len(self.sequences)
+
+    def first(self, rows: int) -> Samples:
+        """The same with at most so many pictures and captions."""
+        return Samples(self.pixels[:rows], self.sequences[:rows], self.sha256, self.name, self.seed)
+
+
+def split_data(data: RetrievalData, samples: int, seed: int) -> tuple[RetrievalData, RetrievalData]:
+    """Pictures to calibrate with, and the others with their captions, held back.
+
+    Raises:
+        CalibrationError: too few pictures for both.
+    """
+    count = len(data.pictures)
+    if samples < LEAST:
+        raise CalibrationError(
+            f"--samples {samples}: too few. Expected at least {LEAST} pictures; {SAMPLES} are "
+            "usual."
+        )
+    if count < samples + LEAST:
+        raise CalibrationError(
+            f"{data.name}: has {count} pictures. Needed: {samples} to calibrate with and at least "
+            f"{LEAST} more, held back to measure recall on. Give more data, fewer --samples, or a "
+            "set of its own to measure on: --held-back DATA"
+        )
+    chosen = np.random.default_rng(seed).permutation(count)[:samples]
+    mask = np.zeros(count, bool)
+    mask[chosen] = True
+    return _only(data, mask), _only(data, ~mask)
+
+
+def take_samples(side: Side, data: RetrievalData, samples: int, seed: int) -> Samples:
+    """Draw pictures and one caption of each, decode and encode them, and refuse noise.
+
+    Args:
+        side: whose preprocessing and tokenizer are used.
+        data: where the samples are drawn from.
+        samples: pictures; all are taken where there are fewer.
+        seed: of the choice.
+
+    Raises:
+        CalibrationError: too few samples, pictures of noise, or captions of random tokens.
+        ImageError: a chosen picture cannot be read.
+    """
+    if len(data.pictures) < LEAST or samples < LEAST:
+        found = min(len(data.pictures), samples)
+        raise CalibrationError(
+            f"{data.name}: {found} pictures to calibrate with. Needed: at least {LEAST}, with a "
+            f"caption each; {SAMPLES} are usual (--samples)."
+        )
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(data.pictures))[:samples])
+    captions = []
+    for row in rows:
+        own = np.flatnonzero(data.caption_image_ids == data.image_ids[row])
+        captions.append(data.captions[int(rng.choice(own))])
+    pixels = np.stack([_pixels(side.prepare, data, int(row)) for row in rows])
+    sequences = side.encode(captions)
+    _refuse_noise(pixels, data.name)
+    _refuse_random_tokens(sequences, data.name)
+    digest = hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes())
+    digest.update(repr(sequences).encode())
+    frozen = tuple(tuple(ids) for ids in sequences)
+    return Samples(pixels, frozen, digest.hexdigest(), data.name, seed)
+
+
+def _pixels(prepare: Prepare, data: RetrievalData, row: int) -> NDArray[np.uint8]:
+    picture = data.pictures[row]
+    try:
+        return prepare(decode_picture(picture.read(), str(picture)))
+    except ImageError as error:
+        raise ImageError(f"{error} Remove it from the calibration data, or repair it.") from error
+
+
+def _only(data: RetrievalData, keep: NDArray[np.bool_]) -> RetrievalData:
+    """A part of a set, without calling the rest excluded."""
+    kept = np.isin(data.caption_image_ids, data.image_ids[keep])
+    return replace(
+        data,
+        image_ids=data.image_ids[keep],
+        pictures=tuple(p for p, k in zip(data.pictures, keep, strict=True) if k),
+        captions=tuple(c for c, k in zip(data.captions, kept, strict=True) if k),
+        caption_image_ids=data.caption_image_ids[kept],
+    )
+
+
+def _refuse_noise(pixels: NDArray[np.uint8], name: str) -> None:
+    noisy = sum(_neighbour_correlation(picture) < _NOISE_CORRELATION for picture in pixels)
+    if noisy > len(pixels) // 2:
+        raise CalibrationError(
+            f"{name}: {noisy} of {len(pixels)} pictures are noise (neighbouring pixels are "
+            "unrelated). Ranges from random data do not fit real pictures. Give pictures like "
+            "those that will be embedded."
+        )
+
+
+def _neighbour_correlation(pixels: NDArray[np.uint8]) -> float:
+    """Correlation of horizontally neighbouring pixels; 1 for a picture of one colour."""
+    grey = pixels.astype(np.float64).mean(axis=2)
+    left, right = grey[:, :-1] - grey[:, :-1].mean(), grey[:, 1:] - grey[:, 1:].mean()
+    scale = float(np.sqrt((left**2).sum() * (right**2).sum()))
+    return float((left * right).sum()) / scale if scale > 0 else 1.0
+
+
+def _refuse_random_tokens(sequences: Sequence[Sequence[int]], name: str) -> None:
+    tokens = [token for ids in sequences for token in ids[1:-1]]
+    if not tokens:
+        raise CalibrationError(f"{name}: all captions are empty. Needed: texts to calibrate with.")
+    if len(tokens) >= _ENOUGH_TOKENS and len(set(tokens)) > _RANDOM_DISTINCT * len(tokens):
+        raise CalibrationError(
+            f"{name}: the captions' {len(tokens)} tokens hold {len(set(tokens))} different ones, "
+            "as random ids do and texts do not. Give captions like those that will be embedded."
+        )

@@ -1,0 +1,33 @@
+"""Change a bundle as a whole: a new folder beside it takes its place when everything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mwa_export.bundle import MANIFEST, Bundle
+from mwa_export.files import link_or_copy, new_folder
+
+
+@contextmanager
+def changed_bundle(bundle: Bundle, out: Path | None = None, *, force: bool = False) -> Iterator[Path]:
+    """Yield a folder with the bundle's files, to add to; it takes the bundle's place on success.
+
+    The files are links to the old ones, so they must be replaced and never written into. The
+    caller writes the manifest.
+
+    Args:
+        bundle: to change.
+        out: where the changed bundle goes; None: in the place of the old one.
+        force: replace ``out`` if it exists.
+
+    Raises:
+        BundleError: the folder may not be replaced, or the disk refuses. The old bundle stays.
+    """
+    with new_folder(out or bundle.path, marker=MANIFEST, force=force or out is None) as folder:
+        for name in bundle.manifest.files:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(bundle.path / name, target)
+        yield folder
