@@ -13,6 +13,7 @@ from mwa_export.report_numbers import cosine, count, p_value, percent, points, s
 from mwa_export.report_words import (
     TOWERS,
     drift,
+    has_float32,
     headline,
     layer_table,
     left_out,
@@ -71,6 +72,13 @@ def _show_recall(result: Parity) -> None:
     interval = f"{result.confidence * 100:g} % interval"
     head = ("in %", "reference", "candidate", "points", interval, "won", "lost", "p")
     console.table(rows, head)
+    if has_float32(result):
+        figures = (
+            f"{d.direction.upper()}@{r.k} {percent(r.float32, d.queries)}"
+            for d in result.directions
+            for r in d.recalls
+        )
+        click.echo(textwrap.fill(f"The candidate's graphs in float32: {', '.join(figures)}.", 80))
 
 
 def _show_ranks(result: Parity) -> None:

@@ -16,7 +16,7 @@ from mwa_export import __version__
 from mwa_export.agreement import check_embeddings, cosine_summary
 from mwa_export.errors import OptionsError, RecallError
 from mwa_export.gates import Gates, check_gates
-from mwa_export.parity_direction import Sampling, measure_direction
+from mwa_export.parity_direction import Sampling, measure_direction, with_float32
 from mwa_export.parity_examples import Labels, worst_examples
 from mwa_export.parity_result import (
     CrossCell,
@@ -71,6 +71,7 @@ class Context:
     stages: tuple[Stage, ...] = ()
     layers: tuple[LayerSnr, ...] = ()
     warnings: tuple[str, ...] = ()
+    float32: Vectors | None = None  # the candidate's before its precision was reduced
 
 
 def compare(
@@ -162,6 +163,10 @@ def measure(
         measure_direction("tr", before[0], after[0], np.arange(len(pairs.image_ids)), measured),
         measure_direction("ir", before[1], after[1], owners, measured),
     )
+    if context.float32 is not None:
+        progress("rank with the candidate's float32 graphs", len(pairs.image_ids) + len(pairs.caption_image_ids))
+        exact = rank_both(*context.float32, pairs, on_rows=progress.advance)
+        directions = with_float32(directions[0], exact[0]), with_float32(directions[1], exact[1])
     gates = check_gates(options.gates, options.confidence, directions, cosines)
     return Parity(
         passed=all(gate.passed for gate in gates),

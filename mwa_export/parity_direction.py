@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,12 @@ def measure_direction(
             all_median=float(np.median(margins)),
         ),
     )
+
+
+def with_float32(direction: DirectionResult, exact: Ranking) -> DirectionResult:
+    """The same result with what the candidate had before its precision was reduced beside it."""
+    recalls = tuple(replace(r, float32=exact.recall(r.k)) for r in direction.recalls)
+    return replace(direction, recalls=recalls)
 
 
 def _recall_change(

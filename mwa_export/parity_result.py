@@ -56,6 +56,7 @@ class RecallChange:
     won: int  # queries that only the candidate finds among its k best
     lost: int  # queries that only the reference finds
     p_value: float  # McNemar's exact test, two-sided
+    float32: float | None = None  # of the candidate before its precision was reduced, percent
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,12 +132,13 @@ def compare_sides(
     first = Variant(images[0], embed.texts(reference, data))
     last = Variant(images[1], embed.texts(candidate, data))
     progress("trace the drift by stage")
-    stages = drift_by_stage(reference, candidate, data, first, last, embed)
+    stages, exact = drift_by_stage(reference, candidate, data, first, last, embed)
     layers = layer_drift(reference, candidate, data, progress=progress) if run.layers else ()
     context = Context(
         reference=reference.info,
         candidate=candidate.info,
         stages=stages,
+        float32=None if exact is None else Vectors(exact.images, exact.texts),
         layers=layers,
         warnings=tuple(dict.fromkeys((*reference.warnings, *candidate.warnings))),
     )

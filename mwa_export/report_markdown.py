@@ -7,7 +7,14 @@ from collections.abc import Iterable, Sequence
 
 from mwa_export.parity_result import DirectionResult, Parity
 from mwa_export.report_numbers import cosine, count, p_value, percent, points, share
-from mwa_export.report_words import drift, headline, left_out, margin_sentence, printable
+from mwa_export.report_words import (
+    drift,
+    has_float32,
+    headline,
+    left_out,
+    margin_sentence,
+    printable,
+)
 
 _LISTED = 5  # examples, excluded pictures
 _LONGEST = 200  # characters of a text, so that all of them fit a comment of 65,536
@@ -48,6 +55,7 @@ def _mark(result: Parity) -> str:
 
 def _recall_table(result: Parity) -> str:
     rows = []
+    exact = has_float32(result)
     for direction in result.directions:
         for change in direction.recalls:
             n = direction.queries
@@ -55,6 +63,7 @@ def _recall_table(result: Parity) -> str:
                 (
                     f"{direction.direction.upper()}@{change.k}",
                     percent(change.reference, n),
+                    *([percent(change.float32, n)] if exact else []),
                     percent(change.candidate, n),
                     points(change.difference),
                     f"{points(change.low)} to {points(change.high)}",
@@ -63,8 +72,9 @@ def _recall_table(result: Parity) -> str:
                     p_value(change.p_value),
                 )
             )
-    head = ("recall", "reference", "candidate", "points", f"{result.confidence * 100:g} % interval")
-    return _table((*head, "won", "lost", "McNemar p"), rows)
+    head = ("recall", "reference", *(["candidate's float32"] if exact else []), "candidate")
+    interval = f"{result.confidence * 100:g} % interval"
+    return _table((*head, "points", interval, "won", "lost", "McNemar p"), rows)
 
 
 def _ranks_table(result: Parity) -> str:

@@ -17,9 +17,11 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
-def percent(value: float, queries: int) -> str:
+def percent(value: float | None, queries: int) -> str:
     """A recall figure, with as many decimals as the number of queries carries."""
-    return f"{value:.{2 if queries >= FINE_QUERIES else 1}f}" if math.isfinite(value) else DASH
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value:.{2 if queries >= FINE_QUERIES else 1}f}"
 
 
 def points(value: float | None) -> str:

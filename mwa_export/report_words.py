@@ -19,6 +19,11 @@ FEW = 5  # flipped queries, too few to judge
 _NOT_TEXT = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
+def has_float32(result: Parity) -> bool:
+    """Whether the candidate's recall before its precision was reduced is known as well."""
+    return all(r.float32 is not None for d in result.directions for r in d.recalls)
+
+
 def headline(result: Parity) -> str:
     """The verdict in one sentence."""
     if not result.gates:

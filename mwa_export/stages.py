@@ -7,7 +7,7 @@ thing and keeps the rest; what a step does to embeddings and recall is that thin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,13 @@ class Variant:
     texts: Embeddings
 
 
+class Drift(NamedTuple):
+    """The stages, and the candidate's embeddings before its precision was reduced."""
+
+    stages: tuple[Stage, ...]
+    exact: Variant | None  # None: the candidate is float32
+
+
 def drift_by_stage(
     reference: Side,
     candidate: Side,
@@ -36,7 +43,7 @@ def drift_by_stage(
     first: Variant,
     last: Variant,
     embed: Embedder,
-) -> tuple[Stage, ...]:
+) -> Drift:
     """Measure the four stages. Only what a stage really changes is embedded again.
 
     Args:
@@ -57,7 +64,7 @@ def drift_by_stage(
     if candidate.float32 is None:
         walk.to("graph", graphs, last)
         walk.stay("precision", "same", f"{candidate.info.source} runs in float32")
-        return tuple(walk.stages)
+        return Drift(tuple(walk.stages), None)
     exact = Variant(
         walk.pictures(candidate, backend=candidate.float32),
         embed.texts(candidate, data, backend=candidate.float32),
@@ -65,7 +72,7 @@ def drift_by_stage(
     walk.to("graph", graphs, exact)
     precisions = f"float32 against {candidate.info.precision}, both on {candidate.info.runtime}"
     walk.to("precision", precisions, last)
-    return tuple(walk.stages)
+    return Drift(tuple(walk.stages), exact)
 
 
 class _Walk:
