@@ -179,7 +179,7 @@ def _choose(
 ) -> SiteCalibration:
     """The range of one site: by the method asked for, or by the least error of its output."""
     divide = smoothing.divide
-    rows = stats.rows if divide is None else stats.rows / divide
+    rows = stats.rows if divide is None else (stats.rows / divide).astype(np.float32)
     weight = joint_weight(smoothed, site)
     scales = weight_scales(weight)
     int8 = (
@@ -192,7 +192,7 @@ def _choose(
     candidates = {m: amax_from(histogram, m, percentile=options.percentile) for m in methods}
     errors = {m: layer_error(rows, int8, scales, a, wanted) for m, a in candidates.items()}
     method = min(errors, key=lambda name: (errors[name], name))
-    mean = stats.mean if divide is None else stats.mean / divide
+    mean = (stats.mean if divide is None else stats.mean / divide).astype(np.float32)
     return SiteCalibration(
         tower=tower,
         site=site.name,
@@ -209,6 +209,6 @@ def _choose(
             "amax": histogram.amax,
         },
         divide=divide,
-        mean=mean.astype(np.float32),
+        mean=mean,
         weights=learned,
     )

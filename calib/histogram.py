@@ -57,7 +57,7 @@ class Histogram:
     @property
     def counts(self) -> NDArray[np.int64]:
         """(BINS,), read only; the next `add` may replace it."""
-        view = self._counts.view()
+        view: NDArray[np.int64] = self._counts.view()
         view.flags.writeable = False
         return view
 
@@ -123,14 +123,15 @@ class Histogram:
         try:
             limit, amax = float(data["limit"]), float(data["amax"])
             packed = base64.b64decode(data["counts"], validate=True)
-            raw = zlib.decompressobj().decompress(packed, 8 * BINS + 1)
+            unpacking = zlib.decompressobj()
+            raw = unpacking.decompress(packed, 8 * BINS + 1)  # and no more, whatever is in there
         except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
             raise CalibrationError(
                 f"no histogram ({error!r}). Expected limit, amax and compressed counts."
             ) from error
-        if len(raw) != 8 * BINS:
+        if len(raw) != 8 * BINS or not unpacking.eof:
             raise CalibrationError(
-                f"a histogram with {len(raw)} bytes of counts. Expected {8 * BINS}."
+                f"a histogram with {len(raw)} bytes of counts, or cut off. Expected {8 * BINS}."
             )
         found = cls()
         found._counts = np.frombuffer(raw, "<i8").astype(np.int64)
@@ -153,8 +154,10 @@ class Histogram:
 
 def _limit_for(value: float) -> float:
     """The least power of two above a magnitude, or SMALLEST_LIMIT."""
+    if value < SMALLEST_LIMIT:  # 0 as well, which has no exponent
+        return SMALLEST_LIMIT
     _fraction, exponent = math.frexp(value)  # the fraction is below 1
-    return max(SMALLEST_LIMIT, math.ldexp(1.0, exponent))
+    return math.ldexp(1.0, exponent)
 
 
 def _not_finite(values: NDArray[np.float32]) -> str:

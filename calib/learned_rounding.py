@@ -82,8 +82,11 @@ def _errors(weight: Floats, quantized: NDArray[np.int8], scales: Floats, gram: D
 def _factor(gram: Doubles, damping: float) -> Doubles:
     """Upper triangular R with R Rᵀ = the damped matrix, (in, in)."""
     diagonal = np.diagonal(gram)
-    if not np.isfinite(gram).all():
-        raise CalibrationError("the products of the activations are not finite.")
+    if not (np.isfinite(gram).all() and (diagonal >= 0).all()):
+        raise CalibrationError(
+            "the products of the activations are not finite, or a square is negative. Calibrate "
+            "again."
+        )
     live = diagonal > 0
     mean = float(diagonal[live].mean()) if live.any() else 1.0
     share = damping

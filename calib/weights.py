@@ -1,4 +1,4 @@
-"""Weights as int8 with one scale per output channel, rounded to nearest. Knows nothing about graphs.
+"""Weights as int8, one scale per output channel, rounded to nearest. Knows nothing about graphs.
 
 A weight is (in, out), w = scale * q, q from -127 to 127. The grid is symmetric: -128 is not used.
 """
@@ -41,14 +41,16 @@ def weight_scales(weight: Floats, *, search: bool = False) -> Floats:
             f"first is channel {bad[0]}. Expected finite weights: the checkpoint is broken."
         )
     full = (largest / LARGEST).astype(np.float32)
-    scales = np.where(full >= np.finfo(np.float32).tiny, full, _SCALE_OF_ZEROS)
+    scales: Floats = np.where(full >= np.finfo(np.float32).tiny, full, _SCALE_OF_ZEROS)
     if not search:
         return scales
-    best, least = scales, _squared_error(weight, scales)
+    best: Floats = scales.copy()
+    least = _squared_error(weight, scales)
     for ratio in _SHRINK:
         tried = np.maximum(scales * np.float32(ratio), np.finfo(np.float32).tiny)
         error = _squared_error(weight, tried)
-        best, least = np.where(error < least, tried, best), np.minimum(error, least)
+        best[error < least] = tried[error < least]
+        least = np.minimum(error, least)
     return best
 
 
@@ -62,7 +64,8 @@ def quantize_weight(weight: Floats, scales: Floats) -> NDArray[np.int8]:
     Returns:
         (in, out), from -127 to 127.
     """
-    return np.clip(np.rint(weight / scales), -LARGEST, LARGEST).astype(np.int8)
+    levels: NDArray[np.int8] = np.clip(np.rint(weight / scales), -LARGEST, LARGEST).astype(np.int8)
+    return levels
 
 
 def _squared_error(weight: Floats, scales: Floats) -> NDArray[np.float64]:

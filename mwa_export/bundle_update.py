@@ -11,7 +11,9 @@ from mwa_export.files import link_or_copy, new_folder
 
 
 @contextmanager
-def changed_bundle(bundle: Bundle, out: Path | None = None, *, force: bool = False) -> Iterator[Path]:
+def changed_bundle(
+    bundle: Bundle, out: Path | None = None, *, force: bool = False
+) -> Iterator[Path]:
     """Yield a folder with the bundle's files, to add to; it takes the bundle's place on success.
 
     The files are links to the old ones, so they must be replaced and never written into. The

@@ -54,7 +54,7 @@ def write_model(
     with data_path.open("wb") if data_path is not None else nullcontext() as data:
         parts: list[tuple[bytes, Array | None]] = []  # a TensorProto, and its raw data if inline
         for name in list(initializers):
-            array = np.ascontiguousarray(initializers.pop(name))
+            array = np.asarray(initializers.pop(name), order="C")  # ascontiguousarray makes 0-d 1-d
             external = data is not None and array.nbytes >= _INLINE_BYTES
             head = _tensor(name, array, data if external else None)
             parts.append((head, None if external else array))

@@ -164,7 +164,8 @@ def measure(
         measure_direction("ir", before[1], after[1], owners, measured),
     )
     if context.float32 is not None:
-        progress("rank with the candidate's float32 graphs", len(pairs.image_ids) + len(pairs.caption_image_ids))
+        queries = len(pairs.image_ids) + len(pairs.caption_image_ids)
+        progress("rank with the candidate's float32 graphs", queries)
         exact = rank_both(*context.float32, pairs, on_rows=progress.advance)
         directions = with_float32(directions[0], exact[0]), with_float32(directions[1], exact[1])
     gates = check_gates(options.gates, options.confidence, directions, cosines)

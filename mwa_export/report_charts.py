@@ -52,7 +52,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scale:
+class Scale:
     """Maps ``low`` .. ``high`` onto ``start`` .. ``stop`` and stays inside."""
 
     low: float
@@ -86,7 +86,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 def grouped_bars(key: str, title: str, rows: Sequence[Bars], *, top: float = 100.0) -> str:
     """Two horizontal bars per row from 0 to ``top``, the second with its interval."""
     height = _TOP + _ROW * len(rows) + _BOTTOM
-    x = _Scale(0.0, top, _LEFT, WIDTH - _RIGHT)
+    x = Scale(0.0, top, _LEFT, WIDTH - _RIGHT)
     parts = [_grid(x, t, height, f"{t:g}") for t in ticks(0.0, top)]
     for i, row in enumerate(rows):
         y = _TOP + _ROW * i
@@ -105,7 +105,7 @@ def forest(key: str, title: str, rows: Sequence[Interval]) -> str:
     reach = max([abs(n) for n in numbers] + [0.0]) * 1.08 or 1.0
     low = -reach if min(numbers, default=0.0) < 0 else -reach * 0.1
     high = max(max(numbers, default=0.0) * 1.15, reach * 0.1)
-    x = _Scale(low, high, _LEFT, WIDTH - _RIGHT)
+    x = Scale(low, high, _LEFT, WIDTH - _RIGHT)
     parts = [_grid(x, t, height, _plain(t)) for t in ticks(low, high)]
     parts.append(_line(x(0.0), _TOP, x(0.0), height - _BOTTOM, "zero"))
     for i, row in enumerate(rows):
@@ -136,7 +136,7 @@ def histogram(
     """
     height, first, last = 190.0, *bins
     tallest = max([*counts[first:last], 0])
-    y = _Scale(0.0, float(tallest or 1), height - _BOTTOM, _TOP + 14)
+    y = Scale(0.0, float(tallest or 1), height - _BOTTOM, _TOP + 14)
     width = (WIDTH - _LEFT - 12) / max(last - first, 1)
     parts = [
         _line(_LEFT, y(t), WIDTH - 12, y(t), "grid") + _text(_LEFT - 8, y(t) + 4, f"{t:,.0f}")
@@ -169,9 +169,9 @@ def curves(key: str, title: str, lines: Sequence[Curve]) -> str:
     numbers = finite([v for line in lines for v in line.values])
     width, height, left, top = 900.0, 290.0 if numbers else 78.0, 78.0, 46.0
     low, high = min([*numbers, 0.0]), max([*numbers, 1.0])
-    y = _Scale(low, high, height - 46, top)
+    y = Scale(low, high, height - 46, top)
     longest = max((line.labels for line in lines), key=len, default=())
-    x = _Scale(0.0, float(max(len(longest) - 1, 1)), left, width - 20)
+    x = Scale(0.0, float(max(len(longest) - 1, 1)), left, width - 20)
     parts = [
         _line(left, y(t), width - 12, y(t), "grid") + _text(left - 8, y(t) + 4, _plain(t))
         for t in (ticks(low, high) if numbers else [])
@@ -185,7 +185,7 @@ def curves(key: str, title: str, lines: Sequence[Curve]) -> str:
     return _svg(key, title, width, height, parts)
 
 
-def _curve(line: Curve, x: _Scale, y: _Scale, kind: str, *, square: bool) -> list[str]:
+def _curve(line: Curve, x: Scale, y: Scale, kind: str, *, square: bool) -> list[str]:
     """One line with its markers; it breaks where there is no noise."""
     runs: list[list[str]] = [[]]
     marks = []
@@ -214,7 +214,7 @@ def _marker(x: float, y: float, cls: str, *, square: bool) -> str:
     return f'<circle class="{cls}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
 
 
-def _layer_ticks(labels: Sequence[str], x: _Scale, height: float) -> list[str]:
+def _layer_ticks(labels: Sequence[str], x: Scale, height: float) -> list[str]:
     """Names under the axis, as many as fit; "block 7" is shortened to "7"."""
     every = max(1, math.ceil(len(labels) / 13))
     parts = []
@@ -254,7 +254,7 @@ def _power(power: int) -> str:
     return f"1e{power}" if power < -2 or power > 3 else f"{10.0**power:g}"
 
 
-def _bar(x: _Scale, y: float, value: float, text: str, cls: str) -> list[str]:
+def _bar(x: Scale, y: float, value: float, text: str, cls: str) -> list[str]:
     if not math.isfinite(value):
         return []
     parts = [_text(WIDTH - _RIGHT + 8, y + 10.5, text, "start", "value")]
@@ -268,7 +268,7 @@ def _whisker(left: float, right: float, y: float, cap: float, cls: str) -> str:
     return f'<path class="{cls}" d="{path}M{right:.1f} {y - cap:.1f}v{2 * cap:g}"/>'
 
 
-def _grid(x: _Scale, value: float, height: float, label: str) -> str:
+def _grid(x: Scale, value: float, height: float, label: str) -> str:
     line = _line(x(value), _TOP, x(value), height - _BOTTOM, "grid")
     return line + _text(x(value), height - 11, label, "middle")
 

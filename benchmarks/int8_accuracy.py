@@ -1,0 +1,218 @@
+"""How much INT8 changes the embeddings at real size, with and without outliers, and at what memory.
+
+Makes a random checkpoint of base size (every tensor matters), exports it, calibrates on drawn
+pictures and random token ids, quantizes every layer, and compares embeddings of other pictures and
+texts with float32: mean and least cosine. Then outliers are injected: 1 % of the channels of every
+LayerNorm in front of a quantized GEMM times 30, the weights behind them divided by 30. The float32
+function stays the same, and naive INT8 breaks.
+
+    python benchmarks/int8_accuracy.py --samples 64 --out benchmarks/results/int8_accuracy.json
+    python benchmarks/int8_accuracy.py --samples 500 --only-memory
+
+The last line of the output is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import cpu_name
+
+from mwa_export.backend import Backend, Embeddings
+from mwa_export.backend_onnx import GraphFile, OnnxBackend
+from mwa_export.bundle import Bundle, write_manifest
+from mwa_export.bundle_update import changed_bundle
+from mwa_export.calib.calibrate import TOWERS, CalibrationOptions, calibrate
+from mwa_export.calib.dialects import DIALECTS
+from mwa_export.calib.evaluate import backend_of
+from mwa_export.calib.float_graph import FloatGraph
+from mwa_export.calib.samples import Samples
+from mwa_export.calib.sites import NormFold, find_sites
+from mwa_export.calib.smoothing import apply_smoothing
+from mwa_export.calib.variants import Variants
+from mwa_export.config import AdapterConfig, Tower
+from mwa_export.demo_scenes import picture_from_seed
+from mwa_export.export import bundle_from_model
+from mwa_export.model import ModelSource, load_model
+from mwa_export.pictures import decode_picture
+from mwa_export.preprocess import pixels_from_image
+from mwa_export.synthetic import beit3_config, random_tensors, training_args
+
+OUTLIERS, FACTOR = 0.01, 30.0
+WAYS = {
+    "naive: minmax, no smoothing": CalibrationOptions(method="minmax", smooth=False),
+    "auto ranges, no smoothing": CalibrationOptions(smooth=False),
+    "auto ranges, smoothing": CalibrationOptions(),
+    "auto ranges, smoothing, learned rounding": CalibrationOptions(rounding="learned"),
+}
+
+
+def main() -> None:
+    options = parse()
+    with tempfile.TemporaryDirectory(dir=options.workdir) as name:
+        folder = Path(name)
+        bundle = make_bundle(folder, options.size)
+        if options.only_memory:
+            results = measure_memory(bundle, make_samples(bundle, options.samples, seed=1))
+        else:
+            calibration = make_samples(bundle, options.samples, seed=1)
+            test = make_samples(bundle, options.test, seed=2)
+            broken = with_outliers(bundle, folder / "outliers")
+            results = {
+                label: compare(source, calibration, test, folder)
+                for label, source in (("as trained", bundle), ("with outliers", broken))
+            }
+            results["difference between float32 graphs"] = float_difference(bundle, broken, test)
+    results = {
+        "machine": {"cpu": cpu_name()},
+        "versions": {n: version(n) for n in ("numpy", "onnx", "onnxruntime", "openvino")},
+        "options": {"samples": options.samples, "test": options.test, "size": options.size},
+        **results,
+    }
+    if options.out is not None:
+        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(results))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--size", choices=["base", "large"], default="base")
+    parser.add_argument("--samples", type=int, default=64, help="pictures and texts to calibrate")
+    parser.add_argument("--test", type=int, default=32, help="pictures and texts to compare on")
+    parser.add_argument("--only-memory", action="store_true", help="calibrate only; peak memory")
+    parser.add_argument("--workdir", help="folder for temporary files, several GB")
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def make_bundle(folder: Path, size: str) -> Bundle:
+    """A bundle of random weights. In a process of its own, so that its memory does not count."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_export, args=(folder, size))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return Bundle.open(folder / "bundle")
+
+
+def _export(folder: Path, size: str) -> None:
+    import torch
+
+    config = beit3_config(size, adapter=AdapterConfig("both", 64, "in", 0.6, "parallel"))
+    path = folder / "checkpoint.pth"
+    torch.save({"model": random_tensors(config), "args": training_args(config)}, path)
+    bundle_from_model(load_model(ModelSource(path)), folder / "bundle")
+
+
+def make_samples(bundle: Bundle, count: int, seed: int) -> Samples:
+    """Drawn pictures, and texts of 8 to 30 random ids (these weights have no words)."""
+    backbone = bundle.manifest.model.backbone
+    rng = np.random.default_rng(seed)
+    pixels = []
+    for index in range(count):
+        picture = picture_from_seed("target", seed, index)
+        image = decode_picture(picture.jpeg, "drawing")
+        pixels.append(pixels_from_image(image, backbone.image_size))
+    lengths = rng.integers(6, 29, count)
+    texts = tuple((0, *rng.integers(4, backbone.vocab_size, n).tolist(), 2) for n in lengths)
+    return Samples(np.stack(pixels), texts, "drawn", "drawn", seed)
+
+
+def with_outliers(bundle: Bundle, out: Path) -> Bundle:
+    """The same function with 1 % of the normalized channels 30 times as large."""
+    rng = np.random.default_rng(0)
+    with changed_bundle(bundle, out) as folder:
+        for tower in TOWERS:
+            path = bundle.graph(tower)[0]
+            graph = FloatGraph.load(path)
+            sites = {site.name: site for site in find_sites(graph)}
+            divide = {}
+            for site in sites.values():
+                if not any(isinstance(fold, NormFold) for fold in site.folds):
+                    continue
+                scale = np.ones(site.width, np.float32)
+                normed = sum(f.width for f in site.folds if isinstance(f, NormFold))
+                chosen = rng.permutation(normed)[: max(1, round(OUTLIERS * normed))]
+                scale[chosen] = 1 / FACTOR
+                divide[site.name] = scale
+            (folder / path.name).unlink()
+            apply_smoothing(graph, sites, divide).write(folder / path.name)
+        bundle.manifest.files.clear()
+        write_manifest(folder, bundle.manifest)
+    return Bundle.open(out)
+
+
+def compare(
+    bundle: Bundle, calibration: Samples, test: Samples, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Cosines of every way to calibrate, on ONNX Runtime and on OpenVINO."""
+    exact = embed_all(OnnxBackend(bundle, check=False), test)
+    results: dict[str, dict[str, Any]] = {}
+    for way, options in WAYS.items():
+        start = time.perf_counter()
+        variants = Variants(bundle, calibrate(bundle, calibration, options))
+        print(f"{way}: calibrated in {time.perf_counter() - start:.0f} s", flush=True)
+        results[way] = {}
+        for name in ("onnxruntime", "openvino"):
+            graphs: dict[Tower, GraphFile] = {
+                tower: variants.write(
+                    tower, {s.name for s in variants.sites(tower)}, DIALECTS[name], folder
+                )
+                for tower in TOWERS
+            }
+            found = embed_all(backend_of(bundle, DIALECTS[name], graphs), test)
+            results[way][name] = cosines(exact, found)
+            print(f"  {name}: {results[way][name]}", flush=True)
+    return results
+
+
+def float_difference(one: Bundle, other: Bundle, test: Samples) -> float:
+    """Largest difference of a component between the float32 graphs: the injection is exact."""
+    ours, theirs = (embed_all(OnnxBackend(b, check=False), test) for b in (one, other))
+    return max(float(np.abs(ours[tower] - theirs[tower]).max()) for tower in TOWERS)
+
+
+def measure_memory(bundle: Bundle, samples: Samples) -> dict[str, Any]:
+    """Peak memory of this process, which has done nothing but draw the samples and calibrate."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    start = time.perf_counter()
+    calibrate(bundle, samples)
+    return {
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes_before": before,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def embed_all(backend: Backend, samples: Samples) -> Mapping[Tower, Embeddings]:
+    images = [backend.embed_images(*inputs) for inputs in samples.batches("vision")]
+    texts = [backend.embed_texts(*inputs) for inputs in samples.batches("text")]
+    return {"vision": np.concatenate(images), "text": np.concatenate(texts)}
+
+
+def cosines(
+    exact: Mapping[Tower, Embeddings], found: Mapping[Tower, Embeddings]
+) -> dict[str, dict[str, float]]:
+    result: dict[str, dict[str, float]] = {}
+    for tower in TOWERS:
+        cosine = (exact[tower].astype(np.float64) * found[tower]).sum(axis=1)
+        result[tower] = {
+            "mean": round(float(cosine.mean()), 6),
+            "least": round(float(cosine.min()), 6),
+        }
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The trade-off that the precision search saw: recall drop over speed, as JSON and as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from mwa_export.calib.cost import speedup
+from mwa_export.calib.search import Measured, SearchResult
+from mwa_export.config import Tower
+from mwa_export.files import new_file
+from mwa_export.report_charts import Scale, ticks
+
+SCHEMA = 1
+TRADEOFF = "tradeoff"  # .json and .svg
+_WIDTH, _HEIGHT = 640.0, 380.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 28.0, 56.0, 52.0
+_STYLE = """
+svg { color-scheme: light dark; background: light-dark(#ffffff, #1b1f24); }
+text { font: 13px system-ui, sans-serif; fill: light-dark(#565d68, #a4acb7); }
+.title { font-size: 15px; font-weight: 600; fill: light-dark(#1b1f24, #e7e9ec); }
+.value { fill: light-dark(#1b1f24, #e7e9ec); font-weight: 600; }
+.grid { stroke: light-dark(#d8dbe0, #373d45); }
+.zero { stroke: light-dark(#565d68, #a4acb7); stroke-width: 1.5; }
+.limit { stroke: light-dark(#b0251b, #ff948a); stroke-width: 1.5; stroke-dasharray: 5 3; }
+.over { fill: light-dark(#b0251b, #ff948a); }
+.point { fill: none; stroke: light-dark(#1f67b1, #6fabea); stroke-width: 2; }
+.chosen { fill: light-dark(#1f67b1, #6fabea); stroke: light-dark(#1f67b1, #6fabea); }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One assignment that was measured."""
+
+    int8: int  # sites
+    speedup: float  # estimated, of a picture and a text together, against none in INT8
+    drop: float  # points
+    chosen: bool
+
+
+def write_curve(
+    folder: Path,
+    result: SearchResult,
+    high_ms: Mapping[Tower, float],
+    max_drop: float,
+) -> None:
+    """Write tradeoff.json and tradeoff.svg.
+
+    Args:
+        folder: where to.
+        result: of the search.
+        high_ms: milliseconds per row of each tower with no site in INT8, on the runtime that was
+            searched with.
+        max_drop: the budget in points.
+    """
+    points = [_point(measured, result, high_ms) for measured in result.measured]
+    with new_file(folder / f"{TRADEOFF}.json") as path:
+        text = json.dumps(_to_json(result, points, high_ms, max_drop), indent=1)
+        path.write_text(text + "\n", encoding="utf-8")
+    with new_file(folder / f"{TRADEOFF}.svg") as path:
+        path.write_text(draw(points, len(result.sensitivity), max_drop), encoding="utf-8")
+
+
+def _point(measured: Measured, result: SearchResult, high_ms: Mapping[Tower, float]) -> Point:
+    towers: tuple[Tower, ...] = ("vision", "text")
+    # One number for two towers: time of one picture and one text together.
+    before = sum(high_ms[tower] for tower in towers)
+    after = sum(
+        high_ms[tower] / speedup(measured.int8, result.saving, high_ms, tower) for tower in towers
+    )
+    chosen = measured.int8 == result.chosen.int8
+    return Point(len(measured.int8), before / after, measured.drop, chosen)
+
+
+def _to_json(
+    result: SearchResult, points: list[Point], high_ms: Mapping[Tower, float], max_drop: float
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "max_recall_drop": max_drop,
+        "high_precision_ms_per_row": dict(high_ms),
+        "points": [
+            {
+                "int8": point.int8,
+                "estimated_speedup": round(point.speedup, 4),
+                "recall_drop": round(measured.drop, 6),
+                "mean_cosine": measured.cosine,
+                "recall": measured.detail,
+                "chosen": point.chosen,
+                "high_precision": [
+                    f"{site.tower}:{site.name}"
+                    for site in sorted(set(result.sensitivity) - measured.int8)
+                ],
+            }
+            for point, measured in zip(points, result.measured, strict=True)
+        ],
+        "layers": [
+            {
+                "tower": site.tower,
+                "name": site.name,
+                "sensitivity": value,
+                "saved_ms_per_row": result.saving.get(site, 0.0),
+                "int8": site in result.chosen.int8,
+            }
+            for site, value in sorted(result.sensitivity.items(), key=lambda item: -item[1])
+        ],
+        "kept": [
+            {"tower": kept.site.tower, "name": kept.site.name, "reason": kept.reason}
+            for kept in result.kept
+        ],
+    }
+
+
+def draw(points: list[Point], sites: int, max_drop: float) -> str:
+    """The picture: speed-up to the right, recall lost upwards, the budget as a line."""
+    drops = [point.drop for point in points]
+    low, high = min([0.0, *drops]), max([max_drop, *drops])
+    margin = 0.1 * (high - low) or 0.1
+    fastest = max([point.speedup for point in points], default=1.0)
+    x = Scale(1.0, max(fastest, 1.01), _LEFT, _WIDTH - _RIGHT)
+    y = Scale(low - margin, high + margin, _HEIGHT - _BOTTOM, _TOP)
+    title = "Recall lost against speed gained"
+    parts = [f'<text class="title" x="{_LEFT:g}" y="24">{title}</text>']
+    for tick in ticks(low, high):
+        parts.append(
+            _line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), "zero" if tick == 0 else "grid")
+        )
+        parts.append(_text(_LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
+    for tick in ticks(1.0, max(fastest, 1.01)):
+        parts.append(_text(x(tick), _HEIGHT - _BOTTOM + 20, f"{tick:g} x", "middle"))
+    parts.append(_line(_LEFT, y(max_drop), _WIDTH - _RIGHT, y(max_drop), "limit"))
+    parts.append(_text(_LEFT + 6, y(max_drop) - 6, f"budget {max_drop:g} points", "start", "over"))
+    parts.append(_text(_LEFT, 44, "worst drop of a recall figure, points", "start"))
+    parts.append(
+        _text(_WIDTH - _RIGHT, _HEIGHT - 10, "estimated speed-up over high precision", "end")
+    )
+    for point in sorted(points, key=lambda p: p.chosen):  # the chosen one is drawn on top
+        cls, radius = ("chosen", 6) if point.chosen else ("point", 4.5)
+        what = (
+            f"{point.int8} of {sites} layers in INT8: {point.speedup:.2f} x, drop {point.drop:+.2f}"
+        )
+        parts.append(
+            f'<circle class="{cls}" cx="{x(point.speedup):.1f}" cy="{y(point.drop):.1f}" '
+            f'r="{radius}"><title>{escape(what)}</title></circle>'
+        )
+    for point in points:
+        if point.chosen:
+            parts.append(_chosen_label(point, sites, x(point.speedup), y(point.drop), y(max_drop)))
+    described = f"{len(points)} assignments of {sites} layers; the filled one was chosen"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" '
+        f'width="{_WIDTH:g}" height="{_HEIGHT:g}" role="img" aria-labelledby="t d">'
+        f'<title id="t">{title}</title><desc id="d">{escape(described)}</desc>'
+        f"<style>{_STYLE}</style>{''.join(parts)}</svg>\n"
+    )
+
+
+def _chosen_label(point: Point, sites: int, x: float, y: float, limit: float) -> str:
+    """Beside the chosen point, on the side with room, and not on the budget's line."""
+    right = x > _WIDTH / 2
+    below = y + 22
+    if abs(below - limit) < 12 or below > _HEIGHT - _BOTTOM:
+        below = y - 12
+    words = f"chosen: {point.int8} of {sites} layers in INT8"
+    return _text(x + (8 if right else -8), below, words, "end" if right else "start", "value")
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
+    return f'<line class="{cls}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, cls: str = "tick") -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="{cls}" {place}>{escape(text)}</text>'

@@ -1,0 +1,219 @@
+"""Prove that a graph keeps the rules of its dialect, before any runtime sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mwa_export.calib import lint_rules as rules
+from mwa_export.calib.lint_graph import (
+    FORMS,
+    Array,
+    Constant,
+    View,
+    float32_nodes,
+    label,
+)
+from mwa_export.calib.lint_rules import RULES, Finding
+from mwa_export.errors import BundleError, OptionsError
+
+__all__ = ["RULES", "Finding", "check", "lint"]
+
+_SHOWN = 5  # findings in an error
+_SMALL = 128  # elements; what shape inference reads (shapes, axes, sizes of parts) is smaller
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def lint(
+    model: onnx.ModelProto,
+    dialect: str,
+    *,
+    weights: Mapping[str, Array] | None = None,
+    expect_quantized: bool = True,
+) -> list[Finding]:
+    """Everything about a graph that breaks a rule, in the order of the graph.
+
+    Values are checked where they are present: a model that was loaded without its data file is
+    checked by structure, types and shapes.
+
+    Args:
+        model: the graph.
+        dialect: whose rules; a key of dialects.DIALECTS.
+        weights: stored tensors by name that are not, or not with their values, in the model.
+        expect_quantized: whether a graph without any quantized GEMM breaks a rule.
+
+    Raises:
+        OptionsError: no such dialect.
+    """
+    if dialect not in FORMS:
+        raise OptionsError(f"{dialect}: no such dialect. Expected: {', '.join(FORMS)}.")
+    constants = _constants(model, weights or {})
+    view = View(model, constants, FORMS[dialect])
+    found = [
+        *rules.structure(view),
+        *_types(view),
+        *rules.pairs(view),
+        *rules.activation_grids(view),
+        *rules.weights(view),
+        *rules.placement(view),
+        *rules.gelu(view),
+    ]
+    linears = [node for node in view.nodes if node.op_type == "MatMul"]
+    if expect_quantized and not any(all(view.quantized(node)) for node in linears):
+        found.append(Finding("has-quantized-linears", "", f"none of {len(linears)} MatMuls is"))
+    order = {label(node): index for index, node in enumerate(view.nodes)}
+    return sorted(dict.fromkeys(found), key=lambda finding: order.get(finding.node, -1))
+
+
+def check(path: Path, dialect: str) -> None:
+    """Refuse a quantized graph that breaks a rule.
+
+    Weights in a data file are read one at a time.
+
+    Raises:
+        BundleError: the file is no ONNX graph, or it breaks rules; the message names the first.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own type is not exported under a stable name
+        if type(error).__name__ != "DecodeError":
+            raise
+        raise BundleError(f"{path}: is no ONNX graph ({error}). Quantize again.") from error
+    found = lint(model, dialect, weights=_DataFile(model, path.parent))
+    if not found:
+        return
+    lines = [
+        f"[{finding.rule}] {finding.node or 'graph'}: {finding.message}. "
+        f"Expected: {RULES[finding.rule]}."
+        for finding in found[:_SHOWN]
+    ]
+    more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    raise BundleError(
+        f"{path}: breaks {len(found)} rule(s) of graphs for {dialect}:\n  "
+        + "\n  ".join(lines)
+        + f"{more}\nDo not run this graph. Quantize again, and report it if it stays."
+    )
+
+
+class _DataFile(Mapping[str, Array]):
+    """The stored tensors that lie beside the graph, read when they are asked for."""
+
+    def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
+        self._folder = folder
+        self._tensors = {
+            tensor.name: tensor for tensor in model.graph.initializer if _is_outside(tensor)
+        }
+
+    def __getitem__(self, name: str) -> Array:
+        copy = onnx.TensorProto()
+        copy.CopyFrom(self._tensors[name])  # reading fills the tensor, for as long as it lives
+        try:
+            return numpy_helper.to_array(copy, str(self._folder))
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            raise BundleError(
+                f"{self._folder}: the data file of {name} cannot be read ({error}). Quantize again."
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _constants(model: onnx.ModelProto, weights: Mapping[str, Array]) -> dict[str, Constant]:
+    def inside(tensor: onnx.TensorProto) -> Array | None:
+        return None if _is_outside(tensor) else numpy_helper.to_array(tensor)
+
+    constants = {}
+    for tensor in model.graph.initializer:
+        name = tensor.name
+        load = partial(weights.__getitem__, name) if name in weights else partial(inside, tensor)
+        constants[name] = Constant(tensor.data_type, tuple(tensor.dims), load)
+    for name in weights:
+        if name not in constants:
+            array = weights[name]
+            dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+            constants[name] = Constant(dtype, array.shape, partial(weights.__getitem__, name))
+    return constants
+
+
+def _is_outside(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def _types(view: View) -> Iterator[Finding]:
+    """Strict inference, and what it says about floats."""
+    try:
+        types = _inferred(view)
+    except Exception as error:  # ONNX raises its own types, without a common parent of their own
+        if not type(error).__module__.startswith("onnx"):
+            raise
+        yield Finding("types", "", f"type inference fails: {' '.join(str(error).split())}")
+        return
+    for port in view.model.graph.output:
+        if port.type.tensor_type.elem_type != TensorProto.FLOAT:
+            yield Finding("types", label(view.producer[port.name]), "the output is not float32")
+    if view.form.real == TensorProto.FLOAT16:
+        yield from _float32_regions(view, types)
+        return
+    for node in view.nodes:
+        others = {types.get(value, 0) for value in node.output} & {*_FLOATS} - {view.form.real}
+        if others:
+            yield Finding("types", label(node), f"computes in {_name(others.pop())}, not float32")
+
+
+def _float32_regions(view: View, types: Mapping[str, int]) -> Iterator[Finding]:
+    """Float32 in a float16 graph must have been opened by a Cast from float16, or be named."""
+    named = float32_nodes(view.model)
+    allowed: set[str] = set()
+    for node in view.nodes:
+        kinds = {types.get(value, 0) for value in node.output} & {*_FLOATS}
+        if TensorProto.FLOAT not in kinds:
+            if node.op_type == "ReduceL2":
+                yield Finding("types", label(node), "the unit norm is not float32")
+            elif kinds - {TensorProto.FLOAT16}:
+                yield Finding("types", label(node), f"computes in {_name(kinds.pop())}")
+            continue
+        sources = [value for value in node.input if value not in view.constants]
+        if node.op_type == "Cast":
+            fine = all(types.get(value) == TensorProto.FLOAT16 for value in sources)
+        else:
+            floats = [value for value in sources if types.get(value) == TensorProto.FLOAT]
+            fine = bool(floats) and allowed.issuperset(floats)
+        if not fine and node.name not in named:
+            yield Finding("types", label(node), "computes in float32, and no Cast leads there")
+        allowed.update(node.output)  # one finding per region
+
+
+def _inferred(view: View) -> dict[str, int]:
+    """Value -> its type, by strict inference. Of large weights it sees the shape only."""
+    graph = view.model.graph
+    light = helper.make_model(
+        helper.make_graph(view.nodes, "lint", [], graph.output),
+        opset_imports=view.model.opset_import,
+        ir_version=view.model.ir_version,
+    )
+    light.graph.input.extend(port for port in graph.input if port.name in view.inputs)
+    for name, constant in view.constants.items():
+        small = math.prod(constant.dims) <= _SMALL
+        values = constant.load() if small else None
+        if values is not None:
+            light.graph.initializer.append(numpy_helper.from_array(values, name))
+        else:
+            port = helper.make_tensor_value_info(name, constant.dtype, constant.dims)
+            light.graph.input.append(port)
+    inferred = onnx.shape_inference.infer_shapes(
+        light, check_type=True, strict_mode=True, data_prop=True
+    ).graph
+    ports = (*inferred.input, *inferred.value_info, *inferred.output)
+    return {port.name: port.type.tensor_type.elem_type for port in ports}
+
+
+def _name(kind: int) -> str:
+    return str(TensorProto.DataType.Name(kind)).lower()

@@ -1,0 +1,144 @@
+"""A graph by its connections, for the linter: who makes a value, who reads it, from where it comes.
+
+Shares no code with what inserts Q/DQ, and looks at how nodes are connected, not at their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+Array = NDArray[Any]
+Reader = tuple[onnx.NodeProto, int]  # a node, and which of its inputs
+
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
+# The same numbers in another place: nothing is computed.
+MOVES = frozenset(
+    ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Pad", "Expand")
+)
+CONVERTS = MOVES | {"Cast", "Identity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a dialect's numbers must be."""
+
+    opset: int
+    activation: int  # type of quantized activations
+    zero_point: int
+    real: int  # the float type of the graph and of all scales
+    direct_gelu: bool = False  # GELU is fused only into the GEMM right before it
+
+
+FORMS: dict[str, Form] = {
+    "onnxruntime": Form(17, TensorProto.UINT8, 128, TensorProto.FLOAT),
+    "openvino": Form(17, TensorProto.INT8, 0, TensorProto.FLOAT, direct_gelu=True),
+    "tensorrt": Form(19, TensorProto.INT8, 0, TensorProto.FLOAT16),
+    "tensorrt8": Form(17, TensorProto.INT8, 0, TensorProto.FLOAT),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A stored tensor."""
+
+    dtype: int  # as in TensorProto
+    dims: tuple[int, ...]
+    load: Callable[[], Array | None]  # its values; None if they are not here
+
+
+class View:
+    """A graph by its connections."""
+
+    def __init__(
+        self, model: onnx.ModelProto, constants: Mapping[str, Constant], form: Form
+    ) -> None:
+        graph = model.graph
+        self.model, self.form, self.constants = model, form, constants
+        self.nodes = list(graph.node)
+        self.inputs = {port.name for port in graph.input} - constants.keys()
+        self.outputs = {port.name for port in graph.output}
+        self.producer = {value: node for node in self.nodes for value in node.output}
+        self._readers: dict[str, list[Reader]] = {}
+        for node in self.nodes:
+            for index, value in enumerate(node.input):
+                self._readers.setdefault(value, []).append((node, index))
+        stored = constants.keys()
+        makers = {node.output[0]: node for node in self.nodes if node.op_type == Q}
+        # Weights that are quantized at run time are weights all the same.
+        in_graph = {value for value, node in makers.items() if node.input[0] in stored}
+        self.quantizers = [node for node in makers.values() if node.input[0] not in stored]
+        self.run_time = [makers[value] for value in in_graph]
+        pairs = [node for node in self.nodes if node.op_type == DQ]
+        self.weights = [node for node in pairs if node.input[0] in stored]
+        self.activations = [n for n in pairs if n.input[0] not in stored | in_graph]
+        self._activation_values = {node.output[0] for node in self.activations}
+        self._weight_values = {node.output[0] for node in pairs} - self._activation_values
+        self._live = set(self.inputs)
+        for node in self.nodes:
+            if self._live.intersection(node.input):
+                self._live.update(node.output)
+
+    def readers(self, value: str) -> list[Reader]:
+        return self._readers.get(value, [])
+
+    def quantized(self, product: onnx.NodeProto) -> tuple[bool, bool]:
+        """Whether a MatMul's activation, and its weight, come out of a DQ."""
+        left, right = product.input
+        return left in self._activation_values, right in self._weight_values
+
+    def is_activation(self, value: str) -> bool:
+        """Whether a value depends on the input."""
+        return value in self._live
+
+    def values(self, name: str) -> Array | None:
+        return self.constants[name].load() if name in self.constants else None
+
+    def moved(self, value: str) -> Iterator[tuple[onnx.NodeProto, int, bool]]:
+        """Who reads a value, directly or moved: node, which input, whether directly."""
+        waiting, seen = [(value, True)], {value}
+        while waiting:
+            value, direct = waiting.pop()
+            for node, index in self.readers(value):
+                if node.op_type not in CONVERTS:
+                    yield node, index, direct
+                    continue
+                new = set(node.output) - seen
+                seen |= new
+                waiting += [(output, False) for output in new]
+
+    def origin(self, value: str) -> str:
+        """Where a value was before it was moved."""
+        node = self.producer.get(value)
+        while node is not None and node.op_type in MOVES:
+            value = node.input[0]
+            node = self.producer.get(value)
+        return value
+
+    def near_norms(self) -> tuple[set[str], set[str]]:
+        """Values that follow from some LayerNorm, and values that some LayerNorm follows from."""
+        behind: set[str] = set()
+        before: set[str] = set()
+        for node in self.nodes:
+            if node.op_type == "LayerNormalization" or behind.intersection(node.input):
+                behind.update(node.output)
+        for node in reversed(self.nodes):
+            if node.op_type == "LayerNormalization" or before.intersection(node.output):
+                before.update(node.input)
+        return behind, before
+
+
+def label(node: onnx.NodeProto) -> str:
+    """What to call a node."""
+    return node.name or (node.output[0] if node.output else node.op_type)
+
+
+def float32_nodes(model: onnx.ModelProto) -> set[str]:
+    """Nodes of a float16 graph that the model itself says are float32."""
+    found = [e.value for e in model.metadata_props if e.key == "mwa_export.float32"]
+    return {name for value in found for name in value.split(",")}

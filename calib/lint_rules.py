@@ -1,0 +1,275 @@
+"""What a quantized graph must be, rule by rule, so that its runtime fuses it and recall survives.
+
+Written from what the runtimes need, not from what the inserter does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from mwa_export.calib.lint_graph import CONVERTS, DQ, Constant, Q, View, float32_nodes, label
+
+_OTHER_QUANTIZATION = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinear")
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule that is broken, and where."""
+
+    rule: str  # a key of RULES
+    node: str  # the name of a node; "" for the graph as a whole
+    message: str
+
+
+RULES: dict[str, str] = {
+    "has-quantized-linears": "at least one GEMM is quantized",
+    "opset": "the opset is the dialect's: 19 for tensorrt, else 17",
+    "operators": "standard operators only; INT8 is written as Q/DQ and in no other way",
+    "types": "strict type inference passes; floats are of the dialect's type; in float16 graphs "
+    "float32 is the unit norm, what is behind Casts from float16, and nodes that the model names",
+    "pairs": "a Q feeds one DQ and nothing else; the DQ of an activation reads a Q",
+    "same-grid": "Q and DQ of a pair use the same scale and zero point tensors",
+    "activation-scale": "the scale of an activation is one stored number, finite and above 0",
+    "zero-point": "zero points of activations have the dialect's type and value",
+    "scale-type": "scales are float32; float16 for tensorrt",
+    "weight-type": "quantized weights are int8, (in, out)",
+    "weight-range": "quantized weights are in -127 to 127",
+    "weight-axis": "weights are quantized along their outputs, axis 1",
+    "weight-scale": "there is one scale per output, finite and above 0",
+    "weight-zero-point": "zero points of weights, if there are any, are int8 0",
+    "weight-stored": "quantized weights are stored as int8, with no float copy beside them",
+    "weight-readers": "a dequantized weight is the second operand of one MatMul, nothing else",
+    "bias": "the bias of a quantized GEMM stays float",
+    "shared": "GEMMs that read one tensor share its one Q/DQ, or none is quantized",
+    "fusable": "the DQ of an activation feeds only MatMuls with quantized weights, directly",
+    "half-quantized": "both operands of a MatMul are quantized, or neither",
+    "attention": "nothing in attention is quantized: scores, softmax, values, single query",
+    "residual": "no sum of two activations reads a DQ",
+    "norm-branch": "a LayerNorm whose output is quantized feeds nothing else",
+    "edges": "there is no Q/DQ at inputs and outputs of the graph",
+    "protected": "patch projection, token embedding and head are not quantized",
+    "gelu": "openvino: GELU reads the bias sum of a quantized GEMM directly, with no Split between",
+    "unused": "every stored tensor is read",
+    "dead": "every output of every node is read",
+}
+"""Rule -> what it demands."""
+
+
+def structure(view: View) -> Iterator[Finding]:
+    """Opset, operators, nothing left over."""
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in view.model.opset_import}
+    if opsets.get("ai.onnx") != view.form.opset:
+        found = opsets.get("ai.onnx")
+        yield Finding("opset", "", f"opset {found}, expected {view.form.opset}")
+    for node in view.nodes:
+        foreign = node.domain not in ("", "ai.onnx")
+        if foreign or node.op_type.startswith(_OTHER_QUANTIZATION):
+            yield Finding("operators", label(node), f"{node.domain}{'.' * foreign}{node.op_type}")
+        for value in node.output:
+            if value and not view.readers(value) and value not in view.outputs:
+                yield Finding("dead", label(node), f"nothing reads {value}")
+    int8 = [name for name, c in view.constants.items() if c.dtype == TensorProto.INT8]
+    for name, constant in view.constants.items():
+        copies = [other for other in int8 if other.startswith(f"{name}.")]
+        if constant.dtype in _FLOATS and copies:
+            yield Finding("weight-stored", "", f"{name} is stored as float beside {copies[0]}")
+        elif not view.readers(name):
+            yield Finding("unused", "", f"nothing reads the stored tensor {name}")
+
+
+def pairs(view: View) -> Iterator[Finding]:
+    """Q and DQ come in pairs, on one grid, one pair per tensor."""
+    for node in view.run_time:
+        yield Finding("weight-stored", label(node), f"quantizes {node.input[0]} at run time")
+    seen: dict[str, str] = {}
+    for node in view.quantizers:
+        name, source = label(node), node.input[0]
+        if source in seen:
+            yield Finding("shared", name, f"{source} is quantized by {seen[source]} already")
+        seen.setdefault(source, name)
+        readers = view.readers(node.output[0])
+        if len(readers) != 1 or readers[0][0].op_type != DQ or node.output[0] in view.outputs:
+            ops = ", ".join(sorted(label(reader) for reader, _ in readers)) or "nothing"
+            yield Finding("pairs", name, f"is read by {ops}, expected one DequantizeLinear")
+        for reader, _index in readers:
+            if reader.op_type == DQ and reader.input[1:] != node.input[1:]:
+                grids = [", ".join(n.input[1:]) for n in (node, reader)]
+                yield Finding("same-grid", label(reader), f"reads {grids[1]}, its Q {grids[0]}")
+    for node in view.activations:
+        maker = view.producer.get(node.input[0])
+        if maker is None or maker.op_type != Q:
+            what = node.input[0] if maker is None else label(maker)
+            yield Finding("pairs", label(node), f"dequantizes {what}, which is no QuantizeLinear")
+    for source, quantizer in seen.items():
+        for node, index in view.readers(source):
+            if node.op_type == "MatMul" and index == 0 and _is_linear(view, node):
+                message = f"reads {source} in float although {quantizer} quantizes it"
+                yield Finding("shared", label(node), message)
+
+
+def activation_grids(view: View) -> Iterator[Finding]:
+    """Scales and zero points of activations."""
+    for node in view.quantizers:
+        name, form = label(node), view.form
+        yield from _scale(view, node, (), "activation-scale")
+        zero = view.constants.get(node.input[2]) if len(node.input) > 2 else None
+        if zero is None:
+            yield Finding("zero-point", name, "has no stored zero point; its type would be uint8")
+        elif (zero.dtype, zero.dims) != (form.activation, ()):
+            kinds = [TensorProto.DataType.Name(k).lower() for k in (zero.dtype, form.activation)]
+            message = f"is {kinds[0]} {list(zero.dims)}, expected {kinds[1]} []"
+            yield Finding("zero-point", name, message)
+        else:
+            value = zero.load()
+            if value is not None and int(value) != form.zero_point:
+                yield Finding("zero-point", name, f"is {value}, expected {form.zero_point}")
+
+
+def weights(view: View) -> Iterator[Finding]:
+    """How weights are quantized, and who reads them."""
+    for node in view.weights:
+        name, stored = label(node), view.constants[node.input[0]]
+        readers = view.readers(node.output[0])
+        others = {reader.op_type for reader, _ in readers}
+        if "Add" in others:
+            yield Finding("bias", name, f"quantizes {node.input[0]}, which is added")
+            continue
+        if len(stored.dims) == 3 and others == {"MatMul"}:
+            yield Finding("attention", name, "quantizes the heads of a single query")
+            continue
+        if others & {"Gather", "Conv"}:
+            yield Finding("protected", name, f"quantizes what {label(readers[0][0])} reads")
+            continue
+        if len(readers) != 1 or (readers[0][0].op_type, readers[0][1]) != ("MatMul", 1):
+            found = ", ".join(label(reader) for reader, _ in readers) or "nothing"
+            yield Finding("weight-readers", name, f"is read by {found}")
+        yield from _weight(view, node, stored)
+
+
+def _weight(view: View, node: onnx.NodeProto, stored: Constant) -> Iterator[Finding]:
+    name, dims = label(node), stored.dims
+    if stored.dtype != TensorProto.INT8 or len(dims) != 2:
+        kind = TensorProto.DataType.Name(stored.dtype).lower()
+        yield Finding("weight-type", name, f"{node.input[0]} is {kind} {list(dims)}")
+        return
+    values = stored.load()
+    if values is not None and values.size and int(values.min()) < -127:
+        yield Finding("weight-range", name, f"{node.input[0]} has values of {values.min()}")
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % 2
+    if axis != 1:
+        yield Finding("weight-axis", name, f"axis {axis} of {list(dims)}, which is the input")
+    else:
+        yield from _scale(view, node, dims[1:], "weight-scale")
+    if len(node.input) > 2 and node.input[2]:
+        zero, scale = view.constants.get(node.input[2]), view.constants.get(node.input[1])
+        found = None if zero is None else zero.load()
+        same = zero is not None and scale is not None and zero.dims == scale.dims
+        if zero is None or zero.dtype != TensorProto.INT8 or not same:
+            yield Finding("weight-zero-point", name, f"{node.input[2]} is not int8, one per scale")
+        elif found is not None and found.any():
+            yield Finding("weight-zero-point", name, f"{node.input[2]} is not 0 everywhere")
+
+
+def _scale(view: View, node: onnx.NodeProto, dims: tuple[int, ...], rule: str) -> Iterator[Finding]:
+    name, scale = label(node), view.constants.get(node.input[1])
+    if scale is None or scale.dims != dims:
+        found = "computed" if scale is None else f"of shape {list(scale.dims)}"
+        yield Finding(rule, name, f"{node.input[1]} is {found}, expected stored, {list(dims)}")
+        return
+    values = scale.load()
+    if values is not None and not (np.isfinite(values).all() and (values > 0).all()):
+        yield Finding(rule, name, f"{node.input[1]} has values that are not finite and above 0")
+    if scale.dtype != view.form.real and node.name not in float32_nodes(view.model):
+        kinds = [TensorProto.DataType.Name(kind).lower() for kind in (scale.dtype, view.form.real)]
+        yield Finding("scale-type", name, f"{node.input[1]} is {kinds[0]}, expected {kinds[1]}")
+
+
+def placement(view: View) -> Iterator[Finding]:
+    """Where pairs may stand: before GEMMs that are quantized whole, and nowhere else."""
+    behind, before = view.near_norms()
+    for node in view.nodes:
+        if node.op_type != "MatMul":
+            continue
+        left, right = view.quantized(node)
+        if (right and not left) or (left and not right and _is_linear(view, node)):
+            what = "weight" if right else "activation"
+            yield Finding("half-quantized", label(node), f"only its {what} is quantized")
+        if left and right and not (behind.intersection(node.input) and before & {*node.output}):
+            what = "before the first" if before & {*node.output} else "behind the last"
+            yield Finding("protected", label(node), f"is quantized, and stands {what} LayerNorm")
+    for node in view.quantizers:
+        source = node.input[0]
+        if view.origin(source) in view.inputs:
+            yield Finding("edges", label(node), "quantizes an input of the graph")
+            continue
+        maker = view.producer.get(source)
+        for reader, _ in view.readers(source):
+            alone = reader.op_type == Q or (reader.op_type == "MatMul" and _is_linear(view, reader))
+            if maker is not None and maker.op_type == "LayerNormalization" and not alone:
+                message = f"is quantized by {label(node)}, and read by {label(reader)} too"
+                yield Finding("norm-branch", label(maker), message)
+        for paired, _ in view.readers(node.output[0]):
+            if paired.op_type == DQ:
+                yield from _misplaced(view, paired)
+
+
+def _misplaced(view: View, pair: onnx.NodeProto) -> Iterator[Finding]:
+    """Whoever reads a dequantized activation and should not."""
+    value = pair.output[0]
+    if any(view.origin(output) == value for output in view.outputs):
+        yield Finding("edges", label(pair), "becomes an output of the graph")
+    for reader, index, direct in view.moved(value):
+        product = reader.op_type == "MatMul"
+        if product and index == 0 and direct and not view.is_activation(reader.input[1]):
+            if len(_dims(view, reader.input[1])) > 2:
+                yield Finding("attention", label(reader), f"reads {label(pair)}")
+            continue  # a GEMM: whether its weight is quantized too is another rule
+        both = all(view.is_activation(v) for v in reader.input[:2]) and len(reader.input) > 1
+        message = f"reads {label(pair)}" + ("" if direct else ", moved")
+        if reader.op_type == "Softmax" or (product and both) or _leads_to_softmax(view, reader):
+            yield Finding("attention", label(reader), message)
+        elif reader.op_type == "Add" and both:
+            yield Finding("residual", label(reader), message)
+        elif reader.op_type == "Conv":
+            yield Finding("protected", label(reader), message)
+        else:
+            yield Finding("fusable", label(reader), message)
+
+
+def gelu(view: View) -> Iterator[Finding]:
+    """What keeps a GELU from being fused into its GEMM."""
+    for node in view.nodes if view.form.direct_gelu else ():
+        if node.op_type != "Erf":
+            continue
+        scaled = view.producer.get(node.input[0])
+        source = None if scaled is None else view.producer.get(scaled.input[0])
+        if source is None or source.op_type not in CONVERTS:
+            continue
+        bias = view.producer.get(view.origin(source.input[0]))
+        product = None if bias is None else view.producer.get(bias.input[0])
+        if product is not None and product.op_type == "MatMul" and all(view.quantized(product)):
+            message = f"{label(source)} is between the GELU and {label(product)}"
+            yield Finding("gelu", label(node), message)
+
+
+def _is_linear(view: View, product: onnx.NodeProto) -> bool:
+    """Whether a MatMul multiplies by a matrix that is stored as float."""
+    return product.input[1] in view.constants and len(_dims(view, product.input[1])) == 2
+
+
+def _dims(view: View, value: str) -> tuple[int, ...]:
+    maker = view.producer.get(value)
+    name = value if maker is None else maker.input[0]
+    return view.constants[name].dims if name in view.constants else ()
+
+
+def _leads_to_softmax(view: View, node: onnx.NodeProto) -> bool:
+    return node.op_type == "Add" and any(
+        reader.op_type == "Softmax" for value in node.output for reader, _ in view.readers(value)
+    )

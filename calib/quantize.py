@@ -1,0 +1,319 @@
+"""The job behind `mwa-export quantize`: from a float32 bundle and data to INT8 graphs in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mwa_export import __version__
+from mwa_export.backend_onnx import GraphFile
+from mwa_export.bundle import Bundle, Graph, Manifest, write_manifest
+from mwa_export.bundle_update import changed_bundle
+from mwa_export.calib.calibrate import TOWERS, CalibrationOptions, calibrate
+from mwa_export.calib.calibration import CALIBRATION, Calibration
+from mwa_export.calib.cost import savings
+from mwa_export.calib.curve import write_curve
+from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS, Dialect, dialect_named
+from mwa_export.calib.evaluate import (
+    Evaluator,
+    HeldBack,
+    backend_of,
+    milliseconds,
+    sensitivities,
+)
+from mwa_export.calib.measure import measure_runtimes, with_conformance
+from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
+from mwa_export.calib.search import SearchResult, SiteKey, search
+from mwa_export.calib.variants import Variants
+from mwa_export.config import Tower
+from mwa_export.errors import OptionsError, ParityError
+from mwa_export.gates import MAX_RECALL_DROP, SLACK
+from mwa_export.progress import Progress, Silent
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.sides import side_from_bundle
+
+SENSITIVITY_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeOptions:
+    """How to quantize; what to quantize is the bundle."""
+
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    samples: int = SAMPLES
+    seed: int = 0
+    dialects: tuple[str, ...] = ()  # none: those of the CPU runtimes that are installed; or "all"
+    max_recall_drop: float = MAX_RECALL_DROP  # points, of each of the six recall figures
+    keep: tuple[str, ...] = ()  # patterns of layers that stay in high precision in any case
+    points: int = 5  # of the trade-off curve, beside those that the search needs
+    search: bool = True  # False: all in INT8, and the drop is only measured
+    threads: int | None = None
+    tokenizer: Path | None = None  # for a bundle that was exported without one
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What became of it."""
+
+    bundle: Bundle
+    calibration: Calibration
+    result: SearchResult | None  # None: nothing was measured, for want of data
+    measured: tuple[dict[str, Any], ...]  # per runtime and precision, as in the manifest
+    warnings: tuple[str, ...]
+
+
+def quantize_bundle(
+    path: Path,
+    data: RetrievalData | None,
+    *,
+    held_back: RetrievalData | None = None,
+    calibration: Path | None = None,
+    options: QuantizeOptions | None = None,
+    out: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Calibrate, find the fastest precisions within the recall budget, add the graphs.
+
+    Args:
+        path: the bundle; its float32 graphs are what is quantized.
+        data: where the samples are drawn from, and without ``held_back`` where recall is measured,
+            on the pictures that were not drawn.
+        held_back: data of its own to measure recall on.
+        calibration: an earlier calibration.json, in place of samples.
+        options: see QuantizeOptions.
+        out: where the bundle with the INT8 graphs goes; None: in the place of the old one.
+        force: replace ``out`` if it exists.
+        progress: told about each step.
+
+    Raises:
+        CalibrationError: too few samples, noise, a constant or non-finite activation, a calibration
+            of another graph.
+        ParityError: nothing with INT8 stays inside the budget. The bundle is unchanged.
+        OptionsError: options that do not go together.
+    """
+    options, progress = options or QuantizeOptions(), progress or Silent()
+    dialects = _dialects(options.dialects)
+    progress("open the bundle and check its conformance vectors")
+    bundle = Bundle.open(path)
+    side = side_from_bundle(path, lent_tokenizer=options.tokenizer)
+    samples: Samples | None = None
+    if calibration is not None:
+        found = Calibration.load(calibration)
+        held_back = held_back or data
+    else:
+        if data is None:
+            raise OptionsError(
+                "no data to calibrate with. Give pictures with captions like those that will be "
+                "embedded (--data), or an earlier calibration (--calibration)."
+            )
+        if held_back is None:
+            data, held_back = split_data(data, options.samples, options.seed)
+        samples = take_samples(side, data, options.samples, options.seed)
+        found = calibrate(bundle, samples, options.calibration, progress=progress)
+    variants = Variants(bundle, found)
+    kept = _kept(variants, options.keep)
+    evaluator, few, result = None, None, None
+    times: dict[Tower, float] = {}
+    measured: tuple[dict[str, Any], ...] = ()
+    warnings: tuple[str, ...]
+    if held_back is None:
+        chosen = frozenset(_all_sites(variants)) - kept
+        warnings = ("recall was not measured (no --data): `auto` will not choose these graphs",)
+    else:
+        evaluator = Evaluator(
+            variants, HeldBack(side, held_back, progress), _primary(dialects), options.threads
+        )
+        few = samples or take_samples(side, held_back, options.samples, options.seed)
+        result, times = _search(evaluator, few, kept, options, progress)
+        chosen, warnings = result.chosen.int8, _coarse(held_back, options.max_recall_drop)
+        if not chosen:
+            raise ParityError(_nothing_passes(result, options.max_recall_drop))
+    with changed_bundle(bundle, out, force=force) as folder:
+        _remove_old(bundle, folder)
+        files: list[GraphFile] = []
+        for dialect in dialects:
+            progress(f"write the graphs for {dialect.runtime}")
+            files += [
+                variants.write(tower, _names(chosen, tower), dialect, folder) for tower in TOWERS
+            ]
+        graphs = [with_conformance(bundle, file, options.threads) for file in files]
+        if evaluator is not None and few is not None:
+            measured = measure_runtimes(
+                evaluator, files, chosen, few, options.max_recall_drop, progress
+            )
+        found.save(folder)
+        if result is not None:
+            write_curve(folder, result, times, options.max_recall_drop)
+        progress("write the manifest")
+        manifest = _manifest(bundle, graphs, measured, variants, chosen, held_back, options)
+        write_manifest(folder, manifest)
+    return Quantized(Bundle(Path(out or path), manifest), found, result, measured, warnings)
+
+
+def _dialects(names: tuple[str, ...]) -> tuple[Dialect, ...]:
+    """Those asked for, or those of the CPU runtimes that are installed."""
+    if "all" in names:
+        names = tuple(DIALECTS)
+    if not names:
+        names = tuple(name for name in CPU_DIALECTS if find_spec(name) is not None)
+    return tuple(dialect_named(name) for name in dict.fromkeys(names))
+
+
+def _primary(dialects: tuple[Dialect, ...]) -> Dialect:
+    """What the search measures on: the fastest runtime here that a graph was asked for."""
+    named = {dialect.name for dialect in dialects}
+    for name in CPU_DIALECTS:
+        if name in named and find_spec(name) is not None:
+            return DIALECTS[name]
+    return DIALECTS["onnxruntime"]
+
+
+def _all_sites(variants: Variants) -> list[SiteKey]:
+    return [SiteKey(tower, site.name) for tower in TOWERS for site in variants.sites(tower)]
+
+
+def _names(int8: frozenset[SiteKey], tower: Tower) -> frozenset[str]:
+    return frozenset(key.name for key in int8 if key.tower == tower)
+
+
+def _kept(variants: Variants, patterns: tuple[str, ...]) -> frozenset[SiteKey]:
+    """Sites that a pattern names: "blocks.0.*", or for one tower "vision:blocks.0.*"."""
+    sites = _all_sites(variants)
+    kept: set[SiteKey] = set()
+    for pattern in patterns:
+        found = {
+            key
+            for key in sites
+            if fnmatchcase(key.name, pattern) or fnmatchcase(f"{key.tower}:{key.name}", pattern)
+        }
+        if not found:
+            names = ", ".join(f"{key.tower}:{key.name}" for key in sites[:4])
+            raise OptionsError(
+                f"--keep {pattern}: no layer has such a name. The layers are {names}, ..."
+            )
+        kept |= found
+    return frozenset(kept)
+
+
+def _search(
+    evaluator: Evaluator,
+    samples: Samples,
+    kept: frozenset[SiteKey],
+    options: QuantizeOptions,
+    progress: Progress,
+) -> tuple[SearchResult, dict[Tower, float]]:
+    """The search's result, and milliseconds per row of each tower with nothing in INT8."""
+    variants = evaluator.variants
+    sites = [key for key in _all_sites(variants) if key not in kept]
+    few = samples.first(SENSITIVITY_ROWS)
+    sensitivity = sensitivities(variants, few, DIALECTS["onnxruntime"], progress, exclude=kept)
+    progress("time INT8 beside float32")
+    saved, times = _savings(evaluator, frozenset(sites), samples)
+    result = search(
+        sensitivity,
+        saved,
+        evaluator,
+        max_drop=options.max_recall_drop + SLACK if options.search else float("inf"),
+        points=options.points,
+        progress=progress,
+    )
+    return result, times
+
+
+def _savings(
+    evaluator: Evaluator, int8: frozenset[SiteKey], samples: Samples
+) -> tuple[dict[SiteKey, float], dict[Tower, float]]:
+    """What INT8 saves at each site, and what a tower takes without it, on the search's runtime.
+
+    Both in milliseconds per row.
+    """
+    variants, dialect = evaluator.variants, evaluator.dialect
+    with TemporaryDirectory(prefix="mwa-export-") as folder:
+        graphs: dict[Tower, GraphFile] = {
+            tower: variants.write(tower, _names(int8, tower), dialect, Path(folder))
+            for tower in TOWERS
+        }
+        backends = {
+            "float": backend_of(variants.bundle, dialect, {}, evaluator.threads),
+            "int8": backend_of(variants.bundle, dialect, graphs, evaluator.threads),
+        }
+        times = milliseconds(backends, samples)
+    macs = {
+        SiteKey(tower, site.name): float(site.macs)
+        for tower in TOWERS
+        for site in variants.sites(tower)
+        if SiteKey(tower, site.name) in int8
+    }
+    high = {tower: times[tower]["float"] for tower in TOWERS}
+    return savings(macs, high, {tower: times[tower]["int8"] for tower in TOWERS}), high
+
+
+def _coarse(data: RetrievalData, budget: float) -> tuple[str, ...]:
+    """A warning where one query more or less is already above the budget."""
+    step = 100 / len(data.pictures)
+    if step <= budget:
+        return ()
+    return (
+        f"one of the {len(data.pictures)} held-back pictures is {step:.2f} points of TR@1, more "
+        f"than the budget of {budget:g}: no net loss at all is allowed. More data judges finer.",
+    )
+
+
+def _nothing_passes(result: SearchResult, budget: float) -> str:
+    tried = [measured.drop for measured in result.measured if measured.int8]
+    least = f"the best that was tried drops {min(tried):.2f}" if tried else "none was tried"
+    return (
+        f"no assignment with INT8 layers stays within {budget:g} points of recall; {least}. The "
+        "bundle is unchanged. Allow more (--max-recall-drop), calibrate on more samples "
+        "(--samples), or learn the rounding (--rounding learned)."
+    )
+
+
+def _remove_old(bundle: Bundle, folder: Path) -> None:
+    """INT8 graphs of an earlier calibration go: a bundle holds one calibration."""
+    for graph in bundle.manifest.graphs:
+        if graph.precision == "int8":
+            (folder / graph.file).unlink()
+            (folder / f"{graph.file}.data").unlink(missing_ok=True)
+
+
+def _manifest(
+    bundle: Bundle,
+    graphs: list[Graph],
+    measured: tuple[dict[str, Any], ...],
+    variants: Variants,
+    chosen: frozenset[SiteKey],
+    held_back: RetrievalData | None,
+    options: QuantizeOptions,
+) -> Manifest:
+    old = bundle.manifest
+    kept = {
+        tower: [
+            site.name for site in variants.sites(tower) if SiteKey(tower, site.name) not in chosen
+        ]
+        for tower in TOWERS
+    }
+    counted = held_back and {
+        "name": held_back.name,
+        "pictures": len(held_back.pictures),
+        "captions": len(held_back.captions),
+    }
+    return replace(
+        old,
+        graphs=(*(g for g in old.graphs if g.precision != "int8"), *graphs),
+        quantization={
+            "mwa_export": __version__,
+            "calibration": CALIBRATION,
+            "data": variants.calibration.data,
+            "max_recall_drop": options.max_recall_drop,
+            "held_back": counted,
+            "measured": list(measured),
+            "kept": kept,
+        },
+        files={},
+    )

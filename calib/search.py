@@ -1,0 +1,178 @@
+"""Find the fastest assignment of INT8 and high precision whose recall drop fits a budget.
+
+Pure logic: what measures a model is handed in. Recall is noisy and not quite monotone in the number
+of INT8 layers, so nothing is chosen that was not itself measured inside the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mwa_export.config import Tower
+from mwa_export.progress import Progress
+
+_GIVE_BACK = 6  # kept sites that are tried in INT8 again after the bisection
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SiteKey:
+    """A site of one tower."""
+
+    tower: Tower
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What an assignment does on the held-back data."""
+
+    int8: frozenset[SiteKey]
+    drop: float  # points, of the recall figure that lost most; negative if all gained
+    cosine: dict[str, float]  # mean with float32, by tower
+    detail: dict[str, Any]  # recall figures, for the record
+
+
+class Evaluate(Protocol):
+    """Measures an assignment. Expensive: embeds the held-back data."""
+
+    def __call__(self, int8: frozenset[SiteKey]) -> Measured: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A site that stays in high precision, and why."""
+
+    site: SiteKey
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The choice, and everything that was measured on the way."""
+
+    chosen: Measured
+    kept: tuple[Kept, ...]  # in the order in which they gave up INT8
+    measured: tuple[Measured, ...]  # all, from the fewest to the most INT8 sites
+    sensitivity: dict[SiteKey, float]
+    saving: dict[SiteKey, float]
+
+    @property
+    def evaluations(self) -> int:
+        """How often the held-back data was embedded."""
+        return len(self.measured)
+
+
+def rank_sites(
+    sensitivity: Mapping[SiteKey, float], saving: Mapping[SiteKey, float]
+) -> list[SiteKey]:
+    """The order in which sites give up INT8: most error per millisecond saved first.
+
+    Where nothing is saved, or nothing is known about time, error alone decides.
+    """
+    known = all(saving.get(site, 0.0) > 0 for site in sensitivity)
+
+    def price(site: SiteKey) -> float:
+        return sensitivity[site] / saving[site] if known else sensitivity[site]
+
+    return sorted(sensitivity, key=lambda site: (-price(site), site))
+
+
+def search(
+    sensitivity: Mapping[SiteKey, float],
+    saving: Mapping[SiteKey, float],
+    evaluate: Evaluate,
+    *,
+    max_drop: float,
+    points: int,
+    progress: Progress,
+) -> SearchResult:
+    """Keep as few sites in high precision as the budget allows.
+
+    All in INT8 is tried first. If that loses too much, the ranked list is bisected for the fewest
+    sites to keep, and then the kept ones that would save most are tried in INT8 again, one by one.
+
+    Args:
+        sensitivity: error of the embedding when a site alone is in INT8.
+        saving: milliseconds per row that INT8 saves at it.
+        evaluate: measures an assignment; called once for each.
+        max_drop: budget in points.
+        points: further assignments along the ranking to measure for the trade-off curve.
+        progress: told about each step.
+
+    Returns:
+        The fastest assignment that was measured inside the budget; with no site in INT8 if none
+        was.
+    """
+    ranked = rank_sites(sensitivity, saving)
+    known: dict[frozenset[SiteKey], Measured] = {}
+
+    def keep(sites: Sequence[SiteKey]) -> Measured:
+        int8 = frozenset(ranked).difference(sites)
+        if int8 not in known:
+            known[int8] = evaluate(int8)
+        return known[int8]
+
+    count = len(ranked)
+    progress("search the precisions")
+    if keep([]).drop > max_drop:
+        low, high = 0, count  # `low` fails, `high` is taken to pass: it is float32 itself
+        while high - low > 1:
+            middle = (low + high) // 2
+            if keep(ranked[:middle]).drop <= max_drop:
+                high = middle
+            else:
+                low = middle
+        _give_back(ranked[:high], saving, keep, max_drop)
+    for step in range(points):
+        keep(ranked[: round(count * (step + 1) / (points + 1))])
+    keep(ranked)
+    passing = [m for m in known.values() if m.drop <= max_drop or not m.int8]
+
+    def worth(measured: Measured) -> tuple[float, int, float]:
+        saved = sum(saving.get(site, 0.0) for site in measured.int8)
+        return saved, len(measured.int8), -measured.drop
+
+    chosen = max(passing, key=worth)
+    kept = [site for site in ranked if site not in chosen.int8]
+    everything = known[frozenset(ranked)]
+    return SearchResult(
+        chosen=chosen,
+        kept=tuple(
+            Kept(site, _reason(site, sensitivity, saving, everything, max_drop)) for site in kept
+        ),
+        measured=tuple(sorted(known.values(), key=lambda m: (len(m.int8), sorted(m.int8)))),
+        sensitivity=dict(sensitivity),
+        saving=dict(saving),
+    )
+
+
+def _give_back(
+    kept: Sequence[SiteKey], saving: Mapping[SiteKey, float], keep: Any, max_drop: float
+) -> None:
+    """Try kept sites in INT8 again, those that save most first; what passes stays so."""
+    left = list(kept)
+    for site in sorted(kept, key=lambda site: (-saving.get(site, 0.0), site))[:_GIVE_BACK]:
+        fewer = [other for other in left if other != site]
+        if fewer and keep(fewer).drop <= max_drop:
+            left = fewer
+
+
+def _reason(
+    site: SiteKey,
+    sensitivity: Mapping[SiteKey, float],
+    saving: Mapping[SiteKey, float],
+    everything: Measured,
+    max_drop: float,
+) -> str:
+    total = sum(sensitivity.values()) or 1.0
+    share = 100 * sensitivity[site] / total
+    words = f"INT8 here changes the embedding by {sensitivity[site]:.1e} ({share:.0f} % of all)"
+    time = sum(saving.values())
+    if time > 0:
+        words += f" and saves {100 * saving.get(site, 0.0) / time:.0f} % of the time INT8 saves"
+    return (
+        f"{words}; with every layer in INT8 the drop is {everything.drop:.2f} points, "
+        f"allowed {max_drop:.2f}"
+    )

@@ -1,0 +1,75 @@
+"""Graphs of one bundle with some sites in INT8, written where they are needed and ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mwa_export import __version__
+from mwa_export.backend_onnx import GraphFile
+from mwa_export.bundle import Bundle, Graph
+from mwa_export.calib.calibration import Calibration
+from mwa_export.calib.dialects import Dialect
+from mwa_export.calib.float16 import to_float16
+from mwa_export.calib.float_graph import FloatGraph
+from mwa_export.calib.insert import quantized_graph
+from mwa_export.calib.lint import check
+from mwa_export.calib.sites import Site, find_sites
+from mwa_export.config import Tower
+
+
+@dataclass
+class Variants:
+    """Makes quantized graphs of a bundle; keeps its float32 towers in memory."""
+
+    bundle: Bundle
+    calibration: Calibration
+    _towers: dict[Tower, tuple[FloatGraph, tuple[Site, ...]]] = field(default_factory=dict)
+
+    def sites(self, tower: Tower) -> tuple[Site, ...]:
+        """What can be quantized in a tower."""
+        return self._tower(tower)[1]
+
+    def write(
+        self, tower: Tower, int8: Collection[str], dialect: Dialect, folder: Path
+    ) -> GraphFile:
+        """Write a tower with the named sites in INT8 as `TOWER.int8.DIALECT.onnx`, and lint it.
+
+        Raises:
+            CalibrationError: the calibration does not fit.
+            BundleError: the graph breaks a rule of its dialect (a bug of ours).
+        """
+        graph, sites = self._tower(tower)
+        quantized = quantized_graph(graph, sites, self.calibration.of(tower), dialect, int8)
+        if dialect.typed:
+            typed = to_float16(quantized.whole(), opset=dialect.opset)
+            quantized = FloatGraph.of(typed.model)
+        path = folder / f"{tower}.{dialect.suffix}.onnx"
+        metadata = {
+            "mwa_export.version": __version__,
+            "mwa_export.precision": "int8",
+            "mwa_export.dialect": dialect.name,
+            "mwa_export.int8": ",".join(sorted(int8)),
+        }
+        quantized.write(path, metadata)
+        if int8:
+            check(path, dialect.name)
+        own = self.bundle.graph(tower)[1]
+        described = replace(
+            own, file=path.name, precision="int8", dialect=dialect.name, opset=dialect.opset
+        )
+        return path, described
+
+    def _tower(self, tower: Tower) -> tuple[FloatGraph, tuple[Site, ...]]:
+        if tower not in self._towers:
+            graph = FloatGraph.load(self.bundle.graph(tower)[0])
+            sites = find_sites(graph)
+            self.calibration.check_fits(self.bundle, tower, sites)
+            self._towers[tower] = graph, sites
+        return self._towers[tower]
+
+
+def described(file: GraphFile, conformance: float | None) -> Graph:
+    """The description of a graph with its measured conformance."""
+    return replace(file[1], conformance=conformance)

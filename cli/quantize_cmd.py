@@ -1,0 +1,149 @@
+"""`mwa-export quantize`: INT8 graphs for a bundle, inside a recall budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mwa_export.cli import console
+from mwa_export.cli.options import PATH
+
+_EXAMPLES = """\b
+Examples:
+  mwa-export quantize bundle --data dataset_coco.json --images coco --split val
+  mwa-export quantize bundle --data train/ --held-back test/ --max-recall-drop 0.1
+  mwa-export quantize bundle --data train/ --rounding learned --dialect all -o bundle-int8
+  mwa-export quantize bundle --calibration bundle/calibration.json --dialect tensorrt
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("bundle", type=PATH)
+@click.option(
+    "--data",
+    type=PATH,
+    help="Pictures with captions to calibrate with, in any form that `parity` reads. What is not "
+    "drawn as a sample is held back, to measure recall on.",
+)
+@click.option("--held-back", type=PATH, help="Another set to measure recall on.")
+@click.option("--images", type=PATH, help="Folder of --data's pictures; by default beside it.")
+@click.option("--split", help="Split of --data: of a Karpathy JSON (default: test) or a table.")
+@click.option(
+    "--calibration", type=PATH, help="An earlier calibration.json of this bundle, without samples."
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Pictures to calibrate with, and a caption of each.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of samples.")
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
+    default="auto",
+    show_default=True,
+    help="How a range is chosen; auto takes for each tensor the one with the least output error.",
+)
+@click.option(
+    "--percentile",
+    type=click.FloatRange(50, 100, min_open=True),
+    default=99.99,
+    show_default=True,
+    help="Of the method percentile.",
+)
+@click.option("--no-smooth", is_flag=True, help="Leave activations and weights as they are.")
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "learned"]),
+    default="nearest",
+    show_default=True,
+    help="Of the weights; learned takes minutes more and loses less.",
+)
+@click.option(
+    "--max-recall-drop",
+    type=click.FloatRange(0, 100),
+    default=0.2,
+    show_default=True,
+    metavar="POINTS",
+    help="Budget for each of TR@1/5/10 and IR@1/5/10 on the held-back data.",
+)
+@click.option("--no-search", is_flag=True, help="All layers in INT8; measure the drop only.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Layers that stay in high precision: 'blocks.0.*', 'text:*.qkv'. Repeatable.",
+)
+@click.option(
+    "--dialect",
+    "dialects",
+    multiple=True,
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt8", "all"]),
+    help="Runtimes to make graphs for; default: the CPU runtimes installed here. Repeatable.",
+)
+@click.option(
+    "--points",
+    type=click.IntRange(0, 20),
+    default=5,
+    show_default=True,
+    help="Extra points of the trade-off curve; each embeds the held-back data once.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Of the runtime; default: all cores.")
+@click.option("--tokenizer", type=PATH, help="A .spm, for a bundle that carries none.")
+@click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
+@click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")
+@console.verbosity
+def command(bundle: Path, data: Path | None, out: Path | None, **values: Any) -> None:
+    """Add INT8 graphs to BUNDLE: calibrate, smooth, search precisions, check recall.
+
+    The fastest assignment of INT8 and high precision whose recall drop stays inside the budget on
+    held-back data is written for each runtime, with calibration.json and the trade-off curve.
+    Exit status 1 when nothing with INT8 stays inside.
+    """
+    from mwa_export.bundle import MANIFEST
+    from mwa_export.files import check_new_folder
+
+    if out is not None:
+        check_new_folder(out, marker=MANIFEST, force=values["force"])
+
+    from mwa_export.calib.calibrate import CalibrationOptions
+    from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
+    from mwa_export.cli.quantize_view import show
+    from mwa_export.data_sources import read_data
+
+    options = QuantizeOptions(
+        calibration=CalibrationOptions(
+            values["method"], values["percentile"], not values["no_smooth"], values["rounding"]
+        ),
+        samples=values["samples"],
+        seed=values["seed"],
+        dialects=values["dialects"],
+        max_recall_drop=values["max_recall_drop"],
+        keep=values["keep"],
+        points=values["points"],
+        search=not values["no_search"],
+        threads=values["threads"],
+        tokenizer=values["tokenizer"],
+    )
+    with console.steps() as step:
+        step("read the data")
+        done = quantize_bundle(
+            bundle,
+            None
+            if data is None
+            else read_data(data, split=values["split"], images=values["images"]),
+            held_back=None if values["held_back"] is None else read_data(values["held_back"]),
+            calibration=values["calibration"],
+            options=options,
+            out=out,
+            force=values["force"],
+            progress=step,
+        )
+    for warning in done.warnings:
+        console.warn(warning)
+    show(done)
+    click.echo(done.bundle.path)
