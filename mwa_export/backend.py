@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bundle import Bundle, Conformance
+from mwa_export.bundle import Bundle, Conformance, Graph
 from mwa_export.config import Tower
 from mwa_export.errors import VerificationError
 
@@ -17,6 +17,8 @@ Embeddings = NDArray[np.float32]  # (B, D), unit L2 norm
 # Largest difference of a component between a float32 runtime and the reference. The export allows
 # 2e-5; other instruction sets round differently, and a wrong graph misses by far more than this.
 CONFORMANCE_TOLERANCE = 1e-4
+BFLOAT16_COSINE = 0.998  # least cosine of 16 bit; 0.9999 is usual at base size
+TOWERS: tuple[Tower, ...] = ("vision", "text")
 
 
 class Backend(Protocol):
@@ -40,15 +42,33 @@ class Backend(Protocol):
 
 
 def check_conformance(
-    backend: Backend, bundle: Bundle, *, towers: Collection[Tower] = ("vision", "text")
+    backend: Backend,
+    bundle: Bundle,
+    *,
+    towers: Collection[Tower] = TOWERS,
+    least: Mapping[Tower, float] | None = None,
 ) -> None:
-    """Raise VerificationError if a runtime does not reproduce the bundle's conformance vectors."""
-    vectors: Conformance = bundle.conformance()
+    """Raise VerificationError if a runtime does not reproduce the bundle's conformance vectors.
+
+    Args:
+        backend: what is checked.
+        bundle: whose vectors.
+        towers: those to check.
+        least: for towers of reduced precision, the least cosine that is expected; the others must
+            agree to CONFORMANCE_TOLERANCE.
+    """
+    vectors = bundle.conformance()
     for tower in towers:
-        if tower == "vision":
-            embeddings = backend.embed_images(vectors.pixels)
-        else:
-            embeddings = backend.embed_texts(vectors.token_ids, vectors.padding_mask)
+        embeddings = _conformance_embeddings(backend, vectors, tower)
+        if least is not None and tower in least:
+            found = _least_cosine(embeddings, getattr(vectors, tower))
+            if not found >= least[tower]:
+                raise VerificationError(
+                    f"{bundle.path}: {backend.name} does not reproduce the conformance vectors of "
+                    f"the {tower} tower. Least cosine {found:.5f}, expected {least[tower]:.5f} or "
+                    "more. Update the runtime, or use float32."
+                )
+            continue
         difference = float(np.abs(embeddings - getattr(vectors, tower)).max())
         if not difference <= CONFORMANCE_TOLERANCE:
             raise VerificationError(
@@ -56,3 +76,31 @@ def check_conformance(
                 f"{tower} tower. Largest difference {difference:.1e}, allowed "
                 f"{CONFORMANCE_TOLERANCE:.0e}. Update the runtime."
             )
+
+
+def conformance_cosine(backend: Backend, bundle: Bundle, tower: Tower) -> float:
+    """The least cosine of a tower's embeddings with the bundle's conformance vectors."""
+    vectors = bundle.conformance()
+    found = _conformance_embeddings(backend, vectors, tower)
+    return _least_cosine(found, getattr(vectors, tower))
+
+
+def expected_cosine(graph: Graph, *, bfloat16: bool = False) -> float | None:
+    """What a graph of reduced precision must reach elsewhere; None: it is float32, to be exact.
+
+    Other processors round differently, so half of the loss that was measured where the graph was
+    made is allowed on top, and never less than what bfloat16 alone may cost.
+    """
+    if graph.conformance is not None:
+        return graph.conformance - max(0.002, 0.5 * (1 - graph.conformance))
+    return BFLOAT16_COSINE if bfloat16 or graph.precision != "float32" else None
+
+
+def _conformance_embeddings(backend: Backend, vectors: Conformance, tower: Tower) -> Embeddings:
+    if tower == "vision":
+        return backend.embed_images(vectors.pixels)
+    return backend.embed_texts(vectors.token_ids, vectors.padding_mask)
+
+
+def _least_cosine(one: Embeddings, other: Embeddings) -> float:
+    return float((one.astype(np.float64) * other).sum(axis=1).min())

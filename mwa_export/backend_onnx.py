@@ -9,16 +9,16 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend import Embeddings, check_conformance
+from mwa_export.backend import TOWERS, Embeddings, check_conformance, expected_cosine
 from mwa_export.bundle import Bundle, Graph
 from mwa_export.config import Tower
-from mwa_export.errors import BundleError
+from mwa_export.errors import BundleError, RuntimeUnavailableError
 from mwa_export.lazy import require
 from mwa_export.preprocess import normalize
 from mwa_export.towers import Port, TowerSpec
 
 GraphFile = tuple[Path, Graph]
-TOWERS: tuple[Tower, ...] = ("vision", "text")
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 _INPUTS: dict[frozenset[str], Tower] = {
     frozenset({"image"}): "vision",
@@ -31,15 +31,17 @@ _DTYPES: dict[str, Literal["float32", "int64", "uint8"]] = {
 }
 
 
-def session(path: Path, *, threads: int | None = None) -> Any:
-    """An ONNX Runtime CPU session for a graph.
+def session(path: Path, *, threads: int | None = None, cuda: bool = False) -> Any:
+    """An ONNX Runtime session for a graph, on CPU or on CUDA.
 
     Args:
         path: the `.onnx` file; its data file, if any, lies beside it.
         threads: for one operator; None uses all cores.
+        cuda: run on CUDA, and nowhere else.
 
     Raises:
         BundleError: ONNX Runtime cannot load the graph.
+        RuntimeUnavailableError: CUDA was asked for, and ONNX Runtime would fall back to the CPU.
     """
     ort = require("onnxruntime", extra="onnx", why="run ONNX graphs")
     options = ort.SessionOptions()
@@ -47,11 +49,24 @@ def session(path: Path, *, threads: int | None = None) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        provider = CUDA if cuda else CPU
+        runner = ort.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # ONNX Runtime raises its own types, none of which it exports
         if not type(error).__module__.startswith("onnxruntime"):
             raise
         raise BundleError(f"{path}: ONNX Runtime cannot load this graph: {error}") from error
+    if runner.get_providers()[0] != provider:
+        raise RuntimeUnavailableError(
+            f"ONNX Runtime cannot start CUDA and would use {runner.get_providers()[0]}. Check the "
+            "driver, CUDA and cuDNN that this onnxruntime-gpu needs, or use --runtime onnxruntime."
+        )
+    return runner
+
+
+def cuda_available() -> bool:
+    """Whether the installed ONNX Runtime was built with CUDA."""
+    ort = require("onnxruntime", extra="onnx", why="run ONNX graphs")
+    return CUDA in ort.get_available_providers()
 
 
 class OnnxBackend:
@@ -64,6 +79,7 @@ class OnnxBackend:
         graphs: Mapping[Tower, GraphFile] | None = None,
         threads: int | None = None,
         check: bool = True,
+        cuda: bool = False,
     ) -> None:
         """Open both towers.
 
@@ -71,22 +87,26 @@ class OnnxBackend:
             bundle: an opened bundle.
             graphs: a graph per tower, as `choose_graphs` returns them; float32 where none is given.
             threads: for one operator; None uses all cores.
-            check: reproduce the conformance vectors with the bundle's float32 graphs first.
+            check: reproduce the conformance vectors with the bundle's own graphs first.
+            cuda: run on CUDA.
 
         Raises:
             BundleError: a graph is missing or cannot be loaded.
             VerificationError: this machine computes something else than the reference.
         """
         self.image_size = bundle.manifest.model.backbone.image_size
+        self._cuda = cuda
         chosen = {tower: (graphs or {}).get(tower) or bundle.graph(tower) for tower in TOWERS}
         self.graphs: dict[Tower, GraphFile] = chosen
         self._sessions = {
-            tower: session(path, threads=threads) for tower, (path, _graph) in chosen.items()
+            tower: session(path, threads=threads, cuda=cuda)
+            for tower, (path, _graph) in chosen.items()
         }
         if check:
             known = [tower for tower in TOWERS if chosen[tower][1] in bundle.manifest.graphs]
-            exact = [tower for tower in known if chosen[tower][1].precision == "float32"]
-            check_conformance(self, bundle, towers=exact)
+            expected = {tower: expected_cosine(chosen[tower][1]) for tower in known}
+            least = {tower: cosine for tower, cosine in expected.items() if cosine is not None}
+            check_conformance(self, bundle, towers=known, least=least)
 
     @property
     def precision(self) -> str:
@@ -102,7 +122,7 @@ class OnnxBackend:
 
     @property
     def name(self) -> str:
-        return f"ONNX Runtime {self.precision}"
+        return f"ONNX Runtime{' on CUDA' if self._cuda else ''} {self.precision}"
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
         graph = self.graphs["vision"][1]

@@ -1,0 +1,122 @@
+"""OpenVINO on CPU, behind the Backend interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.backend import TOWERS, Embeddings, check_conformance, expected_cosine
+from mwa_export.backend_onnx import GraphFile, image_feed
+from mwa_export.bundle import Bundle
+from mwa_export.config import Tower
+from mwa_export.cpu import cores
+from mwa_export.errors import BundleError
+from mwa_export.lazy import require
+
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
+"""Our name of a precision -> OpenVINO's."""
+
+
+class OpenVinoBackend:
+    """Two graphs on OpenVINO. One caller at a time.
+
+    A batch is cut into parts that run side by side, one thread each: no thread waits for another
+    inside an operator, and the activations of a part stay in its core's cache.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        graphs: Mapping[Tower, GraphFile] | None = None,
+        threads: int | None = None,
+        streams: int | None = None,
+        precision: str = "float32",
+        check: bool = True,
+    ) -> None:
+        """Open both towers.
+
+        Args:
+            bundle: an opened bundle.
+            graphs: a graph per tower; float32 where none is given.
+            threads: in all; None uses all cores that the process may use.
+            streams: parts that run side by side; None: one per thread.
+            precision: of what is not INT8, "float32" or "bfloat16".
+            check: reproduce the conformance vectors first.
+
+        Raises:
+            MissingPackageError: OpenVINO is not installed.
+            BundleError: a graph is missing or cannot be loaded.
+            VerificationError: this machine computes something else than the reference.
+        """
+        self.image_size = bundle.manifest.model.backbone.image_size
+        self.graphs: dict[Tower, GraphFile] = {
+            tower: (graphs or {}).get(tower) or bundle.graph(tower) for tower in TOWERS
+        }
+        self.rest = precision
+        threads = threads or cores()
+        self.streams = min(streams or threads, threads)
+        options = {
+            # Always said: OpenVINO's own default becomes bfloat16 where the CPU has it.
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "NUM_STREAMS": str(self.streams),
+            "INFERENCE_NUM_THREADS": str(threads),
+        }
+        self._requests = {
+            tower: _requests(path, options, self.streams)
+            for tower, (path, _graph) in self.graphs.items()
+        }
+        if check:
+            reduced = precision == "bfloat16"
+            known = [tower for tower in TOWERS if self.graphs[tower][1] in bundle.manifest.graphs]
+            expected = {t: expected_cosine(self.graphs[t][1], bfloat16=reduced) for t in known}
+            least = {tower: cosine for tower, cosine in expected.items() if cosine is not None}
+            check_conformance(self, bundle, towers=known, least=least)
+
+    @property
+    def precision(self) -> str:
+        """ "int8+bfloat16", "float32", ...: of the graphs, and of what is not INT8 in them."""
+        kinds = dict.fromkeys(graph.precision for _path, graph in self.graphs.values())
+        names = [self.rest if k == "float32" else f"{k}+{self.rest}" for k in kinds]
+        return ", ".join(names)
+
+    @property
+    def name(self) -> str:
+        return f"OpenVINO {self.precision}"
+
+    def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
+        arrays = image_feed(self.graphs["vision"][1], pixels)
+        return self._run("vision", arrays)
+
+    def embed_texts(
+        self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
+    ) -> Embeddings:
+        return self._run("text", (token_ids, padding_mask))
+
+    def _run(self, tower: Tower, arrays: tuple[NDArray[Any], ...]) -> Embeddings:
+        requests, graph = self._requests[tower], self.graphs[tower][1]
+        names = [port.name for port in graph.spec.inputs]
+        parts = min(len(requests), len(arrays[0]))
+        feeds = zip(*(np.array_split(array, parts) for array in arrays), strict=True)
+        busy = requests[:parts]
+        for request, feed in zip(busy, feeds, strict=True):
+            request.start_async(dict(zip(names, feed, strict=True)))
+        for request in busy:
+            request.wait()
+        # Each request owns its output and overwrites it in the next call.
+        return np.concatenate([np.asarray(r.get_output_tensor().data, np.float32) for r in busy])
+
+
+def _requests(path: Path, options: Mapping[str, str], count: int) -> Sequence[Any]:
+    openvino = require("openvino", extra="openvino", why="run graphs on OpenVINO")
+    try:
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(str(path)), "CPU", dict(options))
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[-1]
+        raise BundleError(f"{path}: OpenVINO cannot load this graph: {first}") from error
+    return [compiled.create_infer_request() for _ in range(count)]

@@ -1,0 +1,115 @@
+"""What this machine's processor can do fast, and which of its cores we may use."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from mwa_export.errors import OptionsError
+
+_CPUINFO = Path("/proc/cpuinfo")
+_NODES = Path("/sys/devices/system/node")
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+# What a runtime's int8 and bfloat16 kernels need; without them they emulate, slower than float32.
+_INT8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+_TOLD = _INT8 | _BFLOAT16 | {"avx2", "avx512f", "avx512_fp16", "amx_tile"}
+
+
+@cache
+def instruction_sets() -> frozenset[str] | None:
+    """The instruction sets that matter here, as Linux names them; None where nothing tells."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return sets_in(text)
+
+
+def sets_in(cpuinfo: str) -> frozenset[str] | None:
+    """The instruction sets in the text of /proc/cpuinfo (x86: flags, ARM: Features)."""
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split()) & frozenset(_TOLD)
+    return None
+
+
+def fast_int8(sets: Collection[str] | None) -> bool | None:
+    """Whether int8 products have instructions of their own (VNNI, dot product); None: unknown."""
+    return None if sets is None else not _INT8.isdisjoint(sets)
+
+
+def fast_bfloat16(sets: Collection[str] | None) -> bool | None:
+    """Whether bfloat16 products have instructions of their own; None: unknown."""
+    return None if sets is None else not _BFLOAT16.isdisjoint(sets)
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity, and the limit of its container."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, min(count, _quota(count)))
+
+
+def _quota(otherwise: int) -> int:
+    """Whole cores that a cgroup (version 2) grants."""
+    try:
+        quota, period = _CPU_MAX.read_text(encoding="utf-8").split()
+        return otherwise if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return otherwise
+
+
+def pin_to_node(node: int) -> None:
+    """Keep this process, and all threads it starts from now on, on the cores of a NUMA node.
+
+    Raises:
+        OptionsError: there is no such node, or the system cannot pin.
+    """
+    nodes = {int(path.name[4:]): path for path in _NODES.glob("node[0-9]*")}
+    if node not in nodes or not hasattr(os, "sched_setaffinity"):
+        have = ", ".join(map(str, sorted(nodes))) or "none that the system tells of"
+        raise OptionsError(f"--numa-node {node}: no such node. This machine has: {have}.")
+    text = (nodes[node] / "cpulist").read_text(encoding="utf-8")
+    allowed = cores_in(text) & os.sched_getaffinity(0)
+    if not allowed:
+        raise OptionsError(f"--numa-node {node}: this process may use none of its cores ({text}).")
+    os.sched_setaffinity(0, allowed)
+
+
+def cores_in(cpulist: str) -> set[int]:
+    """The cores of a list such as "0-3,8"."""
+    found: set[int] = set()
+    for part in cpulist.strip().split(","):
+        first, _, last = part.partition("-")
+        if first:
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What choosing a runtime depends on."""
+
+    sets: frozenset[str] | None
+    runtimes: frozenset[str]  # "onnxruntime", "openvino", "cuda": installed, and usable as far
+    # as their packages say
