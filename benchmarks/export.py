@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ import torch
 from machine import cpu_name
 
 from mwa_export.backend_onnx import session
-from mwa_export.config import AdapterConfig, Tower
+from mwa_export.bench_plain import plain_export
+from mwa_export.config import AdapterConfig
 from mwa_export.extract import tower_from_model
 from mwa_export.forward import TowerPlan
 from mwa_export.merge import merge_tower
@@ -40,7 +40,7 @@ from mwa_export.merge_steps import STEPS
 from mwa_export.model import Model, ModelSource, load_model
 from mwa_export.onnx_export import onnx_from_tower
 from mwa_export.preprocess import normalize
-from mwa_export.reference import ReferenceModel, reference_from_tensors
+from mwa_export.reference import reference_from_tensors
 from mwa_export.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.verify import random_pixels, random_texts
 
@@ -151,35 +151,6 @@ def measure_speed(options: argparse.Namespace, model: Model, folder: Path) -> di
             )
         results[tower] = interleave(graphs, feed, options.rounds, options.threads)
     return results
-
-
-def plain_export(reference: ReferenceModel, tower: Tower, feed: dict[str, Any], path: Path) -> Path:
-    """The unmerged reference through torch.onnx.export: what users have without this project."""
-
-    class Plain(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.reference = reference
-
-        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            if tower == "vision":
-                return self.reference.encode_image(*inputs)
-            return self.reference.encode_text(*inputs)
-
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            Plain(),
-            tuple(torch.from_numpy(array) for array in feed.values()),
-            str(path),
-            input_names=list(feed),
-            output_names=["plain_embedding"],
-            dynamic_shapes={"inputs": tuple({0: batch} for _ in feed)},
-            dynamo=True,
-            verbose=False,
-        )
-    return path
 
 
 def interleave(

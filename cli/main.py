@@ -13,10 +13,12 @@ from mwa_export import __version__
 from mwa_export.errors import MwaExportError
 
 _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloaded until they run
+    "bench": "Measure speed beside PyTorch, ONNX Runtime, OpenVINO and other peers.",
     "demo": "The whole job on a small trained model that ships with the package.",
     "inspect": "Show what is in a checkpoint: model, adapters, options, parameters.",
     "onnx": "Export a checkpoint to a verified ONNX bundle.",
     "parity": "Check recall parity of a bundle with its checkpoint, with a report and gates.",
+    "quantize": "Add INT8 graphs to a bundle: calibrate, search precisions, check recall.",
     "split": "Write what training added to a base as an adapter file.",
 }
 

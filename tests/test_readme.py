@@ -14,7 +14,7 @@ from mwa_export.merge_steps import STEPS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ("demo", "inspect", "onnx", "parity", "split")
+COMMANDS = ("bench", "demo", "inspect", "onnx", "parity", "split")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -30,7 +30,7 @@ def test_every_command_and_option_in_the_docs_exists() -> None:
         for name in re.findall(r"mwa-export ([a-z]+)", text):
             assert name in COMMANDS, f"{page.name}: {name}"
         for line in re.findall(
-            r"^\s*(?:\| `)?mwa-export ((?:onnx|inspect|split|demo|parity) .*)$", text, re.M
+            r"^\s*(?:\| `)?mwa-export ((?:onnx|inspect|split|demo|parity|bench) .*)$", text, re.M
         ):
             name = line.split()[0]
             for option in re.findall(r"--[a-z-]+", line):

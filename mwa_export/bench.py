@@ -1,0 +1,207 @@
+"""Measure a bundle's speed beside its peers, in one run, round by round."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mwa_export import __version__
+from mwa_export.bench_contenders import quiet, reason_of
+from mwa_export.bench_inputs import Pool, caption_pool, picture_pool
+from mwa_export.bench_machine import this_machine
+from mwa_export.bench_ours import our_contenders
+from mwa_export.bench_peak import Kernel, kernels
+from mwa_export.bench_peers import PEERS, Peers, chosen_peers
+from mwa_export.bench_result import Bench, Section, Settings, Skipped
+from mwa_export.bench_section import (
+    SEED,
+    Opened,
+    Workload,
+    errors_of,
+    measure_section,
+    window_rows,
+)
+from mwa_export.bench_timing import FEWEST_ROUNDS
+from mwa_export.bundle import Bundle
+from mwa_export.config import Tower
+from mwa_export.cpu import cores
+from mwa_export.errors import OptionsError
+from mwa_export.memory import release
+from mwa_export.progress import Progress, Silent
+from mwa_export.retrieval_data import RetrievalData
+
+if TYPE_CHECKING:
+    from mwa_export.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What to measure."""
+
+    towers: tuple[Tower, ...] = ("vision", "text")
+    batches: tuple[int, ...] = (1, 8)
+    rounds: int = 15
+    runtimes: tuple[str, ...] = ()  # of ours; none: all
+    peers: tuple[str, ...] = ("all",)  # names of bench_peers.PEERS, "all" or "none"
+    lengths: str | None = None  # "coco", a number of tokens, None: the test set's, else "coco"
+    threads: int | None = None  # None: the cores this process may use
+    peak: bool = True  # measure the machine's GEMM peak too
+
+    def __post_init__(self) -> None:
+        if self.rounds < FEWEST_ROUNDS:
+            raise OptionsError(f"{self.rounds} rounds. Expected at least {FEWEST_ROUNDS}.")
+        if not self.batches or min(self.batches) < 1:
+            raise OptionsError(f"batch sizes {self.batches}. Expected one or more, from 1.")
+        chosen_peers(self.peers)
+
+
+def run_bench(
+    bundle: Bundle,
+    options: BenchOptions | None = None,
+    *,
+    model: Model | None = None,
+    data: RetrievalData | None = None,
+    progress: Progress | None = None,
+) -> Bench:
+    """Time every contender that runs here; those that do not are listed with their reason.
+
+    Args:
+        bundle: an opened bundle.
+        options: see BenchOptions.
+        model: the checkpoint that the bundle was made from; peers need it.
+        data: a test set; without it inputs are random, and cosines are left out.
+        progress: told about every step.
+
+    Raises:
+        OptionsError: an option, a runtime or a peer that does not exist.
+        MwaExportError: nothing at all can run.
+    """
+    return _Bencher(bundle, options or BenchOptions(), model, data, progress or Silent()).run()
+
+
+class _Bencher:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: BenchOptions,
+        model: Model | None,
+        data: RetrievalData | None,
+        progress: Progress,
+    ) -> None:
+        self.bundle, self.options, self.model, self.data = bundle, options, model, data
+        self.progress = progress
+        self.threads = options.threads or cores()
+        self.max_length = bundle.manifest.model.backbone.max_text_length
+        self.ours = our_contenders(bundle, options.runtimes, threads=self.threads)
+        self.peer_names = chosen_peers(options.peers)
+
+    def run(self) -> Bench:
+        sections: list[Section] = []
+        machine = this_machine(self.threads)  # first, before we are its load
+        pools = {tower: self._pool(tower) for tower in self.options.towers}
+        with _torch_threads(self.threads), tempfile.TemporaryDirectory() as folder:
+            found: list[Kernel] = []
+            if self.options.peak:
+                self.progress("open the GEMMs of the machine's peak")
+                found = kernels(self.threads)
+            peers = None
+            if self.model is not None:
+                peers = Peers(self.model, Path(folder), self.threads)
+            for tower, pool in pools.items():
+                sections += self._tower(tower, pool, peers, found)
+                gc.collect()
+                release()
+        manifest = self.bundle.manifest
+        pictures, captions = pools.get("vision"), pools.get("text")
+        return Bench(
+            model=_describe(self.bundle),
+            space_id=manifest.space_id,
+            machine=machine,
+            settings=Settings(
+                rounds=self.options.rounds,
+                seed=SEED,
+                pictures="not measured" if pictures is None else pictures.words,
+                captions="not measured" if captions is None else captions.words,
+                max_length=self.max_length,
+                real=all(pool.real for pool in pools.values()),
+            ),
+            sections=tuple(sections),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            version=__version__,
+        )
+
+    def _pool(self, tower: Tower) -> Pool:
+        wanted = self.options.rounds * max(
+            window_rows(tower, batch) for batch in self.options.batches
+        )
+        if tower == "vision":
+            return picture_pool(self.bundle, self.data, wanted, SEED)
+        return caption_pool(self.bundle, self.data, self.options.lengths, wanted, SEED)
+
+    def _tower(
+        self, tower: Tower, pool: Pool, peers: Peers | None, found: list[Kernel]
+    ) -> list[Section]:
+        """Open everything for one tower, then measure batch by batch."""
+        contenders = list(self.ours)
+        if peers is not None:
+            contenders = [*peers.contenders(self.peer_names, tower, pool), *contenders]
+        opened: list[Opened] = []
+        skipped: list[Skipped] = []
+        if peers is None:
+            reason = "needs the checkpoint of this bundle (--reference)"
+            skipped += [Skipped(PEERS[name].name, "peer", reason) for name in self.peer_names]
+        self.progress(f"open everything that runs the {tower} tower", len(contenders))
+        for contender in contenders:
+            try:
+                with quiet():
+                    opened.append(Opened(contender, contender.open(tower)))
+            except errors_of(contender) as error:
+                skipped.append(Skipped(contender.name, contender.kind, reason_of(error)))
+            self.progress.advance(1)
+            gc.collect()
+            release()
+        return [
+            measure_section(
+                Workload(self.bundle.manifest, tower, batch, pool),
+                opened,
+                skipped,
+                found,
+                rounds=self.options.rounds,
+                progress=self.progress,
+            )
+            for batch in self.options.batches
+        ]
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """PyTorch's threads are a setting of the process: set them, and set them back."""
+    try:
+        import torch
+    except ImportError:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _describe(bundle: Bundle) -> str:
+    config = bundle.manifest.model
+    backbone = config.backbone
+    text = (
+        f"BEiT-3, width {backbone.embed_dim}, {backbone.layers} layers, "
+        f"{backbone.image_size} x {backbone.image_size} pixels"
+    )
+    if config.adapter is not None:
+        text += f", adapters of {config.adapter.bottleneck} in {config.adapter.mode}"
+    return text + (", enhancer" if config.enhancer else "")

@@ -1,0 +1,121 @@
+"""The benchmark as one SVG file: horizontal bars, a panel per tower and batch.
+
+It stands alone, so it carries its colours for light and dark; they are those of the parity report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from mwa_export.bench_result import Bench, Figure, Section
+from mwa_export.report_charts import ticks
+
+WIDTH = 860.0
+_LEFT, _RIGHT = 292.0, 176.0
+_HEAD, _ROW, _FOOT = 58.0, 26.0, 40.0
+_BAR = 15.0
+_NUMBERS = "font-variant-numeric: tabular-nums"
+_STYLE = f"""
+:root {{ color-scheme: light dark; }}
+.paper {{ fill: #fbfbf9; }} .title {{ fill: #1b1f24; font-weight: 650; font-size: 15px; }}
+.name, .value {{ fill: #1b1f24; font-size: 12.5px; {_NUMBERS}; }} .own {{ font-weight: 650; }}
+.note, .tick {{ fill: #565d68; font-size: 11.5px; {_NUMBERS}; }}
+.peer {{ fill: #1f67b1; }} .ours {{ fill: #b34f08; }}
+.grid {{ stroke: #d8dbe0; }} .one {{ stroke: #565d68; stroke-dasharray: 3 3; }}
+.whisker {{ stroke: #1b1f24; stroke-width: 1.4; fill: none; }}
+text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }}
+@media (prefers-color-scheme: dark) {{
+.paper {{ fill: #14171a; }} .title, .name, .value {{ fill: #e7e9ec; }}
+.note, .tick {{ fill: #a4acb7; }} .peer {{ fill: #6fabea; }} .ours {{ fill: #f0a054; }}
+.grid {{ stroke: #373d45; }} .one {{ stroke: #a4acb7; }} .whisker {{ stroke: #e7e9ec; }}
+}}
+"""
+
+
+def svg_from_bench(result: Bench) -> str:
+    """The whole document. A bar is how many times as fast as the baseline a contender is."""
+    panels, y = [], 0.0
+    for section in result.sections:
+        panels.append(_panel(section, y))
+        y += _HEAD + _ROW * len(section.figures) + _FOOT
+    title = f"Embedding speed on {result.machine.cpu}, {result.machine.threads} threads"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {y:g}" width="{WIDTH:g}" '
+        f'height="{y:g}" role="img" aria-labelledby="bench-title">'
+        f'<title id="bench-title">{_escape(title)}</title><style>{_STYLE}</style>'
+        f'<rect class="paper" width="{WIDTH:g}" height="{y:g}"/>{"".join(panels)}</svg>\n'
+    )
+
+
+def by_speed(section: Section) -> list[Figure]:
+    """A section's figures, the slowest first."""
+    return sorted(section.figures, key=lambda figure: figure.ratio)
+
+
+def rate(figure: Figure) -> str:
+    """Rows per second with three digits or so."""
+    rows = figure.rows_per_second
+    return f"{rows:,.0f}" if rows >= 100 else f"{rows:.1f}" if rows >= 10 else f"{rows:.2f}"
+
+
+def heading(section: Section) -> str:
+    """Which tower, how large a batch."""
+    what = "pictures" if section.tower == "vision" else "captions"
+    return f"{section.tower} tower, batch of {section.batch}: {what} per second"
+
+
+def _panel(section: Section, top: float) -> str:
+    figures = by_speed(section)
+    most = max(1.0, *(figure.ratio_high for figure in figures))
+    bottom = top + _HEAD + _ROW * len(figures)
+    scale = (WIDTH - _LEFT - _RIGHT) / most
+    note = f"bars: times as fast as {section.baseline}; lines: quartiles over the rounds"
+    parts = [
+        _text(16, top + 26, heading(section), "start", "title"),
+        _text(16, top + 44, note, "start", "note"),
+    ]
+    for tick in ticks(0.0, most):
+        x = _LEFT + tick * scale
+        parts.append(_line(x, top + _HEAD - 4, x, bottom, "grid"))
+        parts.append(_text(x, bottom + 15, f"{tick:g} x", "middle", "tick"))
+    x = _LEFT + scale
+    parts.append(_line(x, top + _HEAD - 4, x, bottom, "one"))
+    for row, figure in enumerate(figures):
+        parts += _bar(figure, top + _HEAD + _ROW * row, scale)
+    return "".join(parts)
+
+
+def _bar(figure: Figure, y: float, scale: float) -> Sequence[str]:
+    middle = y + _BAR / 2
+    low, high = _LEFT + figure.ratio_low * scale, _LEFT + figure.ratio_high * scale
+    own = " own" if figure.kind == "ours" else ""
+    width = max(figure.ratio * scale, 0.5)
+    cap = f"M{low:.1f} {middle - 3:.1f}v6M{high:.1f} {middle - 3:.1f}v6"
+    return [
+        _text(_LEFT - 10, y + 12, figure.name, "end", f"name{own}"),
+        f'<rect class="{figure.kind}" x="{_LEFT:g}" y="{y:.1f}" width="{width:.1f}" '
+        f'height="{_BAR:g}"/>',
+        f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{high:.1f}{cap}"/>',
+        _text(
+            max(high, _LEFT + width) + 8,
+            y + 12,
+            f"{figure.ratio:.2f} x, {rate(figure)}/s",
+            "start",
+            f"value{own}",
+        ),
+    ]
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line class="{cls}" {ends}/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, cls: str) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="{cls}" {place}>{_escape(text)}</text>'
+
+
+def _escape(text: str) -> str:
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))

@@ -1,0 +1,60 @@
+"""A contender: a name and a factory of something that embeds a batch. Knows no runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mwa_export.backend import Embeddings
+from mwa_export.bench_inputs import Batch
+from mwa_export.bench_result import Kind
+from mwa_export.config import Tower
+from mwa_export.errors import MwaExportError
+
+_FOLDERS = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":]+[/\\])+")
+_LONGEST = 300  # characters of a reason
+
+Run = Callable[[Batch], Embeddings]
+"""(pixels,) uint8 (B, H, W, 3), or (token_ids, padding_mask) int64 (B, T) -> (B, D) float32."""
+
+
+class CannotRunError(MwaExportError):
+    """A contender cannot run here; the message is the reason that the report shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to embed with the same model."""
+
+    name: str
+    kind: Kind
+    runtime: str
+    precision: str  # of its large GEMMs: "float32", "bfloat16", "float16" or "int8"
+    open: Callable[[Tower], Run]  # may take minutes; raises where it cannot run
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a contender does not run: in one line, and without the folders of this machine."""
+    text = " ".join(str(error).split()) or "no message"
+    if not isinstance(error, MwaExportError):
+        text = f"{type(error).__name__}: {text}"
+    text = _FOLDERS.sub("", text)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Other tools talk on stdout, which is ours for the result, and warn about their own habits."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

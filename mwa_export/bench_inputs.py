@@ -1,0 +1,196 @@
+"""What a benchmark feeds: real rows of a test set, or random ones of plausible size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.bundle import Bundle
+from mwa_export.embedding import batches_by_length
+from mwa_export.errors import DataError, OptionsError
+from mwa_export.pictures import decode_picture
+from mwa_export.preprocess import pixels_from_image
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.tokenizer import BOS, EOS, pad
+from mwa_export.verify import random_pixels
+
+Batch = tuple[NDArray[Any], ...]  # (pixels,) uint8, or (token_ids, padding_mask) int64
+Part = tuple[Sequence[int], Batch]  # rows of the window, and their batch
+Split = Callable[[Any], list[Part]]
+Row = TypeVar("Row")
+
+COCO_MEAN, COCO_SPREAD, COCO_LEAST, COCO_MOST = 13.0, 3.0, 8, 30
+"""Our assumption about COCO captions in tokens, BOS and EOS included: normal, rounded, clipped."""
+
+VISION_WINDOW = 8  # pictures of a round at least, so that batch 1 is more than one call
+TEXT_WINDOW = 8  # batches of captions in a round, so that sorting by length has something to sort
+CALIBRATION = 32  # rows that static quantizers calibrate with
+_POOL = {"vision": 256, "text": 4096}  # different rows at most; then they come again
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The rows of one tower: (H, W, 3) uint8 pixels, or token ids with BOS and EOS."""
+
+    rows: Sequence[Any]
+    calibration: Sequence[Any]
+    real: bool
+    words: str  # what they are, for the report
+
+    def windows(self, size: int, count: int) -> list[list[Any]]:
+        """``count`` windows of ``size`` rows each, one after the other, then again from the top."""
+        n = len(self.rows)
+        return [[self.rows[(w * size + i) % n] for i in range(size)] for w in range(count)]
+
+
+def picture_pool(bundle: Bundle, data: RetrievalData | None, wanted: int, seed: int) -> Pool:
+    """Pictures of the test set, resized; without one, noise.
+
+    Args:
+        bundle: whose image size counts.
+        data: a test set, or None.
+        wanted: rows of all windows together.
+        seed: of the noise.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    size = bundle.manifest.model.backbone.image_size
+    count = min(wanted, _POOL["vision"])
+    if data is None:
+        noise = random_pixels(np.random.default_rng(seed), count + CALIBRATION, size)
+        words = f"seeded random pixels, {size} x {size}"
+        return Pool(list(noise[:count]), list(noise[count:]), False, words)
+    timed, held_back = _apart(data.pictures, count)
+    rows, calibration = (
+        [pixels_from_image(decode_picture(p.read(), str(p)), size) for p in part]
+        for part in (timed, held_back)
+    )
+    words = f"{len(rows)} pictures of {data.name.split('/')[-1]}, {size} x {size}"
+    return Pool(rows, calibration, True, words)
+
+
+def caption_pool(
+    bundle: Bundle, data: RetrievalData | None, lengths: str | None, wanted: int, seed: int
+) -> Pool:
+    """Captions of the test set; without one or with ``lengths``, random ids.
+
+    Args:
+        bundle: whose tokenizer and vocabulary count.
+        data: a test set, or None.
+        lengths: "coco", a number of tokens, or None for the test set's own (else "coco").
+        wanted: rows of all windows together.
+        seed: of ids and lengths.
+
+    Raises:
+        OptionsError: a length that the model cannot take.
+        BundleError: captions are texts and the bundle has no tokenizer.
+        DataError: stored ids are not in the vocabulary.
+    """
+    backbone = bundle.manifest.model.backbone
+    count = min(wanted, _POOL["text"])
+    if data is not None and lengths is None:
+        timed, held_back = _apart(data.captions, count)
+        rows, calibration = (_encoded(bundle, part) for part in (timed, held_back))
+        words = f"{len(rows)} captions of {data.name.split('/')[-1]}"
+        return Pool(rows, calibration, True, words)
+    rng = np.random.default_rng(seed)
+    drawn, words = _lengths(rng, lengths or "coco", count + CALIBRATION, backbone.max_text_length)
+    low = min(4, backbone.vocab_size - 1)
+    rows = [[BOS, *rng.integers(low, backbone.vocab_size, n - 2).tolist(), EOS] for n in drawn]
+    return Pool(rows[:count], rows[count:], False, f"random ids, {words}")
+
+
+def pictures_in_order(batch: int) -> Split:
+    """Cut a window of pictures into batches of (B, H, W, 3) uint8."""
+
+    def split(window: Sequence[NDArray[np.uint8]]) -> list[Part]:
+        starts = range(0, len(window), batch)
+        return [
+            (
+                range(start, min(start + batch, len(window))),
+                (np.stack(window[start : start + batch]),),
+            )
+            for start in starts
+        ]
+
+    return split
+
+
+def captions_by_length(batch: int) -> Split:
+    """Our way: sort a window by length, pad each batch to its longest."""
+
+    def split(window: Sequence[Sequence[int]]) -> list[Part]:
+        return [
+            (rows, pad([window[row] for row in rows])) for rows in batches_by_length(window, batch)
+        ]
+
+    return split
+
+
+def captions_padded(batch: int, length: int) -> Split:
+    """The reference's way: in the order they come, every caption padded to ``length``."""
+
+    def split(window: Sequence[Sequence[int]]) -> list[Part]:
+        parts: list[Part] = []
+        for start in range(0, len(window), batch):
+            rows = range(start, min(start + batch, len(window)))
+            parts.append((rows, padded([window[row] for row in rows], length)))
+        return parts
+
+    return split
+
+
+def padded(sequences: Sequence[Sequence[int]], length: int) -> Batch:
+    """(token_ids, padding_mask), both (B, length) int64."""
+    ids, mask = pad([*sequences, [0] * length])  # a full row sets the width, and goes again
+    return ids[:-1], mask[:-1]
+
+
+def _apart(rows: Sequence[Row], count: int) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Rows to time and rows to calibrate with: not the same ones where there are enough."""
+    held_back = min(CALIBRATION, max(1, len(rows) // 2))
+    timed = rows[: max(1, min(count, len(rows) - held_back))]
+    return timed, rows[-held_back:]
+
+
+def _encoded(bundle: Bundle, captions: Sequence[str | tuple[int, ...]]) -> list[list[int]]:
+    backbone = bundle.manifest.model.backbone
+    most = backbone.max_text_length
+    tokenizer = bundle.tokenizer() if any(isinstance(c, str) for c in captions) else None
+    rows = []
+    for caption in captions:
+        if isinstance(caption, str):
+            assert tokenizer is not None
+            rows.append(tokenizer.encode(caption))
+        elif caption and not 0 <= min(caption) <= max(caption) < backbone.vocab_size:
+            raise DataError(
+                f"token ids {min(caption)} to {max(caption)} in a caption. Expected 0 to "
+                f"{backbone.vocab_size - 1}, the vocabulary of {bundle.path}."
+            )
+        else:
+            rows.append([BOS, *caption[: most - 2], EOS])
+    return rows
+
+
+def _lengths(
+    rng: np.random.Generator, lengths: str, count: int, most: int
+) -> tuple[list[int], str]:
+    """Tokens of each caption, BOS and EOS included, and what they are in words."""
+    if lengths == "coco":
+        drawn = np.clip(np.rint(rng.normal(COCO_MEAN, COCO_SPREAD, count)), COCO_LEAST, COCO_MOST)
+        words = (
+            f"lengths as assumed for COCO: normal, mean {COCO_MEAN:g}, deviation {COCO_SPREAD:g}, "
+            f"{COCO_LEAST} to {COCO_MOST} tokens"
+        )
+        return [min(int(n), most) for n in drawn], words
+    if not lengths.isdecimal() or not 3 <= int(lengths) <= most:
+        raise OptionsError(
+            f"--lengths {lengths}: expected `coco`, or a number of tokens from 3 to {most}, the "
+            "longest text of this model."
+        )
+    return [int(lengths)] * count, f"{int(lengths)} tokens each"

@@ -1,0 +1,56 @@
+"""Our contenders: a bundle on every runtime and in every precision that it and the machine can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mwa_export.backend import Backend
+from mwa_export.bench_contenders import CannotRunError, Contender, Run
+from mwa_export.bundle import Bundle
+from mwa_export.config import Tower
+from mwa_export.errors import OptionsError
+from mwa_export.runtimes import PRECISIONS, RuntimeOptions, open_backend
+
+NAMES = {"onnxruntime": "ORT", "openvino": "OpenVINO", "cuda": "ORT CUDA"}
+"""Runtime -> its name in the report. PyTorch is not ours: it is the first of the peers."""
+
+
+def our_contenders(bundle: Bundle, runtimes: Sequence[str], *, threads: int) -> list[Contender]:
+    """Contenders for the named runtimes in all their precisions; none named: all of NAMES.
+
+    Raises:
+        OptionsError: a runtime of another name.
+    """
+    for runtime in runtimes:
+        if runtime not in NAMES:
+            raise OptionsError(f"no runtime is called {runtime!r}. Expected: {', '.join(NAMES)}.")
+    return [
+        _contender(bundle, runtime, precision, threads)
+        for runtime in NAMES
+        if not runtimes or runtime in runtimes
+        for precision in PRECISIONS[runtime]
+    ]
+
+
+def our_name(runtime: str, precision: str) -> str:
+    """What the report calls a contender of ours."""
+    return f"mwa-export, {NAMES[runtime]} {precision}"
+
+
+def _contender(bundle: Bundle, runtime: str, precision: str, threads: int) -> Contender:
+    def open_(tower: Tower) -> Run:
+        backend = _backend(bundle, runtime, precision, threads)
+        if tower == "vision":
+            return lambda batch: backend.embed_images(*batch)
+        return lambda batch: backend.embed_texts(*batch)
+
+    return Contender(our_name(runtime, precision), "ours", runtime, precision, open_)
+
+
+def _backend(bundle: Bundle, runtime: str, precision: str, threads: int) -> Backend:
+    options = RuntimeOptions(runtime=runtime, precision=precision, threads=threads)
+    opened = open_backend(bundle, options)
+    found = (opened.choice.runtime, opened.choice.precision)
+    if found != (runtime, precision):
+        raise CannotRunError(f"opens as {' '.join(found)} instead")
+    return opened.backend

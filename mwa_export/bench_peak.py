@@ -1,0 +1,168 @@
+"""The fastest GEMM that this machine's libraries reach, per precision: what a share is a share of.
+
+Measured, not computed from a data sheet: clock rates under wide instructions, and how many cores a
+virtual machine really has, are known to nobody else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mwa_export.bench_result import Peak
+from mwa_export.bench_timing import Turn, quartiles
+from mwa_export.cpu import cores
+
+Shape = tuple[int, int, int]  # rows, inner, columns
+
+# The FFN of BEiT-3 base over a batch of 8 pictures, and a large square.
+SHAPES: tuple[Shape, ...] = ((1576, 768, 3072), (2048, 2048, 2048))
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One GEMM of one library."""
+
+    precision: str
+    tool: str
+    shape: Shape
+    run: Callable[[], object]
+    copies: int = 1  # GEMMs of this shape in a run, side by side
+
+    @property
+    def name(self) -> str:
+        return f"{self.precision} {'x'.join(map(str, self.shape))} {self.tool}"
+
+    @property
+    def operations(self) -> int:
+        rows, inner, columns = self.shape
+        return 2 * rows * inner * columns * self.copies
+
+
+def kernels(threads: int, shapes: Sequence[Shape] = ()) -> list[Kernel]:
+    """Every GEMM of every library that is installed; each has run once.
+
+    Args:
+        threads: of each.
+        shapes: SHAPES if none are given.
+    """
+    found = []
+    for shape in shapes or SHAPES:
+        # numpy's idle threads spin for a while and disturb who comes next: only if it must be.
+        found += [*_openvino(shape, threads), *_torch(shape, threads)] or _numpy(shape, threads)
+    for kernel in found:
+        kernel.run()
+    return found
+
+
+def best_kernels(kernels: Sequence[Kernel], turns: Mapping[str, Sequence[Turn]]) -> list[Kernel]:
+    """For each precision the kernel that is fastest in the median."""
+    best: dict[str, Kernel] = {}
+    for kernel in kernels:
+        known = best.get(kernel.precision)
+        if known is None or _median(kernel, turns) > _median(known, turns):
+            best[kernel.precision] = kernel
+    return list(best.values())
+
+
+def peak_of(kernel: Kernel, turns: Mapping[str, Sequence[Turn]]) -> Peak:
+    """A kernel's median speed."""
+    return Peak(kernel.precision, _median(kernel, turns), kernel.tool, kernel.shape)
+
+
+def speeds(kernel: Kernel, turns: Mapping[str, Sequence[Turn]]) -> list[float]:
+    """Operations per second in each round."""
+    return [kernel.operations / turn.seconds for turn in turns[kernel.name]]
+
+
+def _median(kernel: Kernel, turns: Mapping[str, Sequence[Turn]]) -> float:
+    return quartiles(speeds(kernel, turns))[1] / 1e9
+
+
+def _openvino(shape: Shape, threads: int) -> list[Kernel]:
+    ov = _installed("openvino")
+    if ov is None:
+        return []
+    core = ov.Core()
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precisions = {"float32": "f32", "int8": "f32"} | (
+        {"bfloat16": "bf16"} if "BF16" in able else {}
+    )
+    found = []
+    for precision, hint in precisions.items():
+        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+        model = _openvino_gemm(ov, shape, quantized=precision == "int8")
+        x = ov.Tensor(np.random.default_rng(0).standard_normal(shape[:2], dtype=np.float32))
+        # All threads on one GEMM, and one GEMM per thread: where cores are shared with others,
+        # threads that do not wait for each other are faster.
+        for copies, tool in {1: "OpenVINO", threads: "OpenVINO, a GEMM per thread"}.items():
+            compiled = core.compile_model(model, "CPU", settings | {"NUM_STREAMS": copies})
+            requests = [compiled.create_infer_request() for _ in range(copies)]
+            for request in requests:
+                request.set_input_tensor(x)
+            found.append(Kernel(precision, tool, shape, _side_by_side(requests), copies))
+    return found
+
+
+def _side_by_side(requests: Sequence[Any]) -> Callable[[], None]:
+    def run() -> None:
+        for request in requests:
+            request.start_async()
+        for request in requests:
+            request.wait()
+
+    return run
+
+
+def _openvino_gemm(ov: Any, shape: Shape, *, quantized: bool) -> Any:
+    """A graph of one GEMM with constant weights; its input is float32 in every precision."""
+    ops = ov.opset13
+    rows, inner, columns = shape
+    rng = np.random.default_rng(1)
+    x = ops.parameter([rows, inner], np.float32)
+    if quantized:
+        low, high = np.float32(-4), np.float32(4 * 127 / 128)
+        left = ops.fake_quantize(x, low, high, low, high, 256)
+        weights = rng.integers(-127, 128, (inner, columns), dtype=np.int8)
+        scale = ops.constant(np.full((1, columns), 1 / 127, np.float32))
+        right = ops.multiply(ops.convert(ops.constant(weights), "f32"), scale)
+    else:
+        left = x
+        right = ops.constant(rng.standard_normal((inner, columns), dtype=np.float32))
+    return ov.Model([ops.result(ops.matmul(left, right, False, False))], [x], "gemm")
+
+
+def _torch(shape: Shape, threads: int) -> list[Kernel]:
+    torch = _installed("torch")
+    if torch is None or torch.get_num_threads() != threads:
+        return []
+    rows, inner, columns = shape
+    x, w = torch.randn(rows, inner), torch.randn(inner, columns)
+    half, narrow = x.bfloat16(), w.bfloat16()
+    return [
+        Kernel("float32", "PyTorch", shape, lambda: torch.mm(x, w)),
+        Kernel("bfloat16", "PyTorch", shape, lambda: torch.mm(half, narrow)),
+    ]
+
+
+def _numpy(shape: Shape, threads: int) -> list[Kernel]:
+    if threads != cores():  # it cannot be told how many to use
+        return []
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal(shape[:2], dtype=np.float32)
+    w = rng.standard_normal(shape[1:], dtype=np.float32)
+    return [Kernel("float32", "numpy", shape, lambda: x @ w)]
+
+
+def _installed(module: str) -> Any:
+    try:
+        found = importlib.import_module(module)
+        if module == "openvino":
+            importlib.import_module("openvino.opset13")
+        return found
+    except ImportError:
+        return None

@@ -1,0 +1,192 @@
+"""Write a benchmark as JSON, Markdown and SVG into one folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from mwa_export.bench_chart import by_speed, heading, rate, svg_from_bench
+from mwa_export.bench_result import Bench, Figure, Section
+from mwa_export.files import new_folder
+from mwa_export.report_numbers import DASH
+
+MARKER = "bench.json"  # of a folder that was made here, and may be replaced with --force
+_BUSY = 0.3  # of the cores
+HEAD = ("contender", "rows/s", "speed", "p50 ms", "p99 ms", "calls", "GOP/s", "peak", "cosine")
+
+
+def write_bench(result: Bench, out: Path, *, force: bool = False) -> Path:
+    """Write bench.json, bench.md and bench.svg.
+
+    Args:
+        result: from `bench.run_bench`.
+        out: folder to make; it appears with all three files or not at all.
+        force: replace the folder if an earlier benchmark is in it.
+
+    Returns:
+        The path of bench.md.
+
+    Raises:
+        BundleError: the folder exists, or the disk refuses.
+    """
+    texts = {
+        MARKER: json.dumps(_without_nan(result.to_json()), indent=2, allow_nan=False) + "\n",
+        "bench.md": markdown_from_bench(result),
+        "bench.svg": svg_from_bench(result),
+    }
+    with new_folder(out, marker=MARKER, force=force) as folder:
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return Path(out) / "bench.md"
+
+
+def markdown_from_bench(result: Bench) -> str:
+    """Machine, method, a table per section, and what did not run."""
+    machine, settings = result.machine, result.settings
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    parts = [
+        f"# Embedding speed: {_escape(result.model)}",
+        f"{_escape(machine.cpu)}, {machine.cores} cores, {machine.threads} threads; "
+        f"{' '.join(machine.instruction_sets) or 'no instruction sets known'}; "
+        f"{_escape(machine.system)}. {_escape(versions)}.",
+        "![Speed of every contender](bench.svg)",
+        *(_section(section, settings.rounds) for section in result.sections),
+        *_not_measured(result),
+        "## How",
+        "\n".join(f"- {_escape(line)}" for line in method(result)),
+        f"<sub>mwa-export {result.version}, {result.created}, "
+        f"embedding space {result.space_id[:16]}</sub>",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def rows_of(section: Section) -> list[tuple[str, ...]]:
+    """The cells of a section's table under HEAD, the fastest first."""
+    return [_row(figure, section) for figure in reversed(by_speed(section))]
+
+
+def peak_sentence(section: Section) -> str:
+    """What the machine's GEMMs reach, or nothing if that was not measured."""
+    if not section.peaks:
+        return ""
+    listed = ", ".join(
+        f"{peak.precision} {peak.gops:,.0f} GOP/s ({peak.tool}, {' x '.join(map(str, peak.shape))})"
+        for peak in section.peaks
+    )
+    return f"Peak of this machine in the same rounds: {listed}."
+
+
+def window_sentence(section: Section) -> str:
+    """What one round of a section is."""
+    if section.mean_length is None:
+        return f"A round is {section.window} pictures for every contender."
+    return (
+        f"A round is {section.window} captions for every contender, {section.mean_length:.1f} "
+        "tokens in the mean."
+    )
+
+
+def method(result: Bench) -> list[str]:
+    """What a reader has to know to trust the figures, or to distrust them."""
+    settings = result.settings
+    lines = [
+        f"Every one of {settings.rounds} rounds runs each contender once, in a shuffled order "
+        f"(seed {settings.seed}), after each has run every shape of input once untimed.",
+        "Speed is the median over the rounds of the ratio to the baseline in the same round; "
+        "rows/s is a median too, of this machine at this hour.",
+        "p50 and p99 are of single calls with one batch. Times go from uint8 pixels or token ids "
+        "to embeddings in memory: scaling, sorting and padding are in, decoding and tokenizing "
+        "are not.",
+        "ORT is ONNX Runtime. GOP/s counts the multiply-accumulates of the GEMMs that a contender "
+        "runs, as two, padding included: merged graphs have fewer of them, so compare speed, not "
+        "GOP/s. Peak is its share of the fastest GEMM of the same precision in the same round.",
+        f"Pictures: {settings.pictures}. Captions: {settings.captions}.",
+        f"Peers pad every caption to {settings.max_length} tokens, as the reference does. Ours "
+        "sorts the captions of a round by length and pads each batch to its longest.",
+    ]
+    machine = result.machine
+    if machine.load is not None and machine.load > _BUSY * machine.cores:
+        lines.append(
+            f"The machine was busy: in the minute before, {machine.load:g} processes wanted its "
+            f"{machine.cores} cores. PyTorch suffers most from that. Measure again when it is idle."
+        )
+    if not settings.real:
+        lines.append(
+            "Where inputs are random, static quantizers were calibrated with noise: their speed "
+            "counts, their embeddings mean nothing, and no cosines are given."
+        )
+    return lines
+
+
+def skipped_lines(result: Bench) -> list[str]:
+    """What did not run, each with its reason and where; the same reason is told once."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for section in result.sections:
+        for item in section.skipped:
+            places = where.setdefault((item.name, item.reason), [])
+            places.append(f"{section.tower} {section.batch}")
+    everywhere = len(result.sections)
+    return [
+        f"{name}: {reason}" + ("" if len(places) == everywhere else f" ({', '.join(places)})")
+        for (name, reason), places in where.items()
+    ]
+
+
+def _not_measured(result: Bench) -> list[str]:
+    lines = skipped_lines(result)
+    if not lines:
+        return []
+    return ["## Not measured", "\n".join(f"- {_escape(line)}" for line in lines)]
+
+
+def _section(section: Section, rounds: int) -> str:
+    lines = [
+        f"## {heading(section)}",
+        f"Baseline: {_escape(section.baseline)}. {window_sentence(section)} "
+        f"{peak_sentence(section)}".rstrip(),
+        _table(HEAD, rows_of(section)),
+    ]
+    return "\n\n".join(lines)
+
+
+def _row(figure: Figure, section: Section) -> tuple[str, ...]:
+    share = DASH if figure.peak_share is None else f"{100 * figure.peak_share:.0f} %"
+    has_cosines = any(other.cosine is not None for other in section.figures)
+    return (
+        figure.name,
+        rate(figure),
+        f"{figure.ratio:.2f} x",
+        f"{figure.p50_ms:,.1f}",
+        f"{figure.p99_ms:,.1f}",
+        f"{figure.calls}",
+        f"{figure.gops:,.0f}",
+        share,
+        "1" if section.baseline == figure.name and has_cosines else _cosine(figure.cosine),
+    )
+
+
+def _cosine(value: float | None) -> str:
+    """Four digits: a contender is broken or it is not, `parity` knows what precision costs."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def _without_nan(value: object) -> object:
+    """JSON has no NaN: a peer that computes it gets null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([_escape(c) for c in r] for r in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    for character in "\\`*_<>|[]":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())

@@ -1,0 +1,131 @@
+"""The result of a benchmark as plain data. ``docs/bench.md`` describes every field of its JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mwa_export.config import Tower
+
+SCHEMA = 1
+
+Kind = Literal["ours", "peer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What it ran on."""
+
+    cpu: str
+    cores: int  # that this process may use
+    threads: int  # that every contender was given
+    instruction_sets: tuple[str, ...]
+    system: str
+    load: float | None  # mean of processes that wanted a core in the minute before; None: unknown
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How it was measured."""
+
+    rounds: int
+    seed: int
+    pictures: str  # what they are, in words
+    captions: str
+    max_length: int  # tokens that peers pad every caption to
+    real: bool  # inputs are real: calibration and cosines mean something
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The fastest GEMM of a precision, measured in the same rounds as the contenders."""
+
+    precision: str
+    gops: float  # 10^9 operations per second, a multiply-accumulate counts as two; median
+    tool: str
+    shape: tuple[int, int, int]  # rows, inner, columns
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One contender in one section."""
+
+    name: str
+    kind: Kind
+    runtime: str
+    precision: str  # of its large GEMMs
+    rows_per_second: float  # median over the rounds
+    ratio: float  # times as fast as the baseline: median of the same-round ratios
+    ratio_low: float  # first quartile
+    ratio_high: float  # third quartile
+    p50_ms: float  # of a call with one batch
+    p99_ms: float
+    calls: int  # timed
+    gops: float  # operations of its GEMMs, padding included, in 10^9 per second; median
+    peak_share: float | None  # median of gops over the peak of its precision in the same round
+    cosine: float | None  # mean with the baseline; None: inputs are not real, or it is the baseline
+    cosine_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A contender that was asked for and did not run."""
+
+    name: str
+    kind: Kind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One tower at one batch size."""
+
+    tower: Tower
+    batch: int
+    window: int  # rows that every contender embeds in a round
+    mean_length: float | None  # tokens of a caption; None: pictures
+    baseline: str  # name of the contender that ratios and cosines refer to
+    figures: tuple[Figure, ...]
+    skipped: tuple[Skipped, ...]
+    peaks: tuple[Peak, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A whole run."""
+
+    model: str
+    space_id: str
+    machine: Machine
+    settings: Settings
+    sections: tuple[Section, ...]
+    created: str  # UTC, ISO 8601
+    version: str  # of mwa-export
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Bench:
+        machine = data["machine"]
+        return cls(
+            model=data["model"],
+            space_id=data["space_id"],
+            machine=Machine(
+                **machine | {"instruction_sets": tuple(machine["instruction_sets"])},
+            ),
+            settings=Settings(**data["settings"]),
+            sections=tuple(_section(section) for section in data["sections"]),
+            created=data["created"],
+            version=data["version"],
+        )
+
+
+def _section(data: dict[str, Any]) -> Section:
+    parts: dict[str, Any] = {
+        "figures": tuple(Figure(**figure) for figure in data["figures"]),
+        "skipped": tuple(Skipped(**item) for item in data["skipped"]),
+        "peaks": tuple(Peak(**peak | {"shape": tuple(peak["shape"])}) for peak in data["peaks"]),
+    }
+    return Section(**data | parts)

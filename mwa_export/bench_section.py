@@ -1,0 +1,177 @@
+"""One section of a benchmark: all opened contenders on one tower at one batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mwa_export.bench_contenders import Contender, Run, quiet, reason_of
+from mwa_export.bench_figures import Timed, figures_from_turns
+from mwa_export.bench_inputs import (
+    TEXT_WINDOW,
+    VISION_WINDOW,
+    Pool,
+    Split,
+    captions_by_length,
+    captions_padded,
+    pictures_in_order,
+)
+from mwa_export.bench_macs import count_macs, merged_plan, unmerged_plan
+from mwa_export.bench_peak import Kernel
+from mwa_export.bench_result import Section, Skipped
+from mwa_export.bench_timing import Entry, interleave, one_turn
+from mwa_export.bundle import Manifest
+from mwa_export.config import Tower
+from mwa_export.errors import MwaExportError
+from mwa_export.progress import Progress
+
+SEED = 0  # of inputs and of the order within the rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A contender that could be opened."""
+
+    contender: Contender
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What every contender of a section has to do."""
+
+    manifest: Manifest
+    tower: Tower
+    batch: int
+    pool: Pool
+
+    @property
+    def rows(self) -> int:
+        """Rows of a round."""
+        return window_rows(self.tower, self.batch)
+
+    def split(self, contender: Contender) -> Split:
+        """How this contender cuts a window into batches."""
+        if self.tower == "vision":
+            return pictures_in_order(self.batch)
+        if contender.kind == "ours":
+            return captions_by_length(self.batch)
+        return captions_padded(self.batch, self.manifest.model.backbone.max_text_length)
+
+    def operations(self, contender: Contender, window: Any) -> int:
+        """Operations of the GEMMs that this contender runs for a window, padding included."""
+        merged = contender.kind == "ours"
+        plan = (
+            merged_plan(self.manifest, self.tower)
+            if merged
+            else unmerged_plan(self.manifest.model, self.tower)
+        )
+        shapes = [batch[0].shape for _rows, batch in self.split(contender)(window)]
+        text = self.tower == "text"
+        return 2 * sum(count_macs(plan, s[0], s[1] if text else None) for s in shapes)
+
+
+def measure_section(
+    work: Workload,
+    opened: Sequence[Opened],
+    skipped: Sequence[Skipped],
+    kernels: Sequence[Kernel],
+    *,
+    rounds: int,
+    progress: Progress,
+) -> Section:
+    """Warm everything up, time it round by round, work the figures out.
+
+    Args:
+        work: tower, batch and rows.
+        opened: the contenders.
+        skipped: those that could not be opened; who fails at warm-up joins them.
+        kernels: GEMMs to time in the same rounds.
+        rounds: how many.
+        progress: told about every step.
+
+    Raises:
+        MwaExportError: no contender runs.
+    """
+    windows = work.pool.windows(work.rows, rounds)
+    entries, failed = _warmed_up(work, opened, windows, progress)
+    missing = (*skipped, *failed)
+    if not entries:
+        raise MwaExportError(
+            f"nothing runs the {work.tower} tower here. "
+            + " ".join(f"{item.name}: {item.reason}." for item in missing)
+        )
+    contenders = [item.contender for item in opened if item.contender.name in entries]
+    for kernel in kernels:
+        entries[kernel.name] = Entry(lambda _window: [None], _without_input(kernel.run))
+    estimate = sum(one_turn(entry, windows[0]).seconds for entry in entries.values())
+    progress(
+        f"time {len(contenders)} contenders, {work.tower}, batch {work.batch}: {rounds} rounds of "
+        f"about {estimate:.2g} s",
+        rounds * len(entries),
+    )
+    turns = interleave(entries, windows, seed=SEED, on_turn=lambda: progress.advance(1))
+    timed = [
+        Timed(
+            contender,
+            turns[contender.name],
+            [[rows for rows, _ in work.split(contender)(window)] for window in windows],
+            [work.operations(contender, window) for window in windows],
+        )
+        for contender in contenders
+    ]
+    figures, baseline, peaks = figures_from_turns(
+        timed, kernels, turns, rows=work.rows, cosines=work.pool.real
+    )
+    mean = None
+    if work.tower == "text":
+        mean = sum(len(row) for window in windows for row in window) / (work.rows * rounds)
+    return Section(work.tower, work.batch, work.rows, mean, baseline, figures, missing, peaks)
+
+
+def window_rows(tower: Tower, batch: int) -> int:
+    """Rows that every contender embeds in one round."""
+    if tower == "vision":
+        return batch * max(1, VISION_WINDOW // batch)
+    return batch * TEXT_WINDOW
+
+
+def errors_of(contender: Contender) -> type[Exception]:
+    """Other people's code may fail in any way; ours only with a message."""
+    return Exception if contender.kind == "peer" else MwaExportError
+
+
+def _warmed_up(
+    work: Workload, opened: Sequence[Opened], windows: Sequence[Any], progress: Progress
+) -> tuple[dict[str, Entry[Any]], list[Skipped]]:
+    """Run one batch of every shape that will be timed: runtimes prepare anew for each."""
+    entries: dict[str, Entry[Any]] = {}
+    failed = []
+    progress(f"warm up, {work.tower}, batch {work.batch}", len(opened))
+    for item in opened:
+        contender, split = item.contender, work.split(item.contender)
+        seen = set()
+        try:
+            with quiet():
+                for part in (part for window in windows for part in split(window)):
+                    shape = tuple(array.shape for array in part[1])
+                    if shape not in seen:
+                        seen.add(shape)
+                        item.run(part[1])
+            entries[contender.name] = Entry(split, _on_batch(item.run))
+        except errors_of(contender) as error:
+            failed.append(Skipped(contender.name, contender.kind, reason_of(error)))
+        progress.advance(1)
+    return entries, failed
+
+
+def _on_batch(run: Run) -> Callable[[Any], Any]:
+    return lambda part: run(part[1])
+
+
+def _without_input(run: Callable[[], object]) -> Callable[[Any], None]:
+    def ignoring(_input: Any) -> None:
+        run()
+
+    return ignoring

@@ -1,0 +1,110 @@
+"""Time contenders side by side. Knows no model and no runtime.
+
+Every round runs every contender once, in an order that is shuffled anew, and contenders are
+compared within a round only. So a machine that slows down for a while slows all of them alike, and
+no contender always runs behind the same neighbour.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from mwa_export.errors import OptionsError
+
+W = TypeVar("W")
+
+FEWEST_ROUNDS = 3  # of fewer there is no median to speak of
+SETTLE = 0.05  # seconds between contenders: idle threads of the last one stop spinning
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[W]):
+    """What is timed: cut a window of work into batches, and run each of them."""
+
+    split: Callable[[W], Sequence[Any]]
+    run: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One contender in one round."""
+
+    seconds: float  # for the window: splitting and all calls
+    calls: tuple[float, ...]  # seconds of each call of ``run``
+    results: tuple[Any, ...]  # and what it returned
+
+
+def interleave(
+    entries: Mapping[str, Entry[W]],
+    windows: Sequence[W],
+    *,
+    seed: int = 0,
+    settle: float = SETTLE,
+    clock: Callable[[], float] = time.perf_counter,
+    on_turn: Callable[[], None] = lambda: None,
+) -> dict[str, list[Turn]]:
+    """Time every entry on every window: a window is a round.
+
+    Args:
+        entries: name -> what to time, warmed up already.
+        windows: the work of each round, the same for all entries.
+        seed: of the order within the rounds.
+        settle: seconds to wait before each turn.
+        clock: seconds.
+        on_turn: called after each turn.
+
+    Returns:
+        For each name the turns in the order of the rounds.
+
+    Raises:
+        OptionsError: fewer windows than FEWEST_ROUNDS.
+    """
+    if len(windows) < FEWEST_ROUNDS:
+        raise OptionsError(f"{len(windows)} rounds. Expected at least {FEWEST_ROUNDS}.")
+    shuffle = random.Random(seed)
+    turns: dict[str, list[Turn]] = {name: [] for name in entries}
+    for window in windows:
+        order = list(entries)
+        shuffle.shuffle(order)
+        for name in order:
+            if settle:
+                time.sleep(settle)
+            turns[name].append(one_turn(entries[name], window, clock=clock))
+            on_turn()
+    return turns
+
+
+def one_turn(entry: Entry[W], window: W, *, clock: Callable[[], float] = time.perf_counter) -> Turn:
+    """Run one window and time it, as a whole and call by call."""
+    calls, results = [], []
+    start = clock()
+    for batch in entry.split(window):
+        before = clock()
+        results.append(entry.run(batch))
+        calls.append(clock() - before)
+    return Turn(clock() - start, tuple(calls), tuple(results))
+
+
+def same_round_ratios(baseline: Sequence[Turn], turns: Sequence[Turn]) -> list[float]:
+    """How many times as fast as the baseline, in each round."""
+    return [b.seconds / t.seconds for b, t in zip(baseline, turns, strict=True)]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least ``share`` (0 to 1) of the values do not exceed."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share {share}")
+    ordered = sorted(values)
+    needed = share * len(ordered)
+    return ordered[max(0, -int(-needed // 1) - 1)]  # the ceiling, counted from 0

@@ -1,0 +1,231 @@
+"""A whole benchmark of a tiny bundle, from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import files_below, refused, run, save
+from configs import MWA
+
+from mwa_export import bench_ours, bench_peak, bench_peer_torch
+from mwa_export.bench import BenchOptions, run_bench
+from mwa_export.bench_ours import our_name
+from mwa_export.bench_peers import PEERS, chosen_peers
+from mwa_export.bench_result import Bench, Figure, Section
+from mwa_export.bench_timing import interleave
+from mwa_export.bundle import Bundle
+from mwa_export.errors import MwaExportError, OptionsError
+from mwa_export.synthetic import random_tensors
+
+ORT = our_name("onnxruntime", "float32")
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small kernels, no waiting."""
+    monkeypatch.setattr(bench_peak, "SHAPES", ((32, 64, 32),))
+    monkeypatch.setattr("mwa_export.bench_timing.time.sleep", lambda _seconds: None)
+
+
+@pytest.fixture
+def bench_refused(files: Path, folder: Path) -> Callable[..., str]:
+    """A run that must fail and leave nothing; returns its message."""
+
+    def bench(*arguments: object, bundle: Path = files / "bundle") -> str:
+        before = files_below(folder)
+        message = refused("bench", bundle, "-o", folder / "bench", "--rounds", 3, *arguments)
+        assert files_below(folder) == before
+        return message
+
+    return bench
+
+
+def by_name(section: Section) -> dict[str, Figure]:
+    return {figure.name: figure for figure in section.figures}
+
+
+def test_run_with_checkpoint_and_data_measures_peers_beside_ours(
+    files: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bench"
+    outcome = run(
+        *("bench", files / "bundle", "--reference", files / "checkpoint.pth"),
+        *("--data", files / "data", "--rounds", 3, "--batch", 4, "-o", out),
+        *("--peers", "eager,onnx,ort-dynamic,nncf", "--runtime", "onnxruntime"),
+        *("--tower", "text", "--threads", 1),
+    )
+    assert outcome.status == 0, outcome
+    assert outcome.stdout.endswith(f"{out / 'bench.md'}\n")
+    result = json.loads((out / "bench.json").read_text())
+    result.pop("schema")
+    bench = Bench.from_json(result)
+    (section,) = bench.sections
+    assert (section.tower, section.batch, section.window) == ("text", 4, 32)
+    assert section.baseline == PEERS["eager"].name
+    figures = by_name(section)
+    assert figures[ORT].cosine == pytest.approx(1, abs=1e-5)
+    told = {*figures, *(item.name for item in section.skipped)}
+    assert told >= {PEERS[name].name for name in ("eager", "onnx", "ort-dynamic", "nncf")}
+    assert {peak.precision for peak in section.peaks} >= {"float32"}
+    assert (figures[ORT].peak_share or 0) > 0
+    eager = figures[PEERS["eager"].name]
+    assert figures[ORT].calls == eager.calls == 24
+    # Operations per row: fewer for the merged graph, and without padding to the whole length.
+    merged, unmerged = (f.gops / f.rows_per_second for f in (figures[ORT], eager))
+    assert merged < unmerged
+    assert bench.settings.real
+    assert str(files) not in (out / "bench.json").read_text()
+
+
+def test_without_checkpoint_the_bundle_is_measured_and_peers_say_what_they_need(
+    files: Path, tmp_path: Path
+) -> None:
+    outcome = run(
+        *("bench", files / "bundle", "--rounds", 3, "--batch", 1, "--tower", "text", "-q"),
+        *("--no-peak", "--lengths", 12, "--runtime", "onnxruntime", "-o", tmp_path / "b"),
+    )
+    assert outcome.status == 0, outcome
+    assert outcome.stderr == ""
+    result = json.loads((tmp_path / "b" / "bench.json").read_text())
+    (section,) = result["sections"]
+    assert section["baseline"] == ORT
+    assert section["mean_length"] == 12
+    assert section["peaks"] == []
+    skipped = {item["name"]: item["reason"] for item in section["skipped"]}
+    assert set(skipped) >= {peer.name for peer in PEERS.values()}
+    assert "--reference" in skipped[PEERS["compile"].name]
+    assert "not measured: PyTorch eager float32: needs the checkpoint" in outcome.stdout
+
+
+def test_peer_that_fails_is_listed_and_the_others_are_measured(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mwa_export.model import ModelSource, load_model
+
+    def opens_but_fails(*_args: object) -> Any:
+        def run(_batch: object) -> Any:
+            raise RuntimeError("no compiler")
+
+        return run
+
+    monkeypatch.setattr(bench_peer_torch, "compiled", opens_but_fails)
+    model = load_model(ModelSource(files / "checkpoint.pth"))
+    options = BenchOptions(("vision",), (2,), 3, ("onnxruntime",), ("compile", "eager"), peak=False)
+    result = run_bench(Bundle.open(files / "bundle"), options, model=model)
+    (section,) = result.sections
+    reasons = {item.name: item.reason for item in section.skipped}
+    assert reasons[PEERS["compile"].name] == "RuntimeError: no compiler"
+    assert {PEERS["eager"].name, ORT} <= set(by_name(section))
+
+
+def test_bug_in_a_contender_of_ours_is_not_hidden(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object) -> Any:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(bench_ours, "_backend", broken)
+    options = BenchOptions(("vision",), (1,), 3, ("onnxruntime",), ("none",), peak=False)
+    with pytest.raises(TypeError, match="a bug"):
+        run_bench(Bundle.open(files / "bundle"), options)
+
+
+def test_nothing_that_runs_is_an_error_with_every_reason(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_args: object) -> Any:
+        raise MwaExportError("not here")
+
+    monkeypatch.setattr(bench_ours, "_backend", missing)
+    options = BenchOptions(("vision",), (1,), 3, ("onnxruntime",), ("none",), peak=False)
+    with pytest.raises(MwaExportError, match=r"nothing runs the vision tower.*float32: not here"):
+        run_bench(Bundle.open(files / "bundle"), options)
+
+
+def test_every_shape_is_warmed_up_before_the_clock_runs(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    timing = []
+
+    class Backend:
+        def embed_texts(self, ids: Any, _mask: Any) -> Any:
+            seen.append(ids.shape)
+            return np.ones((len(ids), 4), np.float32)
+
+    def watched(*args: Any, **more: Any) -> Any:
+        timing.append(len(seen))
+        return interleave(*args, **more)
+
+    monkeypatch.setattr(bench_ours, "_backend", lambda *_args: Backend())
+    monkeypatch.setattr("mwa_export.bench_section.interleave", watched)
+    options = BenchOptions(("text",), (4,), 4, ("onnxruntime",), ("none",), "coco", peak=False)
+    run_bench(Bundle.open(files / "bundle"), options)
+    before, timed = set(seen[: timing[0]]), set(seen[timing[0] :])
+    assert len(timed) > 2
+    assert timed <= before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--peers", "eager,tensorflow"), "no peer is called 'tensorflow'. Expected all, none"),
+        (("--peers", "none,eager"), "none was given together"),
+        (("--runtime", "tensorrt"), "no runtime is called 'tensorrt'. Expected: onnxruntime"),
+        (("--data", "nowhere.json"), "nowhere.json: no such file"),
+        (("--images", "pictures"), "belong to --data"),
+        (("--lengths", "400"), "from 3 to 62"),
+        (("--reference", "nothing.pth"), "nothing.pth"),
+    ],
+)
+def test_impossible_option_is_refused(
+    bench_refused: Callable[..., str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in bench_refused(*arguments)
+
+
+def test_two_rounds_are_refused(files: Path, folder: Path) -> None:
+    outcome = run("bench", files / "bundle", "--rounds", 2, "-o", folder / "b")
+    assert outcome.status == 2
+    assert "3" in outcome.stderr
+    with pytest.raises(OptionsError, match="at least 3"):
+        BenchOptions(rounds=2)
+    with pytest.raises(OptionsError, match="batch sizes"):
+        BenchOptions(batches=(0,))
+
+
+def test_folder_that_is_no_bundle_is_refused(
+    bench_refused: Callable[..., str], tmp_path: Path
+) -> None:
+    assert "is no bundle" in bench_refused(bundle=tmp_path / "nothing")
+
+
+def test_checkpoint_of_another_bundle_is_refused(
+    bench_refused: Callable[..., str], tmp_path: Path
+) -> None:
+    other = save(tmp_path / "other.pth", random_tensors(MWA, 1))
+    assert "is not what" in bench_refused("--reference", other)
+
+
+def test_existing_folder_is_refused_before_the_work(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "bench.json").write_text("{}")
+    arguments = ("bench", files / "bundle", "--reference", "nothing.pth", "-o", tmp_path / "b")
+    assert "exists already" in refused(*arguments)
+
+
+def test_chosen_peers_keep_their_order_and_all_is_all() -> None:
+    assert chosen_peers(["nncf", "eager"]) == ["eager", "nncf"]
+    assert chosen_peers(["all"]) == list(PEERS)
+    assert chosen_peers(["none"]) == chosen_peers([]) == []
+
+
+def test_help_names_every_peer_and_runtime() -> None:
+    text = "".join(run("bench", "--help").stdout.split())  # names may be broken at a hyphen
+    for name in (*PEERS, *bench_ours.NAMES):
+        assert name in text, name
