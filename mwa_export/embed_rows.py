@@ -1,0 +1,89 @@
+"""What `embed` reads: numbered rows of pictures or texts in a fixed order, from any source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.pictures import Picture
+
+Kind = Literal["image", "text"]
+
+
+class Readable(Protocol):
+    """Encoded bytes that are not read yet: a file, a member of a tar, something remote."""
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            ImageError: they cannot be read; the message is the row's reason.
+        """
+        ...
+
+
+Content = Picture | Readable | bytes | str
+"""A picture, read or not, or a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the input. It ends as an embedding or as a row of the errors, never as nothing."""
+
+    id: str
+    content: Content | None  # None: there is nothing to embed, see ``problem``
+    columns: tuple[object, ...] = ()  # what is carried along, in the order of Source.columns
+    problem: str | None = None  # why it cannot be embedded, as far as the reader knows
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What is known of a source before anything is embedded."""
+
+    rows: int
+    fingerprint: str  # hex; changes when the rows, their order or their files (size, time) do
+    duplicates: NDArray[np.int64]  # rows whose id an earlier row has, ascending
+
+
+class Source(Protocol):
+    """Where rows come from. Can be pickled once it is scanned: workers read their part alone.
+
+    The order is the same in every run over the same input. Memory does not grow with the rows, or
+    by a few bytes each.
+    """
+
+    @property
+    def kind(self) -> Kind:
+        """What the rows hold."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that are carried along."""
+        ...
+
+    def scan(self, work: Path) -> Scan:
+        """Look at everything once, without decoding. An index for `rows` may be kept in ``work``.
+
+        Raises:
+            DataError: there is no such source, or it is malformed as a whole.
+        """
+        ...
+
+    def rows(self, start: int, stop: int) -> Iterator[Row]:
+        """Rows ``start`` (from 0) to before ``stop``, at a cost that does not depend on ``start``.
+
+        Raises:
+            DataError: the source changed since the scan.
+        """
+        ...
