@@ -6,6 +6,7 @@ counted, and forgotten.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,23 +62,42 @@ def rank(
         on_rows: called with the number of queries after each block.
 
     Equal scores rank in the order of the gallery, so that a model that has collapsed to one vector
-    gets the recall of chance and not a perfect one.
+    gets the recall of chance and not a perfect one. Equal gallery rows have equal scores.
     """
     step = block or max(1, _SCORES // max(1, len(gallery)))
     order = np.argsort(gallery_ids, kind="stable")  # rows of one id lie together, in their order
     sorted_ids = np.asarray(gallery_ids)[order]
     first = np.searchsorted(sorted_ids, query_ids, "left")
     last = np.searchsorted(sorted_ids, query_ids, "right")
+    later, earlier = _twins(gallery)
     parts = []
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
         right = _padded(order, first[rows], last[rows])  # (b, most), -1 = none
         with np.errstate(invalid="ignore"):  # some BLAS kernels set the flag in unused lanes
             scores = queries[rows] @ gallery.T  # (b, n_gallery)
+        if len(later):
+            scores[:, later] = scores[:, earlier]
         parts.append(_rank_block(scores, right))
         on_rows(len(right))
     ranks, best, margins, top = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Ranking(ranks, best, margins, top, len(gallery))
+
+
+def _twins(gallery: Floats) -> tuple[Ints, Ints]:
+    """Rows that repeat an earlier row bit by bit, and that row's number for each.
+
+    Some BLAS kernels round the same product differently at the edges of their tiles, so equal rows
+    would not get equal scores.
+    """
+    seen: dict[bytes, int] = {}
+    pairs = []
+    for number, row in enumerate(np.ascontiguousarray(gallery)):
+        first = seen.setdefault(hashlib.blake2b(row, digest_size=16).digest(), number)
+        if first != number:
+            pairs.append((number, first))
+    columns = np.asarray(pairs, np.int64).reshape(-1, 2)
+    return columns[:, 0], columns[:, 1]
 
 
 def _padded(order: Ints, first: Ints, last: Ints) -> Ints:

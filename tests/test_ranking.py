@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mwa_export import ranking
 from mwa_export.ranking import NO_WRONG_ITEM, TOP, Ranking, rank
 
 Floats = NDArray[np.float32]
@@ -310,3 +311,11 @@ def test_first_of_many_equal_items_are_on_top() -> None:
     found = rank(np.ones((1, 1), np.float32), gallery, equal[1:2], np.arange(1600))
     assert found.ranks.tolist() == [2]
     assert found.top[0].tolist() == equal[:10].tolist()
+
+
+def test_repeated_gallery_rows_are_found_with_the_row_that_they_repeat() -> None:
+    gallery = np.array([[1, 2], [3, 4], [1, 2], [1, 2], [3, 4]], np.float32)
+    gallery[3, 1] = np.nextafter(np.float32(2), np.float32(3))  # not a repeat, only near
+    later, earlier = ranking._twins(gallery)
+    assert later.tolist() == [2, 4]
+    assert earlier.tolist() == [0, 1]
