@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,10 @@ from mwa_export.errors import BundleError, OptionsError
 from mwa_export.files import sha256_of
 from mwa_export.tokenizer import Tokenizer
 from mwa_export.towers import Port, TowerSpec
+
+if TYPE_CHECKING:
+    from mwa_export.bundle_embed import PictureLike
+    from mwa_export.runtimes import Opened, RuntimeOptions
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -137,6 +141,8 @@ class Bundle:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        self._tokenizer: Tokenizer | None = None  # these two: opened when they are needed
+        self._runtime: Opened | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -185,11 +191,56 @@ class Bundle:
                 f"{self.path}: was exported without a tokenizer and takes token ids only. "
                 "Export again with --tokenizer FILE.spm to embed texts."
             )
-        max_length = self.manifest.preprocessing["text"]["max_length"]
-        return Tokenizer.from_file(self.path / file, max_length=max_length)
+        if self._tokenizer is None:
+            max_length = self.manifest.preprocessing["text"]["max_length"]
+            self._tokenizer = Tokenizer.from_file(self.path / file, max_length=max_length)
+        return self._tokenizer
 
     def conformance(self) -> Conformance:
         return Conformance.load(self.path / CONFORMANCE)
+
+    # The three below import where they run: the modules that embed import this one.
+
+    def runtime(self, options: RuntimeOptions | None = None) -> Opened:
+        """The runtime that `embed_images` and `embed_texts` use: opened once, then kept.
+
+        Without options: the one that is open, or else the best for this machine and bundle, as
+        `--runtime auto` chooses it. With options: opened anew, and used from then on.
+
+        Raises:
+            RuntimeUnavailableError, VerificationError, OptionsError: see `runtimes.open_backend`.
+        """
+        if options is not None or self._runtime is None:
+            from mwa_export.runtimes import open_backend
+
+            self._runtime = open_backend(self, options)
+        return self._runtime
+
+    def embed_images(self, pictures: Iterable[PictureLike]) -> NDArray[np.float32]:
+        """Embed pictures: paths, encoded bytes, or pictures opened by Pillow, also mixed.
+
+        Returns (n, D) float32 in their order, each row of unit length; (0, D) for none.
+
+        Raises:
+            ImageError: one cannot be read. The message names it, and nothing is returned; to
+                leave bad pictures out, use `mwa-export embed`.
+        """
+        from mwa_export.bundle_embed import embed_images
+
+        return embed_images(self, pictures)
+
+    def embed_texts(self, texts: Iterable[str]) -> NDArray[np.float32]:
+        """Embed texts. A single str is refused: its letters would be embedded one by one.
+
+        Returns (n, D) float32 in their order, each row of unit length; (0, D) for none.
+
+        Raises:
+            BundleError: the bundle carries no tokenizer.
+            DataError: a single text, or something that is no text.
+        """
+        from mwa_export.bundle_embed import embed_texts
+
+        return embed_texts(self, texts)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
