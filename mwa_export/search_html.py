@@ -1,0 +1,81 @@
+"""The contact sheet of a search: one HTML file, no script, nothing fetched, pictures inside.
+
+``assets/search.html.j2`` decides what stands where; it looks like the parity report, whose
+``report.css`` it uses, with ``search.css`` on top.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from base64 import b64encode
+from importlib.resources import files
+
+from mwa_export import __version__
+from mwa_export.embed_rows import Readable
+from mwa_export.errors import ImageError
+from mwa_export.pictures import Picture, decode_picture
+from mwa_export.report_numbers import DASH
+from mwa_export.search_result import Found
+
+THUMBNAIL = 320  # pixels of the longer side
+_NOT_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def html_from_search(found: Found) -> str:
+    """The whole document. A picture that cannot be read is named, with the reason, in its place."""
+    import jinja2
+
+    assets = files("mwa_export") / "assets"
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["clean"] = _clean
+    environment.filters["cell"] = _cell
+    template = environment.from_string((assets / "search.html.j2").read_text(encoding="utf-8"))
+    page: str = template.render(
+        found=found,
+        asked=None if found.query_picture is None else _shown(found.query_picture),
+        shown=[None if hit.picture is None else _shown(hit.picture) for hit in found.hits],
+        css="".join(
+            (assets / name).read_text(encoding="utf-8") for name in ("report.css", "search.css")
+        ),
+        version=__version__,
+    )
+    return page.encode("utf-8", "replace").decode()
+
+
+def thumbnail(picture: Picture | Readable | bytes) -> bytes:
+    """A picture as a small JPEG on white, the longer side at most THUMBNAIL pixels.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    data = picture if isinstance(picture, bytes) else picture.read()
+    image = decode_picture(data, str(picture) if not isinstance(picture, bytes) else "bytes")
+    try:
+        small = image.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=80)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{picture!r}: cannot be made smaller ({error}).") from error
+    return buffer.getvalue()
+
+
+def _shown(picture: Picture | Readable | bytes) -> tuple[str, str]:
+    """A thumbnail as base64, or "" and the reason why there is none."""
+    try:
+        return b64encode(thumbnail(picture)).decode(), ""
+    except ImageError as error:
+        return "", str(error)
+
+
+def _cell(value: object) -> str:
+    """A column's value for people."""
+    return _clean(DASH if value is None else value)
+
+
+def _clean(value: object) -> str:
+    """Text without what no page can hold: control characters and halves of characters."""
+    return _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", str(value))
