@@ -84,7 +84,7 @@ def score(query: Floats, vectors: NDArray[Any], scales: NDArray[Any] | None = No
             "They are of different embedding spaces."
         )
     rows = np.ascontiguousarray(vectors, np.float32)
-    found = np.einsum("nd,d->n", rows, np.asarray(query, np.float32))
+    found: Floats = np.einsum("nd,d->n", rows, np.asarray(query, np.float32))
     if scales is not None:
         found = found * np.asarray(scales, np.float32)
     if not np.isfinite(found).all():
