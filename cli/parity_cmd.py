@@ -13,7 +13,7 @@ from mwa_export.cli.options import PATH, reading_options
 _EXAMPLES = """\b
 Examples:
   mwa-export parity bundle --reference checkpoint-29.pth --data dataset_coco.json --images coco
-  mwa-export parity bundle --reference bundle --graph vision.int8.onnx --data captions.csv
+  mwa-export parity bundle --reference bundle --runtime openvino --precision int8 --data x.csv
   mwa-export parity new --reference old --data test-shards/ --max-recall-drop 0.5 --confidence 0.95
 """
 
@@ -46,16 +46,28 @@ Examples:
     "graphs",
     multiple=True,
     metavar="FILE",
-    help="Graph of the bundle to check, or any .onnx file; float32 by default. Repeatable.",
+    help="Graph of the bundle to check, or any .onnx file, in place of --precision. Repeatable.",
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["onnxruntime"]),
+    type=click.Choice(["auto", "onnxruntime", "openvino", "cuda"]),
     default="onnxruntime",
     show_default=True,
-    help="What runs the bundle.",
+    help="What runs the bundle; a checkpoint always runs on PyTorch.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
+    default="float32",
+    show_default=True,
+    help="Of the bundle's graphs; auto is what would be run if nothing were said.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Of the runtime; default: all cores.")
+@click.option(
+    "--allow-slow",
+    is_flag=True,
+    help="Also what this CPU runs slower than float32 (INT8, bfloat16).",
+)
 @click.option(
     "--tokenizer",
     type=PATH,
@@ -143,12 +155,18 @@ def _columns(values: dict[str, Any]) -> Any:
 def _run_options(values: dict[str, Any]) -> Any:
     from mwa_export.embedding_cache import default_cache
     from mwa_export.parity_run import RunOptions
+    from mwa_export.runtimes import RuntimeOptions
     from mwa_export.sides import CheckpointOptions
 
     reading = ("adapter", "ema", "trust_pickle", "adapter_scale", "adapter_layernorm", "ffn_option")
     return RunOptions(
         graphs=values["graphs"],
-        threads=values["threads"],
+        runtime=RuntimeOptions(
+            values["runtime"],
+            values["precision"],
+            threads=values["threads"],
+            allow_slow=values["allow_slow"],
+        ),
         tokenizer=values["tokenizer"],
         checkpoint=CheckpointOptions(**{name: values[name] for name in reading}),
         cache=None if values["no_cache"] else values["cache"] or default_cache(),

@@ -54,31 +54,30 @@ def fail_if_failed(result: Parity) -> None:
 
 
 def _show_recall(result: Parity) -> None:
+    exact = has_float32(result)
     rows = []
     for direction in result.directions:
+        n = direction.queries
         for change in direction.recalls:
+            # There is room for one of both in 80 columns; the report has both.
+            p = p_value(change.p_value).replace(" ", "")
             rows.append(
                 (
                     f"{direction.direction.upper()}@{change.k}",
-                    percent(change.reference, direction.queries),
-                    percent(change.candidate, direction.queries),
+                    percent(change.reference, n),
+                    percent(change.candidate, n),
                     points(change.difference),
                     f"{points(change.low)} to {points(change.high)}",
-                    str(change.won),  # short, so that nothing folds in 80 columns
+                    str(change.won),
                     str(change.lost),
-                    p_value(change.p_value).replace(" ", ""),
+                    percent(change.float32, n) if exact else p,
                 )
             )
     interval = f"{result.confidence * 100:g} % interval"
-    head = ("in %", "reference", "candidate", "points", interval, "won", "lost", "p")
-    console.table(rows, head)
-    if has_float32(result):
-        figures = (
-            f"{d.direction.upper()}@{r.k} {percent(r.float32, d.queries)}"
-            for d in result.directions
-            for r in d.recalls
-        )
-        click.echo(textwrap.fill(f"The candidate's graphs in float32: {', '.join(figures)}.", 80))
+    head = ("in %", "reference", "candidate", "points", interval, "won", "lost")
+    console.table(rows, (*head, "float32" if exact else "p"))
+    if exact:
+        click.echo("float32: the candidate's graphs before their precision was reduced.")
 
 
 def _show_ranks(result: Parity) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +39,18 @@ class Backend(Protocol):
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
         """Both (B, T) int64, mask 1 = padding. Returns (B, D)."""
+        ...
+
+
+class GraphBackend(Backend, Protocol):
+    """A runtime that runs graph files."""
+
+    @property
+    def graphs(self) -> Mapping[Tower, tuple[Path, Graph]]: ...
+
+    @property
+    def precision(self) -> str:
+        """ "float32" unless something was reduced."""
         ...
 
 

@@ -110,10 +110,10 @@ class OnnxBackend:
 
     @property
     def precision(self) -> str:
-        """ "float32", or what each tower has if it is not float32."""
+        """ "float32", "int8", or what each tower has if they differ."""
         precisions = {tower: graph.precision for tower, (_path, graph) in self.graphs.items()}
-        if set(precisions.values()) == {"float32"}:
-            return "float32"
+        if len(set(precisions.values())) == 1:
+            return precisions["vision"]
         # A graph of another tool is called by its file's name, which mostly names the tower.
         return ", ".join(
             precision if precision.startswith(tower) else f"{tower} {precision}"

@@ -1,39 +1,53 @@
-"""The whole job on the shipped model: pictures, bundle, and a parity report against PyTorch."""
+"""The whole job on the shipped model: pictures, bundle, INT8, and recall against PyTorch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from mwa_export.backend_torch import TorchBackend
 from mwa_export.config import ModelConfig
+from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo_scenes import write_scenes
 from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.files import new_folder
+from mwa_export.gates import Gates
 from mwa_export.layout import expected_shapes
 from mwa_export.model import Model, ModelSource, load_model
+from mwa_export.parity import CompareOptions
 from mwa_export.parity_result import Parity
 from mwa_export.parity_run import RunOptions, compare_models
 from mwa_export.progress import Progress, Silent
 from mwa_export.recall import Recall, recall
 from mwa_export.report import MARKER, write_reports
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.runtimes import RuntimeOptions
 from mwa_export.sides import side_from_bundle
 
-SEED = 2024  # of the test pictures; training uses others
+SEED = 2024  # of the test pictures; training and quantization use others
 PICTURES = 500
+SAMPLES_SEED, HELD_BACK_SEED = 4048, 4049
+SAMPLES, HELD_BACK = 128, 256  # pictures to calibrate with, and to judge INT8 on
+MAX_RECALL_DROP = 2.0
+"""Points that INT8 may cost here: chance moves a figure of 500 pictures by one or two.
+benchmarks/int8_recall.py measures on ten times as many, where 0.2 points of R@1 can be told."""
 _REPORT = "parity"
+
+Quantize = Callable[[Path, RetrievalData, RetrievalData, Progress], object]
+"""Adds INT8 graphs to a bundle: samples to calibrate with, held-back data to judge on."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """The parity of the exported model, what the adapters are worth, and where the files are."""
+    """The parity of the INT8 bundle, what the adapters are worth, and where the files are."""
 
-    parity: Parity  # the bundle against the PyTorch reference
+    parity: Parity  # the bundle's INT8 graphs, float32 beside, against the PyTorch reference
     without_adapters: Recall  # what an export that lost them would give
+    slow_int8: bool  # this CPU has no instructions for INT8, which was run nevertheless
     folder: Path
 
     @property
@@ -50,6 +64,7 @@ def assets() -> tuple[Path, Path]:
 
 def run_demo(
     out: Path,
+    quantize: Quantize,
     *,
     pictures: int = PICTURES,
     force: bool = False,
@@ -59,6 +74,7 @@ def run_demo(
 
     Args:
         out: folder to make; holds `data/`, `bundle/` and `parity/` afterwards.
+        quantize: adds the INT8 graphs; the library itself has no calibration.
         pictures: number of test pictures, five captions each.
         force: replace the folder if it exists.
         progress: told about each step.
@@ -66,34 +82,60 @@ def run_demo(
     progress = progress or Silent()
     checkpoint, spm = assets()
     with new_folder(out, marker=f"{_REPORT}/{MARKER}", force=force) as folder:
+        bundle = folder / "bundle"
         progress(f"draw {pictures} pictures with {5 * pictures} captions")
-        data = read_karpathy(
-            write_scenes(folder / "data", family="target", count=pictures, seed=SEED)
-        )
+        data = _draw(folder / "data", pictures, SEED)
         progress("read the checkpoint")
         model = load_model(ModelSource(checkpoint))
-        bundle_from_model(model, folder / "bundle", ExportOptions(tokenizer=spm), on_step=progress)
-        run = RunOptions(layers=True)
-        done = compare_models(checkpoint, folder / "bundle", data, run=run, progress=progress)
-        without = _recall_without_adapters(model, folder / "bundle", data, progress)
+        bundle_from_model(model, bundle, ExportOptions(tokenizer=spm), on_step=progress)
+        with TemporaryDirectory(prefix="mwa-export-") as other:
+            progress(f"draw {SAMPLES} other pictures to calibrate with, {HELD_BACK} to judge on")
+            samples = _draw_unseen(Path(other) / "samples", SAMPLES, SAMPLES_SEED)
+            held_back = _draw_unseen(Path(other) / "held-back", HELD_BACK, HELD_BACK_SEED)
+            quantize(bundle, samples, held_back, progress)
+        done = compare_models(
+            checkpoint,
+            bundle,
+            data,
+            run=RunOptions(runtime=_INT8, layers=True),
+            options=CompareOptions(gates=Gates(MAX_RECALL_DROP)),
+            progress=progress,
+        )
+        without = _recall_without_adapters(model, data, spm, progress)
         progress("write the reports")
         parity = _as_moved(done.result, folder, out)
         write_reports(parity, folder / _REPORT, pictures=done.data.pictures)
-    return DemoResult(parity, without, Path(out))
+    slow = fast_int8(instruction_sets()) is False
+    return DemoResult(parity, without, slow, Path(out))
+
+
+# Recall is the question here, not speed: so INT8 is run wherever it can be run at all.
+_INT8 = RuntimeOptions("onnxruntime", "int8", allow_slow=True)
+
+
+def _draw(folder: Path, count: int, seed: int) -> RetrievalData:
+    return read_karpathy(write_scenes(folder, family="target", count=count, seed=seed))
+
+
+def _draw_unseen(folder: Path, count: int, seed: int) -> RetrievalData:
+    """Pictures that are not kept; the manifest names them by what makes them again."""
+    return replace(_draw(folder, count, seed), name=f"demo pictures, target family, seed {seed}")
 
 
 def _recall_without_adapters(
-    model: Model, bundle: Path, data: RetrievalData, progress: Progress
+    model: Model, data: RetrievalData, spm: Path, progress: Progress
 ) -> Recall:
-    """Recall of the frozen model under the adapters and enhancers."""
-    side = side_from_bundle(bundle)
+    """Recall of the frozen model under the adapters and enhancers, exported in the same way."""
     config = ModelConfig(model.config.backbone)
     tensors = {name: model.tensors[name] for name in expected_shapes(config)}
-    backend = TorchBackend(replace(model, config=config, tensors=tensors))
-    sequences = side.encode(data.captions)
-    progress("embed everything without the adapters", len(data.pictures) + len(sequences))
-    images, _ = embed_pictures(backend, data.pictures, on_rows=progress.advance)
-    texts = embed_token_ids(backend, sequences, on_rows=progress.advance)
+    bare = replace(model, config=config, tensors=tensors)
+    with TemporaryDirectory(prefix="mwa-export-") as folder:
+        bundle_from_model(bare, Path(folder) / "bundle", ExportOptions(tokenizer=spm))
+        side = side_from_bundle(Path(folder) / "bundle")
+        sequences = side.encode(data.captions)
+        progress("embed everything without the adapters", len(data.pictures) + len(sequences))
+        images, _ = embed_pictures(side.backend, data.pictures, on_rows=progress.advance)
+        texts = embed_token_ids(side.backend, sequences, on_rows=progress.advance)
     return recall(images, texts, data.caption_image_ids, image_ids=data.image_ids)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from mwa_export.backend import Backend, Embeddings
 from mwa_export.embedding import embed_pictures, embed_token_ids
@@ -60,4 +61,6 @@ class Embedder:
 
 
 def _label(side: Side, backend: Backend) -> str:
-    return f"{side.info.source} in float32" if backend is side.float32 else side.info.name
+    if backend is not side.float32:
+        return side.info.name
+    return f"{Path(side.info.source).resolve().name} on {side.info.runtime}, float32"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.backend_onnx import OnnxBackend
+from mwa_export.backend_openvino import OpenVinoBackend
 from mwa_export.config import Tower
 from mwa_export.embedding import batches_by_length
 from mwa_export.errors import ImageError, OptionsError
@@ -87,6 +88,11 @@ def check_layers(reference: Side, candidate: Side) -> None:
             "can be compared where both read the same inputs. Leave --layers out."
         )
     for side in (reference, candidate):
+        if isinstance(side.backend, OpenVinoBackend):
+            raise OptionsError(
+                f"{side.info.name}: OpenVINO fuses blocks and shows none of them. Compare layers "
+                "on --runtime onnxruntime, or leave --layers out."
+            )
         if isinstance(side.backend, OnnxBackend):
             for file in side.backend.graphs.values():
                 check_named_blocks(file, side.config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,9 @@ from mwa_export.parity import CompareOptions, Context, Vectors, measure
 from mwa_export.parity_result import Parity
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.runtimes import RuntimeOptions
 from mwa_export.sides import (
+    ON_ONNX_RUNTIME,
     CheckpointOptions,
     Side,
     check_same_space,
@@ -41,7 +43,7 @@ class RunOptions:
     """What to run on, beside what to compare."""
 
     graphs: tuple[str, ...] = ()  # of the candidate; float32 where none is named
-    threads: int | None = None
+    runtime: RuntimeOptions = ON_ONNX_RUNTIME  # of the candidate, and its threads of both sides
     tokenizer: Path | None = None  # of the reference; and of a bundle that carries none
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     cache: Path | None = None  # folder for the reference's embeddings; None: computed again
@@ -75,7 +77,7 @@ def compare_models(
         data = read_data(data, max_excluded=run.max_excluded)
     progress("open the bundle and check its conformance vectors")
     checked = side_from_bundle(
-        candidate, graphs=run.graphs, threads=run.threads, lent_tokenizer=run.tokenizer
+        candidate, graphs=run.graphs, runtime=run.runtime, lent_tokenizer=run.tokenizer
     )
     progress("open the reference")
     decides = open_reference(reference, checked, run)
@@ -99,7 +101,8 @@ def open_reference(path: Path, candidate: Side, run: RunOptions) -> Side:
         raise BundleError(
             f"{path}: is a bundle, and options for reading a checkpoint were given. Leave them out."
         )
-    return side_from_bundle(path, threads=run.threads, tokenizer=run.tokenizer)
+    runtime = replace(ON_ONNX_RUNTIME, threads=run.runtime.threads)
+    return side_from_bundle(path, runtime=runtime, tokenizer=run.tokenizer)
 
 
 def compare_sides(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mwa_export import __version__
-from mwa_export.backend import Backend
-from mwa_export.backend_onnx import OnnxBackend, choose_graphs
+from mwa_export.backend import Backend, GraphBackend
+from mwa_export.backend_onnx import choose_graphs
 from mwa_export.bundle import Bundle
 from mwa_export.config import ModelConfig
 from mwa_export.embedding import Prepare
@@ -19,6 +20,7 @@ from mwa_export.lazy import require
 from mwa_export.parity_result import SideInfo
 from mwa_export.preprocess import IMAGE_SPEC, pixels_from_image
 from mwa_export.retrieval_data import Caption
+from mwa_export.runtimes import LABELS, RuntimeOptions, open_backend
 from mwa_export.tokenizer import BOS, EOS, TEXT_SPEC, Tokenizer
 
 
@@ -86,44 +88,54 @@ class CheckpointOptions:
     ffn_option: Any = None
 
 
+ON_ONNX_RUNTIME = RuntimeOptions(runtime="onnxruntime", precision="float32")
+
+
 def side_from_bundle(
     path: Path,
     *,
     graphs: Sequence[str] = (),
-    threads: int | None = None,
+    runtime: RuntimeOptions = ON_ONNX_RUNTIME,
     tokenizer: Path | None = None,
     lent_tokenizer: Path | None = None,
 ) -> Side:
-    """A bundle on ONNX Runtime.
+    """A bundle on a runtime.
 
     Args:
         path: the bundle.
-        graphs: names of its graphs, or paths of others; float32 where none is named.
-        threads: of the runtime.
+        graphs: names of its graphs, or paths of others, in place of those the precision names.
+        runtime: what to run it on; "torch" runs checkpoints, not bundles.
         tokenizer: in place of the bundle's own.
         lent_tokenizer: for a bundle that was exported without one.
+
+    Raises:
+        OptionsError: options that do not go together.
+        RuntimeUnavailableError: this machine cannot run that, or would run it slower than float32.
     """
+    _check_runtime(path, runtime, graphs)
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    chosen = choose_graphs(bundle, graphs)
-    backend = OnnxBackend(bundle, graphs=chosen, threads=threads)
+    opened = open_backend(bundle, runtime, graphs=choose_graphs(bundle, graphs))
+    backend, choice = cast(GraphBackend, opened.backend), opened.choice
     reduced = backend.precision != "float32"
-    ort = require("onnxruntime", extra="onnx", why="run ONNX graphs")
-    runtime = f"ONNX Runtime {ort.__version__}"
+    exact = replace(runtime, runtime=choice.runtime, precision="float32")
+    label = LABELS[choice.runtime]
+    module = "openvino" if choice.runtime == "openvino" else "onnxruntime"
+    versioned = f"{label} {import_module(module).__version__.split('-')[0]}"
     own = lent_tokenizer if manifest.tokenizer is None else path / manifest.tokenizer
     tokenizer = tokenizer or own
     size = manifest.model.backbone.image_size
     return Side(
         info=SideInfo(
-            name=f"{path.resolve().name} on ONNX Runtime, {backend.precision}",
+            name=f"{path.resolve().name} on {label}, {backend.precision}",
             source=str(path),
-            runtime=runtime,
+            runtime=versioned,
             precision=backend.precision,
             space_id=manifest.space_id,
         ),
         config=manifest.model,
         backend=backend,
-        float32=OnnxBackend(bundle, threads=threads) if reduced else None,
+        float32=open_backend(bundle, exact).backend if reduced else None,
         image=manifest.preprocessing["image"],
         prepare=lambda image: pixels_from_image(image, size),
         tokenizer=None if tokenizer is None else _tokenizer(tokenizer, manifest.model),
@@ -132,10 +144,23 @@ def side_from_bundle(
         identity={
             "bundle": manifest.space_id,
             "graphs": {tower: sha256_of(file) for tower, (file, _) in backend.graphs.items()},
+            "precision": backend.precision,
             "image": manifest.preprocessing["image"],
-            "runtime": runtime,
+            "runtime": versioned,
         },
     )
+
+
+def _check_runtime(path: Path, runtime: RuntimeOptions, graphs: Sequence[str]) -> None:
+    if runtime.runtime == "torch":
+        raise OptionsError(
+            f"{path}: is a bundle, and PyTorch runs checkpoints. Name the checkpoint as the "
+            "reference: --reference CHECKPOINT"
+        )
+    if graphs and runtime.precision not in ("float32", "bfloat16"):
+        raise OptionsError(
+            f"graphs were named, and --precision {runtime.precision} names others. Leave one out."
+        )
 
 
 def side_from_checkpoint(
