@@ -70,6 +70,14 @@ class RuntimeUnavailableError(MwaExportError):
     """A runtime that is not installed, or that this machine cannot run well."""
 
 
+class ProfileError(MwaExportError):
+    """Shapes that an engine cannot be built for, or that lie outside what it was built for."""
+
+
+class EngineError(MwaExportError):
+    """An engine that cannot be built, or that may not or cannot be loaded here."""
+
+
 class VerificationError(MwaExportError):
     """A check ran and failed: the exported graph does not compute what the reference computes."""
 
@@ -78,3 +86,15 @@ class VerificationError(MwaExportError):
 
 class ParityError(VerificationError):
     """A gate of the parity report failed."""
+
+
+class OutputBusyError(DataError):
+    """An output that another run is writing."""
+
+
+class TooManyErrorsError(VerificationError):
+    """More rows failed than --max-errors allows."""
+
+
+class OutputDamagedError(VerificationError):
+    """An output of `embed` is not what its manifest says."""

@@ -1,0 +1,287 @@
+"""From an ONNX graph and profiles to a serialized TensorRT engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mwa_export.errors import EngineError, OptionsError, ProfileError
+from mwa_export.files import new_file
+from mwa_export.progress import Progress, Silent
+from mwa_export.trt_device import Device
+from mwa_export.trt_install import load_tensorrt
+from mwa_export.trt_log import Messages, logger_for
+from mwa_export.trt_profile import Profile, ShapeRange
+from mwa_export.trt_versions import (
+    EnginePrecision,
+    network_flags,
+    own_kernels_only,
+    place_of,
+    set_precision,
+    watch,
+)
+
+if TYPE_CHECKING:
+    import tensorrt as trt  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+GIB = 1 << 30
+LEVELS = range(6)  # of effort, 0 to 5
+_SHOWN = 3  # parser errors in a message
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How to build; what to build is the graph."""
+
+    workspace: int | None = None  # bytes of scratch memory; None: all that the device has
+    timing_cache: Path | None = None  # read if it exists, written after the build
+    level: int | None = None  # 0 (fast build) to 5 (fast engine); None: TensorRT's own
+    version_compatible: bool = False  # later versions of the same major one may load it
+    hardware_compatible: bool = False  # every GPU from Ampere on may load it
+    refit: bool = False  # weights can be exchanged
+
+    def __post_init__(self) -> None:
+        if self.level is not None and self.level not in LEVELS:
+            raise OptionsError(f"--builder-level {self.level}: expected 0 to {LEVELS[-1]}.")
+        if self.workspace is not None and self.workspace < 1 << 20:
+            raise OptionsError(
+                f"--workspace: {self.workspace} bytes are too few to build with. Expected 1 MiB or "
+                "more."
+            )
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What an engine must be loaded or refitted with, for the manifest."""
+        names = ("version_compatible", "hardware_compatible", "refit")
+        return tuple(name for name in names if getattr(self, name))
+
+
+def engine_from_onnx(
+    onnx_path: Path,
+    profiles: Sequence[Profile],
+    out: Path,
+    *,
+    precision: EnginePrecision,
+    device: Device,
+    options: BuildOptions | None = None,
+    progress: Progress | None = None,
+) -> float:
+    """Build an engine for the current GPU and write it.
+
+    Args:
+        onnx_path: for TensorRT 10 and 11 typed as it is to run; for 8.6 float32, with Q/DQ for
+            int8.
+        profiles: shapes to build for, one or more, each with every input of the graph.
+        out: the engine's file; appears whole or not at all.
+        precision: what 8.6 is allowed to run in; later versions find it in the graph.
+        device: from `select_device`; its memory is named in errors.
+        options: see BuildOptions.
+        progress: told about the phases of the build (not by 8.6).
+
+    Returns:
+        Seconds that the build took.
+
+    Raises:
+        MissingPackageError: TensorRT is not installed.
+        EngineError: the graph cannot be parsed or built, or memory does not suffice.
+        ProfileError: profiles that do not fit the graph's inputs.
+        OptionsError: options that this GPU cannot serve.
+    """
+    trt = load_tensorrt()
+    options = options or BuildOptions()
+    if options.hardware_compatible and device.capability < (8, 0):
+        raise OptionsError(
+            f"--hardware-compatible: {device.name} is older than Ampere, the first that such "
+            "engines run on. Leave the option out."
+        )
+    messages = Messages()
+    builder = _builder(trt, messages, device)
+    network = builder.create_network(network_flags(trt))
+    _parse(trt, network, onnx_path, logger_for(trt, messages), messages)
+    config = builder.create_builder_config()
+    _configure(trt, config, precision, options)
+    for profile in profiles:
+        _add_profile(builder, network, config, profile, onnx_path)
+    _use_timing_cache(config, options.timing_cache)
+    phases = _Phases(onnx_path.stem, progress or Silent())
+    watch(trt, config, on_start=phases.start, on_step=phases.step)
+    start = time.perf_counter()
+    blob = builder.build_serialized_network(network, config)
+    seconds = time.perf_counter() - start
+    if phases.interrupted:
+        raise KeyboardInterrupt
+    if blob is None:
+        raise EngineError(_why_not_built(onnx_path, messages, device, profiles, options))
+    if options.timing_cache is not None:
+        with new_file(options.timing_cache) as path:
+            path.write_bytes(config.get_timing_cache().serialize())
+    with new_file(out) as path:
+        path.write_bytes(blob)
+    return seconds
+
+
+class _Phases:
+    """Shows the outermost phases of a build and the steps of the one that was shown last."""
+
+    def __init__(self, label: str, progress: Progress) -> None:
+        self._label, self._progress = label, progress
+        self._outermost: str | None = None
+        self._shown: str | None = None
+        self.interrupted = False
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins."""
+        if parent is None:
+            self._outermost = name
+        if parent in (None, self._outermost):
+            self._shown = name
+            self._guard(lambda: self._progress(f"{self._label}: {name}", steps))
+
+    def step(self, name: str) -> bool:
+        """A step is done; False ends the build."""
+        if name == self._shown:
+            self._guard(lambda: self._progress.advance(1))
+        return not self.interrupted
+
+    def _guard(self, show: Callable[[], None]) -> None:
+        """An interrupt must not fly through TensorRT: it ends the build by the next answer."""
+        try:
+            show()
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+
+def _builder(trt: Any, messages: Messages, device: Device) -> trt.Builder:
+    try:
+        return trt.Builder(logger_for(trt, messages))
+    except TypeError as error:  # what the bindings raise where the library gives no builder
+        raise EngineError(
+            f"TensorRT {trt.__version__} cannot start on {device.name} "
+            f"({messages.reason or error}). Check that this version supports the GPU and that the "
+            "driver works (nvidia-smi)."
+        ) from error
+
+
+def _parse(
+    trt: Any,
+    network: trt.INetworkDefinition,
+    path: Path,
+    logger: trt.ILogger,
+    messages: Messages,
+) -> None:
+    parser = trt.OnnxParser(network, logger)
+    # From the path, so that weights in a data file are found.
+    if parser.parse_from_file(str(path)):
+        return
+    lines = []
+    for index in range(min(parser.num_errors, _SHOWN)):
+        error: trt.ParserError = parser.get_error(index)
+        node, operator = place_of(trt, error)
+        reason = (str(error.desc()).strip().splitlines() or ["no reason given"])[0]
+        lines.append(f"node {node}{f' ({operator})' if operator else ''}: {reason}")
+    more = parser.num_errors - len(lines)
+    if more > 0:
+        lines.append(f"and {more} more")
+    details = "; ".join(lines) or messages.reason or "no reason given"
+    raise EngineError(
+        f"{path}: TensorRT {trt.__version__} cannot read this graph. {details}. Make the graph "
+        "again with this version of mwa-export, or use a newer TensorRT."
+    )
+
+
+def _configure(
+    trt: Any, config: trt.IBuilderConfig, precision: EnginePrecision, options: BuildOptions
+) -> None:
+    set_precision(trt, config, precision)
+    own_kernels_only(trt, config)
+    # Layer names and precisions stay readable in the engine, for reports.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
+
+
+def _add_profile(
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    profile: Profile,
+    path: Path,
+) -> None:
+    inputs = [network.get_input(index).name for index in range(network.num_inputs)]
+    names = [shapes.name for shapes in profile]
+    if sorted(inputs) != sorted(names):
+        raise ProfileError(
+            f"{path}: has the inputs {', '.join(inputs)}, and the profile is for "
+            f"{', '.join(names)}. Expected shapes for every input of the graph."
+        )
+    shapes = builder.create_optimization_profile()
+    for entry in profile:
+        shapes.set_shape(entry.name, entry.min, entry.opt, entry.max)
+    if config.add_optimization_profile(shapes) < 0:
+        raise ProfileError(
+            f"{path}: TensorRT refuses the shapes {_words(profile)}. Expected sizes that every "
+            "input of the graph can have."
+        )
+
+
+def _use_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
+    """Measured times of kernels, from an earlier build if there is one."""
+    if path is None:
+        return
+    try:
+        known = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise OptionsError(
+            f"--timing-cache {path}: cannot be read ({error.strerror}). Name a file."
+        ) from error
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise OptionsError(
+            f"--timing-cache {path}: is no timing cache, or was made on another GPU or by another "
+            "version of TensorRT. Name a new file; it will be written."
+        )
+
+
+def _why_not_built(
+    path: Path,
+    messages: Messages,
+    device: Device,
+    profiles: Sequence[Profile],
+    options: BuildOptions,
+) -> str:
+    if not messages.out_of_memory:
+        reason = messages.reason or "TensorRT gave no reason; -v shows what it did"
+        return f"{path}: no engine could be built on {device.name}: {reason}."
+    asked = (
+        f"a piece of {messages.requested / GIB:.1f} GiB" if messages.requested else "more memory"
+    )
+    limit = (
+        f"below the {options.workspace / GIB:.1f} GiB that were allowed"
+        if options.workspace is not None
+        else "now unlimited"
+    )
+    return (
+        f"{path}: {device.name} has not enough memory for this engine: the build asked for "
+        f"{asked}, and {device.free / GIB:.1f} of {device.memory / GIB:.1f} GiB were free before "
+        f"it. Lower the largest shapes ({_words(profiles[-1])}) with --batch or --lengths, or "
+        f"--workspace ({limit}), or end what else uses the GPU."
+    )
+
+
+def _words(profile: Profile) -> str:
+    return ", ".join(f"{entry.name} up to {_by(entry)}" for entry in profile)
+
+
+def _by(entry: ShapeRange) -> str:
+    return "x".join(map(str, entry.max))

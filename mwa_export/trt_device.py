@@ -1,0 +1,121 @@
+"""The GPU and its driver, asked through the driver's own library: no CUDA toolkit, no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from mwa_export.errors import RuntimeUnavailableError
+
+_NO_DEVICE, _INSUFFICIENT = 100, 35
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+_NAME_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU, made current for this thread."""
+
+    index: int
+    name: str  # "NVIDIA H200"
+    capability: tuple[int, int]  # (9, 0)
+    memory: int  # bytes in all
+    free: int  # bytes free when it was selected
+    driver: int  # the newest CUDA that the driver runs, 1000 * major + 10 * minor
+
+    @property
+    def sm(self) -> str:
+        """ "sm90" """
+        return f"sm{self.capability[0]}{self.capability[1]}"
+
+
+def select_device(index: int = 0) -> Device:
+    """Find a GPU and make it the current one of this thread, for CUDA and all that builds on it.
+
+    Raises:
+        RuntimeUnavailableError: no driver, a driver that does not start, no GPU, or fewer of them.
+    """
+    cuda = _Driver(_library())
+    version = ctypes.c_int()
+    cuda.call("cuDriverGetVersion", ctypes.byref(version))
+    count = ctypes.c_int()
+    cuda.call("cuDeviceGetCount", ctypes.byref(count))
+    if not 0 <= index < count.value:
+        raise RuntimeUnavailableError(
+            f"--device {index}: this machine has {count.value} NVIDIA GPU(s). Expected 0 to "
+            f"{count.value - 1}."
+            if count.value
+            else _no_gpu()
+        )
+    device = ctypes.c_int()
+    cuda.call("cuDeviceGet", ctypes.byref(device), index)
+    name = ctypes.create_string_buffer(_NAME_BYTES)
+    cuda.call("cuDeviceGetName", name, _NAME_BYTES, device)
+    # A primary context is the one that the CUDA runtime, and so TensorRT, uses for this device.
+    context = ctypes.c_void_p()
+    cuda.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    cuda.call("cuCtxSetCurrent", context)
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    cuda.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    return Device(
+        index=index,
+        name=name.value.decode(errors="replace"),
+        capability=(cuda.attribute(_MAJOR, device), cuda.attribute(_MINOR, device)),
+        memory=total.value,
+        free=free.value,
+        driver=version.value,
+    )
+
+
+class _Driver:
+    """Calls to libcuda, whose results are checked."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self.call("cuInit", 0)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._library, name)(*arguments)
+        if status == _NO_DEVICE:
+            raise RuntimeUnavailableError(_no_gpu())
+        if status == _INSUFFICIENT:
+            raise RuntimeUnavailableError(
+                "the NVIDIA driver is too old for this GPU or for CUDA. Install a newer driver and "
+                "restart the machine."
+            )
+        if status != 0:
+            raise RuntimeUnavailableError(
+                f"the NVIDIA driver does not work: {name} says {self._reason(status)}. Check it "
+                "with nvidia-smi; a driver that was just updated needs a restart."
+            )
+
+    def attribute(self, number: int, device: ctypes.c_int) -> int:
+        value = ctypes.c_int()
+        self.call("cuDeviceGetAttribute", ctypes.byref(value), number, device)
+        return value.value
+
+    def _reason(self, status: int) -> str:
+        text = ctypes.c_char_p()
+        found = self._library.cuGetErrorString(status, ctypes.byref(text))
+        return f"{text.value.decode()} ({status})" if found == 0 and text.value else str(status)
+
+
+def _library() -> Any:
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:
+        raise RuntimeUnavailableError(
+            f"no NVIDIA driver here ({name} cannot be loaded), so no engine can be built or run. "
+            "Use a machine with an NVIDIA GPU and its driver; in a container, start it with "
+            "--gpus all. Without a GPU: OpenVINO or ONNX Runtime run the bundle's own graphs."
+        ) from error
+
+
+def _no_gpu() -> str:
+    return (
+        "the NVIDIA driver finds no GPU. Check it with nvidia-smi and, if CUDA_VISIBLE_DEVICES is "
+        "set, that it names one; in a container, start it with --gpus all."
+    )

@@ -1,0 +1,57 @@
+"""TensorRT as it is installed here: the module, or what to install; and whether the driver is new
+enough for it."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from types import ModuleType
+
+from mwa_export.errors import RuntimeUnavailableError
+from mwa_export.lazy import require
+from mwa_export.trt_device import Device
+from mwa_export.trt_versions import major_of
+
+_CUDA_MAJORS = range(11, 16)  # in names of packages: tensorrt-cu13-bindings
+
+
+def load_tensorrt() -> ModuleType:
+    """The module `tensorrt`, of a version that we build for.
+
+    Raises:
+        MissingPackageError: not installed, or its libraries cannot be loaded.
+        EngineError: another version than 8.6, 10 or 11.
+    """
+    module = require("tensorrt", extra="tensorrt", why="build and run engines")
+    major_of(module.__version__)
+    return module
+
+
+def check_driver(version: str, device: Device) -> None:
+    """Raise RuntimeUnavailableError if the driver is too old for the CUDA that TensorRT brings.
+
+    Within a major version of CUDA every driver will do; where TensorRT was not installed by pip,
+    nothing tells which CUDA it needs, and TensorRT itself will.
+
+    Args:
+        version: of TensorRT.
+        device: with its driver's version.
+    """
+    needed = _cuda_of(version)
+    if needed is not None and device.driver < 1000 * needed:
+        have = f"{device.driver // 1000}.{device.driver % 1000 // 10}"
+        raise RuntimeUnavailableError(
+            f"the NVIDIA driver is too old: TensorRT {version} is built for CUDA {needed}, and the "
+            f"driver runs CUDA {have} at most. Install a newer driver, or TensorRT for this one: "
+            f"pip install tensorrt-cu{device.driver // 1000}"
+        )
+
+
+def _cuda_of(version: str) -> int | None:
+    for major in _CUDA_MAJORS:
+        try:
+            found = metadata.version(f"tensorrt-cu{major}-bindings")
+        except metadata.PackageNotFoundError:
+            continue
+        if found == version:
+            return major
+    return None

@@ -1,0 +1,182 @@
+"""Engines of a bundle: only what the manifest vouches for is loaded, and only where it can run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from configs import MWA
+from trt_fake import GIB, FakeTensorRT
+
+from mwa_export.bundle import Bundle, Manifest
+from mwa_export.errors import BundleError, EngineError
+from mwa_export.trt_device import Device
+from mwa_export.trt_engine import (
+    Engine,
+    engine_name,
+    engines_of,
+    load_engine,
+    obstacle,
+    usable_engine,
+    with_engines,
+)
+from mwa_export.trt_profile import ShapeRange
+
+H200 = Device(0, "NVIDIA H200", (9, 0), 140 * GIB, 100 * GIB, 13000)
+L4 = Device(0, "NVIDIA L4", (8, 9), 24 * GIB, 20 * GIB, 13000)
+T4 = Device(0, "Tesla T4", (7, 5), 16 * GIB, 12 * GIB, 13000)
+VERSION = "11.4.0.106"
+ENGINE = Engine(
+    file="engines/vision.engine",
+    sha256=hashlib.sha256(b"an engine").hexdigest(),
+    tower="vision",
+    precision="float16",
+    tensorrt=VERSION,
+    gpu="NVIDIA H200",
+    capability=(9, 0),
+    profiles=((ShapeRange("image", (1, 3, 4, 4), (2, 3, 4, 4), (8, 3, 4, 4)),),),
+    source="the graph",
+    graph="the graph, typed",
+    flags=(),
+    seconds=12.5,
+)
+
+
+def bundle_with(folder: Path, *engines: Engine) -> Bundle:
+    """A bundle of which only the engines are there."""
+    (folder / "engines").mkdir(exist_ok=True)
+    for engine in engines:
+        (folder / engine.file).write_bytes(b"an engine")
+    manifest = Manifest(
+        space_id="space",
+        model=MWA,
+        preprocessing={},
+        graphs=(),
+        tokenizer=None,
+        export={},
+        files={"vision.onnx": {"bytes": 1, "sha256": "the graph"}},
+        engines=tuple(engine.to_json() for engine in engines),
+    )
+    return Bundle(folder, manifest)
+
+
+def test_descriptions_survive_the_manifest(tmp_path: Path) -> None:
+    flagged = replace(ENGINE, flags=("refit", "version_compatible"))
+    assert engines_of(bundle_with(tmp_path, ENGINE, flagged)) == (ENGINE, flagged)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"tower": "audio"}, {"precision": "int3"}, {"capability": [9]}, {"profiles": [[{}]]}],
+)
+def test_damaged_descriptions_are_refused(damage: dict[str, Any], tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path)
+    manifest = replace(bundle.manifest, engines=({**ENGINE.to_json(), **damage},))
+    with pytest.raises(BundleError, match="--rebuild"):
+        engines_of(Bundle(tmp_path, manifest))
+
+
+def test_files_are_named_after_what_they_run_on() -> None:
+    name = engine_name("vision", "float16", VERSION, H200)
+    assert name == "engines/vision.float16.sm90.trt11.4.0.106.engine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "version", "device", "reason"),
+    [
+        ((), VERSION, H200, None),
+        ((), "11.4.1.1", H200, "it needs TensorRT 11.4.0.106, and 11.4.1.1 is installed"),
+        ((), VERSION, L4, r"it needs NVIDIA H200 \(compute capability 9.0\), .* NVIDIA L4 \(8.9\)"),
+        (("version_compatible",), "11.5.0.1", H200, None),
+        (("version_compatible",), "11.3.0.1", H200, "it needs TensorRT 11.4.0.106 or a later one"),
+        (("version_compatible",), "10.16.1.11", H200, "it needs TensorRT 11.4.0.106 or a later"),
+        (("version_compatible",), VERSION, L4, "it needs NVIDIA H200"),
+        (("hardware_compatible",), VERSION, L4, None),
+        (("hardware_compatible",), VERSION, T4, "Ampere generation or later"),
+        (("hardware_compatible",), "11.5.0.1", H200, "it needs TensorRT 11.4.0.106, and"),
+    ],
+)
+def test_an_engine_says_what_it_needs(
+    flags: tuple[str, ...], version: str, device: Device, reason: str | None, tmp_path: Path
+) -> None:
+    engine = replace(ENGINE, flags=flags)
+    bundle = bundle_with(tmp_path, engine)
+    if reason is None:
+        assert obstacle(engine, bundle.manifest, version, device) is None
+        assert usable_engine(bundle, "vision", "float16", version, device) == engine
+        return
+    with pytest.raises(EngineError, match=rf"{reason}.*--fp16 --rebuild"):
+        usable_engine(bundle, "vision", "float16", version, device)
+
+
+def test_an_engine_of_a_graph_that_changed_is_stale(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path, replace(ENGINE, source="an older graph"))
+    with pytest.raises(EngineError, match=r"graph that the bundle no longer has.*--rebuild"):
+        usable_engine(bundle, "vision", "float16", VERSION, H200)
+
+
+def test_of_several_engines_the_one_for_this_gpu_is_taken(tmp_path: Path) -> None:
+    other = replace(ENGINE, file="engines/b", gpu=L4.name, capability=L4.capability)
+    bundle = bundle_with(tmp_path, ENGINE, other)
+    assert usable_engine(bundle, "vision", "float16", VERSION, H200) == ENGINE
+    assert usable_engine(bundle, "vision", "float16", VERSION, L4) == other
+
+
+def test_a_missing_engine_says_how_to_build_it(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path, ENGINE)
+    with pytest.raises(EngineError, match=r"no int8 engine .*mwa-export trt .* --int8$"):
+        usable_engine(bundle, "vision", "int8", VERSION, H200)
+
+
+def test_an_engine_is_loaded(tmp_path: Path) -> None:
+    trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, ENGINE)
+    runtime, loaded = load_engine(trt, bundle, ENGINE, H200)
+    assert runtime is not None
+    assert loaded is not None
+    assert trt.called("load") == [(b"an engine", False)]
+
+
+def test_code_inside_an_engine_is_allowed_only_where_it_was_built_in(tmp_path: Path) -> None:
+    engine = replace(ENGINE, flags=("version_compatible",))
+    trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, engine)
+    load_engine(trt, bundle, engine, H200)
+    assert trt.called("load") == [(b"an engine", True)]
+
+
+@pytest.mark.parametrize("content", [b"an enginE", b"", None])
+def test_tensorrt_never_sees_a_file_that_the_manifest_does_not_describe(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, ENGINE)
+    path = tmp_path / ENGINE.file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(BundleError, match="--rebuild"):
+        load_engine(trt, bundle, ENGINE, H200)
+    assert not trt.calls
+
+
+def test_an_engine_for_another_gpu_is_never_loaded(tmp_path: Path) -> None:
+    trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, ENGINE)
+    with pytest.raises(EngineError, match="it needs NVIDIA H200"):
+        load_engine(trt, bundle, ENGINE, L4)
+    assert not trt.calls
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [("Magic tag does not match", "--rebuild"), ("out of memory", "end what else uses the GPU")],
+)
+def test_a_load_that_fails_says_why(text: str, advice: str, tmp_path: Path) -> None:
+    trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, ENGINE)
+    trt.loads, trt.messages = False, [(1, text)]
+    with pytest.raises(EngineError, match=rf"cannot load it \({text}\).*{advice}"):
+        load_engine(trt, bundle, ENGINE, H200)
+
+
+def test_new_engines_replace_those_of_the_same_file() -> None:
+    old = (ENGINE.to_json(), replace(ENGINE, file="other").to_json())
+    new = replace(ENGINE, seconds=1.0)
+    assert with_engines(old, [new]) == (old[1], new.to_json())
