@@ -85,6 +85,24 @@ class Tokenizer:
                 ids.extend(self._encode_plain(part))
         return [BOS, *ids[: self.max_length - 2], EOS]
 
+    def encode_all(self, texts: Sequence[str], *, threads: int = 1) -> list[list[int]]:
+        """As `encode` of each text, many times as fast for many."""
+        plain = [text for text in texts if "<" not in text]  # no special token can be in them
+        if not plain:
+            return [self.encode(text) for text in texts]
+        longest, unknown = self.max_length - 2, self._unknown
+        encoded = iter(self._sentencepiece.encode(plain, num_threads=threads))
+        return [
+            self.encode(text)
+            if "<" in text
+            else [
+                BOS,
+                *(UNK if p == unknown else p + _OFFSET for p in next(encoded)[:longest]),
+                EOS,
+            ]
+            for text in texts
+        ]
+
     def batch(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Captions -> (token_ids, padding_mask), both (B, longest) int64, mask 1 = padding."""
         return pad([self.encode(text) for text in texts])

@@ -1,0 +1,74 @@
+"""One run per output: a lock that the kernel takes from a process that dies."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mwa_export.errors import BundleError, OutputBusyError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path, part: str | None = None) -> Iterator[None]:
+    """Hold an output folder, which exists.
+
+    Args:
+        folder: the output.
+        part: the name of one part of several (`1-of-4`); runs of other parts may run beside it.
+
+    Raises:
+        OutputBusyError: another run holds it; the message names its process.
+        BundleError: the folder cannot be written.
+    """
+    if part is None:
+        with _held(folder / LOCK, shared=False):
+            yield
+        return
+    with _held(folder / LOCK, shared=True), _held(folder / f"{LOCK}-{part}", shared=False):
+        yield
+
+
+@contextmanager
+def _held(path: Path, *, shared: bool) -> Iterator[None]:
+    import fcntl  # not on Windows
+
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise BundleError(f"{path.parent}: cannot be written: {error.strerror}.") from error
+    try:
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise BundleError(
+                    f"{path}: cannot be locked ({error.strerror}). Two runs on one output would "
+                    "disturb each other, so the output must lie on a disk with locks."
+                ) from error
+            holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
+            who = f"process {holder}" if holder else "runs with --shard"
+            raise OutputBusyError(
+                f"{path.parent}: is being written by {who}. Wait for it or stop it: a finished or "
+                "dead process holds no lock."
+            ) from error
+        if not shared:
+            _say(handle, f"{os.getpid()}\n")
+        yield
+        if not shared:
+            _say(handle, "")
+    finally:
+        os.close(handle)
+
+
+def _say(handle: int, text: str) -> None:
+    """Who holds the lock. Of use to people only, so a full disk does not matter."""
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, text.encode(), 0)
+    except OSError:
+        pass

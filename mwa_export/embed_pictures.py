@@ -1,0 +1,145 @@
+"""Pictures to shards of vectors: threads decode into reused buffers while the model runs.
+
+A batch is the next rows of a shard, whatever becomes of them, so that it depends on the shard alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.backend import Backend
+from mwa_export.embed_job import RowError, Shard
+from mwa_export.embed_rows import Row, Source
+from mwa_export.embed_shards import Embedded
+from mwa_export.embed_shard_rows import Collected, checked_rows
+from mwa_export.embed_stages import Channel, Clock, Line, StoppedError
+from mwa_export.errors import ImageError
+from mwa_export.pictures import decode_picture
+from mwa_export.preprocess import pixels_from_image
+
+_SLOTS = 3  # batches: one in the model, one that is full, one that is being filled
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Some rows of a shard on their way."""
+
+    shard: Shard
+    buffer: NDArray[np.uint8]  # (batch, size, size, 3); row i of the batch is decoded into [i]
+    rows: list[tuple[int, Row]] = field(default_factory=list)  # that can be tried
+    decoded: list[Future[RowError | None]] = field(default_factory=list)
+    errors: list[RowError] = field(default_factory=list)
+    last: bool = False  # of its shard
+
+
+def embed_picture_shards(
+    backend: Backend,
+    source: Source,
+    shards: Iterable[Shard],
+    *,
+    batch: int,
+    columns: Sequence[tuple[str, str]] = (),
+    workers: int,
+    clock: Clock,
+) -> Iterator[Embedded]:
+    """Embed whole shards, one after another, without a pause between them.
+
+    Args:
+        backend: the model.
+        source: of pictures.
+        shards: of that source.
+        batch: pictures at a time.
+        columns: what is carried along: names and Arrow types.
+        workers: threads that read and decode.
+        clock: takes the times of the stages.
+
+    Raises:
+        DataError: the source is not what its scan said.
+    """
+    size = backend.image_size
+    clock.threads.update(read=1, decode=workers)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    with Line(clock) as line:
+        free: Channel[NDArray[np.uint8]] = Channel(line, _SLOTS, None, None)
+        ready: Channel[_Batch] = Channel(line, _SLOTS, None, "infer")
+        for _ in range(_SLOTS):
+            free.put(np.empty((batch, size, size, 3), np.uint8))
+
+        def decode(row: int, item: Row, target: NDArray[np.uint8]) -> RowError | None:
+            if line.stopped:
+                raise StoppedError
+            return _decode(row, item, target, clock)
+
+        def read() -> None:
+            for shard in shards:
+                entry = _Batch(shard, free.take())
+                for position, (row, item, error) in enumerate(
+                    checked_rows(source, shard, columns, clock)
+                ):
+                    if position and position % batch == 0:
+                        ready.put(entry)
+                        entry = _Batch(shard, free.take())
+                    if error is not None:
+                        entry.errors.append(error)
+                        continue
+                    target = entry.buffer[len(entry.rows)]
+                    entry.rows.append((row, item))
+                    entry.decoded.append(pool.submit(decode, row, item, target))
+                entry.last = True
+                ready.put(entry)
+            ready.close()
+
+        line.start(read, "read")
+        try:
+            collected = Collected()
+            for entry in ready:
+                _infer(backend, entry, collected, clock)
+                free.put(entry.buffer)
+                if entry.last:
+                    yield collected.finish(entry.shard)
+                    collected = Collected()
+            line.check()
+        except StoppedError:  # a picture was given up because something else failed
+            raise line.failure or StoppedError from None
+        finally:
+            line.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _infer(backend: Backend, entry: _Batch, collected: Collected, clock: Clock) -> None:
+    """Wait for a batch's pictures and embed those that could be decoded."""
+    waiting = time.perf_counter()
+    outcomes = [future.result() for future in entry.decoded]
+    clock.add(clock.starved, "infer", time.perf_counter() - waiting)
+    good = [index for index, error in enumerate(outcomes) if error is None]
+    collected.errors += entry.errors
+    collected.errors += [error for error in outcomes if error is not None]
+    if not good:
+        return
+    whole = len(good) == len(outcomes)
+    pixels = entry.buffer[: len(good)] if whole else entry.buffer[good]
+    with clock.working("infer"):
+        vectors = backend.embed_images(pixels)
+    collected.add([entry.rows[index] for index in good], vectors)
+
+
+def _decode(row: int, item: Row, target: NDArray[np.uint8], clock: Clock) -> RowError | None:
+    """Decode one picture into ``target`` (size, size, 3); or why it cannot be."""
+    try:
+        content: Any = item.content
+        if not isinstance(content, bytes):
+            with clock.working("read"):
+                content = content.read()
+        with clock.working("decode"):
+            image = decode_picture(content, item.id)
+            target[:] = pixels_from_image(image, target.shape[0])
+    except ImageError as error:
+        return RowError(row, item.id, "unreadable", str(error))
+    return None

@@ -1,0 +1,192 @@
+"""From a bundle, sources and options to a job: scans, the choice of a runtime, what is left to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.bundle import Bundle
+from mwa_export.embed_job import (
+    BATCH_ROWS,
+    FOLDERS,
+    RESERVED,
+    SHARD_ROWS,
+    EmbedOptions,
+    Input,
+    Job,
+    Shard,
+    shards,
+)
+from mwa_export.embed_rows import Source
+from mwa_export.embed_shards import column_types
+from mwa_export.errors import DataError, OptionsError
+from mwa_export.runtimes import Choice, RuntimeOptions, choose, this_machine
+
+_SAMPLE = 1000  # rows that decide the types of the carried columns
+_PACKAGES = ("numpy", "pillow", "pyarrow", "sentencepiece")  # whose versions may change bytes
+_RUNTIME_PACKAGES = {
+    "onnxruntime": ("onnxruntime",),
+    "cuda": ("onnxruntime-gpu",),
+    "openvino": ("openvino",),
+    "torch": ("torch", "torchscale"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One of several machines: it takes every ``of``-th shard."""
+
+    index: int  # from 1
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.of:
+            raise OptionsError(
+                f"--shard {self.index}/{self.of}: expected 1/{self.of} or more, up "
+                f"to {self.of}/{self.of}."
+            )
+
+    @property
+    def name(self) -> str:
+        return f"{self.index}-of-{self.of}"
+
+    def takes(self, shard: Shard) -> bool:
+        """Whether a shard is this machine's."""
+        return shard.number % self.of == self.index - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A job with the sources it reads and the shards it is cut into."""
+
+    job: Job
+    bundle: Bundle
+    choice: Choice
+    sources: tuple[Source, ...]  # in the order of Job.inputs
+    duplicates: tuple[NDArray[np.int64], ...]  # of each source
+
+    def shards(self, part: Slice | None = None) -> Iterator[Shard]:
+        """All shards, or those of one machine, pictures before texts."""
+        for entry, doubled in zip(self.job.inputs, self.duplicates, strict=True):
+            yield from (s for s in shards(entry, doubled) if part is None or part.takes(s))
+
+    def source(self, shard: Shard) -> Source:
+        """Where a shard's rows come from."""
+        return next(source for source in self.sources if source.kind == shard.kind)
+
+
+def plan(
+    bundle: Bundle,
+    sources: Sequence[Source],
+    work: Path,
+    *,
+    options: EmbedOptions | None = None,
+    runtime: RuntimeOptions | None = None,
+) -> Plan:
+    """Scan the sources and decide everything that decides the output.
+
+    Args:
+        bundle: an opened bundle.
+        sources: at most one of each kind.
+        work: an existing folder, in which sources may keep an index.
+        options: see EmbedOptions.
+        runtime: what to run on.
+
+    Raises:
+        OptionsError: no source, or two of one kind, or a column with a name of ours.
+        DataError: a source is missing or malformed as a whole.
+        BundleError: texts, and the bundle has no tokenizer.
+        RuntimeUnavailableError: the runtime cannot be had.
+    """
+    options = options or EmbedOptions()
+    kinds = [source.kind for source in sources]
+    if not kinds or len(set(kinds)) != len(kinds):
+        raise OptionsError("Nothing to embed. Give --images SOURCE, --texts SOURCE, or both.")
+    if "text" in kinds:
+        bundle.tokenizer()
+    choice = choose(bundle.manifest, runtime or RuntimeOptions(), this_machine())
+    inputs, duplicates, ordered = [], [], sorted(sources, key=lambda s: list(FOLDERS).index(s.kind))
+    for source in ordered:
+        entry, doubled = _scanned(source, work, options)
+        inputs.append(entry)
+        duplicates.append(doubled)
+    job = Job(
+        bundle=str(bundle.path.resolve()),
+        space_id=bundle.manifest.space_id,
+        files=_files_used(bundle, choice, kinds),
+        runtime=choice.runtime,
+        precision=choice.precision,
+        width=bundle.manifest.model.backbone.embed_dim,
+        dtype=options.dtype,
+        format=options.format,
+        inputs=tuple(inputs),
+        versions=_versions(choice.runtime),
+    )
+    return Plan(job, bundle, choice, tuple(ordered), tuple(duplicates))
+
+
+def _scanned(source: Source, work: Path, options: EmbedOptions) -> tuple[Input, NDArray[np.int64]]:
+    for name in source.columns:
+        if name in RESERVED:
+            raise OptionsError(
+                f"--columns {name}: the output has a column of this name. Expected other than "
+                f"{', '.join(RESERVED)}: rename it in the source."
+            )
+    scan = source.scan(work)
+    if scan.rows == 0:
+        raise DataError(f"{source.name}: has no rows. Expected one {source.kind} at least.")
+    taken = scan.rows if options.limit is None else min(scan.rows, options.limit)
+    sample = []
+    if source.columns:
+        rows = islice(source.rows(0, min(_SAMPLE, taken)), _SAMPLE)
+        sample = [row.columns for row in rows if row.columns]
+    entry = Input(
+        source.kind,
+        source.name,
+        scan.fingerprint,
+        scan.rows,
+        taken,
+        options.shard_size or SHARD_ROWS[source.kind],
+        options.batch or BATCH_ROWS[source.kind],
+        column_types(source.columns, sample),
+    )
+    return entry, scan.duplicates
+
+
+def _files_used(bundle: Bundle, choice: Choice, kinds: Sequence[str]) -> dict[str, str]:
+    """The files that decide the vectors, with their sha256."""
+    manifest, used = bundle.manifest, []
+    for kind in kinds:
+        tower = {"image": "vision", "text": "text"}[kind]
+        graphs = [graph for graph in manifest.graphs if graph.spec.tower == tower]
+        fitting = [g for g in graphs if g.precision == choice.precision] or [
+            g for g in graphs if g.precision == "float32"
+        ]
+        own = [g for g in fitting if g.dialect == choice.runtime] or fitting
+        used.append(own[0].file)
+    if "text" in kinds and manifest.tokenizer is not None:
+        used.append(manifest.tokenizer)
+    found = {
+        name: entry["sha256"]
+        for name, entry in manifest.files.items()
+        if any(name == file or name.startswith(file + ".") for file in used)
+    }
+    return dict(sorted(found.items()))
+
+
+def _versions(runtime: str) -> dict[str, str]:
+    from mwa_export import __version__
+
+    found = {"mwa-export": __version__}
+    for package in (*_PACKAGES, *_RUNTIME_PACKAGES[runtime]):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

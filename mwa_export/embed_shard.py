@@ -1,0 +1,125 @@
+"""One worker of a job: a model that is held, and the shards that are embedded with it.
+
+    worker = Worker.open(job, ...)
+    entry = worker.embed_shard(out, source, shard)     # written, and in the ledger
+
+A shard depends on the job, its source and its number alone, so workers may share the shards of a
+job in any way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mwa_export.backend import Backend
+from mwa_export.bundle import Bundle
+from mwa_export.cpu import cores
+from mwa_export.embed_job import Job, Shard
+from mwa_export.embed_output import Entry, save_shard
+from mwa_export.embed_rows import Source
+from mwa_export.embed_shards import Embedded
+from mwa_export.embed_stages import Clock
+from mwa_export.errors import DataError
+from mwa_export.runtimes import RuntimeOptions, open_backend
+
+
+@dataclass
+class Worker:
+    """A model and the job it works for."""
+
+    bundle: Bundle
+    job: Job
+    backend: Backend
+    workers: int  # threads that decode
+    clock: Clock = field(default_factory=Clock)
+
+    @classmethod
+    def open(
+        cls,
+        job: Job,
+        *,
+        bundle: Bundle | None = None,
+        workers: int | None = None,
+        runtime: RuntimeOptions | None = None,
+    ) -> Worker:
+        """Open the model of a job.
+
+        Args:
+            job: from `embed_plan.plan`.
+            bundle: opened already; else it is opened at the path that the job names.
+            workers: threads that decode; None: one per core.
+            runtime: threads and the like; runtime and precision are those of the job.
+
+        Raises:
+            DataError: the bundle is another one than the job's.
+            RuntimeUnavailableError, VerificationError: see `runtimes.open_backend`.
+        """
+        bundle = bundle or Bundle.open(job.bundle)
+        if bundle.manifest.space_id != job.space_id:
+            raise DataError(f"{bundle.path}: is another model than the one the job began with.")
+        asked = runtime or RuntimeOptions()
+        options = RuntimeOptions(
+            job.runtime,
+            job.precision,
+            threads=asked.threads,
+            streams=asked.streams,
+            numa_node=asked.numa_node,
+            allow_slow=True,  # it was chosen already
+            check=asked.check,
+            reference=asked.reference,
+        )
+        backend = open_backend(bundle, options).backend
+        return cls(bundle, job, backend, workers or cores())
+
+    def embed(self, source: Source, shards: Iterable[Shard]) -> Iterator[Embedded]:
+        """Embed shards of one source, one after another, without a pause between them.
+
+        Raises:
+            DataError: the source is not what its scan said.
+        """
+        entry = self.job.input(source.kind)
+        if source.kind == "image":
+            from mwa_export.embed_pictures import embed_picture_shards
+
+            found = embed_picture_shards(
+                self.backend,
+                source,
+                shards,
+                batch=entry.batch,
+                columns=entry.columns,
+                workers=self.workers,
+                clock=self.clock,
+            )
+        else:
+            from mwa_export.embed_texts import embed_text_shards
+
+            found = embed_text_shards(
+                self.backend,
+                self.bundle.tokenizer(),
+                source,
+                shards,
+                batch=entry.batch,
+                columns=entry.columns,
+                workers=self.workers,
+                clock=self.clock,
+            )
+        for shard in found:
+            if not len(shard.vectors):  # every row failed: the width is still the job's
+                shard = Embedded(
+                    shard.shard,
+                    shard.rows,
+                    shard.ids,
+                    shard.columns,
+                    np.empty((0, self.job.width), np.float32),
+                    shard.errors,
+                )
+            yield shard
+
+    def embed_shard(self, out: Path, source: Source, shard: Shard) -> Entry:
+        """Embed one shard, write it below ``out`` and enter it into the ledger."""
+        (embedded,) = self.embed(source, [shard])
+        return save_shard(out, self.job, embedded)

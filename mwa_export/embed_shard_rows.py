@@ -1,0 +1,101 @@
+"""The rows of a shard, each ending as a vector or as an error: what both pipelines share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.embed_job import RowError, Shard
+from mwa_export.embed_rows import Row, Source
+from mwa_export.embed_shards import Embedded, fit_columns
+from mwa_export.embed_stages import Clock
+from mwa_export.errors import DataError
+
+UNIT_TOLERANCE = 1e-2  # of a vector's length: wide, bfloat16 and int8 graphs round
+
+
+def checked_rows(
+    source: Source, shard: Shard, types: Sequence[tuple[str, str]], clock: Clock
+) -> Iterator[tuple[int, Row, RowError | None]]:
+    """Number, row and obstacle of each row of a shard. Columns have the types of their columns.
+
+    Raises:
+        DataError: the source gives more or fewer rows than it was asked for.
+    """
+    duplicates = frozenset(shard.duplicates)
+    number, start = shard.start, time.perf_counter()
+    for item in source.rows(shard.start, shard.stop):
+        clock.add(clock.busy, "read", time.perf_counter() - start)
+        if number == shard.stop:
+            break
+        error: RowError | None = None
+        if number in duplicates:
+            reason = f"an earlier row of the source has the id {item.id!r} as well"
+            error = RowError(number, item.id, "duplicate-id", reason)
+        elif item.content is None:
+            error = RowError(number, item.id, "unreadable", item.problem or "nothing to embed")
+        elif types:
+            try:
+                columns = fit_columns(item.columns, types)
+                if columns != item.columns:
+                    item = Row(item.id, item.content, columns)
+            except DataError as refusal:
+                error = RowError(number, item.id, "column-type", str(refusal))
+        yield number, item, error
+        number += 1
+        start = time.perf_counter()
+    else:
+        if number == shard.stop:
+            return
+    found = "more" if number == shard.stop else f"{number - shard.start:,}"
+    raise DataError(
+        f"{source.name}: gave {found} rows for {shard}. It changed since it was scanned; run the "
+        "command again."
+    )
+
+
+class Collected:
+    """What is known of a shard so far."""
+
+    def __init__(self) -> None:
+        self.errors: list[RowError] = []
+        self._rows: list[int] = []
+        self._ids: list[str] = []
+        self._columns: list[tuple[Any, ...]] = []
+        self._vectors: list[NDArray[np.float32]] = []
+
+    def add(self, rows: Sequence[tuple[int, Row]], vectors: NDArray[np.float32]) -> None:
+        """Rows, ascending, with their vectors (n, D). Those that are no unit vectors fail."""
+        good = unit_rows(vectors)
+        for (number, row), fine in zip(rows, good.tolist(), strict=True):
+            if fine:
+                self._rows.append(number)
+                self._ids.append(row.id)
+                self._columns.append(row.columns)
+            else:
+                self.errors.append(not_finite(number, row.id))
+        self._vectors.append(vectors if good.all() else vectors[good])
+
+    def finish(self, shard: Shard) -> Embedded:
+        """The shard. A shard in which every row failed has vectors of shape (0, 0)."""
+        vectors = np.concatenate(self._vectors) if self._vectors else np.empty((0, 0), np.float32)
+        self.errors.sort(key=lambda error: error.row)
+        rows = np.array(self._rows, np.int64)
+        return Embedded(shard, rows, self._ids, self._columns, vectors, self.errors)
+
+
+def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which rows are finite and of unit length. (n,)"""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("nd,nd->n", vectors, vectors)
+        return np.abs(np.sqrt(squares) - 1) < UNIT_TOLERANCE  # False for NaN
+
+
+def not_finite(row: int, id: str) -> RowError:
+    """The model's output is no unit vector."""
+    reason = "the model gave no unit vector (a value that is not finite, or another length)"
+    return RowError(row, id, "not-finite", reason)

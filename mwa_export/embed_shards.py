@@ -1,0 +1,283 @@
+"""Shards on disk: rows with their vectors to Parquet or .npy files, and back.
+
+The bytes depend on the rows alone: no timestamps, one row group, one writer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.embed_job import Dtype, Job, RowError, Shard
+from mwa_export.errors import DataError
+from mwa_export.files import new_file, sha256_of
+from mwa_export.lazy import require
+
+_NUMPY: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+_SCALARS = ("string", "int64", "double", "bool", "binary", "date32[day]")
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A shard in memory: every row of it is in ``rows`` or in ``errors``, and in one only."""
+
+    shard: Shard
+    rows: NDArray[np.int64]  # (n,) ascending
+    ids: Sequence[str]  # (n,)
+    columns: Sequence[tuple[Any, ...]]  # (n,), each as long as Input.columns
+    vectors: NDArray[np.float32]  # (n, D), unit length
+    errors: Sequence[RowError]  # ascending
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of the output."""
+
+    file: str  # below the output folder
+    rows: int
+    bytes: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A shard as it is read back."""
+
+    rows: NDArray[np.int64]  # (n,)
+    ids: list[str]
+    columns: dict[str, list[Any]]
+    vectors: NDArray[Any]  # (n, D) float32, float16 or int8
+    scales: NDArray[np.float32] | None  # (n,): what int8 rows are multiplied by
+
+
+def write_shard(out: Path, job: Job, embedded: Embedded) -> list[FileEntry]:
+    """Write a shard's files; each appears whole. The same rows give the same bytes.
+
+    Raises:
+        BundleError: the disk refuses.
+    """
+    pa, shard = _arrow(), embedded.shard
+    stored, scales = quantized(embedded.vectors, job.dtype)
+    arrays = [
+        pa.array(embedded.rows, pa.int64()),
+        pa.array([valid_text(id) for id in embedded.ids], pa.string()),
+    ]
+    names = ["row", "id"]
+    for index, (name, type_) in enumerate(job.input(shard.kind).columns):
+        arrays.append(pa.array([row[index] for row in embedded.columns], arrow_type(type_)))
+        names.append(name)
+    if scales is not None:
+        arrays.append(pa.array(scales, pa.float32()))
+        names.append("scale")
+    written = []
+    if job.format == "npy":
+        written.append(_write_npy(out, f"{shard.stem}.npy", stored))
+    else:
+        values = pa.array(stored.reshape(-1))
+        arrays.append(pa.FixedSizeListArray.from_arrays(values, job.width))
+        names.append("embedding")
+    table = pa.Table.from_arrays(arrays, names=names)
+    written.append(write_table(out, f"{shard.stem}.parquet", table))
+    return written
+
+
+def write_table(out: Path, name: str, table: Any) -> FileEntry:
+    """Write an Arrow table as ``out / name``."""
+    parquet = require("pyarrow.parquet", extra="embed", why="write embeddings")
+    path = out / name
+    # Vectors do not compress; dictionaries and statistics of them only cost time.
+    dictionary = [field.name for field in table.schema if str(field.type) == "string"]
+    with new_file(path) as partial:
+        parquet.write_table(
+            table,
+            partial,
+            compression="zstd" if "embedding" not in table.column_names else "none",
+            use_dictionary=dictionary,
+            write_statistics=["row"] if "row" in table.column_names else False,
+            store_schema=True,
+            row_group_size=max(1, table.num_rows),
+        )
+        entry = FileEntry(name, table.num_rows, partial.stat().st_size, sha256_of(partial))
+    return entry
+
+
+def _write_npy(out: Path, name: str, stored: NDArray[Any]) -> FileEntry:
+    with new_file(out / name) as partial:
+        with partial.open("wb") as file:
+            np.save(file, stored)
+        return FileEntry(name, len(stored), partial.stat().st_size, sha256_of(partial))
+
+
+def read_shard(out: Path, job: Job, stem: str) -> Stored:
+    """Read a shard of either format back.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    parquet = require("pyarrow.parquet", extra="embed", why="read embeddings")
+    path = out / f"{stem}.parquet"
+    try:
+        table = parquet.read_table(path, partitioning=None)
+        if job.format == "npy":
+            path = out / f"{stem}.npy"
+            vectors = np.load(path)
+        else:
+            vectors = _vectors(table, job)
+        rows = table.column("row").to_numpy().astype(np.int64)
+        ids = table.column("id").to_pylist()
+        scales = table.column("scale").to_numpy() if job.dtype == "int8" else None
+    except (OSError, ValueError, KeyError, EOFError) as error:  # ArrowInvalid is a ValueError
+        raise DataError(
+            f"{path}: cannot be read ({error}). Expected a shard that `embed` wrote."
+        ) from error
+    if vectors.shape != (table.num_rows, job.width) or vectors.dtype != _NUMPY[job.dtype]:
+        raise DataError(
+            f"{path}: holds {vectors.dtype} of shape {vectors.shape}. Expected {job.dtype} of "
+            f"shape {(table.num_rows, job.width)}."
+        )
+    names = [name for name in table.column_names if name not in ("row", "id", "embedding", "scale")]
+    columns = {name: table.column(name).to_pylist() for name in names}
+    return Stored(rows, ids, columns, vectors, scales)
+
+
+def _vectors(table: Any, job: Job) -> NDArray[Any]:
+    """The column `embedding`. (n, D)."""
+    column = table.column("embedding").combine_chunks()
+    chunks = column.chunks if hasattr(column, "chunks") else [column]
+    if not table.num_rows:
+        return np.empty((0, job.width), _NUMPY[job.dtype])
+    flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks])
+    found: NDArray[Any] = flat.reshape(table.num_rows, -1)
+    return found
+
+
+def quantized(
+    vectors: NDArray[np.float32], dtype: Dtype
+) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """Vectors as they are stored, and for int8 what each row is multiplied by to get it back.
+
+    int8: round(x / scale), scale = largest absolute value / 127, per row.
+    """
+    if dtype != "int8":
+        return np.ascontiguousarray(vectors, _NUMPY[dtype]), None
+    largest = np.abs(vectors).max(axis=1, initial=0.0)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return np.rint(vectors / scales[:, None]).astype(np.int8), scales
+
+
+def restored(stored: NDArray[Any], scales: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """The vectors of stored ones. (n, D) float32."""
+    vectors = stored.astype(np.float32)
+    return vectors if scales is None else vectors * scales[:, None]
+
+
+def column_types(
+    names: Sequence[str], sample: Sequence[tuple[Any, ...]]
+) -> tuple[tuple[str, str], ...]:
+    """A type for each carried column from some rows of it: a scalar's, or else "string".
+
+    Values of a "string" column that are no text are stored as JSON.
+    """
+    pa = _arrow()
+    found = []
+    for index, name in enumerate(names):
+        try:
+            kind = str(pa.array([row[index] for row in sample]).type)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            kind = "string"
+        known = kind in _SCALARS or kind.startswith("timestamp")
+        found.append((name, kind if known else "string"))
+    return tuple(found)
+
+
+def fit_columns(values: tuple[Any, ...], types: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
+    """A row's carried values in the types of their columns.
+
+    Raises:
+        DataError: a value is of another type than its column; the message is the row's reason.
+    """
+    return tuple(_fit(value, name, kind) for value, (name, kind) in zip(values, types, strict=True))
+
+
+def _fit(value: Any, name: str, kind: str) -> Any:
+    if value is None:
+        return None
+    if kind == "string":
+        return valid_text(value) if isinstance(value, str) else json.dumps(value, default=str)
+    whole = isinstance(value, float) and value.is_integer() and kind == "int64"
+    if whole or (kind == "double" and isinstance(value, int) and not isinstance(value, bool)):
+        return int(value) if whole else float(value)
+    plain = {"int64": int, "double": float, "bool": bool, "binary": bytes}.get(kind)
+    if plain is not None and type(value) is plain:
+        if kind != "int64" or -(2**63) <= value < 2**63:
+            return value
+    elif plain is None:
+        pa = _arrow()
+        try:
+            return pa.scalar(value, arrow_type(kind)).as_py()
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            pass
+    raise DataError(
+        f"column {name}: {_shown(value)} is no {kind}, as the first rows of the column are."
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def arrow_type(name: str) -> Any:
+    """The Arrow type that str() calls ``name``."""
+    pa = _arrow()
+    if name == "double":
+        return pa.float64()
+    if name == "bool":
+        return pa.bool_()
+    if name == "date32[day]":
+        return pa.date32()
+    if name.startswith("timestamp["):
+        unit, _, zone = name[len("timestamp[") : -1].partition(", tz=")
+        return pa.timestamp(unit, zone or None)
+    return getattr(pa, name)()
+
+
+def error_table(rows: Iterator[tuple[str, str, RowError]]) -> Any:
+    """errors.parquet as an Arrow table, of (kind, source, error)."""
+    pa = _arrow()
+    found = list(rows)
+    return pa.table(
+        {
+            "row": pa.array([error.row for _, _, error in found], pa.int64()),
+            "id": pa.array([valid_text(error.id) for _, _, error in found], pa.string()),
+            "kind": pa.array([kind for kind, _, _ in found], pa.string()),
+            "code": pa.array([error.code for _, _, error in found], pa.string()),
+            "reason": pa.array([valid_text(error.reason) for _, _, error in found], pa.string()),
+            "source": pa.array([valid_text(source) for _, source, _ in found], pa.string()),
+        }
+    )
+
+
+def valid_text(text: str) -> str:
+    """Text that UTF-8 can hold: bytes that were no UTF-8 in a name are shown as \\udcff."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text
+
+
+def _arrow() -> Any:
+    return require("pyarrow", extra="embed", why="write embeddings")

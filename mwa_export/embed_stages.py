@@ -1,0 +1,175 @@
+"""Stages that run beside each other: bounded channels between them, and what each spends its time on.
+
+A stage that fails or is stopped wakes all others, so that nothing hangs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+Stage = Literal["read", "decode", "infer", "write"]
+STAGES: tuple[Stage, ...] = ("read", "decode", "infer", "write")
+T = TypeVar("T")
+
+
+class StoppedError(Exception):
+    """The run ends: another stage failed or was interrupted."""
+
+
+@dataclass
+class Clock:
+    """Seconds that each stage worked and waited, over all its threads."""
+
+    busy: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    starved: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    blocked: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    threads: dict[Stage, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 1))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def working(self, stage: Stage) -> Iterator[None]:
+        """Count the time inside as work."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(self.busy, stage, time.perf_counter() - start)
+
+    def add(self, where: dict[Stage, float], stage: Stage, seconds: float) -> None:
+        """Add to ``busy``, ``starved`` (waiting for input) or ``blocked`` (for the next stage)."""
+        with self._lock:
+            where[stage] += seconds
+
+    def bottleneck(self) -> Stage:
+        """The stage that the others wait for.
+
+        Inference is the stage that should never wait: while it does, the stage it waits for limits
+        the run; before it, that is the one of read and decode with more work per thread.
+        """
+        infer = self.busy["infer"]
+        if self.blocked["infer"] > max(0.1 * infer, self.starved["infer"]):
+            return "write"
+        if self.starved["infer"] > 0.1 * infer:
+            per_thread = {s: self.busy[s] / self.threads[s] for s in ("read", "decode")}
+            return "read" if per_thread["read"] > per_thread["decode"] else "decode"
+        return "infer"
+
+
+class Line:
+    """All channels and threads of one pipeline. Leave it, and no thread of it is left."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.changed = threading.Condition()
+        self.failure: BaseException | None = None
+        self.stopped = False
+        self._threads: list[threading.Thread] = []
+
+    def start(self, work: Callable[[], None], name: str) -> None:
+        """Run ``work`` in a thread; its failure becomes the failure of the whole line."""
+
+        def run() -> None:
+            try:
+                work()
+            except StoppedError:
+                pass
+            except BaseException as error:
+                self.stop(error)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def stop(self, failure: BaseException | None = None) -> None:
+        """Wake everyone who waits; the first failure is kept."""
+        with self.changed:
+            self.failure = self.failure or failure
+            self.stopped = True
+            self.changed.notify_all()
+
+    def check(self) -> None:
+        """Raise what another stage failed with, or StoppedError."""
+        if self.stopped:
+            raise self.failure or StoppedError
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+
+
+class Channel(Generic[T]):
+    """A bounded queue between two stages of a line. Ends when it is closed and empty."""
+
+    def __init__(self, line: Line, size: int, giver: Stage | None, taker: Stage | None) -> None:
+        self._line, self._size = line, size
+        self._giver, self._taker = giver, taker  # whose waiting counts
+        self._items: deque[T] = deque()
+        self._closed = False
+
+    def put(self, item: T) -> None:
+        """Add an item; waits while the channel is full.
+
+        Raises:
+            StoppedError: the line was stopped.
+        """
+        clock = self._line.clock
+        with self._line.changed:
+            self._wait(lambda: len(self._items) < self._size, clock.blocked, self._giver)
+            self._items.append(item)
+            self._line.changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more will be put."""
+        with self._line.changed:
+            self._closed = True
+            self._line.changed.notify_all()
+
+    def take(self) -> T:
+        """The next item; waits for it.
+
+        Raises:
+            StoppedError: the line was stopped.
+            StopIteration: the channel is closed and empty.
+        """
+        clock = self._line.clock
+        with self._line.changed:
+            self._wait(lambda: bool(self._items) or self._closed, clock.starved, self._taker)
+            if not self._items:
+                raise StopIteration
+            item = self._items.popleft()
+            self._line.changed.notify_all()
+            return item
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            try:
+                item = self.take()
+            except StopIteration:
+                return
+            yield item
+
+    def _wait(
+        self, ready: Callable[[], bool], waiting: dict[Stage, float], stage: Stage | None
+    ) -> None:
+        """Wait with the line's lock held."""
+        line = self._line
+        line.check()
+        if ready():
+            return
+        start = time.perf_counter()
+        while not ready():
+            # A signal's handler runs between waits, never inside one.
+            line.changed.wait(0.2)
+            line.check()
+        if stage is not None:
+            line.clock.add(waiting, stage, time.perf_counter() - start)

@@ -1,0 +1,165 @@
+"""Texts to shards of vectors: identical ones once, sorted by length, back in the order they came.
+
+A thread reads and tokenizes the next shard while the model runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.backend import Backend
+from mwa_export.embed_job import RowError, Shard
+from mwa_export.embed_rows import Row, Source
+from mwa_export.embed_shard_rows import Collected, checked_rows
+from mwa_export.embed_shards import Embedded
+from mwa_export.embed_stages import Channel, Clock, Line
+from mwa_export.tokenizer import PAD, Tokenizer
+
+WINDOW = 2048  # texts that are tokenized at a time, and held for no longer
+_TOKENS = 1 << 14  # of a batch, padding included: bounds the memory of long texts
+
+
+@dataclass(slots=True)
+class _Tokenized:
+    """A shard's texts as token ids, each different one once."""
+
+    shard: Shard
+    rows: list[tuple[int, Row]] = field(default_factory=list)  # without their texts
+    which: list[int] = field(default_factory=list)  # row -> its place in `different`
+    different: list[tuple[int, ...]] = field(default_factory=list)
+    errors: list[RowError] = field(default_factory=list)
+
+
+def embed_text_shards(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    source: Source,
+    shards: Iterable[Shard],
+    *,
+    batch: int,
+    columns: Sequence[tuple[str, str]] = (),
+    workers: int,
+    clock: Clock,
+) -> Iterator[Embedded]:
+    """Embed whole shards, one after another, without a pause between them.
+
+    Args:
+        backend: the model.
+        tokenizer: of the model.
+        source: of texts.
+        shards: of that source.
+        batch: texts at a time, at most.
+        columns: what is carried along: names and Arrow types.
+        workers: threads that tokenize.
+        clock: takes the times of the stages; tokenizing counts as decoding.
+
+    Raises:
+        DataError: the source is not what its scan said.
+    """
+    clock.threads.update(read=1, decode=1)  # SentencePiece's threads run inside one call
+    with Line(clock) as line:
+        ready: Channel[_Tokenized] = Channel(line, 1, None, "infer")
+
+        def read() -> None:
+            for shard in shards:
+                ready.put(_tokenized(source, shard, columns, tokenizer, workers, line))
+            ready.close()
+
+        line.start(read, "read")
+        for entry in ready:
+            vectors = _vectors(backend, entry.different, batch, line)
+            collected = Collected()
+            collected.errors = entry.errors
+            if entry.rows:
+                collected.add(entry.rows, vectors[entry.which])
+            yield collected.finish(entry.shard)
+        line.check()
+
+
+def _tokenized(
+    source: Source,
+    shard: Shard,
+    columns: Sequence[tuple[str, str]],
+    tokenizer: Tokenizer,
+    workers: int,
+    line: Line,
+) -> _Tokenized:
+    """Read a shard's texts, window by window."""
+    entry, known = _Tokenized(shard), dict[tuple[int, ...], int]()
+    window: list[tuple[int, Row]] = []
+
+    def encode() -> None:
+        line.check()
+        with line.clock.working("decode"):
+            _encode(window, entry, known, tokenizer, workers)
+        window.clear()
+
+    for number, row, error in checked_rows(source, shard, columns, line.clock):
+        if error is not None:
+            entry.errors.append(error)
+            continue
+        window.append((number, row))
+        if len(window) == WINDOW:
+            encode()
+    encode()
+    return entry
+
+
+def _encode(
+    window: Sequence[tuple[int, Row]],
+    entry: _Tokenized,
+    known: dict[tuple[int, ...], int],
+    tokenizer: Tokenizer,
+    workers: int,
+) -> None:
+    texts = [str(row.content) for _number, row in window]
+    different = list(dict.fromkeys(texts))
+    places = {}
+    for text, ids in zip(different, tokenizer.encode_all(different, threads=workers), strict=True):
+        key = tuple(ids)
+        place = known.setdefault(key, len(known))
+        if place == len(entry.different):
+            entry.different.append(key)
+        places[text] = place
+    for (number, row), text in zip(window, texts, strict=True):
+        entry.rows.append((number, Row(row.id, None, row.columns)))
+        entry.which.append(places[text])
+
+
+def _vectors(
+    backend: Backend, sequences: Sequence[Sequence[int]], batch: int, line: Line
+) -> NDArray[np.float32]:
+    """Embed token ids. (len(sequences), D), in their order."""
+    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    order = np.argsort(lengths, kind="stable")
+    flat = np.fromiter(chain.from_iterable(sequences[i] for i in order), np.int64, lengths.sum())
+    ends = np.cumsum(lengths[order])
+    vectors: NDArray[np.float32] | None = None
+    start = 0
+    while start < len(order):
+        line.check()
+        stop = _batch_end(lengths[order], start, batch)
+        sizes = lengths[order[start:stop]]
+        ids = np.full((stop - start, sizes[-1]), PAD, np.int64)
+        valid = np.arange(sizes[-1]) < sizes[:, None]  # (B, T)
+        ids[valid] = flat[ends[start] - sizes[0] : ends[stop - 1]]
+        with line.clock.working("infer"):
+            found = backend.embed_texts(ids, (~valid).astype(np.int64))
+        if vectors is None:
+            vectors = np.empty((len(order), found.shape[1]), np.float32)
+        vectors[order[start:stop]] = found
+        start = stop
+    return np.empty((0, 0), np.float32) if vectors is None else vectors
+
+
+def _batch_end(lengths: NDArray[np.int64], start: int, batch: int) -> int:
+    """Where the batch that begins at ``start`` ends; lengths ascend."""
+    stop = min(start + batch, len(lengths))
+    while stop - start > 1 and (stop - start) * int(lengths[stop - 1]) > _TOKENS:
+        stop -= 1
+    return stop
