@@ -1,6 +1,6 @@
 """A job of `embed`: what decides its output, byte by byte, and the shards it is cut into.
 
-Knows neither models nor files. `--workers`, threads and the display decide nothing and are not in it.
+Knows neither models nor files. What decides nothing (`--workers`, the display) is not in it.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class Input:
     @classmethod
     def from_json(cls, kind: Kind, data: Mapping[str, Any]) -> Input:
         names = ("source", "fingerprint", "rows", "taken", "shard_size", "batch")
-        columns = tuple(data["columns"].items())
-        return cls(kind, *(data[name] for name in names), columns=columns)
+        fields = {name: data[name] for name in names}
+        return cls(kind, **fields, columns=tuple(data["columns"].items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +156,9 @@ class Job:
         """
         kinds: dict[str, Kind] = {folder: kind for kind, folder in FOLDERS.items()}
         inputs = tuple(Input.from_json(kinds[n], entry) for n, entry in data["inputs"].items())
-        names = ("runtime", "precision", "width", "dtype", "format")
-        rest = (data[name] for name in names)
-        return cls(
-            data["bundle"], data["space_id"], data["bundle_files"], *rest, inputs, data["versions"]
-        )
+        same = ("bundle", "space_id", "runtime", "precision", "width", "dtype", "format")
+        fields = {name: data[name] for name in same}
+        return cls(**fields, files=data["bundle_files"], inputs=inputs, versions=data["versions"])
 
 
 def shards(entry: Input, duplicates: NDArray[np.int64] | Sequence[int] = ()) -> Iterator[Shard]:

@@ -14,12 +14,13 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(folder: Path, part: str | None = None) -> Iterator[None]:
+def locked(folder: Path, part: str | None = None, *, wait: bool = False) -> Iterator[None]:
     """Hold an output folder, which exists.
 
     Args:
         folder: the output.
         part: the name of one part of several (`1-of-4`); runs of other parts may run beside it.
+        wait: for another holder of the same part, in place of the error.
 
     Raises:
         OutputBusyError: another run holds it; the message names its process.
@@ -29,12 +30,15 @@ def locked(folder: Path, part: str | None = None) -> Iterator[None]:
         with _held(folder / LOCK, shared=False):
             yield
         return
-    with _held(folder / LOCK, shared=True), _held(folder / f"{LOCK}-{part}", shared=False):
+    with (
+        _held(folder / LOCK, shared=True),
+        _held(folder / f"{LOCK}-{part}", shared=False, wait=wait),
+    ):
         yield
 
 
 @contextmanager
-def _held(path: Path, *, shared: bool) -> Iterator[None]:
+def _held(path: Path, *, shared: bool, wait: bool = False) -> Iterator[None]:
     import fcntl  # not on Windows
 
     try:
@@ -43,7 +47,8 @@ def _held(path: Path, *, shared: bool) -> Iterator[None]:
         raise BundleError(f"{path.parent}: cannot be written: {error.strerror}.") from error
     try:
         try:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise BundleError(

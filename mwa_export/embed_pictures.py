@@ -1,6 +1,6 @@
 """Pictures to shards of vectors: threads decode into reused buffers while the model runs.
 
-A batch is the next rows of a shard, whatever becomes of them, so that it depends on the shard alone.
+A batch is the next rows of a shard, whatever becomes of them: it depends on the shard alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from mwa_export.backend import Backend
 from mwa_export.embed_job import RowError, Shard
 from mwa_export.embed_rows import Row, Source
+from mwa_export.embed_shard_rows import Collected, OnRows, checked_rows, ignore
 from mwa_export.embed_shards import Embedded
-from mwa_export.embed_shard_rows import Collected, checked_rows
 from mwa_export.embed_stages import Channel, Clock, Line, StoppedError
 from mwa_export.errors import ImageError
 from mwa_export.pictures import decode_picture
@@ -48,6 +48,7 @@ def embed_picture_shards(
     columns: Sequence[tuple[str, str]] = (),
     workers: int,
     clock: Clock,
+    on_rows: OnRows = ignore,
 ) -> Iterator[Embedded]:
     """Embed whole shards, one after another, without a pause between them.
 
@@ -59,12 +60,13 @@ def embed_picture_shards(
         columns: what is carried along: names and Arrow types.
         workers: threads that read and decode.
         clock: takes the times of the stages.
+        on_rows: is told after each batch how many rows are done, and how many of them failed.
 
     Raises:
         DataError: the source is not what its scan said.
     """
     size = backend.image_size
-    clock.threads.update(read=1, decode=workers)
+    clock.threads |= {"read": workers, "decode": workers}
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     with Line(clock) as line:
         free: Channel[NDArray[np.uint8]] = Channel(line, _SLOTS, None, None)
@@ -100,8 +102,9 @@ def embed_picture_shards(
         try:
             collected = Collected()
             for entry in ready:
-                _infer(backend, entry, collected, clock)
+                failed = _infer(backend, entry, collected, clock)
                 free.put(entry.buffer)
+                on_rows(len(entry.rows) + len(entry.errors), failed)
                 if entry.last:
                     yield collected.finish(entry.shard)
                     collected = Collected()
@@ -113,8 +116,9 @@ def embed_picture_shards(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _infer(backend: Backend, entry: _Batch, collected: Collected, clock: Clock) -> None:
-    """Wait for a batch's pictures and embed those that could be decoded."""
+def _infer(backend: Backend, entry: _Batch, collected: Collected, clock: Clock) -> int:
+    """Wait for a batch's pictures and embed those that could be decoded. Rows that failed."""
+    before = len(collected.errors)
     waiting = time.perf_counter()
     outcomes = [future.result() for future in entry.decoded]
     clock.add(clock.starved, "infer", time.perf_counter() - waiting)
@@ -122,12 +126,13 @@ def _infer(backend: Backend, entry: _Batch, collected: Collected, clock: Clock) 
     collected.errors += entry.errors
     collected.errors += [error for error in outcomes if error is not None]
     if not good:
-        return
+        return len(collected.errors) - before
     whole = len(good) == len(outcomes)
     pixels = entry.buffer[: len(good)] if whole else entry.buffer[good]
     with clock.working("infer"):
         vectors = backend.embed_images(pixels)
     collected.add([entry.rows[index] for index in good], vectors)
+    return len(collected.errors) - before
 
 
 def _decode(row: int, item: Row, target: NDArray[np.uint8], clock: Clock) -> RowError | None:

@@ -1,4 +1,4 @@
-"""From a bundle, sources and options to a job: scans, the choice of a runtime, what is left to do."""
+"""From a bundle, sources and options to a job: scans the sources, chooses the runtime."""
 
 from __future__ import annotations
 

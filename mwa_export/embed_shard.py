@@ -9,7 +9,7 @@ job in any way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from mwa_export.cpu import cores
 from mwa_export.embed_job import Job, Shard
 from mwa_export.embed_output import Entry, save_shard
 from mwa_export.embed_rows import Source
+from mwa_export.embed_shard_rows import OnRows, ignore
 from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Clock
 from mwa_export.errors import DataError
@@ -36,6 +37,7 @@ class Worker:
     backend: Backend
     workers: int  # threads that decode
     clock: Clock = field(default_factory=Clock)
+    on_rows: OnRows = ignore
 
     @classmethod
     def open(
@@ -75,7 +77,7 @@ class Worker:
         backend = open_backend(bundle, options).backend
         return cls(bundle, job, backend, workers or cores())
 
-    def embed(self, source: Source, shards: Iterable[Shard]) -> Iterator[Embedded]:
+    def embed(self, source: Source, shards: Iterable[Shard]) -> Generator[Embedded, None, None]:
         """Embed shards of one source, one after another, without a pause between them.
 
         Raises:
@@ -93,6 +95,7 @@ class Worker:
                 columns=entry.columns,
                 workers=self.workers,
                 clock=self.clock,
+                on_rows=self.on_rows,
             )
         else:
             from mwa_export.embed_texts import embed_text_shards
@@ -106,6 +109,7 @@ class Worker:
                 columns=entry.columns,
                 workers=self.workers,
                 clock=self.clock,
+                on_rows=self.on_rows,
             )
         for shard in found:
             if not len(shard.vectors):  # every row failed: the width is still the job's

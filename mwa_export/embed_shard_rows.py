@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,14 @@ from mwa_export.embed_shards import Embedded, fit_columns
 from mwa_export.embed_stages import Clock
 from mwa_export.errors import DataError
 
+OnRows = Callable[[int, int], None]
+"""Is told how many rows more are done, and how many of them failed; may raise to stop the run."""
+
 UNIT_TOLERANCE = 1e-2  # of a vector's length: wide, bfloat16 and int8 graphs round
+
+
+def ignore(_rows: int, _failed: int) -> None:
+    """For those who do not watch."""
 
 
 def checked_rows(
@@ -92,7 +99,8 @@ def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which rows are finite and of unit length. (n,)"""
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("nd,nd->n", vectors, vectors)
-        return np.abs(np.sqrt(squares) - 1) < UNIT_TOLERANCE  # False for NaN
+        good: NDArray[np.bool_] = np.abs(np.sqrt(squares) - 1) < UNIT_TOLERANCE  # NaN: False
+        return good
 
 
 def not_finite(row: int, id: str) -> RowError:

@@ -217,7 +217,7 @@ def _fit(value: Any, name: str, kind: str) -> Any:
     whole = isinstance(value, float) and value.is_integer() and kind == "int64"
     if whole or (kind == "double" and isinstance(value, int) and not isinstance(value, bool)):
         return int(value) if whole else float(value)
-    plain = {"int64": int, "double": float, "bool": bool, "binary": bytes}.get(kind)
+    plain: Any = {"int64": int, "double": float, "bool": bool, "binary": bytes}.get(kind)
     if plain is not None and type(value) is plain:
         if kind != "int64" or -(2**63) <= value < 2**63:
             return value

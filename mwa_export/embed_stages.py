@@ -1,4 +1,4 @@
-"""Stages that run beside each other: bounded channels between them, and what each spends its time on.
+"""Stages that run beside each other: bounded channels between them, and the times of each.
 
 A stage that fails or is stopped wakes all others, so that nothing hangs.
 """
@@ -92,6 +92,16 @@ class Line:
             self.failure = self.failure or failure
             self.stopped = True
             self.changed.notify_all()
+
+    def join(self) -> None:
+        """Wait until all threads have done their work.
+
+        Raises what one of them failed with.
+        """
+        for thread in self._threads:
+            while thread.is_alive():
+                thread.join(0.2)  # a signal's handler runs in between
+        self.check()
 
     def check(self) -> None:
         """Raise what another stage failed with, or StoppedError."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mwa_export.backend import Backend
 from mwa_export.embed_job import RowError, Shard
 from mwa_export.embed_rows import Row, Source
-from mwa_export.embed_shard_rows import Collected, checked_rows
+from mwa_export.embed_shard_rows import Collected, OnRows, checked_rows, ignore
 from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Channel, Clock, Line
 from mwa_export.tokenizer import PAD, Tokenizer
@@ -45,6 +45,7 @@ def embed_text_shards(
     columns: Sequence[tuple[str, str]] = (),
     workers: int,
     clock: Clock,
+    on_rows: OnRows = ignore,
 ) -> Iterator[Embedded]:
     """Embed whole shards, one after another, without a pause between them.
 
@@ -57,11 +58,12 @@ def embed_text_shards(
         columns: what is carried along: names and Arrow types.
         workers: threads that tokenize.
         clock: takes the times of the stages; tokenizing counts as decoding.
+        on_rows: is told after each batch how many rows are done, and how many of them failed.
 
     Raises:
         DataError: the source is not what its scan said.
     """
-    clock.threads.update(read=1, decode=1)  # SentencePiece's threads run inside one call
+    clock.threads |= {"read": 1, "decode": 1}  # SentencePiece's threads run inside one call
     with Line(clock) as line:
         ready: Channel[_Tokenized] = Channel(line, 1, None, "infer")
 
@@ -72,11 +74,14 @@ def embed_text_shards(
 
         line.start(read, "read")
         for entry in ready:
-            vectors = _vectors(backend, entry.different, batch, line)
+            on_rows(len(entry.errors), len(entry.errors))
+            vectors = _vectors(backend, entry, batch, line, on_rows)
             collected = Collected()
             collected.errors = entry.errors
+            before = len(entry.errors)
             if entry.rows:
                 collected.add(entry.rows, vectors[entry.which])
+            on_rows(0, len(collected.errors) - before)
             yield collected.finish(entry.shard)
         line.check()
 
@@ -132,9 +137,11 @@ def _encode(
 
 
 def _vectors(
-    backend: Backend, sequences: Sequence[Sequence[int]], batch: int, line: Line
+    backend: Backend, entry: _Tokenized, batch: int, line: Line, on_rows: OnRows
 ) -> NDArray[np.float32]:
-    """Embed token ids. (len(sequences), D), in their order."""
+    """Embed the different texts of a shard. (len(entry.different), D), in their order."""
+    sequences = entry.different
+    rows = np.bincount(entry.which, minlength=len(sequences))  # that have each text
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
     order = np.argsort(lengths, kind="stable")
     flat = np.fromiter(chain.from_iterable(sequences[i] for i in order), np.int64, lengths.sum())
@@ -153,6 +160,7 @@ def _vectors(
         if vectors is None:
             vectors = np.empty((len(order), found.shape[1]), np.float32)
         vectors[order[start:stop]] = found
+        on_rows(int(rows[order[start:stop]].sum()), 0)
         start = stop
     return np.empty((0, 0), np.float32) if vectors is None else vectors
 

@@ -1,0 +1,174 @@
+"""How far a run of `embed` is, how fast, what limits it, and when it has failed too often."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mwa_export.embed_output import Entry
+from mwa_export.embed_plan import Plan
+from mwa_export.embed_stages import STAGES, Clock, Stage
+from mwa_export.errors import OptionsError, TooManyErrorsError
+
+_ENOUGH = 1000  # rows, before a share of them says something
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A moment of a run."""
+
+    done: int  # rows that ended as a vector or as an error, in earlier runs too
+    total: int
+    failed: int
+    seconds: float  # of this run
+    rate: float  # rows per second of this run
+    eta: float | None  # seconds
+    bottleneck: Stage | None  # None: it is too early to say
+    stages: dict[Stage, dict[str, float]]  # busy, starved and blocked seconds
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: _rounded(getattr(self, name)) for name in self.__slots__}
+
+
+class Watch(Protocol):
+    """Whoever shows a run. Called from several threads."""
+
+    def planned(self, plan: Plan, todo: int, shards: int) -> None:
+        """What there is to do: rows that are left, and all shards of this run."""
+        ...
+
+    def progress(self, snapshot: Snapshot) -> None:
+        """A batch is done."""
+        ...
+
+    def shard(self, entry: Entry) -> None:
+        """A shard is finished."""
+        ...
+
+
+class Unwatched:
+    """For those who do not watch."""
+
+    def planned(self, plan: Plan, todo: int, shards: int) -> None:
+        pass
+
+    def progress(self, snapshot: Snapshot) -> None:
+        pass
+
+    def shard(self, entry: Entry) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class MaxErrors:
+    """How many rows may fail: a number, or a percentage of the rows done."""
+
+    value: float
+    percent: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> MaxErrors:
+        """ "20" or "0.5%".
+
+        Raises:
+            OptionsError: it is neither.
+        """
+        try:
+            percent = text.endswith("%")
+            value = float(text[:-1]) if percent else float(int(text))
+            if value < 0 or (percent and value > 100):
+                raise ValueError
+        except ValueError:
+            raise OptionsError(
+                f"--max-errors {text}: expected a number such as 20, or a share such as 0.5%."
+            ) from None
+        return cls(value, percent)
+
+    def check(self, done: int, failed: int, *, last: bool = False) -> None:
+        """Raise TooManyErrorsError if more failed.
+
+        A share is looked at once there are 1,000 rows, and at the end.
+        """
+        if self.percent:
+            if done < _ENOUGH and not last:
+                return
+            allowed, over = f"{self.value:g} %", failed > self.value / 100 * done
+        else:
+            allowed, over = f"{self.value:g}", failed > self.value
+        if over:
+            raise TooManyErrorsError(
+                f"{failed:,} of {done:,} rows failed, and --max-errors allows {allowed}. What is "
+                "finished stays: go on with the same command and a larger --max-errors, or look "
+                "at the input first."
+            )
+
+
+@dataclass
+class Meter:
+    """Counts the rows of a run, over all its threads."""
+
+    clock: Clock
+    total: int
+    earlier: int  # rows done by earlier runs
+    earlier_failed: int
+    watch: Watch
+    limit: MaxErrors | None = None
+    done: int = 0
+    failed: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def restart(self) -> None:
+        """The model is ready: rates count from here."""
+        self.started = time.perf_counter()
+
+    def advance(self, rows: int, failed: int) -> None:
+        """So many rows more are done, of which some failed.
+
+        Raises:
+            TooManyErrorsError: more than allowed.
+        """
+        with self._lock:
+            self.done += rows
+            self.failed += failed
+        if self.limit is not None:
+            self.limit.check(self.earlier + self.done, self.earlier_failed + self.failed)
+        self.watch.progress(self.snapshot())
+
+    def snapshot(self) -> Snapshot:
+        """This moment."""
+        seconds = time.perf_counter() - self.started
+        rate = self.done / seconds if seconds > 0 else 0.0
+        done = self.earlier + self.done
+        clock = self.clock
+        return Snapshot(
+            done,
+            self.total,
+            self.earlier_failed + self.failed,
+            seconds,
+            rate,
+            (self.total - done) / rate if rate > 0 else None,
+            clock.bottleneck() if clock.busy["infer"] > 0 else None,
+            {
+                stage: {
+                    "busy": clock.busy[stage],
+                    "starved": clock.starved[stage],
+                    "blocked": clock.blocked[stage],
+                }
+                for stage in STAGES
+            },
+        )
+
+
+def failed_in(entries: Sequence[Entry]) -> int:
+    """Rows that failed in finished shards."""
+    return sum(len(entry.errors) for entry in entries)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, 3) if isinstance(value, float) else value

@@ -1,0 +1,218 @@
+"""Prove from the files alone that an output of `embed` is whole and accounts for every row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.embed_job import FOLDERS, Job
+from mwa_export.embed_manifest import Counts, checksum, read_manifest
+from mwa_export.embed_output import ERRORS, JOB, MANIFEST
+from mwa_export.embed_rows import Kind
+from mwa_export.embed_shard_rows import UNIT_TOLERANCE
+from mwa_export.embed_shards import Stored, read_shard, restored
+from mwa_export.errors import DataError
+from mwa_export.files import sha256_of
+from mwa_export.lazy import require
+
+_INT8_TOLERANCE = 0.05  # of a restored vector's length
+_SHOWN = 5  # rows named in a finding
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was looked at, and everything that is wrong."""
+
+    counts: dict[Kind, Counts]
+    files: int
+    findings: tuple[str, ...]  # empty: the output is whole
+
+    @property
+    def whole(self) -> bool:
+        return not self.findings
+
+
+def verify(out: Path, *, on_rows: Callable[[int], None] = lambda _rows: None) -> Proof:
+    """Read every byte of an output: hashes, rows, ids, vectors, and that no row is missing.
+
+    Args:
+        out: a finished output.
+        on_rows: is told how many rows more were looked at.
+
+    Raises:
+        DataError: no manifest, or one that cannot be read; there is nothing to check against.
+    """
+    out = Path(out)
+    manifest = read_manifest(out)
+    job = Job.from_json(manifest)
+    findings = list(_manifest_findings(out, manifest, job))
+    entries = list(_files(manifest))
+    findings += [text for file in entries for text in _file_findings(out, file)]
+    failed, texts = _failed_rows(out)
+    findings += texts
+    kinds: dict[str, Kind] = {folder: kind for kind, folder in FOLDERS.items()}
+    totals: dict[Kind, Counts] = {}
+    for folder, shards in manifest["shards"].items():
+        kind = kinds[folder]
+        mine = np.array(failed.get(kind, []), np.int64)
+        checked = _Kind(out, job, folder, mine)
+        for shard in shards:
+            checked.shard(shard)
+            on_rows(shard["embedded"])
+        findings += checked.end(Counts(**manifest["counts"][folder]))
+        totals[kind] = Counts(**manifest["counts"][folder])
+    return Proof(totals, len(entries), tuple(findings))
+
+
+def _files(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for shards in manifest["shards"].values():
+        for shard in shards:
+            yield from shard["files"]
+    yield manifest["errors"]
+    yield from manifest["indexes"].values()
+
+
+def _manifest_findings(out: Path, manifest: dict[str, Any], job: Job) -> Iterator[str]:
+    if manifest.get("checksum") != checksum(manifest):
+        yield f"{MANIFEST}: was edited: its checksum is not that of its content"
+    try:
+        recorded = json.loads((out / JOB).read_text(encoding="utf-8"))
+        if recorded != job.to_json():
+            yield f"{JOB}: describes another job than {MANIFEST}"
+    except (OSError, ValueError) as error:
+        yield f"{JOB}: cannot be read ({error})"
+    known = {file["file"] for file in _files(manifest)}
+    for folder in FOLDERS.values():
+        for path in sorted((out / folder).glob("*")):
+            name = path.relative_to(out).as_posix()
+            if name not in known:
+                yield f"{name}: {MANIFEST} does not name it"
+
+
+def _file_findings(out: Path, file: dict[str, Any]) -> Iterator[str]:
+    path, name = out / file["file"], file["file"]
+    if not path.is_file():
+        yield f"{name}: is missing"
+    elif path.stat().st_size != file["bytes"]:
+        yield f"{name}: has {path.stat().st_size:,} bytes, expected {file['bytes']:,}"
+    elif sha256_of(path) != file["sha256"]:
+        yield f"{name}: has other content than {MANIFEST} says (sha256)"
+
+
+def _failed_rows(out: Path) -> tuple[dict[str, list[int]], list[str]]:
+    """Row numbers in errors.parquet by kind."""
+    parquet = require("pyarrow.parquet", extra="embed", why="read embeddings")
+    found: dict[str, list[int]] = {}
+    try:
+        table = parquet.read_table(out / ERRORS, columns=["row", "kind", "reason"])
+    except (OSError, ValueError, KeyError) as error:
+        return found, [f"{ERRORS}: cannot be read ({error})"]
+    silent = 0
+    for row, kind, reason in zip(*(c.to_pylist() for c in table.columns), strict=True):
+        found.setdefault(kind, []).append(row)
+        silent += not reason
+    return found, [f"{ERRORS}: {silent:,} rows have no reason"] if silent else []
+
+
+class _Kind:
+    """The shards of one kind, one after another."""
+
+    def __init__(self, out: Path, job: Job, folder: str, failed: NDArray[np.int64]) -> None:
+        self._out, self._job, self._folder = out, job, folder
+        self._failed = np.sort(failed)
+        self._findings: list[str] = []
+        self._next = 0  # the row that must come next
+        self._embedded = 0
+        self._ids: list[NDArray[np.uint64]] = []
+
+    def shard(self, shard: dict[str, Any]) -> None:
+        """Look at one shard's rows."""
+        name, start, stop = shard["stem"], shard["start"], shard["stop"]
+        if start != self._next:
+            self._findings.append(f"{name}: begins at row {start:,}, expected {self._next:,}")
+        self._next = stop
+        try:
+            stored = read_shard(self._out, self._job, name)
+        except DataError as error:
+            self._findings.append(str(error))
+            return
+        self._embedded += len(stored.rows)
+        if len(stored.rows) != shard["embedded"]:
+            self._findings.append(
+                f"{name}: has {len(stored.rows):,} rows, {MANIFEST} says {shard['embedded']:,}"
+            )
+        self._rows(name, start, stop, stored)
+        self._vectors(name, stored)
+        self._ids.append(_hashes(stored.ids))
+
+    def end(self, total: Counts) -> list[str]:
+        """What was found, the sums included."""
+        folder = self._folder
+        if not total.exact:
+            self._findings.append(
+                f"{folder}: {total.embedded:,} embedded + {total.failed:,} failed + "
+                f"{total.skipped:,} skipped are not {total.rows:,} rows"
+            )
+        if self._next != total.rows - total.skipped:
+            self._findings.append(
+                f"{folder}: the shards end at row {self._next:,}, expected "
+                f"{total.rows - total.skipped:,}"
+            )
+        if (self._embedded, len(self._failed)) != (total.embedded, total.failed):
+            self._findings.append(
+                f"{folder}: {self._embedded:,} rows are embedded and {len(self._failed):,} failed, "
+                f"{MANIFEST} says {total.embedded:,} and {total.failed:,}"
+            )
+        ids = np.concatenate(self._ids) if self._ids else np.empty(0, np.uint64)
+        twice = len(ids) - len(np.unique(ids))
+        if twice:
+            self._findings.append(f"{folder}: {twice:,} ids occur more than once")
+        return self._findings
+
+    def _rows(self, name: str, start: int, stop: int, stored: Stored) -> None:
+        """Every row of the shard is there once: embedded, or failed."""
+        first, last = np.searchsorted(self._failed, (start, stop))
+        present = np.concatenate([stored.rows, self._failed[first:last]])
+        numbers, times = np.unique(present, return_counts=True)
+        missing = np.setdiff1d(np.arange(start, stop), numbers)
+        foreign = numbers[(numbers < start) | (numbers >= stop)]
+        for what, rows in (
+            ("are neither embedded nor failed", missing),
+            ("occur more than once", numbers[times > 1]),
+            ("belong to another shard", foreign),
+        ):
+            if len(rows):
+                self._findings.append(f"{name}: {len(rows):,} rows {what}: {_some(rows)}")
+        if len(stored.rows) > 1 and not (np.diff(stored.rows) > 0).all():
+            self._findings.append(f"{name}: its rows are not in order")
+        if any(not id for id in stored.ids):
+            self._findings.append(f"{name}: rows have no id")
+
+    def _vectors(self, name: str, stored: Stored) -> None:
+        vectors = restored(stored.vectors, stored.scales)
+        with np.errstate(all="ignore"):
+            lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+        tolerance = _INT8_TOLERANCE if stored.scales is not None else UNIT_TOLERANCE
+        bad = stored.rows[~(np.abs(lengths - 1) < tolerance)]  # NaN is bad
+        if len(bad):
+            self._findings.append(
+                f"{name}: {len(bad):,} vectors are not finite or not of unit length: {_some(bad)}"
+            )
+
+
+def _hashes(ids: list[str]) -> NDArray[np.uint64]:
+    """64 bits of each id: a million ids in 8 MB."""
+    joined = b"".join(hashlib.blake2b((id or "").encode(), digest_size=8).digest() for id in ids)
+    return np.frombuffer(joined, np.uint64)
+
+
+def _some(rows: NDArray[np.int64]) -> str:
+    text = ", ".join(str(row) for row in rows[:_SHOWN].tolist())
+    return text + (", ..." if len(rows) > _SHOWN else "")
