@@ -10,16 +10,37 @@ import io
 import re
 from base64 import b64encode
 from importlib.resources import files
+from pathlib import Path
 
 from mwa_export import __version__
 from mwa_export.embed_rows import Readable
-from mwa_export.errors import ImageError
+from mwa_export.errors import BundleError, ImageError
+from mwa_export.files import new_file
 from mwa_export.pictures import Picture, decode_picture
 from mwa_export.report_numbers import DASH
 from mwa_export.search_result import Found
 
 THUMBNAIL = 320  # pixels of the longer side
 _NOT_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def check_page(path: Path) -> None:
+    """Raise BundleError if ``path`` is something else than an earlier page: it will be replaced."""
+    if path.is_dir():
+        raise BundleError(f"{path}: is a folder. Expected the name of a file, such as found.html.")
+    if path.exists() and not path.read_bytes()[:15].lower() == b"<!doctype html>":
+        raise BundleError(f"{path}: exists and is no HTML file. Choose another name for the page.")
+
+
+def write_page(found: Found, path: Path) -> None:
+    """Write the page to a file, which appears whole.
+
+    Raises:
+        BundleError: the file is something else, or the disk refuses.
+    """
+    check_page(path)
+    with new_file(path) as partial:
+        partial.write_text(html_from_search(found), encoding="utf-8")
 
 
 def html_from_search(found: Found) -> str:

@@ -1,0 +1,216 @@
+"""Search the folder that `embed` wrote: its shards one after the other, by a text or a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.bundle import Bundle
+from mwa_export.embed_job import FOLDERS, Input, Job, shards
+from mwa_export.embed_output import ERRORS, JOB, MANIFEST, load_job
+from mwa_export.embed_rows import Kind
+from mwa_export.embed_shards import read_shard
+from mwa_export.errors import DataError, OptionsError
+from mwa_export.pictures import Picture
+from mwa_export.runtimes import LABELS, RuntimeOptions
+from mwa_export.search import Block, ignore, search
+from mwa_export.search_result import Found, Hit, Where
+
+WHERE: dict[Kind, Where] = {"image": "images", "text": "texts"}
+Locate = Callable[[str], Picture | None]
+"""A row's id -> where its picture lies, if that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A text, or a picture's file."""
+
+    text: str | None = None
+    image: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.image is None):
+            raise OptionsError("expected a text or --image FILE to search for, and not both.")
+        if self.text is not None and not self.text.strip():
+            raise OptionsError("the text to search for is empty.")
+
+
+@dataclass
+class Output:
+    """An output of `embed`, finished or not, and where its rows lie."""
+
+    folder: Path
+    job: Job
+    entry: Input  # of the kind that is searched
+    # Shards that were read: name and number of rows. Their rows are counted through.
+    read: list[tuple[str, int]] = field(default_factory=list)
+    missing: int = 0  # shards that are not written yet
+
+    @property
+    def where(self) -> Where:
+        """The part that is searched."""
+        return WHERE[self.entry.kind]
+
+    def blocks(self) -> Iterator[Block]:
+        """The rows of every shard that is there; one shard is in memory at a time.
+
+        Raises:
+            DataError: a shard is damaged, or is missing although the run was finished.
+        """
+        finished = (self.folder / MANIFEST).is_file()
+        for shard in shards(self.entry):
+            if not (self.folder / f"{shard.stem}.parquet").is_file():
+                if finished:
+                    raise DataError(
+                        f"{self.folder / shard.stem}.parquet: is missing, although {MANIFEST} says "
+                        "that the output is complete. Copy it again, or run `mwa-export embed` "
+                        "again."
+                    )
+                self.missing += 1
+                continue
+            stored = read_shard(self.folder, self.job, shard.stem)
+            self.read.append((shard.stem, len(stored.vectors)))
+            yield Block(stored.vectors, stored.scales)
+
+    def hits(
+        self, rows: NDArray[np.int64], scores: NDArray[np.float32], locate: Locate
+    ) -> tuple[Hit, ...]:
+        """What the shards say about rows that `blocks` counted through, in their order."""
+        starts = np.cumsum([0, *(count for _, count in self.read)])
+        shard_of = np.searchsorted(starts, rows, "right") - 1
+        found: dict[int, Hit] = {}
+        for number in np.unique(shard_of):
+            stored = read_shard(self.folder, self.job, self.read[number][0])
+            for rank in np.flatnonzero(shard_of == number).tolist():
+                place = int(rows[rank] - starts[number])
+                columns = {name: values[place] for name, values in stored.columns.items()}
+                picture = None
+                if self.entry.kind == "image":
+                    picture = locate(stored.ids[place])
+                found[rank] = Hit(
+                    rank + 1, float(scores[rank]), stored.ids[place], columns, picture
+                )
+        return tuple(found[rank] for rank in sorted(found))
+
+    def warnings(self, searched: int) -> tuple[str, ...]:
+        """What cannot be found, because it is not there."""
+        if not (self.folder / MANIFEST).is_file():
+            written = f"{len(self.read)} of {len(self.read) + self.missing} shards are written"
+            return (
+                f"The output is unfinished: {written}, with {searched:,} of {self.entry.taken:,} "
+                f"{self.where}. Run the same `mwa-export embed` again to finish it.",
+            )
+        lost = self.entry.taken - searched
+        if not lost:
+            return ()
+        return (
+            f"{lost:,} of {self.entry.taken:,} {self.where} could not be embedded, so they cannot "
+            f"be found; {ERRORS} says why.",
+        )
+
+
+def open_output(folder: Path, where: str | None = None) -> Output:
+    """The part of an output that is searched; None: its first, which is the images if it has any.
+
+    Raises:
+        DataError: no output of `embed`, or one without that part.
+    """
+    job = load_job(folder) if folder.is_dir() else None
+    if job is None:
+        raise DataError(
+            f"{folder}: is not the output of `mwa-export embed` ({JOB} is missing). Expected the "
+            "folder that was given as -o."
+        )
+    have = {FOLDERS[entry.kind]: entry for entry in job.inputs}
+    if where is None:
+        where = next(iter(have))
+    if where not in have:
+        named = " and ".join(have)
+        raise DataError(f"{folder}: holds no {where}, it holds {named}. Search there: --in {named}")
+    return Output(folder, job, have[where])
+
+
+def open_bundle(output: Output, path: Path | None) -> Bundle:
+    """The bundle that embeds the query: one that is named, or the one that the output names.
+
+    Raises:
+        OptionsError: it makes vectors of another embedding space.
+        BundleError: it is not there any more.
+    """
+    bundle = Bundle.open(path or output.job.bundle)
+    if bundle.manifest.space_id != output.job.space_id:
+        raise OptionsError(
+            f"{bundle.path}: makes vectors of the embedding space "
+            f"{bundle.manifest.space_id[:16]}, and {output.folder} holds vectors of "
+            f"{output.job.space_id[:16]}. They cannot be compared. Name the bundle that made "
+            "them, or another form of the same model: --bundle BUNDLE"
+        )
+    return bundle
+
+
+def search_output(
+    output: Output,
+    query: Query,
+    *,
+    k: int = 5,
+    bundle: Path | None = None,
+    runtime: RuntimeOptions | None = None,
+    pictures: Path | None = None,
+    on_rows: Callable[[int], None] = ignore,
+) -> Found:
+    """Find the k rows that are most like a text or a picture.
+
+    Args:
+        output: from `open_output`; it may be unfinished, which the result says.
+        query: what to look for.
+        k: rows to find, at least 1.
+        bundle: embeds the query; None: the one that the output names.
+        runtime: what the bundle runs on.
+        pictures: the folder that the pictures' ids are relative to; None: see `picture_of`.
+        on_rows: called with the number of rows searched, after each part.
+
+    Raises:
+        DataError: a damaged output.
+        OptionsError: the bundle makes vectors of another embedding space.
+        ImageError: the query's picture cannot be read.
+    """
+    model = open_bundle(output, bundle)
+    opened = model.runtime(runtime)
+    if query.image is not None:
+        vector = model.embed_images([query.image])[0]
+    else:
+        vector = model.embed_texts([query.text or ""])[0]
+    best = search(vector, output.blocks(), k, on_rows=on_rows)
+    return Found(
+        query=str(query.image or query.text),
+        query_picture=None if query.image is None else Picture(query.image),
+        where=output.where,
+        hits=output.hits(best.rows, best.scores, picture_of(output.entry, pictures)),
+        searched=best.searched,
+        output=str(output.folder),
+        bundle=str(model.path),
+        runtime=f"{LABELS[opened.choice.runtime]} with {opened.choice.precision}",
+        space_id=output.job.space_id,
+        warnings=output.warnings(best.searched),
+    )
+
+
+def picture_of(entry: Input, folder: Path | None = None) -> Locate:
+    """Find pictures by their ids: below ``folder``, below the source, or as they are."""
+    source = Path(entry.source)
+    roots = [folder] if folder is not None else [source, source.parent, Path()]
+
+    def locate(id: str) -> Picture | None:
+        for root in roots:
+            try:
+                if (root / id).is_file():
+                    return Picture(root / id)
+            except (OSError, ValueError):  # an id that can be no name of a file
+                continue
+        return Picture(folder / id) if folder is not None else None
+
+    return locate
