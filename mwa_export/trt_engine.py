@@ -43,7 +43,7 @@ class Engine:
     gpu: str  # its name
     capability: tuple[int, int]
     profiles: tuple[Profile, ...]
-    source: str  # sha256 of the bundle's graph that it was made from
+    sources: tuple[str, ...]  # sha256 of the bundle's files that it was made from
     graph: str  # sha256 of the graph that was compiled: the same, typed or with Q/DQ
     flags: tuple[str, ...]  # BuildOptions.flags
     seconds: float  # of the build
@@ -53,6 +53,7 @@ class Engine:
         return {
             **asdict(self),
             "capability": list(self.capability),
+            "sources": list(self.sources),
             "flags": list(self.flags),
             "profiles": [[shapes.to_json() for shapes in profile] for profile in self.profiles],
         }
@@ -77,7 +78,7 @@ class Engine:
             tensorrt=data["tensorrt"],
             capability=(int(major), int(minor)),
             profiles=tuple(profiles),
-            source=data["source"],
+            sources=tuple(data["sources"]),
             graph=data["graph"],
             flags=tuple(data["flags"]),
             seconds=float(data["seconds"]),
@@ -113,8 +114,8 @@ def obstacle(engine: Engine, manifest: Manifest, version: str, device: Device) -
         version: of the TensorRT that is installed.
         device: the GPU.
     """
-    if engine.source not in {entry["sha256"] for entry in manifest.files.values()}:
-        return "it was made from a graph that the bundle no longer has"
+    if not {entry["sha256"] for entry in manifest.files.values()}.issuperset(engine.sources):
+        return "it was made from a graph or a calibration that the bundle no longer has"
     if not _version_fits(engine, version):
         later = " or a later one" if VERSION_COMPATIBLE in engine.flags else ""
         return f"it needs TensorRT {engine.tensorrt}{later}, and {version} is installed"

@@ -38,7 +38,7 @@ ENGINE = Engine(
     gpu="NVIDIA H200",
     capability=(9, 0),
     profiles=((ShapeRange("image", (1, 3, 4, 4), (2, 3, 4, 4), (8, 3, 4, 4)),),),
-    source="the graph",
+    sources=("the graph",),
     graph="the graph, typed",
     flags=(),
     seconds=12.5,
@@ -113,8 +113,8 @@ def test_an_engine_says_what_it_needs(
 
 
 def test_an_engine_of_a_graph_that_changed_is_stale(tmp_path: Path) -> None:
-    bundle = bundle_with(tmp_path, replace(ENGINE, source="an older graph"))
-    with pytest.raises(EngineError, match=r"graph that the bundle no longer has.*--rebuild"):
+    bundle = bundle_with(tmp_path, replace(ENGINE, sources=("the graph", "an older calibration")))
+    with pytest.raises(EngineError, match=r"calibration that the bundle no longer has.*--rebuild"):
         usable_engine(bundle, "vision", "float16", VERSION, H200)
 
 

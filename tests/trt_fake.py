@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from mwa_export import trt_device
@@ -49,6 +50,7 @@ class FakeTensorRT(types.ModuleType):
         self.__version__ = VERSIONS[major]
         self.calls: list[tuple[Any, ...]] = []
         self.inputs = inputs
+        self.graphs: dict[str, onnx.ModelProto] = {}  # what was parsed, by file name
         self.parser_errors: list[ParserError] = []
         self.messages: list[tuple[int, str]] = []  # said during the build or the load
         self.blob: bytes | None = b"an engine"
@@ -122,6 +124,14 @@ class FakeTensorRT(types.ModuleType):
             def add_optimization_profile(self, profile: object) -> int:
                 return fake.profile_index
 
+        class Network:
+            @property
+            def num_inputs(self) -> int:
+                return len(fake.inputs)
+
+            def get_input(self, index: int) -> Any:
+                return types.SimpleNamespace(name=fake.inputs[index])
+
         class Builder:
             def __init__(self, logger: Any) -> None:
                 if not fake.starts:
@@ -131,8 +141,7 @@ class FakeTensorRT(types.ModuleType):
 
             def create_network(self, flags: int) -> Any:
                 fake.calls.append(("create_network", flags))
-                ports = [types.SimpleNamespace(name=name) for name in fake.inputs]
-                return types.SimpleNamespace(num_inputs=len(ports), get_input=ports.__getitem__)
+                return Network()
 
             def create_builder_config(self) -> Config:
                 return Config("config")
@@ -150,7 +159,11 @@ class FakeTensorRT(types.ModuleType):
                 self.num_errors = len(fake.parser_errors)
 
             def parse_from_file(self, path: str) -> bool:
-                assert Path(path).is_file()
+                data = Path(path).read_bytes()
+                if data:  # a real graph
+                    fake.graphs[Path(path).name] = onnx.load_from_string(data)
+                    inputs = fake.graphs[Path(path).name].graph.input
+                    fake.inputs = tuple(port.name for port in inputs)
                 fake.calls.append(("parse", path))
                 return not fake.parser_errors
 

@@ -1,0 +1,71 @@
+"""How large every value of a float32 graph becomes: what decides where float16 would overflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from mwa_export.backend_onnx import GraphFile, image_feed
+from mwa_export.layer_probes import session_with_outputs
+from mwa_export.progress import Progress
+
+Inputs = tuple[NDArray[Any], ...]
+_GROUP = 48  # values that are kept in memory at a time
+
+
+def largest_magnitudes(
+    file: GraphFile, batches: Iterable[Inputs], progress: Progress
+) -> dict[str, float]:
+    """Run a float32 graph and keep the largest magnitude of each float value that a node makes.
+
+    Texts are run without their padding. A padded score has 30000 subtracted, by design: float16
+    holds that beside any score that fits on its own, so it says nothing about the model.
+
+    Args:
+        file: the graph; the session is opened once for each group of values.
+        batches: inputs of the tower: (pixels,) uint8, or (token_ids, padding_mask).
+        progress: told about each group.
+
+    Returns:
+        Value -> largest magnitude; not a number or infinite where one was.
+    """
+    path, graph = file
+    tower = graph.spec.tower
+    feeds = [
+        image_feed(graph, inputs[0]) if tower == "vision" else inputs
+        for batch in batches
+        for inputs in (_without_padding(*batch) if tower == "text" else (batch,))
+    ]
+    names = _float_values(onnx.load(path))
+    progress(f"{tower} tower: measure how large values become", len(names))
+    found = dict.fromkeys(names, 0.0)
+    for start in range(0, len(names), _GROUP):
+        group = names[start : start + _GROUP]
+        runner = session_with_outputs(path, [n for n in group if n != graph.spec.output.name])
+        for arrays in feeds:
+            feed = {p.name: a for p, a in zip(graph.spec.inputs, arrays, strict=True)}
+            for name, values in zip(group, runner.run(group, feed), strict=True):
+                # np.maximum, unlike max, keeps what is not a number.
+                found[name] = float(np.maximum(found[name], np.abs(values).max(initial=0)))
+        progress.advance(len(group))
+    return found
+
+
+def _float_values(model: onnx.ModelProto) -> list[str]:
+    """The float32 values that nodes make, in the order of the graph."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
+    made = [value for node in model.graph.node for value in node.output]
+    return [value for value in made if kinds.get(value) == onnx.TensorProto.FLOAT]
+
+
+def _without_padding(ids: NDArray[Any], mask: NDArray[Any]) -> Iterator[Inputs]:
+    """The rows of a batch of texts, those of equal length together."""
+    lengths = (mask == 0).sum(axis=1)
+    for length in np.unique(lengths):
+        rows = lengths == length
+        yield ids[rows, :length], mask[rows, :length]

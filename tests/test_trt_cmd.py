@@ -1,0 +1,203 @@
+"""`mwa-export trt` with stand-ins for TensorRT and driver: bundles with engines, or one error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import files_below, refused, run
+from trt_fake import GIB, VERSIONS, FakeDriver, FakeTensorRT
+from trt_files import calibrated_bundle
+
+from mwa_export.bundle import Bundle
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.trt_engine import engines_of
+
+
+@pytest.fixture(scope="session")
+def calibrated(files: Path, data: RetrievalData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trt-command") / "bundle"
+    return calibrated_bundle(files / "bundle", data, folder).path
+
+
+@pytest.fixture
+def bundle(files: Path, tmp_path: Path) -> Path:
+    """A bundle to change."""
+    return Path(shutil.copytree(files / "bundle", tmp_path / "bundle"))
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    return FakeDriver().install(monkeypatch)
+
+
+@pytest.fixture
+def trt(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    """TensorRT 11 on an H200."""
+    return FakeTensorRT(11).install(monkeypatch)
+
+
+def trt_command(*arguments: Any) -> str:
+    """The stderr of a run that works."""
+    outcome = run("trt", *arguments)
+    assert outcome.status == 0, outcome
+    return outcome.stderr
+
+
+def entries(bundle: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((bundle / "manifest.json").read_text())["engines"]
+    return found
+
+
+def test_engines_of_both_towers_join_the_bundle(trt: FakeTensorRT, bundle: Path) -> None:
+    before = files_below(bundle)
+    outcome = run("trt", bundle, "--fp16")
+    assert outcome.status == 0, outcome
+    assert outcome.stdout == f"{bundle}\n"
+    assert "TensorRT 11.4.0.106 on NVIDIA H200" in outcome.stderr
+    after = files_below(bundle)
+    names = {f"engines/{t}.float16.sm90.trt11.4.0.106.engine" for t in ("vision", "text")}
+    assert set(after) - set(before) == {"engines", *names}
+    assert all(after[name] == b"an engine" for name in names)
+    assert all(
+        after[name] == content for name, content in before.items() if name != "manifest.json"
+    )
+    opened = Bundle.open(bundle)  # checks every hash
+    assert {engine.file for engine in engines_of(opened)} == names
+    for engine in engines_of(opened):
+        assert (engine.gpu, engine.capability) == ("NVIDIA H200", (9, 0))
+        assert engine.sources == (opened.manifest.files[f"{engine.tower}.onnx"]["sha256"],)
+
+
+def test_profiles_come_from_the_options(trt: FakeTensorRT, bundle: Path) -> None:
+    trt_command(bundle, "--fp16", "--batch", "1", "--batch", "2,8,16", "--lengths", "2,5,9")
+    size = Bundle.open(bundle).manifest.model.backbone.image_size
+    shapes = trt.called("profile.set_shape")
+    assert ("image", *((n, 3, size, size) for n in (2, 8, 16))) in shapes
+    assert ("padding_mask", (1, 2), (1, 5), (1, 9)) in shapes
+    assert ("token_ids", (2, 2), (8, 5), (16, 9)) in shapes
+    assert len(shapes) == 6
+    recorded = {e["tower"]: e["profiles"] for e in entries(bundle)}
+    assert recorded["text"][1][0]["opt"] == [8, 5]
+
+
+def test_every_option_of_the_build_is_used(
+    trt: FakeTensorRT, driver: FakeDriver, bundle: Path, tmp_path: Path
+) -> None:
+    driver.count = 2
+    cache = tmp_path / "times"
+    flags = ("--version-compatible", "--hardware-compatible")
+    build = ("--workspace", 0.5, "--timing-cache", cache, "--builder-level", 5, "--device", 1)
+    trt_command(bundle, "--fp16", *flags, *build)
+    assert trt.called("config.set_memory_pool_limit")[0][1] == GIB // 2
+    assert trt.called("config.builder_optimization_level") == [(5,), (5,)]
+    assert trt.called("create_timing_cache") == [(b"",), (b"new times",)]
+    assert driver.current == 1041
+    assert [e["flags"] for e in entries(bundle)] == [
+        ["version_compatible", "hardware_compatible"]
+    ] * 2
+
+
+@pytest.mark.parametrize("major", VERSIONS)
+def test_each_version_gets_its_graph(
+    major: int, driver: FakeDriver, calibrated: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    trt = FakeTensorRT(major).install(monkeypatch)
+    trt_command(calibrated, "--int8", "-o", tmp_path / "out")
+    assert set(trt.graphs) == {"vision.int8.onnx", "text.int8.onnx"}
+    for model in trt.graphs.values():
+        assert model.opset_import[0].version == (17 if major == 8 else 19)
+        assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
+    names = [flag.name for (flag,) in trt.called("config.set_flag")]
+    assert names == (["FP16", "INT8"] * 2 if major == 8 else [])
+    assert not entries(calibrated)
+    assert {entry["precision"] for entry in entries(tmp_path / "out")} == {"int8"}
+
+
+def test_data_is_measured(trt: FakeTensorRT, bundle: Path, files: Path) -> None:
+    trt_command(bundle, "--fp16", "--data", files / "data", "--samples", 16)
+    assert len(entries(bundle)) == 2
+    message = refused("trt", bundle, "--fp16", "--data", files / "nowhere")
+    assert "nowhere" in message
+
+
+def test_what_is_there_is_not_built_again(trt: FakeTensorRT, bundle: Path) -> None:
+    trt_command(bundle, "--fp16")
+    trt.calls.clear()
+    assert "was there already" in trt_command(bundle, "--fp16")
+    assert not trt.calls
+    for more in (("--rebuild",), ("--batch", "1"), ("--version-compatible",)):
+        trt.calls.clear()
+        assert "built in" in trt_command(bundle, "--fp16", *more)
+        assert len(trt.called("parse")) == 2
+        assert len(entries(bundle)) == 2
+
+
+def test_engines_of_two_gpus_live_side_by_side(
+    trt: FakeTensorRT, driver: FakeDriver, bundle: Path
+) -> None:
+    trt_command(bundle, "--fp16")
+    driver.name, driver.capability = b"NVIDIA L4", {75: 8, 76: 9}
+    trt_command(bundle, "--fp16")
+    assert {(e["tower"], e["gpu"]) for e in entries(bundle)} == {
+        (tower, gpu) for tower in ("vision", "text") for gpu in ("NVIDIA H200", "NVIDIA L4")
+    }
+    Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--fp16", "--batch", "4,2,8"), "min batch 4 is above opt batch 2"),
+        (("--fp16", "--lengths", "2,9,9000"), "the longest text of this model"),
+        (("--fp16", "--device", 3), "--device 3"),
+        (("--int8",), "has no calibration.json"),
+        (("--fp16", "--hardware-compatible"), "older than Ampere"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_and_changes_nothing(
+    arguments: tuple[Any, ...],
+    message: str,
+    trt: FakeTensorRT,
+    driver: FakeDriver,
+    bundle: Path,
+) -> None:
+    driver.capability = {75: 7, 76: 5}
+    before = files_below(bundle.parent)
+    assert message in refused("trt", bundle, *arguments)
+    assert files_below(bundle.parent) == before
+
+
+def test_a_build_that_fails_changes_nothing(trt: FakeTensorRT, bundle: Path) -> None:
+    trt.blob, trt.messages = None, [(1, "no kernel")]
+    before = files_below(bundle.parent)
+    assert "no engine could be built on NVIDIA H200: no kernel" in refused("trt", bundle, "--fp16")
+    assert files_below(bundle.parent) == before
+
+
+def test_without_a_precision_it_says_which_there_are(bundle: Path) -> None:
+    outcome = run("trt", bundle)
+    assert outcome.status == 2
+    assert "--fp16 or --int8" in outcome.stderr
+
+
+def test_without_tensorrt_it_says_how_to_install_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    message = refused("trt", bundle, "--fp16")
+    assert message.startswith("tensorrt is needed to build and run engines")
+    assert message.endswith('pip install "mwa-export[tensorrt]"')
+
+
+def test_without_a_gpu_it_says_so(trt: FakeTensorRT, driver: FakeDriver, bundle: Path) -> None:
+    driver.fails["cuInit"] = 100
+    assert "finds no GPU" in refused("trt", bundle, "--fp16")
+
+
+def test_what_is_no_bundle_is_refused(trt: FakeTensorRT, tmp_path: Path) -> None:
+    assert "is no bundle" in refused("trt", tmp_path, "--fp16")

@@ -1,0 +1,246 @@
+"""Graphs as TensorRT wants them: typed for 10 and 11, float32 for 8.6, checked on ONNX Runtime."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+from trt_files import calibrated_bundle
+
+from mwa_export.bundle import Bundle, write_manifest
+from mwa_export.calib import engine_graphs
+from mwa_export.calib.engine_graphs import EngineGraph, engine_graph
+from mwa_export.calib.lint import lint
+from mwa_export.calib.value_ranges import Inputs, largest_magnitudes
+from mwa_export.config import Tower
+from mwa_export.errors import CalibrationError, VerificationError
+from mwa_export.progress import Silent
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.trt_versions import EnginePrecision
+
+TOWER = pytest.mark.parametrize("tower", ["vision", "text"])
+FLOAT16, FLOAT, INT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT8
+
+
+@pytest.fixture(scope="session")
+def calibrated(
+    files: Path, data: RetrievalData, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """A bundle with a calibration, shared and not to be changed."""
+    return calibrated_bundle(files / "bundle", data, tmp_path_factory.mktemp("trt") / "bundle")
+
+
+def made(
+    bundle: Bundle,
+    tower: Tower,
+    folder: Path,
+    *,
+    precision: EnginePrecision = "float16",
+    major: int = 11,
+    batches: Iterable[Inputs] = (),
+) -> tuple[EngineGraph, onnx.ModelProto]:
+    """A graph for an engine, and its content."""
+    graph = engine_graph(bundle, tower, precision, major, folder, Silent(), batches=batches)
+    return graph, onnx.load(graph.path)
+
+
+def types_of(model: onnx.ModelProto) -> dict[str, int]:
+    """The type of every value that a node makes, by strict inference."""
+    onnx.checker.check_model(model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(model, True, True, True).graph
+    return {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
+
+
+def opset(model: onnx.ModelProto) -> int:
+    return int(model.opset_import[0].version)
+
+
+@TOWER
+@pytest.mark.parametrize("major", [10, 11])
+def test_float16_graph_is_typed_and_computes_the_same(
+    tower: Tower, major: int, calibrated: Bundle, tmp_path: Path
+) -> None:
+    graph, model = made(calibrated, tower, tmp_path, major=major)
+    assert opset(model) == 19
+    assert graph.cosine >= 0.9999
+    types = types_of(model)
+    products = [n for n in model.graph.node if n.op_type == "MatMul"]
+    assert {types[node.output[0]] for node in products} == {FLOAT16}
+    assert len(graph.float32) == 4  # the unit norm
+    assert not lint(model, "tensorrt", expect_quantized=False)
+
+
+@TOWER
+def test_int8_graph_is_the_float16_graph_with_float16_scales(
+    tower: Tower, calibrated: Bundle, tmp_path: Path
+) -> None:
+    graph, model = made(calibrated, tower, tmp_path, precision="int8")
+    types = types_of(model)
+    weights = {t.name: t for t in model.graph.initializer}
+    pairs = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) > 6
+    assert {weights[node.input[1]].data_type for node in pairs} == {FLOAT16}
+    assert {weights[node.input[2]].data_type for node in pairs} == {INT8}
+    assert {types[n.output[0]] for n in pairs if n.op_type == "DequantizeLinear"} == {FLOAT16}
+    assert graph.cosine >= 0.95
+    assert not lint(model, "tensorrt")
+
+
+@TOWER
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_graph_for_8_is_float32_at_opset_17(
+    tower: Tower, precision: EnginePrecision, calibrated: Bundle, tmp_path: Path
+) -> None:
+    graph, model = made(calibrated, tower, tmp_path, precision=precision, major=8)
+    assert opset(model) == 17
+    assert FLOAT16 not in types_of(model).values()
+    scales = [n.input[1] for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    assert bool(scales) == (precision == "int8")
+    assert graph.float32 == ()
+    assert graph.cosine >= (0.99999 if precision == "float16" else 0.95)
+
+
+def test_sources_are_the_files_that_a_graph_was_made_from(
+    calibrated: Bundle, tmp_path: Path
+) -> None:
+    hashes = {name: entry["sha256"] for name, entry in calibrated.manifest.files.items()}
+    half, _model = made(calibrated, "text", tmp_path)
+    assert half.sources == (hashes["text.onnx"],)
+    whole, _model = made(calibrated, "text", tmp_path, precision="int8")
+    assert whole.sources == (hashes["text.onnx"], hashes["calibration.json"])
+
+
+def test_layers_that_quantize_kept_have_no_pairs(calibrated: Bundle, tmp_path: Path) -> None:
+    kept = {"quantization": {"kept": {"text": ["blocks.0.qkv"]}}}
+    bundle = Bundle(calibrated.path, replace(calibrated.manifest, **kept))  # type: ignore[arg-type]
+    counts = []
+    for one in (calibrated, bundle):
+        _graph, model = made(one, "text", tmp_path, precision="int8")
+        names = {node.name for node in model.graph.node if node.op_type == "QuantizeLinear"}
+        counts.append(names)
+    assert counts[0] - counts[1] == {"blocks.0.qkv.input.QuantizeLinear"}
+
+
+def test_a_tower_that_is_kept_whole_has_no_int8_graph(calibrated: Bundle, tmp_path: Path) -> None:
+    _graph, model = made(calibrated, "text", tmp_path, precision="int8")
+    names = [n.name for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    sites = [name.removesuffix(".input.QuantizeLinear") for name in names]
+    kept: dict[str, Any] = {"quantization": {"kept": {"text": sites}}}
+    bundle = Bundle(calibrated.path, replace(calibrated.manifest, **kept))
+    with pytest.raises(CalibrationError, match="every layer of the text tower"):
+        made(bundle, "text", tmp_path, precision="int8")
+
+
+def test_int8_needs_a_calibration(files: Path, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"has no calibration\.json.*mwa-export quantize"):
+        made(Bundle.open(files / "bundle"), "text", tmp_path, precision="int8")
+
+
+# --- measured ranges ---
+
+
+def with_large_values(files: Path, folder: Path, factor: float) -> Bundle:
+    """A bundle whose first text block computes large values and divides them again, exactly."""
+    shutil.copytree(files / "bundle", folder)
+    path = folder / "text.onnx"
+    model = onnx.load(path)
+    nodes = list(model.graph.node)
+    at = next(i for i, node in enumerate(nodes) if node.name == "blocks.0.fc2_up.Add")
+    result = nodes[at].output[0]
+    grown = onnx.helper.make_node("Mul", ["before", "factor"], ["grown"], name="grown")
+    shrunk = onnx.helper.make_node("Div", ["grown", "factor"], [result], name="shrunk")
+    nodes[at].output[0] = "before"
+    nodes[at + 1 : at + 1] = [grown, shrunk]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    constant = numpy_helper.from_array(np.asarray(factor, np.float32), "factor")
+    model.graph.initializer.append(constant)
+    onnx.save(model, path)
+    bundle = Bundle(folder, Bundle.open(files / "bundle").manifest)
+    write_manifest(folder, bundle.manifest)
+    return Bundle.open(folder)
+
+
+def test_what_measures_too_large_for_float16_stays_in_float32(files: Path, tmp_path: Path) -> None:
+    small = with_large_values(files, tmp_path / "small", 2.0**10)
+    large = with_large_values(files, tmp_path / "large", 2.0**16)
+    graph, _model = made(small, "text", tmp_path)
+    assert "grown" not in graph.float32
+    graph, model = made(large, "text", tmp_path)
+    assert {"grown", "shrunk"} <= set(graph.float32)
+    assert types_of(model)["grown"] == FLOAT
+    assert graph.cosine >= 0.9999
+
+
+def test_data_is_measured_beside_the_conformance_vectors(files: Path, tmp_path: Path) -> None:
+    """A token that the vectors do not have, and whose row is large, but small enough to be one."""
+    bundle = Bundle.open(files / "bundle")
+    ids, _mask = _texts(bundle)
+    unseen = min(set(range(4, 90)) - set(ids.ravel().tolist()))
+    folder = tmp_path / "bundle"
+    shutil.copytree(files / "bundle", folder)
+    model = onnx.load(folder / "text.onnx")
+    gather = next(n for n in model.graph.node if n.op_type == "Gather")
+    table = next(t for t in model.graph.initializer if t.name == gather.input[0])
+    rows = numpy_helper.to_array(table).copy()
+    rows[unseen] *= 40000 / np.abs(rows[unseen]).max()
+    table.CopyFrom(numpy_helper.from_array(rows, table.name))
+    onnx.save(model, folder / "text.onnx")
+    write_manifest(folder, bundle.manifest)
+    changed = Bundle.open(folder)
+    text = np.asarray([[0, unseen, 2]], np.int64)
+    without, _model = made(changed, "text", tmp_path)
+    beside, _model = made(changed, "text", tmp_path, batches=[(text, np.zeros_like(text))])
+    assert len(without.float32) == 4
+    assert gather.name in beside.float32
+
+
+def _texts(bundle: Bundle) -> tuple[Any, Any]:
+    vectors = bundle.conformance()
+    return vectors.token_ids, vectors.padding_mask
+
+
+def test_padding_says_nothing_about_the_model(files: Path) -> None:
+    """Padded scores have 30000 subtracted; that must not turn attention to float32."""
+    bundle = Bundle.open(files / "bundle")
+    ids, mask = _texts(bundle)
+    assert mask.any()
+    found = largest_magnitudes(bundle.graph("text"), [(ids, mask)], Silent())
+    assert max(found.values()) < 1000
+    assert len(found) > 90
+
+
+def test_8_is_refused_where_it_could_choose_float16_for_large_values(
+    files: Path, tmp_path: Path
+) -> None:
+    bundle = with_large_values(files, tmp_path / "bundle", 2.0**16)
+    with pytest.raises(VerificationError, match=r"grown reaches .*float16 ends at 65504"):
+        made(bundle, "text", tmp_path, major=8)
+
+
+def test_a_graph_that_computes_something_else_is_refused(
+    calibrated: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for found in (0.9, float("nan")):
+        monkeypatch.setattr(engine_graphs, "_cosine", lambda *_, found=found: found)
+        with pytest.raises(VerificationError, match=r"expected 0\.99800 or more"):
+            made(calibrated, "vision", tmp_path)
+
+
+def test_int8_is_held_to_what_quantize_measured(
+    calibrated: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = calibrated.graph("vision")[1]
+    known = replace(own, file="x", precision="int8", dialect="openvino", conformance=0.999)
+    manifest = replace(calibrated.manifest, graphs=(*calibrated.manifest.graphs, known))
+    bundle = Bundle(calibrated.path, manifest)
+    monkeypatch.setattr(engine_graphs, "_cosine", lambda *_: 0.98)
+    with pytest.raises(VerificationError, match=r"0\.98000, expected 0\.99700 or more"):
+        made(bundle, "vision", tmp_path, precision="int8")
