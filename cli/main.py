@@ -21,6 +21,7 @@ _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloade
     "quantize": "Add INT8 graphs to a bundle: calibrate, search precisions, check recall.",
     "search": "Find what is most like a text or a picture among embedded rows.",
     "split": "Write what training added to a base as an adapter file.",
+    "trt": "Add TensorRT engines to a bundle, for the GPU of this machine.",
 }
 
 
