@@ -63,9 +63,11 @@ def _held(path: Path, *, shared: bool, wait: bool = False) -> Iterator[None]:
             ) from error
         if not shared:
             _say(handle, f"{os.getpid()}\n")
-        yield
-        if not shared:
-            _say(handle, "")
+        try:
+            yield
+        finally:
+            if not shared:
+                _say(handle, "")
     finally:
         os.close(handle)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mwa_export.backend import Backend
 from mwa_export.embed_job import RowError, Shard
 from mwa_export.embed_rows import Row, Source
-from mwa_export.embed_shard_rows import Collected, OnRows, checked_rows, ignore
+from mwa_export.embed_shard_rows import Collected, OnRows, checked_rows, ignore, stable
 from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Channel, Clock, Line, StoppedError
 from mwa_export.errors import ImageError
@@ -146,5 +146,5 @@ def _decode(row: int, item: Row, target: NDArray[np.uint8], clock: Clock) -> Row
             image = decode_picture(content, item.id)
             target[:] = pixels_from_image(image, target.shape[0])
     except ImageError as error:
-        return RowError(row, item.id, "unreadable", str(error))
+        return RowError(row, item.id, "unreadable", stable(str(error)))
     return None

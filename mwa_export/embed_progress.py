@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ class MaxErrors:
         try:
             percent = text.endswith("%")
             value = float(text[:-1]) if percent else float(int(text))
-            if value < 0 or (percent and value > 100):
+            if not 0 <= value <= (100 if percent else math.inf):
                 raise ValueError
         except ValueError:
             raise OptionsError(

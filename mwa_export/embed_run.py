@@ -29,7 +29,7 @@ from mwa_export.embed_rows import Kind, Source
 from mwa_export.embed_shard import Worker
 from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Channel, Clock, Line
-from mwa_export.errors import BundleError, OutputDamagedError
+from mwa_export.errors import BundleError, MwaExportError, OutputDamagedError
 from mwa_export.runtimes import RuntimeOptions
 
 
@@ -117,9 +117,13 @@ def run(
         _make(out / WORK)
         if how.part is None:
             clean(out)
-        planned = plan(bundle, sources, out / WORK, options=options, runtime=runtime)
-        job = start_job(out, planned.job)
-        planned = replace(planned, job=job)
+        try:
+            planned = plan(bundle, sources, out / WORK, options=options, runtime=runtime)
+            planned = replace(planned, job=start_job(out, planned.job))
+        except MwaExportError:
+            if (out / MANIFEST).is_file():
+                remove_work(out)  # a finished output stays as it was
+            raise
         if (out / MANIFEST).is_file():
             return _finished(out, how)
         return _run(planned, out, runtime or RuntimeOptions(), how, watch)

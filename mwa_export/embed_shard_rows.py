@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -101,6 +102,11 @@ def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
         squares = np.einsum("nd,nd->n", vectors, vectors)
         good: NDArray[np.bool_] = np.abs(np.sqrt(squares) - 1) < UNIT_TOLERANCE  # NaN: False
         return good
+
+
+def stable(reason: str) -> str:
+    """A reason without what differs from run to run: Pillow names objects by their address."""
+    return re.sub(r"<?[\w.]+ object at 0x[0-9a-fA-F]+>?", "its bytes", reason)
 
 
 def not_finite(row: int, id: str) -> RowError:

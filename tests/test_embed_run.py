@@ -1,0 +1,503 @@
+"""A whole run of `embed`: every row accounted for, the same bytes however it came about."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from commands import files_below
+from embed_samples import ListSource, embed, errors, pictures, texts
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mwa_export.backend_onnx import OnnxBackend
+from mwa_export.bundle import Bundle
+from mwa_export.embed_job import EmbedOptions, Job, shards
+from mwa_export.embed_lock import locked
+from mwa_export.embed_output import MANIFEST, WORK, load_job
+from mwa_export.embed_plan import Slice
+from mwa_export.embed_progress import MaxErrors
+from mwa_export.embed_rows import Row
+from mwa_export.embed_run import RunOptions, rehearse
+from mwa_export.embed_shards import read_shard, restored
+from mwa_export.embed_verify import verify
+from mwa_export.errors import (
+    BundleError,
+    DataError,
+    MwaExportError,
+    OptionsError,
+    OutputBusyError,
+    OutputDamagedError,
+    TooManyErrorsError,
+)
+
+WIDTH_TOLERANCE = {"float32": 1e-6, "float16": 1e-3, "int8": 0.02}
+
+
+@pytest.fixture(scope="module")
+def bundle(files: Path) -> Path:
+    return files / "bundle"
+
+
+@pytest.fixture(scope="module")
+def whole(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output that was never interrupted; not to be changed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    embed(bundle, [pictures(21, bad=(3, 20)), texts(30)], out)
+    return out
+
+
+def vectors_of(out: Path, folder: str) -> tuple[list[str], np.ndarray]:
+    """Ids and restored vectors of a whole kind."""
+    job = load_job(out)
+    assert job is not None
+    stems = sorted({p.stem for p in (out / folder).iterdir()})
+    parts = [read_shard(out, job, f"{folder}/{stem}") for stem in stems]
+    ids = [id for part in parts for id in part.ids]
+    return ids, np.concatenate([restored(part.vectors, part.scales) for part in parts])
+
+
+def test_every_row_is_a_vector_or_an_error(bundle: Path, whole: Path) -> None:
+    ids, vectors = vectors_of(whole, "images")
+    assert ids == [f"p{n}.png" for n in range(21) if n not in (3, 20)]
+    source = pictures(21)
+    opened = Bundle.open(bundle)
+    opened.runtime(embed_runtime())
+    contents = [source.items[n].content for n in range(21) if n not in (3, 20)]
+    np.testing.assert_allclose(vectors, opened.embed_images(contents), atol=1e-6)  # type: ignore[arg-type]
+    ids, vectors = vectors_of(whole, "texts")
+    rows = [row for n, row in enumerate(texts(30).items) if n != 7]
+    assert ids == [row.id for row in rows]
+    expected = opened.embed_texts([str(row.content) for row in rows])
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert [(e["row"], e["id"], e["kind"], e["code"]) for e in errors(whole)] == [
+        (3, "p3.png", "image", "unreadable"),
+        (20, "p20.png", "image", "unreadable"),
+        (7, "t7", "text", "unreadable"),
+    ]
+    assert errors(whole)[2]["reason"] == "the text is null"
+    assert verify(whole).whole
+
+
+def embed_runtime() -> Any:
+    from embed_samples import ONNX
+
+    return ONNX
+
+
+def test_nothing_but_the_output_is_left(whole: Path) -> None:
+    names = set(files_below(whole))
+    assert not (whole / WORK).exists()
+    assert names == {
+        ".lock",
+        "errors.parquet",
+        "images",
+        *(f"images/part-{n:05d}.parquet" for n in range(3)),
+        "job.json",
+        "manifest.json",
+        "texts",
+        *(f"texts/part-{n:05d}.parquet" for n in range(4)),
+    }
+
+
+class KilledError(BaseException):
+    """What a kill looks like from inside."""
+
+
+def _killing(limit: int, after: bool) -> Any:
+    """`Path.replace` that ends the run at its rename number ``limit``, before it or after it."""
+    real, count = Path.replace, 0
+
+    def replace(self: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count > limit and not after:
+            raise KilledError
+        moved = real(self, target)
+        if count > limit:
+            raise KilledError
+        return moved
+
+    return replace
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_run_that_ends_at_any_rename_goes_on_to_the_same_bytes(
+    bundle: Path, tmp_path: Path, after: bool
+) -> None:
+    sources = [pictures(9, bad=(3,)), texts(10)]
+    embed(bundle, sources, tmp_path / "whole")
+    expected = files_below(tmp_path / "whole")
+    renames = 1 + 2 * 4 + 2  # the job, two files of each shard, the errors, the manifest
+    for limit in range(renames):
+        out = tmp_path / f"out-{limit}"
+        with (
+            mock.patch.object(Path, "replace", _killing(limit, after)),
+            pytest.raises(KilledError),
+        ):
+            embed(bundle, sources, out)
+        before = {n: data for n, data in files_below(out).items() if n.endswith(".parquet")}
+        assert all(expected[name] == data for name, data in before.items())
+        embed(bundle, sources, out)
+        assert files_below(out) == expected
+    with mock.patch.object(Path, "replace", _killing(renames, after)):
+        embed(bundle, sources, tmp_path / "survives")
+
+
+def test_finished_shards_are_not_computed_again(bundle: Path, tmp_path: Path) -> None:
+    out, source = tmp_path / "out", pictures(24, bad=(20,))
+    with pytest.raises(TooManyErrorsError):
+        embed(bundle, [source], out, RunOptions(max_errors=MaxErrors(0)))
+    part = out / "images" / "part-00000.parquet"
+    before = part.stat()
+    summary = embed(bundle, [source], out)
+    assert (part.stat().st_ino, part.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert summary.embedded_now <= 16
+    assert summary.counts["image"].embedded == 23
+    again = embed(bundle, [source], out)
+    assert again.embedded_now == 0
+    assert again.complete
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    outcome=st.lists(
+        st.sampled_from(["good", "broken", "null", "duplicate"]), min_size=1, max_size=20
+    ),
+    shard_size=st.integers(1, 9),
+    batch=st.integers(1, 5),
+    limit=st.none() | st.integers(1, 25),
+)
+def test_the_account_is_exact_for_every_pattern_of_failures(
+    bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    outcome: list[str],
+    shard_size: int,
+    batch: int,
+    limit: int | None,
+) -> None:
+    rows = []
+    for number, what in enumerate(outcome):
+        if what == "duplicate" and number > 0:
+            rows.append(Row("first", pictures(1).items[0].content))
+            continue
+        id = "first" if number == 0 else f"r{number}"
+        content = {"broken": b"GIF89a", "null": None}.get(what, pictures(1).items[0].content)
+        rows.append(Row(id, content, problem="null" if content is None else None))
+    out = tmp_path_factory.mktemp("pattern") / "out"
+    summary = embed(
+        bundle,
+        [ListSource("image", rows)],
+        out,
+        shard_size=shard_size,
+        batch=batch,
+        limit=limit,
+    )
+    taken = outcome[:limit]
+    codes = {"broken": "unreadable", "null": "unreadable", "duplicate": "duplicate-id"}
+    expected = [
+        (n, codes[what])
+        for n, what in enumerate(taken)
+        if what in codes and (n or what != "duplicate")
+    ]
+    assert [(e["row"], e["code"]) for e in errors(out)] == expected
+    total = summary.counts["image"]
+    assert total.embedded == len(taken) - len(expected)
+    assert total.skipped == len(outcome) - len(taken)
+    assert total.exact
+    assert verify(out).findings == ()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("format", ["parquet", "npy"])
+def test_every_dtype_and_format_holds_the_same_vectors(
+    bundle: Path, whole: Path, tmp_path: Path, dtype: str, format: str
+) -> None:
+    out = tmp_path / "out"
+    embed(bundle, [pictures(21, bad=(3, 20)), texts(30)], out, dtype=dtype, format=format)
+    for folder in ("images", "texts"):
+        ids, expected = vectors_of(whole, folder)
+        found_ids, found = vectors_of(out, folder)
+        assert found_ids == ids
+        np.testing.assert_allclose(found, expected, atol=WIDTH_TOLERANCE[dtype])
+    stored = np.load(out / "images" / "part-00000.npy") if format == "npy" else None
+    if stored is not None:
+        assert stored.dtype == dtype
+    assert verify(out).whole
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"dtype": "float16"}, "dtype: was float32, is float16"),
+        ({"shard_size": 9}, "inputs.images.shard_size: was 8, is 9"),
+        ({"batch": 4}, "inputs.images.batch: was 3, is 4"),
+        ({"limit": 5}, "inputs.images.taken: was 9, is 5"),
+        ({"format": "npy"}, "format: was parquet, is npy"),
+    ],
+)
+def test_other_options_are_refused(
+    bundle: Path, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    embed(bundle, [pictures(9)], tmp_path / "out")
+    before = files_below(tmp_path / "out")
+    with pytest.raises(DataError, match=named):
+        embed(bundle, [pictures(9)], tmp_path / "out", **change)
+    assert files_below(tmp_path / "out") == before
+
+
+def test_another_source_bundle_or_folder_is_refused(
+    bundle: Path, checkpoint: Path, files: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    embed(bundle, [texts(9)], out)
+    with pytest.raises(DataError, match=r"texts\.fingerprint: was f00d, is beef"):
+        embed(bundle, [texts(9, fingerprint="beef")], out)
+    with pytest.raises(DataError, match=r"inputs\.images\.rows: was absent, is 3"):
+        embed(bundle, [texts(9), pictures(3)], out)
+    from commands import save
+    from configs import MWA
+    from parity_files import export, write_tokenizer
+
+    from mwa_export.synthetic import random_tensors
+
+    other = save(tmp_path / "other.pth", random_tensors(MWA, 5))
+    export(other, tmp_path / "other", write_tokenizer(tmp_path))
+    with pytest.raises(DataError, match="space_id: was "):
+        embed(tmp_path / "other", [texts(9)], out)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("precious")
+    with pytest.raises(DataError, match=r"thesis.txt and no job.json"):
+        embed(bundle, [texts(9)], mine)
+    assert files_below(mine) == {"thesis.txt": b"precious"}
+
+
+def test_a_second_run_is_refused_and_a_dead_one_holds_nothing(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    code = (
+        "import sys, time; from pathlib import Path; from mwa_export.embed_lock import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(120)\n"
+    )
+    command = [sys.executable, "-c", code, str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(OutputBusyError, match=f"by process {holder.pid}"):
+                embed(bundle, [texts(3)], out)
+            with pytest.raises(OutputBusyError):
+                embed(bundle, [texts(3)], out, RunOptions(part=Slice(1, 2)))
+        finally:
+            holder.kill()
+    assert embed(bundle, [texts(3)], out).complete
+
+
+def test_machines_that_share_the_work_make_the_same_output(
+    bundle: Path, whole: Path, tmp_path: Path
+) -> None:
+    out, sources = tmp_path / "out", [pictures(21, bad=(3, 20)), texts(30)]
+    first = embed(bundle, sources, out, RunOptions(part=Slice(2, 3)))
+    assert not first.complete
+    assert first.left == 5
+    assert not (out / MANIFEST).exists()
+    with locked(out, "3-of-3"):  # another machine at work does not disturb
+        assert not embed(bundle, sources, out, RunOptions(part=Slice(1, 3))).complete
+    assert embed(bundle, sources, out, RunOptions(part=Slice(3, 3))).complete
+    assert files_below(out) == files_below(whole)
+    with pytest.raises(OptionsError, match="--shard 4/3"):
+        Slice(4, 3)
+
+
+def test_shards_cut_the_rows_without_gap_or_overlap(whole: Path) -> None:
+    job = load_job(whole)
+    assert job is not None
+    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+    cut = list(shards(job.input("text"), [0, 7, 8, 29]))
+    assert [(s.start, s.stop) for s in cut] == [(0, 8), (8, 16), (16, 24), (24, 30)]
+    assert [s.duplicates for s in cut] == [(0, 7), (8,), (), (29,)]
+
+
+def test_too_many_errors_stop_the_run_and_more_are_allowed_the_next_time(
+    bundle: Path, tmp_path: Path
+) -> None:
+    out, source = tmp_path / "out", pictures(30, bad=(9, 10, 11))
+    with pytest.raises(TooManyErrorsError, match=r"3 of 14 rows failed, and --max-errors allows 2"):
+        embed(bundle, [source], out, RunOptions(max_errors=MaxErrors.parse("2")))
+    assert not (out / MANIFEST).exists()
+    with pytest.raises(TooManyErrorsError, match=r"allows 5 %"):
+        embed(bundle, [source], out, RunOptions(max_errors=MaxErrors.parse("5%")))
+    assert not (out / MANIFEST).exists()
+    assert embed(bundle, [source], out, RunOptions(max_errors=MaxErrors.parse("10%"))).complete
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "101%", "%", "1.5", "nan%"])
+def test_a_limit_of_errors_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(OptionsError, match="--max-errors"):
+        MaxErrors.parse(text)
+
+
+def test_a_rehearsal_says_what_is_left_and_writes_nothing(bundle: Path, tmp_path: Path) -> None:
+    opened, options = Bundle.open(bundle), EmbedOptions(shard_size=8, batch=3)
+    sources, out = [texts(30)], tmp_path / "out"
+    rehearsal = rehearse(opened, sources, out, options=options, runtime=embed_runtime())
+    assert (rehearsal.shards, rehearsal.todo, rehearsal.rows) == (4, 4, 30)
+    assert not out.exists()
+    embed(bundle, sources, out, RunOptions(part=Slice(2, 4)))
+    before = files_below(out)
+    rehearsal = rehearse(opened, sources, out, options=options, runtime=embed_runtime())
+    assert (rehearsal.todo, rehearsal.rows) == (3, 22)
+    assert files_below(out) == before
+
+
+def test_a_source_that_changed_since_its_scan_is_noticed(bundle: Path, tmp_path: Path) -> None:
+    class Shrunk(ListSource):
+        def rows(self, start: int, stop: int) -> Any:
+            return iter(self.items[start : min(stop, 10)])
+
+    class Grown(ListSource):
+        def rows(self, start: int, stop: int) -> Any:
+            return iter(self.items)
+
+    for cls, found in ((Shrunk, "gave 2 rows"), (Grown, "gave more rows")):
+        with pytest.raises(DataError, match=found):
+            embed(bundle, [cls("text", texts(20).items)], tmp_path / cls.__name__)
+
+
+def test_a_bug_in_a_thread_ends_the_run_with_its_own_error(bundle: Path, tmp_path: Path) -> None:
+    class Broken(ListSource):
+        def rows(self, start: int, stop: int) -> Any:
+            yield from self.items[start : stop - 1]
+            raise ZeroDivisionError("a bug")
+
+    for kind in (pictures(9), texts(9)):
+        with pytest.raises(ZeroDivisionError, match="a bug"):
+            embed(bundle, [Broken(kind.kind, kind.items)], tmp_path / kind.kind)
+    with (
+        mock.patch("mwa_export.embed_run.save_shard", side_effect=ZeroDivisionError("in write")),
+        pytest.raises(ZeroDivisionError, match="in write"),
+    ):
+        embed(bundle, [texts(50)], tmp_path / "write")
+    assert threading.active_count() == 1 or not [
+        t for t in threading.enumerate() if t.name in ("read", "write") or "decode" in t.name
+    ]
+
+
+def test_a_vector_that_is_not_finite_is_an_error_of_its_row(bundle: Path, tmp_path: Path) -> None:
+    run = OnnxBackend.embed_images
+
+    def spoiled(self: OnnxBackend, pixels: np.ndarray) -> np.ndarray:
+        found = run(self, pixels)
+        found[0] = np.nan
+        return found
+
+    with (
+        mock.patch.object(OnnxBackend, "embed_images", spoiled),
+        mock.patch("mwa_export.backend_onnx.check_conformance"),
+    ):
+        embed(bundle, [pictures(5)], tmp_path / "out")
+    assert [(e["row"], e["code"]) for e in errors(tmp_path / "out")] == [
+        (0, "not-finite"),
+        (3, "not-finite"),
+    ]
+
+
+def test_carried_columns_keep_their_types_and_a_misfit_is_an_error(
+    bundle: Path, tmp_path: Path
+) -> None:
+    import pyarrow.parquet
+
+    values = [(n, n / 2, f"s{n}", {"deep": n}, None) for n in range(1100)]
+    values[1050] = ("no number", 1.0, "s", {}, None)
+    values[1051] = (5.0, 7, "\udcff", {}, "late")
+    rows = [Row(f"r{n}", "abc", columns) for n, columns in enumerate(values)]
+    names = ("count", "share", "word", "deep", "empty")
+    out = tmp_path / "out"
+    embed(bundle, [ListSource("text", rows, names)], out, shard_size=600, batch=64)
+    assert [(e["row"], e["code"]) for e in errors(out)] == [(1050, "column-type")]
+    assert "'no number' is no int64" in errors(out)[0]["reason"]
+    table = pyarrow.parquet.read_table(out / "texts")
+    assert table.num_rows == 1099
+    types = {name: str(table.schema.field(name).type) for name in names}
+    assert types == {
+        "count": "int64",
+        "share": "double",
+        "word": "string",
+        "deep": "string",
+        "empty": "string",
+    }
+    row = table.slice(1050, 1).to_pylist()[0]
+    assert [row[n] for n in names] == [5, 7.0, "\\udcff", "{}", "late"]
+    assert json.loads(table.slice(3, 1).to_pylist()[0]["deep"]) == {"deep": 3}
+    with pytest.raises(OptionsError, match="--columns scale"):
+        embed(bundle, [ListSource("text", rows, ("scale",))], tmp_path / "reserved")
+
+
+def test_no_room_and_no_permission_end_cleanly_and_the_run_goes_on(
+    bundle: Path, whole: Path, tmp_path: Path
+) -> None:
+    out, sources = tmp_path / "out", [pictures(21, bad=(3, 20)), texts(30)]
+    from mwa_export import embed_shards
+
+    with (
+        mock.patch.object(embed_shards, "require", side_effect=_full_disk(2)),
+        pytest.raises(BundleError, match="no space left on the device"),
+    ):
+        embed(bundle, sources, out)
+    assert not [name for name in files_below(out) if ".part" in name]
+    assert embed(bundle, sources, out).complete
+    assert files_below(out) == files_below(whole)
+
+
+def _full_disk(writes: int) -> Any:
+    """`require` with a pyarrow.parquet whose disk is full after some writes."""
+    import errno
+
+    from mwa_export.lazy import require
+
+    count = 0
+
+    def stand_in(module: str, **more: Any) -> Any:
+        real = require(module, **more)
+        if module != "pyarrow.parquet":
+            return real
+
+        def write_table(table: Any, path: Path, **options: Any) -> None:
+            nonlocal count
+            count += 1
+            if count > writes:
+                path.write_bytes(b"half")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real.write_table(table, path, **options)
+
+        return mock.Mock(write_table=write_table)
+
+    return stand_in
+
+
+def test_a_lost_shard_of_a_finished_output_is_named(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    embed(bundle, [texts(30)], out)
+    (out / "texts" / "part-00002.parquet").unlink()
+    with pytest.raises(OutputDamagedError, match=r"part-00002.parquet: is missing or cut"):
+        embed(bundle, [texts(30)], out)
+
+
+def test_nothing_to_embed_is_refused(bundle: Path, tmp_path: Path) -> None:
+    for sources in ([], [texts(3), texts(3)]):
+        with pytest.raises(MwaExportError, match="Nothing to embed"):
+            embed(bundle, sources, tmp_path / "out")
+    with pytest.raises(DataError, match="has no rows"):
+        embed(bundle, [ListSource("text", [])], tmp_path / "out2")
