@@ -160,10 +160,16 @@ class _Kind:
                 f"{folder}: {total.embedded:,} embedded + {total.failed:,} failed + "
                 f"{total.skipped:,} skipped are not {total.rows:,} rows"
             )
-        if self._next != total.rows - total.skipped:
+        kinds: dict[str, Kind] = {name: kind for kind, name in FOLDERS.items()}
+        entry = self._job.input(kinds[folder])
+        if (total.rows, total.skipped) != (entry.rows, entry.rows - entry.taken):
             self._findings.append(
-                f"{folder}: the shards end at row {self._next:,}, expected "
-                f"{total.rows - total.skipped:,}"
+                f"{folder}: {MANIFEST} counts {total.rows:,} rows of which {total.skipped:,} were "
+                f"skipped, the job has {entry.rows:,} and takes {entry.taken:,}"
+            )
+        if self._next != entry.taken:
+            self._findings.append(
+                f"{folder}: the shards end at row {self._next:,}, expected {entry.taken:,}"
             )
         if (self._embedded, len(self._failed)) != (total.embedded, total.failed):
             self._findings.append(

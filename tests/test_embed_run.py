@@ -419,6 +419,7 @@ def test_carried_columns_keep_their_types_and_a_misfit_is_an_error(
 ) -> None:
     import pyarrow.parquet
 
+    values: list[tuple[Any, ...]]
     values = [(n, n / 2, f"s{n}", {"deep": n}, None) for n in range(1100)]
     values[1050] = ("no number", 1.0, "s", {}, None)
     values[1051] = (5.0, 7, "\udcff", {}, "late")
