@@ -12,7 +12,7 @@ SAMPLES = 128  # pictures to calibrate with, and a caption of each
 
 # The layers that lose most in this model. `mwa-export quantize` finds such layers by itself, but
 # its search embeds the held-back data a dozen times: longer here than all the rest together.
-KEPT = ("*.qkv", "*.out", "blocks.0.fc1", "text:blocks.2.fc2_up")
+KEPT = ("*.qkv", "*.out", "blocks.?.fc1", "text:blocks.?.fc2_up")
 
 
 def quantize_demo(

@@ -70,6 +70,9 @@ Examples:
     help="Each runs every contender once.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Of everyone; default: usable cores.")
+@click.option(
+    "--allow-slow", is_flag=True, help="Ours also in what this CPU runs slower than float32 (INT8)."
+)
 @click.option("--no-peak", is_flag=True, help="Do not measure the machine's GEMM peak.")
 @click.option("-o", "--out", type=PATH, default="bench", show_default=True, help="Folder to make.")
 @click.option("--force", is_flag=True, help="Replace an earlier benchmark.")
@@ -101,6 +104,7 @@ def command(bundle: Path, out: Path, **values: Any) -> None:
         lengths=values["lengths"],
         threads=values["threads"],
         peak=not values["no_peak"],
+        allow_slow=values["allow_slow"],
     )
     if values["data"] is None and (values["images"] or values["split"]):
         raise OptionsError("--images and --split belong to --data. Expected: --data DATA")

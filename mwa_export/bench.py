@@ -52,6 +52,7 @@ class BenchOptions:
     lengths: str | None = None  # "coco", a number of tokens, None: the test set's, else "coco"
     threads: int | None = None  # None: the cores this process may use
     peak: bool = True  # measure the machine's GEMM peak too
+    allow_slow: bool = False  # ours also in what this CPU runs slower than float32
 
     def __post_init__(self) -> None:
         if self.rounds < FEWEST_ROUNDS:
@@ -98,7 +99,9 @@ class _Bencher:
         self.progress = progress
         self.threads = options.threads or cores()
         self.max_length = bundle.manifest.model.backbone.max_text_length
-        self.ours = our_contenders(bundle, options.runtimes, threads=self.threads)
+        self.ours = our_contenders(
+            bundle, options.runtimes, threads=self.threads, allow_slow=options.allow_slow
+        )
         self.peer_names = chosen_peers(options.peers)
 
     def run(self) -> Bench:

@@ -15,8 +15,16 @@ NAMES = {"onnxruntime": "ORT", "openvino": "OpenVINO", "cuda": "ORT CUDA"}
 """Runtime -> its name in the report. PyTorch is not ours: it is the first of the peers."""
 
 
-def our_contenders(bundle: Bundle, runtimes: Sequence[str], *, threads: int) -> list[Contender]:
+def our_contenders(
+    bundle: Bundle, runtimes: Sequence[str], *, threads: int, allow_slow: bool = False
+) -> list[Contender]:
     """Contenders for the named runtimes in all their precisions; none named: all of NAMES.
+
+    Args:
+        bundle: an opened bundle.
+        runtimes: names in NAMES.
+        threads: of each.
+        allow_slow: also what this CPU runs slower than float32.
 
     Raises:
         OptionsError: a runtime of another name.
@@ -25,7 +33,7 @@ def our_contenders(bundle: Bundle, runtimes: Sequence[str], *, threads: int) -> 
         if runtime not in NAMES:
             raise OptionsError(f"no runtime is called {runtime!r}. Expected: {', '.join(NAMES)}.")
     return [
-        _contender(bundle, runtime, precision, threads)
+        _contender(bundle, RuntimeOptions(runtime, precision, threads, allow_slow=allow_slow))
         for runtime in NAMES
         if not runtimes or runtime in runtimes
         for precision in PRECISIONS[runtime]
@@ -37,9 +45,11 @@ def our_name(runtime: str, precision: str) -> str:
     return f"mwa-export, {NAMES[runtime]} {precision}"
 
 
-def _contender(bundle: Bundle, runtime: str, precision: str, threads: int) -> Contender:
+def _contender(bundle: Bundle, options: RuntimeOptions) -> Contender:
+    runtime, precision = options.runtime, options.precision
+
     def open_(tower: Tower) -> Run:
-        backend = _backend(bundle, runtime, precision, threads)
+        backend = _backend(bundle, options)
         if tower == "vision":
             return lambda batch: backend.embed_images(*batch)
         return lambda batch: backend.embed_texts(*batch)
@@ -47,10 +57,9 @@ def _contender(bundle: Bundle, runtime: str, precision: str, threads: int) -> Co
     return Contender(our_name(runtime, precision), "ours", runtime, precision, open_)
 
 
-def _backend(bundle: Bundle, runtime: str, precision: str, threads: int) -> Backend:
-    options = RuntimeOptions(runtime=runtime, precision=precision, threads=threads)
+def _backend(bundle: Bundle, options: RuntimeOptions) -> Backend:
     opened = open_backend(bundle, options)
     found = (opened.choice.runtime, opened.choice.precision)
-    if found != (runtime, precision):
+    if found != (options.runtime, options.precision):
         raise CannotRunError(f"opens as {' '.join(found)} instead")
     return opened.backend
