@@ -70,6 +70,10 @@ class RuntimeUnavailableError(MwaExportError):
     """A runtime that is not installed, or that this machine cannot run well."""
 
 
+class ClusterError(MwaExportError):
+    """A Ray cluster that cannot be reached, has no room, or whose workers keep dying."""
+
+
 class ProfileError(MwaExportError):
     """Shapes that an engine cannot be built for, or that lie outside what it was built for."""
 

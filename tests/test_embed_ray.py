@@ -1,0 +1,195 @@
+"""On a Ray cluster the output is that of one process, byte by byte, whatever happens to workers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import files_below
+from ray_source import DrawnSource
+
+from mwa_export.bundle import Bundle
+from mwa_export.embed_job import EmbedOptions, Job, Shard
+from mwa_export.embed_output import WORK, Entry, start_job
+from mwa_export.embed_plan import plan
+from mwa_export.embed_progress import Meter, Unwatched
+from mwa_export.embed_ray import (
+    TRIES,
+    Pool,
+    RayOptions,
+    _account,
+    _Actor,
+    _Orders,
+    ray_engine,
+    size_pool,
+)
+from mwa_export.embed_run import RunOptions, Task, run
+from mwa_export.embed_stages import Clock
+from mwa_export.errors import ClusterError, DataError, MissingPackageError, OptionsError
+from mwa_export.runtimes import RuntimeOptions
+
+ONNX = RuntimeOptions("onnxruntime", "float32", threads=1)
+OPTIONS = EmbedOptions(shard_size=8, batch=4)
+TWO = RayOptions(local_cpus=2, cpus=1, actors=(2, 2))
+
+
+class Watched(Unwatched):
+    """Keeps the shards that it is told of."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def shard(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+
+@pytest.fixture(scope="module")
+def bundle(files: Path) -> Bundle:
+    return Bundle.open(files / "bundle")
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import ray_source
+    marker = tmp_path / "killed"
+    sources = [DrawnSource("image", 60), DrawnSource("text", 30)]
+    alone = run(bundle, sources, tmp_path / "alone", options=OPTIONS, runtime=ONNX)
+
+    deadly = [DrawnSource("image", 60, deadly=21, marker=marker), sources[1]]
+    watch = Watched()
+    how = RunOptions(workers=1, engine=ray_engine(TWO))
+    before, folders = dict(os.environ), set(Path("/tmp").glob("mwa-ray-*"))
+    done = run(
+        bundle, deadly, tmp_path / "ray", options=OPTIONS, runtime=ONNX, how=how, watch=watch
+    )
+
+    assert int(marker.read_text()) != os.getpid()  # a worker was killed, and not this process
+    assert files_below(tmp_path / "ray") == files_below(tmp_path / "alone")
+    assert done.complete
+    assert done.counts == alone.counts
+    assert done.counts["image"].failed == 10
+    assert done.embedded_now == 90
+    assert sorted(entry.shard.key for entry in watch.entries) == [
+        *(f"images-{number:05d}" for number in range(8)),
+        *(f"texts-{number:05d}" for number in range(4)),
+    ]
+    import ray
+
+    assert not ray.is_initialized()  # what was started here was stopped here
+    assert dict(os.environ) == before
+    assert set(Path("/tmp").glob("mwa-ray-*")) == folders
+    assert capsys.readouterr().out == ""  # stdout is for results
+
+
+def orders_of(bundle: Bundle, source: DrawnSource, out: Path) -> tuple[_Orders, Task]:
+    """A job that was begun, and what its actors are told."""
+    (out / WORK).mkdir(parents=True)
+    planned = plan(bundle, [source], out / WORK, options=OPTIONS, runtime=ONNX)
+    start_job(out, planned.job)
+    meter = Meter(Clock(), source.count, 0, 0, Unwatched())
+    task = Task(planned, out, list(planned.shards()), ONNX, 1, meter)
+    return _Orders.of(task, Pool(1, 1, 1, 0)), task
+
+
+def ask(actor: _Actor, shard: Shard) -> dict[str, Any]:
+    return {name: value[0] for name, value in actor({"shard": [pickle.dumps(shard)]}).items()}
+
+
+def test_a_shard_that_keeps_killing_its_workers_is_given_up(bundle: Bundle, tmp_path: Path) -> None:
+    orders, task = orders_of(bundle, DrawnSource("text", 20), tmp_path / "out")
+    first, second, _ = task.shards
+    begun = tmp_path / "out" / WORK / f"{first.key}.tries"
+    begun.write_bytes(b"." * (TRIES - 1))
+    assert _account(task, ask(_Actor(orders), first)) == first.key
+    assert not begun.exists()  # it went well
+    begun = tmp_path / "out" / WORK / f"{second.key}.tries"
+    begun.write_bytes(b"." * TRIES)
+    with pytest.raises(ClusterError, match=r"part-00001 .*3 workers died"):
+        _account(task, ask(_Actor(orders), second))
+    assert task.meter.done == 8
+
+
+def test_what_a_worker_refuses_is_refused_as_in_one_process(bundle: Bundle, tmp_path: Path) -> None:
+    orders, task = orders_of(bundle, DrawnSource("text", 20, refused=10), tmp_path / "out")
+    with pytest.raises(DataError, match="changed at row 10"):
+        _account(task, ask(_Actor(orders), task.shards[1]))
+
+
+def test_a_worker_that_sees_another_output_writes_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    orders, task = orders_of(bundle, DrawnSource("text", 20), tmp_path / "out")
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (tmp_path / "elsewhere", tmp_path / "gone"):
+        blind = replace(orders, out=str(folder))
+        with pytest.raises(DataError, match="does not see the file that this run wrote"):
+            _account(task, ask(_Actor(blind), task.shards[0]))
+        assert not any(folder.rglob("*"))
+
+
+def test_times_of_the_workers_say_what_limits_the_run(bundle: Bundle, tmp_path: Path) -> None:
+    orders, task = orders_of(bundle, DrawnSource("image", 8), tmp_path / "out")
+    _account(task, ask(_Actor(orders), task.shards[0]))
+    assert task.meter.clock.busy["infer"] > 0
+    assert task.meter.snapshot().bottleneck is not None
+
+
+def job(runtime: str = "onnxruntime") -> Job:
+    return Job("b", "s", {}, runtime, "float32", 8, "float32", "parquet", ())
+
+
+@pytest.mark.parametrize(
+    ("options", "runtime", "resources", "shards", "expected"),
+    [
+        (RayOptions(), "onnxruntime", {"CPU": 16.0}, 100, (4, 4, 4, 0)),
+        (RayOptions(), "onnxruntime", {"CPU": 2.0}, 100, (1, 1, 2, 0)),
+        (RayOptions(cpus=1), "onnxruntime", {"CPU": 16.0}, 5, (5, 5, 1, 0)),
+        (RayOptions(), "cuda", {"CPU": 64.0, "GPU": 4.0}, 100, (4, 4, 4, 1)),
+        (RayOptions(gpus=0.5), "cuda", {"CPU": 64.0, "GPU": 4.0}, 100, (8, 8, 4, 0.5)),
+        (RayOptions(actors=(1, 50)), "cuda", {"CPU": 4.0}, 20, (1, 20, 4, 1)),
+    ],
+)
+def test_actors_fit_the_cluster_and_are_no_more_than_shards(
+    options: RayOptions,
+    runtime: str,
+    resources: dict[str, float],
+    shards: int,
+    expected: tuple[int, int, int, float],
+) -> None:
+    pool = size_pool(options, job(runtime), resources, shards)
+    assert (pool.least, pool.most, pool.cpus, pool.gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "runtime"), [(RayOptions(), "cuda"), (RayOptions(cpus=9), "onnxruntime")]
+)
+def test_no_room_for_an_actor_is_refused_and_not_waited_for(
+    options: RayOptions, runtime: str
+) -> None:
+    with pytest.raises(ClusterError, match="--ray-actors"):
+        size_pool(options, job(runtime), {"CPU": 8.0}, 10)
+
+
+@pytest.mark.parametrize("bad", [{"cpus": 0}, {"actors": (0, 2)}, {"actors": (3, 2)}])
+def test_numbers_of_actors_that_make_no_sense_are_refused(bad: dict[str, int]) -> None:
+    with pytest.raises(OptionsError):
+        RayOptions(**bad)  # type: ignore[arg-type]
+
+
+def test_a_missing_ray_names_the_extra(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    how = RunOptions(engine=ray_engine(TWO))
+    with pytest.raises(MissingPackageError, match=r"mwa-export\[ray\]"):
+        run(bundle, [DrawnSource("text", 3)], tmp_path / "out", runtime=ONNX, how=how)
