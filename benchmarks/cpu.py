@@ -1,0 +1,285 @@
+"""The CPU targets: INT8, bfloat16 and float32 of a bundle beside everything generic, in one run.
+
+BEiT-3 base, 224 pixels, random weights of which every tensor matters, adapters of 64 with LayerNorm
+`in`, no enhancer. Exported, calibrated on drawn pictures and random ids, every layer in INT8, then
+`mwa-export bench` with all peers: batch 8, interleaved, medians of the rounds; captions have
+lengths as assumed for COCO (8 to 30 tokens), and peers pad them to 64, as the reference does.
+
+    python benchmarks/cpu.py --name vnni
+    python benchmarks/cpu.py --size tiny --rounds 3 --peers eager,onnx --out-folder /tmp/smoke
+
+Writes cpu_NAME.json and cpu_NAME.md into benchmarks/results. On a CPU without INT8 instructions the
+INT8 rows run nevertheless and are marked. About 15 minutes on 2 cores; most of it is PyTorch.
+The last line of the output is the path of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mwa_export.bench import BenchOptions, run_bench
+from mwa_export.bench_inputs import COCO_LEAST, COCO_MEAN, COCO_MOST, COCO_SPREAD
+from mwa_export.bench_peers import PEERS
+from mwa_export.bench_report import HEAD as BENCH_HEAD
+from mwa_export.bench_report import peak_sentence, rows_of, skipped_lines
+from mwa_export.bench_result import Bench, Figure, Section
+from mwa_export.bundle import Bundle
+from mwa_export.calib.calibrate import calibrate
+from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
+from mwa_export.calib.samples import take_samples
+from mwa_export.config import AdapterConfig, BackboneConfig, ModelConfig
+from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
+from mwa_export.data_karpathy import read_karpathy
+from mwa_export.demo_scenes import write_scenes
+from mwa_export.export import bundle_from_model
+from mwa_export.model import ModelSource, load_model
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.sides import side_from_bundle
+
+RESULTS = Path(__file__).parent / "results"
+BATCH = 8
+EAGER = PEERS["eager"].name
+PLAIN = PEERS["onnx"].name
+MARK = " (slow here: this CPU has no INT8 instructions)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A target and what was measured."""
+
+    what: str
+    target: str
+    figure: float | None  # None: one of both sides did not run
+    reached: bool
+    who: str  # the contenders that were compared
+    peak: float | None  # share of the machine's GEMM peak that ours reaches
+
+
+def main() -> None:
+    """Make the bundle, measure, write JSON and table."""
+    options = parse()
+    with tempfile.TemporaryDirectory(dir=options.workdir) as name:
+        folder = Path(name)
+        bundle = make_bundle(folder, options)
+        model = load_model(ModelSource(folder / "checkpoint.pth"))
+        data = drawn_data(folder, bundle, options.samples, seed=2)
+        bench = run_bench(
+            bundle,
+            BenchOptions(
+                batches=(BATCH,),
+                rounds=options.rounds,
+                peers=tuple(options.peers.split(",")),
+                threads=options.threads,
+                allow_slow=True,
+            ),
+            model=model,
+            data=data,
+            progress=Printed(),
+        )
+    rows = target_rows(bench)
+    text = table(bench, rows)
+    print(text)
+    options.out_folder.mkdir(parents=True, exist_ok=True)
+    found = {
+        "size": options.size,
+        "fast_int8": fast_int8(instruction_sets()),
+        "fast_bfloat16": fast_bfloat16(instruction_sets()),
+        "targets": [vars(row) for row in rows],
+        "bench": bench.to_json(),
+    }
+    path = options.out_folder / f"cpu_{options.name}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(path.with_suffix(".md"))
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--name", default="this", help="of the result: cpu_NAME.json")
+    parser.add_argument("--size", choices=["base", "tiny"], default="base")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=64, help="pictures and texts to calibrate")
+    parser.add_argument("--threads", type=int)
+    slow = fast_bfloat16(instruction_sets()) is False
+    every = [name for name in PEERS if not (slow and "bf16" in name)]
+    parser.add_argument(
+        "--peers",
+        default=",".join(every),
+        help="default: all; bfloat16 only where the CPU has it, minutes per picture elsewhere",
+    )
+    parser.add_argument("--workdir", help="folder for temporary files, several GB")
+    parser.add_argument("--out-folder", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+class Printed:
+    """Each step on a line of its own."""
+
+    def __call__(self, text: str, total: int | None = None) -> None:
+        """A step starts."""
+        print(f"  {text}", flush=True)
+
+    def advance(self, rows: int) -> None:
+        """Nothing to say."""
+
+
+# --- the bundle --------------------------------------------------------------------------------
+
+
+def model_config(size: str) -> ModelConfig:
+    """The issue's model, or one that is done in a minute."""
+    base = size == "base"
+    width, layers = (768, 12) if base else (128, 3)
+    backbone = BackboneConfig(
+        embed_dim=width,
+        ffn_dim=4 * width,
+        layers=layers,
+        vocab_size=64010 if base else 1000,
+        image_size=224 if base else 64,
+        patch_size=16,
+        text_positions=1022,
+    )
+    return ModelConfig(backbone, AdapterConfig("both", 64, "in", 0.6, "parallel"))
+
+
+def make_bundle(folder: Path, options: argparse.Namespace) -> Bundle:
+    """Export and quantize, each in a process of its own: what they leave in memory slows nobody."""
+    for job in (_export, _quantize):
+        process = multiprocessing.get_context("spawn").Process(target=job, args=(folder, options))
+        process.start()
+        process.join()
+        assert process.exitcode == 0, job.__name__
+    return Bundle.open(folder / "bundle")
+
+
+def _export(folder: Path, options: argparse.Namespace) -> None:
+    import torch
+
+    from mwa_export.synthetic import random_tensors, training_args
+
+    config = model_config(options.size)
+    path = folder / "checkpoint.pth"
+    torch.save({"model": random_tensors(config), "args": training_args(config)}, path)
+    bundle_from_model(load_model(ModelSource(path)), folder / "bundle")
+
+
+def _quantize(folder: Path, options: argparse.Namespace) -> None:
+    """Every layer in INT8. Recall means nothing with random weights and is not measured."""
+    bundle = Bundle.open(folder / "bundle")
+    side = side_from_bundle(bundle.path)
+    data = drawn_data(folder, bundle, options.samples, seed=1)
+    samples = take_samples(side, data, options.samples, 0)
+    kept = folder / "calibration"
+    kept.mkdir()
+    calibrate(bundle, samples, progress=Printed()).save(kept)
+    wanted = QuantizeOptions(dialects=("onnxruntime", "openvino"))
+    quantize_bundle(
+        bundle.path, None, calibration=kept / "calibration.json", options=wanted, progress=Printed()
+    )
+
+
+def drawn_data(folder: Path, bundle: Bundle, count: int, seed: int) -> RetrievalData:
+    """Drawn pictures, five texts each of random ids (these weights have no words)."""
+    out = folder / f"pictures-{seed}"
+    drawn = read_karpathy(write_scenes(out, family="target", count=count, seed=seed))
+    rng = np.random.default_rng(seed)
+    vocabulary = bundle.manifest.model.backbone.vocab_size
+    lengths = np.clip(np.rint(rng.normal(COCO_MEAN, COCO_SPREAD, 5 * count)), COCO_LEAST, COCO_MOST)
+    # Ids come again within a text collection, as words do.
+    words = rng.choice(np.arange(4, vocabulary), min(300, vocabulary // 10), replace=False)
+    captions = tuple(tuple(int(i) for i in rng.choice(words, int(n) - 2)) for n in lengths)
+    return replace(drawn, captions=captions, name="drawn pictures, random ids of COCO-like lengths")
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+
+def target_rows(bench: Bench) -> list[Row]:
+    """The issue's targets beside what was measured."""
+    vision = next(s for s in bench.sections if s.tower == "vision")
+    text = next(s for s in bench.sections if s.tower == "text")
+    int8 = best(vision, lambda f: f.kind == "ours" and f.precision == "int8")
+    others = best(vision, lambda f: f.kind == "peer" and f.precision == "int8")
+    exact = best(vision, lambda f: f.kind == "ours" and f.precision != "int8")
+    captions = best(text, lambda f: f.kind == "ours")
+    eager = best(vision, lambda f: f.name == EAGER)
+    rows = [
+        ratio("INT8 against PyTorch eager float32, pictures", 5.5, int8, eager),
+        ratio("INT8 against the best generic INT8, pictures", 1.8, int8, others),
+        ratio(
+            "no quantization against the plain export on ONNX Runtime, pictures",
+            2.3,
+            exact,
+            best(vision, lambda f: f.name == PLAIN),
+        ),
+        ratio(
+            "captions against PyTorch eager float32 padded to 64",
+            8,
+            captions,
+            best(text, lambda f: f.name == EAGER),
+        ),
+    ]
+    for section in (vision, text):
+        figure = best(section, lambda f: f.kind == "ours" and f.precision == "int8")
+        found = None if figure is None else figure.cosine
+        who = "did not run" if figure is None else f"{figure.name}; {figure.cosine_rows} rows"
+        what = f"mean cosine INT8 against float32, {section.tower}"
+        rows.append(Row(what, "0.999", found, found is not None and found >= 0.999, who, None))
+    return rows
+
+
+def best(section: Section, wanted: Callable[[Figure], bool]) -> Figure | None:
+    """The fastest contender of a kind; None: none ran."""
+    return max(filter(wanted, section.figures), key=lambda f: f.ratio, default=None)
+
+
+def ratio(what: str, target: float, ours: Figure | None, other: Figure | None) -> Row:
+    """How many times as fast as another: both against the same baseline in the same rounds."""
+    if ours is None or other is None:
+        missing = "of ours none ran" if ours is None else "what it is compared with did not run"
+        return Row(what, f"{target:g} x", None, False, missing, ours and ours.peak_share)
+    found = ours.ratio / other.ratio
+    slow = ours.precision == "int8" and fast_int8(instruction_sets()) is False
+    who = f"{ours.name}{MARK if slow else ''} against {other.name}"
+    return Row(what, f"{target:g} x", found, found >= target, who, ours.peak_share)
+
+
+def table(bench: Bench, rows: Sequence[Row]) -> str:
+    """Targets, and below them every contender, as Markdown."""
+    machine = bench.machine
+    lines = [
+        f"{machine.cpu}, {machine.threads} threads, {' '.join(machine.instruction_sets)}; load "
+        f"before the run {machine.load}; {bench.settings.rounds} rounds, batch {BATCH}. "
+        f"{bench.model}.",
+        "",
+        "| | target | measured | reached | peak | compared |",
+        "| --- | ---: | ---: | --- | ---: | --- |",
+    ]
+    for row in rows:
+        unit = " x" if row.target.endswith("x") else ""
+        digits = 2 if unit else 5
+        found = "not measured" if row.figure is None else f"{row.figure:.{digits}f}{unit}"
+        peak = "" if row.peak is None else f"{100 * row.peak:.0f} %"
+        reached = "yes" if row.reached else "no"
+        lines.append(f"| {row.what} | {row.target} | {found} | {reached} | {peak} | {row.who} |")
+    for section in bench.sections:
+        lines += ["", f"{section.tower}, batch {section.batch}. {peak_sentence(section)}", ""]
+        lines += ["| " + " | ".join(BENCH_HEAD) + " |", "| --- |" + " ---: |" * 8]
+        lines += ["| " + " | ".join(cells) + " |" for cells in rows_of(section)]
+    skipped = skipped_lines(bench)
+    if skipped:
+        lines += ["", "Not measured:", "", *(f"- {line}" for line in skipped)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
