@@ -15,7 +15,7 @@ from mwa_export.retrieval_data import RetrievalData
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}
 _CAPTIONS = {"txt", "json"}
-_KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # WebDataset's rule
+KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # WebDataset's rule
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 Sample = dict[str, tuple[str, int, int]]
@@ -39,7 +39,7 @@ def read_webdataset(path: Path) -> RetrievalData:
     for tar in tars:
         try:
             with tar.open("rb") as file:
-                _refuse_compressed(file, tar)
+                refuse_compressed(file, tar)
                 for key, sample in _samples(file, tar).items():
                     _add(groups, file, tar, key, sample)
         except OSError as error:
@@ -97,8 +97,8 @@ def _read(file: BinaryIO, member: tuple[str, int, int]) -> bytes:
 
 def _samples(file: BinaryIO, path: Path) -> dict[str, Sample]:
     samples: dict[str, Sample] = {}
-    for member in _members(file, path):
-        match = _KEY.fullmatch(member.name)
+    for member in members_of(file, path):
+        match = KEY.fullmatch(member.name)
         if member.isdir() or match is None:  # hidden files, and files without an extension
             continue
         key, extension = match[1], match[2].lower()
@@ -113,7 +113,7 @@ def _samples(file: BinaryIO, path: Path) -> dict[str, Sample]:
     return samples
 
 
-def _members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
+def members_of(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
     """Every member, or an error: tarfile takes a damaged header for the end."""
     file.seek(0)
     try:
@@ -142,7 +142,7 @@ def _check_end(file: BinaryIO, end: int, path: Path) -> None:
         block = file.read(2**20)
 
 
-def _refuse_compressed(file: BinaryIO, path: Path) -> None:
+def refuse_compressed(file: BinaryIO, path: Path) -> None:
     start = file.read(8)
     for magic, name in _COMPRESSED.items():
         if start.startswith(magic):
