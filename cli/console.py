@@ -84,7 +84,7 @@ class _Steps:
             passed = time.perf_counter() - self._start
             left = passed / max(1, self._done) * max(0, self._total - self._done)
             # The first rows are slow, so an early estimate would only frighten.
-            hint = f", {_clock(left)} left" if passed > 3 else ""
+            hint = f", {clock(left)} left" if passed > 3 else ""
             self._status.update(
                 f"{escape(self._text)}: {self._done:,} of {self._total:,}{hint} ..."
             )
@@ -117,7 +117,21 @@ def steps() -> Iterator[Progress]:
         display.finish()
 
 
-def _clock(seconds: float) -> str:
+@contextmanager
+def status() -> Iterator[Any]:
+    """Yield a line on the terminal that can be updated; None with -q or where no terminal is."""
+    from rich.console import Console
+
+    terminal = Console(stderr=True, highlight=False, markup=False)
+    if _quiet or not terminal.is_terminal:
+        yield None
+        return
+    with terminal.status("") as line:
+        yield line
+
+
+def clock(seconds: float) -> str:
+    """A duration, for people."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 

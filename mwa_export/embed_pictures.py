@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.backend import Backend
+from mwa_export.decode_row import RowRefusedError, pixels_of
 from mwa_export.embed_job import RowError, Shard
 from mwa_export.embed_rows import Row, Source
 from mwa_export.embed_shard_rows import Collected, OnRows, checked_rows, ignore, stable
 from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Channel, Clock, Line, StoppedError
 from mwa_export.errors import ImageError
-from mwa_export.pictures import decode_picture
-from mwa_export.preprocess import pixels_from_image
 
 _SLOTS = 3  # batches: one in the model, one that is full, one that is being filled
 
@@ -139,12 +138,12 @@ def _decode(row: int, item: Row, target: NDArray[np.uint8], clock: Clock) -> Row
     """Decode one picture into ``target`` (size, size, 3); or why it cannot be."""
     try:
         content: Any = item.content
-        if not isinstance(content, bytes):
+        if not isinstance(content, bytes | str):
             with clock.working("read"):
                 content = content.read()
         with clock.working("decode"):
-            image = decode_picture(content, item.id)
-            target[:] = pixels_from_image(image, target.shape[0])
+            target[:] = pixels_of(content, item.id, target.shape[0])
     except ImageError as error:
-        return RowError(row, item.id, "unreadable", stable(str(error)))
+        code = error.code if isinstance(error, RowRefusedError) else "unreadable"
+        return RowError(row, item.id, code, stable(str(error)))
     return None

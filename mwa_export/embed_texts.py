@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.backend import Backend
+from mwa_export.decode_row import RowRefusedError, text_of
 from mwa_export.embed_job import RowError, Shard
 from mwa_export.embed_rows import Row, Source
-from mwa_export.embed_shard_rows import Collected, OnRows, checked_rows, ignore
+from mwa_export.embed_shard_rows import Collected, OnRows, checked_rows, ignore, stable
 from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Channel, Clock, Line
 from mwa_export.tokenizer import PAD, Tokenizer
@@ -96,7 +97,7 @@ def _tokenized(
 ) -> _Tokenized:
     """Read a shard's texts, window by window."""
     entry, known = _Tokenized(shard), dict[tuple[int, ...], int]()
-    window: list[tuple[int, Row]] = []
+    window: list[tuple[int, Row, str]] = []
 
     def encode() -> None:
         line.check()
@@ -108,7 +109,11 @@ def _tokenized(
         if error is not None:
             entry.errors.append(error)
             continue
-        window.append((number, row))
+        try:
+            window.append((number, row, text_of(row.content)))
+        except RowRefusedError as refusal:
+            reason = stable(str(refusal))
+            entry.errors.append(RowError(number, row.id, refusal.code, reason))
         if len(window) == WINDOW:
             encode()
     encode()
@@ -116,14 +121,13 @@ def _tokenized(
 
 
 def _encode(
-    window: Sequence[tuple[int, Row]],
+    window: Sequence[tuple[int, Row, str]],
     entry: _Tokenized,
     known: dict[tuple[int, ...], int],
     tokenizer: Tokenizer,
     workers: int,
 ) -> None:
-    texts = [str(row.content) for _number, row in window]
-    different = list(dict.fromkeys(texts))
+    different = list(dict.fromkeys(text for _number, _row, text in window))
     places = {}
     for text, ids in zip(different, tokenizer.encode_all(different, threads=workers), strict=True):
         key = tuple(ids)
@@ -131,7 +135,7 @@ def _encode(
         if place == len(entry.different):
             entry.different.append(key)
         places[text] = place
-    for (number, row), text in zip(window, texts, strict=True):
+    for number, row, text in window:
         entry.rows.append((number, Row(row.id, None, row.columns)))
         entry.which.append(places[text])
 

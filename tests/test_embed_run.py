@@ -78,8 +78,8 @@ def test_every_row_is_a_vector_or_an_error(bundle: Path, whole: Path) -> None:
     expected = opened.embed_texts([str(row.content) for row in rows])
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     assert [(e["row"], e["id"], e["kind"], e["code"]) for e in errors(whole)] == [
-        (3, "p3.png", "image", "unreadable"),
-        (20, "p20.png", "image", "unreadable"),
+        (3, "p3.png", "image", "not-a-picture"),
+        (20, "p20.png", "image", "not-a-picture"),
         (7, "t7", "text", "unreadable"),
     ]
     assert errors(whole)[2]["reason"] == "the text is null"
@@ -205,7 +205,7 @@ def test_the_account_is_exact_for_every_pattern_of_failures(
         limit=limit,
     )
     taken = outcome[:limit]
-    codes = {"broken": "unreadable", "null": "unreadable", "duplicate": "duplicate-id"}
+    codes = {"broken": "not-a-picture", "null": "unreadable", "duplicate": "duplicate-id"}
     expected = [
         (n, codes[what])
         for n, what in enumerate(taken)

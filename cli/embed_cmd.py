@@ -1,0 +1,228 @@
+"""`mwa-export embed`: pictures and texts to vectors, every row accounted for; also `mwa-embed`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from mwa_export.cli import console
+from mwa_export.cli.options import PATH
+
+if TYPE_CHECKING:
+    from mwa_export.embed_plan import Slice
+    from mwa_export.embed_rows import Source
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_EXAMPLES = """\b
+Examples:
+  mwa-export embed bundle --images photos -o vectors
+  mwa-export embed bundle --images a.parquet --texts captions.jsonl --dtype float16 -o vectors
+  mwa-export embed bundle --texts big.csv --shard 2/4 -o /shared/vectors
+  mwa-export embed --verify vectors
+"""
+
+_READ = (
+    click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, list, table, tars."),
+    click.option("--texts", metavar="SOURCE", help="Texts: table, lines, or - for standard input."),
+    click.option("--columns", metavar="A,B", help="Columns of the source to carry along."),
+    click.option("--id-column", metavar="NAME", help="Of a table; default: its path, or row."),
+    click.option("--image-column", metavar="NAME", help="Of a table; default: image, path, ..."),
+    click.option("--text-column", metavar="NAME", help="Of a table; default: text or caption."),
+    click.option("--image-root", metavar="FOLDER", help="Where a table's paths begin."),
+    click.option("--split", help="Of a Karpathy JSON; default: all."),
+    click.option("--limit", type=click.IntRange(min=1), help="Take the first N rows of a source."),
+)
+_OUTPUT = (
+    click.option("-o", "--out", type=PATH, help="Folder to write, or to go on with."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16", "int8"]),
+        default="float32",
+        show_default=True,
+        help="Of the stored vectors; int8 has a scale per row.",
+    ),
+    click.option(
+        "--format",
+        type=click.Choice(["parquet", "npy"]),
+        default="parquet",
+        show_default=True,
+        help="npy: vectors in .npy files, all else in Parquet beside them.",
+    ),
+    click.option(
+        "--shard-size",
+        type=click.IntRange(min=1),
+        help="Rows of a file; what a killed run loses at most.  [default: 2048 pictures, "
+        "16384 texts]",
+    ),
+    click.option("--faiss", is_flag=True, help="Write a FAISS index (inner product) as well."),
+)
+_RUN = (
+    click.option(
+        "--runtime",
+        type=click.Choice(["auto", "onnxruntime", "openvino", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="What the bundle runs on.",
+    ),
+    click.option("--precision", default="auto", show_default=True, help="float32, int8, ..."),
+    click.option("--threads", type=click.IntRange(min=1), help="Of the runtime; default: cores."),
+    click.option("--allow-slow", is_flag=True, help="Also what this CPU runs slower than float32."),
+    click.option("--batch", type=click.IntRange(min=1), help="Rows that the model gets at once."),
+    click.option(
+        "--workers", type=click.IntRange(min=1), help="Threads that decode; default: cores."
+    ),
+    click.option(
+        "--shard", metavar="I/N", help="This machine's part: every Nth file, from the Ith."
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="ray: on a Ray cluster; starts a local one where there is none.",
+    ),
+    click.option(
+        "--max-errors", metavar="N|P%", help="Stop, with exit status 1, when more rows fail."
+    ),
+    click.option("--dry-run", is_flag=True, help="Scan, say what would be done, write nothing."),
+    click.option("--log-json", metavar="FILE|-", help="Progress as JSON lines."),
+    click.option("--verify", type=PATH, metavar="OUT", help="Prove a finished output; no BUNDLE."),
+)
+
+
+def _options(command: F) -> F:
+    for option in reversed((*_READ, *_OUTPUT, *_RUN)):
+        command = option(command)
+    return command
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("bundle", type=PATH, required=False)
+@_options
+@console.verbosity
+def command(bundle: Path | None, out: Path | None, verify: Path | None, **values: Any) -> None:
+    """Embed pictures and texts with BUNDLE into a folder of Parquet or .npy files.
+
+    Every row of the input ends as a vector or as a row of errors.parquet. A run that was stopped,
+    killed even, goes on when the same command is run again, to the same bytes.
+    Exit status 1: more rows failed than --max-errors, or --verify found damage.
+    """
+    if verify is not None:
+        if bundle is not None or out is not None:
+            raise click.UsageError("--verify OUT takes neither BUNDLE nor -o.")
+        _verify(verify)
+        return
+    if bundle is None or out is None:
+        raise click.UsageError("Missing BUNDLE or -o OUT. See: mwa-export embed --help")
+    from mwa_export.bundle import Bundle
+    from mwa_export.cli import embed_view
+    from mwa_export.embed_job import EmbedOptions
+    from mwa_export.embed_progress import MaxErrors
+    from mwa_export.embed_run import RunOptions, rehearse, run
+    from mwa_export.runtimes import RuntimeOptions
+
+    sources = _sources(values)
+    limit = values["max_errors"]
+    options = EmbedOptions(
+        values["dtype"], values["format"], values["shard_size"], values["batch"], values["limit"]
+    )
+    runtime = RuntimeOptions(
+        values["runtime"],
+        values["precision"],
+        values["threads"],
+        allow_slow=values["allow_slow"],
+    )
+    part, opened = _slice(values["shard"]), Bundle.open(bundle)
+    if values["dry_run"]:
+        embed_view.show_rehearsal(
+            rehearse(opened, sources, out, options=options, runtime=runtime, part=part)
+        )
+        return
+    how = RunOptions(
+        workers=values["workers"],
+        part=part,
+        max_errors=None if limit is None else MaxErrors.parse(limit),
+        faiss=values["faiss"],
+        engine=_engine(values["engine"]),
+    )
+    with _stoppable(out), embed_view.watching(values["log_json"]) as watch:
+        summary = run(opened, sources, out, options=options, runtime=runtime, how=how, watch=watch)
+        watch.finished(summary)
+    embed_view.show(summary, quiet=values["log_json"] == "-")
+
+
+def main() -> NoReturn:
+    """`mwa-embed ARGUMENTS` is `mwa-export embed ARGUMENTS`."""
+    from mwa_export.cli.main import main as run_command
+
+    sys.argv.insert(1, "embed")
+    run_command()
+
+
+def _sources(values: dict[str, Any]) -> list[Source]:
+    from mwa_export.source_open import open_source
+
+    return [
+        open_source(kind, values[name], values)
+        for kind, name in (("image", "images"), ("text", "texts"))
+        if values[name]
+    ]
+
+
+def _slice(text: str | None) -> Slice | None:
+    from mwa_export.embed_plan import Slice
+
+    if text is None:
+        return None
+    index, _, of = text.partition("/")
+    if not (index.isdecimal() and of.isdecimal()):
+        raise click.UsageError(f"--shard {text}: expected I/N, such as 2/4.")
+    return Slice(int(index), int(of))
+
+
+def _engine(name: str) -> Any:
+    if name == "local":
+        return None
+    from mwa_export.embed_ray import run_on_ray
+
+    return run_on_ray
+
+
+def _verify(out: Path) -> None:
+    from mwa_export.cli import embed_view
+    from mwa_export.embed_verify import verify
+
+    with console.steps() as step:
+        step("read every file")
+        proof = verify(out, on_rows=step.advance)
+    embed_view.show_proof(out, proof)
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, told apart from Ctrl-C."""
+
+
+@contextmanager
+def _stoppable(out: Path) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into a line that says how to go on, and their exit status."""
+
+    def terminated(*_: object) -> None:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        click.echo(
+            f"stopped; what is finished stays in {out}. Run the same command to go on.", err=True
+        )
+        sys.exit(143 if isinstance(stop, _TerminatedError) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,195 @@
+"""What `embed` shows: a line of progress with the bottleneck, JSON lines, and how a run ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from mwa_export.cli import console
+from mwa_export.embed_job import FOLDERS
+from mwa_export.errors import BundleError, OutputDamagedError
+
+if TYPE_CHECKING:
+    from mwa_export.embed_manifest import Counts
+    from mwa_export.embed_output import Entry
+    from mwa_export.embed_plan import Plan
+    from mwa_export.embed_progress import Snapshot
+    from mwa_export.embed_run import Rehearsal, Summary
+    from mwa_export.embed_verify import Proof
+
+_TERMINAL_SECONDS, _PLAIN_SECONDS, _JSON_SECONDS = 0.2, 10.0, 1.0
+_SHOWN = 20  # findings
+
+
+class Watchers:
+    """The terminal and the JSON lines of a run; both are told everything."""
+
+    def __init__(self, status: Any, log: TextIO | None) -> None:
+        self._status = status  # None: not a terminal, or -q
+        self._log = log
+        self._lock = threading.Lock()
+        self._shown = self._logged = time.monotonic()
+        self._start = time.monotonic()
+        self._first = True
+
+    def planned(self, plan: Plan, todo: int, shards: int) -> None:
+        job, choice = plan.job, plan.choice
+        console.say(choice.reason)
+        for reason in choice.rejected:
+            console.say(f"  not {reason}")
+        for entry in job.inputs:
+            console.say(f"{FOLDERS[entry.kind]}: {entry.rows:,} rows of {entry.source}")
+        total = sum(entry.taken for entry in job.inputs)
+        console.say(f"{todo:,} rows to do" + ("" if todo == total else f" of {total:,}"))
+        self._write(
+            "start",
+            rows_to_do=todo,
+            shards=shards,
+            runtime=job.runtime,
+            precision=job.precision,
+            reason=choice.reason,
+            inputs={FOLDERS[e.kind]: {"rows": e.rows, "source": e.source} for e in job.inputs},
+        )
+
+    def progress(self, snapshot: Snapshot) -> None:
+        now = time.monotonic()
+        if self._first:
+            self._first = False
+            self._write("first-rows", seconds_since_start=round(now - self._start, 3))
+        if now - self._logged >= _JSON_SECONDS:
+            self._logged = now
+            self._write("progress", **snapshot.to_json())
+        period = _PLAIN_SECONDS if self._status is None else _TERMINAL_SECONDS
+        if now - self._shown >= period:
+            self._shown = now
+            if self._status is None:
+                console.say(progress_line(snapshot))
+            else:
+                self._status.update(progress_line(snapshot))
+
+    def shard(self, entry: Entry) -> None:
+        self._write(
+            "shard",
+            shard=entry.shard.stem,
+            embedded=entry.embedded,
+            failed=len(entry.errors),
+            files=[file.to_json() for file in entry.files],
+        )
+
+    def finished(self, summary: Summary) -> None:
+        """The run ended well."""
+        self._write(
+            "finish",
+            complete=summary.complete,
+            rows_done=summary.embedded_now,
+            seconds=round(summary.seconds, 3),
+            counts={FOLDERS[kind]: total.to_json() for kind, total in summary.counts.items()},
+        )
+
+    def stopped(self, error: BaseException) -> None:
+        """The run ended otherwise."""
+        self._write("stop", error=str(error) or type(error).__name__)
+
+    def _write(self, event: str, **fields: Any) -> None:
+        if self._log is not None:
+            with self._lock:
+                self._log.write(json.dumps({"event": event, **fields}) + "\n")
+                self._log.flush()
+
+
+@contextmanager
+def watching(log: str | None) -> Iterator[Watchers]:
+    """Yield what shows a run. ``log``: where JSON lines go, "-" is stdout; None: nowhere."""
+    with ExitStack() as stack:
+        file: TextIO | None = None
+        if log == "-":
+            file = sys.stdout
+        elif log is not None:
+            try:
+                file = stack.enter_context(Path(log).open("a", encoding="utf-8"))
+            except OSError as error:
+                raise BundleError(f"--log-json {log}: {error.strerror}.") from error
+        watch = Watchers(stack.enter_context(console.status()), file)
+        try:
+            yield watch
+        except BaseException as error:
+            watch.stopped(error)
+            raise
+
+
+def progress_line(snapshot: Snapshot) -> str:
+    """One line: rows, speed, time left, failures, and the stage that limits."""
+    parts = [f"{snapshot.done:,} of {snapshot.total:,} rows", f"{snapshot.rate:,.0f} rows/s"]
+    if snapshot.eta is not None and snapshot.seconds > 3:
+        parts.append(f"{console.clock(snapshot.eta)} left")
+    parts.append(f"{snapshot.failed:,} failed")
+    if snapshot.bottleneck is not None:
+        parts.append(f"limited by {snapshot.bottleneck}")
+    return ", ".join(parts)
+
+
+def show(summary: Summary, *, quiet: bool) -> None:
+    """Print the account of every row, and where the output is."""
+    if not quiet:
+        for kind, total in summary.counts.items():
+            click.echo(_account(FOLDERS[kind], total, complete=summary.complete))
+        click.echo(summary.out)
+    if summary.embedded_now and summary.seconds > 0:
+        rate = summary.embedded_now / summary.seconds
+        console.say(f"{summary.embedded_now:,} rows in {summary.seconds:.1f} s, {rate:,.0f} rows/s")
+    if not summary.complete:
+        console.say(
+            f"{summary.left:,} shards of other machines are not finished; the last machine to "
+            "finish writes the manifest"
+        )
+    failed = sum(total.failed for total in summary.counts.values())
+    if failed and summary.complete:
+        console.warn(f"{failed:,} rows failed; reasons: {summary.out / 'errors.parquet'}")
+
+
+def _account(folder: str, total: Counts, *, complete: bool) -> str:
+    """Every row by what became of it; the equation was checked before the manifest was written."""
+    parts = f"{total.embedded:,} embedded + {total.failed:,} failed + {total.skipped:,} skipped"
+    if complete:
+        return f"{folder}: {parts} = {total.rows:,} rows"
+    return f"{folder}: {parts} of {total.rows:,} rows so far"
+
+
+def show_rehearsal(rehearsal: Rehearsal) -> None:
+    """Print what a run would do."""
+    plan = rehearsal.plan
+    rows = []
+    for entry, doubled in zip(plan.job.inputs, plan.duplicates, strict=True):
+        rows.append((FOLDERS[entry.kind], entry.source))
+        rows.append(("", f"{entry.rows:,} rows, of which {entry.taken:,} would be embedded"))
+        rows.append(("", f"{len(doubled):,} duplicate ids, {entry.shard_count:,} shards"))
+    rows.append(("runtime", plan.choice.reason))
+    rows.append(("to do", f"{rehearsal.rows:,} rows in {rehearsal.todo:,} shards"))
+    console.table(rows)
+
+
+def show_proof(out: Path, proof: Proof) -> None:
+    """Print what was proven.
+
+    Raises:
+        OutputDamagedError: something is wrong; the message has the findings.
+    """
+    if not proof.whole:
+        shown = "\n  ".join(proof.findings[:_SHOWN])
+        more = len(proof.findings) - _SHOWN
+        rest = f"\n  and {more:,} more" if more > 0 else ""
+        raise OutputDamagedError(
+            f"{out}: is not what its manifest says. Embed again into a new folder, or restore:\n"
+            f"  {shown}{rest}"
+        )
+    for kind, total in proof.counts.items():
+        click.echo(_account(FOLDERS[kind], total, complete=True))
+    click.echo(f"{out}: whole: {proof.files:,} files, every row accounted for")
