@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mwa_export.embed_rows import Content
 from mwa_export.errors import ImageError
+from mwa_export.pictures import Picture
 from mwa_export.preprocess import pixels_from_image
 
 Code = Literal[
@@ -53,6 +55,8 @@ def pixels_of(
     """
     if isinstance(content, str):
         raise RowRefusedError("not-a-picture", f"{name}: is a text. Expected a picture.")
+    if isinstance(content, Picture):
+        _refuse_special(content)
     data = content if isinstance(content, bytes) else content.read()
     if not data:
         raise RowRefusedError("empty", f"{name}: is empty. Expected a picture.")
@@ -78,6 +82,18 @@ def pixels_of(
         cut = isinstance(error, EOFError) or "truncated" in str(error)
         reason = f"{name}: cannot be decoded ({type(error).__name__}: {error})."
         raise RowRefusedError("truncated" if cut else "unreadable", reason) from error
+
+
+def _refuse_special(picture: Picture) -> None:
+    """Opening a pipe would wait for a writer."""
+    try:
+        mode = picture.path.stat().st_mode
+    except FileNotFoundError:
+        raise RowRefusedError("missing", f"{picture}: no such file. Expected a picture.") from None
+    except (OSError, ValueError) as error:
+        raise RowRefusedError("unreadable", f"{picture}: cannot be read ({error}).") from error
+    if not stat.S_ISREG(mode):
+        raise RowRefusedError("unreadable", f"{picture}: is no plain file. Expected a picture.")
 
 
 def text_of(content: object, *, what: str = "the text") -> str:

@@ -9,6 +9,7 @@ import pickle
 import socket
 import tarfile
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def parquet(path: Path, **columns: list[object]) -> Path:
+def parquet(path: Path, **columns: Sequence[object]) -> Path:
     import pyarrow
     import pyarrow.parquet
 
@@ -98,7 +99,11 @@ SOURCES = ["folder", "glob", "list", "csv", "jsonl", "karpathy", "parquet-bytes"
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=10,
+    deadline=None,
+)
 @given(data=st.data())
 def test_any_part_is_that_part_of_all_rows(
     name: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
