@@ -15,6 +15,8 @@ from mwa_export.errors import MwaExportError
 _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloaded until they run
     "bench": "Measure speed beside PyTorch, ONNX Runtime, OpenVINO and other peers.",
     "demo": "The whole job on a small trained model that ships with the package.",
+    "doctor": "Say what this machine can run, and what to install.",
+    "embed": "Embed pictures and texts, millions of them, every row accounted for.",
     "inspect": "Show what is in a checkpoint: model, adapters, options, parameters.",
     "onnx": "Export a checkpoint to a verified ONNX bundle.",
     "parity": "Check recall parity of a bundle with its checkpoint, with a report and gates.",
