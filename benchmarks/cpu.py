@@ -246,7 +246,7 @@ def ratio(what: str, target: float, ours: Figure | None, other: Figure | None) -
     """How many times as fast as another: both against the same baseline in the same rounds."""
     if ours is None or other is None:
         missing = "of ours none ran" if ours is None else "what it is compared with did not run"
-        return Row(what, f"{target:g} x", None, False, missing, ours and ours.peak_share)
+        return Row(what, f"{target:g} x", None, False, missing, None)
     found = ours.ratio / other.ratio
     slow = ours.precision == "int8" and fast_int8(instruction_sets()) is False
     who = f"{ours.name}{MARK if slow else ''} against {other.name}"

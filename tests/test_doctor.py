@@ -9,7 +9,6 @@ import subprocess
 import pytest
 from commands import run
 
-from mwa_export import doctor
 from mwa_export.doctor import Doctor, Part, advice, examine
 
 
@@ -73,8 +72,8 @@ def test_gpu_is_what_the_drivers_tool_says(
     monkeypatch: pytest.MonkeyPatch, stdout: str, status: int, gpu: str | None
 ) -> None:
     done = subprocess.CompletedProcess([], status, stdout, "")
-    monkeypatch.setattr(doctor.shutil, "which", lambda _name: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(doctor.subprocess, "run", lambda *_a, **_k: done)
+    monkeypatch.setattr("shutil.which", lambda _name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("subprocess.run", lambda *_a, **_k: done)
     found = examine().gpu
     assert found is None if gpu is None else gpu in (found or "")
 

@@ -10,11 +10,12 @@ import pytest
 from commands import run
 
 from mwa_export import parity_result
+from mwa_export.cli.main import _COMMANDS
 from mwa_export.merge_steps import STEPS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ("bench", "demo", "inspect", "onnx", "parity", "split")
+COMMANDS = tuple(_COMMANDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
