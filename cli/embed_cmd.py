@@ -16,7 +16,7 @@ from mwa_export.cli.options import PATH
 
 if TYPE_CHECKING:
     from mwa_export.embed_plan import Slice
-    from mwa_export.embed_rows import Source
+    from mwa_export.embed_rows import Kind, Source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -169,11 +169,9 @@ def main() -> NoReturn:
 def _sources(values: dict[str, Any]) -> list[Source]:
     from mwa_export.source_open import open_source
 
-    return [
-        open_source(kind, values[name], values)
-        for kind, name in (("image", "images"), ("text", "texts"))
-        if values[name]
-    ]
+    specs: tuple[tuple[Kind, str | None], ...]
+    specs = ("image", values["images"]), ("text", values["texts"])
+    return [open_source(kind, spec, values) for kind, spec in specs if spec is not None]
 
 
 def _slice(text: str | None) -> Slice | None:

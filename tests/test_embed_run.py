@@ -502,3 +502,47 @@ def test_nothing_to_embed_is_refused(bundle: Path, tmp_path: Path) -> None:
             embed(bundle, sources, tmp_path / "out")
     with pytest.raises(DataError, match="has no rows"):
         embed(bundle, [ListSource("text", [])], tmp_path / "out2")
+
+
+def test_an_index_has_the_vectors_in_order_and_can_be_added_later(
+    bundle: Path, tmp_path: Path
+) -> None:
+    faiss = pytest.importorskip("faiss")
+    out, sources = tmp_path / "out", [pictures(21, bad=(3, 20)), texts(30)]
+    embed(bundle, sources, out, dtype="int8")
+    embed(bundle, sources, out, RunOptions(faiss=True), dtype="int8")
+    assert verify(out).findings == ()
+    for folder in ("images", "texts"):
+        _ids, vectors = vectors_of(out, folder)
+        index = faiss.read_index(str(out / f"{folder}.faiss"))
+        np.testing.assert_allclose(index.reconstruct_n(0, index.ntotal), vectors, atol=1e-6)
+    before = files_below(out)
+    embed(bundle, sources, out, RunOptions(faiss=True), dtype="int8")
+    assert files_below(out) == before
+    (out / "texts.faiss").write_bytes(b"short")
+    assert any("texts.faiss: has 5 bytes" in finding for finding in verify(out).findings)
+
+
+def test_identical_texts_are_embedded_once_in_a_shard_and_batches_ascend_in_length(
+    bundle: Path, tmp_path: Path
+) -> None:
+    seen: list[np.ndarray] = []
+    run = OnnxBackend.embed_texts
+
+    def watched(self: OnnxBackend, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        seen.append(1 - mask)
+        return run(self, ids, mask)
+
+    words = ["a b c d e f", "abc", "abc de fg", "abc"]
+    rows = [Row(f"r{n}", words[n % 4]) for n in range(40)]
+    with mock.patch.object(OnnxBackend, "embed_texts", watched):
+        embed(bundle, [ListSource("text", rows)], tmp_path / "out", shard_size=20, batch=2)
+    del seen[0]  # the conformance vectors
+    assert [len(tokens) for tokens in seen] == [2, 1, 2, 1]  # three different texts a shard
+    for first, second in (seen[:2], seen[2:]):
+        lengths = [*first.sum(axis=1), *second.sum(axis=1)]
+        assert lengths == sorted(lengths)
+    ids, vectors = vectors_of(tmp_path / "out", "texts")
+    assert ids == [f"r{n}" for n in range(40)]
+    np.testing.assert_array_equal(vectors[1::4], np.repeat(vectors[1:2], 10, axis=0))
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3

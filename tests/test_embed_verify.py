@@ -66,7 +66,7 @@ def vectors(table: pa.Table, values: np.ndarray) -> pa.Table:
 
 
 def as_array(table: pa.Table) -> np.ndarray:
-    return np.stack(table.column("embedding").to_numpy(zero_copy_only=False)).copy()
+    return np.array(table.column("embedding").to_pylist(), np.float32)
 
 
 def spoil(value: float) -> Callable[[pa.Table], pa.Table]:
