@@ -138,7 +138,7 @@ def compare_base(options: argparse.Namespace, folder: Path, work: Path) -> Resul
 
 
 def grow(free: Path, kind: str, source: Path, count: int, work: Path) -> Result:
-    """Memory of one run: after a tenth of its time, and the most after that."""
+    """Memory of one run, see `Observed.result`."""
     found = embed([free, f"--{kind}", source, *onnx()], work)
     return {
         "kind": kind,
@@ -245,8 +245,11 @@ class Observed:
             time.sleep(INTERVAL)
 
     def result(self, wall: float) -> Result:
-        at = [rss for now, rss in self.memory if now <= 0.1 * wall] or [self.memory[0][1]]
-        later = [rss for now, rss in self.memory if now > 0.1 * wall] or [self.memory[-1][1]]
+        """Memory after a tenth of the time from the first row on, and the most after that."""
+        first = self.first_row or 0.0
+        tenth = first + 0.1 * (wall - first)
+        at = [rss for now, rss in self.memory if now <= tenth] or [self.memory[0][1]]
+        later = [rss for now, rss in self.memory if now > tenth] or [self.memory[-1][1]]
         return {
             "first_row_seconds": None if self.first_row is None else round(self.first_row, 3),
             "rss_at_tenth": at[-1],
