@@ -143,6 +143,11 @@ def _check_end(file: BinaryIO, end: int, path: Path) -> None:
 
 
 def refuse_compressed(file: BinaryIO, path: Path) -> None:
+    """Refuse a tar that is compressed.
+
+    Raises:
+        DataError: it is.
+    """
     start = file.read(8)
     for magic, name in _COMPRESSED.items():
         if start.startswith(magic):

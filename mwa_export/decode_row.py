@@ -118,6 +118,14 @@ def text_of(content: object, *, what: str = "the text") -> str:
         )
     if not content.strip():
         raise RowRefusedError("empty-text", f"{what} is blank.")
-    if "\0" in content or any("\ud800" <= c <= "\udfff" for c in content if not c.isascii()):
+    if "\0" in content or not (content.isascii() or _is_unicode(content)):
         raise RowRefusedError("not-text", f"{what} is binary or no valid Unicode.")
     return content
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
+        return False
+    return True

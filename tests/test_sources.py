@@ -100,9 +100,7 @@ SOURCES = ["folder", "glob", "list", "csv", "jsonl", "karpathy", "parquet-bytes"
 
 @pytest.mark.parametrize("name", SOURCES)
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-    max_examples=10,
-    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10, deadline=None
 )
 @given(data=st.data())
 def test_any_part_is_that_part_of_all_rows(
