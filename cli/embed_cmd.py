@@ -88,6 +88,10 @@ _RUN = (
         show_default=True,
         help="ray: on a Ray cluster; starts a local one where there is none.",
     ),
+    click.option("--ray-address", help="A running cluster; default: $RAY_ADDRESS, or a local one."),
+    click.option("--ray-actors", metavar="N|MIN-MAX", help="Models held; default: what fits."),
+    click.option("--ray-cpus", type=click.IntRange(min=1), help="Cores per model; default: 4."),
+    click.option("--ray-gpus", type=click.FloatRange(min=0), help="GPUs per model."),
     click.option(
         "--max-errors", metavar="N|P%", help="Stop, with exit status 1, when more rows fail."
     ),
@@ -150,7 +154,7 @@ def command(bundle: Path | None, out: Path | None, verify: Path | None, **values
         part=part,
         max_errors=None if limit is None else MaxErrors.parse(limit),
         faiss=values["faiss"],
-        engine=_engine(values["engine"]),
+        engine=_engine(values),
     )
     with _stoppable(out), embed_view.watching(values["log_json"]) as watch:
         summary = run(opened, sources, out, options=options, runtime=runtime, how=how, watch=watch)
@@ -185,12 +189,32 @@ def _slice(text: str | None) -> Slice | None:
     return Slice(int(index), int(of))
 
 
-def _engine(name: str) -> Any:
-    if name == "local":
+def _engine(values: dict[str, Any]) -> Any:
+    """The engine that was asked for; None: this process."""
+    given = [name for name in values if name.startswith("ray_") and values[name] is not None]
+    if values["engine"] == "local":
+        if given:
+            raise click.UsageError(f"--{given[0].replace('_', '-')} is for --engine ray.")
         return None
-    from mwa_export.embed_ray import run_on_ray
+    from mwa_export.embed_ray import RayOptions, ray_engine
 
-    return run_on_ray
+    return ray_engine(
+        RayOptions(
+            address=values["ray_address"],
+            cpus=values["ray_cpus"],
+            gpus=values["ray_gpus"],
+            actors=_actors(values["ray_actors"]),
+        )
+    )
+
+
+def _actors(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    least, _, most = text.partition("-")
+    if not (least.isdecimal() and (most or least).isdecimal()):
+        raise click.UsageError(f"--ray-actors {text}: expected N or MIN-MAX, such as 1-8.")
+    return int(least), int(most or least)
 
 
 def _verify(out: Path) -> None:

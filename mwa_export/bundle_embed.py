@@ -14,9 +14,10 @@ from PIL import Image
 
 from mwa_export.backend import Embeddings
 from mwa_export.bundle import Bundle
+from mwa_export.decode_row import pixels_of
 from mwa_export.embedding import IMAGE_BATCH, TEXT_BATCH, embed_captions
 from mwa_export.errors import DataError, ImageError
-from mwa_export.pictures import Picture, decode_picture
+from mwa_export.pictures import Picture
 from mwa_export.preprocess import pixels_from_image
 
 PictureLike = str | os.PathLike[str] | bytes | Image.Image
@@ -55,6 +56,10 @@ def embed_texts(bundle: Bundle, texts: Iterable[str], *, batch: int = TEXT_BATCH
     for row, text in enumerate(captions):
         if not isinstance(text, str):
             raise DataError(f"text {row}: is of type {type(text).__name__}. Expected a str.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"text {row}: is no valid Unicode ({error.reason}).") from error
     if not captions:
         return _joined([], bundle)
     return embed_captions(bundle.runtime().backend, bundle.tokenizer(), captions, batch=batch)
@@ -68,10 +73,9 @@ def _pixels(row: int, picture: PictureLike, size: int) -> NDArray[np.uint8]:
         except (OSError, SyntaxError, ValueError) as error:  # opened, and not yet decoded
             raise ImageError(f"picture {row}: cannot be decoded ({error}).") from error
     if isinstance(picture, bytes):
-        return pixels_from_image(decode_picture(picture, f"picture {row} (bytes)"), size)
+        return pixels_of(picture, f"picture {row} (bytes)", size)
     if isinstance(picture, str | os.PathLike):
-        data = Picture(Path(picture)).read()
-        return pixels_from_image(decode_picture(data, f"picture {row} ({picture})"), size)
+        return pixels_of(Picture(Path(picture)), f"picture {row} ({picture})", size)
     raise ImageError(
         f"picture {row}: is of type {type(picture).__name__}. Expected a path, bytes, or a "
         "picture opened by Pillow."

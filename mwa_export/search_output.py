@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from mwa_export.runtimes import LABELS, RuntimeOptions
 from mwa_export.search import Block, ignore, search
 from mwa_export.search_result import Found, Hit, Where
 
+_WILDCARD = re.compile(r"[*?\[{]")
 WHERE: dict[Kind, Where] = {"image": "images", "text": "texts"}
 Locate = Callable[[str], Picture | None]
 """A row's id -> where its picture lies, if that is known."""
@@ -200,9 +203,10 @@ def search_output(
 
 
 def picture_of(entry: Input, folder: Path | None = None) -> Locate:
-    """Find pictures by their ids: below ``folder``, below the source, or as they are."""
-    source = Path(entry.source)
-    roots = [folder] if folder is not None else [source, source.parent, Path()]
+    """Find pictures by their ids: below ``folder``, or below the source, as it was named."""
+    named = _WILDCARD.split(entry.source, maxsplit=1)
+    source = Path(named[0]) if len(named) == 1 else Path(os.path.dirname(named[0]))
+    roots = [source, source.parent] if folder is None else [folder]
 
     def locate(id: str) -> Picture | None:
         for root in roots:
@@ -211,6 +215,6 @@ def picture_of(entry: Input, folder: Path | None = None) -> Locate:
                     return Picture(root / id)
             except (OSError, ValueError):  # an id that can be no name of a file
                 continue
-        return Picture(folder / id) if folder is not None else None
+        return None if folder is None else Picture(folder / id)
 
     return locate

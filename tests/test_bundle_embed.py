@@ -114,6 +114,8 @@ def test_a_single_text_is_refused(bundle: Bundle, one: str | bytes) -> None:
 def test_a_text_that_is_none_is_named(bundle: Bundle) -> None:
     with pytest.raises(DataError, match="text 1: is of type NoneType"):
         bundle.embed_texts(["a", None])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="text 1: is no valid Unicode"):
+        bundle.embed_texts(["a", "\ud800"])
 
 
 def test_a_single_picture_is_refused(bundle: Bundle, pictures: list[Path]) -> None:
@@ -132,7 +134,8 @@ def test_the_picture_that_fails_is_named(
     for bad, named in (
         (tmp_path / "missing.jpg", "missing.jpg: no such file"),
         (cut, r"picture 1 \(.*cut.png\): cannot be decoded"),
-        (b"<html>", r"picture 1 \(bytes\): cannot be decoded"),
+        (b"<html>", r"picture 1 \(bytes\): is no picture"),
+        (b"", r"picture 1 \(bytes\): is empty"),
         (lazy, "picture 1: cannot be decoded"),
         (3, "picture 1: is of type int"),
     ):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from commands import files_below
+from commands import run as command
 from ray_source import DrawnSource
 
 from mwa_export.bundle import Bundle
@@ -183,6 +184,34 @@ def test_no_room_for_an_actor_is_refused_and_not_waited_for(
 def test_numbers_of_actors_that_make_no_sense_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(OptionsError):
         RayOptions(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ray-cpus", "2"], "--ray-cpus is for --engine ray"),
+        (["--engine", "ray", "--ray-actors", "many"], "expected N or MIN-MAX"),
+        (["--engine", "ray", "--ray-actors", "4-2"], "--ray-actors 4-2"),
+    ],
+)
+def test_options_of_ray_that_make_no_sense_are_refused(
+    files: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    source = files / "data"
+    done = command("embed", files / "bundle", "--images", source, "-o", tmp_path / "o", *options)
+    assert done.status == 2
+    assert message in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_options_reach_the_engine() -> None:
+    from mwa_export.cli.embed_cmd import _engine
+
+    asked = {"ray_address": "auto", "ray_cpus": 2, "ray_gpus": 0.5, "ray_actors": "1-8"}
+    engine = _engine({"engine": "ray", **asked})
+    assert engine.keywords["options"] == RayOptions("auto", None, 2, 0.5, (1, 8))
+    asked = dict.fromkeys(asked, None) | {"ray_actors": "3"}
+    assert _engine({"engine": "ray", **asked}).keywords["options"] == RayOptions(actors=(3, 3))
 
 
 def test_a_missing_ray_names_the_extra(

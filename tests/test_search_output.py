@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from mwa_export.embed_output import WORK, Entry, remove_work, save_shard, start_
 from mwa_export.embed_rows import Kind
 from mwa_export.embed_shards import Embedded
 from mwa_export.errors import DataError, OptionsError
+from mwa_export.pictures import Picture
 from mwa_export.runtimes import RuntimeOptions
-from mwa_export.search_output import Query, open_output, search_output
+from mwa_export.search_output import Query, open_output, picture_of, search_output
 from mwa_export.search_result import Found
 
 ONNX = RuntimeOptions("onnxruntime", "float32")
@@ -188,6 +190,9 @@ def test_pictures_are_found_below_the_source_and_where_they_have_moved(
 ) -> None:
     source = pictures[0].parent
     write_output(tmp_path / "out", bundle, *made, source=str(source))
+    globbed = replace(open_output(tmp_path / "out").entry, source=str(source / "*.png"))
+    assert picture_of(globbed)(pictures[2].name) == Picture(pictures[2])
+    assert picture_of(globbed)("a\0b") is None
     found = found_in(tmp_path / "out", Query(text="a"), k=10)
     assert [hit.picture.path for hit in found.hits if hit.picture] == [  # type: ignore[union-attr]
         source / hit.id for hit in found.hits
