@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -187,3 +188,28 @@ def test_comparing_two_bundles_needs_no_torch(files: Path, tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_file()
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO not installed")
+def test_candidate_runs_on_the_runtime_that_is_named(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    outcome = run(
+        *("parity", files / "bundle", "--reference", files / "checkpoint.pth", "--no-cache"),
+        *("--data", files / "data", "-o", out, "--runtime", "openvino", "--threads", 1),
+    )
+    assert outcome.status == 0, outcome
+    report = json.loads((out / "report.json").read_text())
+    assert report["candidate"]["runtime"].startswith("OpenVINO 20")
+    assert report["candidate"]["precision"] == "float32"
+    assert report["reference"]["runtime"].startswith("PyTorch")
+
+
+def test_a_precision_that_the_bundle_or_the_runtime_lacks_is_refused(
+    files: Path, tmp_path: Path
+) -> None:
+    asked = ("parity", files / "bundle", "--reference", files / "bundle", "--data", files / "data")
+    message = refused(*asked, "-o", tmp_path / "report", "--precision", "int8", "--allow-slow")
+    assert "mwa-export quantize" in message
+    message = refused(*asked, "-o", tmp_path / "report", "--precision", "bfloat16")
+    assert "--precision bfloat16: not one of auto, float32, int8" in message
+    assert not (tmp_path / "report").exists()
