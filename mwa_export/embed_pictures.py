@@ -130,7 +130,9 @@ def _infer(backend: Backend, entry: _Batch, collected: Collected, clock: Clock) 
     pixels = entry.buffer[: len(good)] if whole else entry.buffer[good]
     with clock.working("infer"):
         vectors = backend.embed_images(pixels)
-    collected.add([entry.rows[index] for index in good], vectors)
+    rows = [entry.rows[index] for index in good]
+    numbers = [number for number, _row in rows]
+    collected.add(numbers, [r.id for _, r in rows], [r.columns for _, r in rows], vectors)
     return len(collected.errors) - before
 
 

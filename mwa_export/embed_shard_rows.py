@@ -19,6 +19,7 @@ from mwa_export.errors import DataError
 OnRows = Callable[[int, int], None]
 """Is told how many rows more are done, and how many of them failed; may raise to stop the run."""
 
+_TIMED = 64  # rows whose reading is entered into the clock at a time
 UNIT_TOLERANCE = 1e-2  # of a vector's length: wide, bfloat16 and int8 graphs round
 
 
@@ -35,9 +36,12 @@ def checked_rows(
         DataError: the source gives more or fewer rows than it was asked for.
     """
     duplicates = frozenset(shard.duplicates)
-    number, start = shard.start, time.perf_counter()
+    number, start, spent = shard.start, time.perf_counter(), 0.0
     for item in source.rows(shard.start, shard.stop):
-        clock.add(clock.busy, "read", time.perf_counter() - start)
+        spent += time.perf_counter() - start
+        if number % _TIMED == 0 or number >= shard.stop - 1:
+            clock.add(clock.busy, "read", spent)
+            spent = 0.0
         if number == shard.stop:
             break
         error: RowError | None = None
@@ -76,17 +80,25 @@ class Collected:
         self._columns: list[tuple[Any, ...]] = []
         self._vectors: list[NDArray[np.float32]] = []
 
-    def add(self, rows: Sequence[tuple[int, Row]], vectors: NDArray[np.float32]) -> None:
+    def add(
+        self,
+        numbers: Sequence[int],
+        ids: Sequence[str],
+        columns: Sequence[tuple[Any, ...]],
+        vectors: NDArray[np.float32],
+    ) -> None:
         """Rows, ascending, with their vectors (n, D). Those that are no unit vectors fail."""
         good = unit_rows(vectors)
-        for (number, row), fine in zip(rows, good.tolist(), strict=True):
-            if fine:
-                self._rows.append(number)
-                self._ids.append(row.id)
-                self._columns.append(row.columns)
-            else:
-                self.errors.append(not_finite(number, row.id))
-        self._vectors.append(vectors if good.all() else vectors[good])
+        if not good.all():
+            kept = np.flatnonzero(good).tolist()
+            lost = np.flatnonzero(~good).tolist()
+            self.errors += [not_finite(numbers[index], ids[index]) for index in lost]
+            numbers, ids = [numbers[i] for i in kept], [ids[i] for i in kept]
+            columns, vectors = [columns[i] for i in kept], vectors[good]
+        self._rows += numbers
+        self._ids += ids
+        self._columns += columns
+        self._vectors.append(vectors)
 
     def finish(self, shard: Shard) -> Embedded:
         """The shard. A shard in which every row failed has vectors of shape (0, 0)."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +29,11 @@ class _Tokenized:
     """A shard's texts as token ids, each different one once."""
 
     shard: Shard
-    rows: list[tuple[int, Row]] = field(default_factory=list)  # without their texts
+    numbers: list[int] = field(default_factory=list)  # of the rows
+    ids: list[str] = field(default_factory=list)
+    columns: list[tuple[object, ...]] = field(default_factory=list)
     which: list[int] = field(default_factory=list)  # row -> its place in `different`
-    different: list[tuple[int, ...]] = field(default_factory=list)
+    different: list[bytes] = field(default_factory=list)  # int32 each
     errors: list[RowError] = field(default_factory=list)
 
 
@@ -80,8 +81,8 @@ def embed_text_shards(
             collected = Collected()
             collected.errors = entry.errors
             before = len(entry.errors)
-            if entry.rows:
-                collected.add(entry.rows, vectors[entry.which])
+            if entry.numbers:
+                collected.add(entry.numbers, entry.ids, entry.columns, vectors[entry.which])
             on_rows(0, len(collected.errors) - before)
             yield collected.finish(entry.shard)
         line.check()
@@ -96,7 +97,7 @@ def _tokenized(
     line: Line,
 ) -> _Tokenized:
     """Read a shard's texts, window by window."""
-    entry, known = _Tokenized(shard), dict[tuple[int, ...], int]()
+    entry, known = _Tokenized(shard), dict[bytes, int]()
     window: list[tuple[int, Row, str]] = []
 
     def encode() -> None:
@@ -123,21 +124,21 @@ def _tokenized(
 def _encode(
     window: Sequence[tuple[int, Row, str]],
     entry: _Tokenized,
-    known: dict[tuple[int, ...], int],
+    known: dict[bytes, int],
     tokenizer: Tokenizer,
     workers: int,
 ) -> None:
     different = list(dict.fromkeys(text for _number, _row, text in window))
     places = {}
     for text, ids in zip(different, tokenizer.encode_all(different, threads=workers), strict=True):
-        key = tuple(ids)
-        place = known.setdefault(key, len(known))
+        place = known.setdefault(ids, len(known))
         if place == len(entry.different):
-            entry.different.append(key)
+            entry.different.append(ids)
         places[text] = place
-    for number, row, text in window:
-        entry.rows.append((number, Row(row.id, None, row.columns)))
-        entry.which.append(places[text])
+    entry.numbers += [number for number, _row, _text in window]
+    entry.ids += [row.id for _number, row, _text in window]
+    entry.columns += [row.columns for _number, row, _text in window]
+    entry.which += [places[text] for _number, _row, text in window]
 
 
 def _vectors(
@@ -146,9 +147,9 @@ def _vectors(
     """Embed the different texts of a shard. (len(entry.different), D), in their order."""
     sequences = entry.different
     rows = np.bincount(entry.which, minlength=len(sequences))  # that have each text
-    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences)) // 4
     order = np.argsort(lengths, kind="stable")
-    flat = np.fromiter(chain.from_iterable(sequences[i] for i in order), np.int64, lengths.sum())
+    flat = np.frombuffer(b"".join(sequences[place] for place in order.tolist()), np.int32)
     ends = np.cumsum(lengths[order])
     vectors: NDArray[np.float32] | None = None
     start = 0

@@ -6,7 +6,8 @@ Ids are SentencePiece ids + 1 (a fairseq habit), so that BOS is 0, PAD 1, EOS 2 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -85,23 +86,31 @@ class Tokenizer:
                 ids.extend(self._encode_plain(part))
         return [BOS, *ids[: self.max_length - 2], EOS]
 
-    def encode_all(self, texts: Sequence[str], *, threads: int = 1) -> list[list[int]]:
-        """As `encode` of each text, many times as fast for many."""
-        plain = [text for text in texts if "<" not in text]  # no special token can be in them
-        if not plain:
-            return [self.encode(text) for text in texts]
-        longest, unknown = self.max_length - 2, self._unknown
-        encoded = iter(self._sentencepiece.encode(plain, num_threads=threads))
+    def encode_all(self, texts: Sequence[str], *, threads: int = 1) -> list[bytes]:
+        """As `encode` of each text, several times as fast: the ids of each as int32 bytes."""
+        pieces = iter(self._plain_pieces([text for text in texts if "<" not in text], threads))
         return [
-            self.encode(text)
-            if "<" in text
-            else [
-                BOS,
-                *(UNK if p == unknown else p + _OFFSET for p in next(encoded)[:longest]),
-                EOS,
-            ]
+            np.array(self.encode(text), np.int32).tobytes() if "<" in text else next(pieces)
             for text in texts
         ]
+
+    def _plain_pieces(self, texts: Sequence[str], threads: int) -> Iterator[bytes]:
+        """Of texts that no special token can be in, because all of them begin with "<"."""
+        if not texts:
+            return
+        longest = self.max_length - 2
+        encoded = [ids[:longest] for ids in self._sentencepiece.encode(texts, num_threads=threads)]
+        ends = np.cumsum([len(ids) + 2 for ids in encoded])
+        starts = np.concatenate([[0], ends[:-1]])
+        inner = np.ones(ends[-1], np.bool_)
+        inner[starts] = inner[ends - 1] = False
+        plain = np.fromiter(chain.from_iterable(encoded), np.int32)
+        all_ids = np.full(ends[-1], BOS, np.int32)
+        all_ids[ends - 1] = EOS
+        all_ids[inner] = np.where(plain == self._unknown, UNK, plain + _OFFSET)
+        buffer = all_ids.tobytes()
+        for start, end in zip((starts * 4).tolist(), (ends * 4).tolist(), strict=True):
+            yield buffer[start:end]
 
     def batch(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Captions -> (token_ids, padding_mask), both (B, longest) int64, mask 1 = padding."""

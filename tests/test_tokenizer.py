@@ -103,3 +103,18 @@ def test_vocabulary_check_allows_padding_rows_only(spm: bytes) -> None:
     for rows in (needed - 1, needed + 129, 64010):
         with pytest.raises(Exception, match=f"has {rows} rows"):
             tokenizer.check_vocabulary(rows)
+
+
+@given(
+    texts=st.lists(
+        st.text(alphabet="abcdefgh <>/s\u00e9\u4e2d", max_size=30)
+        | st.sampled_from(["", "a</s>b", "<s><pad>", "<unk>", "abc " * 40]),
+        max_size=12,
+    ),
+    threads=st.integers(1, 3),
+)
+def test_many_texts_are_encoded_as_each_alone(spm: bytes, texts: list[str], threads: int) -> None:
+    tokenizer = Tokenizer(spm, max_length=20)
+    found = tokenizer.encode_all(texts, threads=threads)
+    expected = [tokenizer.encode(text) for text in texts]
+    assert [np.frombuffer(ids, np.int32).tolist() for ids in found] == expected
