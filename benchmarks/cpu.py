@@ -78,6 +78,7 @@ def main() -> None:
                 rounds=options.rounds,
                 peers=tuple(options.peers.split(",")),
                 threads=options.threads,
+                peak=options.peak,
                 allow_slow=True,
             ),
             model=model,
@@ -116,6 +117,7 @@ def parse() -> argparse.Namespace:
         default=",".join(every),
         help="default: all; bfloat16 only where the CPU has it, minutes per picture elsewhere",
     )
+    parser.add_argument("--no-peak", dest="peak", action="store_false")
     parser.add_argument("--workdir", help="folder for temporary files, several GB")
     parser.add_argument("--out-folder", type=Path, default=RESULTS)
     return parser.parse_args()
