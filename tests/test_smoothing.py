@@ -65,7 +65,8 @@ def test_site_that_nothing_absorbs_is_smoothed_only_where_it_is_worth_a_node() -
     rng = np.random.default_rng(0)
     values, weight = rng.normal(size=(400, 64)), rng.normal(size=(64, 32)).astype(np.float32)
     even = choose_smoothing(weight, stats_of(values), foldable=False)
-    assert even.divide is None and even.alpha is None
+    assert even.divide is None
+    assert even.alpha is None
     assert even.error == even.plain_error
     values[:, 5] *= 100
     assert choose_smoothing(weight, stats_of(values), foldable=False).divide is not None
