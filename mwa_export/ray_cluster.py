@@ -6,8 +6,10 @@ import atexit
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -58,7 +60,8 @@ def _running(address: str | None) -> Iterator[Any]:
         yield ray
         return
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        with _own_signals():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(
             f"the Ray cluster at {address} cannot be reached ({_first_line(error)}). Check "
@@ -81,15 +84,16 @@ def _local(cpus: int) -> Iterator[Any]:
     ray = _ray()
     try:
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_OBJECT_STORE,
-                _temp_dir=folder,
-            )
+            with _own_signals():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=_OBJECT_STORE,
+                    _temp_dir=folder,
+                )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise ClusterError(
                 f"no local Ray cluster can be started ({_first_line(error)}). Use the engine of "
@@ -104,6 +108,21 @@ def _local(cpus: int) -> Iterator[Any]:
             else:  # also what Ray has set
                 del os.environ[name]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handlers that stop a run cleanly: `ray.init` sets its own, which abort."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # neither can set any there
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not set by Python
+                signal.signal(number, handler)
 
 
 def _stop(ray: Any) -> None:

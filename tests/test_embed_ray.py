@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -45,9 +46,11 @@ class Watched(Unwatched):
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.handlers: set[object] = set()  # of SIGTERM, while the run goes on
 
     def shard(self, entry: Entry) -> None:
         self.entries.append(entry)
+        self.handlers.add(signal.getsignal(signal.SIGTERM))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,7 @@ def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
 
     assert not ray.is_initialized()  # what was started here was stopped here
     assert dict(os.environ) == before
+    assert watch.handlers == {signal.getsignal(signal.SIGTERM)}  # Ray's own would abort
     assert set(Path("/tmp").glob("mwa-ray-*")) == folders
     assert capsys.readouterr().out == ""  # stdout is for results
 
