@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import files_below, refused
+from commands import files_below, refused, run
 
 from mwa_export.embed_verify import verify
 
@@ -206,3 +206,33 @@ def test_embedding_needs_neither_torch_nor_onnx(bundle: Path, tmp_path: Path) ->
 def test_use_that_cannot_be_right_is_refused(bundle: Path, tmp_path: Path) -> None:
     assert "Nothing to embed" in refused("embed", bundle, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").glob("*.json"))
+
+
+def test_files_become_vectors_after_a_rehearsal(
+    bundle: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, out = tmp_path / "texts.txt", tmp_path / "out"
+    lines.write_text("abc de\n\nfg\n")
+    arguments = [bundle, "--images", files / "data", "--texts", lines, "-o", out]
+    rehearsed = run("embed", *arguments, "--runtime", "onnxruntime", "--dry-run")
+    assert rehearsed.status == 0, rehearsed
+    assert "23 rows in 2 shards" in rehearsed.stdout
+    assert not out.exists()
+    done = run("embed", *arguments, "--runtime", "onnxruntime")
+    assert done.status == 0, done
+    assert done.stdout.splitlines() == [
+        "images: 20 embedded + 0 failed + 0 skipped = 20 rows",
+        "texts: 2 embedded + 1 failed + 0 skipped = 3 rows",
+        str(out),
+    ]
+    assert verify(out).whole
+    lines.write_text("abc de\n\nother\n")
+    assert "texts.fingerprint: was" in refused(
+        "embed", *arguments, "-q", "--runtime", "onnxruntime"
+    )
+    monkeypatch.setattr(sys, "argv", ["mwa-embed", "--verify", str(out)])
+    from mwa_export.cli.embed_cmd import main
+
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
