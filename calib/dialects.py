@@ -42,7 +42,7 @@ DIALECTS: dict[str, Dialect] = {
 
 
 CPU_DIALECTS = ("openvino", "onnxruntime")
-"""Those of this machine's CPU, the fastest first; also the names of the packages that run them."""
+"""Those of CPUs, the fastest first where there are INT8 instructions; also their packages' names."""
 
 
 def dialect_named(name: str) -> Dialect:

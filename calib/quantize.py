@@ -30,6 +30,7 @@ from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
 from mwa_export.calib.search import SearchResult, SiteKey, search
 from mwa_export.calib.variants import Variants
 from mwa_export.config import Tower
+from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.errors import OptionsError, ParityError
 from mwa_export.gates import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
@@ -167,7 +168,11 @@ def _dialects(names: tuple[str, ...]) -> tuple[Dialect, ...]:
 def _primary(dialects: tuple[Dialect, ...]) -> Dialect:
     """What the search measures on: the fastest runtime here that a graph was asked for."""
     named = {dialect.name for dialect in dialects}
-    for name in CPU_DIALECTS:
+    # Without INT8 instructions OpenVINO is slow at it, and less exact.
+    fastest_first = CPU_DIALECTS
+    if fast_int8(instruction_sets()) is False:
+        fastest_first = tuple(reversed(CPU_DIALECTS))
+    for name in fastest_first:
         if name in named and find_spec(name) is not None:
             return DIALECTS[name]
     return DIALECTS["onnxruntime"]

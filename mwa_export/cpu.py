@@ -15,7 +15,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 _NODES = Path("/sys/devices/system/node")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
-# What a runtime's int8 and bfloat16 kernels need; without them they emulate, slower than float32.
+# What a runtime's int8 and bfloat16 kernels need to be fast.
 _INT8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _TOLD = _INT8 | _BFLOAT16 | {"avx2", "avx512f", "avx512_fp16", "amx_tile"}

@@ -170,13 +170,9 @@ def _obstacle(
         return "the bundle has no such graphs. Make them: mwa-export quantize BUNDLE --data DATA"
     if precision == "float16" and not _has(manifest, "float16", "onnx"):
         return "the bundle has no float16 graphs"
-    fast = {"int8": fast_int8, "bfloat16": fast_bfloat16}.get(precision)
-    if fast is not None and fast(machine.sets) is False and not options.allow_slow:
-        needs = "VNNI or dot product" if precision == "int8" else "bfloat16"
-        return (
-            f"this CPU has no {needs} instructions and would run it slower than float32 "
-            "(--allow-slow runs it nevertheless)"
-        )
+    slow = _slow(runtime, precision, options, machine)
+    if slow is not None and not options.allow_slow:
+        return f"{slow} (--allow-slow runs it nevertheless)"
     asked = options.precision == precision
     if precision in ("int8", "bfloat16") and not asked:
         found = _measured(manifest, runtime, precision)
@@ -187,6 +183,24 @@ def _obstacle(
                 f"it dropped {found['recall_drop']:.2f} points of recall, above the bundle's "
                 f"budget (--precision {precision} runs it)"
             )
+    return None
+
+
+def _slow(runtime: str, precision: str, options: RuntimeOptions, machine: Machine) -> str | None:
+    """Why this processor should not run it; None: nothing speaks against it, or nobody knows."""
+    sets = machine.sets
+    if precision == "bfloat16" and fast_bfloat16(sets) is False:
+        return "this CPU has no bfloat16 instructions and would run it slower than float32"
+    if precision != "int8" or fast_int8(sets) is not False or sets is None:
+        return None
+    without = "this CPU has no VNNI or dot product instructions"
+    if runtime == "openvino":
+        return f"{without}: OpenVINO's int8 is slower than float32 on it, and sums overflow"
+    if "avx2" not in sets:
+        return f"{without} and would run it slower than float32"
+    # ONNX Runtime's exact kernels for AVX2 beat its own float32, and OpenVINO's not by much.
+    if options.runtime == options.precision == AUTO and "openvino" in machine.runtimes:
+        return f"{without}, and OpenVINO's float32 is about as fast on it"
     return None
 
 

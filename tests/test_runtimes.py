@@ -71,8 +71,20 @@ def test_auto_takes_float32_on_openvino_without_int8_instructions(plain: Manifes
     manifest = with_recall(with_graphs(plain, *INT8), *GOOD)
     choice = choose(manifest, RuntimeOptions(), Machine(PLAIN, CPUS))
     assert (choice.runtime, choice.precision) == ("openvino", "float32")
-    assert any("no VNNI or dot product" in reason for reason in choice.rejected)
+    assert any("OpenVINO's int8 is slower" in reason for reason in choice.rejected)
+    assert any("float32 is about as fast" in reason for reason in choice.rejected)
     assert chosen(manifest, Machine(PLAIN, CPUS), allow_slow=True) == ("openvino", "int8")
+
+
+def test_int8_of_onnxruntime_is_taken_with_avx2_alone_where_nothing_is_as_fast(
+    plain: Manifest,
+) -> None:
+    manifest = with_recall(with_graphs(plain, *INT8), *GOOD)
+    alone = frozenset({"onnxruntime"})
+    assert chosen(manifest, Machine(PLAIN, alone)) == ("onnxruntime", "int8")
+    assert chosen(manifest, Machine(frozenset(), alone)) == ("onnxruntime", "float32")
+    assert chosen(manifest, Machine(PLAIN, CPUS), runtime="onnxruntime") == ("onnxruntime", "int8")
+    assert chosen(manifest, Machine(PLAIN, CPUS), precision="int8") == ("onnxruntime", "int8")
 
 
 def test_auto_takes_only_precisions_whose_recall_was_measured_and_passed(plain: Manifest) -> None:
@@ -203,7 +215,9 @@ def test_laws_of_choosing(
     key = (choice.runtime, choice.precision)
     if choice.precision == "int8":
         assert ("int8", choice.runtime) in kinds
-        assert slow or sets is None or sets & {"avx512_vnni", "amx_int8", "asimddp"}
+        fast = sets is None or sets & {"avx512_vnni", "amx_int8", "asimddp"}
+        exact = choice.runtime == "onnxruntime" and sets is not None and "avx2" in sets
+        assert slow or fast or exact
     if choice.precision == "bfloat16":
         assert slow or sets is None or sets & {"avx512_bf16", "amx_bf16", "bf16"}
     if choice.precision in ("int8", "bfloat16") and precision == "auto":
