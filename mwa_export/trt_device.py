@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mwa_export.errors import RuntimeUnavailableError
 
-_NO_DEVICE, _INSUFFICIENT = 100, 35
+_OUT_OF_MEMORY, _INSUFFICIENT, _NO_DEVICE = 2, 35, 100  # of CUresult
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _NAME_BYTES = 256
+
+
+class DeviceMemoryError(RuntimeUnavailableError):
+    """The GPU has not enough memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class Device:
     memory: int  # bytes in all
     free: int  # bytes free when it was selected
     driver: int  # the newest CUDA that the driver runs, 1000 * major + 10 * minor
+    context: int = field(default=0, compare=False, repr=False)  # handle of its primary context
 
     @property
     def sm(self) -> str:
@@ -37,7 +42,7 @@ def select_device(index: int = 0) -> Device:
     Raises:
         RuntimeUnavailableError: no driver, a driver that does not start, no GPU, or fewer of them.
     """
-    cuda = _Driver(_library())
+    cuda = open_driver()
     version = ctypes.c_int()
     cuda.call("cuDriverGetVersion", ctypes.byref(version))
     count = ctypes.c_int()
@@ -66,10 +71,20 @@ def select_device(index: int = 0) -> Device:
         memory=total.value,
         free=free.value,
         driver=version.value,
+        context=context.value or 0,
     )
 
 
-class _Driver:
+def open_driver() -> Driver:
+    """The driver's library, initialized.
+
+    Raises:
+        RuntimeUnavailableError: there is no driver, or it does not start.
+    """
+    return Driver(_library())
+
+
+class Driver:
     """Calls to libcuda, whose results are checked."""
 
     def __init__(self, library: Any) -> None:
@@ -77,6 +92,7 @@ class _Driver:
         self.call("cuInit", 0)
 
     def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the library; arguments wider than an int must be ctypes objects."""
         status = getattr(self._library, name)(*arguments)
         if status == _NO_DEVICE:
             raise RuntimeUnavailableError(_no_gpu())
@@ -85,6 +101,11 @@ class _Driver:
                 "the NVIDIA driver is too old for this GPU or for CUDA. Install a newer driver and "
                 "restart the machine."
             )
+        if status == _OUT_OF_MEMORY:
+            raise DeviceMemoryError(
+                f"the GPU has no memory left ({name}). End what else uses it, or lower the largest "
+                "batch."
+            )
         if status != 0:
             raise RuntimeUnavailableError(
                 f"the NVIDIA driver does not work: {name} says {self._reason(status)}. Check it "
@@ -92,6 +113,7 @@ class _Driver:
             )
 
     def attribute(self, number: int, device: ctypes.c_int) -> int:
+        """An attribute of a device."""
         value = ctypes.c_int()
         self.call("cuDeviceGetAttribute", ctypes.byref(value), number, device)
         return value.value

@@ -157,7 +157,7 @@ def usable_engine(
 
 
 def load_engine(
-    trt: Any, bundle: Bundle, engine: Engine, device: Device
+    trt: Any, bundle: Bundle, engine: Engine, device: Device, messages: Messages | None = None
 ) -> tuple[trt.Runtime, trt.ICudaEngine]:
     """Check an engine's bytes and load them.
 
@@ -166,6 +166,7 @@ def load_engine(
         bundle: that has it.
         engine: one that `usable_engine` returned.
         device: the current GPU.
+        messages: filled with what TensorRT says, now and while the engine lives.
 
     Returns:
         The runtime, which must outlive the engine, and the engine.
@@ -179,7 +180,7 @@ def load_engine(
     if reason is not None:
         raise EngineError(f"{bundle.path / engine.file}: cannot be loaded: {reason}.")
     blob = _checked_bytes(bundle.path / engine.file, engine.sha256)
-    messages = Messages()
+    messages = messages or Messages()
     runtime = trt.Runtime(logger_for(trt, messages))
     if VERSION_COMPATIBLE in engine.flags:
         runtime.engine_host_code_allowed = True  # it carries a runtime of its own; its hash is ours

@@ -25,6 +25,8 @@ LIMITED: dict[str, tuple[int, ...]] = {
     "BuilderFlag.FP16": (8, 10),
     "BuilderFlag.INT8": (8, 10),
     "IBuilderConfig.progress_monitor": (10, 11),
+    "ICudaEngine.device_memory_size": (8, 10),
+    "ICudaEngine.device_memory_size_v2": (10, 11),
     "IProgressMonitor": (10, 11),
     "IProgressMonitor.phase_finish": (10, 11),
     "IProgressMonitor.phase_start": (10, 11),
@@ -98,6 +100,13 @@ def place_of(trt: Any, error: trt.ParserError) -> tuple[str, str]:
     if is_typed(major_of(trt.__version__)):
         return error.node_name(), error.node_operator()
     return f"number {error.node()}", ""
+
+
+def scratch_bytes(trt: Any, engine: trt.ICudaEngine) -> int:
+    """Device memory that an execution context of the engine takes for activations."""
+    if is_typed(major_of(trt.__version__)):
+        return int(engine.device_memory_size_v2)
+    return int(engine.device_memory_size)
 
 
 def watch(

@@ -13,7 +13,9 @@ from commands import files_below, refused, run
 from trt_fake import GIB, VERSIONS, FakeDriver, FakeTensorRT
 from trt_files import calibrated_bundle
 
+from mwa_export import trt_install
 from mwa_export.bundle import Bundle
+from mwa_export.calib import engine_graphs
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.trt_engine import engines_of
 
@@ -118,8 +120,19 @@ def test_each_version_gets_its_graph(
     assert {entry["precision"] for entry in entries(tmp_path / "out")} == {"int8"}
 
 
-def test_data_is_measured(trt: FakeTensorRT, bundle: Path, files: Path) -> None:
+def test_data_is_measured(
+    trt: FakeTensorRT, bundle: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+
+    def count(file: Any, batches: Any, progress: Any) -> dict[str, float]:
+        rows.append(sum(len(batch[0]) for batch in batches))
+        return {}
+
+    monkeypatch.setattr(engine_graphs, "largest_magnitudes", count)
+    vectors = Bundle.open(bundle).conformance()
     trt_command(bundle, "--fp16", "--data", files / "data", "--samples", 16)
+    assert rows == [16 + len(vectors.pixels), 16 + len(vectors.token_ids)]
     assert len(entries(bundle)) == 2
     message = refused("trt", bundle, "--fp16", "--data", files / "nowhere")
     assert "nowhere" in message
@@ -197,6 +210,14 @@ def test_without_tensorrt_it_says_how_to_install_it(
 def test_without_a_gpu_it_says_so(trt: FakeTensorRT, driver: FakeDriver, bundle: Path) -> None:
     driver.fails["cuInit"] = 100
     assert "finds no GPU" in refused("trt", bundle, "--fp16")
+
+
+def test_an_old_driver_is_refused(
+    trt: FakeTensorRT, driver: FakeDriver, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trt_install, "_cuda_of", lambda version: 13)
+    driver.version = 12080
+    assert "driver is too old" in refused("trt", bundle, "--fp16")
 
 
 def test_what_is_no_bundle_is_refused(trt: FakeTensorRT, tmp_path: Path) -> None:

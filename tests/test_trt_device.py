@@ -24,6 +24,7 @@ def test_device_is_described_and_made_current(driver: FakeDriver) -> None:
     found = select_device(2)
     assert found == Device(2, "NVIDIA H200", (9, 0), 140 * GIB, 100 * GIB, 13000)
     assert found.sm == "sm90"
+    assert found.context == 1042
     assert driver.current == 1042
 
 
@@ -33,7 +34,8 @@ def test_device_is_described_and_made_current(driver: FakeDriver) -> None:
         ("cuInit", 100, "finds no GPU"),
         ("cuInit", 35, "driver is too old"),
         ("cuInit", 999, r"cuInit says an illegal state \(999\)"),
-        ("cuMemGetInfo_v2", 2, r"cuMemGetInfo_v2 says an illegal state \(2\)"),
+        ("cuMemGetInfo_v2", 201, r"cuMemGetInfo_v2 says an illegal state \(201\)"),
+        ("cuDevicePrimaryCtxRetain", 2, "the GPU has no memory left"),
     ],
 )
 def test_a_driver_that_fails_is_explained(

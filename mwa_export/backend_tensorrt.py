@@ -1,0 +1,123 @@
+"""TensorRT behind the Backend interface: a bundle's engines for the GPU here. Needs no torch."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.backend import TOWERS, Embeddings, check_conformance, expected_cosine
+from mwa_export.backend_onnx import image_feed
+from mwa_export.bundle import Bundle
+from mwa_export.config import Tower
+from mwa_export.trt_buffers import Gpu
+from mwa_export.trt_device import open_driver, select_device
+from mwa_export.trt_engine import load_engine, usable_engine
+from mwa_export.trt_install import check_driver, load_tensorrt
+from mwa_export.trt_log import Messages
+from mwa_export.trt_run import EngineRunner
+from mwa_export.trt_versions import EnginePrecision
+
+_LEAST_INT8 = 0.9  # cosine, where quantize measured none: far from noise, no claim of quality
+
+
+class TensorRtBackend:
+    """Two engines on one GPU. One caller at a time; `close` gives the memory back."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        precision: EnginePrecision = "float16",
+        device: int = 0,
+        check: bool = True,
+    ) -> None:
+        """Load both towers' engines.
+
+        Args:
+            bundle: an opened bundle.
+            precision: of the engines.
+            device: number of the GPU.
+            check: reproduce the conformance vectors first.
+
+        Raises:
+            MissingPackageError: TensorRT is not installed.
+            RuntimeUnavailableError: no GPU, an old driver, or too little memory.
+            EngineError: the bundle has no engine for this machine, or it cannot be loaded.
+            BundleError: an engine is not the file that the manifest describes.
+            VerificationError: the engines compute something else than the reference.
+        """
+        trt = load_tensorrt()
+        self.device = select_device(device)
+        check_driver(trt.__version__, self.device)
+        self.image_size = bundle.manifest.model.backbone.image_size
+        self.precision = precision
+        self._graphs = {tower: bundle.graph(tower)[1] for tower in TOWERS}
+        self._gpu = Gpu(open_driver(), self.device)
+        self._runtimes = []  # each must outlive its engine
+        self._runners: dict[Tower, EngineRunner] = {}
+        try:
+            for tower in TOWERS:
+                engine = usable_engine(bundle, tower, precision, trt.__version__, self.device)
+                messages = Messages()
+                runtime, loaded = load_engine(trt, bundle, engine, self.device, messages)
+                self._runtimes.append((runtime, loaded))
+                spec = self._graphs[tower].spec
+                self._runners[tower] = EngineRunner(trt, self._gpu, loaded, engine, spec, messages)
+            if check:
+                check_conformance(self, bundle, least=_least(bundle, precision))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        return f"TensorRT {self.precision} on {self.device.name}"
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory on the GPU for activations, inputs and outputs; the weights come on top."""
+        return self._gpu.bytes + sum(runner.scratch for runner in self._runners.values())
+
+    def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
+        return self._runners["vision"].run(image_feed(self._graphs["vision"], pixels))
+
+    def embed_texts(
+        self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
+    ) -> Embeddings:
+        return self._runners["text"].run((token_ids, padding_mask))
+
+    def close(self) -> None:
+        """Give the GPU's memory back."""
+        self._runners.clear()  # contexts before engines, engines before their runtimes
+        while self._runtimes:
+            runtime, loaded = self._runtimes.pop()
+            del loaded
+            del runtime
+        self._gpu.close()
+
+    def __enter__(self) -> TensorRtBackend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _least(bundle: Bundle, precision: EnginePrecision) -> dict[Tower, float]:
+    """The least cosine that engines of a precision must reach."""
+    least: dict[Tower, float] = {}
+    for tower in TOWERS:
+        measured = [
+            expected_cosine(graph)
+            for graph in bundle.manifest.graphs
+            if (graph.spec.tower, graph.precision) == (tower, precision) and graph.conformance
+        ]
+        known = [cosine for cosine in measured if cosine is not None]
+        least[tower] = min(known, default=0.998 if precision == "float16" else _LEAST_INT8)
+    return least

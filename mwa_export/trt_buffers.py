@@ -1,0 +1,125 @@
+"""Memory, streams and events on the GPU, through the driver's library alone."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.trt_device import Device, DeviceMemoryError, Driver
+
+_NON_BLOCKING, _NO_TIMING = 1, 2  # CU_STREAM_NON_BLOCKING, CU_EVENT_DISABLE_TIMING
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """One tensor's memory on the GPU and beside it, page-locked, on the host."""
+
+    device: int  # address
+    host: int  # address
+    nbytes: int
+
+    def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The start of the host memory as an array."""
+        raw = (ctypes.c_uint8 * (prod(shape) * dtype.itemsize)).from_address(self.host)
+        array: NDArray[Any] = np.ndarray(shape, dtype, memoryview(raw))
+        return array
+
+
+class Gpu:
+    """What is allocated on one GPU; everything goes when it is closed."""
+
+    def __init__(self, driver: Driver, device: Device) -> None:
+        self._driver, self._device = driver, device
+        self._allocated: list[tuple[str, Any]] = []  # the function that frees, and what
+        self.bytes = 0  # of device memory
+
+    def make_current(self) -> None:
+        """For the calling thread: CUDA remembers the current device for each thread."""
+        self._driver.call("cuCtxSetCurrent", ctypes.c_void_p(self._device.context))
+
+    def buffers(self, sizes: Mapping[str, int]) -> dict[str, Buffer]:
+        """A buffer of so many bytes for each name.
+
+        Raises:
+            DeviceMemoryError: the GPU has not enough memory; says how much was needed.
+        """
+        try:
+            return {name: self._buffer(max(1, size)) for name, size in sizes.items()}
+        except DeviceMemoryError as error:
+            raise DeviceMemoryError(
+                f"{self._device.name}: inputs and outputs need {sum(sizes.values()) / GIB:.2f} GiB "
+                f"more, which it does not have; {self._device.free / GIB:.1f} of "
+                f"{self._device.memory / GIB:.1f} GiB were free at the start. End what else uses "
+                "it, or build engines for smaller batches: mwa-export trt BUNDLE --batch ..."
+            ) from error
+
+    def stream(self) -> ctypes.c_void_p:
+        """A stream that does not wait for the default one."""
+        made = ctypes.c_void_p()
+        self._driver.call("cuStreamCreate", ctypes.byref(made), ctypes.c_uint(_NON_BLOCKING))
+        self._allocated.append(("cuStreamDestroy_v2", made))
+        return made
+
+    def event(self) -> ctypes.c_void_p:
+        """An event, not yet recorded: waiting for it does not wait."""
+        made = ctypes.c_void_p()
+        self._driver.call("cuEventCreate", ctypes.byref(made), ctypes.c_uint(_NO_TIMING))
+        self._allocated.append(("cuEventDestroy_v2", made))
+        return made
+
+    def record(self, event: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
+        """The event happens when the stream has done what it was given so far."""
+        self._driver.call("cuEventRecord", event, stream)
+
+    def wait(self, stream: ctypes.c_void_p, event: ctypes.c_void_p) -> None:
+        """What the stream is given from now on comes after the event."""
+        self._driver.call("cuStreamWaitEvent", stream, event, ctypes.c_uint(0))
+
+    def finish(self, event: ctypes.c_void_p) -> None:
+        """Wait here until the event has happened."""
+        self._driver.call("cuEventSynchronize", event)
+
+    def upload(self, buffer: Buffer, nbytes: int, stream: ctypes.c_void_p) -> None:
+        """Copy the start of the host memory to the GPU."""
+        self._driver.call(
+            "cuMemcpyHtoDAsync_v2",
+            ctypes.c_uint64(buffer.device),
+            ctypes.c_void_p(buffer.host),
+            ctypes.c_size_t(nbytes),
+            stream,
+        )
+
+    def download(self, buffer: Buffer, nbytes: int, stream: ctypes.c_void_p) -> None:
+        """Copy the start of the GPU's memory to the host."""
+        self._driver.call(
+            "cuMemcpyDtoHAsync_v2",
+            ctypes.c_void_p(buffer.host),
+            ctypes.c_uint64(buffer.device),
+            ctypes.c_size_t(nbytes),
+            stream,
+        )
+
+    def close(self) -> None:
+        """Free everything, the newest first. Nothing may be running."""
+        if self._allocated:
+            self.make_current()
+        while self._allocated:
+            name, what = self._allocated.pop()
+            self._driver.call(name, what)
+        self.bytes = 0
+
+    def _buffer(self, nbytes: int) -> Buffer:
+        device, host = ctypes.c_uint64(), ctypes.c_void_p()
+        self._driver.call("cuMemAlloc_v2", ctypes.byref(device), ctypes.c_size_t(nbytes))
+        self._allocated.append(("cuMemFree_v2", device))
+        self._driver.call("cuMemAllocHost_v2", ctypes.byref(host), ctypes.c_size_t(nbytes))
+        self._allocated.append(("cuMemFreeHost", host))
+        self.bytes += nbytes
+        return Buffer(device.value, host.value or 0, nbytes)

@@ -1,0 +1,109 @@
+"""Which of an engine's profiles serves a batch, and how inputs are cut and padded to fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.errors import ProfileError
+from mwa_export.tokenizer import PAD
+from mwa_export.towers import TowerSpec
+from mwa_export.trt_profile import BATCH, LENGTH, Profile, Span
+
+_PADDING = {"token_ids": PAD, "padding_mask": 1}  # what a text is made longer with, exactly
+Arrays = tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a batch, as one run of the engine takes it."""
+
+    arrays: Arrays  # of the shapes that the profile allows
+    rows: int  # that are real; those behind them only fill up
+    profile: int  # its index
+
+
+def pieces(spec: TowerSpec, profiles: Sequence[Profile], arrays: Arrays) -> list[Piece]:
+    """Cut a batch into runs that the engine has profiles for.
+
+    Too few rows are filled up with the last one, too short texts with padding; neither changes the
+    result of a row.
+
+    Args:
+        spec: the tower's inputs, in the order of the arrays.
+        profiles: of its engine.
+        arrays: (rows, ...) each.
+
+    Raises:
+        ProfileError: other sizes than the engine has, such as a text that is too long.
+    """
+    spans = [_spans(spec, profile) for profile in profiles]
+    length = arrays[0].shape[1] if LENGTH in spec.inputs[0].shape else None
+    fit = [i for i, span in enumerate(spans) if length is None or length <= span[LENGTH].max]
+    if not fit:
+        longest = max(span[LENGTH].max for span in spans)
+        raise ProfileError(
+            f"{spec.tower}: a text of {length} tokens, and the engine was built for at most "
+            f"{longest}. Build it for longer ones: mwa-export trt BUNDLE --lengths MIN,OPT,MAX "
+            "--rebuild"
+        )
+    _check_fixed(spec, profiles[0], arrays)
+    most = max(spans[i][BATCH].max for i in fit)
+    cut = []
+    for start in range(0, len(arrays[0]), most):
+        part = tuple(array[start : start + most] for array in arrays)
+        rows = len(part[0])
+        # Of those that are large enough, the smallest: it is built for such batches.
+        chosen = min(
+            (i for i in fit if rows <= spans[i][BATCH].max), key=lambda i: spans[i][BATCH].max
+        )
+        cut.append(Piece(_filled(spec, spans[chosen], part), rows, chosen))
+    return cut
+
+
+def _spans(spec: TowerSpec, profile: Profile) -> dict[str, Span]:
+    """The sizes of the dynamic axes in a profile."""
+    shapes = {entry.name: entry for entry in profile}
+    first = spec.inputs[0]
+    entry = shapes[first.name]
+    return {
+        dim: Span(entry.min[axis], entry.opt[axis], entry.max[axis])
+        for axis, dim in enumerate(first.shape)
+        if isinstance(dim, str)
+    }
+
+
+def _check_fixed(spec: TowerSpec, profile: Profile, arrays: Arrays) -> None:
+    """The axes that no batch may change: pixels and channels of a picture."""
+    largest = {entry.name: entry.max for entry in profile}
+    for port, array in zip(spec.inputs, arrays, strict=True):
+        expected = tuple(
+            dim if isinstance(dim, str) else size
+            for dim, size in zip(port.shape, largest[port.name], strict=True)
+        )
+        fits = array.ndim == len(expected) and all(
+            isinstance(dim, str) or dim == size
+            for dim, size in zip(expected, array.shape, strict=True)
+        )
+        if not fits:
+            raise ProfileError(
+                f"{spec.tower}/{port.name}: has shape {array.shape}. Expected "
+                f"({', '.join(map(str, expected))}), which the engine was built for."
+            )
+
+
+def _filled(spec: TowerSpec, spans: dict[str, Span], arrays: Arrays) -> Arrays:
+    filled = []
+    for port, array in zip(spec.inputs, arrays, strict=True):
+        if LENGTH in spans and array.shape[1] < spans[LENGTH].min:
+            more = ((0, 0), (0, spans[LENGTH].min - array.shape[1]))
+            array = np.pad(array, more, constant_values=_PADDING[port.name])
+        if len(array) < spans[BATCH].min:
+            last = np.repeat(array[-1:], spans[BATCH].min - len(array), axis=0)
+            array = np.concatenate([array, last])
+        filled.append(array)
+    return tuple(filled)

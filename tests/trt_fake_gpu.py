@@ -1,0 +1,203 @@
+"""A GPU whose work happens as late as it may: what was not waited for has not happened.
+
+Memory is the host's. Streams are queues that run only when somebody waits for an event in them, so
+a missing wait, or a buffer that is written too early, gives wrong results.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from trt_fake import FakeDriver, FakeTensorRT
+
+Work = Callable[[], None]
+
+
+class LateDriver(FakeDriver):
+    """A libcuda with memory, streams and events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: dict[int, Any] = {}  # address -> what is allocated there
+        self.limit = 1 << 40  # bytes in all
+        self._numbers = itertools.count(100)
+        self._queues: dict[int, deque[tuple[str, Any]]] = {}
+        self._events: dict[int, tuple[int, int]] = {}  # event -> stream and ticket of its record
+        self._streams: dict[int, int] = {}  # ticket -> stream
+        self._done: set[int] = set()
+
+    @property
+    def allocated(self) -> int:
+        """Everything that was not given back: memory, streams and events."""
+        return len(self.memory) + len(self._queues) + len(self._events)
+
+    def enqueue(self, stream: int, work: Work) -> None:
+        """Work for later."""
+        self._queues[stream].append(("work", work))
+
+    def _allocate(self, address: Any, size: ctypes.c_size_t) -> None:
+        block = (ctypes.c_uint8 * size.value)()
+        self.memory[ctypes.addressof(block)] = block
+        address._obj.value = ctypes.addressof(block)
+
+    _cuMemAlloc_v2 = _cuMemAllocHost_v2 = _allocate  # noqa: N815
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        call = super().__getattr__(name)
+        if name not in ("cuMemAlloc_v2", "cuMemAllocHost_v2"):
+            return call
+
+        def limited(address: Any, size: ctypes.c_size_t) -> int:
+            if sum(len(block) for block in self.memory.values()) + size.value > self.limit:
+                return 2
+            return call(address, size)
+
+        return limited
+
+    def _free(self, address: Any) -> None:
+        del self.memory[address.value]
+
+    _cuMemFree_v2 = _cuMemFreeHost = _free  # noqa: N815
+
+    def _cuStreamCreate(self, stream: Any, flags: ctypes.c_uint) -> None:  # noqa: N802
+        assert flags.value == 1
+        stream._obj.value = next(self._numbers)
+        self._queues[stream._obj.value] = deque()
+
+    def _cuStreamDestroy_v2(self, stream: ctypes.c_void_p) -> None:  # noqa: N802
+        assert not self._queues.pop(stream.value or 0)
+
+    def _cuEventCreate(self, event: Any, flags: ctypes.c_uint) -> None:  # noqa: N802
+        event._obj.value = next(self._numbers)
+        self._events[event._obj.value] = (0, 0)
+        self._done.add(0)
+
+    def _cuEventDestroy_v2(self, event: ctypes.c_void_p) -> None:  # noqa: N802
+        del self._events[event.value or 0]
+
+    def _cuEventRecord(self, event: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:  # noqa: N802
+        ticket = next(self._numbers)
+        self._events[event.value or 0] = stream.value or 0, ticket
+        self._streams[ticket] = stream.value or 0
+        self._queues[stream.value or 0].append(("record", ticket))
+
+    def _cuStreamWaitEvent(  # noqa: N802
+        self, stream: ctypes.c_void_p, event: ctypes.c_void_p, flags: ctypes.c_uint
+    ) -> None:
+        self._queues[stream.value or 0].append(("wait", self._events[event.value or 0][1]))
+
+    def _cuEventSynchronize(self, event: ctypes.c_void_p) -> None:  # noqa: N802
+        self._run_to(self._events[event.value or 0][1])
+
+    def _cuMemcpyHtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> None:  # noqa: N802
+        self.enqueue(stream.value, lambda: ctypes.memmove(to.value, source.value, size.value))  # type: ignore[arg-type]
+
+    _cuMemcpyDtoHAsync_v2 = _cuMemcpyHtoDAsync_v2  # noqa: N815
+
+    def _run_to(self, ticket: int) -> None:
+        while ticket not in self._done:
+            kind, what = self._queues[self._streams[ticket]].popleft()
+            if kind == "work":
+                what()
+            elif kind == "wait":
+                self._run_to(what)
+            else:
+                self._done.add(what)
+
+
+class LateTensorRT(FakeTensorRT):
+    """Its engines are the graphs themselves, and ONNX Runtime runs them, when the stream does."""
+
+    def __init__(self, major: int, driver: LateDriver) -> None:
+        super().__init__(major)
+        self.driver, self.major = driver, major
+        self.scratch = 1000
+        self.contexts = True
+        self.refuses: str | None = None  # a method of the context that says no
+        self.shapes: list[tuple[int, str, tuple[int, ...]]] = []  # profile, input, shape
+        self.most_in_flight = 0
+        self.blob = None
+        self._replace_classes()
+
+    def nptype(self, kind: str) -> Any:
+        """Of what `get_tensor_dtype` says; 8.6 has no int64."""
+        kind = "int32" if self.major == 8 and kind == "int64" else kind
+        return np.dtype("float32" if kind == "float" else kind).type
+
+    def _replace_classes(self) -> None:
+        fake = self
+
+        class Runtime(self.Runtime):  # type: ignore[misc, name-defined]
+            def deserialize_cuda_engine(self, blob: bytes) -> Any:
+                super().deserialize_cuda_engine(blob)
+                return _Engine(fake, blob) if fake.loads else None
+
+        class Builder(self.Builder):  # type: ignore[misc, name-defined]
+            def build_serialized_network(self, network: object, config: object) -> bytes:
+                return bytes(fake.graphs[list(fake.graphs)[-1]].SerializeToString())
+
+        self.Runtime, self.Builder = Runtime, Builder
+
+
+class _Engine:
+    def __init__(self, fake: LateTensorRT, blob: bytes) -> None:
+        self._fake = fake
+        self.session = onnxruntime.InferenceSession(blob, providers=["CPUExecutionProvider"])
+        self.ports = {p.name: p for p in (*self.session.get_inputs(), *self.session.get_outputs())}
+        name = "device_memory_size" if fake.major == 8 else "device_memory_size_v2"
+        setattr(self, name, fake.scratch)
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return str(self.ports[name].type.removeprefix("tensor(").removesuffix(")"))
+
+    def create_execution_context(self) -> _Context | None:
+        return _Context(self._fake, self) if self._fake.contexts else None
+
+
+class _Context:
+    def __init__(self, fake: LateTensorRT, engine: _Engine) -> None:
+        self._fake, self._engine = fake, engine
+        self._profile: int | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self._profile = index
+        return self._fake.refuses != "profile"
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self._profile is not None, "no profile was chosen"
+        self._shapes[name] = tuple(shape)
+        self._fake.shapes.append((self._profile, name, tuple(shape)))
+        return self._fake.refuses != "shape"
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if self._fake.refuses == "run":
+            return False
+        shapes, addresses = dict(self._shapes), dict(self._addresses)
+
+        def work() -> None:
+            feed = {n: self._read(n, addresses[n], shape) for n, shape in shapes.items()}
+            (output,) = self._engine.session.get_outputs()
+            result = np.ascontiguousarray(self._engine.session.run(None, feed)[0])
+            ctypes.memmove(addresses[output.name], result.ctypes.data, result.nbytes)
+
+        self._fake.driver.enqueue(stream, work)
+        return True
+
+    def _read(self, name: str, address: int, shape: tuple[int, ...]) -> Any:
+        told = np.dtype(self._fake.nptype(self._engine.get_tensor_dtype(name)))
+        raw = (ctypes.c_uint8 * (int(np.prod(shape)) * told.itemsize)).from_address(address)
+        values = np.frombuffer(raw, told).reshape(shape)
+        kind = self._engine.get_tensor_dtype(name)
+        return values.astype(np.int64) if kind == "int64" else values.copy()
