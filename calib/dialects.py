@@ -42,7 +42,7 @@ DIALECTS: dict[str, Dialect] = {
 
 
 CPU_DIALECTS = ("openvino", "onnxruntime")
-"""Those of CPUs, the fastest first where there are INT8 instructions; also their packages' names."""
+"""Those of CPUs, the fastest first where there are INT8 instructions. Packages have these names."""
 
 
 def dialect_named(name: str) -> Dialect:
