@@ -169,7 +169,7 @@ def _primary(dialects: tuple[Dialect, ...]) -> Dialect:
     """What the search measures on: the fastest runtime here that a graph was asked for."""
     named = {dialect.name for dialect in dialects}
     # Without INT8 instructions OpenVINO is slow at it, and less exact.
-    fastest_first = CPU_DIALECTS
+    fastest_first: tuple[str, ...] = CPU_DIALECTS
     if fast_int8(instruction_sets()) is False:
         fastest_first = tuple(reversed(CPU_DIALECTS))
     for name in fastest_first:

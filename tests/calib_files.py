@@ -12,6 +12,7 @@ import numpy as np
 from configs import CONFIGS
 from numpy.typing import NDArray
 
+from mwa_export.backend import Backend
 from mwa_export.backend_onnx import session
 from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.samples import Samples
@@ -59,7 +60,7 @@ def embed_file(path: Path, tower: Tower) -> Array:
     rng = np.random.default_rng(0)
     if tower == "text":
         ids, mask = random_texts(rng, 4, 9, 90)
-        feed = {"token_ids": ids, "padding_mask": mask}
+        feed: dict[str, Array] = {"token_ids": ids, "padding_mask": mask}
     else:
         feed = {"image": normalize(random_pixels(rng, 4, 32))}
     return np.asarray(session(path).run(None, feed)[0])
@@ -74,6 +75,14 @@ def make_samples(count: int = 24, seed: int = 0) -> Samples:
         (0, *rng.integers(4, 90, rng.integers(3, 12)).tolist(), 2) for _index in range(count)
     )
     return Samples(pixels, texts, "0" * 64, "drawn", seed)
+
+
+def embeddings(backend: Backend) -> list[Array]:
+    """Of pictures and of texts that `make_samples()` does not hold."""
+    unseen = make_samples(seed=9)
+    images = [backend.embed_images(*inputs) for inputs in unseen.batches("vision")]
+    texts = [backend.embed_texts(*inputs) for inputs in unseen.batches("text")]
+    return [np.concatenate(images), np.concatenate(texts)]
 
 
 def cosine(a: Array, b: Array) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mwa_export.backend_onnx import session
@@ -26,7 +27,7 @@ def test_extreme_int8_products_do_not_overflow(tmp_path: Path) -> None:
     assert np.abs(found - exact).max() <= 1e-6 * np.abs(exact).max()
 
 
-def _product(weight: np.ndarray) -> onnx.ModelProto:  # type: ignore[type-arg]
+def _product(weight: NDArray[np.int8]) -> onnx.ModelProto:
     constants = {
         "scale": np.float32(0.5),
         "zero": np.uint8(128),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from calib_files import embed, float_graph
 from configs import CONFIGS
+from numpy.typing import NDArray
 
 from mwa_export.calib.collect import ChannelStats
 from mwa_export.calib.sites import find_sites
@@ -41,7 +43,7 @@ def test_function_is_unchanged_whatever_the_scales(name: str, tower: Tower, tmp_
         assert not np.allclose(joint_weight(smoothed, site), joint_weight(graph, site))
 
 
-def stats_of(values: np.ndarray) -> ChannelStats:  # type: ignore[type-arg]
+def stats_of(values: NDArray[Any]) -> ChannelStats:
     stats = ChannelStats.empty(values.shape[1])
     stats.add(values.astype(np.float32), np.random.default_rng(0).random(len(values)))
     return stats
