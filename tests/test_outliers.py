@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calib_files import Array, cosine, make_samples, names
+from calib_files import Array, cosine, embeddings, make_samples, names
 
 from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.bundle import Bundle, write_manifest
@@ -14,7 +14,6 @@ from mwa_export.bundle_update import changed_bundle
 from mwa_export.calib.calibrate import TOWERS, CalibrationOptions, calibrate
 from mwa_export.calib.calibration import Calibration
 from mwa_export.calib.dialects import DIALECTS
-from mwa_export.calib.evaluate import backend_of
 from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.sites import NormFold, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
@@ -26,29 +25,15 @@ def bundle(files: Path) -> Bundle:
     return Bundle.open(files / "bundle")
 
 
-@pytest.fixture(scope="module")
-def calibration(bundle: Bundle) -> Calibration:
-    return calibrate(bundle, make_samples())
-
-
-def embeddings(
-    bundle: Bundle, found: Calibration | None, dialect: str, folder: Path
-) -> list[Array]:
-    """Both towers on samples that calibration did not see; float32 without a calibration."""
+def embedded(bundle: Bundle, found: Calibration | None, folder: Path) -> list[Array]:
+    """Both towers in INT8; in float32 without a calibration."""
     graphs = {}
     if found is not None:
         variants = Variants(bundle, found)
         for tower in TOWERS:
             chosen = names(variants.sites(tower))
-            graphs[tower] = variants.write(tower, chosen, DIALECTS[dialect], folder)
-    backend = OnnxBackend(bundle, graphs=graphs, check=False)
-    if dialect == "openvino":
-        pytest.importorskip("openvino")
-        backend = backend_of(bundle, DIALECTS[dialect], graphs, precision="float32")  # type: ignore[assignment]
-    test = make_samples(seed=9)
-    images = [backend.embed_images(*inputs) for inputs in test.batches("vision")]
-    texts = [backend.embed_texts(*inputs) for inputs in test.batches("text")]
-    return [np.concatenate(images), np.concatenate(texts)]
+            graphs[tower] = variants.write(tower, chosen, DIALECTS["onnxruntime"], folder)
+    return embeddings(OnnxBackend(bundle, graphs=graphs, check=False))
 
 
 def with_outliers(bundle: Bundle, out: Path) -> Bundle:
@@ -75,13 +60,13 @@ def with_outliers(bundle: Bundle, out: Path) -> Bundle:
 
 def test_outliers_break_naive_int8_and_not_the_smoothed_one(bundle: Bundle, tmp_path: Path) -> None:
     outliers = with_outliers(bundle, tmp_path / "outliers")
-    exact = embeddings(bundle, None, "onnxruntime", tmp_path)
-    same = embeddings(outliers, None, "onnxruntime", tmp_path)
+    exact = embedded(bundle, None, tmp_path)
+    same = embedded(outliers, None, tmp_path)
     assert max(float(np.abs(a - b).max()) for a, b in zip(exact, same, strict=True)) <= 2e-6
 
     def quality(source: Bundle, options: CalibrationOptions) -> float:
         found = calibrate(source, make_samples(), options)
-        return min(map(cosine, exact, embeddings(source, found, "onnxruntime", tmp_path)))
+        return min(map(cosine, exact, embedded(source, found, tmp_path)))
 
     smooth, naive = CalibrationOptions(), CalibrationOptions("minmax", smooth=False)
     before, after = quality(bundle, smooth), quality(outliers, smooth)

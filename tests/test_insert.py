@@ -1,0 +1,243 @@
+"""Quantized graphs of every dialect: clean, alike, close to float32; and the calibration's file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from calib_files import cosine, embeddings, make_samples, names
+
+from mwa_export.backend_onnx import GraphFile, OnnxBackend
+from mwa_export.bundle import Bundle
+from mwa_export.calib.calibrate import TOWERS, calibrate
+from mwa_export.calib.calibration import Calibration
+from mwa_export.calib.dialects import DIALECTS
+from mwa_export.calib.evaluate import backend_of
+from mwa_export.calib.float_graph import FloatGraph
+from mwa_export.calib.lint import lint
+from mwa_export.calib.smoothing import apply_smoothing
+from mwa_export.calib.variants import Variants
+from mwa_export.config import Tower
+from mwa_export.cpu import fast_int8, instruction_sets
+from mwa_export.errors import CalibrationError
+
+Written = dict[str, dict[Tower, GraphFile]]  # by dialect
+
+
+@pytest.fixture(scope="session")
+def bundle(files: Path) -> Bundle:
+    return Bundle.open(files / "bundle")
+
+
+@pytest.fixture(scope="session")
+def variants(bundle: Bundle) -> Variants:
+    return Variants(bundle, calibrate(bundle, make_samples()))
+
+
+@pytest.fixture(scope="session")
+def written(variants: Variants, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """All sites in INT8."""
+    folder = tmp_path_factory.mktemp("int8")
+    return {
+        name: {
+            tower: variants.write(tower, names(variants.sites(tower)), dialect, folder)
+            for tower in TOWERS
+        }
+        for name, dialect in DIALECTS.items()
+    }
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_dialect_is_clean_and_close_to_float32(
+    bundle: Bundle, written: Written, dialect: str
+) -> None:
+    graphs = written[dialect]
+    for path, _graph in graphs.values():
+        assert lint(onnx.load(path), dialect) == []
+    exact = embeddings(OnnxBackend(bundle, check=False))
+    # ONNX Runtime computes what the graph says, on any CPU.
+    found = embeddings(OnnxBackend(bundle, graphs=graphs, check=False))
+    assert min(map(cosine, exact, found)) >= 0.999
+    assert all(not np.array_equal(a, b) for a, b in zip(exact, found, strict=True))
+
+
+def test_openvino_runs_its_dialect(bundle: Bundle, written: Written) -> None:
+    pytest.importorskip("openvino")
+    graphs = written["openvino"]
+    exact = embeddings(OnnxBackend(bundle, check=False))
+    found = embeddings(backend_of(bundle, DIALECTS["openvino"], graphs, precision="float32"))
+    # Without INT8 instructions its kernels add up in 16 bits, which overflow.
+    least = 0.999 if fast_int8(instruction_sets()) else 0.99
+    assert min(map(cosine, exact, found)) >= least
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_grid_and_weights_are_the_same_in_all_dialects(
+    variants: Variants, written: Written, tower: Tower
+) -> None:
+    graphs = {name: FloatGraph.load(written[name][tower][0]) for name in DIALECTS}
+    for name, graph in graphs.items():
+        for site, found in variants.calibration.of(tower).items():
+            expected = np.float32(found.amax / 127)
+            scale = graph.tensors[f"{site}.input.scale"]
+            assert scale == expected.astype(scale.dtype), (name, site)
+    exact = graphs["onnxruntime"].tensors
+    weights = [name for name in exact if name.endswith(".weight.int8")]
+    linears = [linear for site in variants.sites(tower) for linear in site.linears]
+    assert sorted(weights) == sorted(f"{linear}.weight.int8" for linear in linears)
+    for weight in weights:
+        assert exact[weight].dtype == np.int8
+        for name, graph in graphs.items():
+            linear = weight.removesuffix(".weight.int8")
+            parts = [graph.tensors.get(f"{linear}.{i}.weight.int8") for i in range(3)]
+            cut = [part for part in parts if part is not None]
+            whole = np.concatenate(cut, axis=1) if cut else graph.tensors[weight]
+            assert np.array_equal(whole, exact[weight]), (name, weight)
+            assert f"{linear}.weight" not in graph.tensors, "no float32 copy is left"
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("tower", TOWERS)
+def test_gemms_of_a_site_share_one_quantizer_and_nothing_else_reads_it(
+    variants: Variants, written: Written, dialect: str, tower: Tower
+) -> None:
+    graph = FloatGraph.load(written[dialect][tower][0])
+    quantizers = [node for node in graph.nodes if node.op_type == "QuantizeLinear"]
+    assert len(quantizers) == len(variants.sites(tower))
+    several = 0
+    for site in variants.sites(tower):
+        products = [
+            node
+            for node in graph.nodes
+            if node.op_type == "MatMul"
+            and any(node.input[1].startswith(f"{linear}.") for linear in site.linears)
+        ]
+        sources = {node.input[0] for node in products}
+        assert sources == {f"{site.name}.input.DequantizeLinear"}
+        # So no residual Add and no norm reads a rounded value.
+        readers = graph.consumers(f"{site.name}.input.DequantizeLinear")
+        assert sorted(n.name for n in readers) == sorted(n.name for n in products)
+        several += len(products) > len(site.linears)
+    assert (several > 0) == (dialect == "openvino"), "joint GEMMs are cut there alone"
+
+
+@pytest.mark.parametrize("dialect", ["onnxruntime", "tensorrt8"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_graph_without_its_pairs_is_the_smoothed_float32_graph(
+    variants: Variants, written: Written, dialect: str, tower: Tower
+) -> None:
+    """Norms, attention, the residual stream: all else stays node by node."""
+    sites = {site.name: site for site in variants.sites(tower)}
+    found = variants.calibration.of(tower)
+    divide = {name: s.divide for name, s in found.items() if s.divide is not None}
+    source = FloatGraph.load(variants.bundle.graph(tower)[0])
+    smoothed = apply_smoothing(source, sites, divide)
+    graph = FloatGraph.load(written[dialect][tower][0])
+    behind: dict[str, str] = {}
+    nodes = []
+    for node in graph.nodes:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            value = node.input[0].removesuffix(".int8")
+            behind[node.output[0]] = behind.get(value, value)
+        else:
+            inputs = [behind.get(value, value) for value in node.input]
+            nodes.append((node.name, node.op_type, inputs, list(node.output)))
+    assert sorted(map(str, nodes)) == sorted(
+        str((n.name, n.op_type, list(n.input), list(n.output))) for n in smoothed.nodes
+    )
+
+
+def test_only_the_named_sites_are_quantized(variants: Variants, tmp_path: Path) -> None:
+    path, _graph = variants.write("text", {"blocks.0.qkv"}, DIALECTS["onnxruntime"], tmp_path)
+    graph = FloatGraph.load(path)
+    quantizers = [node.name for node in graph.nodes if node.op_type == "QuantizeLinear"]
+    assert quantizers == ["blocks.0.qkv.input.QuantizeLinear"]
+
+
+def test_unknown_layer_is_refused(variants: Variants, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"blocks\.9\.qkv: is no layer"):
+        variants.write("text", {"blocks.9.qkv"}, DIALECTS["onnxruntime"], tmp_path)
+
+
+def test_saved_calibration_makes_the_same_graphs_without_the_data(
+    variants: Variants, written: Written, tmp_path: Path
+) -> None:
+    variants.calibration.save(tmp_path)
+    again = Variants(variants.bundle, Calibration.load(tmp_path))
+    for name, dialect in DIALECTS.items():
+        for tower in TOWERS:
+            path, graph = again.write(tower, names(again.sites(tower)), dialect, tmp_path)
+            assert path.read_bytes() == written[name][tower][0].read_bytes()
+            assert graph == written[name][tower][1]
+
+
+def test_learned_weights_survive_in_the_calibration(variants: Variants, tmp_path: Path) -> None:
+    found = variants.calibration
+    site = found.sites[0]
+    learned = {site.site: np.full((site.width, 3), -5, np.int8)}
+    sites = (replace(site, weights=learned), *found.sites[1:])
+    replace(found, sites=sites).save(tmp_path)
+    loaded = Calibration.load(tmp_path / "calibration.json")
+    assert np.array_equal(loaded.sites[0].weights[site.site], learned[site.site])
+    assert loaded.sites[0].weights[site.site].dtype == np.int8
+    assert [s.to_json() for s in loaded.sites] == [s.to_json() for s in sites]
+    assert (loaded.space_id, loaded.graphs, loaded.data) == (
+        found.space_id,
+        found.graphs,
+        found.data,
+    )
+
+
+@pytest.mark.parametrize("damage", ["cut", "arrays", "missing", "schema", "amax", "field"])
+def test_damaged_calibration_is_refused(variants: Variants, damage: str, tmp_path: Path) -> None:
+    variants.calibration.save(tmp_path)
+    json, arrays = tmp_path / "calibration.json", tmp_path / "calibration.npz"
+    text = json.read_text()
+    if damage == "arrays":
+        arrays.write_bytes(arrays.read_bytes()[:-50])
+    elif damage == "missing":
+        arrays.unlink()
+    else:
+        first = f'"amax": {variants.calibration.sites[0].amax},'
+        changes = {
+            "cut": text[:200],
+            "schema": text.replace('"schema": 1', '"schema": 99'),
+            "amax": text.replace(first, '"amax": NaN,', 1),
+            "field": text.replace('"method"', '"way"'),
+        }
+        assert changes[damage] != text
+        json.write_text(changes[damage])
+    with pytest.raises(CalibrationError, match=r"calibration\..*alibrate again with --data"):
+        Calibration.load(tmp_path)
+
+
+def test_missing_calibration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"calibration\.json: no such file"):
+        Calibration.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("space", "another model. Calibrate it with --data"),
+        ("graph", "is not the graph that the calibration was made from"),
+        ("sites", r"has nothing for blocks\.0\.qkv"),
+        ("width", r"has nothing for blocks\.0\.qkv"),
+    ],
+)
+def test_calibration_of_another_graph_is_refused(
+    variants: Variants, other: str, message: str, tmp_path: Path
+) -> None:
+    own = variants.calibration
+    wrong = {
+        "space": replace(own, space_id="0" * 64),
+        "graph": replace(own, graphs={**own.graphs, "text": "0" * 64}),
+        "sites": replace(own, sites=tuple(s for s in own.sites if s.site != "blocks.0.qkv")),
+        "width": replace(own, sites=tuple(replace(s, width=s.width + 1) for s in own.sites)),
+    }[other]
+    with pytest.raises(CalibrationError, match=message):
+        Variants(variants.bundle, wrong).write("text", set(), DIALECTS["onnxruntime"], tmp_path)
+    assert not any(tmp_path.iterdir())
