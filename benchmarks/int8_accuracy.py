@@ -4,7 +4,8 @@ Makes a random checkpoint of base size (every tensor matters), exports it, calib
 pictures and random token ids, quantizes every layer, and compares embeddings of other pictures and
 texts with float32: mean and least cosine. Then outliers are injected: 1 % of the channels of every
 LayerNorm in front of a quantized GEMM times 30, the weights behind them divided by 30. The float32
-function stays the same, and naive INT8 breaks.
+function stays the same, and naive INT8 breaks. `--ways 0 2` takes some of the ways to calibrate,
+`--runtimes onnxruntime openvino` the second runtime too (inexact on CPUs without VNNI).
 
     python benchmarks/int8_accuracy.py --samples 64 --out benchmarks/results/int8_accuracy.json
     python benchmarks/int8_accuracy.py --samples 500 --only-memory
@@ -40,6 +41,7 @@ from mwa_export.calib.sites import NormFold, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
 from mwa_export.calib.variants import Variants
 from mwa_export.config import AdapterConfig, Tower
+from mwa_export.cpu import instruction_sets
 from mwa_export.demo_scenes import picture_from_seed
 from mwa_export.export import bundle_from_model
 from mwa_export.model import ModelSource, load_model
@@ -68,13 +70,14 @@ def main() -> None:
             test = make_samples(bundle, options.test, seed=2)
             broken = with_outliers(bundle, folder / "outliers")
             results = {
-                label: compare(source, calibration, test, folder)
+                label: compare(source, calibration, test, folder, options)
                 for label, source in (("as trained", bundle), ("with outliers", broken))
             }
             results["difference between float32 graphs"] = float_difference(bundle, broken, test)
     results = {
         "machine": {"cpu": cpu_name()},
         "versions": {n: version(n) for n in ("numpy", "onnx", "onnxruntime", "openvino")},
+        "instruction sets": sorted(instruction_sets() or ()),
         "options": {"samples": options.samples, "test": options.test, "size": options.size},
         **results,
     }
@@ -88,6 +91,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", choices=["base", "large"], default="base")
     parser.add_argument("--samples", type=int, default=64, help="pictures and texts to calibrate")
     parser.add_argument("--test", type=int, default=32, help="pictures and texts to compare on")
+    parser.add_argument(
+        "--ways", type=int, nargs="+", choices=range(len(WAYS)), default=list(range(len(WAYS)))
+    )
+    parser.add_argument(
+        "--runtimes", nargs="+", choices=["onnxruntime", "openvino"], default=["onnxruntime"]
+    )
     parser.add_argument("--only-memory", action="store_true", help="calibrate only; peak memory")
     parser.add_argument("--workdir", help="folder for temporary files, several GB")
     parser.add_argument("--out", type=Path)
@@ -154,17 +163,17 @@ def with_outliers(bundle: Bundle, out: Path) -> Bundle:
 
 
 def compare(
-    bundle: Bundle, calibration: Samples, test: Samples, folder: Path
+    bundle: Bundle, calibration: Samples, test: Samples, folder: Path, chosen: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """Cosines of every way to calibrate, on ONNX Runtime and on OpenVINO."""
+    """Cosines of the chosen ways to calibrate, on the chosen runtimes."""
     exact = embed_all(OnnxBackend(bundle, check=False), test)
     results: dict[str, dict[str, Any]] = {}
-    for way, options in WAYS.items():
+    for way, options in (list(WAYS.items())[number] for number in chosen.ways):
         start = time.perf_counter()
         variants = Variants(bundle, calibrate(bundle, calibration, options))
         print(f"{way}: calibrated in {time.perf_counter() - start:.0f} s", flush=True)
         results[way] = {}
-        for name in ("onnxruntime", "openvino"):
+        for name in chosen.runtimes:
             graphs: dict[Tower, GraphFile] = {
                 tower: variants.write(
                     tower, {s.name for s in variants.sites(tower)}, DIALECTS[name], folder
