@@ -1,0 +1,221 @@
+"""`mwa-export quantize` end to end: what it writes, reuses, keeps, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Outcome, files_below, refused, run
+from parity_files import write_test_set
+from PIL import Image
+
+from mwa_export.bundle import Bundle
+from mwa_export.calib.evaluate import Evaluator
+from mwa_export.calib.float_graph import FloatGraph
+from mwa_export.calib.search import Measured, SiteKey
+from mwa_export.gates import SLACK
+
+TOWERS = ("vision", "text")
+QUICK = ("--dialect", "onnxruntime", "--threads", 1)
+ONE_LAYER = (
+    *("--keep", "text:*", "--keep", "*fc*", "--keep", "*.out", "--keep", "*adapter*"),
+    *QUICK,
+)  # all that is left to INT8 is vision:blocks.0.qkv
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_test_set(folder, pictures=36)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(
+    files: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Outcome]:
+    """The shared bundle with all layers in INT8, and what the run said."""
+    before, out = files_below(files / "bundle"), tmp_path_factory.mktemp("whole") / "bundle"
+    arguments = ("--data", pictures, "--samples", 16, "--no-search", "--points", 0, *QUICK)
+    outcome = run("quantize", files / "bundle", *arguments, "-o", out)
+    assert files_below(files / "bundle") == before
+    return out, outcome
+
+
+@pytest.fixture
+def copy(files: Path, tmp_path: Path) -> Path:
+    """A bundle that a test may change."""
+    return Path(shutil.copytree(files / "bundle", tmp_path / "bundle"))
+
+
+def int8_layers(bundle: Path) -> set[str]:
+    """Which layers the graphs for ONNX Runtime quantize, read from the graphs."""
+    found = set()
+    for tower in TOWERS:
+        for node in FloatGraph.load(bundle / f"{tower}.int8.onnxruntime.onnx").nodes:
+            if node.op_type == "QuantizeLinear":
+                found.add(f"{tower}:{node.name.removesuffix('.input.QuantizeLinear')}")
+    return found
+
+
+def all_layers(bundle: Path) -> set[str]:
+    sites = json.loads((bundle / "calibration.json").read_text())["sites"]
+    return {f"{site['tower']}:{site['site']}" for site in sites}
+
+
+def quantization(bundle: Path) -> dict[str, Any]:
+    found = Bundle.open(bundle).manifest.quantization
+    assert found is not None
+    return found
+
+
+def test_no_search_quantizes_all_layers_and_measures_the_drop(whole: tuple[Path, Outcome]) -> None:
+    out, outcome = whole
+    assert outcome.status == 0, outcome
+    assert outcome.stdout.endswith(f"{out}\n")
+    assert int8_layers(out) == all_layers(out)
+    said = quantization(out)
+    assert said["kept"] == {"vision": [], "text": []}
+    assert (said["data"]["pictures"], said["data"]["captions"]) == (16, 16)
+    assert (said["held_back"]["pictures"], said["held_back"]["captions"]) == (20, 40)
+    (int8,) = (entry for entry in said["measured"] if entry["precision"] == "int8")
+    exact, found = int8["recall"]["float32"], int8["recall"]["candidate"]
+    worst = max(exact[name] - found[name] for name in exact)
+    assert int8["recall_drop"] == pytest.approx(worst, abs=1e-5)
+    assert int8["passed"] == (worst <= 0.2 + SLACK)
+    assert min(int8["mean_cosine"].values()) > 0.998
+    graphs = [graph for graph in Bundle.open(out).manifest.graphs if graph.precision == "int8"]
+    assert {graph.dialect for graph in graphs} == {"onnxruntime"}
+    assert all(0.99 < (graph.conformance or 0) < 1 for graph in graphs)
+
+
+def test_trade_off_curve_is_saved_as_json_and_picture(whole: tuple[Path, Outcome]) -> None:
+    curve = json.loads((whole[0] / "tradeoff.json").read_text())
+    assert [point["int8"] for point in curve["points"]] == [0, 14]
+    assert [point["chosen"] for point in curve["points"]] == [False, True]
+    assert curve["points"][0]["recall_drop"] == 0
+    assert {f"{x['tower']}:{x['name']}" for x in curve["layers"]} == all_layers(whole[0])
+    assert all(layer["sensitivity"] > 0 for layer in curve["layers"])
+    picture = (whole[0] / "tradeoff.svg").read_text()
+    assert picture.startswith("<svg")
+    assert picture.count('<circle class="chosen"') == 1
+
+
+def test_calibration_is_reused_without_data(whole: tuple[Path, Outcome], copy: Path) -> None:
+    calibration = whole[0] / "calibration.json"
+    outcome = run("quantize", copy, "--calibration", calibration, *QUICK)
+    assert outcome.status == 0, outcome
+    assert "recall was not measured (no --data)" in outcome.stderr
+    for name in ("vision.int8.onnxruntime.onnx", "text.int8.onnxruntime.onnx", "calibration.json"):
+        assert (copy / name).read_bytes() == (whole[0] / name).read_bytes()
+    assert not (copy / "tradeoff.json").exists(), "nothing was measured"
+    assert quantization(copy)["measured"] == []
+
+    run("quantize", copy, "--calibration", calibration, "--dialect", "tensorrt8")
+    dialects = {g.dialect for g in Bundle.open(copy).manifest.graphs if g.precision == "int8"}
+    assert dialects == {"tensorrt8"}
+    assert not list(copy.glob("*.int8.onnxruntime.onnx")), "the earlier INT8 graphs are gone"
+
+
+def test_kept_layers_stay_and_force_replaces_only_if_asked(
+    whole: tuple[Path, Outcome], files: Path, copy: Path
+) -> None:
+    arguments = (
+        *("quantize", files / "bundle", "--calibration", whole[0] / "calibration.json", *QUICK),
+        *("--keep", "text:*.qkv", "--keep", "*.enhancer.*", "-o", copy),
+    )
+    before = files_below(copy)
+    assert "--force" in refused(*arguments)
+    assert files_below(copy) == before
+    outcome = run(*arguments, "--force")
+    assert outcome.status == 0, outcome
+    kept = {x for x in all_layers(copy) if x == "text:blocks.0.qkv" or ".enhancer." in x}
+    assert len(kept) == 5
+    assert int8_layers(copy) == all_layers(copy) - kept
+    said = quantization(copy)["kept"]
+    assert {f"{tower}:{name}" for tower in TOWERS for name in said[tower]} == kept
+
+
+def test_search_stays_inside_the_budget_and_says_what_it_kept(
+    whole: tuple[Path, Outcome], pictures: Path, copy: Path
+) -> None:
+    calibration = ("--calibration", whole[0] / "calibration.json", "--data", pictures)
+    outcome = run("quantize", copy, *calibration, "--keep", "text:*", "--points", 1, *QUICK)
+    assert outcome.status == 0, outcome
+    curve = json.loads((copy / "tradeoff.json").read_text())
+    (chosen,) = (point for point in curve["points"] if point["chosen"])
+    assert 0 < chosen["int8"] == len(int8_layers(copy))
+    assert chosen["recall_drop"] <= 0.2 + SLACK
+    kept = {f"{x['tower']}:{x['name']}" for x in curve["kept"]}
+    assert kept == {x for x in all_layers(copy) - int8_layers(copy) if x.startswith("vision:")}
+    assert all(x["reason"] for x in curve["kept"])
+    assert max(p["int8"] for p in curve["points"]) == 7, "all that may be was tried"
+    saved = {f"{x['tower']}:{x['name']}": x["saved_ms_per_row"] for x in curve["layers"]}
+    assert kept == set(chosen["high_precision"])
+    for point in curve["points"]:
+        if point["recall_drop"] <= 0.2 + SLACK:
+            lost = sum(saved[layer] for layer in point["high_precision"])
+            assert lost >= sum(saved[layer] for layer in kept) - 1e-9, "the fastest is chosen"
+
+
+def test_missed_budget_is_exit_status_1_and_leaves_the_bundle(
+    whole: tuple[Path, Outcome], pictures: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lossy(_self: Evaluator, int8: frozenset[SiteKey]) -> Measured:
+        return Measured(int8, 7.5 if int8 else 0.0, {"vision": 0.9, "text": 1.0}, {})
+
+    monkeypatch.setattr(Evaluator, "__call__", lossy)
+    before = files_below(copy.parent)
+    calibration = ("--calibration", whole[0] / "calibration.json", "--held-back", pictures)
+    message = refused("quantize", copy, *calibration, *ONE_LAYER, status=1)
+    assert "stays within 0.2 points of recall; the best that was tried drops 7.50" in message
+    assert "The bundle is unchanged" in message
+    assert files_below(copy.parent) == before
+
+    allowed = (*ONE_LAYER, "--max-recall-drop", 7.5)
+    assert run("quantize", copy, *calibration, *allowed).status == 0
+    assert int8_layers(copy) == {"vision:blocks.0.qkv"}
+
+
+def test_data_that_cannot_be_calibrated_with_is_refused(
+    pictures: Path, copy: Path, tmp_path: Path
+) -> None:
+    before = files_below(copy)
+    message = refused("quantize", copy, "--data", pictures, "--samples", 15, *QUICK)
+    assert message.startswith("--samples 15: too few. Expected at least 16")
+    message = refused("quantize", copy, "--data", pictures, "--samples", 21, *QUICK)
+    assert "has 36 pictures. Needed: 21 to calibrate with and at least 16 more" in message
+
+    noise = tmp_path / "noise"
+    write_test_set(noise, pictures=32)
+    rng = np.random.default_rng(0)
+    for path in noise.glob("*.png"):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    message = refused("quantize", copy, "--data", noise, "--samples", 16, *QUICK)
+    assert "16 of 16 pictures are noise" in message
+    assert files_below(copy) == before
+
+
+def test_options_and_calibrations_that_do_not_fit_are_refused(
+    whole: tuple[Path, Outcome], copy: Path, tmp_path: Path
+) -> None:
+    before = files_below(copy)
+    assert refused("quantize", copy, *QUICK).startswith("no data to calibrate with.")
+    own = ("--calibration", whole[0] / "calibration.json")
+    message = refused("quantize", copy, *own, "--keep", "blocks.7.*", *QUICK)
+    assert message.startswith("--keep blocks.7.*: no layer has such a name. The layers are vision:")
+    missing = tmp_path / "calibration.json"
+    message = refused("quantize", copy, "--calibration", missing, *QUICK)
+    assert message.startswith(f"{missing}: no such file.")
+
+    content = json.loads((whole[0] / "calibration.json").read_text())
+    content["graphs"]["text"] = content["graphs"]["vision"]
+    missing.write_text(json.dumps(content))
+    shutil.copy(whole[0] / "calibration.npz", tmp_path)
+    message = refused("quantize", copy, "--calibration", missing, *QUICK)
+    assert "text.onnx: is not the graph that the calibration was made from" in message
+    assert files_below(copy) == before
