@@ -31,20 +31,22 @@ Array = NDArray[Any]
 
 
 @cache
-def _tower(name: str, tower: Tower) -> bytes:
+def _tower(name: str, tower: Tower, steps: frozenset[str]) -> bytes:
     config = CONFIGS[name]
     model = Model(config, random_tensors(config), (), ())
     plan, tensors = tower_from_model(config, model.tensors, tower, image_input="float32")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "g.onnx"
-        onnx_from_tower(*merge_tower(plan, tensors, STEPS), path)
+        onnx_from_tower(*merge_tower(plan, tensors, steps), path)
         return path.read_bytes()
 
 
-def float_graph(name: str, tower: Tower, folder: Path) -> FloatGraph:
+def float_graph(
+    name: str, tower: Tower, folder: Path, *, steps: Collection[str] = STEPS
+) -> FloatGraph:
     """A merged float32 tower, as a bundle holds it."""
     path = folder / f"{name}.{tower}.onnx"
-    path.write_bytes(_tower(name, tower))
+    path.write_bytes(_tower(name, tower, frozenset(steps)))
     return FloatGraph.load(path)
 
 

@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from calib_files import cosine, embeddings, make_samples, names
+from calib_files import cosine, embed, embeddings, float_graph, make_samples, names
 
 from mwa_export.backend_onnx import GraphFile, OnnxBackend
 from mwa_export.bundle import Bundle
 from mwa_export.calib.calibrate import TOWERS, calibrate
-from mwa_export.calib.calibration import Calibration
+from mwa_export.calib.calibration import Calibration, SiteCalibration
 from mwa_export.calib.dialects import DIALECTS
 from mwa_export.calib.evaluate import backend_of
 from mwa_export.calib.float_graph import FloatGraph
+from mwa_export.calib.insert import quantized_graph
 from mwa_export.calib.lint import lint
+from mwa_export.calib.sites import Site, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
 from mwa_export.calib.variants import Variants
 from mwa_export.config import Tower
@@ -147,6 +149,42 @@ def test_graph_without_its_pairs_is_the_smoothed_float32_graph(
             nodes.append((node.name, node.op_type, inputs, list(node.output)))
     assert sorted(map(str, nodes)) == sorted(
         str((n.name, n.op_type, list(n.input), list(n.output))) for n in smoothed.nodes
+    )
+
+
+@pytest.mark.parametrize("dialect", ["onnxruntime", "openvino", "tensorrt8"])
+def test_unmerged_query_key_and_value_share_one_quantizer(dialect: str, tmp_path: Path) -> None:
+    source = float_graph("plain", "text", tmp_path, steps=())
+    sites = find_sites(source)
+    assert sites[0].linears == ("blocks.0.q", "blocks.0.k", "blocks.0.v")
+    graph = quantized_graph(
+        source, sites, {sites[0].name: made_up(sites[0])}, DIALECTS[dialect], {sites[0].name}
+    )
+    quantizers = [node for node in graph.nodes if node.op_type == "QuantizeLinear"]
+    assert len(quantizers) == 1
+    (pair,) = graph.consumers(quantizers[0].output[0])
+    weights = {node.input[1].split(".weight")[0] for node in graph.consumers(pair.output[0])}
+    assert weights == set(sites[0].linears)
+    exact, found = embed(source, "text", tmp_path), embed(graph, "text", tmp_path)
+    assert 0.999 < cosine(exact, found) < 1
+    assert lint(onnx.load(tmp_path / "run.onnx"), dialect) == []
+
+
+def made_up(site: Site) -> SiteCalibration:
+    """For an activation that comes out of a LayerNorm."""
+    return SiteCalibration(
+        tower="text",
+        site=site.name,
+        tensor=site.tensor,
+        width=site.width,
+        method="minmax",
+        amax=4.0,
+        alpha=None,
+        error=0.0,
+        error_unsmoothed=0.0,
+        histogram={},
+        divide=None,
+        mean=np.zeros(site.width, np.float32),
     )
 
 
