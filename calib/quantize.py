@@ -202,6 +202,11 @@ def _kept(variants: Variants, patterns: tuple[str, ...]) -> frozenset[SiteKey]:
                 f"--keep {pattern}: no layer has such a name. The layers are {names}, ..."
             )
         kept |= found
+    if patterns and len(kept) == len(sites):
+        raise OptionsError(
+            f"--keep {' --keep '.join(patterns)}: keeps all {len(sites)} layers in high precision, "
+            "so nothing is left for INT8. Name fewer."
+        )
     return frozenset(kept)
 
 
