@@ -126,17 +126,34 @@ def test_gemms_of_a_site_share_one_quantizer_and_nothing_else_reads_it(
     assert (several > 0) == (dialect == "openvino"), "joint GEMMs are cut there alone"
 
 
+def smoothed_graph(variants: Variants, tower: Tower) -> FloatGraph:
+    """What is quantized, in float32."""
+    sites = {site.name: site for site in variants.sites(tower)}
+    found = variants.calibration.of(tower)
+    divide = {name: s.divide for name, s in found.items() if s.divide is not None}
+    return apply_smoothing(FloatGraph.load(variants.bundle.graph(tower)[0]), sites, divide)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_bias_takes_back_what_rounded_weights_do_to_the_mean(
+    variants: Variants, written: Written, tower: Tower
+) -> None:
+    exact = smoothed_graph(variants, tower).tensors
+    found = FloatGraph.load(written["onnxruntime"][tower][0]).tensors
+    for name, site in variants.calibration.of(tower).items():
+        rounded = found[f"{name}.weight.int8"] * found[f"{name}.weight.scale"]
+        before = site.mean @ exact[f"{name}.weight"] + exact[f"{name}.bias"]
+        after = site.mean @ rounded + found[f"{name}.bias"]
+        assert np.allclose(before, after, atol=1e-5), name
+
+
 @pytest.mark.parametrize("dialect", ["onnxruntime", "tensorrt8"])
 @pytest.mark.parametrize("tower", TOWERS)
 def test_graph_without_its_pairs_is_the_smoothed_float32_graph(
     variants: Variants, written: Written, dialect: str, tower: Tower
 ) -> None:
     """Norms, attention, the residual stream: all else stays node by node."""
-    sites = {site.name: site for site in variants.sites(tower)}
-    found = variants.calibration.of(tower)
-    divide = {name: s.divide for name, s in found.items() if s.divide is not None}
-    source = FloatGraph.load(variants.bundle.graph(tower)[0])
-    smoothed = apply_smoothing(source, sites, divide)
+    smoothed = smoothed_graph(variants, tower)
     graph = FloatGraph.load(written[dialect][tower][0])
     behind: dict[str, str] = {}
     nodes = []
