@@ -25,10 +25,10 @@ GUARD = ROOT / "mwa_export" / "trt_versions.py"
 
 
 @pytest.fixture(scope="session")
-def cache_folder(request: pytest.FixtureRequest) -> Path:
-    """Where the bindings stay from run to run."""
-    assert request.config.cache is not None
-    return Path(request.config.cache.mkdir("trt-bindings"))
+def cache_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the bindings stay from run to run, unless pytest runs without a cache."""
+    kept = getattr(request.config, "cache", None)
+    return tmp_path_factory.mktemp("trt") if kept is None else Path(kept.mkdir("trt-bindings"))
 
 
 @pytest.fixture(scope="session")
