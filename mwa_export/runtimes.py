@@ -195,7 +195,10 @@ def _slow(runtime: str, precision: str, options: RuntimeOptions, machine: Machin
         return None
     without = "this CPU has no VNNI or dot product instructions"
     if runtime == "openvino":
-        return f"{without}: OpenVINO's int8 is slower than float32 on it, and its sums overflow, which costs recall"
+        return (
+            f"{without}: OpenVINO's int8 is slower than float32 on it, and its sums overflow, "
+            "which costs recall"
+        )
     if "avx2" not in sets:
         return f"{without} and would run it slower than float32"
     # ONNX Runtime's exact kernels for AVX2 beat its own float32, and OpenVINO's not by much.
