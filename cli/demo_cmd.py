@@ -47,8 +47,8 @@ def _explain(result: DemoResult) -> None:
     ]
     if result.slow_int8:
         sentences.append(
-            "This CPU has no INT8 instructions (VNNI or dot product), so INT8 gains little speed "
-            "here. Its recall does not depend on that: the sums are exact."
+            "This CPU has no INT8 instructions (VNNI or dot product), so INT8 gains less speed "
+            "here than elsewhere; its sums are exact all the same."
         )
     for sentence in sentences:
         click.echo(textwrap.fill(sentence, 80))

@@ -170,7 +170,7 @@ def _obstacle(
         return "the bundle has no such graphs. Make them: mwa-export quantize BUNDLE --data DATA"
     if precision == "float16" and not _has(manifest, "float16", "onnx"):
         return "the bundle has no float16 graphs"
-    slow = _slow(runtime, precision, options, machine)
+    slow = _slow(runtime, precision, machine)
     if slow is not None and not options.allow_slow:
         return f"{slow} (--allow-slow runs it nevertheless)"
     asked = options.precision == precision
@@ -186,7 +186,7 @@ def _obstacle(
     return None
 
 
-def _slow(runtime: str, precision: str, options: RuntimeOptions, machine: Machine) -> str | None:
+def _slow(runtime: str, precision: str, machine: Machine) -> str | None:
     """Why this processor should not run it; None: nothing speaks against it, or nobody knows."""
     sets = machine.sets
     if precision == "bfloat16" and fast_bfloat16(sets) is False:
@@ -201,10 +201,7 @@ def _slow(runtime: str, precision: str, options: RuntimeOptions, machine: Machin
         )
     if "avx2" not in sets:
         return f"{without} and would run it slower than float32"
-    # ONNX Runtime's exact kernels for AVX2 beat its own float32, and OpenVINO's not by much.
-    if options.runtime == options.precision == AUTO and "openvino" in machine.runtimes:
-        return f"{without}, and OpenVINO's float32 is about as fast on it"
-    return None
+    return None  # ONNX Runtime's exact kernels for AVX2 beat every float32: benchmarks/cpu.py
 
 
 def _reason(
