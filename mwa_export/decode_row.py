@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import io
 import stat
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mwa_export.embed_rows import Content
+from mwa_export.embed_rows import Code, Content, Problem
 from mwa_export.errors import ImageError
 from mwa_export.pictures import Picture
 from mwa_export.preprocess import pixels_from_image
-
-Code = Literal[
-    "missing",
-    "empty",
-    "null",
-    "empty-text",
-    "not-text",
-    "not-a-picture",
-    "truncated",
-    "too-large",
-    "unreadable",
-]
-"""Why a row cannot be embedded, for programs."""
 
 MAX_PIXELS = 2 * 89_478_485  # where Pillow itself stops: about 512 MiB of RGB
 MAX_CHARACTERS = 1_000_000  # of a text; tokenizing this many takes well under a second
@@ -38,6 +25,11 @@ class RowRefusedError(ImageError):
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+    @property
+    def problem(self) -> Problem:
+        """The same as a value."""
+        return Problem(self.code, str(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.code, str(self))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,27 @@ from numpy.typing import NDArray
 from mwa_export.pictures import Picture
 
 Kind = Literal["image", "text"]
+
+Code = Literal[
+    "missing",
+    "empty",
+    "null",
+    "malformed",
+    "empty-text",
+    "not-text",
+    "not-a-picture",
+    "truncated",
+    "too-large",
+    "unreadable",
+]
+"""Why a row cannot be embedded, for programs."""
+
+
+class Problem(NamedTuple):
+    """Why a row cannot be embedded."""
+
+    code: Code
+    reason: str  # a sentence for people
 
 
 class Readable(Protocol):
@@ -38,7 +59,7 @@ class Row:
     id: str
     content: Content | None  # None: there is nothing to embed, see ``problem``
     columns: tuple[object, ...] = ()  # what is carried along, in the order of Source.columns
-    problem: str | None = None  # why it cannot be embedded, as far as the reader knows
+    problem: Problem | None = None  # why it cannot be embedded, as far as the reader knows
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.embed_job import RowError, Shard
-from mwa_export.embed_rows import Row, Source
+from mwa_export.embed_rows import Problem, Row, Source
 from mwa_export.embed_shards import Embedded, fit_columns
 from mwa_export.embed_stages import Clock
 from mwa_export.errors import DataError
@@ -49,7 +49,8 @@ def checked_rows(
             reason = f"an earlier row of the source has the id {item.id!r} as well"
             error = RowError(number, item.id, "duplicate-id", reason)
         elif item.content is None:
-            error = RowError(number, item.id, "unreadable", item.problem or "nothing to embed")
+            problem = item.problem or Problem("unreadable", "nothing to embed")
+            error = RowError(number, item.id, *problem)
         elif types:
             try:
                 columns = fit_columns(item.columns, types)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from mwa_export.embed_rows import Content
+from mwa_export.embed_rows import Content, Problem
 from mwa_export.errors import DataError, ImageError
 from mwa_export.lazy import require
 from mwa_export.pictures import Picture
@@ -71,7 +71,7 @@ def joined(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}" if is_remote(root) else os.path.join(root, name)
 
 
-def place_of(root: str, name: str) -> tuple[list[Any] | None, str | None]:
+def place_of(root: str, name: str) -> tuple[list[Any] | None, Problem | None]:
     """The place of a picture file, or None and the problem.
 
     Of a remote file nothing is looked at: that would be a round trip for each.
@@ -82,12 +82,13 @@ def place_of(root: str, name: str) -> tuple[list[Any] | None, str | None]:
     try:
         found = os.stat(full)
     except FileNotFoundError:
-        return None, "no such file. Expected a picture."
+        return None, Problem("missing", "no such file. Expected a picture.")
     except (OSError, ValueError) as error:
-        return None, f"cannot be read ({getattr(error, 'strerror', None) or error})."
+        reason = getattr(error, "strerror", None) or error
+        return None, Problem("unreadable", f"cannot be read ({reason}).")
     for is_kind, words in _KINDS:
         if is_kind(found.st_mode):
-            return None, f"is {words}. Expected a picture."
+            return None, Problem("unreadable", f"is {words}. Expected a picture.")
     return [name, found.st_size, found.st_mtime_ns], None
 
 

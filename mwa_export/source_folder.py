@@ -1,4 +1,4 @@
-"""Pictures of a folder or glob, in the order of their names, one directory in memory at a time."""
+"""Pictures, or texts, of a folder or glob in the order of their names, a directory at a time."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from pathlib import Path
 
 from mwa_export.data_rows import unreadable
 from mwa_export.data_webdataset import PICTURES
+from mwa_export.embed_rows import Kind, Problem
 from mwa_export.errors import DataError
-from mwa_export.source_files import file_system, is_remote, place_of, readable
-from mwa_export.source_spool import Entry
+from mwa_export.source_files import file_system, is_remote, joined, open_file, place_of, readable
+from mwa_export.source_spool import Entry, text_entry
 
 SUFFIXES = frozenset(PICTURES | {"svg", "avif", "heic", "jfif", "jp2", "ppm", "pgm", "tga", "ico"})
+TEXT_SUFFIX = "txt"
+MAX_TEXT = 16 << 20  # bytes of a file of text; what is longer is no text to embed
 _MAGIC = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True)
 class FolderReader:
-    r"""Files below ``root`` with a picture's extension, or those that ``pattern`` names.
+    r"""Files below ``root`` with the extension of a picture or text, or those of ``pattern``.
 
+    A text file is one text, whatever its lines; white space around it goes.
     The id is the path relative to the folder; bytes in it that are not UTF-8 become `\xNN`.
     Names that start with a dot are skipped, and so is a link to a folder that it lies in. A
     directory or socket named like a picture, and a folder that cannot be listed, are failed rows.
@@ -29,17 +33,37 @@ class FolderReader:
 
     root: str
     pattern: str | None = None  # `*` and `?` stay in one folder, `**/` is any number of them
+    kind: Kind = "image"
 
     def entries(self) -> Iterator[Entry]:
         wanted = None if self.pattern is None else re.compile(_regex(self.pattern), re.DOTALL)
         for name, problem in self._remote() if is_remote(self.root) else self._local():
             if problem is not None:
                 yield readable(name), None, (), problem
-            elif _is_picture(name) if wanted is None else wanted.fullmatch(name):
+            elif self._is_wanted(name) if wanted is None else wanted.fullmatch(name):
                 place, problem = place_of(self.root, name)
-                yield readable(name), place, (), problem
+                if self.kind == "text" and place is not None:
+                    yield self._text(name)
+                else:
+                    yield readable(name), place, (), problem
 
-    def _local(self) -> Iterator[tuple[str, str | None]]:
+    def _is_wanted(self, name: str) -> bool:
+        suffix = name.rpartition("/")[2].rpartition(".")[2].lower()
+        return suffix in SUFFIXES if self.kind == "image" else suffix == TEXT_SUFFIX
+
+    def _text(self, name: str) -> Entry:
+        """A file's text, read now: a later change of the file is none of the run's."""
+        try:
+            with open_file(joined(self.root, name)) as file:
+                data = file.read(MAX_TEXT + 1)
+        except DataError as error:
+            return readable(name), None, (), Problem("unreadable", str(error))
+        if len(data) > MAX_TEXT:
+            reason = f"the file is above {MAX_TEXT:,} bytes."
+            return readable(name), None, (), Problem("too-large", reason)
+        return text_entry(readable(name), data.removeprefix(b"\xef\xbb\xbf").strip())
+
+    def _local(self) -> Iterator[tuple[str, Problem | None]]:
         try:
             pending = [(iter(self._listed("")), frozenset({_identity(self.root)}))]
         except OSError as error:
@@ -51,7 +75,7 @@ class FolderReader:
                 pending.pop()
                 continue
             name, is_folder = item
-            if not is_folder or _is_picture(name):
+            if not is_folder or self._is_wanted(name):
                 yield name, None
             if is_folder:
                 try:
@@ -59,14 +83,15 @@ class FolderReader:
                     if here not in above:
                         pending.append((iter(self._listed(name + "/")), above | {here}))
                 except OSError as error:
-                    yield name, f"the folder cannot be listed ({error.strerror})."
+                    reason = f"the folder cannot be listed ({error.strerror})."
+                    yield name, Problem("unreadable", reason)
 
     def _listed(self, below: str) -> list[tuple[str, bool]]:
         with os.scandir(os.path.join(self.root, below)) as found:
             names = [(below + e.name, _is_folder(e)) for e in found if not e.name.startswith(".")]
         return sorted(names, key=lambda item: os.fsencode(item[0]))
 
-    def _remote(self) -> Iterator[tuple[str, str | None]]:
+    def _remote(self) -> Iterator[tuple[str, Problem | None]]:
         system, path = file_system(self.root)
         start = len(path.rstrip("/")) + 1
         for full in sorted(system.find(path)):
@@ -74,7 +99,12 @@ class FolderReader:
                 yield full[start:], None
 
 
-def folder_reader(spec: str) -> FolderReader:
+def is_glob(spec: str) -> bool:
+    """Whether a source names files by a pattern, and is not itself the name of a file."""
+    return _MAGIC.search(spec) is not None and not os.path.isfile(spec)
+
+
+def folder_reader(spec: str, kind: Kind) -> FolderReader:
     """The reader of a folder, or of a glob, whose folder is the part before the first wildcard.
 
     Raises:
@@ -87,8 +117,8 @@ def folder_reader(spec: str) -> FolderReader:
         pattern = rest + spec[magic.start() :]
         root = root or ("/" if head.startswith("/") else ".")
     if not is_remote(root) and not os.path.isdir(root):
-        raise DataError(f"{readable(root)}: is no folder. Expected one with pictures.")
-    return FolderReader(root, pattern)
+        raise DataError(f"{readable(root)}: is no folder. Expected one with {kind}s.")
+    return FolderReader(root, pattern, kind)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -101,10 +131,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _identity(path: str) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
-
-
-def _is_picture(name: str) -> bool:
-    return name.rpartition("/")[2].rpartition(".")[2].lower() in SUFFIXES
 
 
 def _regex(pattern: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from mwa_export.embed_rows import Kind
+from mwa_export.embed_rows import Kind, Problem
 from mwa_export.source_files import open_file, place_of, readable
 from mwa_export.source_spool import Entry, text_entry
 
@@ -53,10 +53,11 @@ class LineReader:
         """Every line."""
         for number, line in enumerate(byte_lines(self.name)):
             if line is None:
-                yield str(number), None, (), f"the line is above {MAX_LINE:,} bytes."
+                problem = Problem("too-large", f"the line is above {MAX_LINE:,} bytes.")
+                yield str(number), None, (), problem
             elif self.kind == "text":
                 yield text_entry(str(number), line)
             elif line.strip():
                 path = os.fsdecode(line)
-                place, problem = place_of(self.root, path)
-                yield readable(path), place, (), problem
+                place, obstacle = place_of(self.root, path)
+                yield readable(path), place, (), obstacle

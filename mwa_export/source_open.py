@@ -13,7 +13,7 @@ from mwa_export.data_table import CSV_SUFFIXES, JSONL_SUFFIXES
 from mwa_export.embed_rows import Kind, Source
 from mwa_export.errors import DataError
 from mwa_export.source_files import file_system, is_remote, readable
-from mwa_export.source_folder import folder_reader
+from mwa_export.source_folder import folder_reader, is_glob
 from mwa_export.source_lines import STANDARD_INPUT, LineReader
 from mwa_export.source_parquet import ParquetSource
 from mwa_export.source_records import Fields, KarpathyReader, TableReader
@@ -48,6 +48,9 @@ class SourceOptions:
 def open_source(kind: Kind, spec: str, options: SourceOptions | Mapping[str, Any]) -> Source:
     """The source of a folder, glob, list, table, JSON, Parquet, tars, or `-` for texts.
 
+    A `.txt` is a list, with a text or a path in each line; in a folder or glob of texts each
+    `.txt` is one text.
+
     Which one is told by the extension: `.txt`, `.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.json`,
     `.parquet`, `.tar`; the last two also as a folder of such files, a glob or `{000..123}`.
 
@@ -77,14 +80,16 @@ def open_source(kind: Kind, spec: str, options: SourceOptions | Mapping[str, Any
         return SpooledSource(kind, readable(spec), options.columns, table)
     if suffix == ".json":
         return _spooled(kind, spec, options, KarpathyReader(spec, root, kind, options.split))
-    if suffix == ".txt":
+    if suffix == ".txt" and not is_glob(spec):
         return _spooled(kind, spec, options, LineReader(kind, spec, root))
-    if kind == "text":
+    found = is_glob(spec) or is_remote(spec) or os.path.isdir(spec)
+    if kind == "text" and not found:
         raise DataError(
             f"{readable(spec)}: no texts can be read from this. Expected a .txt, .csv, .tsv, "
-            ".jsonl, .json, .parquet or .tar, or - for standard input."
+            ".jsonl, .json, .parquet or .tar, a folder or glob of .txt files, or - for standard "
+            "input."
         )
-    return _spooled(kind, spec, options, folder_reader(spec))
+    return _spooled(kind, spec, options, folder_reader(spec, kind))
 
 
 def _spooled(kind: Kind, spec: str, options: SourceOptions, reader: Reader) -> Source:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mwa_export.decode_row import RowRefusedError, text_of
-from mwa_export.embed_rows import Content, Kind, Row, Scan
+from mwa_export.embed_rows import Content, Kind, Problem, Row, Scan
 from mwa_export.errors import DataError
 from mwa_export.lazy import require
 from mwa_export.source_files import is_remote, joined, open_file, picture_at, place_of, readable
@@ -102,26 +102,29 @@ class ParquetSource:
         columns = tuple(record[name] for name in self.columns)
         value = record[self._content]
         content: Content | None
+        problem: Problem | None
         if self.kind == "text":
             try:
                 content, problem = text_of(value), None
             except RowRefusedError as error:
-                content, problem = None, str(error)
+                content, problem = None, error.problem
         else:
             content, problem = _picture(value, root)
         return Row(id, content, columns, problem)
 
 
-def _picture(value: object, root: str) -> tuple[Content | None, str | None]:
+def _picture(value: object, root: str) -> tuple[Content | None, Problem | None]:
     if isinstance(value, dict):  # the struct {bytes, path} that `datasets` writes
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
-        return (value, None) if value else (None, "the picture is empty.")
+        return (value, None) if value else (None, Problem("empty", "the picture is empty."))
     if isinstance(value, str) and value.strip():
         place, problem = place_of(root, value)
         return (None, problem) if place is None else (picture_at(root, place, {}), None)
-    found = "null" if value is None else f"of type {type(value).__name__}, or blank"
-    return None, f"the picture is {found}. Expected bytes or a path."
+    if value is None:
+        return None, Problem("null", "the picture is null. Expected bytes or a path.")
+    found = f"of type {type(value).__name__}, or blank"
+    return None, Problem("not-a-picture", f"the picture is {found}. Expected bytes or a path.")
 
 
 def _id(value: object, number: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mwa_export.data_rows import names
 from mwa_export.data_table import JSONL_SUFFIXES
-from mwa_export.embed_rows import Kind
+from mwa_export.embed_rows import Code, Kind, Problem
 from mwa_export.errors import DataError
 from mwa_export.source_files import open_file, place_of, readable
 from mwa_export.source_lines import byte_lines
@@ -55,7 +55,9 @@ class Fields:
         is_path = isinstance(value, str) and bool(value.strip())
         id = str(given) if given is not None else str(value) if is_path else str(number)
         if not is_path:
-            return id, None, columns, f"`{content}` is {type(value).__name__}, or blank. No path."
+            reason = f"`{content}` is {type(value).__name__}, or blank. No path."
+            code: Code = "null" if value is None else "not-a-picture"
+            return id, None, columns, Problem(code, reason)
         place, problem = place_of(root, str(value))
         return readable_id(id), place, columns, problem
 
@@ -87,7 +89,8 @@ class TableReader:
         for number, (line, record, problem) in enumerate(records):
             if record is None:
                 nothing = tuple(None for _ in self.fields.columns)
-                yield f"line {line}", None, nothing, f"line {line}: {problem}"
+                malformed = Problem("malformed", f"line {line}: {problem}")
+                yield f"line {line}", None, nothing, malformed
                 continue
             if content is None:
                 content = self.fields.content_of(record, f"{readable(self.name)}:{line}")
@@ -171,7 +174,8 @@ class KarpathyReader:
         id = readable_id(str(file_name)) if named else f"images[{number}]"
         if self.kind == "image":
             if not named:
-                yield id, None, (), "has no `filename` and no `file_name`."
+                nameless = "has no `filename` and no `file_name`."
+                yield id, None, (), Problem("malformed", nameless)
                 return
             path = os.path.join(str(picture.get("filepath") or ""), str(file_name))
             place, problem = place_of(self.root, path)

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.decode_row import RowRefusedError, text_of
-from mwa_export.embed_rows import Kind, Row, Scan
+from mwa_export.embed_rows import Kind, Problem, Row, Scan
 from mwa_export.errors import DataError
 from mwa_export.source_files import picture_at
 
-Entry = tuple[str, Any, "tuple[object, ...]", "str | None"]
+Entry = tuple[str, Any, "tuple[object, ...]", "Problem | None"]
 """Id, place, columns and problem of a row. The place is a text itself, or a picture's place as
 `source_files` makes it, or None beside a problem. All of it can be written as JSON."""
 
@@ -41,7 +41,7 @@ def text_entry(id: str, value: object, columns: tuple[object, ...] = ()) -> Entr
     try:
         return id, text_of(value), columns, None
     except RowRefusedError as error:
-        return id, None, columns, str(error)
+        return id, None, columns, error.problem
 
 
 class SpooledSource:
@@ -109,7 +109,7 @@ class SpooledSource:
                 content = place
                 if isinstance(place, list):
                     content = picture_at(self._reader.root, place, checked)
-                yield Row(id, content, tuple(columns), problem)
+                yield Row(id, content, tuple(columns), problem and Problem(*problem))
 
 
 def id_hash(id: str) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from mwa_export.data_webdataset import KEY, PICTURES, members_of, refuse_compressed
-from mwa_export.embed_rows import Kind
+from mwa_export.embed_rows import Kind, Problem
 from mwa_export.errors import DataError
 from mwa_export.source_files import joined, open_file, place_of, readable
 from mwa_export.source_spool import Entry, text_entry
@@ -37,7 +37,7 @@ class TarReader:
             full = joined(self.root, name)
             place, problem = place_of(self.root, name)
             if place is None:
-                raise DataError(f"{readable(full)}: {problem}")
+                raise DataError(f"{readable(full)}: {problem and problem.reason}")
             with open_file(full) as file:
                 refuse_compressed(file, readable(full))  # type: ignore[arg-type]  # for messages
                 length = file.seek(0, 2)
@@ -46,7 +46,8 @@ class TarReader:
                     if isinstance(sample, str):
                         if not cut:
                             nothing = (None,) * len(self.columns)
-                            yield f"{readable(name)}: end", None, nothing, sample
+                            cut_off = Problem("truncated", sample)
+                            yield f"{readable(name)}: end", None, nothing, cut_off
                         continue
                     cut |= any(m.offset_data + m.size > length for m in sample.values())
                     yield from self._rows(file, place, key, sample, length)
@@ -113,14 +114,16 @@ class TarReader:
             yield text_entry(key if len(texts) == 1 else f"{key}#{number}", text, columns)
 
 
-def _obstacle(members: list[tarfile.TarInfo], length: int) -> str | None:
+def _obstacle(members: list[tarfile.TarInfo], length: int) -> Problem | None:
     if len(members) != 1:
-        return f"the sample has {len(members) or 'no'} pictures. Expected one."
+        found = len(members) or "no"
+        return Problem("malformed", f"the sample has {found} pictures. Expected one.")
     member = members[0]
     if not member.isreg() or member.issparse():
-        return "is a link or a special file. Expected a plain file."
+        return Problem("unreadable", "is a link or a special file. Expected a plain file.")
     if member.offset_data + member.size > length:
-        return f"{max(0, length - member.offset_data)} of {member.size} bytes: the tar was cut."
+        kept = max(0, length - member.offset_data)
+        return Problem("truncated", f"{kept} of {member.size} bytes: the tar was cut.")
     return None
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from mwa_export.bundle import Bundle
 from mwa_export.embed_job import EmbedOptions
 from mwa_export.embed_output import ERRORS
-from mwa_export.embed_rows import Kind, Row, Scan
+from mwa_export.embed_rows import Kind, Problem, Row, Scan
 from mwa_export.embed_run import RunOptions, Summary, run
 from mwa_export.runtimes import RuntimeOptions
 
@@ -61,7 +61,7 @@ def texts(count: int, **more: Any) -> ListSource:
         words = [letters[start : start + 4] for start in starts]
         content = " ".join(["abc", *words])
         if number == 7:
-            rows.append(Row(f"t{number}", None, problem="the text is null"))
+            rows.append(Row(f"t{number}", None, problem=Problem("null", "the text is null")))
         else:
             rows.append(Row(f"t{number}", content))
     return ListSource("text", rows, **more)

@@ -24,7 +24,7 @@ from mwa_export.embed_lock import locked
 from mwa_export.embed_output import MANIFEST, WORK, load_job
 from mwa_export.embed_plan import Slice
 from mwa_export.embed_progress import MaxErrors
-from mwa_export.embed_rows import Row
+from mwa_export.embed_rows import Problem, Row
 from mwa_export.embed_run import RunOptions, rehearse
 from mwa_export.embed_shards import read_shard, restored
 from mwa_export.embed_verify import verify
@@ -80,7 +80,7 @@ def test_every_row_is_a_vector_or_an_error(bundle: Path, whole: Path) -> None:
     assert [(e["row"], e["id"], e["kind"], e["code"]) for e in errors(whole)] == [
         (3, "p3.png", "image", "not-a-picture"),
         (20, "p20.png", "image", "not-a-picture"),
-        (7, "t7", "text", "unreadable"),
+        (7, "t7", "text", "null"),
     ]
     assert errors(whole)[2]["reason"] == "the text is null"
     assert verify(whole).whole
@@ -194,7 +194,7 @@ def test_the_account_is_exact_for_every_pattern_of_failures(
             continue
         id = "first" if number == 0 else f"r{number}"
         content = {"broken": b"GIF89a", "null": None}.get(what, pictures(1).items[0].content)
-        rows.append(Row(id, content, problem="null" if content is None else None))
+        rows.append(Row(id, content, problem=Problem("null", "null") if content is None else None))
     out = tmp_path_factory.mktemp("pattern") / "out"
     summary = embed(
         bundle,
@@ -205,7 +205,7 @@ def test_the_account_is_exact_for_every_pattern_of_failures(
         limit=limit,
     )
     taken = outcome[:limit]
-    codes = {"broken": "not-a-picture", "null": "unreadable", "duplicate": "duplicate-id"}
+    codes = {"broken": "not-a-picture", "null": "null", "duplicate": "duplicate-id"}
     expected = [
         (n, codes[what])
         for n, what in enumerate(taken)

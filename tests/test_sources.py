@@ -160,6 +160,8 @@ def test_bad_files_of_a_folder_are_rows_with_problems(tmp_path: Path) -> None:
         "dir.jpg/in.png",
         "z\\xff.png",
     }
+    assert problems["gone.jpg"] is not None
+    assert problems["gone.jpg"].code == "missing"
     words = {"dir.jpg": "a directory", "self.jpg": "cannot be read", "gone.jpg": "no such file",
              "pipe.jpg": "a pipe", "socket.jpg": "a socket"}  # fmt: skip
     for id, word in words.items():
@@ -206,13 +208,37 @@ def test_bad_texts_are_rows_with_problems(tmp_path: Path) -> None:
     lines = [json.dumps({"text": value}) for value in values]
     (tmp_path / "t.jsonl").write_text("\n".join([*lines, "{broken", "[1]"]))
     rows = scanned(opened("text", tmp_path / "t.jsonl"), tmp_path)
-    words = ["blank", "blank", "null", "type int", "binary", "binary", "characters",
-             "not JSON", "no JSON object"]  # fmt: skip
+    problems = [("empty-text", "blank"), ("empty-text", "blank"), ("null", "null"),
+                ("not-text", "type int"), ("not-text", "binary"), ("not-text", "binary"),
+                ("too-large", "characters"), ("malformed", "not JSON"),
+                ("malformed", "no JSON object")]  # fmt: skip
     assert rows[0] == Row("0", "good")
-    assert len(rows) == 1 + len(words)
-    for row, word in zip(rows[1:], words, strict=True):
+    assert len(rows) == 1 + len(problems)
+    for row, (code, word) in zip(rows[1:], problems, strict=True):
         assert row.content is None
-        assert word in str(row.problem)
+        assert row.problem is not None
+        assert row.problem.code == code
+        assert word in row.problem.reason
+
+
+def test_a_folder_or_glob_of_text_files_has_a_text_of_each(tmp_path: Path) -> None:
+    root = tmp_path / "captions"
+    files = {"a.txt": b"\xef\xbb\xbfa dog\n", "b/c.TXT": b"two\nlines\n", "b/d.txt": b" \n",
+             "e.jpg": b"no text", "f.txt": b"\xff"}  # fmt: skip
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    (root / "g.txt").mkdir()
+    rows = scanned(opened("text", root), tmp_path / "work")
+    assert [(row.id, row.content, row.problem and row.problem.code) for row in rows] == [
+        ("a.txt", "a dog", None),
+        ("b/c.TXT", "two\nlines", None),
+        ("b/d.txt", None, "empty-text"),
+        ("f.txt", None, "not-text"),
+        ("g.txt", None, "unreadable"),
+    ]
+    globbed = scanned(opened("text", f"{root}/*.txt"), tmp_path / "work")
+    assert [row.id for row in globbed] == ["a.txt", "f.txt", "g.txt"]
 
 
 def test_a_bad_line_of_csv_is_one_failed_row(tmp_path: Path) -> None:
