@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -76,6 +77,7 @@ def main() -> None:
             results["difference between float32 graphs"] = float_difference(bundle, broken, test)
     results = {
         "machine": {"cpu": cpu_name()},
+        "command": " ".join(["python", "benchmarks/int8_accuracy.py", *sys.argv[1:]]),
         "versions": {n: version(n) for n in ("numpy", "onnx", "onnxruntime", "openvino")},
         "instruction sets": sorted(instruction_sets() or ()),
         "options": {"samples": options.samples, "test": options.test, "size": options.size},
