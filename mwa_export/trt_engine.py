@@ -24,7 +24,12 @@ from mwa_export.trt_versions import EnginePrecision, major_of
 if TYPE_CHECKING:
     import tensorrt as trt  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-FLAGS: dict[EnginePrecision, str] = {"float16": "--fp16", "int8": "--int8"}
+FLAGS: dict[EnginePrecision, str] = {
+    "float16": "--fp16",
+    "bfloat16": "--bf16",
+    "int8": "--int8",
+    "float8": "--fp8",
+}
 """Precision -> the option of `mwa-export trt` that makes it."""
 ENGINES = "engines"  # the folder of a bundle that holds them
 VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compatible"

@@ -17,7 +17,7 @@ from mwa_export.errors import EngineError
 if TYPE_CHECKING:
     import tensorrt as trt  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-EnginePrecision = Literal["float16", "int8"]
+EnginePrecision = Literal["float16", "bfloat16", "int8", "float8"]
 SUPPORTED = (8, 10, 11)
 LEAST = (8, 6)
 
