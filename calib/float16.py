@@ -1,8 +1,11 @@
-"""A float32 tower typed down to float16, for runtimes that take every precision from the graph.
+"""A float32 tower typed down to 16 bits, for runtimes that take every precision from the graph.
 
 Float16 ends at 65504 and is coarse below 6e-5. So what divides by a length at the end stays in
 float32, and so does all that a measurement says would not fit. LayerNorms need no exception: their
 statistics are computed in float32 inside the node (`stash_type`).
+
+Bfloat16 has the range of float32, so nothing has to be measured, and fewer digits: 8 bits. Float16
+is the better one where it fits.
 """
 
 from __future__ import annotations
@@ -14,30 +17,33 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mwa_export.errors import BundleError, CalibrationError, OptionsError
+from mwa_export.calib.float32_nodes import (
+    DEQUANTIZE,
+    LIMIT,
+    QUANTIZE,
+    TowerNodes,
+    gives_floats,
+)
+from mwa_export.calib.small_floats import BFLOAT16, FLOAT16, SmallFloat, rounded_tensor
+from mwa_export.errors import BundleError, OptionsError
+
+__all__ = ["FLOAT32_NODES", "LIMIT", "Typed", "to_bfloat16", "to_float16"]
 
 FLOAT32_NODES = "mwa_export.float32"  # property of a typed model: names of the nodes kept, by comma
-LIMIT = 30000.0  # the largest measured value that is left in float16: a factor of 2 for what is not
-_FLOAT32, _FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
-_OTHER_FLOATS = (_FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-_MAX, _NORMAL, _TINY = 65504.0, 2.0**-14, 2.0**-24  # of float16; below _TINY is nothing
+_FLOAT32 = TensorProto.FLOAT
+_OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _IR_VERSIONS = {17: 8, 18: 8, 19: 9}
-_QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-# What comes out is as large as what goes in.
-_PASSES_ON = frozenset(
-    ("Slice", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Concat", "Pad", "Expand")
-) | {_QUANTIZE, _DEQUANTIZE}
 
 Tensors = Mapping[str, onnx.TensorProto]
 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """A graph in float16, and what the step from float32 did to it."""
+    """A graph in 16 bits, and what the step from float32 did to it."""
 
     model: onnx.ModelProto
     kept: tuple[str, ...]  # nodes that compute in float32, in the order of the graph
-    underflows: int  # weights below float16's normal numbers: they lose digits, or become 0
+    underflows: int  # weights below the type's normal numbers: they lose digits, or become 0
 
 
 def to_float16(
@@ -63,13 +69,49 @@ def to_float16(
         BundleError: the graph is not a float32 one of this package, or a weight overflows.
         CalibrationError: a scale is too small or too large for float16.
     """
+    graph = TowerNodes(model)
+    kept = graph.named(keep_float32) | graph.around(graph.large(ranges or {}))
+    return _typed(model, graph, kept, opset, FLOAT16)
+
+
+def to_bfloat16(
+    model: onnx.ModelProto, *, opset: int | None = None, keep_float32: Collection[str] = ()
+) -> Typed:
+    """Type a tower down to bfloat16. Its inputs and its float32 output stay as they are.
+
+    Beside the final normalization two things stay in float32: convolutions, which ONNX does not
+    have in bfloat16 before opset 22, and Casts of integers, which TensorRT does not have: it turns
+    uint8 into float32 or float16 only.
+
+    Args:
+        model: float32, made by this package, with its weights inside and without Q/DQ.
+        opset: 17 to 19; None keeps the model's.
+        keep_float32: names of nodes that stay in float32 as well.
+
+    Raises:
+        OptionsError: an opset that does not fit, a name that the graph does not have, or Q/DQ.
+        BundleError: the graph is not a float32 one of this package.
+        MissingPackageError: an onnx that has no bfloat16.
+    """
+    quantized = [node.name for node in model.graph.node if node.op_type in (QUANTIZE, DEQUANTIZE)]
+    if quantized:
+        raise OptionsError(
+            f"{quantized[0]}: Q/DQ in bfloat16 are not supported. Quantize to a float16 graph."
+        )
+    graph = TowerNodes(model)
+    kept = graph.named(keep_float32) | graph.not_in_bfloat16()
+    return _typed(model, graph, kept, opset, BFLOAT16)
+
+
+def _typed(
+    model: onnx.ModelProto, graph: TowerNodes, kept: set[str], opset: int | None, small: SmallFloat
+) -> Typed:
+    """The model in a small type, but the named nodes and the unit norm."""
     version = _checked_opset(model, opset)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     _check_graph(model, tensors)
-    graph = _Graph(model)
-    kept = graph.unit_norm() | graph.named(keep_float32) | graph.around(graph.large(ranges or {}))
-    kept = graph.whole_sites(kept)
-    typist = _Typist(graph, tensors, kept, version)
+    kept = graph.whole_sites(kept | graph.unit_norm())
+    typist = _Typist(graph, tensors, kept, version, small)
     for node in model.graph.node:
         typist.add(node)
     typist.finish(model.graph.output)
@@ -79,88 +121,14 @@ def to_float16(
     return Typed(typed, names, underflows)
 
 
-class _Graph:
-    """Who makes and who reads a value, and which nodes must stay in float32 for it."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes = list(model.graph.node)
-        self.producer = {value: node for node in self.nodes for value in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for value in node.input:
-                self.readers.setdefault(value, []).append(node)
-        self.inputs = {port.name: port.type.tensor_type.elem_type for port in model.graph.input}
-
-    def unit_norm(self) -> set[str]:
-        """The division by the length: its lower bound of 1e-12 would be 0 in float16."""
-        kept: set[str] = set()
-        behind: set[str] = set()
-        for node in self.nodes:
-            if node.op_type == "ReduceL2" or behind.intersection(node.input):
-                kept.add(node.name)
-                behind.update(node.output)
-                before = self.producer.get(node.input[0])
-                if before is not None and before.op_type == "Squeeze":
-                    kept.add(before.name)
-        return kept
-
-    def named(self, names: Collection[str]) -> set[str]:
-        absent = sorted(set(names) - {node.name for node in self.nodes})
-        if absent:
-            raise OptionsError(
-                f"{absent[0]}: the graph has no node of this name, so it cannot stay in float32. "
-                "Name nodes as the graph does, for example blocks.0.fc1.MatMul."
-            )
-        return set(names)
-
-    def large(self, ranges: Mapping[str, float]) -> set[str]:
-        """Values that may not fit, and what has the same values in another shape."""
-        large = {value for value, amax in ranges.items() if not amax <= LIMIT}  # NaN is large
-        absent = sorted(large - self.producer.keys() - self.inputs.keys())
-        if absent:
-            raise OptionsError(
-                f"{absent[0]}: the graph has no value of this name, and its measured range of "
-                f"{ranges[absent[0]]:g} does not fit float16. Measure the graph that is converted."
-            )
-        for node in self.nodes:
-            if node.op_type in _PASSES_ON and large.intersection(node.input):
-                large.update(value for value in node.output if value not in ranges)
-        return large
-
-    def around(self, values: Iterable[str]) -> set[str]:
-        """The nodes that make or read any of the values."""
-        kept: set[str] = set()
-        for value in values:
-            kept.update(node.name for node in self.readers.get(value, ()))
-            if value in self.producer:
-                kept.add(self.producer[value].name)
-        return kept
-
-    def whole_sites(self, kept: set[str]) -> set[str]:
-        """Q, DQ and the GEMMs between them stay together: a Cast there would end the fusion."""
-        edges: dict[str, set[str]] = {}
-        for node in self.nodes:
-            if node.op_type != _DEQUANTIZE:
-                continue
-            tied = [reader for value in node.output for reader in self.readers.get(value, ())]
-            if node.input[0] in self.producer:
-                tied.append(self.producer[node.input[0]])
-            for other in tied:
-                edges.setdefault(node.name, set()).add(other.name)
-                edges.setdefault(other.name, set()).add(node.name)
-        kept, waiting = set(kept), list(kept)
-        while waiting:
-            new = edges.get(waiting.pop(), set()) - kept
-            kept |= new
-            waiting += new
-        return kept
-
-
 class _Typist:
     """Writes the nodes again, one by one, with a Cast wherever the type changes."""
 
-    def __init__(self, graph: _Graph, tensors: Tensors, kept: set[str], opset: int) -> None:
+    def __init__(
+        self, graph: TowerNodes, tensors: Tensors, kept: set[str], opset: int, small: SmallFloat
+    ) -> None:
         self.nodes: list[onnx.NodeProto] = []
+        self._small = small
         self._tensors = tensors
         self._kept = kept
         self._opset = opset
@@ -175,14 +143,14 @@ class _Typist:
             for value in self._weights.intersection(node.input):
                 self._wanted[value].add(self._type_of(node))
         self._scales = {
-            node.input[1] for node in graph.nodes if node.op_type in (_QUANTIZE, _DEQUANTIZE)
+            node.input[1] for node in graph.nodes if node.op_type in (QUANTIZE, DEQUANTIZE)
         }
         self._axes: list[onnx.TensorProto] = []
 
     def add(self, node: onnx.NodeProto) -> None:
         """Add a node in its type."""
         kind = self._type_of(node)
-        floats = _gives_floats(node, self._types.keys() | self._weights)
+        floats = gives_floats(node, self._types.keys() | self._weights)
         new = onnx.NodeProto()
         new.CopyFrom(node)
         new.input[:] = [self._read(value, kind) for value in node.input]
@@ -199,9 +167,9 @@ class _Typist:
     def finish(self, outputs: Iterable[onnx.ValueInfoProto]) -> None:
         """Outputs are float32 whatever made them."""
         for port in outputs:
-            if self._types.get(port.name) != _FLOAT16:
+            if self._types.get(port.name) != self._small.kind:
                 continue
-            inside = f"{port.name}.float16"
+            inside = f"{port.name}.{self._small.name}"
             for node in self.nodes:
                 node.input[:] = [inside if v == port.name else v for v in node.input]
                 node.output[:] = [inside if v == port.name else v for v in node.output]
@@ -218,13 +186,13 @@ class _Typist:
                 if name in self._weights:
                     graph.initializer[-1].name = self._weight_name(name, _FLOAT32)
             if name in self._weights and wanted != {_FLOAT32}:
-                half, lost = _half(tensor, scale=name in self._scales)
+                half, lost = rounded_tensor(tensor, self._small, scale=name in self._scales)
                 graph.initializer.append(half)
                 underflows += lost
         return underflows
 
     def _type_of(self, node: onnx.NodeProto) -> int:
-        return _FLOAT32 if node.name in self._kept else _FLOAT16
+        return _FLOAT32 if node.name in self._kept else self._small.kind
 
     def _read(self, value: str, kind: int) -> str:
         """The name under which a value can be read in that type."""
@@ -233,7 +201,7 @@ class _Typist:
         if self._types.get(value, kind) == kind:
             return value
         if (value, kind) not in self._casts:
-            result = f"{value}.{'float16' if kind == _FLOAT16 else 'float32'}"
+            result = f"{value}.{'float32' if kind == _FLOAT32 else self._small.name}"
             self._casts[value, kind] = result
             self.nodes.append(_cast(value, result, kind))
         return self._casts[value, kind]
@@ -255,36 +223,6 @@ class _Typist:
         node.input.append(name)
 
 
-def _gives_floats(node: onnx.NodeProto, floats: Collection[str]) -> bool:
-    """Whether a node's outputs are floats. In the nodes of our graphs the first input decides."""
-    if node.op_type == "Cast":
-        return any(a.name == "to" and a.i == _FLOAT32 for a in node.attribute)
-    if node.op_type in ("Shape", _QUANTIZE):
-        return False
-    return node.op_type == _DEQUANTIZE or node.input[0] in floats
-
-
-def _half(tensor: onnx.TensorProto, *, scale: bool) -> tuple[onnx.TensorProto, int]:
-    """A float32 tensor in float16, and how many of its values underflow."""
-    exact = numpy_helper.to_array(tensor)
-    sizes = np.abs(exact)
-    largest = float(sizes.max(initial=0.0))
-    if scale and not (largest <= _MAX and float(exact.min(initial=_MAX)) >= _TINY):
-        raise CalibrationError(
-            f"{tensor.name}: scales between {exact.min():.3g} and {exact.max():.3g}. Float16 holds "
-            f"{_TINY:.1g} to {_MAX:g}. Keep this layer in high precision."
-        )
-    with np.errstate(over="ignore"):
-        half = exact.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise BundleError(
-            f"{tensor.name}: has a value of magnitude {largest:.4g}, and float16 ends at {_MAX:g}. "
-            "Keep the nodes that read it in float32, or use the float32 graph."
-        )
-    lost = int(np.count_nonzero((sizes < _NORMAL) & (sizes > 0)))
-    return numpy_helper.from_array(half, tensor.name), lost
-
-
 def _checked_opset(model: onnx.ModelProto, wanted: int | None) -> int:
     current = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     version = current if wanted is None else wanted
@@ -293,7 +231,7 @@ def _checked_opset(model: onnx.ModelProto, wanted: int | None) -> int:
             f"a graph of opset {current} cannot be typed as opset {version}. Expected 17 to 19, "
             "and not below the graph's own."
         )
-    quantized = any(node.op_type in (_QUANTIZE, _DEQUANTIZE) for node in model.graph.node)
+    quantized = any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node)
     if quantized and version < 19:
         raise OptionsError(
             f"the graph has Q/DQ, whose scales cannot be float16 in opset {version}. Use opset 19."

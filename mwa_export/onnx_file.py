@@ -70,7 +70,7 @@ def write_model(
             file.write(head)
             if inline is not None:
                 _write_head(file, _TENSOR_RAW_DATA, inline.nbytes)
-                file.write(inline.data)
+                file.write(_bytes(inline))
     return [path] if data_path is None else [path, data_path]
 
 
@@ -92,8 +92,13 @@ def _tensor(name: str, array: Array, data: IO[bytes] | None) -> bytes:
             ("length", array.nbytes),
         ):
             tensor.external_data.add(key=key, value=str(value))
-        data.write(array.data)
+        data.write(_bytes(array))
     return bytes(tensor.SerializeToString(deterministic=True))
+
+
+def _bytes(array: Array) -> memoryview:
+    """The values; as integers, because numpy shows no bytes of types such as bfloat16."""
+    return array.view(f"u{array.itemsize}").data
 
 
 def _size(part: tuple[bytes, Array | None]) -> int:

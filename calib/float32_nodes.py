@@ -1,0 +1,126 @@
+"""Which nodes of a tower stay in float32 when it is typed down to 16 bits.
+
+Knows how nodes are connected and how large measured values are, not what types cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import onnx
+from onnx import TensorProto
+
+from mwa_export.errors import OptionsError
+
+LIMIT = 30000.0  # the largest measured value that is left in float16: a factor of 2 for what is not
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_FLOAT32 = TensorProto.FLOAT
+# What comes out is as large as what goes in.
+_PASSES_ON = frozenset(
+    ("Slice", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Concat", "Pad", "Expand")
+) | {QUANTIZE, DEQUANTIZE}
+
+
+class TowerNodes:
+    """Who makes and who reads a value, and which nodes must stay in float32 for it."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = list(model.graph.node)
+        self.producer = {value: node for node in self.nodes for value in node.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for value in node.input:
+                self.readers.setdefault(value, []).append(node)
+        self.inputs = {port.name: port.type.tensor_type.elem_type for port in model.graph.input}
+        self._floats = {n for n, kind in self.inputs.items() if kind == _FLOAT32}
+        self._floats |= {t.name for t in model.graph.initializer if t.data_type == _FLOAT32}
+        for node in self.nodes:
+            if gives_floats(node, self._floats):
+                self._floats.update(node.output)
+
+    def unit_norm(self) -> set[str]:
+        """The division by the length: its lower bound of 1e-12 would be 0 in float16."""
+        kept: set[str] = set()
+        behind: set[str] = set()
+        for node in self.nodes:
+            if node.op_type == "ReduceL2" or behind.intersection(node.input):
+                kept.add(node.name)
+                behind.update(node.output)
+                before = self.producer.get(node.input[0])
+                if before is not None and before.op_type == "Squeeze":
+                    kept.add(before.name)
+        return kept
+
+    def not_in_bfloat16(self) -> set[str]:
+        """What ONNX, or TensorRT, does not have in bfloat16."""
+        return {
+            node.name
+            for node in self.nodes
+            if node.op_type == "Conv"
+            or (
+                node.op_type == "Cast"
+                and node.input[0] not in self._floats
+                and self._floats.issuperset(node.output)
+            )
+        }
+
+    def named(self, names: Collection[str]) -> set[str]:
+        """Those that the caller names."""
+        absent = sorted(set(names) - {node.name for node in self.nodes})
+        if absent:
+            raise OptionsError(
+                f"{absent[0]}: the graph has no node of this name, so it cannot stay in float32. "
+                "Name nodes as the graph does, for example blocks.0.fc1.MatMul."
+            )
+        return set(names)
+
+    def large(self, ranges: Mapping[str, float]) -> set[str]:
+        """Values that may not fit, and what has the same values in another shape."""
+        large = {value for value, amax in ranges.items() if not amax <= LIMIT}  # NaN is large
+        absent = sorted(large - self.producer.keys() - self.inputs.keys())
+        if absent:
+            raise OptionsError(
+                f"{absent[0]}: the graph has no value of this name, and its measured range of "
+                f"{ranges[absent[0]]:g} does not fit float16. Measure the graph that is converted."
+            )
+        for node in self.nodes:
+            if node.op_type in _PASSES_ON and large.intersection(node.input):
+                large.update(value for value in node.output if value not in ranges)
+        return large
+
+    def around(self, values: Iterable[str]) -> set[str]:
+        """The nodes that make or read any of the values."""
+        kept: set[str] = set()
+        for value in values:
+            kept.update(node.name for node in self.readers.get(value, ()))
+            if value in self.producer:
+                kept.add(self.producer[value].name)
+        return kept
+
+    def whole_sites(self, kept: set[str]) -> set[str]:
+        """Q, DQ and the GEMMs between them stay together: a Cast there would end the fusion."""
+        edges: dict[str, set[str]] = {}
+        for node in self.nodes:
+            if node.op_type != DEQUANTIZE:
+                continue
+            tied = [reader for value in node.output for reader in self.readers.get(value, ())]
+            if node.input[0] in self.producer:
+                tied.append(self.producer[node.input[0]])
+            for other in tied:
+                edges.setdefault(node.name, set()).add(other.name)
+                edges.setdefault(other.name, set()).add(node.name)
+        kept, waiting = set(kept), list(kept)
+        while waiting:
+            new = edges.get(waiting.pop(), set()) - kept
+            kept |= new
+            waiting += new
+        return kept
+
+
+def gives_floats(node: onnx.NodeProto, floats: Collection[str]) -> bool:
+    """Whether a node's outputs are floats. In the nodes of our graphs the first input decides."""
+    if node.op_type == "Cast":
+        return any(a.name == "to" and a.i == _FLOAT32 for a in node.attribute)
+    if node.op_type in ("Shape", QUANTIZE):
+        return False
+    return node.op_type == DEQUANTIZE or node.input[0] in floats
