@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Literal
 
 from mwa_export.errors import OptionsError
 
@@ -15,7 +14,7 @@ class Dialect:
 
     name: str
     runtime: str  # for people
-    activation: type[np.int8] | type[np.uint8]
+    activation: Literal["uint8", "int8", "float8"]  # float8: weights as well; else they are int8
     zero_point: int  # of activations; the grid is symmetric in either case
     # GEMMs whose outputs go different ways are cut apart, so that what follows (GELU) can be fused
     # into each; elsewhere one large GEMM is better.
@@ -33,14 +32,16 @@ DIALECTS: dict[str, Dialect] = {
     dialect.name: dialect
     for dialect in (
         # Its kernels multiply uint8 by int8; the same grid shifted by 128 avoids a slower path.
-        Dialect("onnxruntime", "ONNX Runtime on CPU", np.uint8, 128),
-        Dialect("openvino", "OpenVINO", np.int8, 0, cut_joint=True),
-        Dialect("tensorrt", "TensorRT 10 and 11", np.int8, 0, typed=True, opset=19),
-        Dialect("tensorrt8", "TensorRT 8.6", np.int8, 0),
+        Dialect("onnxruntime", "ONNX Runtime on CPU", "uint8", 128),
+        Dialect("openvino", "OpenVINO", "int8", 0, cut_joint=True),
+        Dialect("tensorrt", "TensorRT 10 and 11", "int8", 0, typed=True, opset=19),
+        Dialect("tensorrt8", "TensorRT 8.6", "int8", 0),
     )
 }
 
-
+"""Those of INT8 graphs, which bundles hold."""
+FLOAT8 = Dialect("tensorrt-float8", "TensorRT 10 and 11", "float8", 0, typed=True, opset=19)
+"""Engines are compiled from it; no bundle holds it."""
 CPU_DIALECTS = ("openvino", "onnxruntime")
 """Those of CPUs, the fastest first where there are INT8 instructions. Packages have these names."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ import numpy as np
 from mwa_export import __version__
 from mwa_export.backend import BFLOAT16_COSINE, expected_cosine
 from mwa_export.backend_onnx import image_feed, run_graph, session
+from mwa_export.backend_tensorrt import LEAST_8_BITS
 from mwa_export.bundle import Bundle, Conformance, Graph
 from mwa_export.calib.calibration import CALIBRATION, Calibration
-from mwa_export.calib.dialects import DIALECTS
-from mwa_export.calib.float16 import LIMIT, to_float16
+from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
+from mwa_export.calib.float16 import LIMIT, Typed, to_bfloat16, to_float16
 from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.insert import quantized_graph
 from mwa_export.calib.lint import check
+from mwa_export.calib.rounded_graph import in_float32
 from mwa_export.calib.sites import find_sites
 from mwa_export.calib.value_ranges import Inputs, largest_magnitudes
 from mwa_export.config import Tower
@@ -26,7 +29,11 @@ from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.progress import Progress
 from mwa_export.trt_versions import EnginePrecision, is_typed
 
+CALIBRATED: tuple[EnginePrecision, ...] = ("int8", "float8")
+"""Precisions that need the bundle's calibration."""
 _OPSET = DIALECTS["tensorrt"].opset
+_BFLOAT16_RULES = "tensorrt-bfloat16"  # of the linter
+_MANY = 0.1  # of the GEMMs in float32: enough to be felt
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,17 @@ class EngineGraph:
     sources: tuple[str, ...]  # sha256 of the bundle's files that it was made from
     float32: tuple[str, ...]  # nodes that stay in float32, of a typed graph
     cosine: float  # least one with the conformance vectors, on ONNX Runtime
+    float32_gemms: float = 0.0  # their share of all GEMMs
+
+    @property
+    def advice(self) -> str | None:
+        """What would be faster, if many GEMMs are in float32."""
+        if self.float32_gemms < _MANY:
+            return None
+        return (
+            f"{self.float32_gemms:.0%} of the GEMMs compute in float32, because values do not fit "
+            "float16; --bf16 has room for them"
+        )
 
 
 def engine_graph(
@@ -52,41 +70,65 @@ def engine_graph(
     """Make the graph of a tower in the form that a version of TensorRT wants.
 
     Args:
-        bundle: with its float32 graphs, and for int8 with its calibration.
+        bundle: with its float32 graphs, and for int8 and float8 with its calibration.
         tower: which.
         precision: of the engine.
         major: of TensorRT. From 10 on the graph is typed: float16 except where a measured value
-            does not fit, INT8 as Q/DQ with float16 scales. For 8.6 it stays float32.
+            does not fit, INT8 and float8 as Q/DQ with float16 scales; or bfloat16. For 8.6, which
+            has neither float8 nor bfloat16, it stays float32.
         folder: where the graph is written.
         progress: told about each step.
         batches: inputs to measure on, beside the conformance vectors.
 
     Raises:
-        CalibrationError: int8, and the bundle has no calibration, or one of another graph.
+        CalibrationError: the precision needs a calibration, and the bundle has none, or one of
+            another graph.
         VerificationError: the graph does not compute what the float32 graph computes, or a value
             does not fit the float16 that 8.6 would choose for it.
     """
     own = bundle.graph(tower)
     vectors = bundle.conformance()
-    ranges = largest_magnitudes(own, [_inputs(vectors, tower), *batches], progress)
     typed = is_typed(major)
+    assert typed or precision in ("float16", "int8"), "check_precision comes first"
+    dialect = _dialect(precision, typed)
     sources = [bundle.manifest.files[own[1].file]["sha256"]]
     graph, float32 = FloatGraph.load(own[0]), tuple[str, ...]()
-    if precision == "int8":
-        graph = _quantized(bundle, tower, graph, "tensorrt" if typed else "tensorrt8")
+    if dialect is not None:
+        graph = _quantized(bundle, tower, graph, dialect)
         sources.append(bundle.manifest.files[CALIBRATION]["sha256"])
-    if typed:
-        graph, float32 = _typed(graph, ranges)
+    if precision == "bfloat16":
+        graph, float32 = _parts(to_bfloat16(graph.whole(), opset=_OPSET))
     else:
-        _check_fits_float16(own[0], ranges)
+        ranges = largest_magnitudes(own, [_inputs(vectors, tower), *batches], progress)
+        if typed:
+            graph, float32 = _parts(_float16(graph, ranges))
+        else:
+            _check_fits_float16(own[0], ranges)
     path = folder / f"{tower}.{precision}.onnx"
     progress(f"{tower} tower: write the {precision} graph and check it on ONNX Runtime")
     graph.write(path, {"mwa_export.version": __version__, "mwa_export.precision": precision})
-    if precision == "int8":
-        check(path, "tensorrt" if typed else "tensorrt8")
-    cosine = _cosine(path, own[1], vectors)
+    if dialect is not None:
+        check(path, dialect.name)
+    elif precision == "bfloat16":
+        check(path, _BFLOAT16_RULES)
+    cosine = _cosine(path, own[1], vectors, rounded=precision == "bfloat16")
     _check_cosine(bundle, tower, precision, cosine)
-    return EngineGraph(path, tuple(sources), float32, cosine)
+    return EngineGraph(path, tuple(sources), float32, cosine, _share(graph, float32))
+
+
+def _dialect(precision: EnginePrecision, typed: bool) -> Dialect | None:
+    """How Q/DQ are written, for a precision that has them."""
+    if precision == "float8":
+        return FLOAT8
+    if precision == "int8":
+        return DIALECTS["tensorrt" if typed else "tensorrt8"]
+    return None
+
+
+def _share(graph: FloatGraph, float32: Collection[str]) -> float:
+    """The part of the GEMMs that is in float32."""
+    products = [node.name for node in graph.nodes if node.op_type == "MatMul"]
+    return sum(name in float32 for name in products) / max(1, len(products))
 
 
 def needs_calibration(bundle: Bundle) -> Path:
@@ -97,14 +139,14 @@ def needs_calibration(bundle: Bundle) -> Path:
     """
     if CALIBRATION not in bundle.manifest.files:
         raise CalibrationError(
-            f"{bundle.path}: has no {CALIBRATION}, and an int8 engine needs one: TensorRT 11 does "
-            "not calibrate. Make it first: mwa-export quantize BUNDLE --data PICTURES --dialect "
-            "tensorrt"
+            f"{bundle.path}: has no {CALIBRATION}, and an engine of 8 bits needs one: TensorRT 11 "
+            "does not calibrate. Make it first: mwa-export quantize BUNDLE --data PICTURES "
+            "--dialect tensorrt"
         )
     return bundle.path / CALIBRATION
 
 
-def _quantized(bundle: Bundle, tower: Tower, graph: FloatGraph, dialect: str) -> FloatGraph:
+def _quantized(bundle: Bundle, tower: Tower, graph: FloatGraph, dialect: Dialect) -> FloatGraph:
     """Q/DQ at every layer that the bundle's calibration has, but those that quantize kept."""
     calibration = Calibration.load(needs_calibration(bundle))
     sites = find_sites(graph)
@@ -114,17 +156,20 @@ def _quantized(bundle: Bundle, tower: Tower, graph: FloatGraph, dialect: str) ->
     if not int8:
         raise CalibrationError(
             f"{bundle.path}: every layer of the {tower} tower is kept in high precision, so it has "
-            "no int8 engine. Build --fp16."
+            "no engine of 8 bits. Build --fp16."
         )
-    return quantized_graph(graph, sites, calibration.of(tower), DIALECTS[dialect], int8)
+    return quantized_graph(graph, sites, calibration.of(tower), dialect, int8)
 
 
-def _typed(graph: FloatGraph, ranges: Mapping[str, float]) -> tuple[FloatGraph, tuple[str, ...]]:
-    """The graph in float16, and the nodes that stay in float32."""
+def _parts(typed: Typed) -> tuple[FloatGraph, tuple[str, ...]]:
+    """The graph, and its nodes that stay in float32."""
+    return FloatGraph.of(typed.model), typed.kept
+
+
+def _float16(graph: FloatGraph, ranges: Mapping[str, float]) -> Typed:
     known = {value for node in graph.nodes for value in node.output}
     measured = {value: amax for value, amax in ranges.items() if value in known}
-    typed = to_float16(graph.whole(), opset=_OPSET, ranges=measured)
-    return FloatGraph.of(typed.model), typed.kept
+    return to_float16(graph.whole(), opset=_OPSET, ranges=measured)
 
 
 def _check_fits_float16(path: Path, ranges: Mapping[str, float]) -> None:
@@ -133,7 +178,7 @@ def _check_fits_float16(path: Path, ranges: Mapping[str, float]) -> None:
         raise VerificationError(
             f"{path}: {large[0]} reaches {ranges[large[0]]:.4g}, and float16 ends at 65504. "
             "TensorRT 8.6 chooses precisions itself and could choose float16 there. Use TensorRT "
-            "10 or later, where the graph keeps it in float32."
+            "10 or later: --fp16 keeps it in float32 there, and --bf16 has room for it."
         )
 
 
@@ -143,8 +188,20 @@ def _inputs(vectors: Conformance, tower: Tower) -> Inputs:
     return vectors.token_ids, vectors.padding_mask
 
 
-def _cosine(path: Path, own: Graph, vectors: Conformance) -> float:
-    """The least cosine with the reference; NaN if anything is not finite."""
+def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = False) -> float:
+    """The least cosine with the reference; NaN if anything is not finite.
+
+    Args:
+        path: of the graph.
+        own: the description of the float32 graph.
+        vectors: of the bundle.
+        rounded: run it as float32 that is rounded to bfloat16 after every node.
+    """
+    if rounded:
+        with TemporaryDirectory(prefix="mwa-export-") as scratch:
+            copy = Path(scratch) / path.name
+            in_float32(FloatGraph.load(path)).write(copy)
+            return _cosine(copy, own, vectors)
     tower = own.spec.tower
     inputs = _inputs(vectors, tower)
     arrays: tuple[Any, ...] = image_feed(own, inputs[0]) if tower == "vision" else inputs
@@ -154,8 +211,8 @@ def _cosine(path: Path, own: Graph, vectors: Conformance) -> float:
 
 
 def _check_cosine(bundle: Bundle, tower: Tower, precision: EnginePrecision, found: float) -> None:
-    """float16 must be close; int8 as close as the graphs that quantize measured, if there are."""
-    least = BFLOAT16_COSINE
+    """16 bits must be close; int8 as close as the graphs that quantize measured, if there are."""
+    least = LEAST_8_BITS if precision == "float8" else BFLOAT16_COSINE
     if precision == "int8":
         measured = [
             expected_cosine(graph) or 0.0
@@ -172,6 +229,8 @@ def _check_cosine(bundle: Bundle, tower: Tower, precision: EnginePrecision, foun
 
 
 _ADVICE: dict[EnginePrecision, str] = {
-    "float16": "Use the float32 graphs, and report the model.",
+    "float16": "Build --bf16, which has the range of float32, or use the float32 graphs.",
+    "bfloat16": "Build --fp16, which has more digits, or use the float32 graphs.",
     "int8": "Calibrate again (mwa-export quantize), or build --fp16.",
+    "float8": "Calibrate again (mwa-export quantize), or build --fp16.",
 }

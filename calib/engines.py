@@ -11,7 +11,12 @@ from typing import Any
 from mwa_export.backend import TOWERS
 from mwa_export.bundle import Bundle, write_manifest
 from mwa_export.bundle_update import changed_bundle
-from mwa_export.calib.engine_graphs import EngineGraph, engine_graph, needs_calibration
+from mwa_export.calib.engine_graphs import (
+    CALIBRATED,
+    EngineGraph,
+    engine_graph,
+    needs_calibration,
+)
 from mwa_export.calib.samples import take_samples
 from mwa_export.config import Tower
 from mwa_export.files import sha256_of
@@ -23,7 +28,7 @@ from mwa_export.trt_device import Device, select_device
 from mwa_export.trt_engine import Engine, engine_name, engines_of, obstacle, with_engines
 from mwa_export.trt_install import check_driver, load_tensorrt
 from mwa_export.trt_profile import Profile, Span, profiles_of, text_lengths
-from mwa_export.trt_versions import EnginePrecision, major_of
+from mwa_export.trt_versions import EnginePrecision, check_precision, major_of
 
 BATCH = Span(1, 32, 128)
 
@@ -76,7 +81,8 @@ def build_engines(
     Raises:
         MissingPackageError: TensorRT is not installed.
         RuntimeUnavailableError: no GPU, or its driver is too old.
-        CalibrationError: int8 without a calibration in the bundle.
+        OptionsError: a precision that this TensorRT or this GPU does not have.
+        CalibrationError: int8 or float8 without a calibration in the bundle.
         VerificationError: a graph does not compute what the float32 graph computes.
         EngineError, ProfileError, OptionsError: see `trt_build.engine_from_onnx`.
     """
@@ -85,9 +91,10 @@ def build_engines(
     version = load_tensorrt().__version__
     device = select_device(options.device)
     check_driver(version, device)
+    check_precision(options.precision, version, device)
     progress("open the bundle")
     bundle = Bundle.open(path)
-    if options.precision == "int8":
+    if options.precision in CALIBRATED:
         needs_calibration(bundle)
     profiles = {tower: _profiles(bundle, tower, options) for tower in TOWERS}
     present = {

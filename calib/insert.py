@@ -1,4 +1,8 @@
-"""Put Q/DQ into a float32 graph: one pair per site, int8 weights, one grid for all dialects."""
+"""Put Q/DQ into a float32 graph: one pair per site, int8 weights, one grid for all dialects.
+
+Float8 is the exception, with numbers of its own: its steps grow with the values, so that neither
+clipping outliers nor a scale for each column is worth anything.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,15 @@ from mwa_export.calib.calibration import SiteCalibration
 from mwa_export.calib.dialects import Dialect
 from mwa_export.calib.float_graph import Array, FloatGraph
 from mwa_export.calib.sites import Site
+from mwa_export.calib.small_floats import FLOAT8, numpy_type
 from mwa_export.calib.smoothing import apply_smoothing
-from mwa_export.calib.weights import quantize_weight, weight_scales
+from mwa_export.calib.weights import (
+    LARGEST,
+    float8_scale,
+    float8_weight,
+    quantize_weight,
+    weight_scales,
+)
 from mwa_export.errors import CalibrationError
 
 Floats = NDArray[np.float32]
@@ -28,7 +39,7 @@ def quantized_graph(
     dialect: Dialect,
     int8: Collection[str],
 ) -> FloatGraph:
-    """A graph whose chosen sites run in INT8; the others, and all else, stay as they are.
+    """A graph whose chosen sites run in INT8, or float8; all else stays as it is.
 
     Args:
         graph: float32.
@@ -51,7 +62,8 @@ def quantized_graph(
     smoothed = apply_smoothing(graph, by_name, divide)
     # After smoothing, a site without a fold reads the value behind its own multiplication.
     tensors: dict[str, Array] = dict(smoothed.tensors)
-    tensors[_ZERO_POINT] = np.asarray(dialect.zero_point, dialect.activation)
+    kind = numpy_type(FLOAT8) if dialect.activation == "float8" else dialect.activation
+    tensors[_ZERO_POINT] = np.asarray(dialect.zero_point, kind)
     linear_site = {linear: name for name in chosen for linear in by_name[name].linears}
     editor = _Editor(tensors, chosen, dialect)
     for node in smoothed.nodes:
@@ -73,6 +85,7 @@ class _Editor:
         self.nodes: list[onnx.NodeProto] = []
         self._tensors = tensors
         self._chosen = chosen
+        self._float8 = dialect.activation == "float8"
         self._dequantized: dict[str, str] = {}  # site -> the value its GEMMs read
 
     def quantize_product(self, node: onnx.NodeProto, linear: str, site: str) -> None:
@@ -88,7 +101,7 @@ class _Editor:
     def _quantize_activation(self, value: str, site: str) -> str:
         label = f"{site}.input"
         scale = f"{label}.scale"
-        self._tensors[scale] = np.asarray(self._chosen[site].amax / 127, np.float32)
+        self._tensors[scale] = np.asarray(self._activation_scale(site), np.float32)
         grid = [scale, _ZERO_POINT]
         for op, source in (
             ("QuantizeLinear", value),
@@ -98,17 +111,30 @@ class _Editor:
             self.nodes.append(helper.make_node(op, [source, *grid], [name], name=name))
         return f"{label}.DequantizeLinear"
 
+    def _activation_scale(self, site: str) -> float:
+        if not self._float8:
+            return self._chosen[site].amax / LARGEST
+        # What calibration saw at most, which the int8 grid may clip. No smaller than what float16
+        # holds with all digits: float8 loses nothing by it.
+        seen = max(self._chosen[site].amax, float(self._chosen[site].histogram["amax"]))
+        return float8_scale(seen)
+
     def _quantize_weight(self, linear: str, calibration: SiteCalibration) -> str:
         name = f"{linear}.weight"
         weight = self._tensors.pop(name)
-        scales = weight_scales(weight)
-        learned = calibration.weights.get(linear)
-        int8 = quantize_weight(weight, scales) if learned is None else learned
-        self._correct_bias(linear, weight - int8 * scales, calibration.mean)
-        self._tensors[f"{name}.int8"] = int8
+        if self._float8:
+            scales = np.asarray(float8_scale(float(np.abs(weight).max())), np.float32)
+            stored, kind = float8_weight(weight, scales), "float8"
+        else:
+            scales = weight_scales(weight)
+            learned = calibration.weights.get(linear)
+            stored = quantize_weight(weight, scales) if learned is None else learned
+            kind = "int8"
+        self._correct_bias(linear, weight - stored.astype(np.float32) * scales, calibration.mean)
+        self._tensors[f"{name}.{kind}"] = stored
         self._tensors[f"{name}.scale"] = scales
-        self._tensors[f"{name}.zero_point"] = np.zeros(scales.shape, np.int8)
-        inputs = [f"{name}.{part}" for part in ("int8", "scale", "zero_point")]
+        self._tensors[f"{name}.zero_point"] = np.zeros(scales.shape, stored.dtype)
+        inputs = [f"{name}.{part}" for part in (kind, "scale", "zero_point")]
         node = helper.make_node(
             "DequantizeLinear",
             inputs,

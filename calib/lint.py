@@ -43,7 +43,7 @@ def lint(
 
     Args:
         model: the graph.
-        dialect: whose rules; a key of dialects.DIALECTS.
+        dialect: whose rules; a key of lint_graph.FORMS.
         weights: stored tensors by name that are not, or not with their values, in the model.
         expect_quantized: whether a graph without any quantized GEMM breaks a rule.
 
@@ -64,6 +64,7 @@ def lint(
         *rules.gelu(view),
     ]
     linears = [node for node in view.nodes if node.op_type == "MatMul"]
+    expect_quantized = expect_quantized and view.form.quantized
     if expect_quantized and not any(all(view.quantized(node)) for node in linears):
         found.append(Finding("has-quantized-linears", "", f"none of {len(linears)} MatMuls is"))
     order = {label(node): index for index, node in enumerate(view.nodes)}
@@ -71,7 +72,7 @@ def lint(
 
 
 def check(path: Path, dialect: str) -> None:
-    """Refuse a quantized graph that breaks a rule.
+    """Refuse a quantized, or bfloat16, graph that breaks a rule.
 
     Weights in a data file are read one at a time.
 
@@ -159,7 +160,7 @@ def _types(view: View) -> Iterator[Finding]:
     for port in view.model.graph.output:
         if port.type.tensor_type.elem_type != TensorProto.FLOAT:
             yield Finding("types", label(view.producer[port.name]), "the output is not float32")
-    if view.form.real == TensorProto.FLOAT16:
+    if view.form.real != TensorProto.FLOAT:
         yield from _float32_regions(view, types)
         return
     for node in view.nodes:
@@ -169,7 +170,7 @@ def _types(view: View) -> Iterator[Finding]:
 
 
 def _float32_regions(view: View, types: Mapping[str, int]) -> Iterator[Finding]:
-    """Float32 in a float16 graph must have been opened by a Cast from float16, or be named."""
+    """Float32 in a graph of 16 bits must have been opened by a Cast from there, or be named."""
     named = float32_nodes(view.model)
     allowed: set[str] = set()
     for node in view.nodes:
@@ -177,12 +178,13 @@ def _float32_regions(view: View, types: Mapping[str, int]) -> Iterator[Finding]:
         if TensorProto.FLOAT not in kinds:
             if node.op_type == "ReduceL2":
                 yield Finding("types", label(node), "the unit norm is not float32")
-            elif kinds - {TensorProto.FLOAT16}:
-                yield Finding("types", label(node), f"computes in {_name(kinds.pop())}")
+            elif kinds - {view.form.real}:
+                found = (kinds - {view.form.real}).pop()
+                yield Finding("types", label(node), f"computes in {_name(found)}")
             continue
         sources = [value for value in node.input if value not in view.constants]
         if node.op_type == "Cast":
-            fine = all(types.get(value) == TensorProto.FLOAT16 for value in sources)
+            fine = all(types.get(value) == view.form.real for value in sources)
         else:
             floats = [value for value in sources if types.get(value) == TensorProto.FLOAT]
             fine = bool(floats) and allowed.issuperset(floats)

@@ -33,6 +33,9 @@ class Form:
     zero_point: int
     real: int  # the float type of the graph and of all scales
     direct_gelu: bool = False  # GELU is fused only into the GEMM right before it
+    weight: int = TensorProto.INT8  # type of quantized weights
+    per_column: bool = True  # whether these have a scale for each output, or one in all
+    quantized: bool = True  # whether Q/DQ may be there
 
 
 FORMS: dict[str, Form] = {
@@ -40,6 +43,15 @@ FORMS: dict[str, Form] = {
     "openvino": Form(17, TensorProto.INT8, 0, TensorProto.FLOAT, direct_gelu=True),
     "tensorrt": Form(19, TensorProto.INT8, 0, TensorProto.FLOAT16),
     "tensorrt8": Form(17, TensorProto.INT8, 0, TensorProto.FLOAT),
+    "tensorrt-float8": Form(
+        19,
+        TensorProto.FLOAT8E4M3FN,
+        0,
+        TensorProto.FLOAT16,
+        weight=TensorProto.FLOAT8E4M3FN,
+        per_column=False,
+    ),
+    "tensorrt-bfloat16": Form(19, TensorProto.INT8, 0, TensorProto.BFLOAT16, quantized=False),
 }
 
 

@@ -29,21 +29,22 @@ class Finding:
 
 RULES: dict[str, str] = {
     "has-quantized-linears": "at least one GEMM is quantized",
-    "opset": "the opset is the dialect's: 19 for tensorrt, else 17",
-    "operators": "standard operators only; INT8 is written as Q/DQ and in no other way",
-    "types": "strict type inference passes; floats are of the dialect's type; in float16 graphs "
-    "float32 is the unit norm, what is behind Casts from float16, and nodes that the model names",
+    "opset": "the opset is the dialect's: 19 for tensorrt (float8 and bfloat16 too), else 17",
+    "operators": "standard operators only; INT8 and float8 are written as Q/DQ and in no other "
+    "way; bfloat16 graphs have none",
+    "types": "strict type inference passes; floats are of the dialect's type; in graphs of 16 bits "
+    "float32 is the unit norm, what is behind Casts from 16 bits, and nodes that the model names",
     "pairs": "a Q feeds one DQ and nothing else; the DQ of an activation reads a Q",
     "same-grid": "Q and DQ of a pair use the same scale and zero point tensors",
     "activation-scale": "the scale of an activation is one stored number, finite and above 0",
     "zero-point": "zero points of activations have the dialect's type and value",
-    "scale-type": "scales are float32; float16 for tensorrt",
-    "weight-type": "quantized weights are int8, (in, out)",
-    "weight-range": "quantized weights are in -127 to 127",
-    "weight-axis": "weights are quantized along their outputs, axis 1",
-    "weight-scale": "there is one scale per output, finite and above 0",
-    "weight-zero-point": "zero points of weights, if there are any, are int8 0",
-    "weight-stored": "quantized weights are stored as int8, with no float copy beside them",
+    "scale-type": "scales are float32; float16 for tensorrt and tensorrt-float8",
+    "weight-type": "quantized weights are int8, or float8 (E4M3) for tensorrt-float8, (in, out)",
+    "weight-range": "int8 weights are in -127 to 127, float8 weights are finite",
+    "weight-axis": "int8 weights are quantized along their outputs, axis 1",
+    "weight-scale": "there is one scale per output, or one in all for float8, finite and above 0",
+    "weight-zero-point": "zero points of weights, if there are any, are 0 of the weights' type",
+    "weight-stored": "quantized weights are stored so, with no float copy beside them",
     "weight-readers": "a dequantized weight is the second operand of one MatMul, nothing else",
     "bias": "the bias of a quantized GEMM stays float",
     "shared": "GEMMs that read one tensor share its one Q/DQ, or none is quantized",
@@ -69,14 +70,15 @@ def structure(view: View) -> Iterator[Finding]:
         yield Finding("opset", "", f"opset {found}, expected {view.form.opset}")
     for node in view.nodes:
         foreign = node.domain not in ("", "ai.onnx")
-        if foreign or node.op_type.startswith(_OTHER_QUANTIZATION):
+        unwanted = node.op_type in (Q, DQ) and not view.form.quantized
+        if foreign or unwanted or node.op_type.startswith(_OTHER_QUANTIZATION):
             yield Finding("operators", label(node), f"{node.domain}{'.' * foreign}{node.op_type}")
         for value in node.output:
             if value and not view.readers(value) and value not in view.outputs:
                 yield Finding("dead", label(node), f"nothing reads {value}")
-    int8 = [name for name, c in view.constants.items() if c.dtype == TensorProto.INT8]
+    small = [name for name, c in view.constants.items() if c.dtype == view.form.weight]
     for name, constant in view.constants.items():
-        copies = [other for other in int8 if other.startswith(f"{name}.")]
+        copies = [other for other in small if other.startswith(f"{name}.")]
         if constant.dtype in _FLOATS and copies:
             yield Finding("weight-stored", "", f"{name} is stored as float beside {copies[0]}")
         elif not view.readers(name):
@@ -122,12 +124,12 @@ def activation_grids(view: View) -> Iterator[Finding]:
         if zero is None:
             yield Finding("zero-point", name, "has no stored zero point; its type would be uint8")
         elif (zero.dtype, zero.dims) != (form.activation, ()):
-            kinds = [TensorProto.DataType.Name(k).lower() for k in (zero.dtype, form.activation)]
+            kinds = [_kind(zero.dtype), _kind(form.activation)]
             message = f"is {kinds[0]} {list(zero.dims)}, expected {kinds[1]} []"
             yield Finding("zero-point", name, message)
         else:
             value = zero.load()
-            if value is not None and int(value) != form.zero_point:
+            if value is not None and float(value) != form.zero_point:
                 yield Finding("zero-point", name, f"is {value}, expected {form.zero_point}")
 
 
@@ -154,26 +156,42 @@ def weights(view: View) -> Iterator[Finding]:
 
 def _weight(view: View, node: onnx.NodeProto, stored: Constant) -> Iterator[Finding]:
     name, dims = label(node), stored.dims
-    if stored.dtype != TensorProto.INT8 or len(dims) != 2:
-        kind = TensorProto.DataType.Name(stored.dtype).lower()
-        yield Finding("weight-type", name, f"{node.input[0]} is {kind} {list(dims)}")
+    form, wanted = view.form, _kind(view.form.weight)
+    if stored.dtype != form.weight or len(dims) != 2:
+        found = f"{_kind(stored.dtype)} {list(dims)}, expected {wanted}"
+        yield Finding("weight-type", name, f"{node.input[0]} is {found}")
         return
-    values = stored.load()
-    if values is not None and values.size and int(values.min()) < -127:
-        yield Finding("weight-range", name, f"{node.input[0]} has values of {values.min()}")
+    yield from _range(name, node.input[0], stored)
     axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % 2
-    if axis != 1:
+    if form.per_column and axis != 1:
         yield Finding("weight-axis", name, f"axis {axis} of {list(dims)}, which is the input")
     else:
-        yield from _scale(view, node, dims[1:], "weight-scale")
+        yield from _scale(view, node, dims[1:] if form.per_column else (), "weight-scale")
     if len(node.input) > 2 and node.input[2]:
         zero, scale = view.constants.get(node.input[2]), view.constants.get(node.input[1])
-        found = None if zero is None else zero.load()
+        values = None if zero is None else zero.load()
         same = zero is not None and scale is not None and zero.dims == scale.dims
-        if zero is None or zero.dtype != TensorProto.INT8 or not same:
-            yield Finding("weight-zero-point", name, f"{node.input[2]} is not int8, one per scale")
-        elif found is not None and found.any():
+        if zero is None or zero.dtype != form.weight or not same:
+            message = f"{node.input[2]} is not {wanted}, one per scale"
+            yield Finding("weight-zero-point", name, message)
+        elif values is not None and values.astype(np.float32).any():
             yield Finding("weight-zero-point", name, f"{node.input[2]} is not 0 everywhere")
+
+
+def _range(name: str, weight: str, stored: Constant) -> Iterator[Finding]:
+    """Values that no correct rounding gives."""
+    values = stored.load()
+    if values is None or not values.size:
+        return
+    if stored.dtype == TensorProto.INT8:
+        if int(values.min()) < -127:
+            yield Finding("weight-range", name, f"{weight} has values of {values.min()}")
+    elif not np.isfinite(values.astype(np.float32)).all():
+        yield Finding("weight-range", name, f"{weight} has values that are not finite")
+
+
+def _kind(kind: int) -> str:
+    return str(TensorProto.DataType.Name(kind)).lower()
 
 
 def _scale(view: View, node: onnx.NodeProto, dims: tuple[int, ...], rule: str) -> Iterator[Finding]:
@@ -186,7 +204,7 @@ def _scale(view: View, node: onnx.NodeProto, dims: tuple[int, ...], rule: str) -
     if values is not None and not (np.isfinite(values).all() and (values > 0).all()):
         yield Finding(rule, name, f"{node.input[1]} has values that are not finite and above 0")
     if scale.dtype != view.form.real and node.name not in float32_nodes(view.model):
-        kinds = [TensorProto.DataType.Name(kind).lower() for kind in (scale.dtype, view.form.real)]
+        kinds = [_kind(scale.dtype), _kind(view.form.real)]
         yield Finding("scale-type", name, f"{node.input[1]} is {kinds[0]}, expected {kinds[1]}")
 
 

@@ -1,13 +1,17 @@
-"""Weights as int8, one scale per output channel, rounded to nearest. Knows nothing about graphs.
+"""Weights as int8 or float8, rounded to nearest. Knows nothing about graphs.
 
-A weight is (in, out), w = scale * q, q from -127 to 127. The grid is symmetric: -128 is not used.
+A weight is (in, out), w = scale * q. As int8 it has a scale for each output channel, and q is from
+-127 to 127: the grid is symmetric, -128 is not used. As float8 it has one scale.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.calib.small_floats import FLOAT8, FLOAT16, rounded
 from mwa_export.errors import CalibrationError
 
 Floats = NDArray[np.float32]
@@ -66,6 +70,41 @@ def quantize_weight(weight: Floats, scales: Floats) -> NDArray[np.int8]:
     """
     levels: NDArray[np.int8] = np.clip(np.rint(weight / scales), -LARGEST, LARGEST).astype(np.int8)
     return levels
+
+
+def float8_scale(largest: float) -> float:
+    """The scale that brings a magnitude to the largest of float8, as float16 holds it.
+
+    It is never below the normal numbers of float16. Smaller values than that need no larger
+    numbers: with a floating point they keep their digits.
+
+    Args:
+        largest: of the values, finite and not below 0.
+
+    Raises:
+        CalibrationError: it is not finite, or beyond what a float16 scale can bring into range.
+    """
+    scale = largest / FLOAT8.largest
+    if not scale <= FLOAT16.largest:
+        raise CalibrationError(
+            f"values of up to {largest:.4g} cannot be float8 with a float16 scale. Expected at "
+            f"most {FLOAT8.largest * FLOAT16.largest:.3g}. Keep this layer in high precision."
+        )
+    return float(np.float16(max(scale, FLOAT16.normal)))
+
+
+def float8_weight(weight: Floats, scale: Floats) -> NDArray[Any]:
+    """Round to nearest.
+
+    Args:
+        weight: (in, out).
+        scale: one number, as `float8_scale` gives it.
+
+    Returns:
+        (in, out) float8, finite.
+    """
+    limit = FLOAT8.largest
+    return rounded(np.clip(weight / scale, -limit, limit).astype(np.float32), FLOAT8)
 
 
 def _squared_error(weight: Floats, scales: Floats) -> NDArray[np.float64]:

@@ -25,10 +25,23 @@ Examples:
     "--fp16", "precision", flag_value="float16", help="Float16, but what measures too large for it."
 )
 @click.option(
+    "--bf16",
+    "precision",
+    flag_value="bfloat16",
+    help="Bfloat16: the range of float32 and fewer digits than float16, for models with values "
+    "that float16 cannot hold. From TensorRT 10 and Ampere on.",
+)
+@click.option(
     "--int8",
     "precision",
     flag_value="int8",
     help="INT8 where the bundle's calibration has it, float16 elsewhere. Needs `quantize` before.",
+)
+@click.option(
+    "--fp8",
+    "precision",
+    flag_value="float8",
+    help="Float8 (E4M3) in the place of INT8. From TensorRT 10 and Ada on. Needs `quantize` before.",
 )
 @click.option(
     "--batch",
@@ -92,7 +105,7 @@ def command(bundle: Path, out: Path | None, **values: Any) -> None:
     Runtime against the bundle's conformance vectors, and compiled.
     """
     if values["precision"] is None:
-        raise click.UsageError("say which precision to build: --fp16 or --int8")
+        raise click.UsageError("say which precision to build: --fp16, --bf16, --int8 or --fp8")
     from mwa_export.bundle import MANIFEST
     from mwa_export.files import check_new_folder
     from mwa_export.trt_install import load_tensorrt
@@ -157,4 +170,6 @@ def _show(done: Any) -> None:
             f"  {graph.path.name}: least cosine with the reference {graph.cosine:.5f} on ONNX "
             f"Runtime, {len(graph.float32)} nodes in float32"
         )
+        if graph.advice is not None:
+            console.say(f"  {graph.path.name}: {graph.advice}")
     console.say(f"  TensorRT {done.engines[0].tensorrt} on {done.device.name}")

@@ -7,7 +7,13 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend import TOWERS, Embeddings, check_conformance, expected_cosine
+from mwa_export.backend import (
+    BFLOAT16_COSINE,
+    TOWERS,
+    Embeddings,
+    check_conformance,
+    expected_cosine,
+)
 from mwa_export.backend_onnx import image_feed
 from mwa_export.bundle import Bundle
 from mwa_export.config import Tower
@@ -19,7 +25,9 @@ from mwa_export.trt_log import Messages
 from mwa_export.trt_run import EngineRunner
 from mwa_export.trt_versions import EnginePrecision
 
-_LEAST_INT8 = 0.9  # cosine, where quantize measured none: far from noise, no claim of quality
+# The least cosine of 8 bits where quantize measured none: far from noise, no claim of quality.
+LEAST_8_BITS = 0.9
+_16_BITS = ("float16", "bfloat16")
 
 
 class TensorRtBackend:
@@ -119,5 +127,7 @@ def _least(bundle: Bundle, precision: EnginePrecision) -> dict[Tower, float]:
             if (graph.spec.tower, graph.precision) == (tower, precision) and graph.conformance
         ]
         known = [cosine for cosine in measured if cosine is not None]
-        least[tower] = min(known, default=0.998 if precision == "float16" else _LEAST_INT8)
+        least[tower] = min(
+            known, default=BFLOAT16_COSINE if precision in _16_BITS else LEAST_8_BITS
+        )
     return least

@@ -17,6 +17,7 @@ from mwa_export.trt_log import Messages, logger_for
 from mwa_export.trt_profile import Profile, ShapeRange
 from mwa_export.trt_versions import (
     EnginePrecision,
+    check_precision,
     network_flags,
     own_kernels_only,
     place_of,
@@ -77,6 +78,7 @@ def engine_from_onnx(
         profiles: shapes to build for, one or more, each with every input of the graph.
         out: the engine's file; appears whole or not at all.
         precision: what 8.6 is allowed to run in; later versions find it in the graph.
+            Bfloat16 and float8 only there.
         device: from `select_device`; its memory is named in errors.
         options: see BuildOptions.
         progress: told about the phases of the build (not by 8.6).
@@ -97,6 +99,12 @@ def engine_from_onnx(
             f"--hardware-compatible: {device.name} is older than Ampere, the first that such "
             "engines run on. Leave the option out."
         )
+    if options.hardware_compatible and precision == "float8":
+        raise OptionsError(
+            "--hardware-compatible: such engines run on every GPU from Ampere on, and float8 needs "
+            "Ada or Hopper. Leave the option out, or build --int8."
+        )
+    check_precision(precision, trt.__version__, device)
     messages = Messages()
     builder = _builder(trt, messages, device)
     network = builder.create_network(network_flags(trt))

@@ -195,7 +195,7 @@ def test_a_build_that_fails_changes_nothing(trt: FakeTensorRT, bundle: Path) -> 
 def test_without_a_precision_it_says_which_there_are(bundle: Path) -> None:
     outcome = run("trt", bundle)
     assert outcome.status == 2
-    assert "--fp16 or --int8" in outcome.stderr
+    assert "--fp16, --bf16, --int8 or --fp8" in outcome.stderr
 
 
 def test_without_tensorrt_it_says_how_to_install_it(

@@ -229,7 +229,7 @@ def test_a_graph_that_computes_something_else_is_refused(
     calibrated: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for found in (0.9, float("nan")):
-        monkeypatch.setattr(engine_graphs, "_cosine", lambda *_, found=found: found)
+        monkeypatch.setattr(engine_graphs, "_cosine", lambda *_, found=found, **__: found)
         with pytest.raises(VerificationError, match=r"expected 0\.99800 or more"):
             made(calibrated, "vision", tmp_path)
 
@@ -241,6 +241,6 @@ def test_int8_is_held_to_what_quantize_measured(
     known = replace(own, file="x", precision="int8", dialect="openvino", conformance=0.999)
     manifest = replace(calibrated.manifest, graphs=(*calibrated.manifest.graphs, known))
     bundle = Bundle(calibrated.path, manifest)
-    monkeypatch.setattr(engine_graphs, "_cosine", lambda *_: 0.98)
+    monkeypatch.setattr(engine_graphs, "_cosine", lambda *_, **__: 0.98)
     with pytest.raises(VerificationError, match=r"0\.98000, expected 0\.99700 or more"):
         made(bundle, "vision", tmp_path, precision="int8")

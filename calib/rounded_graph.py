@@ -1,0 +1,72 @@
+"""A bfloat16 graph as a float32 one that rounds where the other one does.
+
+ONNX Runtime has next to no bfloat16 kernels for CPUs. To check such a graph all the same, every
+value that is bfloat16 in it is computed in float32 and then rounded. That is what a GPU does, which
+adds up in float32 and rounds once per node, or less often where it fuses nodes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from mwa_export.calib.float_graph import FloatGraph
+from mwa_export.calib.lint_graph import MOVES
+from mwa_export.calib.small_floats import BFLOAT16, numpy_type
+from mwa_export.onnx_file import typed_value
+
+
+def in_float32(graph: FloatGraph) -> FloatGraph:
+    """The graph with float32 in the place of bfloat16.
+
+    Args:
+        graph: as `to_bfloat16` types it: its inputs and outputs are not bfloat16.
+
+    Returns:
+        A graph that computes the same numbers, but for the order of sums.
+    """
+    small = numpy_type(BFLOAT16)
+    tensors = {
+        name: array.astype(np.float32) if array.dtype == small else array
+        for name, array in graph.tensors.items()
+    }
+    types = _types(graph)
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.nodes:
+        new = onnx.NodeProto()
+        new.CopyFrom(node)
+        if node.op_type == "Cast" and types.get(node.output[0]) == TensorProto.BFLOAT16:
+            del new.attribute[:]
+            new.attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
+        nodes.append(new)
+        if node.op_type in MOVES:
+            continue  # what was rounded stays so
+        for index, value in enumerate(node.output):
+            if types.get(value) == TensorProto.BFLOAT16:
+                new.output[index] = f"{value}.exact"
+                nodes += _rounding(value)
+    return graph.with_nodes(nodes, tensors)
+
+
+def _rounding(value: str) -> list[onnx.NodeProto]:
+    """From the exact value to the nearest bfloat16, in float32."""
+    exact, small = f"{value}.exact", f"{value}.rounded"
+    return [
+        helper.make_node("Cast", [exact], [small], name=small, to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", [small], [value], name=f"{small}.float32", to=TensorProto.FLOAT),
+    ]
+
+
+def _types(graph: FloatGraph) -> dict[str, int]:
+    """The type of every value that a node makes."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    arrays: dict[str, NDArray[Any]] = graph.tensors
+    model.graph.input.extend(typed_value(name, array) for name, array in arrays.items())
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True).graph
+    values = (*inferred.value_info, *inferred.output)
+    return {value.name: value.type.tensor_type.elem_type for value in values}
