@@ -41,7 +41,7 @@ Examples:
     "--fp8",
     "precision",
     flag_value="float8",
-    help="Float8 (E4M3) in the place of INT8. From TensorRT 10 and Ada on. Needs `quantize` before.",
+    help="Float8 (E4M3) in the place of INT8. From TensorRT 10 and Ada on. Needs `quantize`, too.",
 )
 @click.option(
     "--batch",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mwa_export.calib.lint import RULES, check, lint
+from mwa_export.calib.small_floats import FLOAT8, numpy_type
 from mwa_export.config import Tower
 from mwa_export.errors import BundleError, OptionsError
 from mwa_export.extract import tower_from_model
@@ -23,7 +24,9 @@ from mwa_export.model import Model
 from mwa_export.onnx_export import onnx_from_tower
 from mwa_export.synthetic import random_tensors
 
-DIALECTS = ("onnxruntime", "openvino", "tensorrt", "tensorrt8")
+INT8 = ("onnxruntime", "openvino", "tensorrt", "tensorrt8")
+TYPED = ("tensorrt", "tensorrt-float8")
+DIALECTS = (*INT8, "tensorrt-float8")
 D, HEADS, FFN, R, VOCAB = 8, 2, 16, 4, 10  # width, heads, hidden widths of FFN and adapter
 Array = NDArray[Any]
 
@@ -33,12 +36,14 @@ class Miniature:
 
     def __init__(self, dialect: str, tower: Tower) -> None:
         self.dialect, self.tower = dialect, tower
-        typed = dialect == "tensorrt"
+        typed = dialect in TYPED
         self.real: Any = np.float16 if typed else np.float32
         self.kind = TensorProto.FLOAT16 if typed else TensorProto.FLOAT
         self.opset = 19 if typed else 17
+        self.float8 = dialect == "tensorrt-float8"
+        self.small: Any = numpy_type(FLOAT8) if self.float8 else np.dtype(np.int8)
         shifted = dialect == "onnxruntime"
-        self.zero: Array = np.asarray(128, np.uint8) if shifted else np.asarray(0, np.int8)
+        self.zero: Array = np.asarray(128, np.uint8) if shifted else np.asarray(0, self.small)
         self.nodes: list[onnx.NodeProto] = []
         self.stored: dict[str, Array] = {}
         self.rng = np.random.default_rng(0)
@@ -72,10 +77,12 @@ class Miniature:
     def weight(self, name: str, rows: int, columns: int) -> str:
         """A dequantized weight."""
         parts = {
-            "int8": self.rng.integers(-127, 128, (rows, columns)).astype(np.int8),
+            "stored": self.rng.integers(-127, 128, (rows, columns)).astype(self.small),
             "scale": self.rng.uniform(0.001, 0.01, columns).astype(self.real),
-            "zero_point": np.zeros(columns, np.int8),
+            "zero_point": np.zeros(columns, self.small),
         }
+        if self.float8:
+            parts["scale"], parts["zero_point"] = parts["scale"][0], parts["zero_point"][0]
         inputs = [self.store(f"{name}.weight.{part}", value) for part, value in parts.items()]
         return self.node("DequantizeLinear", inputs, f"{name}.weight.DQ", axis=1)
 
@@ -234,6 +241,7 @@ class Edit:
         miniature = Miniature(dialect, tower)
         self.model = miniature.pixel_model() if pixels else miniature.model()
         self.graph, self.real = self.model.graph, miniature.real
+        self.small, self.float8 = miniature.small, miniature.float8
         assert lint(self.model, dialect) == []
 
     def node(self, name: str) -> onnx.NodeProto:
@@ -282,14 +290,14 @@ class Edit:
         node.input[:] = [f"{site}.DQ" if v == value else v for v in node.input]
         return f"{site}.DQ"
 
-    def int8(self, weight: str, reader: str, axis: int = 1) -> None:
+    def quantize(self, weight: str, reader: str, axis: int = 1) -> None:
         """Quantize a float weight."""
         value = self.array(weight)
-        scales = (np.abs(value).max() / 127 * np.ones(value.shape[axis])).astype(self.real)
-        stored = np.rint(value / scales.max()).astype(np.int8)
+        step = np.abs(value).max() / 127
+        scale = np.asarray(step) if self.float8 else np.full(value.shape[axis], step)
         inputs = [
-            self.store(f"{weight}.int8", stored),
-            self.store(f"{weight}.scale", scales),
+            self.store(f"{weight}.stored", np.rint(value / step).astype(self.small)),
+            self.store(f"{weight}.scale", scale.astype(self.real)),
         ]
         self.forget(weight)
         name = f"{weight}.DQ"
@@ -299,8 +307,8 @@ class Edit:
 
     def float_again(self, linear: str) -> None:
         """Undo the quantization of a weight."""
-        parts = [f"{linear}.weight.{part}" for part in ("int8", "scale", "zero_point")]
-        value = (self.array(parts[0]) * self.array(parts[1])).astype(self.real)
+        parts = [f"{linear}.weight.{part}" for part in ("stored", "scale", "zero_point")]
+        value = (self.array(parts[0]).astype(np.float32) * self.array(parts[1])).astype(self.real)
         self.remove(f"{linear}.weight.DQ")
         self.forget(*parts)
         self.node(f"{linear}.MatMul").input[1] = self.store(f"{linear}.weight", value)
@@ -367,6 +375,9 @@ def test_dialects_differ_in_what_they_take() -> None:
     assert found["openvino", "tensorrt8"] == set()
     assert found["tensorrt", "tensorrt8"] == {"opset", "scale-type", "types"}
     assert found["tensorrt8", "tensorrt"] == {"opset", "scale-type", "types"}
+    other_numbers = {"zero-point", "weight-type"}
+    assert found["tensorrt-float8", "tensorrt"] == other_numbers
+    assert found["tensorrt", "tensorrt-float8"] == other_numbers
 
 
 # --- one mistake for every rule -------------------------------------------------------------------
@@ -412,7 +423,7 @@ def opset_of_another_dialect(edit: Edit) -> None:
     norm.input.append(edit.store("axes", np.asarray([-1], np.int64)))
 
 
-@mistake("opset", "tensorrt")
+@mistake("opset", *TYPED)
 def newer_opset(edit: Edit) -> None:
     edit.model.opset_import[0].version = 21
 
@@ -447,7 +458,7 @@ def half_precision_between_casts(edit: Edit) -> None:
     node.input[0], node.output[0] = "half", "normed"
 
 
-@mistake("types", "tensorrt")
+@mistake("types", *TYPED)
 def first_layer_left_in_float32(edit: Edit) -> None:
     edit.store("patch.weight", edit.array("patch.weight").astype(np.float32))
     edit.node("patch").input[0] = "image"
@@ -459,7 +470,7 @@ def first_layer_left_in_float32(edit: Edit) -> None:
     )
 
 
-@mistake("types", "tensorrt", tower="text")
+@mistake("types", *TYPED, tower="text")
 def mask_left_in_float32(edit: Edit) -> None:
     edit.attribute("mask.Cast", "to", TensorProto.FLOAT)
     edit.store("constant.-30000", np.asarray(-30000, np.float32))
@@ -472,7 +483,7 @@ def mask_left_in_float32(edit: Edit) -> None:
     )
 
 
-@mistake("types", "tensorrt")
+@mistake("types", *TYPED)
 def lower_bound_of_the_length_underflows(edit: Edit) -> None:
     edit.remove("head.float32")
     edit.node("squeeze").input[0] = "head"
@@ -482,7 +493,7 @@ def lower_bound_of_the_length_underflows(edit: Edit) -> None:
     edit.graph.node.append(last)
 
 
-@mistake("types", "tensorrt")
+@mistake("types", *TYPED)
 def output_in_half_precision(edit: Edit) -> None:
     edit.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
     edit.node("embedding").output[0] = "exact"
@@ -490,7 +501,7 @@ def output_in_half_precision(edit: Edit) -> None:
     edit.graph.node.append(last)
 
 
-@mistake("types", "tensorrt", tower="text")
+@mistake("types", *TYPED, tower="text")
 def table_left_in_float32(edit: Edit) -> None:
     edit.store("token_embedding", edit.array("token_embedding").astype(np.float32))
     edit.node("token_embedding.Gather").output[0] = "rows"
@@ -571,13 +582,18 @@ def zero_point_of_the_middle(edit: Edit) -> None:
     edit.store("constant.zero_point", zero + np.ones((), zero.dtype))
 
 
+@mistake("zero-point", "tensorrt-float8")
+def int8_activations_among_float8(edit: Edit) -> None:
+    edit.store("constant.zero_point", np.asarray(0, np.int8))
+
+
 @mistake("zero-point")
 def zero_point_left_out(edit: Edit) -> None:
     for part in ("Q", "DQ"):
         del edit.node(f"0.out.input.{part}").input[2]
 
 
-@mistake("zero-point", "openvino", "tensorrt", "tensorrt8")
+@mistake("zero-point", "openvino", *TYPED, "tensorrt8")
 def unsigned_activations(edit: Edit) -> None:
     edit.store("constant.zero_point", np.asarray(128, np.uint8))
 
@@ -587,45 +603,78 @@ def half_precision_scale(edit: Edit) -> None:
     edit.store("0.out.weight.scale", edit.array("0.out.weight.scale").astype(np.float16))
 
 
-@mistake("scale-type", "tensorrt", also=["types"])
+@mistake("scale-type", *TYPED, also=["types"])
 def single_precision_scale(edit: Edit) -> None:
     edit.store("0.out.weight.scale", edit.array("0.out.weight.scale").astype(np.float32))
 
 
 @mistake("weight-type")
 def unsigned_weight(edit: Edit) -> None:
-    weight = edit.array("0.out.weight.int8").astype(np.int16) + 128
-    edit.store("0.out.weight.int8", weight.astype(np.uint8))
-    edit.store("0.out.weight.zero_point", np.full(D, 128, np.uint8))
+    weight = edit.array("0.out.weight.stored").astype(np.int16) + 128
+    edit.store("0.out.weight.stored", weight.astype(np.uint8))
+    zero = edit.array("0.out.weight.zero_point")
+    edit.store("0.out.weight.zero_point", np.full(zero.shape, 128, np.uint8))
 
 
-@mistake("weight-range")
+@mistake("weight-range", *INT8)
 def weight_of_minus_128(edit: Edit) -> None:
-    weight = edit.array("0.out.weight.int8").copy()
+    weight = edit.array("0.out.weight.stored").copy()
     weight[2, 3] = -128
-    edit.store("0.out.weight.int8", weight)
+    edit.store("0.out.weight.stored", weight)
 
 
-@mistake("weight-axis")
+@mistake("weight-range", "tensorrt-float8")
+def weight_beyond_float8(edit: Edit) -> None:
+    weight = edit.array("0.out.weight.stored").astype(np.float32)
+    weight[2, 3] = 1000
+    edit.store("0.out.weight.stored", weight.astype(edit.small))
+
+
+@mistake("weight-type", "tensorrt-float8")
+def int8_weight_among_float8(edit: Edit) -> None:
+    weight = edit.array("0.out.weight.stored").astype(np.float32)
+    edit.store("0.out.weight.stored", weight.astype(np.int8))
+    edit.store("0.out.weight.zero_point", np.asarray(0, np.int8))
+
+
+@mistake("weight-type", "tensorrt")
+def float8_weight_among_int8(edit: Edit) -> None:
+    weight = edit.array("0.out.weight.stored").astype(numpy_type(FLOAT8))
+    edit.store("0.out.weight.stored", weight)
+    edit.store("0.out.weight.zero_point", np.zeros(D, weight.dtype))
+
+
+@mistake("weight-axis", *INT8)
 def scales_along_the_input(edit: Edit) -> None:
     edit.attribute("0.out.weight.DQ", "axis", 0)
 
 
-@mistake("weight-scale")
+@mistake("weight-scale", "tensorrt-float8")
+def scale_for_each_column_of_float8(edit: Edit) -> None:
+    edit.store("0.out.weight.scale", np.full(D, 0.01, edit.real))
+    edit.store("0.out.weight.zero_point", np.zeros(D, edit.small))
+
+
+@mistake("weight-scale", "tensorrt-float8")
+def scale_of_a_weight_of_zeros(edit: Edit) -> None:
+    edit.store("0.out.weight.scale", np.asarray(0, edit.real))
+
+
+@mistake("weight-scale", *INT8)
 def one_scale_for_a_whole_weight(edit: Edit) -> None:
     edit.store("0.out.weight.scale", np.asarray(0.01, edit.real))
     del edit.node("0.out.weight.DQ").input[2]
     edit.forget("0.out.weight.zero_point")
 
 
-@mistake("weight-scale")
+@mistake("weight-scale", *INT8)
 def scale_of_a_column_of_zeros(edit: Edit) -> None:
     scales = edit.array("0.out.weight.scale").copy()
     scales[5] = 0
     edit.store("0.out.weight.scale", scales)
 
 
-@mistake("weight-scale")
+@mistake("weight-scale", *INT8)
 def scale_that_is_not_a_number(edit: Edit) -> None:
     scales = edit.array("0.fc2_up.weight.scale").copy()
     scales[-1] = np.nan
@@ -634,12 +683,14 @@ def scale_that_is_not_a_number(edit: Edit) -> None:
 
 @mistake("weight-zero-point")
 def asymmetric_weight(edit: Edit) -> None:
-    edit.store("0.out.weight.zero_point", np.asarray([0] * (D - 1) + [3], np.int8))
+    zero = edit.array("0.out.weight.zero_point").astype(np.float32)
+    zero[-1 if zero.ndim else ()] = 3
+    edit.store("0.out.weight.zero_point", zero.astype(edit.small))
 
 
 @mistake("weight-zero-point")
 def one_zero_point_for_all_scales(edit: Edit) -> None:
-    edit.store("0.out.weight.zero_point", np.asarray([0], np.int8))
+    edit.store("0.out.weight.zero_point", np.asarray([0], edit.small))
 
 
 @mistake("weight-stored")
@@ -649,7 +700,7 @@ def float_copy_left_behind(edit: Edit) -> None:
 
 @mistake("weight-stored", *FLOAT32)
 def weight_quantized_at_run_time(edit: Edit) -> None:
-    parts = [f"0.out.weight.{part}" for part in ("int8", "scale", "zero_point")]
+    parts = [f"0.out.weight.{part}" for part in ("stored", "scale", "zero_point")]
     edit.store("float", (edit.array(parts[0]) * edit.array(parts[1])).astype(edit.real))
     quantize = helper.make_node("QuantizeLinear", ["float", *parts[1:]], ["q"], "q", axis=1)
     edit.insert("0.out.weight.DQ", quantize)
@@ -673,7 +724,7 @@ def one_weight_for_two_layers(edit: Edit) -> None:
     edit.remove(moved.name)
     edit.insert("0.fc1.MatMul", copy)
     edit.remove("0.fc1.weight.DQ")
-    edit.forget(*(f"0.fc1.weight.{part}" for part in ("int8", "scale", "zero_point")))
+    edit.forget(*(f"0.fc1.weight.{part}" for part in ("stored", "scale", "zero_point")))
 
 
 @mistake("bias", *FLOAT32)
@@ -733,7 +784,7 @@ def weight_left_in_float(edit: Edit) -> None:
 
 @mistake("half-quantized")
 def only_the_weight_quantized(edit: Edit) -> None:
-    edit.int8("1.fc1.weight", "1.fc1.MatMul")
+    edit.quantize("1.fc1.weight", "1.fc1.MatMul")
 
 
 @mistake("half-quantized")
@@ -778,7 +829,7 @@ def quantized_tokens_of_a_single_query(edit: Edit) -> None:
 
 @mistake("attention", also=["half-quantized"])
 def quantized_heads_of_a_single_query(edit: Edit) -> None:
-    edit.int8("1.key_heads", "1.query", axis=0)
+    edit.quantize("1.key_heads", "1.query", axis=0)
 
 
 @mistake("residual")
@@ -839,7 +890,7 @@ def quantized_embedding_reshaped(edit: Edit) -> None:
     edit.graph.node.append(helper.make_node("Reshape", ["flat", shape], ["embedding"], name="last"))
 
 
-@mistake("protected", "tensorrt")
+@mistake("protected", *TYPED)
 def quantized_image_behind_its_cast(edit: Edit) -> None:
     edit.pair("image.float16", "patch")
 
@@ -847,23 +898,23 @@ def quantized_image_behind_its_cast(edit: Edit) -> None:
 @mistake("protected", tower="pixels")
 def quantized_patches(edit: Edit) -> None:
     edit.pair("patch.Cast", "patch")
-    edit.int8("patch.weight", "patch")
+    edit.quantize("patch.weight", "patch")
 
 
 @mistake("protected")
 def quantized_patch_weights(edit: Edit) -> None:
-    edit.int8("patch.weight", "patch", axis=0)
+    edit.quantize("patch.weight", "patch", axis=0)
 
 
 @mistake("protected")
 def quantized_head(edit: Edit) -> None:
     edit.pair("norm", "head")
-    edit.int8("head.weight", "head")
+    edit.quantize("head.weight", "head")
 
 
 @mistake("protected", tower="text")
 def quantized_token_embedding(edit: Edit) -> None:
-    edit.int8("token_embedding", "token_embedding.Gather")
+    edit.quantize("token_embedding", "token_embedding.Gather")
 
 
 @mistake("gelu", "openvino", made="tensorrt8")
