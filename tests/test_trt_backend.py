@@ -12,11 +12,15 @@ from commands import run
 from configs import MWA
 from trt_fake import VERSIONS
 from trt_fake_gpu import LateDriver, LateTensorRT
+from trt_files import calibrated_bundle
 
+from mwa_export import backend_tensorrt
 from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.bundle import Bundle
 from mwa_export.errors import EngineError, ProfileError, RuntimeUnavailableError, VerificationError
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.trt_versions import EnginePrecision
 from mwa_export.verify import random_pixels, random_texts
 
 SIZE, WIDTH = MWA.backbone.image_size, MWA.backbone.embed_dim
@@ -69,6 +73,44 @@ def least_cosine(found: Any, wanted: Any) -> float:
     assert found.dtype == np.float32
     assert found.shape == wanted.shape
     return float((found.astype(np.float64) * wanted).sum(axis=1).min())
+
+
+@pytest.mark.parametrize(
+    ("flag", "precision", "least"), [("--bf16", "bfloat16", 0.999), ("--fp8", "float8", 0.98)]
+)
+def test_engines_of_every_typed_precision_run(
+    flag: str,
+    precision: EnginePrecision,
+    least: float,
+    newest: LateTensorRT,
+    files: Path,
+    data: RetrievalData,
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+) -> None:
+    kept = tmp_path_factory.mktemp("trt-backend") / "bundle"
+    source = calibrated_bundle(files / "bundle", data, kept).path
+    outcome = run("trt", source, flag, "-o", tmp_path / "out")
+    assert outcome.status == 0, outcome
+    bundle = Bundle.open(tmp_path / "out")
+    exact = OnnxBackend(bundle, check=False)
+    with TensorRtBackend(bundle, precision=precision) as backend:
+        assert backend.name == f"TensorRT {precision} on NVIDIA H200"
+        found = backend.embed_images(pictures(5)), backend.embed_texts(*texts(5, 7))
+    wanted = exact.embed_images(pictures(5)), exact.embed_texts(*texts(5, 7))
+    for one, other in zip(found, wanted, strict=True):
+        assert least <= least_cosine(one, other) < 0.999999
+    with pytest.raises(EngineError, match=r"has no float16 engine.*--fp16"):
+        TensorRtBackend(bundle)
+
+
+@pytest.mark.parametrize(
+    ("precision", "least"),
+    [("float16", 0.998), ("bfloat16", 0.998), ("int8", 0.9), ("float8", 0.9)],
+)
+def test_engines_must_reach_a_cosine(precision: EnginePrecision, least: float, files: Path) -> None:
+    found = backend_tensorrt._least(Bundle.open(files / "bundle"), precision)
+    assert found == {"vision": least, "text": least}
 
 
 @pytest.mark.parametrize("rows", [1, 4, 5, 19])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,25 @@ def test_precision_comes_from_flags_in_8_and_from_the_graph_since_10(
     assert flags(trt) == (eight if major == 8 else [])
     assert trt.called("create_network") == [((STRONGLY | EXPLICIT)[major],)]
     assert trt.called("parse") == [(str(tmp_path / "vision.onnx"),)]
+
+
+@pytest.mark.parametrize(("precision", "capability"), [("bfloat16", (8, 0)), ("float8", (8, 9))])
+def test_precisions_of_typed_graphs_are_built_where_they_exist(
+    precision: EnginePrecision,
+    capability: tuple[int, int],
+    trt: FakeTensorRT,
+    tmp_path: Path,
+) -> None:
+    first = replace(H200, capability=capability)
+    older = replace(H200, name="NVIDIA T4", capability=(7, 5))
+    if trt.__version__.startswith("8"):
+        message = refused(tmp_path, OptionsError, precision=precision, device=first)
+        assert f"{precision} engines need 10 or later" in message
+        return
+    message = refused(tmp_path, OptionsError, precision=precision, device=older)
+    assert f"NVIDIA T4 has compute capability 7.5, and {precision} needs 8." in message
+    assert build(tmp_path, precision, device=first).read_bytes() == b"an engine"
+    assert flags(trt) == []
 
 
 def test_no_build_uses_cublas_or_cudnn(trt: FakeTensorRT, tmp_path: Path) -> None:

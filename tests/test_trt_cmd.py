@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from commands import files_below, refused, run
+from onnx import TensorProto
 from trt_fake import GIB, VERSIONS, FakeDriver, FakeTensorRT
 from trt_files import calibrated_bundle
 
@@ -120,6 +121,86 @@ def test_each_version_gets_its_graph(
     assert {entry["precision"] for entry in entries(tmp_path / "out")} == {"int8"}
 
 
+@pytest.mark.parametrize(
+    ("flag", "precision"), [("--bf16", "bfloat16"), ("--fp8", "float8"), ("--fp16", "float16")]
+)
+@pytest.mark.parametrize("major", [10, 11])
+def test_typed_precisions_come_from_the_graph_alone(
+    flag: str,
+    precision: str,
+    major: int,
+    driver: FakeDriver,
+    calibrated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trt = FakeTensorRT(major).install(monkeypatch)
+    said = trt_command(calibrated, flag, "-o", tmp_path / "out")
+    assert "least cosine with the reference" in said
+    assert set(trt.graphs) == {f"{tower}.{precision}.onnx" for tower in ("vision", "text")}
+    kinds = {t.data_type for model in trt.graphs.values() for t in model.graph.initializer}
+    small = {"bfloat16": TensorProto.BFLOAT16, "float8": TensorProto.FLOAT8E4M3FN}
+    assert kinds & {*small.values()} == ({small[precision]} if precision in small else set())
+    assert not trt.called("config.set_flag")
+    assert {entry["precision"] for entry in entries(tmp_path / "out")} == {precision}
+    engines = engines_of(Bundle.open(tmp_path / "out"))
+    assert {engine.precision for engine in engines} == {precision}
+
+
+@pytest.mark.parametrize("flag", ["--bf16", "--fp8"])
+def test_8_has_no_such_precision(
+    flag: str, driver: FakeDriver, calibrated: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    trt = FakeTensorRT(8).install(monkeypatch)
+    message = refused("trt", calibrated, flag, "-o", tmp_path / "out")
+    assert message.startswith(f"{flag}: TensorRT 8.6.1 is installed")
+    assert "10 or later" in message
+    assert not trt.calls
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("capability", "refuses"),
+    [((7, 5), ["--bf16", "--fp8"]), ((8, 0), ["--fp8"]), ((8, 6), ["--fp8"]), ((8, 9), [])],
+)
+def test_gpu_decides_which_precisions_there_are(
+    capability: tuple[int, int],
+    refuses: list[str],
+    trt: FakeTensorRT,
+    driver: FakeDriver,
+    calibrated: Path,
+    tmp_path: Path,
+) -> None:
+    driver.capability = dict(zip((75, 76), capability, strict=True))
+    found = []
+    for flag in ("--bf16", "--fp8"):
+        outcome = run("trt", calibrated, flag, "-o", tmp_path / f"out{flag}")
+        if outcome.status:
+            assert f"compute capability {capability[0]}.{capability[1]}" in outcome.stderr
+            found.append(flag)
+    assert found == refuses
+
+
+def test_float8_for_every_gpu_since_ampere_is_refused(
+    trt: FakeTensorRT, calibrated: Path, tmp_path: Path
+) -> None:
+    options = ("--hardware-compatible", "-o", tmp_path / "out")
+    assert "float8 needs Ada" in refused("trt", calibrated, "--fp8", *options)
+    assert not (tmp_path / "out").exists()
+    trt_command(calibrated, "--bf16", *options)
+
+
+def test_many_gemms_in_float32_are_shown(
+    trt: FakeTensorRT, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "of the GEMMs" not in trt_command(bundle, "--fp16")
+    names = [f"blocks.0.{linear}.MatMul" for linear in ("qkv", "out", "fc1_down", "fc2_up")]
+    monkeypatch.setattr(engine_graphs, "largest_magnitudes", lambda *_: dict.fromkeys(names, 1e6))
+    said = trt_command(bundle, "--fp16", "--rebuild")
+    assert "of the GEMMs compute in float32" in said
+    assert "--bf16" in said
+
+
 def test_data_is_measured(
     trt: FakeTensorRT, bundle: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +250,8 @@ def test_engines_of_two_gpus_live_side_by_side(
         (("--fp16", "--lengths", "2,9,9000"), "the longest text of this model"),
         (("--fp16", "--device", 3), "--device 3"),
         (("--int8",), "has no calibration.json"),
+        (("--fp8",), "NVIDIA H200 has compute capability 7.5, and float8 needs 8.9 (Ada"),
+        (("--bf16",), "NVIDIA H200 has compute capability 7.5, and bfloat16 needs 8.0 (Ampere)"),
         (("--fp16", "--hardware-compatible"), "older than Ampere"),
     ],
 )

@@ -161,6 +161,16 @@ def test_an_object_of_unknown_type_is_found(offers: dict[int, dict[str, Any]]) -
     assert untyped == [("create_network", 2)]
 
 
+def test_types_of_our_graphs_are_those_of_the_versions_that_get_them(
+    offers: dict[int, dict[str, Any]],
+) -> None:
+    """Strongly typed graphs are for 10 and 11; 8.6 has no bfloat16 at all."""
+    types = {major: set(offer["classes"]["DataType"]["values"]) for major, offer in offers.items()}
+    for major in (10, 11):
+        assert types[major] >= {"FLOAT", "HALF", "BF16", "INT8", "FP8", "INT64", "UINT8"}
+    assert "BF16" not in types[8]
+
+
 NETWORK_FLAGS = {8: 1, 10: 2, 11: 1}
 CALL = """
 import sys

@@ -16,7 +16,7 @@ from trt_files import calibrated_bundle
 
 from mwa_export.bundle import Bundle, write_manifest
 from mwa_export.calib import engine_graphs
-from mwa_export.calib.engine_graphs import EngineGraph, engine_graph
+from mwa_export.calib.engine_graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.calib.lint import lint
 from mwa_export.calib.value_ranges import Inputs, largest_magnitudes
 from mwa_export.config import Tower
@@ -27,6 +27,7 @@ from mwa_export.trt_versions import EnginePrecision
 
 TOWER = pytest.mark.parametrize("tower", ["vision", "text"])
 FLOAT16, FLOAT, INT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT8
+BFLOAT16, FLOAT8 = TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +95,50 @@ def test_int8_graph_is_the_float16_graph_with_float16_scales(
 
 
 @TOWER
+@pytest.mark.parametrize("major", [10, 11])
+def test_bfloat16_graph_is_typed_and_computes_the_same(
+    tower: Tower, major: int, calibrated: Bundle, tmp_path: Path
+) -> None:
+    graph, model = made(calibrated, tower, tmp_path, precision="bfloat16", major=major)
+    assert opset(model) == 19
+    assert 0.999 <= graph.cosine < 0.999999
+    types = types_of(model)
+    products = [n for n in model.graph.node if n.op_type in ("MatMul", "Softmax")]
+    assert {types[node.output[0]] for node in products} == {BFLOAT16}
+    first = {"vision": "patch.Conv", "text": "padding_mask.Cast"}[tower]
+    assert graph.float32[0] == first
+    assert len(graph.float32) == 5  # and the unit norm
+    assert not lint(model, "tensorrt-bfloat16")
+    assert graph.advice is None
+    assert [path.name for path in tmp_path.iterdir()] == [f"{tower}.bfloat16.onnx"]
+
+
+@TOWER
+@pytest.mark.parametrize("major", [10, 11])
+def test_float8_graph_has_the_sites_of_int8(
+    tower: Tower, major: int, calibrated: Bundle, tmp_path: Path
+) -> None:
+    graph, model = made(calibrated, tower, tmp_path, precision="float8", major=major)
+    _graph, int8 = made(calibrated, tower, tmp_path, precision="int8", major=major)
+    pairs, wanted = (
+        [n for n in m.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        for m in (model, int8)
+    )
+    assert [node.name for node in pairs] == [node.name for node in wanted]
+    weights = {t.name: t for t in model.graph.initializer}
+    assert {weights[node.input[1]].data_type for node in pairs} == {FLOAT16}
+    assert {weights[node.input[2]].data_type for node in pairs} == {FLOAT8}
+    assert INT8 not in {tensor.data_type for tensor in weights.values()}
+    types = types_of(model)
+    assert {types[n.output[0]] for n in pairs if n.op_type == "QuantizeLinear"} == {FLOAT8}
+    assert {types[n.output[0]] for n in pairs if n.op_type == "DequantizeLinear"} == {FLOAT16}
+    assert 0.98 <= graph.cosine < 0.99999
+    assert not lint(model, "tensorrt-float8")
+    hashes = {name: entry["sha256"] for name, entry in calibrated.manifest.files.items()}
+    assert graph.sources == (hashes[f"{tower}.onnx"], hashes["calibration.json"])
+
+
+@TOWER
 @pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_graph_for_8_is_float32_at_opset_17(
     tower: Tower, precision: EnginePrecision, calibrated: Bundle, tmp_path: Path
@@ -117,12 +162,15 @@ def test_sources_are_the_files_that_a_graph_was_made_from(
     assert whole.sources == (hashes["text.onnx"], hashes["calibration.json"])
 
 
-def test_layers_that_quantize_kept_have_no_pairs(calibrated: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", CALIBRATED)
+def test_layers_that_quantize_kept_have_no_pairs(
+    precision: EnginePrecision, calibrated: Bundle, tmp_path: Path
+) -> None:
     kept = {"quantization": {"kept": {"text": ["blocks.0.qkv"]}}}
     bundle = Bundle(calibrated.path, replace(calibrated.manifest, **kept))  # type: ignore[arg-type]
     counts = []
     for one in (calibrated, bundle):
-        _graph, model = made(one, "text", tmp_path, precision="int8")
+        _graph, model = made(one, "text", tmp_path, precision=precision)
         names = {node.name for node in model.graph.node if node.op_type == "QuantizeLinear"}
         counts.append(names)
     assert counts[0] - counts[1] == {"blocks.0.qkv.input.QuantizeLinear"}
@@ -138,9 +186,20 @@ def test_a_tower_that_is_kept_whole_has_no_int8_graph(calibrated: Bundle, tmp_pa
         made(bundle, "text", tmp_path, precision="int8")
 
 
-def test_int8_needs_a_calibration(files: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", CALIBRATED)
+def test_8_bits_need_a_calibration(precision: EnginePrecision, files: Path, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"has no calibration\.json.*mwa-export quantize"):
-        made(Bundle.open(files / "bundle"), "text", tmp_path, precision="int8")
+        made(Bundle.open(files / "bundle"), "text", tmp_path, precision=precision)
+
+
+def test_bfloat16_needs_no_measurement(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: Any) -> dict[str, float]:
+        raise AssertionError("nothing is decided by it")
+
+    monkeypatch.setattr(engine_graphs, "largest_magnitudes", measure)
+    made(Bundle.open(files / "bundle"), "text", tmp_path, precision="bfloat16")
 
 
 # --- measured ranges ---
@@ -177,6 +236,33 @@ def test_what_measures_too_large_for_float16_stays_in_float32(files: Path, tmp_p
     assert {"grown", "shrunk"} <= set(graph.float32)
     assert types_of(model)["grown"] == FLOAT
     assert graph.cosine >= 0.9999
+    graph, model = made(large, "text", tmp_path, precision="bfloat16")
+    assert types_of(model)["grown"] == BFLOAT16, "which has room for it"
+    assert graph.cosine >= 0.999
+
+
+def test_many_gemms_in_float32_are_told_and_bfloat16_advised(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(files / "bundle")
+    graph, model = made(bundle, "text", tmp_path)
+    products = [n for n in model.graph.node if n.op_type == "MatMul"]
+    assert (graph.float32_gemms, graph.advice) == (0, None)
+    shares = []
+    for few in (1, len(products) // 2):
+        large = {node.output[0]: 1e6 for node in products[:few]}
+        monkeypatch.setattr(engine_graphs, "largest_magnitudes", lambda *_, large=large: large)
+        graph, _model = made(bundle, "text", tmp_path)
+        share = graph.float32_gemms
+        assert share >= few / len(products)
+        shares.append(share >= 0.1)
+        if share < 0.1:
+            assert graph.advice is None
+        else:
+            assert graph.advice is not None
+            assert f"{share:.0%} of the GEMMs compute in float32" in graph.advice
+            assert "--bf16" in graph.advice
+    assert shares == [False, True]
 
 
 def test_data_is_measured_beside_the_conformance_vectors(files: Path, tmp_path: Path) -> None:
@@ -221,17 +307,23 @@ def test_8_is_refused_where_it_could_choose_float16_for_large_values(
     files: Path, tmp_path: Path
 ) -> None:
     bundle = with_large_values(files, tmp_path / "bundle", 2.0**16)
-    with pytest.raises(VerificationError, match=r"grown reaches .*float16 ends at 65504"):
+    with pytest.raises(VerificationError, match=r"grown reaches .*float16 ends at 65504.*--bf16"):
         made(bundle, "text", tmp_path, major=8)
 
 
 def test_a_graph_that_computes_something_else_is_refused(
     calibrated: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for found in (0.9, float("nan")):
-        monkeypatch.setattr(engine_graphs, "_cosine", lambda *_, found=found, **__: found)
-        with pytest.raises(VerificationError, match=r"expected 0\.99800 or more"):
-            made(calibrated, "vision", tmp_path)
+    expected: dict[EnginePrecision, tuple[str, str]] = {
+        "float16": ("0.99800", "Build --bf16"),
+        "bfloat16": ("0.99800", "Build --fp16"),
+        "float8": ("0.90000", "or build --fp16"),
+    }
+    for precision, (least, advice) in expected.items():
+        for found in (float(least) - 1e-4, float("nan")):
+            monkeypatch.setattr(engine_graphs, "_cosine", lambda *_, found=found, **__: found)
+            with pytest.raises(VerificationError, match=rf"expected {least} or more.*{advice}"):
+                made(calibrated, "vision", tmp_path, precision=precision)
 
 
 def test_int8_is_held_to_what_quantize_measured(

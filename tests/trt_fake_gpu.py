@@ -13,8 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from trt_fake import FakeDriver, FakeTensorRT
+
+from mwa_export.calib.float_graph import FloatGraph
+from mwa_export.calib.rounded_graph import in_float32
 
 Work = Callable[[], None]
 
@@ -148,7 +152,9 @@ class LateTensorRT(FakeTensorRT):
 class _Engine:
     def __init__(self, fake: LateTensorRT, blob: bytes) -> None:
         self._fake = fake
-        self.session = onnxruntime.InferenceSession(blob, providers=["CPUExecutionProvider"])
+        graph = FloatGraph.of(onnx.load_from_string(blob))  # rounded where it is bfloat16
+        runnable = in_float32(graph).whole().SerializeToString()
+        self.session = onnxruntime.InferenceSession(runnable, providers=["CPUExecutionProvider"])
         self.ports = {p.name: p for p in (*self.session.get_inputs(), *self.session.get_outputs())}
         name = "device_memory_size" if fake.major == 8 else "device_memory_size_v2"
         setattr(self, name, fake.scratch)
