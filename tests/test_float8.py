@@ -62,6 +62,12 @@ def test_weights_are_finite_and_keep_their_digits(seed: int, size: float) -> Non
     assert (lost <= step * (1 + 2.0**-9)).all()
 
 
+def test_weights_beyond_the_range_of_a_scale_are_its_largest() -> None:
+    weight = np.asarray([[1000.0, -500.0, 3.0]], np.float32)
+    stored = float8_weight(weight, np.float32(1))
+    assert stored.astype(np.float32).tolist() == [[448.0, -448.0, 3.0]]
+
+
 def test_weights_of_zeros_stay_zeros() -> None:
     scale = np.float32(float8_scale(0.0))
     assert not float8_weight(np.zeros((4, 3), np.float32), scale).astype(np.float32).any()

@@ -202,6 +202,30 @@ def test_bfloat16_needs_no_measurement(
     made(Bundle.open(files / "bundle"), "text", tmp_path, precision="bfloat16")
 
 
+@pytest.mark.parametrize(
+    ("precision", "major", "rules"),
+    [
+        ("bfloat16", 11, ["tensorrt-bfloat16"]),
+        ("float8", 11, ["tensorrt-float8"]),
+        ("int8", 11, ["tensorrt"]),
+        ("int8", 8, ["tensorrt8"]),
+        ("float16", 11, []),
+    ],
+)
+def test_what_is_compiled_was_checked_by_its_rules(
+    precision: EnginePrecision,
+    major: int,
+    rules: list[str],
+    calibrated: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked: list[tuple[Path, str]] = []
+    monkeypatch.setattr(engine_graphs, "check", lambda *given: checked.append(given))
+    graph, _model = made(calibrated, "text", tmp_path, precision=precision, major=major)
+    assert checked == [(graph.path, name) for name in rules]
+
+
 # --- measured ranges ---
 
 
