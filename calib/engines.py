@@ -108,7 +108,7 @@ def build_engines(
     if not missing and out is None:
         return EnginesBuilt(bundle, device, kept, frozenset(), ())
     samples = None
-    if data is not None and missing:
+    if data is not None and missing and options.precision != "bfloat16":  # nothing to measure
         samples = take_samples(side_from_bundle(path), data, options.samples, options.seed)
     with changed_bundle(bundle, out, force=force) as folder:
         new, graphs = [], []

@@ -60,7 +60,8 @@ Examples:
     "--data",
     type=PATH,
     help="Pictures with captions, in any form that `parity` reads: how large values become on them "
-    "decides what stays in float32. Without it, the bundle's conformance vectors do.",
+    "decides what stays in float32. Without it, the bundle's conformance vectors do; --bf16 needs "
+    "neither.",
 )
 @click.option("--images", type=PATH, help="Folder of --data's pictures; by default beside it.")
 @click.option("--split", help="Split of --data: of a Karpathy JSON (default: test) or a table.")

@@ -215,6 +215,9 @@ def test_data_is_measured(
     trt_command(bundle, "--fp16", "--data", files / "data", "--samples", 16)
     assert rows == [16 + len(vectors.pixels), 16 + len(vectors.token_ids)]
     assert len(entries(bundle)) == 2
+    rows.clear()
+    trt_command(bundle, "--bf16", "--data", files / "data", "--samples", 16)
+    assert not rows, "bfloat16 has room for every value"
     message = refused("trt", bundle, "--fp16", "--data", files / "nowhere")
     assert "nowhere" in message
 
