@@ -6,7 +6,9 @@ moment. Everything embedded is drawn here; of the pictures, 500 are distinct fil
 links to them, so they come from the page cache, for every contender.
 
     python benchmarks/embed.py
-    python benchmarks/embed.py --pictures 200 --texts 2000 --rounds 1 --no-base     # a smoke test
+    python benchmarks/embed.py --parts base memory          # the others stay as --out has them
+    python benchmarks/embed.py --pictures 200 --texts 2000 --compared 200 --rounds 1 \\
+        --parts start pictures texts memory --out smoke.json
 
 clip-retrieval is installed without its dependencies into a temporary folder (its reader of files
 needs PyTorch and Pillow only); what cannot be run is left out, and the output says why. Results go
@@ -38,6 +40,7 @@ from mwa_export.cpu import cores
 HERE = Path(__file__).parent
 MIB = 1 << 20
 SIZE = 224  # pixels of the models but the tiny one
+PARTS = ("start", "pictures", "texts", "base", "memory")
 INTERVAL = 0.02  # seconds between two looks at a process
 Result = dict[str, Any]
 
@@ -51,29 +54,39 @@ def main() -> None:
         data[0] = write_pictures(work / "pictures-compared", options.compared)
         texts = {n: write_texts(work / f"texts-{n}.jsonl", n) for n in options.texts}
         free, tiny = free_bundle(work / "free"), tiny_bundle(work / "tiny")
-        results: Result = {"machine": machine(), "options": options_of(options)}
-        results["start"] = measure_start(options, tiny, data[0], work)
-        results["pictures"] = compare_pictures(options, free, data[0], work)
-        results["texts"] = measure_texts(options, {"free": free, "tiny": tiny}, texts, work)
-        results["base"] = compare_base(options, data[0], work)
-        results["memory"] = [
-            *(grow(free, "images", data[n], n, work) for n in sorted(options.pictures)),
-            *(grow(free, "texts", texts[n], n, work) for n in sorted(options.texts)),
-        ]
+        measure: dict[str, Callable[[], Result]] = {
+            "start": lambda: measure_start(options, tiny, data[0], work),
+            "pictures": lambda: compare_pictures(options, free, data[0], work),
+            "texts": lambda: measure_texts(options, {"free": free, "tiny": tiny}, texts, work),
+            "base": lambda: compare_base(options, data[0], work),
+            "memory": lambda: {
+                "runs": [
+                    *(grow(free, "images", data[n], n, work) for n in sorted(options.pictures)),
+                    *(grow(free, "texts", texts[n], n, work) for n in sorted(options.texts)),
+                ]
+            },
+        }
+        results: Result = json.loads(options.out.read_text()) if options.out.exists() else {}
+        for part in options.parts:
+            results[part] = {"machine": machine(), **measure[part]()}
+            save(options.out, results)
     print(table(results))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(options.out)
+
+
+def save(path: Path, results: Result) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--pictures", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--texts", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--compared", type=int, default=3000, help="pictures of the comparisons")
+    parser.add_argument("--compared", type=int, default=6000, help="pictures of the comparisons")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--base-pictures", type=int, default=256)
-    parser.add_argument("--no-base", action="store_true", help="leave out base INT8 (minutes)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
     parser.add_argument("--base-bundle", type=Path, help="one with INT8 graphs, else it is made")
     parser.add_argument("--base-runtime", default="openvino", choices=["openvino", "onnxruntime"])
     parser.add_argument("--clip-retrieval", type=Path, help="folder that holds the package")
@@ -108,21 +121,19 @@ def compare_pictures(options: argparse.Namespace, free: Path, folder: Path, work
 def measure_texts(
     options: argparse.Namespace, bundles: dict[str, Path], texts: dict[int, Path], work: Path
 ) -> Result:
-    """Rows per second of texts no two of which are alike."""
-    count = sorted(texts)[len(texts) // 2]
+    """Rows per second of texts no two of which are alike; fewer where the model takes longer."""
+    counts = {"free": sorted(texts)[len(texts) // 2], "tiny": min(texts)}
     contenders: dict[str, Callable[[], Result]] = {
-        name: lambda bundle=bundle: embed(  # type: ignore[misc]
+        name: lambda bundle=bundle, count=counts[name]: embed(  # type: ignore[misc]
             [bundle, "--texts", texts[count], *onnx()], work
         )
         for name, bundle in bundles.items()
     }
-    return {**interleaved(options.rounds, contenders), "count": count}
+    return {**interleaved(options.rounds, contenders), "count": counts}
 
 
 def compare_base(options: argparse.Namespace, folder: Path, work: Path) -> Result:
     """Base at 224 pixels in INT8: the whole job against the model alone, same runtime and batch."""
-    if options.no_base:
-        return {"left_out": "--no-base"}
     runtime = options.base_runtime
     bundle = options.base_bundle or base_bundle(work / "base", runtime)
     chosen = {"runtime": runtime, "precision": "int8", "threads": cores(), "allow_slow": True}
@@ -286,45 +297,64 @@ def machine() -> Result:
     }
 
 
-def options_of(options: argparse.Namespace) -> Result:
-    return {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
-
-
 def table(results: Result) -> str:
-    """The issue's table, as Markdown: what was measured, the target, what was found."""
-    pictures, texts, base = results["pictures"], results["texts"], results["base"]
-    rates, over = pictures["rows_per_second"], pictures["embed_over"]
-    count = results["machine"]["cores"]
+    """The parts that are there, as Markdown: what was measured, the target, what was found."""
+    rows = {
+        "base": base_rows,
+        "pictures": picture_rows,
+        "texts": text_rows,
+        "memory": memory_rows,
+        "start": start_rows,
+    }
     lines = ["| | target | found |", "| --- | --- | --- |"]
-    if "left_out" in base:
-        lines.append(f"| whole job / bare model, base 224 INT8 | >= 95 % | {base['left_out']} |")
-    else:
-        found = f"{100 * base['embed_over']['model']:.1f} %"
-        lines.append(f"| whole job / bare model, base 224 INT8 | >= 95 % | {found} |")
-    per_core = {name: rate / count for name, rate in rates.items()}
-    lines.append(
-        f"| pictures of 640x480 per second and core, free model, / Pillow | >= 90 % | "
-        f"{per_core['embed']:,.0f} / {per_core['pillow']:,.0f} = {100 * over['pillow']:.1f} % |"
-    )
-    for name, rate in texts["rows_per_second"].items():
-        lines.append(f"| texts, {name} model | >= 20,000 rows/s | {rate:,.0f} rows/s |")
-    for row in results["memory"]:
-        added = row["added_by_last_nine_tenths"] / MIB
-        lines.append(
-            f"| memory, {row['rows']:,} {row['kind']}: the last 90 % adds | < 50 MiB | "
-            f"{added:.1f} MiB, from {row['rss_at_tenth'] / MIB:,.0f} MiB; "
-            f"{row['rows_per_second']:,.0f} rows/s |"
-        )
-    lines.append(
-        f"| start to first row, tiny bundle | < 2 s | {results['start']['seconds']:.2f} s |"
-    )
-    peer = (
-        f"{over['clip-retrieval']:.2f} x ({per_core['clip-retrieval']:,.0f} per second and core)"
-        if "clip-retrieval" in over
-        else pictures["left_out"]
-    )
-    lines.append(f"| rows/s over clip-retrieval's reader, free model | >= 1.5 x | {peer} |")
+    for part in (part for part in rows if part in results):
+        lines += [f"| {' | '.join(row)} |" for row in rows[part](results[part])]
     return "\n".join(lines)
+
+
+Row = tuple[str, str, str]
+
+
+def base_rows(base: Result) -> list[Row]:
+    found = f"{100 * base['embed_over']['model']:.1f} %"
+    return [("whole job / bare model, base 224 INT8", ">= 95 %", found)]
+
+
+def picture_rows(pictures: Result) -> list[Row]:
+    over, cores = pictures["embed_over"], pictures["machine"]["cores"]
+    per_core = {name: rate / cores for name, rate in pictures["rows_per_second"].items()}
+    pillow = f"{per_core['embed']:,.0f} / {per_core['pillow']:,.0f} = {100 * over['pillow']:.1f} %"
+    peer = str(pictures["left_out"])
+    if "clip-retrieval" in over:
+        rate = per_core["clip-retrieval"]
+        peer = f"{over['clip-retrieval']:.2f} x ({rate:,.0f} per second and core)"
+    return [
+        ("pictures of 640x480 per second and core, free model, / Pillow", ">= 90 %", pillow),
+        ("rows/s over clip-retrieval's reader, free model", ">= 1.5 x", peer),
+    ]
+
+
+def text_rows(texts: Result) -> list[Row]:
+    return [
+        (f"texts, {name} model", ">= 20,000 rows/s", f"{rate:,.0f} rows/s")
+        for name, rate in texts["rows_per_second"].items()
+    ]
+
+
+def memory_rows(memory: Result) -> list[Row]:
+    return [
+        (
+            f"memory, {run['rows']:,} {run['kind']}: the last 90 % adds",
+            "< 50 MiB",
+            f"{run['added_by_last_nine_tenths'] / MIB:.1f} MiB, from "
+            f"{run['rss_at_tenth'] / MIB:,.0f} MiB; {run['rows_per_second']:,.0f} rows/s",
+        )
+        for run in memory["runs"]
+    ]
+
+
+def start_rows(start: Result) -> list[Row]:
+    return [("start to first row, tiny bundle", "< 2 s", f"{start['seconds']:.2f} s")]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""INT8 products of ONNX Runtime are exact on this CPU, whatever instructions it has."""
+"""What our ONNX Runtime sessions are told: exact INT8 on any CPU, and no busy waiting."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def test_extreme_int8_products_do_not_overflow(tmp_path: Path) -> None:
 
     exact = (levels @ weight.astype(np.int64)) * 0.125  # scales are powers of two
     assert np.abs(found - exact).max() <= 1e-6 * np.abs(exact).max()
+
+
+def test_idle_threads_leave_the_cores_to_decoding(tmp_path: Path) -> None:
+    path = tmp_path / "product.onnx"
+    onnx.save(_product(np.zeros((K, N), np.int8)), path)
+
+    told = session(path).get_session_options()
+
+    assert told.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def _product(weight: NDArray[np.int8]) -> onnx.ModelProto:
