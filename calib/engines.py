@@ -19,13 +19,14 @@ from mwa_export.calib.engine_graphs import (
 )
 from mwa_export.calib.samples import take_samples
 from mwa_export.config import Tower
+from mwa_export.errors import MwaExportError
 from mwa_export.files import sha256_of
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import side_from_bundle
 from mwa_export.trt_build import BuildOptions, engine_from_onnx
 from mwa_export.trt_device import Device, select_device
-from mwa_export.trt_engine import Engine, engine_name, engines_of, obstacle, with_engines
+from mwa_export.trt_engine import FLAGS, Engine, engine_name, engines_of, obstacle, with_engines
 from mwa_export.trt_install import check_driver, load_tensorrt
 from mwa_export.trt_profile import Profile, Span, profiles_of, text_lengths
 from mwa_export.trt_versions import EnginePrecision, check_precision, major_of
@@ -56,6 +57,7 @@ class EnginesBuilt:
     engines: tuple[Engine, ...]  # of both towers, for this machine
     built: frozenset[str]  # the files of those that are new
     graphs: tuple[EngineGraph, ...]  # what the new ones were compiled from
+    warnings: tuple[str, ...] = ()
 
 
 def build_engines(
@@ -67,7 +69,7 @@ def build_engines(
     force: bool = False,
     progress: Progress | None = None,
 ) -> EnginesBuilt:
-    """Build an engine for each tower and add them to the bundle.
+    """Build an engine for each tower and add them to the bundle, each as soon as it is built.
 
     Args:
         path: the bundle.
@@ -110,26 +112,73 @@ def build_engines(
     samples = None
     if data is not None and missing and options.precision != "bfloat16":  # nothing to measure
         samples = take_samples(side_from_bundle(path), data, options.samples, options.seed)
+    done: list[_Added] = []
+    for tower in missing:
+        batches = () if samples is None else samples.batches(tower)
+        job = _Job(tower, profiles[tower], version, device, options, progress, batches)
+        try:
+            added = _add(bundle, job, None if done else out, force=force)
+        except MwaExportError as error:
+            if done:  # what was built stays: it took minutes
+                ways = f"mwa-export trt {bundle.path} {FLAGS[options.precision]}"
+                error.args = (
+                    f"{error} {done[0].engine.file} was built and is kept. Go on with: {ways}",
+                )
+            raise
+        done.append(added)
+        bundle = added.bundle
+    if not missing and out is not None:
+        bundle = _copied(bundle, out, force=force)
+    return EnginesBuilt(
+        bundle,
+        device,
+        (*kept, *(added.engine for added in done)),
+        frozenset(added.engine.file for added in done),
+        tuple(added.graph for added in done),
+        tuple(warning for added in done for warning in added.warnings),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One engine to build."""
+
+    tower: Tower
+    profiles: tuple[Profile, ...]
+    version: str
+    device: Device
+    options: EngineOptions
+    progress: Progress
+    batches: Iterable[tuple[Any, ...]]  # to measure on, beside the conformance vectors
+
+
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """An engine that was built, and the bundle that has it."""
+
+    bundle: Bundle
+    graph: EngineGraph
+    engine: Engine
+    warnings: tuple[str, ...]
+
+
+def _add(bundle: Bundle, job: _Job, out: Path | None, *, force: bool) -> _Added:
+    """Build one engine and add it to the bundle."""
     with changed_bundle(bundle, out, force=force) as folder:
-        new, graphs = [], []
-        for tower in missing:
-            batches = () if samples is None else samples.batches(tower)
-            graph, engine = _build(
-                bundle, tower, profiles[tower], version, device, options, folder, progress, batches
-            )
-            new.append(engine)
-            graphs.append(graph)
-        progress("write the manifest")
-        engines = with_engines(bundle.manifest.engines, new)
+        graph, engine, warnings = _build(bundle, job, folder)
+        job.progress("write the manifest")
+        engines = with_engines(bundle.manifest.engines, [engine])
         manifest = replace(bundle.manifest, engines=engines, files={})
         write_manifest(folder, manifest)
-    return EnginesBuilt(
-        Bundle(Path(out or path), manifest),
-        device,
-        (*kept, *new),
-        frozenset(engine.file for engine in new),
-        tuple(graphs),
-    )
+    return _Added(Bundle(Path(out or bundle.path), manifest), graph, engine, warnings)
+
+
+def _copied(bundle: Bundle, out: Path, *, force: bool) -> Bundle:
+    """The bundle as it is, at another place."""
+    with changed_bundle(bundle, out, force=force) as folder:
+        manifest = replace(bundle.manifest, files={})
+        write_manifest(folder, manifest)
+    return Bundle(out, manifest)
 
 
 def _profiles(bundle: Bundle, tower: Tower, options: EngineOptions) -> tuple[Profile, ...]:
@@ -157,50 +206,42 @@ def _present(
     return None
 
 
-def _build(
-    bundle: Bundle,
-    tower: Tower,
-    profiles: tuple[Profile, ...],
-    version: str,
-    device: Device,
-    options: EngineOptions,
-    folder: Path,
-    progress: Progress,
-    batches: Iterable[tuple[Any, ...]],
-) -> tuple[EngineGraph, Engine]:
-    """Build one engine into the bundle's new folder."""
-    name = engine_name(tower, options.precision, version, device)
+def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine, tuple[str, ...]]:
+    """Build one engine into the bundle's new folder. The last are warnings."""
+    options, version = job.options, job.version
+    name = engine_name(job.tower, options.precision, version, job.device)
     with TemporaryDirectory(prefix="mwa-export-") as scratch:
         graph = engine_graph(
             bundle,
-            tower,
+            job.tower,
             options.precision,
             major_of(version),
             Path(scratch),
-            progress,
-            batches=batches,
+            job.progress,
+            batches=job.batches,
         )
         compiled = sha256_of(graph.path)
-        seconds = engine_from_onnx(
+        built = engine_from_onnx(
             graph.path,
-            profiles,
+            job.profiles,
             folder / name,
             precision=options.precision,
-            device=device,
+            device=job.device,
             options=options.build,
-            progress=progress,
+            progress=job.progress,
         )
-    return graph, Engine(
+    engine = Engine(
         file=name,
         sha256=sha256_of(folder / name),
-        tower=tower,
+        tower=job.tower,
         precision=options.precision,
         tensorrt=version,
-        gpu=device.name,
-        capability=device.capability,
-        profiles=profiles,
+        gpu=job.device.name,
+        capability=job.device.capability,
+        profiles=job.profiles,
         sources=graph.sources,
         graph=compiled,
         flags=options.build.flags,
-        seconds=round(seconds, 1),
+        seconds=round(built.seconds, 1),
     )
+    return graph, engine, built.warnings

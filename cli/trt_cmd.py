@@ -130,6 +130,8 @@ def command(bundle: Path, out: Path | None, **values: Any) -> None:
             force=values["force"],
             progress=step,
         )
+    for warning in done.warnings:
+        console.warn(warning)
     _show(done)
     click.echo(done.bundle.path)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mwa_export.errors import EngineError, OptionsError, ProfileError
+from mwa_export.errors import BundleError, EngineError, OptionsError, ProfileError
 from mwa_export.files import new_file
 from mwa_export.progress import Progress, Silent
 from mwa_export.trt_device import Device
@@ -60,6 +60,14 @@ class BuildOptions:
         return tuple(name for name in names if getattr(self, name))
 
 
+@dataclass(frozen=True, slots=True)
+class Built:
+    """How a build went."""
+
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+
 def engine_from_onnx(
     onnx_path: Path,
     profiles: Sequence[Profile],
@@ -69,7 +77,7 @@ def engine_from_onnx(
     device: Device,
     options: BuildOptions | None = None,
     progress: Progress | None = None,
-) -> float:
+) -> Built:
     """Build an engine for the current GPU and write it.
 
     Args:
@@ -84,7 +92,7 @@ def engine_from_onnx(
         progress: told about the phases of the build (not by 8.6).
 
     Returns:
-        Seconds that the build took.
+        How it went. The engine is written first: that its timing cache cannot be is a warning.
 
     Raises:
         MissingPackageError: TensorRT is not installed.
@@ -123,12 +131,9 @@ def engine_from_onnx(
         raise KeyboardInterrupt
     if blob is None:
         raise EngineError(_why_not_built(onnx_path, messages, device, profiles, options))
-    if options.timing_cache is not None:
-        with new_file(options.timing_cache) as path:
-            path.write_bytes(config.get_timing_cache().serialize())
     with new_file(out) as path:
         path.write_bytes(blob)
-    return seconds
+    return Built(seconds, _write_timing_cache(config, options.timing_cache))
 
 
 class _Phases:
@@ -259,6 +264,18 @@ def _use_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
             f"--timing-cache {path}: is no timing cache, or was made on another GPU or by another "
             "version of TensorRT. Name a new file; it will be written."
         )
+
+
+def _write_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> tuple[str, ...]:
+    """Write what was measured. Returns a warning where that is refused."""
+    if path is None:
+        return ()
+    try:
+        with new_file(path) as partial:
+            partial.write_bytes(config.get_timing_cache().serialize())
+    except BundleError as error:
+        return (f"--timing-cache: the next build will measure again. {error}",)
+    return ()
 
 
 def _why_not_built(

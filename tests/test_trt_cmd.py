@@ -105,6 +105,15 @@ def test_every_option_of_the_build_is_used(
     ] * 2
 
 
+def test_a_timing_cache_that_cannot_be_written_costs_no_engine(
+    trt: FakeTensorRT, bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    said = trt_command(bundle, "--fp16", "--timing-cache", tmp_path / "file" / "times")
+    assert said.count("the next build will measure again") == 2
+    assert len(entries(bundle)) == 2
+
+
 @pytest.mark.parametrize("major", VERSIONS)
 def test_each_version_gets_its_graph(
     major: int, driver: FakeDriver, calibrated: Path, tmp_path: Path, monkeypatch: Any
@@ -276,6 +285,49 @@ def test_a_build_that_fails_changes_nothing(trt: FakeTensorRT, bundle: Path) -> 
     before = files_below(bundle.parent)
     assert "no engine could be built on NVIDIA H200: no kernel" in refused("trt", bundle, "--fp16")
     assert files_below(bundle.parent) == before
+
+
+def fail_for(trt: FakeTensorRT, tower: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds of one tower's engine fail."""
+    works = trt.Builder.build_serialized_network
+
+    def build(self: Any, network: object, config: Any) -> bytes | None:
+        if list(trt.graphs)[-1].startswith(tower):
+            self.logger.log(1, "no kernel")
+            return None
+        found: bytes | None = works(self, network, config)
+        return found
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", build)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_an_engine_is_kept_when_the_other_fails(
+    elsewhere: bool, trt: FakeTensorRT, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_below(bundle)
+    out = bundle.parent / "out" if elsewhere else bundle
+    with monkeypatch.context() as patch:
+        fail_for(trt, "text", patch)
+        outcome = run("trt", bundle, "--fp16", *(("-o", out) if elsewhere else ()))
+    assert outcome.status == 2
+    assert "no kernel. engines/vision.float16.sm90.trt11.4.0.106.engine was built and is kept" in (
+        outcome.stderr
+    )
+    assert f"Go on with: mwa-export trt {out} --fp16" in outcome.stderr
+    assert [entry["tower"] for entry in entries(out)] == ["vision"]
+    Bundle.open(out)
+    assert elsewhere == (files_below(bundle) == before)
+    trt.graphs.clear()
+    trt_command(out, "--fp16")
+    assert list(trt.graphs) == ["text.float16.onnx"]
+    assert [entry["tower"] for entry in entries(out)] == ["vision", "text"]
+
+
+def test_a_copy_with_the_engines_that_are_there_is_made(trt: FakeTensorRT, bundle: Path) -> None:
+    trt_command(bundle, "--fp16")
+    assert "was there already" in trt_command(bundle, "--fp16", "-o", bundle.parent / "out")
+    assert files_below(bundle) == files_below(bundle.parent / "out")
 
 
 def test_without_a_precision_it_says_which_there_are(bundle: Path) -> None:
