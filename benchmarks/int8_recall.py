@@ -40,7 +40,7 @@ from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.parity import compare
 from mwa_export.recall import Recall, recall
 from mwa_export.retrieval_data import RetrievalData
-from mwa_export.runtimes import RuntimeOptions
+from mwa_export.runtime_choice import RuntimeOptions
 from mwa_export.sides import side_from_bundle
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "int8_recall.json"

@@ -18,6 +18,7 @@ from mwa_export.calib.engine_graphs import (
     needs_calibration,
 )
 from mwa_export.calib.samples import take_samples
+from mwa_export.calib.speed_gate import GATED, Speed, check_speed, measure_speed
 from mwa_export.config import Tower
 from mwa_export.errors import MwaExportError
 from mwa_export.files import sha256_of
@@ -46,6 +47,8 @@ class EngineOptions:
     rebuild: bool = False  # also where an engine for all this is there
     samples: int = 64  # pictures and captions to measure on
     seed: int = 0
+    speed_gate: bool = True  # time 8 bits beside float16
+    allow_slow: bool = False  # and keep what is slower
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class EnginesBuilt:
     built: frozenset[str]  # the files of those that are new
     graphs: tuple[EngineGraph, ...]  # what the new ones were compiled from
     warnings: tuple[str, ...] = ()
+    speeds: tuple[Speed, ...] = ()  # of the new ones that were timed beside float16
 
 
 def build_engines(
@@ -86,7 +90,8 @@ def build_engines(
         OptionsError: a precision that this TensorRT or this GPU does not have.
         CalibrationError: int8 or float8 without a calibration in the bundle.
         VerificationError: a graph does not compute what the float32 graph computes.
-        EngineError, ProfileError, OptionsError: see `trt_build.engine_from_onnx`.
+        EngineError, ProfileError, OptionsError: see `trt_build.engine_from_onnx`; also for an
+            engine of 8 bits that is slower than float16.
     """
     options, progress = options or EngineOptions(), progress or Silent()
     progress("look for TensorRT and a GPU")
@@ -136,6 +141,7 @@ def build_engines(
         frozenset(added.engine.file for added in done),
         tuple(added.graph for added in done),
         tuple(warning for added in done for warning in added.warnings),
+        tuple(added.speed for added in done if added.speed is not None),
     )
 
 
@@ -160,17 +166,45 @@ class _Added:
     graph: EngineGraph
     engine: Engine
     warnings: tuple[str, ...]
+    speed: Speed | None
 
 
 def _add(bundle: Bundle, job: _Job, out: Path | None, *, force: bool) -> _Added:
     """Build one engine and add it to the bundle."""
     with changed_bundle(bundle, out, force=force) as folder:
         graph, engine, warnings = _build(bundle, job, folder)
+        speed = _speed(bundle, job, folder, engine)
+        if speed is not None and job.options.allow_slow and speed.ratio < 1:
+            warnings += (f"{speed.sentence}. {speed.reasons}".rstrip(". "),)
+        elif speed is not None:
+            check_speed(speed)
         job.progress("write the manifest")
         engines = with_engines(bundle.manifest.engines, [engine])
         manifest = replace(bundle.manifest, engines=engines, files={})
         write_manifest(folder, manifest)
-    return _Added(Bundle(Path(out or bundle.path), manifest), graph, engine, warnings)
+    return _Added(Bundle(Path(out or bundle.path), manifest), graph, engine, warnings, speed)
+
+
+def _speed(bundle: Bundle, job: _Job, folder: Path, engine: Engine) -> Speed | None:
+    """Time a new engine of 8 bits beside float16; None: that is not asked for."""
+    if engine.precision not in GATED or not job.options.speed_gate:
+        return None
+    with TemporaryDirectory(prefix="mwa-export-") as scratch:
+        float16 = _float16_engine(bundle, job, Path(scratch))
+        job.progress(f"{job.tower} tower: time {engine.precision} beside float16")
+        ours = (Bundle(folder, bundle.manifest), engine)
+        return measure_speed(ours, float16, job.device)
+
+
+def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, Engine]:
+    """A float16 engine for the same shapes: the bundle's, or one that is built to compare with."""
+    options = replace(job.options, precision="float16", rebuild=False)
+    found = _present(bundle, job.tower, job.profiles, job.version, job.device, options)
+    if found is not None:
+        return bundle, found
+    job.progress(f"{job.tower} tower: build float16, to compare with")
+    _graph, engine, _warnings = _build(bundle, replace(job, options=options), scratch)
+    return Bundle(scratch, bundle.manifest), engine
 
 
 def _copied(bundle: Bundle, out: Path, *, force: bool) -> Bundle:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, reading_options
+from mwa_export.cli.options import PATH, device_option, reading_options
 
 _EXAMPLES = """\b
 Examples:
@@ -31,7 +31,7 @@ Examples:
     "runtimes",
     multiple=True,
     metavar="NAME",
-    help="Of ours: onnxruntime, openvino, cuda. Repeatable; default: all that run here.",
+    help="Of ours: onnxruntime, openvino, cuda, tensorrt. Repeatable; default: all that run here.",
 )
 @click.option(
     "--peers",
@@ -73,6 +73,7 @@ Examples:
 @click.option(
     "--allow-slow", is_flag=True, help="Ours also in what this CPU runs slower than float32 (INT8)."
 )
+@device_option
 @click.option("--no-peak", is_flag=True, help="Do not measure the machine's GEMM peak.")
 @click.option("-o", "--out", type=PATH, default="bench", show_default=True, help="Folder to make.")
 @click.option("--force", is_flag=True, help="Replace an earlier benchmark.")
@@ -105,6 +106,7 @@ def command(bundle: Path, out: Path, **values: Any) -> None:
         threads=values["threads"],
         peak=not values["no_peak"],
         allow_slow=values["allow_slow"],
+        device=values["device"],
     )
     if values["data"] is None and (values["images"] or values["split"]):
         raise OptionsError("--images and --split belong to --data. Expected: --data DATA")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH
+from mwa_export.cli.options import PATH, RUNTIMES, device_option
 
 if TYPE_CHECKING:
     from mwa_export.embed_plan import Slice
@@ -66,7 +66,7 @@ _OUTPUT = (
 _RUN = (
     click.option(
         "--runtime",
-        type=click.Choice(["auto", "onnxruntime", "openvino", "cuda"]),
+        type=RUNTIMES,
         default="auto",
         show_default=True,
         help="What the bundle runs on.",
@@ -74,6 +74,7 @@ _RUN = (
     click.option("--precision", default="auto", show_default=True, help="float32, int8, ..."),
     click.option("--threads", type=click.IntRange(min=1), help="Of the runtime; default: cores."),
     click.option("--allow-slow", is_flag=True, help="Also what this CPU runs slower than float32."),
+    device_option,
     click.option("--batch", type=click.IntRange(min=1), help="Rows that the model gets at once."),
     click.option(
         "--workers", type=click.IntRange(min=1), help="Threads that decode; default: cores."
@@ -130,7 +131,7 @@ def command(bundle: Path | None, out: Path | None, verify: Path | None, **values
     from mwa_export.embed_job import EmbedOptions
     from mwa_export.embed_progress import MaxErrors
     from mwa_export.embed_run import RunOptions, rehearse, run
-    from mwa_export.runtimes import RuntimeOptions
+    from mwa_export.runtime_choice import RuntimeOptions
 
     sources = _sources(values)
     limit = values["max_errors"]
@@ -142,6 +143,7 @@ def command(bundle: Path | None, out: Path | None, verify: Path | None, **values
         values["precision"],
         values["threads"],
         allow_slow=values["allow_slow"],
+        device=values["device"],
     )
     part, opened = _slice(values["shard"]), Bundle.open(bundle)
     if values["dry_run"]:

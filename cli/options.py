@@ -17,6 +17,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 PATH: Any = click.Path(path_type=Path)
 
 
+RUNTIMES = click.Choice(["auto", "onnxruntime", "openvino", "cuda", "tensorrt"])
+
+
+def device_option(command: F) -> F:
+    """--device: which GPU."""
+    kind = click.IntRange(min=0)
+    return click.option(
+        "--device", type=kind, default=0, show_default=True, help="GPU, for TensorRT and CUDA."
+    )(command)
+
+
 _READING = (
     click.option("--ema", is_flag=True, help="Take the moving average (model_ema)."),
     click.option(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, reading_options
+from mwa_export.cli.options import PATH, RUNTIMES, device_option, reading_options
 
 _EXAMPLES = """\b
 Examples:
@@ -50,14 +50,14 @@ Examples:
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", "onnxruntime", "openvino", "cuda"]),
+    type=RUNTIMES,
     default="onnxruntime",
     show_default=True,
     help="What runs the bundle; a checkpoint always runs on PyTorch.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
+    type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8", "float8"]),
     default="float32",
     show_default=True,
     help="Of the bundle's graphs; auto is what would be run if nothing were said.",
@@ -68,6 +68,7 @@ Examples:
     is_flag=True,
     help="Also what this CPU runs slower than float32 (INT8, bfloat16).",
 )
+@device_option
 @click.option(
     "--tokenizer",
     type=PATH,
@@ -155,7 +156,7 @@ def _columns(values: dict[str, Any]) -> Any:
 def _run_options(values: dict[str, Any]) -> Any:
     from mwa_export.embedding_cache import default_cache
     from mwa_export.parity_run import RunOptions
-    from mwa_export.runtimes import RuntimeOptions
+    from mwa_export.runtime_choice import RuntimeOptions
     from mwa_export.sides import CheckpointOptions
 
     reading = ("adapter", "ema", "trust_pickle", "adapter_scale", "adapter_layernorm", "ffn_option")
@@ -166,6 +167,7 @@ def _run_options(values: dict[str, Any]) -> Any:
             values["precision"],
             threads=values["threads"],
             allow_slow=values["allow_slow"],
+            device=values["device"],
         ),
         tokenizer=values["tokenizer"],
         checkpoint=CheckpointOptions(**{name: values[name] for name in reading}),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH
+from mwa_export.cli.options import PATH, RUNTIMES, device_option
 
 if TYPE_CHECKING:
     from mwa_export.search_result import Found
@@ -39,11 +39,12 @@ Examples:
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", "onnxruntime", "openvino", "cuda"]),
+    type=RUNTIMES,
     default="auto",
     show_default=True,
     help="What the bundle runs on.",
 )
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--html", type=PATH, help="Write a contact sheet: one page with the pictures found.")
 @click.option(
@@ -60,6 +61,7 @@ def command(
     where: str | None,
     bundle: Path | None,
     runtime: str,
+    device: int,
     as_json: bool,
     html: Path | None,
     pictures: Path | None,
@@ -69,7 +71,7 @@ def command(
     Every row is compared, so the result is exact. An unfinished OUTPUT is searched as far as it
     is; what is missing is said.
     """
-    from mwa_export.runtimes import RuntimeOptions
+    from mwa_export.runtime_choice import RuntimeOptions
     from mwa_export.search_html import check_page, write_page
     from mwa_export.search_output import Query, open_output, search_output
 
@@ -84,7 +86,7 @@ def command(
             query,
             k=k,
             bundle=bundle,
-            runtime=RuntimeOptions(runtime),
+            runtime=RuntimeOptions(runtime, device=device),
             pictures=pictures,
             on_rows=step.advance,
         )

@@ -14,6 +14,7 @@ _EXAMPLES = """\b
 Examples:
   mwa-export trt bundle --fp16
   mwa-export trt bundle --int8 --batch 1,32,128 --lengths 2,16,64
+  mwa-export trt bundle --best --data dataset_coco.json --images coco --split val
   mwa-export trt bundle --fp16 --batch 1 --batch 2,64,256 -o bundle-gpu
   mwa-export trt bundle --fp16 --version-compatible --timing-cache times.cache
 """
@@ -44,6 +45,29 @@ Examples:
     help="Float8 (E4M3) in the place of INT8. From TensorRT 10 and Ada on. Needs `quantize`, too.",
 )
 @click.option(
+    "--best",
+    "precision",
+    flag_value="best",
+    help="Build every precision that can be built here, measure speed and, with --data, recall; "
+    "keep the fastest.",
+)
+@click.option(
+    "--max-recall-drop",
+    type=click.FloatRange(0, 100),
+    default=0.2,
+    show_default=True,
+    metavar="POINTS",
+    help="Budget of --best for each of TR@1/5/10 and IR@1/5/10, against float32.",
+)
+@click.option(
+    "--allow-slow", is_flag=True, help="Add --int8 or --fp8 engines also if float16 is faster."
+)
+@click.option(
+    "--no-speed-gate",
+    is_flag=True,
+    help="Do not time --int8 and --fp8 engines beside float16 ones.",
+)
+@click.option(
     "--batch",
     "batches",
     multiple=True,
@@ -61,9 +85,10 @@ Examples:
     type=PATH,
     help="Pictures with captions, in any form that `parity` reads: how large values become on them "
     "decides what stays in float32. Without it, the bundle's conformance vectors do; --bf16 needs "
-    "neither.",
+    "neither. --best measures recall on those of its pictures that are no samples.",
 )
 @click.option("--images", type=PATH, help="Folder of --data's pictures; by default beside it.")
+@click.option("--held-back", type=PATH, help="Another set for --best to measure recall on.")
 @click.option("--split", help="Split of --data: of a Karpathy JSON (default: test) or a table.")
 @click.option(
     "--samples",
@@ -106,7 +131,9 @@ def command(bundle: Path, out: Path | None, **values: Any) -> None:
     Runtime against the bundle's conformance vectors, and compiled.
     """
     if values["precision"] is None:
-        raise click.UsageError("say which precision to build: --fp16, --bf16, --int8 or --fp8")
+        raise click.UsageError(
+            "say which precision to build: --fp16, --bf16, --int8, --fp8, or --best of them"
+        )
     from mwa_export.bundle import MANIFEST
     from mwa_export.files import check_new_folder
     from mwa_export.trt_install import load_tensorrt
@@ -114,26 +141,41 @@ def command(bundle: Path, out: Path | None, **values: Any) -> None:
     if out is not None:
         check_new_folder(out, marker=MANIFEST, force=values["force"])
     load_tensorrt()  # before anything is read
+    from mwa_export.calib.best_engines import best_engines
     from mwa_export.calib.engines import build_engines
-    from mwa_export.data_sources import read_data
+    from mwa_export.cli import trt_view
 
-    options = _options(values)
+    done: Any
     with console.steps() as step:
-        data = values["data"]
-        done = build_engines(
-            bundle,
-            None
-            if data is None
-            else read_data(data, split=values["split"], images=values["images"]),
-            options=options,
-            out=out,
-            force=values["force"],
-            progress=step,
-        )
+        given: dict[str, Any] = {
+            "data": _read(values["data"], split=values["split"], images=values["images"]),
+            "options": _options(values),
+            "out": out,
+            "force": values["force"],
+            "progress": step,
+        }
+        if values["precision"] == "best":
+            done = best_engines(
+                bundle,
+                held_back=_read(values["held_back"]),
+                max_recall_drop=values["max_recall_drop"],
+                **given,
+            )
+        else:
+            done = build_engines(bundle, **given)
     for warning in done.warnings:
         console.warn(warning)
-    _show(done)
+    show = trt_view.show_best if values["precision"] == "best" else trt_view.show
+    show(done)
     click.echo(done.bundle.path)
+
+
+def _read(path: Path | None, **how: Any) -> Any:
+    if path is None:
+        return None
+    from mwa_export.data_sources import read_data
+
+    return read_data(path, **how)
 
 
 def _options(values: dict[str, Any]) -> Any:
@@ -143,7 +185,7 @@ def _options(values: dict[str, Any]) -> Any:
 
     workspace, lengths = values["workspace"], values["lengths"]
     return EngineOptions(
-        precision=values["precision"],
+        precision="float16" if values["precision"] == "best" else values["precision"],
         batches=tuple(Span.parse(text, "batch") for text in values["batches"]) or (BATCH,),
         lengths=None if lengths is None else Span.parse(lengths, "length"),
         device=values["device"],
@@ -156,23 +198,6 @@ def _options(values: dict[str, Any]) -> Any:
         ),
         rebuild=values["rebuild"],
         samples=values["samples"],
+        speed_gate=not values["no_speed_gate"],
+        allow_slow=values["allow_slow"],
     )
-
-
-def _show(done: Any) -> None:
-    for engine in done.engines:
-        size = (done.bundle.path / engine.file).stat().st_size / 1e6
-        state = (
-            f"built in {engine.seconds:.0f} s"
-            if engine.file in done.built
-            else "was there already; --rebuild builds it anew"
-        )
-        console.say(f"  {engine.file}  {size:.0f} MB, {state}")
-    for graph in done.graphs:
-        console.say(
-            f"  {graph.path.name}: least cosine with the reference {graph.cosine:.5f} on ONNX "
-            f"Runtime, {len(graph.float32)} nodes in float32"
-        )
-        if graph.advice is not None:
-            console.say(f"  {graph.path.name}: {graph.advice}")
-    console.say(f"  TensorRT {done.engines[0].tensorrt} on {done.device.name}")

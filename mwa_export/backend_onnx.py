@@ -38,13 +38,13 @@ _DTYPES: dict[str, Literal["float32", "int64", "uint8"]] = {
 }
 
 
-def session(path: Path, *, threads: int | None = None, cuda: bool = False) -> Any:
+def session(path: Path, *, threads: int | None = None, cuda: int | None = None) -> Any:
     """An ONNX Runtime session for a graph, on CPU or on CUDA.
 
     Args:
         path: the `.onnx` file; its data file, if any, lies beside it.
         threads: for one operator; None uses all cores.
-        cuda: run on CUDA, and nowhere else.
+        cuda: run on this GPU, and nowhere else.
 
     Raises:
         BundleError: ONNX Runtime cannot load the graph.
@@ -59,8 +59,8 @@ def session(path: Path, *, threads: int | None = None, cuda: bool = False) -> An
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        provider = CUDA if cuda else CPU
-        runner = ort.InferenceSession(str(path), options, providers=[provider])
+        provider, settings = (CPU, {}) if cuda is None else (CUDA, {"device_id": str(cuda)})
+        runner = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
     except Exception as error:  # ONNX Runtime raises its own types, none of which it exports
         if not type(error).__module__.startswith("onnxruntime"):
             raise
@@ -89,7 +89,7 @@ class OnnxBackend:
         graphs: Mapping[Tower, GraphFile] | None = None,
         threads: int | None = None,
         check: bool = True,
-        cuda: bool = False,
+        cuda: int | None = None,
     ) -> None:
         """Open both towers.
 
@@ -98,7 +98,7 @@ class OnnxBackend:
             graphs: a graph per tower, as `choose_graphs` returns them; float32 where none is given.
             threads: for one operator; None uses all cores.
             check: reproduce the conformance vectors with the bundle's own graphs first.
-            cuda: run on CUDA.
+            cuda: number of a GPU to run on; None: the CPU.
 
         Raises:
             BundleError: a graph is missing or cannot be loaded.
@@ -132,7 +132,7 @@ class OnnxBackend:
 
     @property
     def name(self) -> str:
-        return f"ONNX Runtime{' on CUDA' if self._cuda else ''} {self.precision}"
+        return f"ONNX Runtime{'' if self._cuda is None else ' on CUDA'} {self.precision}"
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
         graph = self.graphs["vision"][1]

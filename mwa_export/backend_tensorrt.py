@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -14,12 +16,13 @@ from mwa_export.backend import (
     check_conformance,
     expected_cosine,
 )
-from mwa_export.backend_onnx import image_feed
+from mwa_export.backend_onnx import GraphFile, image_feed
 from mwa_export.bundle import Bundle
 from mwa_export.config import Tower
+from mwa_export.errors import EngineError
 from mwa_export.trt_buffers import Gpu
-from mwa_export.trt_device import open_driver, select_device
-from mwa_export.trt_engine import load_engine, usable_engine
+from mwa_export.trt_device import Device, open_driver, select_device
+from mwa_export.trt_engine import Engine, load_engine, usable_engines
 from mwa_export.trt_install import check_driver, load_tensorrt
 from mwa_export.trt_log import Messages
 from mwa_export.trt_run import EngineRunner
@@ -38,7 +41,9 @@ class TensorRtBackend:
         bundle: Bundle,
         *,
         precision: EnginePrecision = "float16",
+        engines: Sequence[Engine] = (),
         device: int = 0,
+        graphs: bool = True,
         check: bool = True,
     ) -> None:
         """Load both towers' engines.
@@ -46,7 +51,9 @@ class TensorRtBackend:
         Args:
             bundle: an opened bundle.
             precision: of the engines.
+            engines: those to load, of one precision, in place of the newest of ``precision``.
             device: number of the GPU.
+            graphs: record shapes that repeat as CUDA graphs, which saves the CPU's time.
             check: reproduce the conformance vectors first.
 
         Raises:
@@ -60,21 +67,36 @@ class TensorRtBackend:
         self.device = select_device(device)
         check_driver(trt.__version__, self.device)
         self.image_size = bundle.manifest.model.backbone.image_size
-        self.precision = precision
-        self._graphs = {tower: bundle.graph(tower)[1] for tower in TOWERS}
+        chosen = engines or _newest(bundle, precision, trt.__version__, self.device)
+        self.engines: dict[Tower, Engine] = {engine.tower: engine for engine in chosen}
+        self.precision = chosen[0].precision
+        floats = {tower: bundle.graph(tower)[1] for tower in TOWERS}
+        self.graphs: dict[Tower, GraphFile] = {
+            tower: (
+                bundle.path / engine.file,
+                replace(
+                    floats[tower],
+                    file=engine.file,
+                    precision=engine.precision,
+                    dialect="tensorrt",
+                ),
+            )
+            for tower, engine in self.engines.items()
+        }
         self._gpu = Gpu(open_driver(), self.device)
         self._runtimes = []  # each must outlive its engine
-        self._runners: dict[Tower, EngineRunner] = {}
+        self.runners: dict[Tower, EngineRunner] = {}
         try:
-            for tower in TOWERS:
-                engine = usable_engine(bundle, tower, precision, trt.__version__, self.device)
+            for tower, engine in self.engines.items():
                 messages = Messages()
                 runtime, loaded = load_engine(trt, bundle, engine, self.device, messages)
                 self._runtimes.append((runtime, loaded))
-                spec = self._graphs[tower].spec
-                self._runners[tower] = EngineRunner(trt, self._gpu, loaded, engine, spec, messages)
+                spec = floats[tower].spec
+                self.runners[tower] = EngineRunner(
+                    trt, self._gpu, loaded, engine, spec, messages, graphs=graphs
+                )
             if check:
-                check_conformance(self, bundle, least=_least(bundle, precision))
+                check_conformance(self, bundle, least=_least(bundle, self.precision))
         except BaseException:
             self.close()
             raise
@@ -84,21 +106,28 @@ class TensorRtBackend:
         return f"TensorRT {self.precision} on {self.device.name}"
 
     @property
+    def cuda_graphs(self) -> bool:
+        """Whether CUDA graphs are used; False too where the driver could not record one."""
+        return all(runner.graphs for runner in self.runners.values())
+
+    @property
     def device_bytes(self) -> int:
         """Memory on the GPU for activations, inputs and outputs; the weights come on top."""
-        return self._gpu.bytes + sum(runner.scratch for runner in self._runners.values())
+        return self._gpu.bytes + sum(runner.scratch for runner in self.runners.values())
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        return self._runners["vision"].run(image_feed(self._graphs["vision"], pixels))
+        return self.runners["vision"].run(image_feed(self.graphs["vision"][1], pixels))
 
     def embed_texts(
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
-        return self._runners["text"].run((token_ids, padding_mask))
+        return self.runners["text"].run((token_ids, padding_mask))
 
     def close(self) -> None:
         """Give the GPU's memory back."""
-        self._runners.clear()  # contexts before engines, engines before their runtimes
+        for runner in self.runners.values():
+            runner.close()
+        self.runners.clear()  # contexts before engines, engines before their runtimes
         while self._runtimes:
             runtime, loaded = self._runtimes.pop()
             del loaded
@@ -115,6 +144,15 @@ class TensorRtBackend:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _newest(
+    bundle: Bundle, precision: EnginePrecision, version: str, device: Device
+) -> tuple[Engine, ...]:
+    found, reasons = usable_engines(bundle.manifest, precision, version, device, str(bundle.path))
+    if reasons:
+        raise EngineError(" ".join(reasons))
+    return found
 
 
 def _least(bundle: Bundle, precision: EnginePrecision) -> dict[Tower, float]:

@@ -53,6 +53,7 @@ class BenchOptions:
     threads: int | None = None  # None: the cores this process may use
     peak: bool = True  # measure the machine's GEMM peak too
     allow_slow: bool = False  # ours also in what this CPU runs slower than float32
+    device: int = 0  # number of the GPU
 
     def __post_init__(self) -> None:
         if self.rounds < FEWEST_ROUNDS:
@@ -100,7 +101,11 @@ class _Bencher:
         self.threads = options.threads or cores()
         self.max_length = bundle.manifest.model.backbone.max_text_length
         self.ours = our_contenders(
-            bundle, options.runtimes, threads=self.threads, allow_slow=options.allow_slow
+            bundle,
+            options.runtimes,
+            threads=self.threads,
+            allow_slow=options.allow_slow,
+            device=options.device,
         )
         self.peer_names = chosen_peers(options.peers)
 

@@ -9,22 +9,37 @@ from mwa_export.bench_contenders import CannotRunError, Contender, Run
 from mwa_export.bundle import Bundle
 from mwa_export.config import Tower
 from mwa_export.errors import OptionsError
-from mwa_export.runtimes import PRECISIONS, RuntimeOptions, open_backend
+from mwa_export.runtime_choice import PRECISIONS, RuntimeOptions
+from mwa_export.runtimes import open_backend
+from mwa_export.trt_engine import engines_of
 
-NAMES = {"onnxruntime": "ORT", "openvino": "OpenVINO", "cuda": "ORT CUDA"}
+NAMES = {
+    "onnxruntime": "ORT",
+    "openvino": "OpenVINO",
+    "cuda": "ORT CUDA",
+    "tensorrt": "TensorRT",
+}
 """Runtime -> its name in the report. PyTorch is not ours: it is the first of the peers."""
 
 
 def our_contenders(
-    bundle: Bundle, runtimes: Sequence[str], *, threads: int, allow_slow: bool = False
+    bundle: Bundle,
+    runtimes: Sequence[str],
+    *,
+    threads: int,
+    allow_slow: bool = False,
+    device: int = 0,
 ) -> list[Contender]:
     """Contenders for the named runtimes in all their precisions; none named: all of NAMES.
+
+    Of TensorRT only the precisions that the bundle has engines of, unless it is named.
 
     Args:
         bundle: an opened bundle.
         runtimes: names in NAMES.
         threads: of each.
         allow_slow: also what this CPU runs slower than float32.
+        device: number of the GPU.
 
     Raises:
         OptionsError: a runtime of another name.
@@ -32,11 +47,16 @@ def our_contenders(
     for runtime in runtimes:
         if runtime not in NAMES:
             raise OptionsError(f"no runtime is called {runtime!r}. Expected: {', '.join(NAMES)}.")
+    built = {engine.precision for engine in engines_of(bundle)}
     return [
-        _contender(bundle, RuntimeOptions(runtime, precision, threads, allow_slow=allow_slow))
+        _contender(
+            bundle,
+            RuntimeOptions(runtime, precision, threads, allow_slow=allow_slow, device=device),
+        )
         for runtime in NAMES
         if not runtimes or runtime in runtimes
         for precision in PRECISIONS[runtime]
+        if runtime != "tensorrt" or runtime in runtimes or precision in built
     ]
 
 

@@ -23,7 +23,8 @@ from mwa_export.towers import Port, TowerSpec
 
 if TYPE_CHECKING:
     from mwa_export.bundle_embed import PictureLike
-    from mwa_export.runtimes import Opened, RuntimeOptions
+    from mwa_export.runtime_choice import RuntimeOptions
+    from mwa_export.runtimes import Opened
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from mwa_export.errors import OptionsError
+from mwa_export.trt_host import EngineHost
 
 _CPUINFO = Path("/proc/cpuinfo")
 _NODES = Path("/sys/devices/system/node")
@@ -113,3 +114,5 @@ class Machine:
     sets: frozenset[str] | None
     runtimes: frozenset[str]  # "onnxruntime", "openvino", "cuda": installed, and usable as far
     # as their packages say
+    nvidia: bool = True  # there is a driver
+    engines: EngineHost | None = None  # who would run engines; None: nobody looked

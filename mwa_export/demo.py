@@ -25,7 +25,7 @@ from mwa_export.progress import Progress, Silent
 from mwa_export.recall import Recall, recall
 from mwa_export.report import MARKER, write_reports
 from mwa_export.retrieval_data import RetrievalData
-from mwa_export.runtimes import RuntimeOptions
+from mwa_export.runtime_choice import RuntimeOptions
 from mwa_export.sides import side_from_bundle
 
 SEED = 2024  # of the test pictures; training and quantization use others

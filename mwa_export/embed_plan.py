@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle import Bundle
+from mwa_export.config import Tower
 from mwa_export.embed_job import (
     BATCH_ROWS,
     FOLDERS,
@@ -23,10 +24,11 @@ from mwa_export.embed_job import (
     Shard,
     shards,
 )
-from mwa_export.embed_rows import Source
+from mwa_export.embed_rows import Kind, Source
 from mwa_export.embed_shards import column_types
 from mwa_export.errors import DataError, OptionsError
-from mwa_export.runtimes import Choice, RuntimeOptions, choose, this_machine
+from mwa_export.runtime_choice import Choice, RuntimeOptions, choose
+from mwa_export.runtimes import this_machine
 
 _SAMPLE = 1000  # rows that decide the types of the carried columns
 _PACKAGES = ("numpy", "pillow", "pyarrow", "sentencepiece")  # whose versions may change bytes
@@ -35,7 +37,9 @@ _RUNTIME_PACKAGES = {
     "cuda": ("onnxruntime-gpu",),
     "openvino": ("openvino",),
     "torch": ("torch", "torchscale"),
+    "tensorrt": ("tensorrt",),
 }
+_TOWER: dict[Kind, Tower] = {"image": "vision", "text": "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +114,11 @@ def plan(
         raise OptionsError("Nothing to embed. Give --images SOURCE, --texts SOURCE, or both.")
     if "text" in kinds:
         bundle.tokenizer()
-    choice = choose(bundle.manifest, runtime or RuntimeOptions(), this_machine())
+    asked = runtime or RuntimeOptions()
+    choice = choose(bundle.manifest, asked, this_machine(bundle.manifest, asked))
     inputs, duplicates, ordered = [], [], sorted(sources, key=lambda s: list(FOLDERS).index(s.kind))
     for source in ordered:
-        entry, doubled = _scanned(source, work, options)
+        entry, doubled = _scanned(source, work, options, choice)
         inputs.append(entry)
         duplicates.append(doubled)
     job = Job(
@@ -131,7 +136,9 @@ def plan(
     return Plan(job, bundle, choice, tuple(ordered), tuple(duplicates))
 
 
-def _scanned(source: Source, work: Path, options: EmbedOptions) -> tuple[Input, NDArray[np.int64]]:
+def _scanned(
+    source: Source, work: Path, options: EmbedOptions, choice: Choice
+) -> tuple[Input, NDArray[np.int64]]:
     for name in source.columns:
         if name in RESERVED:
             raise OptionsError(
@@ -153,17 +160,32 @@ def _scanned(source: Source, work: Path, options: EmbedOptions) -> tuple[Input, 
         scan.rows,
         taken,
         options.shard_size or SHARD_ROWS[source.kind],
-        options.batch or BATCH_ROWS[source.kind],
+        options.batch or _batch_rows(source.kind, choice),
         column_types(source.columns, sample),
     )
     return entry, scan.duplicates
 
 
-def _files_used(bundle: Bundle, choice: Choice, kinds: Sequence[str]) -> dict[str, str]:
+def _batch_rows(kind: Kind, choice: Choice) -> int:
+    """Rows of a batch where none are given: of engines two runs, whose copies can overlap."""
+    largest = [
+        profile[0].max[0]
+        for engine in choice.engines
+        if engine.tower == _TOWER[kind]
+        for profile in engine.profiles
+    ]
+    return max(BATCH_ROWS[kind], 2 * max(largest, default=0))
+
+
+def _files_used(bundle: Bundle, choice: Choice, kinds: Sequence[Kind]) -> dict[str, str]:
     """The files that decide the vectors, with their sha256."""
     manifest, used = bundle.manifest, []
     for kind in kinds:
-        tower = {"image": "vision", "text": "text"}[kind]
+        tower = _TOWER[kind]
+        engines = [engine.file for engine in choice.engines if engine.tower == tower]
+        if engines:
+            used += engines
+            continue
         graphs = [graph for graph in manifest.graphs if graph.spec.tower == tower]
         fitting = [g for g in graphs if g.precision == choice.precision] or [
             g for g in graphs if g.precision == "float32"

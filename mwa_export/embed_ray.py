@@ -25,7 +25,7 @@ from mwa_export.embed_shard import Worker
 from mwa_export.embed_stages import Clock
 from mwa_export.errors import ClusterError, DataError, MwaExportError, OptionsError
 from mwa_export.ray_cluster import cluster
-from mwa_export.runtimes import RuntimeOptions
+from mwa_export.runtime_choice import NVIDIA, RuntimeOptions
 
 TRIES = 3  # of a shard whose workers die
 _CPUS = 4  # of an actor, where there are as many
@@ -89,7 +89,7 @@ def size_pool(options: RayOptions, job: Job, resources: dict[str, float], shards
     """
     have = int(resources.get("CPU", 0))
     cpus = options.cpus or max(1, min(_CPUS, have))
-    gpus = options.gpus if options.gpus is not None else float(job.runtime == "cuda")
+    gpus = options.gpus if options.gpus is not None else float(job.runtime in NVIDIA)
     room = have // cpus
     if gpus > 0:
         room = min(room, int(resources.get("GPU", 0.0) / gpus))

@@ -30,7 +30,8 @@ from mwa_export.embed_shard import Worker
 from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Channel, Clock, Line
 from mwa_export.errors import BundleError, MwaExportError, OutputDamagedError
-from mwa_export.runtimes import RuntimeOptions
+from mwa_export.lazy import require
+from mwa_export.runtime_choice import RuntimeOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +199,7 @@ def run_here(task: Task) -> None:
         computed: Channel[Embedded] = Channel(line, 1, "infer", None)
 
         def write() -> None:
+            require("pyarrow.parquet", extra="embed", why="write embeddings")  # half a second
             for embedded in computed:
                 with worker.clock.working("write"):
                     entry = save_shard(task.out, task.plan.job, embedded)

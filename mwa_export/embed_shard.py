@@ -25,7 +25,8 @@ from mwa_export.embed_shard_rows import OnRows, ignore
 from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Clock
 from mwa_export.errors import DataError
-from mwa_export.runtimes import RuntimeOptions, open_backend
+from mwa_export.runtime_choice import RuntimeOptions
+from mwa_export.runtimes import open_backend
 
 
 @dataclass
@@ -70,6 +71,7 @@ class Worker:
             threads=asked.threads,
             streams=asked.streams,
             numa_node=asked.numa_node,
+            device=asked.device,
             allow_slow=True,  # it was chosen already
             check=asked.check,
             reference=asked.reference,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.backend_openvino import OpenVinoBackend
+from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.config import Tower
 from mwa_export.embedding import batches_by_length
 from mwa_export.errors import ImageError, OptionsError
@@ -88,9 +89,10 @@ def check_layers(reference: Side, candidate: Side) -> None:
             "can be compared where both read the same inputs. Leave --layers out."
         )
     for side in (reference, candidate):
-        if isinstance(side.backend, OpenVinoBackend):
+        if isinstance(side.backend, OpenVinoBackend | TensorRtBackend):
+            runtime = side.info.runtime.partition(" ")[0]
             raise OptionsError(
-                f"{side.info.name}: OpenVINO fuses blocks and shows none of them. Compare layers "
+                f"{side.info.name}: {runtime} fuses blocks and shows none of them. Compare layers "
                 "on --runtime onnxruntime, or leave --layers out."
             )
         if isinstance(side.backend, OnnxBackend):

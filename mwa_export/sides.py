@@ -20,7 +20,8 @@ from mwa_export.lazy import require
 from mwa_export.parity_result import SideInfo
 from mwa_export.preprocess import IMAGE_SPEC, pixels_from_image
 from mwa_export.retrieval_data import Caption
-from mwa_export.runtimes import LABELS, RuntimeOptions, open_backend
+from mwa_export.runtime_choice import LABELS, RuntimeOptions
+from mwa_export.runtimes import open_backend
 from mwa_export.tokenizer import BOS, EOS, TEXT_SPEC, Tokenizer
 
 
@@ -118,9 +119,11 @@ def side_from_bundle(
     opened = open_backend(bundle, runtime, graphs=choose_graphs(bundle, graphs))
     backend, choice = cast(GraphBackend, opened.backend), opened.choice
     reduced = backend.precision != "float32"
-    exact = replace(runtime, runtime=choice.runtime, precision="float32")
+    # TensorRT has no float32 engines: the same graphs on ONNX Runtime stand for them.
+    float32_on = "onnxruntime" if choice.runtime == "tensorrt" else choice.runtime
+    exact = replace(runtime, runtime=float32_on, precision="float32")
     label = LABELS[choice.runtime]
-    module = "openvino" if choice.runtime == "openvino" else "onnxruntime"
+    module = choice.runtime if choice.runtime in ("openvino", "tensorrt") else "onnxruntime"
     versioned = f"{label} {import_module(module).__version__.split('-')[0]}"
     own = lent_tokenizer if manifest.tokenizer is None else path / manifest.tokenizer
     tokenizer = tokenizer or own

@@ -1,9 +1,9 @@
-"""Memory, streams and events on the GPU, through the driver's library alone."""
+"""Memory, streams, events and graphs on the GPU, through the driver's library alone."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.errors import RuntimeUnavailableError
 from mwa_export.trt_device import Device, DeviceMemoryError, Driver
 
 _NON_BLOCKING, _NO_TIMING = 1, 2  # CU_STREAM_NON_BLOCKING, CU_EVENT_DISABLE_TIMING
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do does not disturb
 GIB = 1 << 30
 
 
@@ -38,6 +40,7 @@ class Gpu:
     def __init__(self, driver: Driver, device: Device) -> None:
         self._driver, self._device = driver, device
         self._allocated: list[tuple[str, Any]] = []  # the function that frees, and what
+        self._graphs: list[ctypes.c_void_p] = []
         self.bytes = 0  # of device memory
 
     def make_current(self) -> None:
@@ -73,6 +76,54 @@ class Gpu:
         self._driver.call("cuEventCreate", ctypes.byref(made), ctypes.c_uint(_NO_TIMING))
         self._allocated.append(("cuEventDestroy_v2", made))
         return made
+
+    def timer(self) -> ctypes.c_void_p:
+        """An event that remembers when it happened."""
+        made = ctypes.c_void_p()
+        self._driver.call("cuEventCreate", ctypes.byref(made), ctypes.c_uint(0))
+        self._allocated.append(("cuEventDestroy_v2", made))
+        return made
+
+    def milliseconds(self, start: ctypes.c_void_p, end: ctypes.c_void_p) -> float:
+        """Time between two timers, on the GPU. Waits for the second one."""
+        self.finish(end)
+        found = ctypes.c_float()
+        self._driver.call("cuEventElapsedTime", ctypes.byref(found), start, end)
+        return found.value
+
+    def capture(self, stream: ctypes.c_void_p, work: Callable[[], bool]) -> ctypes.c_void_p | None:
+        """Record what ``work`` gives to a stream, instead of doing it, as a graph to launch.
+
+        Returns None where it cannot be recorded; nothing was done then.
+        """
+        recorded, made = ctypes.c_void_p(), ctypes.c_void_p()
+        try:
+            self._driver.call("cuStreamBeginCapture_v2", stream, ctypes.c_uint(_THREAD_LOCAL))
+            try:
+                complete = work()
+            finally:
+                self._driver.call("cuStreamEndCapture", stream, ctypes.byref(recorded))
+            try:
+                if not complete:
+                    return None
+                self._driver.call(
+                    "cuGraphInstantiateWithFlags", ctypes.byref(made), recorded, ctypes.c_uint64(0)
+                )
+            finally:
+                self._driver.call("cuGraphDestroy", recorded)
+        except RuntimeUnavailableError:
+            return None
+        self._graphs.append(made)
+        return made
+
+    def launch(self, graph: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
+        """Do what was recorded, on the same buffers."""
+        self._driver.call("cuGraphLaunch", graph, stream)
+
+    def discard(self, graph: ctypes.c_void_p) -> None:
+        """Give a graph back. It may not be running."""
+        self._graphs.remove(graph)
+        self._driver.call("cuGraphExecDestroy", graph)
 
     def record(self, event: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
         """The event happens when the stream has done what it was given so far."""
@@ -110,6 +161,8 @@ class Gpu:
         """Free everything, the newest first. Nothing may be running."""
         if self._allocated:
             self.make_current()
+        while self._graphs:
+            self.discard(self._graphs[-1])
         while self._allocated:
             name, what = self._allocated.pop()
             self._driver.call(name, what)

@@ -9,6 +9,7 @@ from typing import Any
 
 from mwa_export.errors import RuntimeUnavailableError
 
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _OUT_OF_MEMORY, _INSUFFICIENT, _NO_DEVICE = 2, 35, 100  # of CUresult
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _NAME_BYTES = 256
@@ -93,7 +94,12 @@ class Driver:
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the library; arguments wider than an int must be ctypes objects."""
-        status = getattr(self._library, name)(*arguments)
+        function = getattr(self._library, name, None)
+        if function is None:
+            raise RuntimeUnavailableError(
+                f"the NVIDIA driver is too old: it has no {name}. Install a newer driver."
+            )
+        status = function(*arguments)
         if status == _NO_DEVICE:
             raise RuntimeUnavailableError(_no_gpu())
         if status == _INSUFFICIENT:
@@ -125,12 +131,11 @@ class Driver:
 
 
 def _library() -> Any:
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
-        return ctypes.CDLL(name)
+        return ctypes.CDLL(DRIVER)
     except OSError as error:
         raise RuntimeUnavailableError(
-            f"no NVIDIA driver here ({name} cannot be loaded), so no engine can be built or run. "
+            f"no NVIDIA driver here ({DRIVER} cannot be loaded), so no engine can be built or run. "
             "Use a machine with an NVIDIA GPU and its driver; in a container, start it with "
             "--gpus all. Without a GPU: OpenVINO or ONNX Runtime run the bundle's own graphs."
         ) from error

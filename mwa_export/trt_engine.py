@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from mwa_export.backend import TOWERS
 from mwa_export.bundle import Bundle, Manifest
@@ -52,11 +52,15 @@ class Engine:
     graph: str  # sha256 of the graph that was compiled: the same, typed or with Q/DQ
     flags: tuple[str, ...]  # BuildOptions.flags
     seconds: float  # of the build
+    # Recall with the other tower's engine of this precision, and speed; `trt --best` measures it.
+    measured: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest keeps it."""
+        measured = {} if self.measured is None else {"measured": self.measured}
         return {
-            **asdict(self),
+            **{name: value for name, value in asdict(self).items() if name != "measured"},
+            **measured,
             "capability": list(self.capability),
             "sources": list(self.sources),
             "flags": list(self.flags),
@@ -87,6 +91,7 @@ class Engine:
             graph=data["graph"],
             flags=tuple(data["flags"]),
             seconds=float(data["seconds"]),
+            measured=data.get("measured"),
         )
 
 
@@ -101,11 +106,15 @@ def engines_of(bundle: Bundle) -> tuple[Engine, ...]:
     Raises:
         BundleError: a description that this version cannot read.
     """
+    return _engines_in(bundle.manifest, str(bundle.path))
+
+
+def _engines_in(manifest: Manifest, name: str) -> tuple[Engine, ...]:
     try:
-        return tuple(Engine.from_json(entry) for entry in bundle.manifest.engines)
+        return tuple(Engine.from_json(entry) for entry in manifest.engines)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
-            f"{bundle.path}: describes an engine that cannot be read ({error!r}). Build the "
+            f"{name}: describes an engine that cannot be read ({error!r}). Build the "
             "engines again: mwa-export trt BUNDLE --rebuild"
         ) from error
 
@@ -135,30 +144,39 @@ def obstacle(engine: Engine, manifest: Manifest, version: str, device: Device) -
     return None
 
 
-def usable_engine(
-    bundle: Bundle, tower: Tower, precision: EnginePrecision, version: str, device: Device
-) -> Engine:
-    """A tower's engine for this machine.
+def usable_engines(
+    manifest: Manifest, precision: str, version: str, device: Device, name: str = "the bundle"
+) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
+    """The engines for this machine, the vision tower's first; and why a tower has none.
 
-    Raises:
-        EngineError: there is none, or none of them can be used here; says why and what to do.
+    Args:
+        manifest: of the bundle.
+        precision: of the engines.
+        version: of the TensorRT that is installed.
+        device: the GPU.
+        name: of the bundle, for the sentences.
     """
-    found = [e for e in engines_of(bundle) if (e.tower, e.precision) == (tower, precision)]
-    obstacles = {e.file: obstacle(e, bundle.manifest, version, device) for e in found}
-    for engine in reversed(found):  # the newest
-        if obstacles[engine.file] is None:
-            return engine
-    flag = FLAGS[precision]
-    if not found:
-        raise EngineError(
-            f"{bundle.path}: has no {precision} engine for the {tower} tower. Build it: "
-            f"mwa-export trt {bundle.path} {flag}"
-        )
-    reasons = "; ".join(f"{file}: {reason}" for file, reason in obstacles.items())
-    raise EngineError(
-        f"{bundle.path}: no {precision} engine for the {tower} tower can be used here. {reasons}. "
-        f"Build one: mwa-export trt {bundle.path} {flag} --rebuild"
-    )
+    usable, reasons = [], []
+    flag = FLAGS[cast(EnginePrecision, precision)]
+    engines = _engines_in(manifest, name)
+    for tower in TOWERS:
+        found = [e for e in engines if (e.tower, e.precision) == (tower, precision)]
+        obstacles = {e.file: obstacle(e, manifest, version, device) for e in found}
+        fit = [engine for engine in found if obstacles[engine.file] is None]
+        if fit:
+            usable.append(fit[-1])  # the newest
+        elif not found:
+            reasons.append(
+                f"{name} has no {precision} engine for the {tower} tower. Build it: "
+                f"mwa-export trt BUNDLE {flag}"
+            )
+        else:
+            details = "; ".join(f"{file}: {reason}" for file, reason in obstacles.items())
+            reasons.append(
+                f"no {precision} engine of {name} for the {tower} tower can be used here. "
+                f"{details}. Build one: mwa-export trt BUNDLE {flag} --rebuild"
+            )
+    return tuple(usable), tuple(reasons)
 
 
 def load_engine(

@@ -1,15 +1,21 @@
-"""Run one engine: copies and computation overlap, with two sets of buffers and three streams."""
+"""Run one engine: copies and computation overlap, with two sets of buffers and three streams.
+
+What repeats in shape is recorded once, as a CUDA graph, and then launched as a whole: a tower is
+hundreds of kernels, and a small batch waits for the CPU to give them to the GPU one by one.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
+from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mwa_export.backend import Embeddings
-from mwa_export.errors import EngineError
+from mwa_export.errors import EngineError, ProfileError
 from mwa_export.towers import TowerSpec
 from mwa_export.trt_buffers import Buffer, Gpu
 from mwa_export.trt_engine import Engine
@@ -20,7 +26,8 @@ from mwa_export.trt_versions import scratch_bytes
 if TYPE_CHECKING:
     import tensorrt as trt  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-_SETS = 2
+SETS = 2
+_Shapes = tuple[int, tuple[tuple[int, ...], ...]]  # the profile, and the shape of each input
 
 
 class _Set:
@@ -29,6 +36,8 @@ class _Set:
     def __init__(self, gpu: Gpu, sizes: dict[str, int]) -> None:
         self.buffers: dict[str, Buffer] = gpu.buffers(sizes)
         self.uploaded, self.computed, self.downloaded = (gpu.event() for _ in range(3))
+        self.ran: _Shapes | None = None  # the last that TensorRT ran by itself
+        self.graph: ctypes.c_void_p | None = None  # of the runner's present shapes
 
 
 class EngineRunner:
@@ -46,6 +55,8 @@ class EngineRunner:
         engine: Engine,
         spec: TowerSpec,
         messages: Messages,
+        *,
+        graphs: bool = True,
     ) -> None:
         """Allocate what the largest shapes of the engine's profiles need.
 
@@ -56,6 +67,7 @@ class EngineRunner:
             engine: its description.
             spec: the tower's inputs and output.
             messages: what TensorRT says, for errors.
+            graphs: record shapes that repeat as CUDA graphs.
 
         Raises:
             EngineError: no execution context, mostly for want of memory.
@@ -63,6 +75,7 @@ class EngineRunner:
         """
         self._gpu, self._engine, self._spec, self._messages = gpu, engine, spec, messages
         names = [*(port.name for port in spec.inputs), spec.output.name]
+        self._loaded = loaded
         # 8.6 takes int32 where the graph has int64.
         self._dtypes = {n: np.dtype(trt.nptype(loaded.get_tensor_dtype(n))) for n in names}
         self._context: trt.IExecutionContext = loaded.create_execution_context()
@@ -75,9 +88,13 @@ class EngineRunner:
             )
         self.scratch = scratch_bytes(trt, loaded)  # bytes of device memory for activations
         sizes = {name: self._largest(name) for name in names}
-        self._sets = [_Set(gpu, sizes) for _ in range(_SETS)]
+        self._sets = [_Set(gpu, sizes) for _ in range(SETS)]
         self._up, self._compute, self._down = (gpu.stream() for _ in range(3))
+        self._timers = (gpu.timer(), gpu.timer())
         self._profile = -1
+        self._shapes: _Shapes | None = None  # that the recorded graphs are for
+        self.graphs = graphs  # False too once the driver could not record one
+        self.launched = 0  # runs that were launches of a graph
 
     def run(self, arrays: Arrays) -> Embeddings:
         """Run a batch of any size. Returns (rows, D) float32.
@@ -94,39 +111,133 @@ class EngineRunner:
         running: deque[tuple[_Set, Piece]] = deque()
         try:
             for index, piece in enumerate(pieces(self._spec, self._engine.profiles, arrays)):
-                if len(running) == _SETS:
+                if len(running) == SETS:
                     results.append(self._take(*running.popleft()))
-                self._start(self._sets[index % _SETS], piece)
-                running.append((self._sets[index % _SETS], piece))
+                self._start(self._sets[index % SETS], piece)
+                running.append((self._sets[index % SETS], piece))
         finally:
             while running:  # also after an error: buffers must be at rest
                 results.append(self._take(*running.popleft()))
         width = int(self._spec.output.shape[1])
         return np.concatenate(results) if results else np.empty((0, width), np.float32)
 
+    def load(self, batches: Sequence[Arrays]) -> tuple[Piece, ...]:
+        """Put batches on the GPU, to be computed again and again by `milliseconds`.
+
+        Args:
+            batches: SETS of them at most, each small enough for one run.
+
+        Raises:
+            ProfileError: sizes that no profile has, or that take several runs.
+        """
+        self._gpu.make_current()
+        loaded = []
+        for used, arrays in zip(self._sets, batches, strict=False):
+            cut = pieces(self._spec, self._engine.profiles, arrays)
+            if len(cut) != 1:
+                raise ProfileError(
+                    f"{self._engine.file}: {len(arrays[0])} rows take {len(cut)} runs. Expected a "
+                    "batch that fits into the engine's largest profile."
+                )
+            self._upload(used, cut[0])
+            self._gpu.finish(used.uploaded)
+            loaded.append(cut[0])
+        return tuple(loaded)
+
+    def milliseconds(self, loaded: Sequence[Piece], runs: int) -> float:
+        """Time of one run on the GPU, without copies: the mean of some in a row.
+
+        Args:
+            loaded: from `load`; they take turns.
+            runs: how many.
+
+        Raises:
+            EngineError: TensorRT refuses to run.
+        """
+        self._gpu.make_current()
+        start, end = self._timers
+        self._gpu.record(start, self._compute)
+        for index in range(runs):
+            self._execute(self._sets[index % len(loaded)], loaded[index % len(loaded)])
+        self._gpu.record(end, self._compute)
+        return self._gpu.milliseconds(start, end) / runs
+
+    def inspect(self, trt: Any) -> str:
+        """What the engine inspector says, as JSON; best after a run, when shapes are known."""
+        loaded: trt.ICudaEngine = self._loaded
+        inspector: trt.EngineInspector = loaded.create_engine_inspector()
+        inspector.execution_context = self._context
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    def close(self) -> None:
+        """Give the recorded graphs back, before the engine goes."""
+        self._gpu.make_current()
+        self._forget_graphs()
+
     def _start(self, used: _Set, piece: Piece) -> None:
-        """Give a piece to the GPU; nothing here waits."""
+        """Give a piece to the GPU; nothing here waits, but where shapes change."""
         gpu = self._gpu
+        self._upload(used, piece)
+        gpu.wait(self._compute, used.uploaded)
+        self._execute(used, piece)
+        gpu.record(used.computed, self._compute)
+        gpu.wait(self._down, used.computed)
+        output = used.buffers[self._spec.output.name]
+        gpu.download(output, self._bytes(len(piece.arrays[0])), self._down)
+        gpu.record(used.downloaded, self._down)
+
+    def _upload(self, used: _Set, piece: Piece) -> None:
+        for port, array in zip(self._spec.inputs, piece.arrays, strict=True):
+            buffer, dtype = used.buffers[port.name], self._dtypes[port.name]
+            buffer.view(array.shape, dtype)[...] = array
+            self._gpu.upload(buffer, array.size * dtype.itemsize, self._up)
+        self._gpu.record(used.uploaded, self._up)
+
+    def _execute(self, used: _Set, piece: Piece) -> None:
+        """Compute what lies in a set's buffers.
+
+        A graph is recorded when a set sees the same shapes twice: TensorRT wants to have run them
+        once by itself. Graphs of other shapes go, as they belong to the context's earlier state.
+        """
+        shapes = piece.profile, tuple(array.shape for array in piece.arrays)
+        if shapes != self._shapes:
+            self._forget_graphs()
+            self._shapes = shapes
+        if used.graph is None:
+            self._bind(used, piece)
+            if self.graphs and used.ran == shapes:
+                used.graph = self._gpu.capture(self._compute, self._enqueue)
+                self.graphs = used.graph is not None
+        if used.graph is not None:
+            self._gpu.launch(used.graph, self._compute)
+            self.launched += 1
+            return
+        self._demand(self._enqueue())
+        used.ran = shapes
+
+    def _bind(self, used: _Set, piece: Piece) -> None:
+        """Tell the context what the next run is: profile, shapes, addresses."""
         context: trt.IExecutionContext = self._context
         if piece.profile != self._profile:
             handle = self._compute.value or 0
             self._demand(context.set_optimization_profile_async(piece.profile, handle))
             self._profile = piece.profile
         for port, array in zip(self._spec.inputs, piece.arrays, strict=True):
-            buffer, dtype = used.buffers[port.name], self._dtypes[port.name]
-            buffer.view(array.shape, dtype)[...] = array
-            gpu.upload(buffer, array.size * dtype.itemsize, self._up)
             self._demand(context.set_input_shape(port.name, array.shape))
-            self._demand(context.set_tensor_address(port.name, buffer.device))
-        gpu.record(used.uploaded, self._up)
-        output = used.buffers[self._spec.output.name]
-        self._demand(context.set_tensor_address(self._spec.output.name, output.device))
-        gpu.wait(self._compute, used.uploaded)
-        self._demand(context.execute_async_v3(self._compute.value or 0))
-        gpu.record(used.computed, self._compute)
-        gpu.wait(self._down, used.computed)
-        gpu.download(output, self._bytes(len(piece.arrays[0])), self._down)
-        gpu.record(used.downloaded, self._down)
+        for name, buffer in used.buffers.items():
+            self._demand(context.set_tensor_address(name, buffer.device))
+
+    def _enqueue(self) -> bool:
+        context: trt.IExecutionContext = self._context
+        return bool(context.execute_async_v3(self._compute.value or 0))
+
+    def _forget_graphs(self) -> None:
+        for used in self._sets:
+            used.ran = None
+            if used.graph is not None:
+                self._gpu.finish(used.computed)  # it may be running
+                self._gpu.discard(used.graph)
+                used.graph = None
 
     def _take(self, used: _Set, piece: Piece) -> Embeddings:
         """Wait for a piece and copy its result out of the buffer."""

@@ -16,7 +16,7 @@ from mwa_export.embed_job import EmbedOptions
 from mwa_export.embed_output import ERRORS
 from mwa_export.embed_rows import Kind, Problem, Row, Scan
 from mwa_export.embed_run import RunOptions, Summary, run
-from mwa_export.runtimes import RuntimeOptions
+from mwa_export.runtime_choice import RuntimeOptions
 
 ONNX = RuntimeOptions("onnxruntime", "float32")
 

@@ -176,7 +176,7 @@ def test_every_shape_is_warmed_up_before_the_clock_runs(
     [
         (("--peers", "eager,tensorflow"), "no peer is called 'tensorflow'. Expected all, none"),
         (("--peers", "none,eager"), "none was given together"),
-        (("--runtime", "tensorrt"), "no runtime is called 'tensorrt'. Expected: onnxruntime"),
+        (("--runtime", "tflite"), "no runtime is called 'tflite'. Expected: onnxruntime"),
         (("--data", "nowhere.json"), "nowhere.json: no such file"),
         (("--images", "pictures"), "belong to --data"),
         (("--lengths", "400"), "from 3 to 62"),

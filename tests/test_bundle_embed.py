@@ -19,7 +19,7 @@ from mwa_export.bundle import Bundle
 from mwa_export.bundle_embed import PictureLike
 from mwa_export.embedding import embed_captions, embed_image_files
 from mwa_export.errors import DataError, ImageError
-from mwa_export.runtimes import RuntimeOptions
+from mwa_export.runtime_choice import RuntimeOptions
 
 ONNX = RuntimeOptions("onnxruntime", "float32")
 TEXTS = ["abc de fg", "", "a much longer text of many words than the others", "abc de fg"]

@@ -15,7 +15,8 @@ from mwa_export import runtimes
 from mwa_export.bundle import Bundle, Graph, Manifest
 from mwa_export.cpu import Machine
 from mwa_export.errors import OptionsError, RuntimeUnavailableError, VerificationError
-from mwa_export.runtimes import PRECISIONS, RuntimeOptions, choose, open_backend
+from mwa_export.runtime_choice import PRECISIONS, RuntimeOptions, choose
+from mwa_export.runtimes import open_backend
 
 VNNI = frozenset({"avx2", "avx512_vnni"})
 AMX = frozenset({"avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"})

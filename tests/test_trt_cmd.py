@@ -119,7 +119,7 @@ def test_each_version_gets_its_graph(
     major: int, driver: FakeDriver, calibrated: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     trt = FakeTensorRT(major).install(monkeypatch)
-    trt_command(calibrated, "--int8", "-o", tmp_path / "out")
+    trt_command(calibrated, "--int8", "--no-speed-gate", "-o", tmp_path / "out")
     assert set(trt.graphs) == {"vision.int8.onnx", "text.int8.onnx"}
     for model in trt.graphs.values():
         assert model.opset_import[0].version == (17 if major == 8 else 19)
@@ -144,7 +144,7 @@ def test_typed_precisions_come_from_the_graph_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trt = FakeTensorRT(major).install(monkeypatch)
-    said = trt_command(calibrated, flag, "-o", tmp_path / "out")
+    said = trt_command(calibrated, flag, "--no-speed-gate", "-o", tmp_path / "out")
     assert "least cosine with the reference" in said
     assert set(trt.graphs) == {f"{tower}.{precision}.onnx" for tower in ("vision", "text")}
     kinds = {t.data_type for model in trt.graphs.values() for t in model.graph.initializer}
@@ -183,7 +183,7 @@ def test_gpu_decides_which_precisions_there_are(
     driver.capability = dict(zip((75, 76), capability, strict=True))
     found = []
     for flag in ("--bf16", "--fp8"):
-        outcome = run("trt", calibrated, flag, "-o", tmp_path / f"out{flag}")
+        outcome = run("trt", calibrated, flag, "--no-speed-gate", "-o", tmp_path / f"out{flag}")
         if outcome.status:
             assert f"compute capability {capability[0]}.{capability[1]}" in outcome.stderr
             found.append(flag)
@@ -333,7 +333,7 @@ def test_a_copy_with_the_engines_that_are_there_is_made(trt: FakeTensorRT, bundl
 def test_without_a_precision_it_says_which_there_are(bundle: Path) -> None:
     outcome = run("trt", bundle)
     assert outcome.status == 2
-    assert "--fp16, --bf16, --int8 or --fp8" in outcome.stderr
+    assert "--fp16, --bf16, --int8, --fp8, or --best" in outcome.stderr
 
 
 def test_without_tensorrt_it_says_how_to_install_it(

@@ -77,6 +77,7 @@ class FakeTensorRT(types.ModuleType):
             "ProfilingVerbosity": ["LAYER_NAMES_ONLY", "DETAILED"],
             "MemoryPoolType": ["WORKSPACE"],
             "HardwareCompatibilityLevel": ["NONE", "AMPERE_PLUS"],
+            "LayerInformationFormat": ["ONELINE", "JSON"],
         }
         if major == 8:
             names["PreviewFeature"] = ["DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"]
@@ -161,6 +162,7 @@ class FakeTensorRT(types.ModuleType):
             def parse_from_file(self, path: str) -> bool:
                 data = Path(path).read_bytes()
                 if data:  # a real graph
+                    fake.graphs.pop(Path(path).name, None)  # the last one is what is built
                     fake.graphs[Path(path).name] = onnx.load_from_string(data)
                     inputs = fake.graphs[Path(path).name].graph.input
                     fake.inputs = tuple(port.name for port in inputs)

@@ -1,13 +1,16 @@
 """A GPU whose work happens as late as it may: what was not waited for has not happened.
 
 Memory is the host's. Streams are queues that run only when somebody waits for an event in them, so
-a missing wait, or a buffer that is written too early, gives wrong results.
+a missing wait, or a buffer that is written too early, gives wrong results. What a stream is given
+while it is captured happens when the graph is launched, with the addresses and shapes of the
+capture. Time is a number that grows with the work: a copy takes 0.25 ms.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -35,15 +38,24 @@ class LateDriver(FakeDriver):
         self._events: dict[int, tuple[int, int]] = {}  # event -> stream and ticket of its record
         self._streams: dict[int, int] = {}  # ticket -> stream
         self._done: set[int] = set()
+        self._times: dict[int, float] = {}  # ticket -> when it happened
+        self._timers: set[int] = set()  # events that remember
+        self._captured: dict[int, list[tuple[Work, float]]] = {}  # stream -> since when it records
+        self.graphs: dict[int, list[tuple[Work, float]]] = {}  # recorded, and to launch
+        self.captures = True
+        self.now = 0.0  # milliseconds
 
     @property
     def allocated(self) -> int:
-        """Everything that was not given back: memory, streams and events."""
-        return len(self.memory) + len(self._queues) + len(self._events)
+        """Everything that was not given back: memory, streams, events and graphs."""
+        return len(self.memory) + len(self._queues) + len(self._events) + len(self.graphs)
 
-    def enqueue(self, stream: int, work: Work) -> None:
+    def enqueue(self, stream: int, work: Work, milliseconds: float = 0.25) -> None:
         """Work for later."""
-        self._queues[stream].append(("work", work))
+        if stream in self._captured:
+            self._captured[stream].append((work, milliseconds))
+        else:
+            self._queues[stream].append(("work", (work, milliseconds)))
 
     def _allocate(self, address: Any, size: ctypes.c_size_t) -> None:
         block = (ctypes.c_uint8 * size.value)()
@@ -79,6 +91,8 @@ class LateDriver(FakeDriver):
 
     def _cuEventCreate(self, event: Any, flags: ctypes.c_uint) -> None:  # noqa: N802
         event._obj.value = next(self._numbers)
+        if flags.value == 0:
+            self._timers.add(event._obj.value)
         self._events[event._obj.value] = (0, 0)
         self._done.add(0)
 
@@ -86,6 +100,7 @@ class LateDriver(FakeDriver):
         del self._events[event.value or 0]
 
     def _cuEventRecord(self, event: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:  # noqa: N802
+        assert (stream.value or 0) not in self._captured
         ticket = next(self._numbers)
         self._events[event.value or 0] = stream.value or 0, ticket
         self._streams[ticket] = stream.value or 0
@@ -95,6 +110,36 @@ class LateDriver(FakeDriver):
         self, stream: ctypes.c_void_p, event: ctypes.c_void_p, flags: ctypes.c_uint
     ) -> None:
         self._queues[stream.value or 0].append(("wait", self._events[event.value or 0][1]))
+
+    def _cuEventElapsedTime(  # noqa: N802
+        self, found: Any, start: ctypes.c_void_p, end: ctypes.c_void_p
+    ) -> None:
+        assert {start.value, end.value} <= self._timers
+        first, last = (self._times[self._events[event.value or 0][1]] for event in (start, end))
+        found._obj.value = last - first
+
+    def _cuStreamBeginCapture_v2(self, stream: ctypes.c_void_p, mode: ctypes.c_uint) -> None:  # noqa: N802
+        assert mode.value == 1
+        self._captured[stream.value or 0] = []
+
+    def _cuStreamEndCapture(self, stream: ctypes.c_void_p, graph: Any) -> None:  # noqa: N802
+        graph._obj.value = next(self._numbers)
+        self.graphs[graph._obj.value] = self._captured.pop(stream.value or 0)
+
+    def _cuGraphInstantiateWithFlags(  # noqa: N802
+        self, made: Any, graph: ctypes.c_void_p, flags: ctypes.c_uint64
+    ) -> None:
+        made._obj.value = next(self._numbers)
+        self.graphs[made._obj.value] = self.graphs[graph.value or 0]
+
+    def _cuGraphDestroy(self, graph: ctypes.c_void_p) -> None:  # noqa: N802
+        del self.graphs[graph.value or 0]
+
+    _cuGraphExecDestroy = _cuGraphDestroy  # noqa: N815
+
+    def _cuGraphLaunch(self, graph: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:  # noqa: N802
+        for work, milliseconds in self.graphs[graph.value or 0]:
+            self.enqueue(stream.value or 0, work, milliseconds)
 
     def _cuEventSynchronize(self, event: ctypes.c_void_p) -> None:  # noqa: N802
         self._run_to(self._events[event.value or 0][1])
@@ -108,10 +153,12 @@ class LateDriver(FakeDriver):
         while ticket not in self._done:
             kind, what = self._queues[self._streams[ticket]].popleft()
             if kind == "work":
-                what()
+                what[0]()
+                self.now += what[1]
             elif kind == "wait":
                 self._run_to(what)
             else:
+                self._times[what] = self.now
                 self._done.add(what)
 
 
@@ -125,7 +172,8 @@ class LateTensorRT(FakeTensorRT):
         self.contexts = True
         self.refuses: str | None = None  # a method of the context that says no
         self.shapes: list[tuple[int, str, tuple[int, ...]]] = []  # profile, input, shape
-        self.most_in_flight = 0
+        self.layers: Callable[[onnx.ModelProto], list[Any]] = lambda graph: []  # inspected
+        self.milliseconds: Callable[[onnx.ModelProto], float] = lambda graph: 1.0  # of a run
         self.blob = None
         self._replace_classes()
 
@@ -152,7 +200,10 @@ class LateTensorRT(FakeTensorRT):
 class _Engine:
     def __init__(self, fake: LateTensorRT, blob: bytes) -> None:
         self._fake = fake
-        graph = FloatGraph.of(onnx.load_from_string(blob))  # rounded where it is bfloat16
+        model = onnx.load_from_string(blob)
+        self._layers = fake.layers(model)
+        self.milliseconds = fake.milliseconds(model)
+        graph = FloatGraph.of(model)  # rounded where it is bfloat16
         runnable = in_float32(graph).whole().SerializeToString()
         self.session = onnxruntime.InferenceSession(runnable, providers=["CPUExecutionProvider"])
         self.ports = {p.name: p for p in (*self.session.get_inputs(), *self.session.get_outputs())}
@@ -162,8 +213,23 @@ class _Engine:
     def get_tensor_dtype(self, name: str) -> str:
         return str(self.ports[name].type.removeprefix("tensor(").removesuffix(")"))
 
+    def create_engine_inspector(self) -> _Inspector:
+        return _Inspector(self._fake, self._layers)
+
     def create_execution_context(self) -> _Context | None:
         return _Context(self._fake, self) if self._fake.contexts else None
+
+
+class _Inspector:
+    execution_context: _Context | None = None
+
+    def __init__(self, fake: LateTensorRT, layers: list[Any]) -> None:
+        self._fake, self._layers = fake, layers
+
+    def get_engine_information(self, format: Any) -> str:
+        assert format == self._fake.LayerInformationFormat.JSON
+        assert self.execution_context is not None, "formats of dynamic shapes are not shown"
+        return json.dumps({"Layers": self._layers, "Bindings": []})
 
 
 class _Context:
@@ -198,7 +264,7 @@ class _Context:
             result = np.ascontiguousarray(self._engine.session.run(None, feed)[0])
             ctypes.memmove(addresses[output.name], result.ctypes.data, result.nbytes)
 
-        self._fake.driver.enqueue(stream, work)
+        self._fake.driver.enqueue(stream, work, self._engine.milliseconds)
         return True
 
     def _read(self, name: str, address: int, shape: tuple[int, ...]) -> Any:

@@ -1,0 +1,275 @@
+"""`mwa-export trt --best`: every precision that can be built is built and measured; one stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mwa_export.backend import TOWERS
+from mwa_export.backend_tensorrt import TensorRtBackend
+from mwa_export.bundle import Bundle, write_manifest
+from mwa_export.bundle_update import changed_bundle
+from mwa_export.calib.calibration import CALIBRATION
+from mwa_export.calib.engine_graphs import CALIBRATED
+from mwa_export.calib.engines import EngineOptions, build_engines
+from mwa_export.calib.evaluate import HeldBack
+from mwa_export.calib.samples import split_data
+from mwa_export.calib.search import Measured
+from mwa_export.config import Tower
+from mwa_export.errors import (
+    CalibrationError,
+    EngineError,
+    OptionsError,
+    ParityError,
+    VerificationError,
+)
+from mwa_export.files import link_or_copy
+from mwa_export.gates import MAX_RECALL_DROP, SLACK
+from mwa_export.progress import Progress, Silent
+from mwa_export.retrieval_data import RetrievalData
+from mwa_export.sides import side_from_bundle
+from mwa_export.trt_compare import Compared, compare_engines
+from mwa_export.trt_device import Device, select_device
+from mwa_export.trt_engine import FLAGS, Engine, with_engines
+from mwa_export.trt_install import check_driver, load_tensorrt
+from mwa_export.trt_versions import EnginePrecision, check_precision
+
+CANDIDATES: tuple[EnginePrecision, ...] = ("float16", "bfloat16", "int8", "float8")
+
+
+@dataclass
+class Candidate:
+    """A precision on trial."""
+
+    precision: EnginePrecision
+    engines: dict[Tower, Engine] = field(default_factory=dict)
+    speed: dict[Tower, Compared] = field(default_factory=dict)
+    recall: Measured | None = None  # None: there was no data to measure it on
+    problem: str | None = None  # why it cannot be taken
+
+    @property
+    def milliseconds(self) -> float:
+        """On the device, for one picture and one text."""
+        return sum(c.timing.median_ms / c.timing.batch for c in self.speed.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """What was tried, and what the bundle got."""
+
+    bundle: Bundle
+    device: Device
+    candidates: tuple[Candidate, ...]
+    winner: Candidate
+    warnings: tuple[str, ...]
+
+
+def best_engines(
+    path: Path,
+    data: RetrievalData | None = None,
+    *,
+    held_back: RetrievalData | None = None,
+    options: EngineOptions | None = None,
+    max_recall_drop: float = MAX_RECALL_DROP,
+    out: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Best:
+    """Build engines of every precision, measure speed and recall here, and add the fastest pair.
+
+    Args:
+        path: the bundle.
+        data: pictures and captions. ``options.samples`` of the pictures are measured for float16's
+            range, the others are held back, and recall is measured on them. Without data no engine
+            of 8 bits is tried: nothing would say what it costs.
+        held_back: another set to measure recall on, in place of that part of ``data``.
+        options: see EngineOptions; its precision is not read.
+        max_recall_drop: points that each of TR@1/5/10 and IR@1/5/10 may lose against float32.
+        out: where the bundle with the engines goes; None: in the place of the old one.
+        force: replace ``out`` if it exists.
+        progress: told about each step.
+
+    Raises:
+        ParityError: no precision stays inside the budget. The bundle is unchanged.
+        EngineError: none could be built.
+        MissingPackageError, RuntimeUnavailableError: as `build_engines`.
+    """
+    options, progress = options or EngineOptions(), progress or Silent()
+    progress("look for TensorRT and a GPU")
+    version = load_tensorrt().__version__
+    device = select_device(options.device)
+    check_driver(version, device)
+    bundle = Bundle.open(path)
+    if data is not None and held_back is None:
+        data, held_back = split_data(data, options.samples, options.seed)
+    candidates = [Candidate(precision) for precision in CANDIDATES]
+    for candidate in candidates:
+        candidate.problem = _not_tried(candidate.precision, bundle, version, device, held_back)
+    # Beside the bundle, so that its files and the engines need not be copied.
+    with TemporaryDirectory(prefix=".mwa-export-", dir=Path(path).absolute().parent) as scratch:
+        trial = Path(scratch) / "bundle"
+        warnings = _build_all(path, trial, candidates, data, options, progress)
+        tried = [candidate for candidate in candidates if candidate.engines]
+        if not tried:
+            raise EngineError(f"{path}: no engine could be built. {_problems(candidates)}")
+        _time_all(trial, tried, device, progress)
+        _measure_all(trial, path, tried, held_back, options, max_recall_drop, progress)
+        winner = fastest(candidates)
+        if winner is None:
+            raise ParityError(
+                f"{path}: no engine stays within {max_recall_drop:g} points of recall. "
+                f"{_problems(candidates)} The bundle is unchanged. Allow more: --max-recall-drop"
+            )
+        added = _publish(bundle, trial, winner, held_back, max_recall_drop, out, force=force)
+    return Best(added, device, tuple(candidates), winner, warnings)
+
+
+def fastest(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The candidate without a problem that takes least time; None: all have one.
+
+    Of two that take the same time, the first in the order of CANDIDATES.
+    """
+    good = [candidate for candidate in candidates if candidate.problem is None]
+    return min(good, key=lambda candidate: candidate.milliseconds, default=None)
+
+
+def _not_tried(
+    precision: EnginePrecision,
+    bundle: Bundle,
+    version: str,
+    device: Device,
+    held_back: RetrievalData | None,
+) -> str | None:
+    """Why a precision is not built; None: nothing speaks against it."""
+    try:
+        check_precision(precision, version, device)
+    except OptionsError as error:
+        return str(error)
+    if precision in CALIBRATED and CALIBRATION not in bundle.manifest.files:
+        return "the bundle has no calibration. Make it: mwa-export quantize BUNDLE --data DATA"
+    if precision in CALIBRATED and held_back is None:
+        return "nothing to measure its recall on. Give --data"
+    return None
+
+
+def _build_all(
+    path: Path,
+    trial: Path,
+    candidates: Sequence[Candidate],
+    data: RetrievalData | None,
+    options: EngineOptions,
+    progress: Progress,
+) -> tuple[str, ...]:
+    """Build what can be built into a copy of the bundle. Returns warnings."""
+    warnings: list[str] = []
+    for candidate in candidates:
+        if candidate.problem is not None:
+            continue
+        asked = replace(options, precision=candidate.precision, speed_gate=False)
+        there = trial.exists()
+        try:
+            done = build_engines(
+                trial if there else path,
+                data,
+                options=asked,
+                out=None if there else trial,
+                progress=progress,
+            )
+        except (CalibrationError, EngineError, OptionsError, VerificationError) as error:
+            candidate.problem = str(error)
+            continue
+        candidate.engines = {engine.tower: engine for engine in done.engines}
+        warnings += done.warnings
+    return tuple(dict.fromkeys(warnings))
+
+
+def _time_all(trial: Path, tried: Sequence[Candidate], device: Device, progress: Progress) -> None:
+    bundle = Bundle.open(trial)
+    for tower in TOWERS:
+        progress(f"{tower} tower: time every precision, in turns")
+        engines: dict[str, tuple[Bundle, Engine]] = {
+            c.precision: (bundle, c.engines[tower]) for c in tried
+        }
+        for precision, found in compare_engines(engines, device).items():
+            next(c for c in tried if c.precision == precision).speed[tower] = found
+
+
+def _measure_all(
+    trial: Path,
+    path: Path,
+    tried: Sequence[Candidate],
+    data: RetrievalData | None,
+    options: EngineOptions,
+    budget: float,
+    progress: Progress,
+) -> None:
+    """Check every candidate's embeddings: conformance vectors in any case, recall with data."""
+    bundle = Bundle.open(trial)
+    held_back = None if data is None else HeldBack(side_from_bundle(path), data, progress)
+    for candidate in tried:
+        engines = tuple(candidate.engines.values())
+        try:
+            with TensorRtBackend(bundle, engines=engines, device=options.device) as backend:
+                if held_back is None:
+                    continue
+                label = f"TensorRT {candidate.precision}"
+                candidate.recall = held_back.measure(frozenset(), backend, label)
+        except (EngineError, VerificationError) as error:
+            candidate.problem = str(error)
+            continue
+        if candidate.recall.drop > budget + SLACK:
+            candidate.problem = (
+                f"drops {candidate.recall.drop:.2f} points of recall, and {budget:g} are allowed"
+            )
+
+
+def _publish(
+    bundle: Bundle,
+    trial: Path,
+    winner: Candidate,
+    data: RetrievalData | None,
+    budget: float,
+    out: Path | None,
+    *,
+    force: bool,
+) -> Bundle:
+    """The bundle with the winner's engines and what was measured; the others are not kept."""
+    measured = None if winner.recall is None else _measured(winner, data, budget)
+    engines = [replace(engine, measured=measured) for engine in winner.engines.values()]
+    with changed_bundle(bundle, out, force=force) as folder:
+        for engine in engines:
+            target = folder / engine.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # an older one of the same name: a link to the old file
+            link_or_copy(trial / engine.file, target)
+        manifest = replace(
+            bundle.manifest, engines=with_engines(bundle.manifest.engines, engines), files={}
+        )
+        write_manifest(folder, manifest)
+    return Bundle(Path(out or bundle.path), manifest)
+
+
+def _measured(winner: Candidate, data: RetrievalData | None, budget: float) -> dict[str, Any]:
+    """What the manifest keeps of the winner, the same for both towers' engines."""
+    assert winner.recall is not None
+    return {
+        "recall_drop": round(winner.recall.drop, 6),
+        "passed": bool(winner.recall.drop <= budget + SLACK),
+        "max_recall_drop": budget,
+        "mean_cosine": {tower: round(c, 7) for tower, c in winner.recall.cosine.items()},
+        "recall": winner.recall.detail,
+        "held_back": data and {"name": data.name, "pictures": len(data.pictures)},
+        "milliseconds": {
+            tower: {"batch": c.timing.batch, "length": c.timing.length, "run": c.timing.median_ms}
+            for tower, c in winner.speed.items()
+        },
+    }
+
+
+def _problems(candidates: Sequence[Candidate]) -> str:
+    return " ".join(
+        f"{FLAGS[c.precision]}: {c.problem.rstrip('.')}." for c in candidates if c.problem
+    )

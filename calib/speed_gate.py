@@ -1,0 +1,74 @@
+"""An engine of 8 bits has to be faster than the float16 one, or its cost in recall buys nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mwa_export.bundle import Bundle
+from mwa_export.errors import EngineError
+from mwa_export.trt_compare import Compared, compare_engines
+from mwa_export.trt_device import Device
+from mwa_export.trt_engine import FLAGS, Engine
+
+GATED = ("int8", "float8")
+"""Precisions whose engines are held against float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """An engine beside the float16 engine of its tower."""
+
+    engine: Engine
+    ours: Compared
+    float16: Compared
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as float16, without copies."""
+        return self.float16.timing.median_ms / self.ours.timing.median_ms
+
+    @property
+    def sentence(self) -> str:
+        """The figures, for people."""
+        timing = self.ours.timing
+        of = f"{timing.batch} x {timing.length} tokens" if timing.length else f"{timing.batch} rows"
+        return (
+            f"{self.engine.tower} tower: {self.engine.precision} runs {self.ratio:.2f} x as fast "
+            f"as float16 ({timing.median_ms:.2f} and {self.float16.timing.median_ms:.2f} ms for "
+            f"{of}, without copies)"
+        )
+
+    @property
+    def reasons(self) -> str:
+        """What the inspector found, for people; "" if nothing."""
+        return "; ".join(self.ours.inspection.reasons(self.engine.precision))
+
+
+def measure_speed(
+    ours: tuple[Bundle, Engine], float16: tuple[Bundle, Engine], device: Device
+) -> Speed:
+    """Time an engine and the float16 engine of its tower, in turns.
+
+    Args:
+        ours: the engine, with the bundle or the folder that holds it.
+        float16: the other.
+        device: the current GPU.
+
+    Raises:
+        EngineError, ProfileError, DeviceMemoryError: see `compare_engines`.
+    """
+    found = compare_engines({"ours": ours, "float16": float16}, device)
+    return Speed(ours[1], found["ours"], found["float16"])
+
+
+def check_speed(speed: Speed) -> None:
+    """Raise EngineError if an engine is slower than float16; says what the inspector found."""
+    if speed.ratio >= 1:
+        return
+    option = FLAGS[speed.engine.precision]
+    why = f" In the engine: {speed.reasons}." if speed.reasons else ""
+    raise EngineError(
+        f"{speed.sentence}, so the engine is not added.{why} Build --fp16, or --best, which keeps "
+        f"the fastest; {option} --allow-slow adds it nevertheless, and --no-speed-gate does not "
+        "measure."
+    )

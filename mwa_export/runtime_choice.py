@@ -1,0 +1,261 @@
+"""Which runtime and precision a bundle is run with on a machine, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mwa_export.bundle import Manifest
+from mwa_export.cpu import Machine, fast_bfloat16, fast_int8
+from mwa_export.errors import OptionsError, RuntimeUnavailableError
+from mwa_export.trt_engine import FLAGS, Engine, usable_engines
+
+AUTO = "auto"
+LABELS = {
+    "cuda": "ONNX Runtime on CUDA",
+    "openvino": "OpenVINO",
+    "onnxruntime": "ONNX Runtime",
+    "torch": "PyTorch",
+    "tensorrt": "TensorRT",
+}
+ORDER = (
+    ("tensorrt", "int8"),
+    ("tensorrt", "float8"),
+    ("tensorrt", "float16"),
+    ("tensorrt", "bfloat16"),
+    ("cuda", "float16"),
+    ("openvino", "int8"),
+    ("onnxruntime", "int8"),
+    ("openvino", "bfloat16"),
+    ("openvino", "float32"),
+    ("onnxruntime", "float32"),
+)
+"""What `auto` looks at, the fastest first; on CPUs measured in docs/runtimes.md."""
+PRECISIONS = {
+    "onnxruntime": ("float32", "int8"),
+    "openvino": ("float32", "bfloat16", "int8"),
+    "cuda": ("float32", "float16"),
+    "torch": ("float32",),
+    "tensorrt": ("float16", "bfloat16", "int8", "float8"),
+}
+NVIDIA = ("tensorrt", "cuda")
+"""Runtimes of NVIDIA GPUs."""
+_MEASURED_FIRST = ("int8", "float8", "bfloat16")  # precisions that `auto` takes after a measurement
+_INSTALL = {
+    "openvino": 'OpenVINO is not installed. Run: pip install "mwa-export[openvino]"',
+    "cuda": "this ONNX Runtime has no CUDA. Run: pip install onnxruntime-gpu (uninstall the other)",
+    "onnxruntime": "ONNX Runtime is not installed. Run: pip install onnxruntime",
+    "torch": 'PyTorch is not installed. Run: pip install "mwa-export[export]"',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """What to run a bundle on."""
+
+    runtime: str = AUTO  # or a key of PRECISIONS
+    precision: str = AUTO  # or one that the runtime has
+    threads: int | None = None  # None: all cores that this process may use
+    streams: int | None = None  # parts of a batch side by side (OpenVINO); None: one per thread
+    numa_node: int | None = None  # keep to the cores of this node
+    device: int = 0  # number of the GPU, for TensorRT and CUDA
+    allow_slow: bool = False  # also what this CPU runs slower than float32
+    check: bool = True  # reproduce the conformance vectors first
+    reference: Path | None = None  # the checkpoint, for runtime "torch"
+
+    def __post_init__(self) -> None:
+        if self.runtime not in (AUTO, *PRECISIONS):
+            raise OptionsError(
+                f"--runtime {self.runtime}: unknown. Expected: {', '.join((AUTO, *PRECISIONS))}."
+            )
+        known = PRECISIONS.get(self.runtime) or sorted(
+            {p for ps in PRECISIONS.values() for p in ps}
+        )
+        if self.precision not in (AUTO, *known):
+            raise OptionsError(
+                f"--precision {self.precision}: not one of {', '.join((AUTO, *known))}."
+            )
+        for name in ("threads", "streams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionsError(f"--{name} {value}: expected 1 or more.")
+        if self.device < 0:
+            raise OptionsError(f"--device {self.device}: expected 0 or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is run, and why."""
+
+    runtime: str
+    precision: str
+    reason: str  # a sentence for people
+    rejected: tuple[str, ...] = ()  # what would be faster, and why it was not taken
+    engines: tuple[Engine, ...] = ()  # that TensorRT runs, one per tower
+
+
+def choose(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Choice:
+    """Decide what to run, and say why. Depends on its arguments alone.
+
+    `auto` takes a precision below float32 only if its recall was measured for this bundle and
+    passed: a machine alone must not change results.
+
+    Raises:
+        RuntimeUnavailableError: nothing that was asked for can run here.
+    """
+    if options.runtime == "torch":
+        _need("torch", machine)
+        return Choice("torch", "float32", "PyTorch with float32: it was asked for")
+    if options.runtime == "tensorrt":
+        _need_engines(manifest, machine)
+    rejected: list[str] = []
+    for runtime, precision in ORDER:
+        if options.runtime not in (AUTO, runtime) or options.precision not in (AUTO, precision):
+            continue
+        without_float16 = runtime == "cuda" and not _has(manifest, "float16", "onnx")
+        if without_float16 and options.precision == AUTO:
+            precision = "float32"  # the same runtime with what the bundle has
+        obstacle = _obstacle(manifest, runtime, precision, options, machine)
+        if obstacle is None:
+            reason = _reason(manifest, runtime, precision, options, machine)
+            engines = _engines(manifest, precision, machine) if runtime == "tensorrt" else ()
+            return Choice(runtime, precision, reason, tuple(rejected), engines)
+        if options.runtime == runtime or _worth_saying(manifest, runtime, precision, machine):
+            rejected.append(f"{LABELS[runtime]} with {precision}: {obstacle}")
+    if options.runtime == "cuda" and options.precision == "float32":
+        _need("cuda", machine)
+        return Choice("cuda", "float32", "ONNX Runtime on CUDA with float32: it was asked for")
+    wanted = " ".join(part for part in (options.runtime, options.precision) if part != AUTO)
+    details = "; ".join(dict.fromkeys(rejected)) or "no runtime has this precision"
+    raise RuntimeUnavailableError(f"{wanted or 'no runtime'} cannot be run here. {details}")
+
+
+def _worth_saying(manifest: Manifest, runtime: str, precision: str, machine: Machine) -> bool:
+    """Whether `auto` says why it passed something by: not what no one here could expect."""
+    if runtime not in NVIDIA:
+        return True
+    if runtime == "tensorrt":
+        built = {engine.get("precision") for engine in manifest.engines} or {"float16"}
+        return machine.nvidia and precision in built
+    return machine.nvidia
+
+
+def _obstacle(
+    manifest: Manifest, runtime: str, precision: str, options: RuntimeOptions, machine: Machine
+) -> str | None:
+    """Why this is not taken; None: nothing speaks against it."""
+    if runtime == "tensorrt":
+        obstacle = _no_engines(manifest, precision, machine)
+        if obstacle is not None:
+            return obstacle
+    elif runtime not in machine.runtimes:
+        return _INSTALL[runtime]
+    if runtime != "tensorrt" and precision == "int8" and not _has(manifest, "int8", runtime):
+        return "the bundle has no such graphs. Make them: mwa-export quantize BUNDLE --data DATA"
+    if runtime == "cuda" and precision == "float16" and not _has(manifest, "float16", "onnx"):
+        return "the bundle has no float16 graphs"
+    slow = _slow(runtime, precision, machine)
+    if slow is not None and not options.allow_slow:
+        return f"{slow} (--allow-slow runs it nevertheless)"
+    asked = options.precision == precision
+    if precision in _MEASURED_FIRST and not asked:
+        found = _measured(manifest, runtime, precision, machine)
+        if found is None:
+            return f"its recall was not measured for this bundle (--precision {precision} runs it)"
+        if not found["passed"]:
+            return (
+                f"it dropped {found['recall_drop']:.2f} points of recall, above the bundle's "
+                f"budget (--precision {precision} runs it)"
+            )
+    return None
+
+
+def _slow(runtime: str, precision: str, machine: Machine) -> str | None:
+    """Why this processor should not run it; None: nothing speaks against it, or nobody knows."""
+    sets = machine.sets
+    if runtime in NVIDIA:
+        return None
+    if precision == "bfloat16" and fast_bfloat16(sets) is False:
+        return "this CPU has no bfloat16 instructions and would run it slower than float32"
+    if precision != "int8" or fast_int8(sets) is not False or sets is None:
+        return None
+    without = "this CPU has no VNNI or dot product instructions"
+    if runtime == "openvino":
+        return (
+            f"{without}: OpenVINO's int8 is slower than float32 on it, and its sums overflow, "
+            "which costs recall"
+        )
+    if "avx2" not in sets:
+        return f"{without} and would run it slower than float32"
+    return None  # ONNX Runtime's exact kernels for AVX2 beat every float32: benchmarks/cpu.py
+
+
+def _reason(
+    manifest: Manifest, runtime: str, precision: str, options: RuntimeOptions, machine: Machine
+) -> str:
+    parts = ["it was asked for" if options.runtime == runtime else "the fastest that can run here"]
+    found = _measured(manifest, runtime, precision, machine)
+    if found is not None:
+        verdict = "inside" if found["passed"] else "ABOVE"
+        drop = max(0.0, found["recall_drop"])
+        parts.append(f"worst recall drop {drop:.2f} points, {verdict} this bundle's budget")
+    elif precision != "float32":
+        parts.append("its recall was not measured for this bundle")
+    if runtime not in NVIDIA and precision in ("int8", "bfloat16") and machine.sets is None:
+        parts.append("this system does not tell whether the CPU is fast at it")
+    return f"{LABELS[runtime]} with {precision}: {'; '.join(parts)}"
+
+
+def _has(manifest: Manifest, precision: str, dialect: str) -> bool:
+    """Whether both towers have such a graph."""
+    towers = {
+        graph.spec.tower
+        for graph in manifest.graphs
+        if (graph.precision, graph.dialect) == (precision, dialect)
+    }
+    return len(towers) == 2
+
+
+def _need_engines(manifest: Manifest, machine: Machine) -> None:
+    """Raise RuntimeUnavailableError if TensorRT was asked for and can run nothing at all."""
+    if not manifest.engines or machine.engines is None or machine.engines.device is None:
+        raise RuntimeUnavailableError(
+            f"--runtime tensorrt: {_no_engines(manifest, 'float16', machine)}."
+        )
+
+
+def _no_engines(manifest: Manifest, precision: str, machine: Machine) -> str | None:
+    """Why TensorRT cannot run a precision here; None: both towers have an engine that it can."""
+    if not manifest.engines:
+        return f"the bundle has no engines. Build them: mwa-export trt BUNDLE {FLAGS['float16']}"
+    host = machine.engines
+    if host is None or host.device is None:
+        return "no TensorRT" if host is None else host.missing
+    found, obstacles = usable_engines(manifest, precision, host.version, host.device)
+    return None if len(found) == 2 else "; ".join(obstacles)
+
+
+def _engines(manifest: Manifest, precision: str, machine: Machine) -> tuple[Engine, ...]:
+    """The engines that TensorRT will run; the vision tower's first."""
+    host = machine.engines
+    if host is None or host.device is None:
+        return ()
+    return usable_engines(manifest, precision, host.version, host.device)[0]
+
+
+def _measured(
+    manifest: Manifest, runtime: str, precision: str, machine: Machine
+) -> dict[str, Any] | None:
+    """What was measured for this bundle; of engines, for those that would be run."""
+    if runtime == "tensorrt":
+        found = [engine.measured for engine in _engines(manifest, precision, machine)]
+        return found[0] if found and found.count(found[0]) == len(found) else None
+    entries = (manifest.quantization or {}).get("measured", [])
+    wanted = (runtime, precision)
+    return next((e for e in entries if (e["runtime"], e["precision"]) == wanted), None)
+
+
+def _need(runtime: str, machine: Machine) -> None:
+    if runtime not in machine.runtimes:
+        raise RuntimeUnavailableError(f"--runtime {runtime}: {_INSTALL[runtime]}")

@@ -1,0 +1,118 @@
+"""How fast engines are: measured in turns, after a warm-up, on more than one batch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mwa_export.backend_onnx import image_feed
+from mwa_export.bundle import Bundle
+from mwa_export.config import Tower
+from mwa_export.tokenizer import BOS, EOS
+from mwa_export.trt_profile import Profile
+from mwa_export.trt_run import SETS, EngineRunner
+from mwa_export.trt_shapes import Arrays
+
+WARM_UP, ROUNDS, RUNS = 3, 9, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One engine at one shape."""
+
+    batch: int  # rows
+    length: int | None  # tokens of each; None: pictures
+    milliseconds: tuple[float, ...]  # of a run, on the device without copies; one per round
+    called: tuple[float, ...]  # of a call with its copies, on the caller's clock; one per round
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(self.milliseconds)
+
+    @property
+    def rows_per_second(self) -> float:
+        """On the device, without copies."""
+        return 1000 * self.batch / self.median_ms
+
+    @property
+    def rows_per_second_called(self) -> float:
+        """With the copies of a call, which do not overlap with those of another call."""
+        return 1000 * self.batch / statistics.median(self.called)
+
+
+def time_interleaved(
+    runners: Mapping[str, EngineRunner],
+    batches: Sequence[Arrays],
+    *,
+    rounds: int = ROUNDS,
+    runs: int = RUNS,
+    warm_up: int = WARM_UP,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time engines of the same tower, each in every round.
+
+    Args:
+        runners: by a name of the caller's.
+        batches: inputs of one shape, SETS of them; runs take turns on them, so that no run finds
+            its own input in the caches.
+        rounds: in each of which every engine has its turn.
+        runs: of a turn; its time is their mean.
+        warm_up: turns of each engine that do not count.
+        clock: seconds, for the calls with copies.
+
+    Raises:
+        ProfileError: batches that an engine was not built for.
+        EngineError: TensorRT refuses to run.
+    """
+    loaded = {name: runner.load(batches[:SETS]) for name, runner in runners.items()}
+    device: dict[str, list[float]] = {name: [] for name in runners}
+    called: dict[str, list[float]] = {name: [] for name in runners}
+    for turn in range(warm_up + rounds):
+        for name, runner in runners.items():
+            taken = runner.milliseconds(loaded[name], runs)
+            start = clock()
+            for arrays in batches:
+                runner.run(arrays)
+            seconds = (clock() - start) / len(batches)
+            loaded[name] = runner.load(batches[:SETS])  # the calls have used the buffers
+            if turn >= warm_up:
+                device[name].append(taken)
+                called[name].append(1000 * seconds)
+    rows = len(batches[0][0])
+    first = batches[0][0]
+    length = first.shape[1] if first.ndim == 2 else None
+    return {
+        name: Timing(rows, length, tuple(device[name]), tuple(called[name])) for name in runners
+    }
+
+
+def batches_of(bundle: Bundle, tower: Tower, rows: int, length: int | None = None) -> list[Arrays]:
+    """Random batches for `time_interleaved`: pictures, or texts of one length.
+
+    Args:
+        bundle: whose model they are for.
+        tower: of the engines.
+        rows: of a batch.
+        length: tokens of a text, BOS and EOS included.
+    """
+    rng, backbone = np.random.default_rng(0), bundle.manifest.model.backbone
+    size = backbone.image_size
+    if tower == "vision":
+        graph = bundle.graph(tower)[1]
+        shape = (rows, size, size, 3)
+        return [image_feed(graph, rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(SETS)]
+    ids = rng.integers(
+        EOS + 1, backbone.vocab_size, (SETS, rows, length or backbone.max_text_length)
+    )
+    ids[..., 0], ids[..., -1] = BOS, EOS
+    return [(tokens, np.zeros_like(tokens)) for tokens in ids]
+
+
+def usual_shape(profile: Profile) -> tuple[int, int | None]:
+    """Rows, and tokens of a text, that a profile is fastest at."""
+    first = profile[0].opt
+    return first[0], first[1] if len(first) == 2 else None

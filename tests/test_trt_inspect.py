@@ -1,0 +1,102 @@
+"""What the engine inspector's JSON is read as, in the forms that versions of TensorRT write."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mwa_export.trt_inspect import read_inspection
+
+
+def layer(name: str, kind: str, datatype: str, **more: Any) -> dict[str, Any]:
+    ports = [{"Name": "x", "Dimensions": [1, 4], "Format/Datatype": datatype}]
+    return {"Name": name, "LayerType": kind, "Inputs": ports, "Outputs": ports, **more}
+
+
+def inspection(*layers: Any) -> Any:
+    return read_inspection(json.dumps({"Layers": list(layers), "Bindings": ["image"]}))
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("Half", "float16"),
+        ("Row major linear FP16 format", "float16"),
+        ("Row major linear FP32", "float32"),
+        ("Float", "float32"),
+        ("Row major Int8 format", "int8"),
+        ("Int8", "int8"),
+        ("FP8", "float8"),
+        ("Float8", "float8"),
+        ("BFloat16", "bfloat16"),
+        ("N/A due to dynamic shapes", None),
+    ],
+)
+def test_types_of_every_version_are_understood(written: str, read: str | None) -> None:
+    (found,) = inspection(layer("a", "gemm", written)).layers
+    assert found.inputs == (() if read is None else (read,))
+
+
+def test_a_gemm_counts_as_the_smallest_type_that_it_reads() -> None:
+    gemm = layer("blocks.0.fc1.MatMul", "gemm", "Int8")
+    gemm["Inputs"].append({"Name": "bias", "Format/Datatype": "Half"})
+    found = inspection(gemm, layer("blocks.1.fc1.MatMul", "gemm", "Half"))
+    assert found.gemms == {"int8": 1, "float16": 1}
+    (sentence,) = found.reasons("int8")
+    assert sentence == "1 GEMMs compute in float16 (blocks.1.fc1.MatMul)"
+    assert not inspection(gemm).reasons("int8")
+
+
+def test_nodes_come_from_the_metadata_or_the_name() -> None:
+    metadata = "[ONNX Layer: blocks.3.fc1.MatMul][ONNX Layer: blocks.3.fc1.Add]"
+    told = layer("__myl_Fc_myl0_7", "gemm", "Float", Metadata=metadata)
+    named = layer("blocks.4.fc1.MatMul + blocks.4.fc1.Add", "CaskGemm", "Float")
+    found = inspection(told, named)
+    assert [la.nodes[0] for la in found.layers] == ["blocks.3.fc1.MatMul", "blocks.4.fc1.MatMul"]
+    assert "2 GEMMs compute in float32 (blocks.3.fc1.MatMul, blocks.4.fc1.MatMul)" in (
+        found.reasons("float16")
+    )
+
+
+def test_reformats_unfused_attention_and_opaque_parts_are_named() -> None:
+    softmax = "[ONNX Layer: blocks.0.attention.Softmax]"
+    found = inspection(
+        layer("Reformatting CopyNode for Input Tensor 0 to x", "Reformat", "Float"),
+        layer("__myl_MaxSubExp_myl0_2", "kgen", "Half", Metadata=softmax),
+        layer("_gemm_mha_v2_myl0_5", "fusion", "Half", TacticName="_gemm_mha_v2_0x1f"),
+        layer("{ForeignNode[blocks.0.norm...pooler]}", "Myelin", "Half"),
+    )
+    assert found.reasons("float16") == (
+        "1 layers only copy to another layout or type",
+        "attention is not fused: 1 layers compute a softmax by itself",
+        "1 layers are compiled as a whole, and the inspector shows nothing inside them",
+    )
+    assert found.to_json() == {
+        "layers": 4,
+        "gemms": {},
+        "fused_attention": 1,
+        "reformats": 1,
+        "opaque": 1,
+    }
+
+
+def test_fused_attention_is_neither_a_gemm_nor_unfused() -> None:
+    nodes = "[ONNX Layer: blocks.0.attention.Softmax][ONNX Layer: blocks.0.attention.MatMul]"
+    fused = layer("_gemm_mha_v2_myl0_5", "gemm", "Half", TacticName="_gemm_mha_v2", Metadata=nodes)
+    assert not inspection(fused).reasons("int8")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no json", "[]", '{"Layers": null}', '{"Layers": [1, null]}', '"Layers"']
+)
+def test_what_is_not_understood_is_no_error(text: str) -> None:
+    assert read_inspection(text).layers == ()
+
+
+def test_layers_of_engines_without_details_are_names() -> None:
+    found = inspection("blocks.0.fc1.MatMul", "Reformatting CopyNode for Input Tensor 0 to x")
+    assert found.to_json()["reformats"] == 1
+    assert found.gemms == {"unknown": 1}
+    assert not [s for s in found.reasons("int8") if "GEMM" in s]
