@@ -27,6 +27,11 @@ class Dialect:
         """Of the file's name: `vision.int8.openvino.onnx`."""
         return f"int8.{self.name}"
 
+    @property
+    def for_tensorrt(self) -> bool:
+        """Whether TensorRT reads it."""
+        return self.name.startswith("tensorrt")
+
 
 DIALECTS: dict[str, Dialect] = {
     dialect.name: dialect

@@ -16,6 +16,7 @@ from mwa_export.backend_onnx import image_feed, run_graph, session
 from mwa_export.backend_tensorrt import LEAST_8_BITS
 from mwa_export.bundle import Bundle, Conformance, Graph
 from mwa_export.calib.calibration import CALIBRATION, Calibration
+from mwa_export.calib.cast_first import cast_first
 from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
 from mwa_export.calib.float16 import LIMIT, Typed, to_bfloat16, to_float16
 from mwa_export.calib.float_graph import FloatGraph
@@ -66,6 +67,7 @@ def engine_graph(
     progress: Progress,
     *,
     batches: Iterable[Inputs] = (),
+    keep: Collection[str] = (),
 ) -> EngineGraph:
     """Make the graph of a tower in the form that a version of TensorRT wants.
 
@@ -79,6 +81,7 @@ def engine_graph(
         folder: where the graph is written.
         progress: told about each step.
         batches: inputs to measure on, beside the conformance vectors.
+        keep: nodes of a typed graph that stay in float32 in any case.
 
     Raises:
         CalibrationError: the precision needs a calibration, and the bundle has none, or one of
@@ -96,12 +99,13 @@ def engine_graph(
     if dialect is not None:
         graph = _quantized(bundle, tower, graph, dialect)
         sources.append(bundle.manifest.files[CALIBRATION]["sha256"])
+    graph = cast_first(graph)
     if precision == "bfloat16":
-        graph, float32 = _parts(to_bfloat16(graph.whole(), opset=_OPSET))
+        graph, float32 = _parts(to_bfloat16(graph.whole(), opset=_OPSET, keep_float32=keep))
     else:
         ranges = largest_magnitudes(own, [_inputs(vectors, tower), *batches], progress)
         if typed:
-            graph, float32 = _parts(_float16(graph, ranges))
+            graph, float32 = _parts(_float16(graph, ranges, keep))
         else:
             _check_fits_float16(own[0], ranges)
     path = folder / f"{tower}.{precision}.onnx"
@@ -166,10 +170,10 @@ def _parts(typed: Typed) -> tuple[FloatGraph, tuple[str, ...]]:
     return FloatGraph.of(typed.model), typed.kept
 
 
-def _float16(graph: FloatGraph, ranges: Mapping[str, float]) -> Typed:
+def _float16(graph: FloatGraph, ranges: Mapping[str, float], keep: Collection[str]) -> Typed:
     known = {value for node in graph.nodes for value in node.output}
     measured = {value: amax for value, amax in ranges.items() if value in known}
-    return to_float16(graph.whole(), opset=_OPSET, ranges=measured)
+    return to_float16(graph.whole(), opset=_OPSET, ranges=measured, keep_float32=keep)
 
 
 def _check_fits_float16(path: Path, ranges: Mapping[str, float]) -> None:

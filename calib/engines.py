@@ -277,5 +277,6 @@ def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine
         graph=compiled,
         flags=options.build.flags,
         seconds=round(built.seconds, 1),
+        float32=graph.float32,
     )
     return graph, engine, built.warnings

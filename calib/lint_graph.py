@@ -36,13 +36,14 @@ class Form:
     weight: int = TensorProto.INT8  # type of quantized weights
     per_column: bool = True  # whether these have a scale for each output, or one in all
     quantized: bool = True  # whether Q/DQ may be there
+    floats_first: bool = False  # a uint8 input has to be cast before anything else
 
 
 FORMS: dict[str, Form] = {
     "onnxruntime": Form(17, TensorProto.UINT8, 128, TensorProto.FLOAT),
     "openvino": Form(17, TensorProto.INT8, 0, TensorProto.FLOAT, direct_gelu=True),
-    "tensorrt": Form(19, TensorProto.INT8, 0, TensorProto.FLOAT16),
-    "tensorrt8": Form(17, TensorProto.INT8, 0, TensorProto.FLOAT),
+    "tensorrt": Form(19, TensorProto.INT8, 0, TensorProto.FLOAT16, floats_first=True),
+    "tensorrt8": Form(17, TensorProto.INT8, 0, TensorProto.FLOAT, floats_first=True),
     "tensorrt-float8": Form(
         19,
         TensorProto.FLOAT8E4M3FN,
@@ -50,8 +51,11 @@ FORMS: dict[str, Form] = {
         TensorProto.FLOAT16,
         weight=TensorProto.FLOAT8E4M3FN,
         per_column=False,
+        floats_first=True,
     ),
-    "tensorrt-bfloat16": Form(19, TensorProto.INT8, 0, TensorProto.BFLOAT16, quantized=False),
+    "tensorrt-bfloat16": Form(
+        19, TensorProto.INT8, 0, TensorProto.BFLOAT16, quantized=False, floats_first=True
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from mwa_export import __version__
 from mwa_export.backend_onnx import GraphFile
 from mwa_export.bundle import Bundle, Graph
 from mwa_export.calib.calibration import Calibration
+from mwa_export.calib.cast_first import cast_first
 from mwa_export.calib.dialects import Dialect
 from mwa_export.calib.float16 import to_float16
 from mwa_export.calib.float_graph import FloatGraph
@@ -42,6 +43,8 @@ class Variants:
         """
         graph, sites = self._tower(tower)
         quantized = quantized_graph(graph, sites, self.calibration.of(tower), dialect, int8)
+        if dialect.for_tensorrt:
+            quantized = cast_first(quantized)
         if dialect.typed:
             typed = to_float16(quantized.whole(), opset=dialect.opset)
             quantized = FloatGraph.of(typed.model)

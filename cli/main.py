@@ -21,6 +21,7 @@ _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloade
     "onnx": "Export a checkpoint to a verified ONNX bundle.",
     "parity": "Check recall parity of a bundle with its checkpoint, with a report and gates.",
     "quantize": "Add INT8 graphs to a bundle: calibrate, search precisions, check recall.",
+    "refit": "Put another adapter into the engines of a bundle, without building them again.",
     "search": "Find what is most like a text or a picture among embedded rows.",
     "split": "Write what training added to a base as an adapter file.",
     "trt": "Add TensorRT engines to a bundle, for the GPU of this machine.",

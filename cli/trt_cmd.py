@@ -119,6 +119,9 @@ Examples:
 @click.option(
     "--hardware-compatible", is_flag=True, help="Every GPU from Ampere on may load the engines."
 )
+@click.option(
+    "--refit", is_flag=True, help="`mwa-export refit` may put another adapter into the engines."
+)
 @click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="GPU.")
 @click.option("--rebuild", is_flag=True, help="Build also what is there already.")
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
@@ -195,6 +198,7 @@ def _options(values: dict[str, Any]) -> Any:
             level=values["builder_level"],
             version_compatible=values["version_compatible"],
             hardware_compatible=values["hardware_compatible"],
+            refit=values["refit"],
         ),
         rebuild=values["rebuild"],
         samples=values["samples"],

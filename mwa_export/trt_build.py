@@ -20,7 +20,7 @@ from mwa_export.trt_versions import (
     check_precision,
     network_flags,
     own_kernels_only,
-    place_of,
+    parser_problem,
     set_precision,
     watch,
 )
@@ -189,20 +189,18 @@ def _parse(
     # From the path, so that weights in a data file are found.
     if parser.parse_from_file(str(path)):
         return
-    lines = []
-    for index in range(min(parser.num_errors, _SHOWN)):
-        error: trt.ParserError = parser.get_error(index)
-        node, operator = place_of(trt, error)
-        reason = (str(error.desc()).strip().splitlines() or ["no reason given"])[0]
-        lines.append(f"node {node}{f' ({operator})' if operator else ''}: {reason}")
-    more = parser.num_errors - len(lines)
-    if more > 0:
-        lines.append(f"and {more} more")
-    details = "; ".join(lines) or messages.reason or "no reason given"
+    problems = [parser_problem(trt, parser.get_error(i)) for i in range(parser.num_errors)]
+    details = listed(problems) or messages.reason or "no reason given"
     raise EngineError(
         f"{path}: TensorRT {trt.__version__} cannot read this graph. {details}. Make the graph "
         "again with this version of mwa-export, or use a newer TensorRT."
     )
+
+
+def listed(problems: Sequence[str]) -> str:
+    """The first problems, and how many more there are."""
+    more = len(problems) - _SHOWN
+    return "; ".join([*problems[:_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _configure(

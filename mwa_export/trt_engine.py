@@ -33,6 +33,7 @@ FLAGS: dict[EnginePrecision, str] = {
 """Precision -> the option of `mwa-export trt` that makes it."""
 ENGINES = "engines"  # the folder of a bundle that holds them
 VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compatible"
+REFIT = "refit"  # these three: of Engine.flags
 _AMPERE = (8, 0)
 
 
@@ -54,16 +55,17 @@ class Engine:
     seconds: float  # of the build
     # Recall with the other tower's engine of this precision, and speed; `trt --best` measures it.
     measured: dict[str, Any] | None = None
+    float32: tuple[str, ...] | None = None  # nodes of a typed graph that stay so; None: not noted
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest keeps it."""
-        measured = {} if self.measured is None else {"measured": self.measured}
+        optional = ("measured", "float32")
         return {
-            **{name: value for name, value in asdict(self).items() if name != "measured"},
-            **measured,
+            **{n: v for n, v in asdict(self).items() if n not in optional or v is not None},
             "capability": list(self.capability),
             "sources": list(self.sources),
             "flags": list(self.flags),
+            **({} if self.float32 is None else {"float32": list(self.float32)}),
             "profiles": [[shapes.to_json() for shapes in profile] for profile in self.profiles],
         }
 
@@ -92,6 +94,7 @@ class Engine:
             flags=tuple(data["flags"]),
             seconds=float(data["seconds"]),
             measured=data.get("measured"),
+            float32=None if data.get("float32") is None else tuple(data["float32"]),
         )
 
 

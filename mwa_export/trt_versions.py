@@ -40,6 +40,10 @@ LIMITED: dict[str, tuple[int, ...]] = {
     "IProgressMonitor.step_complete": (10, 11),
     "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": (8, 10),
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED": (10, 11),
+    "OnnxParserRefitter": (10, 11),
+    "OnnxParserRefitter.get_error": (10, 11),
+    "OnnxParserRefitter.num_errors": (10, 11),
+    "OnnxParserRefitter.refit_from_file": (10, 11),
     "ParserError.node_name": (10, 11),
     "ParserError.node_operator": (10, 11),
     "PreviewFeature.DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805": (8,),
@@ -127,11 +131,29 @@ def own_kernels_only(trt: Any, config: trt.IBuilderConfig) -> None:
         config.set_preview_feature(feature, True)
 
 
-def place_of(trt: Any, error: trt.ParserError) -> tuple[str, str]:
-    """The node that the parser stumbled over, and its operator ("" where 8.6 does not tell)."""
+def parser_problem(trt: Any, error: trt.ParserError) -> str:
+    """What a parser stumbled over: node, operator (which 8.6 does not tell) and reason."""
+    reason = (str(error.desc()).strip().splitlines() or ["no reason given"])[0]
     if is_typed(major_of(trt.__version__)):
-        return error.node_name(), error.node_operator()
-    return f"number {error.node()}", ""
+        operator = error.node_operator()
+        return f"node {error.node_name()}{f' ({operator})' if operator else ''}: {reason}"
+    return f"node number {error.node()}: {reason}"
+
+
+def weights_from_file(
+    trt: Any, refitter: trt.Refitter, logger: trt.ILogger, path: str
+) -> list[str] | None:
+    """Hand the weights of an ONNX file to a refitter. Returns problems, which are none on success.
+
+    None: 8.6 cannot do that; its weights are set by name.
+    """
+    if not is_typed(major_of(trt.__version__)):
+        return None
+    parser: trt.OnnxParserRefitter = trt.OnnxParserRefitter(refitter, logger)
+    if parser.refit_from_file(path):
+        return []
+    problems = [parser_problem(trt, parser.get_error(i)) for i in range(parser.num_errors)]
+    return problems or ["no reason given"]
 
 
 def scratch_bytes(trt: Any, engine: trt.ICudaEngine) -> int:

@@ -117,9 +117,11 @@ def test_a_run_that_is_asked_to_stop_says_how_to_go_on(
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     command = arguments(bundle, out, "--log-json", "-")
+    # Its lines do not fit into the pipe, so it cannot be finished before the signal comes.
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "pipesize": 4096, "text": True}
     with (
         log.open("w") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+        subprocess.Popen(command, stderr=stderr, **piped) as process,
     ):
         assert process.stdout is not None
         for line in process.stdout:

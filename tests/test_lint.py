@@ -177,6 +177,10 @@ class Miniature:
 
     def pixels(self) -> str:
         """Patches as a product, as for uint8."""
+        if self.dialect.startswith("tensorrt"):
+            x = self.node("Cast", ["image"], "patch.Cast", to=self.kind)
+            x = self.node("Reshape", [x, self.ints(0, -1, 48)], "patch.Reshape")
+            return self.node("MatMul", [x, self.floats("patch.weight", 48, D)], "patch")
         x = self.node("Reshape", ["image", self.ints(0, -1, 48)], "patch.Reshape")
         x = self.node("Cast", [x], "patch.Cast", to=self.kind)
         return self.node("MatMul", [x, self.floats("patch.weight", 48, D)], "patch")
@@ -895,9 +899,18 @@ def quantized_image_behind_its_cast(edit: Edit) -> None:
     edit.pair("image.float16", "patch")
 
 
+@mistake("pixels-first", *TYPED, "tensorrt8", tower="pixels")
+def pixels_moved_before_they_are_floats(edit: Edit) -> None:
+    move, cast = edit.node("patch.Reshape"), edit.node("patch.Cast")
+    edit.node("patch").input[0] = "patch.Cast"
+    move.input[0], cast.input[0] = "image", "patch.Reshape"
+    edit.remove("patch.Reshape", "patch.Cast")
+    edit.insert("patch", move, cast)
+
+
 @mistake("protected", tower="pixels")
 def quantized_patches(edit: Edit) -> None:
-    edit.pair("patch.Cast", "patch")
+    edit.pair(edit.node("patch").input[0], "patch")
     edit.quantize("patch.weight", "patch")
 
 

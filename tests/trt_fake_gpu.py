@@ -171,6 +171,7 @@ class LateTensorRT(FakeTensorRT):
         self.scratch = 1000
         self.contexts = True
         self.refuses: str | None = None  # a method of the context that says no
+        self.rejects: str | None = None  # a weight that is not taken
         self.shapes: list[tuple[int, str, tuple[int, ...]]] = []  # profile, input, shape
         self.layers: Callable[[onnx.ModelProto], list[Any]] = lambda graph: []  # inspected
         self.milliseconds: Callable[[onnx.ModelProto], float] = lambda graph: 1.0  # of a run
@@ -194,7 +195,51 @@ class LateTensorRT(FakeTensorRT):
             def build_serialized_network(self, network: object, config: object) -> bytes:
                 return bytes(fake.graphs[list(fake.graphs)[-1]].SerializeToString())
 
-        self.Runtime, self.Builder = Runtime, Builder
+        class Refitter:
+            """Of 8.6 by name; later versions through OnnxParserRefitter."""
+
+            def __init__(self, engine: _Engine, logger: object) -> None:
+                self.engine, self.logger = engine, logger
+                self.new = {t.name: t for t in engine.model.graph.initializer}
+                self.given: set[str] = set()
+
+            def get_all_weights(self) -> list[str]:
+                return [*self.new, "internal constant"]
+
+            def set_named_weights(self, name: str, weights: Any) -> bool:
+                old = onnx.numpy_helper.to_array(self.new[name])
+                if weights.size != old.size or name == fake.rejects:
+                    return False
+                self.new[name] = onnx.numpy_helper.from_array(weights, name)
+                self.given.add(name)
+                return True
+
+            def get_missing_weights(self) -> list[str]:
+                return [name for name in self.new if name not in self.given]
+
+            def refit_cuda_engine(self) -> bool:
+                if self.get_missing_weights() or fake.refuses == "refit":
+                    return False
+                del self.engine.model.graph.initializer[:]
+                self.engine.model.graph.initializer.extend(self.new.values())
+                return True
+
+        class OnnxParserRefitter:
+            num_errors = 0
+
+            def __init__(self, refitter: Refitter, logger: object) -> None:
+                self.refitter = refitter
+
+            def refit_from_file(self, path: str) -> bool:
+                new = onnx.load(path)
+                self.refitter.new = {t.name: t for t in new.graph.initializer}
+                self.refitter.given = set(self.refitter.new)
+                return fake.rejects is None
+
+        self.Runtime, self.Builder, self.Refitter = Runtime, Builder, Refitter
+        self.Weights = lambda array: array
+        if self.major > 8:
+            self.OnnxParserRefitter = OnnxParserRefitter
 
 
 class _Engine:
@@ -202,6 +247,7 @@ class _Engine:
         self._fake = fake
         model = onnx.load_from_string(blob)
         self._layers = fake.layers(model)
+        self.model = onnx.load_from_string(blob)  # with its weights, which can be exchanged
         self.milliseconds = fake.milliseconds(model)
         graph = FloatGraph.of(model)  # rounded where it is bfloat16
         runnable = in_float32(graph).whole().SerializeToString()
@@ -212,6 +258,9 @@ class _Engine:
 
     def get_tensor_dtype(self, name: str) -> str:
         return str(self.ports[name].type.removeprefix("tensor(").removesuffix(")"))
+
+    def serialize(self) -> bytes:
+        return bytes(self.model.SerializeToString())
 
     def create_engine_inspector(self) -> _Inspector:
         return _Inspector(self._fake, self._layers)

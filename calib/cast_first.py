@@ -1,0 +1,61 @@
+"""Pixels become floats before anything else: TensorRT takes uint8 inputs to be converted only.
+
+(TensorRT API reference, DataType.UINT8.) Our graphs cut patches out of bytes, which are a quarter
+of the floats, and cast then; that is better on a CPU.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto
+
+from mwa_export.calib.float_graph import FloatGraph
+
+_MOVES = ("Reshape", "Transpose")
+_UINT8 = TensorProto.UINT8
+
+
+def cast_first(graph: FloatGraph) -> FloatGraph:
+    """The graph with the Cast of a uint8 input before what moves pixels; others stay as they are.
+
+    Nothing but the order changes: the values are the same bits, and the one behind the Cast keeps
+    its name.
+
+    Args:
+        graph: a tower of this package.
+    """
+    chain = _before_the_cast(graph)
+    if not chain:
+        return graph
+    *moves, cast = chain
+    last = cast.output[0]
+    new = onnx.NodeProto()
+    new.CopyFrom(cast)
+    new.input[0], new.output[0] = moves[0].input[0], f"{moves[0].input[0]}.float32"
+    value, moved = new.output[0], [new]
+    for move in moves:
+        node = onnx.NodeProto()
+        node.CopyFrom(move)
+        node.input[0] = value
+        if move is moves[-1]:
+            node.output[0] = last
+        value = node.output[0]
+        moved.append(node)
+    names = {node.name for node in chain}
+    at = next(index for index, node in enumerate(graph.nodes) if node.name in names)
+    others = [node for node in graph.nodes if node.name not in names]
+    return graph.with_nodes([*others[:at], *moved, *others[at:]], dict(graph.tensors))
+
+
+def _before_the_cast(graph: FloatGraph) -> list[onnx.NodeProto]:
+    """What moves pixels, and the Cast behind it; nothing if there is no such chain."""
+    bytes_ = [p.name for p in graph.model.graph.input if p.type.tensor_type.elem_type == _UINT8]
+    chain: list[onnx.NodeProto] = []
+    value = bytes_[0] if bytes_ else None
+    while value is not None:
+        readers = graph.consumers(value)
+        if len(readers) != 1 or readers[0].op_type not in (*_MOVES, "Cast"):
+            return []
+        chain.append(readers[0])
+        value = None if readers[0].op_type == "Cast" else readers[0].output[0]
+    return chain if len(chain) > 1 else []

@@ -1,0 +1,254 @@
+"""The job behind `mwa-export refit`: another adapter in a bundle's engines, without a build."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+
+from mwa_export.backend import TOWERS
+from mwa_export.backend_tensorrt import TensorRtBackend
+from mwa_export.bundle import MANIFEST, Bundle, write_manifest
+from mwa_export.bundle_update import changed_bundle
+from mwa_export.calib.engine_graphs import CALIBRATED, EngineGraph, engine_graph
+from mwa_export.calib.float_graph import FloatGraph
+from mwa_export.config import Tower
+from mwa_export.errors import EngineError
+from mwa_export.export import ExportOptions, bundle_from_model
+from mwa_export.files import check_new_folder, sha256_of
+from mwa_export.layout import AdapterOptions
+from mwa_export.merge_steps import STEPS
+from mwa_export.model import ModelSource, load_model
+from mwa_export.progress import Progress, Silent
+from mwa_export.trt_device import Device, select_device
+from mwa_export.trt_engine import FLAGS, REFIT, Engine, engines_of, obstacle
+from mwa_export.trt_install import check_driver, load_tensorrt
+from mwa_export.trt_refit import refitted
+from mwa_export.trt_versions import major_of
+
+
+@dataclass(frozen=True, slots=True)
+class Refitted:
+    """What became of it."""
+
+    bundle: Bundle
+    device: Device
+    engines: tuple[Engine, ...]  # with the new weights
+    left_out: tuple[str, ...]  # a sentence for each of the old bundle's that has none
+    seconds: float  # of the exchange itself
+
+
+def refit_bundle(
+    path: Path,
+    source: ModelSource,
+    out: Path,
+    *,
+    adapter_options: AdapterOptions | None = None,
+    device: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Refitted:
+    """Make a bundle of another model, with the engines of this one and the new weights in them.
+
+    The new model is merged with the same steps and verified as `mwa-export onnx` does; the
+    engines reproduce its conformance vectors before anything appears.
+
+    Args:
+        path: the bundle whose engines were built with ``--refit``.
+        source: the other model, of the same architecture.
+        out: the new bundle's folder.
+        adapter_options: what the files do not say.
+        device: number of the GPU.
+        force: replace ``out`` if it exists.
+        progress: told about each step.
+
+    Raises:
+        MissingPackageError: TensorRT is not installed.
+        RuntimeUnavailableError: no GPU, or its driver is too old.
+        EngineError: no engine whose weights can be exchanged here, or the new graph has another
+            structure. The message says what differs and what to do.
+        VerificationError: the new bundle, or an engine in it, does not compute what it should.
+        CheckpointError, AdapterError, ...: as `load_model`.
+    """
+    progress = progress or Silent()
+    check_new_folder(out, marker=MANIFEST, force=force)
+    progress("look for TensorRT and a GPU")
+    version = load_tensorrt().__version__
+    gpu = select_device(device)
+    check_driver(version, gpu)
+    progress("open the bundle")
+    old = Bundle.open(path)
+    engines, left_out = _exchangeable(old, version, gpu)
+    progress("read the checkpoint")
+    size = old.manifest.model.backbone.image_size
+    model = load_model(source, options=adapter_options, image_size=size)
+    parent = Path(out).absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".mwa-export-", dir=parent) as scratch:
+        new = bundle_from_model(
+            model, Path(scratch) / "bundle", _same_export(old), on_step=progress
+        )
+        with changed_bundle(new, out, force=force) as folder:
+            start = time.perf_counter()
+            made = [_exchange(old, new, engine, gpu, folder, progress) for engine in engines]
+            seconds = time.perf_counter() - start
+            progress("write the manifest")
+            entries = tuple(engine.to_json() for engine in made)
+            manifest = replace(new.manifest, engines=entries, files={})
+            write_manifest(folder, manifest)
+            _verify(Bundle(folder, manifest), made, device, progress)
+    return Refitted(Bundle(Path(out), manifest), gpu, tuple(made), left_out, seconds)
+
+
+def _exchangeable(
+    bundle: Bundle, version: str, device: Device
+) -> tuple[list[Engine], tuple[str, ...]]:
+    """The engines that can be refitted here, and why the others cannot be."""
+    fit, reasons = [], []
+    for engine in engines_of(bundle):
+        reason = obstacle(engine, bundle.manifest, version, device) or _fixed(engine)
+        if reason is None:
+            fit.append(engine)
+        else:
+            reasons.append(f"{engine.file}: {reason}")
+    if {engine.tower for engine in fit} != set(TOWERS):
+        found = "; ".join(reasons) or "it has no engines"
+        raise EngineError(
+            f"{bundle.path}: has no engines of both towers whose weights can be exchanged here. "
+            f"{found}. Build them: mwa-export trt {bundle.path} --fp16 --refit"
+        )
+    return fit, tuple(reasons)
+
+
+def _fixed(engine: Engine) -> str | None:
+    """Why an engine's weights cannot be exchanged at all."""
+    if engine.precision in CALIBRATED:
+        return (
+            f"{engine.precision} scales belong to the weights they were calibrated with; quantize "
+            f"the new bundle and build {FLAGS[engine.precision]}"
+        )
+    if REFIT not in engine.flags:
+        return "it was built without --refit"
+    if engine.float32 is None:
+        return "an earlier version of mwa-export built it; build it again"
+    return None
+
+
+def _same_export(old: Bundle) -> ExportOptions:
+    """How the old bundle was exported, as far as it says."""
+    manifest = old.manifest
+    merged = manifest.export["merges"]
+    return ExportOptions(
+        image_input="uint8"
+        if old.graph("vision")[1].spec.inputs[0].dtype == "uint8"
+        else "float32",
+        no_merge=tuple(step for step in STEPS if step not in merged),
+        tokenizer=None if manifest.tokenizer is None else old.path / manifest.tokenizer,
+    )
+
+
+def _exchange(
+    old: Bundle, new: Bundle, engine: Engine, device: Device, folder: Path, progress: Progress
+) -> Engine:
+    """Write one engine with the new weights. Returns its description."""
+    with TemporaryDirectory(prefix="mwa-export-") as scratch:
+        before = _compiled(old, engine, Path(scratch) / "old", progress)
+        if sha256_of(before.path) != engine.graph:
+            raise EngineError(
+                f"{old.path / engine.file}: was compiled from another graph than this version of "
+                "mwa-export makes, so nothing says that the weights fit. Build it again: "
+                f"mwa-export trt {old.path} {FLAGS[engine.precision]} --refit --rebuild"
+            )
+        after = _compiled(new, engine, Path(scratch) / "new", progress)
+        more = sorted(set(after.float32) - set(before.float32))
+        if more:
+            raise EngineError(
+                f"{old.path / engine.file}: computes {more[0]} in float16, and the new model's "
+                "values do not fit there. Build engines for it: mwa-export onnx, then "
+                f"mwa-export trt --fp16 or --bf16"
+            )
+        difference = structural_difference(before.path, after.path)
+        if difference is not None:
+            raise EngineError(
+                f"{old.path / engine.file}: cannot take the new model's weights, whose graph is "
+                f"another one: {difference}. Expected a checkpoint of the same architecture, "
+                "adapters included. Build engines for it: mwa-export onnx, then mwa-export trt"
+            )
+        progress(f"{engine.tower} tower: exchange the weights of the {engine.precision} engine")
+        start = time.perf_counter()
+        weights = FloatGraph.load(after.path).tensors
+        blob = refitted(old, engine, after.path, weights, device)
+        target = folder / engine.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(blob)
+        return replace(
+            engine,
+            sha256=sha256_of(target),
+            sources=after.sources,
+            graph=sha256_of(after.path),
+            seconds=round(time.perf_counter() - start, 1),
+            measured=None,
+        )
+
+
+def _compiled(bundle: Bundle, engine: Engine, folder: Path, progress: Progress) -> EngineGraph:
+    """The graph of a bundle, typed as the engine's was."""
+    folder.mkdir()
+    tower: Tower = engine.tower
+    major = major_of(engine.tensorrt)
+    kept = engine.float32 or ()
+    return engine_graph(bundle, tower, engine.precision, major, folder, progress, keep=kept)
+
+
+def structural_difference(one: Path, other: Path) -> str | None:
+    """What differs between two graphs beside the values of their weights; None: nothing does.
+
+    Args:
+        one: an ONNX file.
+        other: another one.
+    """
+    first, second = (onnx.load(path).graph for path in (one, other))
+    if [port.name for port in first.input] != [port.name for port in second.input]:
+        return "the inputs have other names"
+    for a, b in zip(first.input, second.input, strict=True):
+        if a != b:
+            return f"the input {a.name} has another type or shape"
+    shapes = [
+        {t.name: (t.data_type, tuple(t.dims)) for t in g.initializer} for g in (first, second)
+    ]
+    for name in dict.fromkeys((*shapes[0], *shapes[1])):
+        kinds = [shape.get(name) for shape in shapes]
+        if kinds[0] != kinds[1]:
+            return f"the weight {name} {_kind(kinds[0])} in one and {_kind(kinds[1])} in the other"
+    return _different_nodes(first.node, second.node)
+
+
+def _different_nodes(one: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto]) -> str | None:
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            return f"the node {a.name} ({a.op_type}) and the node {b.name} ({b.op_type}) differ"
+    if len(one) != len(other):
+        return f"{len(one)} nodes and {len(other)} nodes"
+    return None
+
+
+def _kind(found: tuple[int, tuple[int, ...]] | None) -> str:
+    if found is None:
+        return "does not exist"
+    shape = " x ".join(map(str, found[1])) or "scalar"
+    return f"is {onnx.TensorProto.DataType.Name(found[0]).lower()} {shape}"
+
+
+def _verify(bundle: Bundle, engines: Sequence[Engine], device: int, progress: Progress) -> None:
+    """Every pair of engines reproduces the new bundle's conformance vectors."""
+    for precision in dict.fromkeys(engine.precision for engine in engines):
+        pair = [engine for engine in engines if engine.precision == precision]
+        if {engine.tower for engine in pair} != set(TOWERS):
+            continue  # half a pair runs nothing
+        progress(f"check the {precision} engines against the reference")
+        with TensorRtBackend(bundle, engines=pair, device=device):
+            pass
