@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from mwa_export.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ def decode_picture(data: bytes, name: str) -> Image.Image:
     Raises:
         ImageError: Pillow cannot decode it.
     """
+    from PIL import Image
+
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
         image.load()

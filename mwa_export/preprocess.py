@@ -1,20 +1,22 @@
 """Pictures to model input, as the reference was trained: RGB, square bicubic resize, [-1, 1].
 
-Needs numpy and Pillow only. The picture is neither cropped nor turned by its EXIF orientation,
-because the reference does neither.
+Needs numpy, and Pillow where pictures are resized. The picture is neither cropped nor turned by its
+EXIF orientation, because the reference does neither.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mwa_export.errors import ImageError
 from mwa_export.pictures import Picture, decode_picture
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE_SPEC: dict[str, Any] = {
     "colour": "RGB",
@@ -37,6 +39,8 @@ def load_image(path: Path) -> Image.Image:
 
 def pixels_from_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Convert to RGB and resize. Returns (size, size, 3) uint8, as `--input uint8` reads it."""
+    from PIL import Image
+
     rgb = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(rgb)
 

@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 from numpy.typing import NDArray
 
 from mwa_export.config import MAX_TOKENS
@@ -28,6 +27,8 @@ class Tokenizer:
     """A SentencePiece model with the reference's special tokens around it."""
 
     def __init__(self, model: bytes, *, max_length: int = MAX_TOKENS, name: str = "model") -> None:
+        import sentencepiece
+
         self.max_length = max_length
         self._name = name
         try:

@@ -1,0 +1,166 @@
+"""TensorRT on this machine's GPU: speed beside PyTorch, recall of the demo model, cosines.
+
+    python benchmarks/gpu.py                                # all stages, one Python
+    python benchmarks/gpu.py --stages prepare --tensorrt 8  # each stage in a Python of its own
+    python benchmarks/gpu.py --stages trt                   #   needs numpy and tensorrt only
+    python benchmarks/gpu.py --stages torch,ort,report
+
+Stages leave what they make below --work, where the next ones find it. prepare (no GPU) makes the
+demo model's bundle and models of random weights of base and large size from seeds, calibrates them,
+and writes the graphs that are compiled; trt builds engines and times them in turns, on the device
+and as a caller sees it; torch times the unmerged reference (eager float32, eager float16, fused
+attention, torch.compile) and the GPU's GEMM peak; ort times ONNX Runtime's CUDA provider where it
+is installed; report writes GPU.json and GPU.md into
+benchmarks/results. The last line of the output is the path of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+STAGES = ("prepare", "trt", "torch", "ort", "report")
+MODELS = ("demo", "base", "large")
+PRECISIONS = ("float16", "bfloat16", "int8", "float8")
+
+
+def main() -> None:
+    options = parse()
+    options.work.mkdir(parents=True, exist_ok=True)
+    for stage in options.stages:
+        print(f"stage {stage}", flush=True)
+        if stage == "report":
+            print(report(options))
+            continue
+        for model in options.models:
+            STEPS[stage](options, model)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--stages", type=_list_of(STAGES), default=list(STAGES))
+    parser.add_argument("--models", type=_list_of(MODELS), default=list(MODELS))
+    parser.add_argument("--precisions", type=_list_of(PRECISIONS), default=list(PRECISIONS))
+    parser.add_argument("--work", type=Path, default=Path("gpu-work"), help="several GB")
+    parser.add_argument(
+        "--tensorrt", type=int, choices=[8, 10, 11], help="to prepare for; default: the one here"
+    )
+    parser.add_argument("--samples", type=int, default=64, help="to calibrate with")
+    parser.add_argument("--recall", type=int, default=500, help="pictures of the demo's test set")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--builder-level", type=int, help="0 to 5; default: TensorRT's own")
+    parser.add_argument("--out-folder", type=Path, default=Path("benchmarks/results"))
+    return parser.parse_args()
+
+
+def prepare(options: argparse.Namespace, model: str) -> None:
+    from gpu_models import Sizes, prepare
+
+    sizes = Sizes(options.samples, 64, options.recall)
+    prepare(options.work, model, _major(options), options.precisions, sizes, Steps())
+
+
+def trt(options: argparse.Namespace, model: str) -> None:
+    from gpu_trt import measure
+
+    level = options.builder_level
+    measure(options.work, model, rounds=options.rounds, level=level, progress=Steps())
+
+
+def torch(options: argparse.Namespace, model: str) -> None:
+    from gpu_torch import measure
+
+    measure(options.work, model, rounds=options.rounds, progress=Steps())
+
+
+def ort(options: argparse.Namespace, model: str) -> None:
+    from gpu_ort import measure
+
+    measure(options.work, model, rounds=options.rounds, progress=Steps())
+
+
+def report(options: argparse.Namespace) -> Path:
+    """Write the results; returns the table's path."""
+    from gpu_report import collect, table
+
+    result = collect(options.work, options.models)
+    if not result:
+        sys.exit(f"{options.work}: no stage has left anything here. Run them first.")
+    name = _gpu_of(result).lower().replace("nvidia ", "").replace(" ", "_")
+    path = options.out_folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"python": platform.python_version(), "nvidia_smi": nvidia_smi()}
+    command = " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
+    whole = {"command": command, "machine": machine, "models": result}
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(f"`{command}`\n\n{table(result)}", encoding="utf-8")
+    page: Path = path.with_suffix(".md")
+    return page
+
+
+STEPS = {"prepare": prepare, "trt": trt, "torch": torch, "ort": ort}
+
+
+class Steps:
+    """Progress as lines."""
+
+    def __call__(self, text: str, total: int | None = None) -> None:
+        print(f"  {text}", flush=True)
+
+    def advance(self, rows: int) -> None:
+        pass
+
+
+def nvidia_smi() -> str | None:
+    """Name, driver, clocks and power limit of the GPUs, as the driver's tool tells them."""
+    query = "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _list_of(names: tuple[str, ...]) -> Any:
+    def parse(text: str) -> list[str]:
+        found = [name.strip() for name in text.split(",") if name.strip()]
+        unknown = [name for name in found if name not in names]
+        if unknown or not found:
+            raise argparse.ArgumentTypeError(f"expected some of: {', '.join(names)}")
+        return found
+
+    return parse
+
+
+def _major(options: argparse.Namespace) -> int:
+    """Of the TensorRT to prepare for."""
+    if options.tensorrt is not None:
+        return int(options.tensorrt)
+    try:
+        return int(importlib.import_module("tensorrt").__version__.split(".")[0])
+    except ImportError:
+        sys.exit("No TensorRT here, so say which one will build: --tensorrt 8, 10 or 11")
+
+
+def _gpu_of(result: dict[str, Any]) -> str:
+    for entry in result.values():
+        for stage in ("trt", "torch"):
+            if stage in entry:
+                return str(entry[stage]["gpu"])
+    return "gpu"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""The models of benchmarks/gpu.py, made from seeds wherever they are needed: nothing is carried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mwa_export.bench_macs import count_macs, merged_plan
+from mwa_export.bundle import Bundle, write_manifest
+from mwa_export.calib.calibrate import calibrate
+from mwa_export.calib.engine_graphs import CALIBRATED, engine_graph
+from mwa_export.calib.samples import Samples, take_samples
+from mwa_export.config import AdapterConfig, ModelConfig, Tower
+from mwa_export.data_karpathy import read_karpathy
+from mwa_export.demo import assets
+from mwa_export.demo_scenes import picture_from_seed, write_scenes
+from mwa_export.export import ExportOptions, bundle_from_model
+from mwa_export.files import sha256_of
+from mwa_export.model import ModelSource, load_model
+from mwa_export.pictures import decode_picture
+from mwa_export.preprocess import pixels_from_image
+from mwa_export.progress import Progress
+from mwa_export.sides import Side, side_from_bundle
+from mwa_export.synthetic import beit3_config, random_tensors, training_args
+from mwa_export.tokenizer import pad
+from mwa_export.trt_versions import EnginePrecision, is_typed
+
+VISION_BATCHES = (1, 8, 32, 128)
+TEXT_SHAPES = ((1, 16), (32, 16), (128, 16), (128, 64))  # rows, tokens
+TOWERS: tuple[Tower, ...] = ("vision", "text")
+META = "meta.json"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is drawn; a test draws less."""
+
+    samples: int = 64  # to calibrate with
+    rows: int = 64  # to compare embeddings on
+    recall: int = 500  # pictures of the demo, with five captions each
+
+
+def prepare(
+    work: Path,
+    name: str,
+    major: int,
+    precisions: Sequence[EnginePrecision],
+    sizes: Sizes,
+    progress: Progress,
+    *,
+    config: ModelConfig | None = None,
+) -> None:
+    """Make WORK/NAME: checkpoint, bundle, engine graphs, inputs, what the reference computes.
+
+    Args:
+        work: folder.
+        name: "demo", "base" or "large".
+        major: of the TensorRT that will build, which decides the form of the graphs.
+        precisions: to prepare; those that the version does not have are left out.
+        sizes: see Sizes.
+        progress: told about each step.
+        config: of a model of random weights, in place of the one that the name says.
+    """
+    folder = work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    demo = name == "demo"
+    checkpoint = assets()[0] if demo else _random_checkpoint(folder, name, config)
+    options = ExportOptions(tokenizer=assets()[1] if demo else None, force=True)
+    progress(f"{name}: merge and export")
+    bundle_from_model(load_model(ModelSource(checkpoint)), folder / "bundle", options)
+    bundle = Bundle.open(folder / "bundle")
+    progress(f"{name}: draw pictures and texts")
+    samples = _demo_samples(folder, sizes) if demo else _samples(bundle, sizes.samples, seed=1)
+    if any(precision in CALIBRATED for precision in precisions):
+        calibrate(bundle, samples, progress=progress).save(bundle.path)
+        write_manifest(bundle.path, bundle.manifest)
+        bundle = Bundle.open(bundle.path)
+    recall = _demo_inputs(folder, sizes) if demo else _inputs(bundle, sizes.rows)
+    np.savez(folder / "inputs.npz", **recall)
+    progress(f"{name}: embed with the reference")
+    np.savez(folder / "reference.npz", **_reference(checkpoint, recall))
+    graphs = _graphs(bundle, folder, major, precisions, samples, progress)
+    meta = {
+        "model": name,
+        "checkpoint": str(checkpoint) if demo else checkpoint.name,
+        "major": major,
+        "graphs": graphs,
+        "macs": _macs(bundle),
+    }
+    (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+
+def shape_name(batch: int, length: int | None = None) -> str:
+    """A shape as the results call it: "32", or "32x16" of a text."""
+    return str(batch) if length is None else f"{batch}x{length}"
+
+
+def _random_checkpoint(folder: Path, size: str, config: ModelConfig | None) -> Path:
+    import torch
+
+    adapter = AdapterConfig("both", 64, "in", 0.6, "parallel")
+    config = config or beit3_config(size, adapter=adapter)
+    path = folder / "checkpoint.pth"
+    torch.save({"model": random_tensors(config), "args": training_args(config)}, path)
+    return path
+
+
+def _samples(bundle: Bundle, count: int, seed: int) -> Samples:
+    """Drawn pictures, and random ids of plausible lengths."""
+    arrays = _drawn(bundle, count, seed)
+    texts = tuple(
+        tuple(ids[mask == 0].tolist())
+        for ids, mask in zip(arrays["token_ids"], arrays["padding_mask"], strict=True)
+    )
+    return Samples(arrays["pixels"], texts, "drawn", "drawn", seed)
+
+
+def _inputs(bundle: Bundle, rows: int) -> dict[str, Any]:
+    return _drawn(bundle, rows, seed=2)
+
+
+def _drawn(bundle: Bundle, rows: int, seed: int) -> dict[str, Any]:
+    backbone = bundle.manifest.model.backbone
+    rng = np.random.default_rng(seed)
+    pixels = [
+        pixels_from_image(
+            decode_picture(picture_from_seed("target", seed, index).jpeg, "drawing"),
+            backbone.image_size,
+        )
+        for index in range(rows)
+    ]
+    most = min(28, backbone.max_text_length)
+    ids, mask = pad(
+        [
+            [0, *rng.integers(4, backbone.vocab_size, int(length) - 2).tolist(), 2]
+            for length in rng.integers(6, most + 1, rows)
+        ]
+    )
+    return {"pixels": np.stack(pixels), "token_ids": ids, "padding_mask": mask}
+
+
+def _demo_samples(folder: Path, sizes: Sizes) -> Samples:
+    path = write_scenes(
+        folder / "samples", family="target", count=sizes.samples, seed=11, split="train"
+    )
+    data = read_karpathy(path, split="train")
+    return take_samples(side_from_bundle(folder / "bundle"), data, sizes.samples, 0)
+
+
+def _demo_inputs(folder: Path, sizes: Sizes) -> dict[str, Any]:
+    """Pictures that the model has not seen, and which caption belongs to which."""
+    path = write_scenes(folder / "test", family="target", count=sizes.recall, seed=12)
+    data = read_karpathy(path, split="test")
+    side: Side = side_from_bundle(folder / "bundle")
+    pixels = [side.prepare(decode_picture(p.read(), str(p))) for p in data.pictures]
+    ids, mask = pad(side.encode(data.captions))
+    return {
+        "pixels": np.stack(pixels),
+        "token_ids": ids,
+        "padding_mask": mask,
+        "image_ids": data.image_ids,
+        "caption_image_ids": data.caption_image_ids,
+    }
+
+
+def _reference(checkpoint: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+    from mwa_export.backend_torch import TorchBackend
+
+    backend = TorchBackend(load_model(ModelSource(checkpoint)))
+    step = 32
+    pixels, ids, mask = (inputs[name] for name in ("pixels", "token_ids", "padding_mask"))
+    vision = [backend.embed_images(pixels[i : i + step]) for i in range(0, len(pixels), step)]
+    text = [
+        backend.embed_texts(ids[i : i + step], mask[i : i + step]) for i in range(0, len(ids), step)
+    ]
+    return {"vision": np.concatenate(vision), "text": np.concatenate(text)}
+
+
+def _graphs(
+    bundle: Bundle,
+    folder: Path,
+    major: int,
+    precisions: Sequence[EnginePrecision],
+    samples: Samples,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Write the graphs to compile. Tower -> precision -> what it is."""
+    (folder / "graphs").mkdir(exist_ok=True)
+    made: dict[str, dict[str, Any]] = {tower: {} for tower in TOWERS}
+    for tower in TOWERS:
+        for precision in precisions:
+            if not is_typed(major) and precision not in ("float16", "int8"):
+                continue
+            batches = list(samples.batches(tower))
+            graph = engine_graph(
+                bundle, tower, precision, major, folder / "graphs", progress, batches=batches
+            )
+            made[tower][precision] = {
+                "file": f"graphs/{graph.path.name}",
+                "sha256": sha256_of(graph.path),
+                "sources": list(graph.sources),
+                "cosine": graph.cosine,
+                "float32": list(graph.float32),
+            }
+    return made
+
+
+def _macs(bundle: Bundle) -> dict[str, dict[str, int]]:
+    """Multiply-accumulates by tower and shape."""
+    longest = bundle.manifest.model.backbone.max_text_length
+    vision, text = (merged_plan(bundle.manifest, tower) for tower in TOWERS)
+    return {
+        "vision": {shape_name(n): count_macs(vision, n) for n in VISION_BATCHES},
+        "text": {shape_name(n, t): count_macs(text, n, t) for n, t in TEXT_SHAPES if t <= longest},
+    }

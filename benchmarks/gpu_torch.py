@@ -1,0 +1,216 @@
+"""The stage of benchmarks/gpu.py on PyTorch: the unmerged reference in several forms, and GEMMs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mwa_export.demo import assets
+from mwa_export.model import ModelSource, load_model
+from mwa_export.progress import Progress
+from mwa_export.reference import ReferenceModel, reference_from_tensors
+
+FORMS = ("eager float32", "eager float16", "SDPA float16", "torch.compile float16")
+SQUARES = (4096, 8192)
+WARM_UP, RUNS = 3, 10
+
+
+def measure(
+    work: Path,
+    name: str,
+    *,
+    rounds: int,
+    progress: Progress,
+    device: str = "cuda",
+    forms: Sequence[str] = FORMS,
+) -> dict[str, Any]:
+    """Time the reference at the prepared shapes, each form in every round. Writes torch.json.
+
+    Args:
+        work: where `prepare` wrote.
+        name: of the model.
+        rounds: in each of which every form has its turn.
+        progress: told about each step.
+        device: "cuda", or "cpu" for a test.
+        forms: some of FORMS.
+    """
+    folder = work / name
+    meta = json.loads((folder / "meta.json").read_text())
+    checkpoint = assets()[0] if name == "demo" else folder / meta["checkpoint"]
+    model = load_model(ModelSource(checkpoint))
+    backbone = model.config.backbone
+    result: dict[str, Any] = {"torch": torch.__version__, "gpu": _name(device), "towers": {}}
+    references = {
+        form: _reference(model, torch.float32 if "32" in form else torch.float16, device)
+        for form in forms
+        if form != "torch.compile float16"
+    }
+    if "SDPA float16" in references:
+        use_sdpa(references["SDPA float16"])
+    for tower, shapes in meta["macs"].items():
+        runs: dict[str, Callable[..., Tensor]] = {}
+        for form in forms:
+            if form == "torch.compile float16":
+                own = _reference(model, torch.float16, device)
+                use_sdpa(own)
+                encode = own.encode_image if tower == "vision" else own.encode_text
+                runs[form] = torch.compile(encode, dynamic=False)
+            else:
+                own = references[form]
+                runs[form] = own.encode_image if tower == "vision" else own.encode_text
+        found: dict[str, Any] = {form: {"shapes": {}} for form in forms}
+        for shape in shapes:
+            progress(f"{name}, {tower} tower, {shape}: {', '.join(forms)}")
+            rows, _, length = shape.partition("x")
+            batches = [
+                _inputs(backbone, tower, int(rows), int(length or 0), seed, device)
+                for seed in range(2)
+            ]
+            timed = _interleaved(runs, batches, rounds, device)
+            for form, milliseconds in timed.items():
+                found[form]["shapes"][shape] = {
+                    "milliseconds": milliseconds,
+                    "rows_per_second": 1000 * int(rows) / statistics.median(milliseconds),
+                }
+        result["towers"][tower] = found
+    result["peak"] = gemm_peak(device, rounds=rounds)
+    (folder / "torch.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def gemm_peak(
+    device: str, *, rounds: int, squares: Sequence[int] = SQUARES
+) -> dict[str, dict[str, Any]]:
+    """The best GEMM rate of each type here, over shapes: what a share is a share of.
+
+    Returns precision -> {"operations_per_second", "shape"}; a type that PyTorch does not multiply
+    on this device is left out.
+    """
+    best: dict[str, dict[str, Any]] = {}
+    for size in squares:
+        for shape in ((size, size, size), (128 * 197, 768, 3072), (128 * 197, 1024, 4096)):
+            for precision, run in _gemms(shape, device).items():
+                try:
+                    times = [_timed(run, RUNS, device) for _ in range(WARM_UP + rounds)][WARM_UP:]
+                except RuntimeError:  # no such kernel on this device
+                    continue
+                rate = 2 * shape[0] * shape[1] * shape[2] / (statistics.median(times) / 1000)
+                if (
+                    rate
+                    > best.get(precision, {"operations_per_second": 0})["operations_per_second"]
+                ):
+                    best[precision] = {"operations_per_second": rate, "shape": list(shape)}
+    return best
+
+
+def use_sdpa(reference: ReferenceModel) -> None:
+    """Let torchscale's attention run PyTorch's fused attention; the rest stays torchscale's."""
+    for module in reference.modules():
+        if type(module).__name__ == "MultiheadAttention":
+            module.forward = MethodType(_sdpa, module)
+
+
+def _sdpa(
+    self: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    incremental_state: None = None,
+    key_padding_mask: Tensor | None = None,
+    attn_mask: None = None,
+    rel_pos: None = None,
+    is_first_step: bool = False,
+) -> tuple[Tensor, None]:
+    assert incremental_state is None
+    assert attn_mask is None
+    assert rel_pos is None
+    rows, tokens, width = query.shape
+    heads = (rows, tokens, self.num_heads, self.head_dim)
+    q, k, v = (
+        project(x).view(heads).transpose(1, 2)
+        for project, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+    )
+    seen = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :].bool()
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    mixed = mixed.transpose(1, 2).reshape(rows, tokens, width)
+    if self.inner_attn_ln is not None:
+        mixed = self.inner_attn_ln(mixed)
+    return self.out_proj(mixed), None
+
+
+def _reference(model: Any, dtype: torch.dtype, device: str) -> ReferenceModel:
+    reference = reference_from_tensors(model.config, model.tensors, dtype=dtype)
+    return reference.to(device)
+
+
+def _inputs(
+    backbone: Any, tower: str, rows: int, length: int, seed: int, device: str
+) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    if tower == "vision":
+        size = backbone.image_size
+        return (torch.rand((rows, 3, size, size), generator=generator).mul(2).sub(1).to(device),)
+    ids = torch.randint(4, backbone.vocab_size, (rows, length), generator=generator)
+    return ids.to(device), torch.zeros_like(ids).to(device)
+
+
+def _interleaved(
+    runs: dict[str, Callable[..., Tensor]],
+    batches: Sequence[tuple[Tensor, ...]],
+    rounds: int,
+    device: str,
+) -> dict[str, list[float]]:
+    """Milliseconds of a run in each round, by form; data takes turns."""
+    found: dict[str, list[float]] = {form: [] for form in runs}
+    halves = [tuple(t.half() if t.is_floating_point() else t for t in batch) for batch in batches]
+    with torch.inference_mode():
+        for turn in range(WARM_UP + rounds):
+            for form, encode in runs.items():
+                fed = itertools.cycle(batches if "32" in form else halves)
+                milliseconds = _timed(lambda e=encode, f=fed: e(*next(f)), RUNS, device)  # type: ignore[misc]
+                if turn >= WARM_UP:
+                    found[form].append(milliseconds)
+    return found
+
+
+def _timed(run: Callable[[], Any], runs: int, device: str) -> float:
+    """Milliseconds of a run, the mean of some in a row: CUDA events, or the clock on a CPU."""
+    if device == "cpu":
+        start = time.perf_counter()
+        for _ in range(runs):
+            run()
+        return 1000 * (time.perf_counter() - start) / runs
+    event: Any = torch.cuda.Event  # has no types
+    first, last = (event(enable_timing=True) for _ in range(2))
+    first.record()
+    for _ in range(runs):
+        run()
+    last.record()
+    last.synchronize()
+    return float(first.elapsed_time(last)) / runs
+
+
+def _gemms(shape: tuple[int, int, int], device: str) -> dict[str, Callable[[], Tensor]]:
+    rows, inner, columns = shape
+    made: dict[str, Callable[[], Tensor]] = {}
+    for precision, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
+        x = torch.randn(rows, inner, device=device).to(dtype)
+        w = torch.randn(inner, columns, device=device).to(dtype)
+        made[precision] = lambda x=x, w=w: torch.mm(x, w)  # type: ignore[misc]
+    a = torch.randint(-127, 128, (rows, inner), dtype=torch.int8, device=device)
+    b = torch.randint(-127, 128, (columns, inner), dtype=torch.int8, device=device).t()
+    made["int8"] = lambda: torch._int_mm(a, b)
+    return made
+
+
+def _name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"

@@ -1,0 +1,357 @@
+"""benchmarks/gpu.py without a GPU: every stage that can run, and what the report makes of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from configs import MWA
+from trt_fake_gpu import LateDriver, LateTensorRT
+
+from mwa_export.config import AdapterConfig, BackboneConfig, ModelConfig
+from mwa_export.progress import Silent
+from mwa_export.reference import reference_from_tensors
+from mwa_export.synthetic import random_tensors
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+TINY = ModelConfig(
+    BackboneConfig(
+        embed_dim=64, ffn_dim=64, layers=2, vocab_size=90, image_size=32, patch_size=16,
+        text_positions=64,
+    ),
+    AdapterConfig("both", 8, "in", 0.6, "parallel"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules() -> Any:
+    """The benchmark's own folder, as its scripts have it."""
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+@pytest.fixture(scope="module")
+def prepared(modules: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models that `prepare` leaves, small ones."""
+    work = tmp_path_factory.mktemp("gpu-benchmark")
+    models = module("gpu_models")
+    sizes = models.Sizes(samples=16, rows=6, recall=12)
+    for name, config in (("base", TINY), ("demo", None)):
+        precisions = ("float16", "bfloat16", "int8")
+        models.prepare(work, name, 11, precisions, sizes, Silent(), config=config)
+    return work
+
+
+@pytest.fixture(autouse=True)
+def few_runs(modules: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in's clock needs no repetitions."""
+    monkeypatch.setattr(module("gpu_trt"), "RUNS", 1)
+    monkeypatch.setattr(module("gpu_trt"), "WARM_UP", 0)
+
+
+def only_shapes(folder: Path, vision: tuple[str, ...], text: tuple[str, ...]) -> None:
+    """Fewer shapes to time."""
+    meta = json.loads((folder / "meta.json").read_text())
+    for tower, names in (("vision", vision), ("text", text)):
+        meta["macs"][tower] = {name: meta["macs"][tower][name] for name in names}
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.fixture
+def work(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "work"))
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> LateDriver:
+    driver = LateDriver()
+    driver.install(monkeypatch)
+    return driver
+
+
+def kind(graph: Any) -> str:
+    ops = {node.op_type for node in graph.graph.node}
+    types = {tensor.data_type for tensor in graph.graph.initializer}
+    return "int8" if "QuantizeLinear" in ops else "bfloat16" if 16 in types else "float16"
+
+
+@pytest.fixture
+def trt(driver: LateDriver, monkeypatch: pytest.MonkeyPatch) -> LateTensorRT:
+    fake = LateTensorRT(11, driver)
+    fake.install(monkeypatch)
+    fake.milliseconds = lambda graph: {"float16": 2.0, "bfloat16": 3.0, "int8": 1.0}[kind(graph)]
+    return fake
+
+
+def test_prepared_models_hold_all_that_the_other_stages_need(prepared: Path) -> None:
+    for name, rows in (("base", 6), ("demo", 12)):
+        folder = prepared / name
+        meta = json.loads((folder / "meta.json").read_text())
+        for tower in ("vision", "text"):
+            assert set(meta["graphs"][tower]) == {"float16", "bfloat16", "int8"}
+            for graph in meta["graphs"][tower].values():
+                assert (folder / graph["file"]).is_file()
+                assert graph["cosine"] > 0.9
+        assert set(meta["macs"]["vision"]) == {"1", "8", "32", "128"}
+        assert meta["macs"]["vision"]["8"] == 8 * meta["macs"]["vision"]["1"]
+        inputs, reference = np.load(folder / "inputs.npz"), np.load(folder / "reference.npz")
+        assert len(inputs["pixels"]) == len(reference["vision"]) == rows
+        assert len(inputs["token_ids"]) == len(reference["text"]) == rows * (5 if rows == 12 else 1)
+
+
+def test_8_6_gets_the_precisions_that_it_has(tmp_path: Path) -> None:
+    models = module("gpu_models")
+    sizes = models.Sizes(samples=16, rows=2)
+    precisions = ("float16", "bfloat16", "float8")
+    models.prepare(tmp_path, "base", 8, precisions, sizes, Silent(), config=TINY)
+    meta = json.loads((tmp_path / "base" / "meta.json").read_text())
+    assert set(meta["graphs"]["vision"]) == {"float16"}
+
+
+def test_engines_are_built_timed_and_compared(
+    work: Path, trt: LateTensorRT, driver: LateDriver
+) -> None:
+    found = module("gpu_trt").measure(work, "base", rounds=2, level=None, progress=Silent())
+    assert found["left_out"] == {}
+    shapes = found["towers"]["vision"]["int8"]["shapes"]
+    assert shapes["32"]["milliseconds"] == pytest.approx([1.0, 1.0])
+    assert shapes["32"]["rows_per_second"] == pytest.approx(32000)
+    assert found["towers"]["text"]["float16"]["shapes"]["128x16"]["milliseconds"] == [2.0, 2.0]
+    ours = np.load(work / "base" / "embeddings.float16.npz")
+    reference = np.load(work / "base" / "reference.npz")
+    for tower in ("vision", "text"):
+        assert (ours[tower] * reference[tower]).sum(axis=1).min() > 0.999
+    assert driver.allocated == 0
+    trt.graphs.clear()
+    module("gpu_trt").measure(work, "base", rounds=1, level=None, progress=Silent())
+    assert not trt.graphs, "what was built is not built again"
+
+
+def test_a_precision_that_cannot_be_built_is_left_out_with_its_reason(
+    work: Path, trt: LateTensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = trt.Builder.build_serialized_network
+
+    def build(self: Any, network: object, config: Any) -> bytes | None:
+        if "int8" in list(trt.graphs)[-1]:
+            self.logger.log(1, "no kernel")
+            return None
+        found: bytes = works(self, network, config)
+        return found
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", build)
+    found = module("gpu_trt").measure(work, "base", rounds=1, level=None, progress=Silent())
+    assert set(found["towers"]["vision"]) == {"float16", "bfloat16"}
+    assert "no kernel" in found["left_out"]["vision int8"]
+
+
+def test_graphs_for_another_version_are_refused(
+    work: Path, driver: LateDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LateTensorRT(8, driver).install(monkeypatch)
+    with pytest.raises(SystemExit, match=r"prepared for TensorRT 11.*--tensorrt 8"):
+        module("gpu_trt").measure(work, "base", rounds=1, level=None, progress=Silent())
+
+
+BLOCKED = ("torch", "onnx", "onnxruntime", "openvino", "PIL", "sentencepiece", "click", "jinja2")
+IMPORT = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[2:]:
+            raise ImportError(name)
+sys.meta_path.insert(0, Block())
+sys.path.insert(0, sys.argv[1])
+import gpu_trt
+"""
+
+
+def test_the_trt_stage_needs_numpy_and_tensorrt_only() -> None:
+    command = [sys.executable, "-c", IMPORT, str(FOLDER), *BLOCKED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_torch_stage_times_every_form_at_every_shape(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = module("gpu_torch")
+    monkeypatch.setattr(stage, "RUNS", 1)
+    monkeypatch.setattr(stage, "WARM_UP", 0)
+    monkeypatch.setattr(stage, "gemm_peak", lambda device, rounds: {})
+    meta = json.loads((work / "base" / "meta.json").read_text())
+    meta["macs"] = {"vision": {"1": 1, "8": 8}, "text": {"1x16": 1}}
+    (work / "base" / "meta.json").write_text(json.dumps(meta))
+    forms = stage.FORMS[:3]
+    found = stage.measure(work, "base", rounds=2, progress=Silent(), device="cpu", forms=forms)
+    for form in forms:
+        assert set(found["towers"]["vision"][form]["shapes"]) == {"1", "8"}
+        assert len(found["towers"]["text"][form]["shapes"]["1x16"]["milliseconds"]) == 2
+    assert json.loads((work / "base" / "torch.json").read_text()) == found
+
+
+def test_onnx_runtime_is_timed_where_it_has_cuda_and_left_out_elsewhere(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = module("gpu_ort")
+    monkeypatch.setattr(stage, "RUNS", 2)
+    found = stage.measure(work, "base", rounds=1, progress=Silent())
+    assert "onnxruntime-gpu" in found["left_out"][stage.FORM]
+    only_shapes(work / "base", ("1", "8"), ("1x16",))
+    found = stage.measure(work, "base", rounds=2, progress=Silent(), device=None)
+    assert len(found["towers"]["vision"][stage.FORM]["shapes"]["8"]["milliseconds"]) == 2
+    assert json.loads((work / "base" / "ort.json").read_text()) == found
+
+
+def test_fused_attention_computes_what_torchscale_computes() -> None:
+    stage = module("gpu_torch")
+    tensors = random_tensors(MWA)
+    plain = reference_from_tensors(MWA.__class__(MWA.backbone, MWA.adapter, MWA.enhancer), tensors)
+    fused = reference_from_tensors(MWA, tensors)
+    stage.use_sdpa(fused)
+    image = torch.rand(2, 3, MWA.backbone.image_size, MWA.backbone.image_size)
+    ids = torch.randint(4, 90, (3, 9))
+    mask = torch.zeros_like(ids)
+    mask[1, 5:] = 1
+    with torch.inference_mode():
+        assert (plain.encode_image(image) - fused.encode_image(image)).abs().max() < 1e-5
+        assert (plain.encode_text(ids, mask) - fused.encode_text(ids, mask)).abs().max() < 1e-5
+
+
+def test_gemm_rates_are_measured_for_every_type_that_multiplies() -> None:
+    found = module("gpu_torch").gemm_peak("cpu", rounds=1, squares=())
+    assert found == {}
+    stage = module("gpu_torch")
+    rates = {p: stage._timed(run, 1, "cpu") for p, run in stage._gemms((32, 32, 32), "cpu").items()}
+    assert set(rates) == {"float16", "bfloat16", "int8"}
+    assert all(rate > 0 for rate in rates.values())
+
+
+# --- the report ------------------------------------------------------------------------------
+
+
+def timings(**milliseconds: float) -> dict[str, Any]:
+    return {
+        shape: {"milliseconds": [ms], "called": [ms], "rows_per_second": 1000 / ms}
+        for shape, ms in ((k.removeprefix("b"), v) for k, v in milliseconds.items())
+    }
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """As if everything had been measured, and every target just been reached."""
+    macs = {"vision": {"32": 32 * 10**9, "128": 128 * 10**9}, "text": {}}
+    half = {"shapes": timings(b32=1.0, b128=1.0)}
+    small = {"shapes": timings(b32=1 / 1.4, b128=1 / 1.5)}
+    compiled = {"shapes": timings(b32=1.3, b128=1.3)}
+    peak = {"bfloat16": {"operations_per_second": 2 * 128e9 / 1e-3 / 0.55, "shape": [1, 1, 1]}}
+    change = {"TR@1": -0.2, "IR@1": 0.1, "TR@5": -3.0}
+    values: dict[str, Any] = {
+        "trt": {"float16": half, "int8": small},
+        "torch": {"torch.compile float16": compiled},
+        "peak": peak,
+        "change": change,
+    } | changes
+    cosine = {"vision": 0.9999, "text": 0.9998}
+    return {
+        "base": {
+            "meta": {"macs": macs},
+            "trt": {"towers": {"vision": values["trt"]}, "left_out": {"text int8": "why"}},
+            "torch": {"towers": {"vision": values["torch"]}, "peak": values["peak"]},
+            "parity": {"float16": {"cosine": cosine}},
+        },
+        "demo": {
+            "meta": {"macs": macs},
+            "parity": {
+                p: {"cosine": cosine, "recall_change": values["change"]}
+                for p in ("float16", "int8")
+            },
+        },
+    }
+
+
+def judged(**changes: Any) -> list[bool | None]:
+    return [target.reached for target in module("gpu_report").targets(result(**changes))]
+
+
+def test_targets_that_are_just_reached_are_reached() -> None:
+    assert judged() == [True, True, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "which", "verdict"),
+    [
+        ({"torch": {"torch.compile float16": {"shapes": timings(b128=1.29)}}}, 1, False),
+        ({"torch": {}}, 1, None),
+        ({"peak": {}}, 0, None),
+        ({"trt": {"float16": {"shapes": timings(b32=1.0, b128=1.0)}}}, 2, None),
+        ({"change": {"TR@1": -0.21, "IR@1": 0.0}}, 3, False),
+        ({"change": {"TR@1": 0.0, "IR@1": -0.3}}, 4, False),
+    ],
+)
+def test_targets_that_are_missed_or_not_measured_say_so(
+    changes: dict[str, Any], which: int, verdict: bool | None
+) -> None:
+    assert judged(**changes)[which] is verdict
+
+
+def test_int8_is_judged_by_its_worst_batch() -> None:
+    half = {"shapes": timings(b32=1.0, b128=1.0)}
+    small = {"shapes": timings(b32=1 / 1.2, b128=1 / 2.0)}
+    assert judged(trt={"float16": half, "int8": small})[2] is False
+
+
+def test_nothing_measured_is_nothing_claimed() -> None:
+    assert [t.reached for t in module("gpu_report").targets({})] == [None] * 5
+
+
+def test_the_table_shows_every_figure_and_what_was_left_out() -> None:
+    table = module("gpu_report").table(result())
+    assert "of the bf16 GEMM rate | >= 55 % | 55%, 128,000 pictures/s | yes |" in table
+    assert "| vision | 128 | TensorRT float16 | 1.000 | 1,000 | 55% |" in table
+    assert "| vision | 32 | torch.compile float16 | 1.300 |" in table
+    assert "Left out: text int8: why" in table
+    assert "| float16 | 0.99990 | 0.99980 | TR@1 -0.20" in table
+
+
+def test_the_report_is_written_from_what_the_stages_left(
+    work: Path, trt: LateTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu = module("gpu")
+    only_shapes(work / "demo", ("1",), ("1x16",))
+    for name in ("base", "demo"):
+        module("gpu_trt").measure(work, name, rounds=1, level=None, progress=Silent())
+    arguments = ["gpu.py", "--stages", "report", "--work", str(work)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--out-folder", str(tmp_path / "results")])
+    gpu.main()
+    written = json.loads((tmp_path / "results" / "h200.json").read_text())
+    assert set(written["models"]) == {"base", "demo"}
+    assert set(written["models"]["demo"]["parity"]["int8"]["recall_change"]) >= {"TR@1", "IR@10"}
+    table = (tmp_path / "results" / "h200.md").read_text()
+    assert "| INT8 / FP16, base, batch >= 32 | >= 1.4 x | 2.00 x, 2.00 x | yes |" in table
+    assert "torch.compile float16, base, batch 128 | >= 1.3 x |  | not measured |" in table
+
+
+def test_stages_in_the_wrong_order_say_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu = module("gpu")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--stages", "report", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no stage has left anything here"):
+        gpu.main()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--stages", "prepare", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match="say which one will build"):
+        gpu.main()
