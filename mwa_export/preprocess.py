@@ -41,8 +41,8 @@ def pixels_from_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Convert to RGB and resize. Returns (size, size, 3) uint8, as `--input uint8` reads it."""
     from PIL import Image
 
-    rgb = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(rgb)
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def normalize(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

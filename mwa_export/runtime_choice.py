@@ -163,6 +163,11 @@ def _obstacle(
         found = _measured(manifest, runtime, precision, machine)
         if found is None:
             return f"its recall was not measured for this bundle (--precision {precision} runs it)"
+        if found.get("overflowed") and fast_int8(machine.sets) is not False:
+            return (
+                "its recall was measured on a CPU where its sums overflow. Measure it here: "
+                f"mwa-export quantize (--precision {precision} runs it)"
+            )
         if not found["passed"]:
             return (
                 f"it dropped {found['recall_drop']:.2f} points of recall, above the bundle's "

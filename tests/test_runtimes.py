@@ -98,6 +98,19 @@ def test_auto_takes_only_precisions_whose_recall_was_measured_and_passed(plain: 
     assert any("dropped 0.90 points" in reason for reason in choice.rejected)
 
 
+def test_recall_that_was_measured_with_overflowing_sums_counts_only_where_they_overflow(
+    plain: Manifest,
+) -> None:
+    manifest = with_recall(with_graphs(plain, *INT8), ("openvino", "int8", 7.8), GOOD[1])
+    assert manifest.quantization is not None
+    manifest.quantization["measured"][0]["overflowed"] = True
+    choice = choose(manifest, RuntimeOptions(), Machine(VNNI, CPUS))
+    assert (choice.runtime, choice.precision) == ("onnxruntime", "int8")
+    assert any("Measure it here: mwa-export quantize" in reason for reason in choice.rejected)
+    here = choose(manifest, RuntimeOptions(allow_slow=True), Machine(PLAIN, CPUS))
+    assert any("dropped 7.80 points" in reason for reason in here.rejected)
+
+
 def test_bfloat16_is_taken_where_it_was_measured_and_is_fast(plain: Manifest) -> None:
     manifest = with_recall(plain, ("openvino", "bfloat16", 0.0))
     assert chosen(manifest, Machine(AMX, CPUS)) == ("openvino", "bfloat16")
