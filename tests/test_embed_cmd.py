@@ -113,9 +113,17 @@ def _spin(seconds: float) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_asked_to_stop_says_how_to_go_on(
-    bundle: Path, whole: dict[str, bytes], tmp_path: Path, number: int, status: int
+    bundle: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    number: int,
+    status: int,
+    request: pytest.FixtureRequest,
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
+    # A shell starts background jobs with SIGINT ignored, which a child would inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     command = arguments(bundle, out, "--log-json", "-")
     # Its lines do not fit into the pipe, so it cannot be finished before the signal comes.
     piped: dict[str, Any] = {"stdout": subprocess.PIPE, "pipesize": 4096, "text": True}
