@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_data import base_bundle, free_bundle, tiny_bundle, write_pictures, write_texts
-from machine import cpu_name
+from machine import command_line, cpu_name
 
 from mwa_export.cpu import cores
 
@@ -293,7 +293,7 @@ def machine() -> Result:
         "cpu": cpu_name(),
         "cores": cores(),
         "versions": {name: version(name) for name in packages},
-        "command": " ".join(["python", "benchmarks/embed.py", *sys.argv[1:]]),
+        "command": command_line(),
     }
 
 

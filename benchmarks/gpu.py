@@ -25,6 +25,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from machine import command_line
+
 STAGES = ("prepare", "trt", "torch", "ort", "report")
 MODELS = ("demo", "base", "large")
 PRECISIONS = ("float16", "bfloat16", "int8", "float8")
@@ -96,7 +98,7 @@ def report(options: argparse.Namespace) -> Path:
     path = options.out_folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {"python": platform.python_version(), "nvidia_smi": nvidia_smi()}
-    command = " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
+    command = command_line()
     whole = {"command": command, "machine": machine, "models": result}
     path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(f"`{command}`\n\n{table(result)}", encoding="utf-8")

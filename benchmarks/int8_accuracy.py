@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import cpu_name
+from machine import command_line, cpu_name
 
 from mwa_export.backend import Backend, Embeddings
 from mwa_export.backend_onnx import GraphFile, OnnxBackend
@@ -77,7 +76,7 @@ def main() -> None:
             results["difference between float32 graphs"] = float_difference(bundle, broken, test)
     results = {
         "machine": {"cpu": cpu_name()},
-        "command": " ".join(["python", "benchmarks/int8_accuracy.py", *sys.argv[1:]]),
+        "command": command_line(),
         "versions": {n: version(n) for n in ("numpy", "onnx", "onnxruntime", "openvino")},
         "instruction sets": sorted(instruction_sets() or ()),
         "options": {"samples": options.samples, "test": options.test, "size": options.size},

@@ -30,6 +30,9 @@ from mwa_export.errors import CalibrationError
 
 Floats = NDArray[np.float32]
 _ZERO_POINT = "constant.activation_zero_point"
+# Later data go beyond what calibration saw, and float8 ends abruptly at its largest number. A power
+# of two costs no digits: only values below the largest / 2^14 lose some.
+_FLOAT8_HEADROOM = 2.0
 
 
 def quantized_graph(
@@ -114,10 +117,9 @@ class _Editor:
     def _activation_scale(self, site: str) -> float:
         if not self._float8:
             return self._chosen[site].amax / LARGEST
-        # What calibration saw at most, which the int8 grid may clip. No smaller than what float16
-        # holds with all digits: float8 loses nothing by it.
+        # What calibration saw at most, which the int8 grid may clip.
         seen = max(self._chosen[site].amax, float(self._chosen[site].histogram["amax"]))
-        return float8_scale(seen)
+        return float8_scale(_FLOAT8_HEADROOM * seen)
 
     def _quantize_weight(self, linear: str, calibration: SiteCalibration) -> str:
         name = f"{linear}.weight"

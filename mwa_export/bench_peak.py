@@ -7,15 +7,19 @@ virtual machine really has, are known to nobody else.
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mwa_export.backend_onnx import session
 from mwa_export.bench_result import Peak
 from mwa_export.bench_timing import Turn, quartiles
-from mwa_export.cpu import cores
+from mwa_export.cpu import cores, fast_bfloat16, instruction_sets
 
 Shape = tuple[int, int, int]  # rows, inner, columns
 
@@ -53,7 +57,11 @@ def kernels(threads: int, shapes: Sequence[Shape] = ()) -> list[Kernel]:
     found = []
     for shape in shapes or SHAPES:
         # numpy's idle threads spin for a while and disturb who comes next: only if it must be.
-        found += [*_openvino(shape, threads), *_torch(shape, threads)] or _numpy(shape, threads)
+        found += [
+            *_openvino(shape, threads),
+            *_torch(shape, threads),
+            *_onnxruntime(shape, threads),
+        ] or _numpy(shape, threads)
     for kernel in found:
         kernel.run()
     return found
@@ -142,11 +150,60 @@ def _torch(shape: Shape, threads: int) -> list[Kernel]:
         return []
     rows, inner, columns = shape
     x, w = torch.randn(rows, inner), torch.randn(inner, columns)
-    half, narrow = x.bfloat16(), w.bfloat16()
-    return [
-        Kernel("float32", "PyTorch", shape, lambda: torch.mm(x, w)),
-        Kernel("bfloat16", "PyTorch", shape, lambda: torch.mm(half, narrow)),
-    ]
+    found = [Kernel("float32", "PyTorch", shape, lambda: torch.mm(x, w))]
+    # Without instructions for it some shapes fall to a loop of a hundredth of the speed: no peak.
+    if fast_bfloat16(instruction_sets()) is not False:
+        half, narrow = x.bfloat16(), w.bfloat16()
+        found.append(Kernel("bfloat16", "PyTorch", shape, lambda: torch.mm(half, narrow)))
+    return found
+
+
+def _onnxruntime(shape: Shape, threads: int) -> list[Kernel]:
+    onnx = _installed("onnx")
+    if onnx is None:
+        return []
+    found = []
+    x = np.random.default_rng(0).standard_normal(shape[:2], dtype=np.float32)
+    for precision in ("float32", "int8"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "gemm.onnx"
+            onnx.save(_onnx_gemm(onnx, shape, quantized=precision == "int8"), path)
+            runner = session(path, threads=threads)  # with the settings that our graphs get
+        found.append(Kernel(precision, "ONNX Runtime", shape, partial(runner.run, None, {"x": x})))
+    return found
+
+
+def _onnx_gemm(onnx: Any, shape: Shape, *, quantized: bool) -> Any:
+    """The same as `_openvino_gemm` in the dialect of ONNX Runtime."""
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    rows, inner, columns = shape
+    rng = np.random.default_rng(1)
+    node = helper.make_node
+    if quantized:
+        tensors = {
+            "x.scale": np.float32(4 / 128),
+            "x.zero": np.uint8(128),
+            "w.int8": rng.integers(-127, 128, (inner, columns), dtype=np.int8),
+            "w.scale": np.full(columns, 1 / 127, np.float32),
+            "w.zero": np.zeros(columns, np.int8),
+        }
+        nodes = [
+            node("QuantizeLinear", ["x", "x.scale", "x.zero"], ["x.int8"]),
+            node("DequantizeLinear", ["x.int8", "x.scale", "x.zero"], ["left"]),
+            node("DequantizeLinear", ["w.int8", "w.scale", "w.zero"], ["right"], axis=1),
+            node("MatMul", ["left", "right"], ["y"]),
+        ]
+    else:
+        tensors = {"right": rng.standard_normal((inner, columns), dtype=np.float32)}
+        nodes = [node("MatMul", ["x", "right"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "gemm",
+        [helper.make_tensor_value_info("x", floats, [rows, inner])],
+        [helper.make_tensor_value_info("y", floats, [rows, columns])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def _numpy(shape: Shape, threads: int) -> list[Kernel]:

@@ -26,7 +26,7 @@ from mwa_export.trt_versions import (
 )
 
 if TYPE_CHECKING:
-    import tensorrt as trt  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    import tensorrt as trt
 
 GIB = 1 << 30
 LEVELS = range(6)  # of effort, 0 to 5

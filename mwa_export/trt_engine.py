@@ -22,7 +22,7 @@ from mwa_export.trt_profile import Profile, ShapeRange
 from mwa_export.trt_versions import EnginePrecision, major_of
 
 if TYPE_CHECKING:
-    import tensorrt as trt  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    import tensorrt as trt
 
 FLAGS: dict[EnginePrecision, str] = {
     "float16": "--fp16",

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import tensorrt as trt  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    import tensorrt as trt
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from mwa_export.trt_log import Messages, logger_for
 from mwa_export.trt_versions import weights_from_file
 
 if TYPE_CHECKING:
-    import tensorrt as trt  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    import tensorrt as trt
 
 _SHOWN = 3  # names in a message
 

@@ -24,7 +24,7 @@ from mwa_export.trt_shapes import Arrays, Piece, pieces
 from mwa_export.trt_versions import scratch_bytes
 
 if TYPE_CHECKING:
-    import tensorrt as trt  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    import tensorrt as trt
 
 SETS = 2
 _Shapes = tuple[int, tuple[tuple[int, ...], ...]]  # the profile, and the shape of each input

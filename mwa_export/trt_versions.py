@@ -16,7 +16,7 @@ from mwa_export.errors import EngineError, OptionsError
 from mwa_export.trt_device import Device
 
 if TYPE_CHECKING:
-    import tensorrt as trt  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    import tensorrt as trt
 
 EnginePrecision = Literal["float16", "bfloat16", "int8", "float8"]
 TYPED_ONLY: dict[EnginePrecision, tuple[str, tuple[int, int], str]] = {

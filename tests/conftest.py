@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import files_below, refused, save
 from configs import CONFIGS, MWA
+from embed_samples import embed, pictures, texts
 from parity_files import export, write_test_set, write_tokenizer
 
 from mwa_export.adapters import split
@@ -108,3 +109,11 @@ def sides(files: Path) -> tuple[Side, Side]:
     """The reference and the bundle, ready to embed."""
     candidate = side_from_bundle(files / "bundle")
     return side_from_checkpoint(files / "checkpoint.pth", candidate), candidate
+
+
+@pytest.fixture(scope="session")
+def whole(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output of `embed` that was never interrupted; not to be changed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    embed(files / "bundle", [pictures(21, bad=(3, 20)), texts(30)], out)
+    return out

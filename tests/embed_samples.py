@@ -13,9 +13,10 @@ from PIL import Image
 
 from mwa_export.bundle import Bundle
 from mwa_export.embed_job import EmbedOptions
-from mwa_export.embed_output import ERRORS
+from mwa_export.embed_output import ERRORS, load_job
 from mwa_export.embed_rows import Kind, Problem, Row, Scan
 from mwa_export.embed_run import RunOptions, Summary, run
+from mwa_export.embed_shards import read_shard, restored
 from mwa_export.runtime_choice import RuntimeOptions
 
 ONNX = RuntimeOptions("onnxruntime", "float32")
@@ -97,3 +98,13 @@ def errors(out: Path) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = pyarrow.parquet.read_table(out / ERRORS).to_pylist()
     return rows
+
+
+def vectors_of(out: Path, folder: str) -> tuple[list[str], np.ndarray]:
+    """Ids and restored vectors of a whole kind."""
+    job = load_job(out)
+    assert job is not None
+    stems = sorted({p.stem for p in (out / folder).iterdir()})
+    parts = [read_shard(out, job, f"{folder}/{stem}") for stem in stems]
+    ids = [id for part in parts for id in part.ids]
+    return ids, np.concatenate([restored(part.vectors, part.scales) for part in parts])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -130,6 +132,33 @@ def test_int8_kernel_really_runs_in_int8() -> None:
     info = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     gemms = [i for i in info if i["layerType"].value in ("FullyConnected", "MatMul")]
     assert [i["runtimePrecision"].value for i in gemms] in (["i8"], ["u8"])
+
+
+def test_onnxruntime_int8_kernel_really_runs_in_int8(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    from mwa_export.bench_peak import _onnx_gemm
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "run.onnx")
+    model = _onnx_gemm(onnx, (64, 128, 64), quantized=True).SerializeToString()
+    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    run = [node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node]
+    assert "MatMul" not in run
+    assert any("MatMulInteger" in op for op in run)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_no_peak_of_bfloat16_without_instructions_for_it(
+    has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    from mwa_export import bench_peak
+
+    sets = frozenset({"avx512_bf16"} if has else {"avx2"})
+    monkeypatch.setattr(bench_peak, "instruction_sets", lambda: sets)
+    found = bench_peak._torch((32, 64, 96), torch.get_num_threads())
+    assert ("bfloat16" in {kernel.precision for kernel in found}) is has
 
 
 def test_reason_is_one_line_without_folders() -> None:
