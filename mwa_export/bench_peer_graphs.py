@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mwa_export.backend import Embeddings
 from mwa_export.backend_onnx import session
-from mwa_export.bench_contenders import CannotRunError, Run
+from mwa_export.bench_contenders import CannotRunError, Run, reason_of
 from mwa_export.bench_inputs import Batch, Pool, padded
 from mwa_export.config import Tower
 from mwa_export.lazy import require
@@ -258,6 +258,5 @@ def _importable(module: str, remedy: str) -> Any:
         return importlib.import_module(module)
     except Exception as error:  # a broken installation raises whatever it likes
         raise CannotRunError(
-            f"{module} cannot be imported ({type(error).__name__}: {error}). To measure it: "
-            f"{remedy}"
+            f"{module} cannot be imported ({reason_of(error)}). To measure it: {remedy}"
         ) from error

@@ -168,3 +168,15 @@ def test_reason_is_one_line_without_folders() -> None:
     assert reason_of(BundleError("has no int8 graph")) == "has no int8 graph"
     assert len(reason_of(ValueError("x" * 999))) == 300
     assert reason_of(ValueError("'C:\\Users\\me\\a.onnx' is bad")) == "ValueError: 'a.onnx' is bad"
+
+
+def test_reason_tells_what_went_wrong_behind_a_lazy_import() -> None:
+    try:
+        try:
+            raise RuntimeError("operator x does not exist")
+        except RuntimeError as error:
+            raise ModuleNotFoundError("Could not import 'Q'") from error
+    except ModuleNotFoundError as error:
+        assert reason_of(error) == (
+            "RuntimeError: operator x does not exist (so ModuleNotFoundError: Could not import 'Q')"
+        )
