@@ -171,12 +171,7 @@ def test_reason_is_one_line_without_folders() -> None:
 
 
 def test_reason_tells_what_went_wrong_behind_a_lazy_import() -> None:
-    try:
-        try:
-            raise RuntimeError("operator x does not exist")
-        except RuntimeError as error:
-            raise ModuleNotFoundError("Could not import 'Q'") from error
-    except ModuleNotFoundError as error:
-        assert reason_of(error) == (
-            "RuntimeError: operator x does not exist (so ModuleNotFoundError: Could not import 'Q')"
-        )
+    error = ModuleNotFoundError("Could not import 'Q'")
+    error.__cause__ = RuntimeError("operator x does not exist")
+    expected = "RuntimeError: operator x does not exist (so ModuleNotFoundError: Could not import"
+    assert reason_of(error) == f"{expected} 'Q')"
