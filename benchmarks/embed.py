@@ -28,6 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,7 @@ def measure_texts(
     """Rows per second of texts no two of which are alike; fewer where the model takes longer."""
     counts = {"free": sorted(texts)[len(texts) // 2], "tiny": min(texts)}
     contenders: dict[str, Callable[[], Result]] = {
-        name: lambda bundle=bundle, count=counts[name]: embed(  # type: ignore[misc]
-            [bundle, "--texts", texts[count], *onnx()], work
-        )
+        name: partial(embed, [bundle, "--texts", texts[counts[name]], *onnx()], work)
         for name, bundle in bundles.items()
     }
     return {**interleaved(options.rounds, contenders), "count": counts}
@@ -164,11 +163,14 @@ def grow(free: Path, kind: str, source: Path, count: int, work: Path) -> Result:
 
 
 def interleaved(rounds: int, contenders: dict[str, Callable[[], Result]]) -> Result:
-    """Every contender in every round; medians of the rates, and of each round's ratio to ours."""
+    """Every contender in every round; medians of the rates, and of each round's ratio to ours.
+
+    Every other round goes backwards: what comes first is not always the same.
+    """
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
-        for name, measure in contenders.items():
-            rate = measure()["rows_per_second"]
+        for name in list(contenders)[:: -1 if number % 2 else 1]:
+            rate = contenders[name]()["rows_per_second"]
             found[name].append(rate)
             print(f"  round {number + 1}: {name} {rate:,.1f} rows/s", flush=True)
     ours = next(iter(contenders))

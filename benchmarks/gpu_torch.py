@@ -6,7 +6,8 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -176,10 +177,14 @@ def _interleaved(
         for turn in range(WARM_UP + rounds):
             for form, encode in runs.items():
                 fed = itertools.cycle(batches if "32" in form else halves)
-                milliseconds = _timed(lambda e=encode, f=fed: e(*next(f)), RUNS, device)  # type: ignore[misc]
+                milliseconds = _timed(partial(_next, encode, fed), RUNS, device)
                 if turn >= WARM_UP:
                     found[form].append(milliseconds)
     return found
+
+
+def _next(encode: Callable[..., Tensor], fed: Iterator[tuple[Tensor, ...]]) -> Tensor:
+    return encode(*next(fed))
 
 
 def _timed(run: Callable[[], Any], runs: int, device: str) -> float:
@@ -205,7 +210,7 @@ def _gemms(shape: tuple[int, int, int], device: str) -> dict[str, Callable[[], T
     for precision, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
         x = torch.randn(rows, inner, device=device).to(dtype)
         w = torch.randn(inner, columns, device=device).to(dtype)
-        made[precision] = lambda x=x, w=w: torch.mm(x, w)  # type: ignore[misc]
+        made[precision] = partial(torch.mm, x, w)
     a = torch.randint(-127, 128, (rows, inner), dtype=torch.int8, device=device)
     b = torch.randint(-127, 128, (columns, inner), dtype=torch.int8, device=device).t()
     made["int8"] = lambda: torch._int_mm(a, b)

@@ -38,7 +38,7 @@ from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo_scenes import write_scenes
 from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.parity import compare
-from mwa_export.recall import Recall, recall
+from mwa_export.recall import recall
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtime_choice import RuntimeOptions
 from mwa_export.sides import side_from_bundle
@@ -69,11 +69,10 @@ def differences(data: RetrievalData, before: Pair, after: Pair) -> dict[str, lis
         ids = data.image_ids[rows]
         own = np.isin(data.caption_image_ids, ids)
         captions = data.caption_image_ids[own]
-
-        def of(vectors: Pair, rows=rows, own=own, captions=captions, ids=ids) -> Recall:  # type: ignore[no-untyped-def]
-            return recall(vectors[0][rows], vectors[1][own], captions, image_ids=ids)
-
-        one, other = of(before), of(after)
+        one, other = (
+            recall(images[rows], texts[own], captions, image_ids=ids)
+            for images, texts in (before, after)
+        )
         for k in one.tr:
             found.setdefault(f"TR@{k}", []).append(other.tr[k] - one.tr[k])
             found.setdefault(f"IR@{k}", []).append(other.ir[k] - one.ir[k])

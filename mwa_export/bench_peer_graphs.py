@@ -173,7 +173,7 @@ def nncf_int8(plain: PlainGraph) -> Run:
 def _static(plain: PlainGraph, activation: str) -> Run:
     quantization = _quantization()
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]  # no types
         def __init__(self) -> None:
             self._rows = plain.calibration()
 

@@ -139,6 +139,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+    # A damaged header may ask for a newer zip (NotImplementedError) or hold an impossible offset.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(
             f"{path}: {path.stat().st_size:,} bytes of a PyTorch file without a readable end "

@@ -113,7 +113,7 @@ def _samples(file: BinaryIO, path: Path) -> dict[str, Sample]:
     return samples
 
 
-def members_of(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
+def members_of(file: BinaryIO, path: Path | str) -> Iterator[tarfile.TarInfo]:
     """Every member, or an error: tarfile takes a damaged header for the end."""
     file.seek(0)
     try:
@@ -131,7 +131,7 @@ def members_of(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
     _check_end(file, end, path)
 
 
-def _check_end(file: BinaryIO, end: int, path: Path) -> None:
+def _check_end(file: BinaryIO, end: int, path: Path | str) -> None:
     file.seek(end)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
@@ -142,7 +142,7 @@ def _check_end(file: BinaryIO, end: int, path: Path) -> None:
         block = file.read(2**20)
 
 
-def refuse_compressed(file: BinaryIO, path: Path) -> None:
+def refuse_compressed(file: BinaryIO, path: Path | str) -> None:
     """Refuse a tar that is compressed.
 
     Raises:
@@ -157,5 +157,5 @@ def refuse_compressed(file: BinaryIO, path: Path) -> None:
             )
 
 
-def _damaged(path: Path, found: str) -> DataError:
+def _damaged(path: Path | str, found: str) -> DataError:
     return DataError(f"{path}: is not a whole tar ({found}). Copy or write it again.")

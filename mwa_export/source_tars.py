@@ -39,7 +39,7 @@ class TarReader:
             if place is None:
                 raise DataError(f"{readable(full)}: {problem and problem.reason}")
             with open_file(full) as file:
-                refuse_compressed(file, readable(full))  # type: ignore[arg-type]  # for messages
+                refuse_compressed(file, readable(full))
                 length = file.seek(0, 2)
                 cut = False
                 for key, sample in self._samples(file, full):
@@ -57,7 +57,7 @@ class TarReader:
     ) -> Iterator[tuple[str, dict[str, tarfile.TarInfo] | str]]:
         current, sample = "", dict[str, tarfile.TarInfo]()
         damage = None
-        members = members_of(file, readable(full))  # type: ignore[arg-type]  # for messages
+        members = members_of(file, readable(full))
         while True:
             try:
                 member = next(members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from mwa_export.bench_result import (
     Bench,
@@ -18,7 +19,7 @@ from mwa_export.bench_result import (
 PEER, OURS, BROKEN = "PyTorch eager float32", "mwa-export, OpenVINO int8", "ORT quantize_static"
 
 
-def figure(name: str, kind: Kind, ratio: float, **changes: object) -> Figure:
+def figure(name: str, kind: Kind, ratio: float, **changes: Any) -> Figure:
     base = Figure(
         name=name,
         kind=kind,
@@ -36,7 +37,7 @@ def figure(name: str, kind: Kind, ratio: float, **changes: object) -> Figure:
         cosine=None,
         cosine_rows=0,
     )
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **changes)
 
 
 def sample() -> Bench:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 from embed_samples import ListSource, pictures, texts
 
@@ -20,5 +21,5 @@ def _sources(values: dict[str, Any]) -> list[ListSource]:
 
 
 if __name__ == "__main__":
-    embed_cmd._sources = _sources  # type: ignore[assignment]
-    main()
+    with mock.patch.object(embed_cmd, "_sources", _sources):
+        main()

@@ -37,8 +37,8 @@ class ListSource:
 
     def scan(self, work: Path) -> Scan:
         assert work.is_dir()
-        seen: set[str] = set()
-        doubled = [n for n, row in enumerate(self.items) if row.id in seen or seen.add(row.id)]  # type: ignore[func-returns-value]
+        first: dict[str, int] = {}
+        doubled = [n for n, row in enumerate(self.items) if first.setdefault(row.id, n) != n]
         return Scan(len(self.items), self.fingerprint, np.array(doubled, np.int64))
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
