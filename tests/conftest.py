@@ -112,8 +112,8 @@ def sides(files: Path) -> tuple[Side, Side]:
 
 
 @pytest.fixture(scope="session")
-def whole(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def embedded(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output of `embed` that was never interrupted; not to be changed."""
-    out = tmp_path_factory.mktemp("whole") / "out"
+    out = tmp_path_factory.mktemp("embedded") / "out"
     embed(files / "bundle", [pictures(21, bad=(3, 20)), texts(30)], out)
     return out

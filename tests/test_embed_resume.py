@@ -160,7 +160,7 @@ def test_a_second_run_is_refused_and_a_dead_one_holds_nothing(bundle: Path, tmp_
 
 
 def test_machines_that_share_the_work_make_the_same_output(
-    bundle: Path, whole: Path, tmp_path: Path
+    bundle: Path, embedded: Path, tmp_path: Path
 ) -> None:
     out, sources = tmp_path / "out", [pictures(21, bad=(3, 20)), texts(30)]
     first = embed(bundle, sources, out, RunOptions(part=Slice(2, 3)))
@@ -170,7 +170,7 @@ def test_machines_that_share_the_work_make_the_same_output(
     with locked(out, "3-of-3"):  # another machine at work does not disturb
         assert not embed(bundle, sources, out, RunOptions(part=Slice(1, 3))).complete
     assert embed(bundle, sources, out, RunOptions(part=Slice(3, 3))).complete
-    assert files_below(out) == files_below(whole)
+    assert files_below(out) == files_below(embedded)
     with pytest.raises(OptionsError, match="--shard 4/3"):
         Slice(4, 3)
 
@@ -195,7 +195,7 @@ def test_a_limit_of_errors_that_is_none_is_refused(text: str) -> None:
 
 
 def test_no_room_and_no_permission_end_cleanly_and_the_run_goes_on(
-    bundle: Path, whole: Path, tmp_path: Path
+    bundle: Path, embedded: Path, tmp_path: Path
 ) -> None:
     out, sources = tmp_path / "out", [pictures(21, bad=(3, 20)), texts(30)]
     from mwa_export import embed_shards
@@ -207,7 +207,7 @@ def test_no_room_and_no_permission_end_cleanly_and_the_run_goes_on(
         embed(bundle, sources, out)
     assert not [name for name in files_below(out) if ".part" in name]
     assert embed(bundle, sources, out).complete
-    assert files_below(out) == files_below(whole)
+    assert files_below(out) == files_below(embedded)
 
 
 def _full_disk(writes: int) -> Any:

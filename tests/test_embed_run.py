@@ -33,31 +33,31 @@ def bundle(files: Path) -> Path:
     return files / "bundle"
 
 
-def test_every_row_is_a_vector_or_an_error(bundle: Path, whole: Path) -> None:
-    ids, vectors = vectors_of(whole, "images")
+def test_every_row_is_a_vector_or_an_error(bundle: Path, embedded: Path) -> None:
+    ids, vectors = vectors_of(embedded, "images")
     assert ids == [f"p{n}.png" for n in range(21) if n not in (3, 20)]
     source = pictures(21)
     opened = Bundle.open(bundle)
     opened.runtime(ONNX)
     contents = [source.items[n].content for n in range(21) if n not in (3, 20)]
     np.testing.assert_allclose(vectors, opened.embed_images(contents), atol=1e-6)  # type: ignore[arg-type]
-    ids, vectors = vectors_of(whole, "texts")
+    ids, vectors = vectors_of(embedded, "texts")
     rows = [row for n, row in enumerate(texts(30).items) if n != 7]
     assert ids == [row.id for row in rows]
     expected = opened.embed_texts([str(row.content) for row in rows])
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
-    assert [(e["row"], e["id"], e["kind"], e["code"]) for e in errors(whole)] == [
+    assert [(e["row"], e["id"], e["kind"], e["code"]) for e in errors(embedded)] == [
         (3, "p3.png", "image", "not-a-picture"),
         (20, "p20.png", "image", "not-a-picture"),
         (7, "t7", "text", "null"),
     ]
-    assert errors(whole)[2]["reason"] == "the text is null"
-    assert verify(whole).whole
+    assert errors(embedded)[2]["reason"] == "the text is null"
+    assert verify(embedded).whole
 
 
-def test_nothing_but_the_output_is_left(whole: Path) -> None:
-    names = set(files_below(whole))
-    assert not (whole / WORK).exists()
+def test_nothing_but_the_output_is_left(embedded: Path) -> None:
+    names = set(files_below(embedded))
+    assert not (embedded / WORK).exists()
     assert names == {
         ".lock",
         "errors.parquet",
@@ -126,12 +126,12 @@ def test_the_account_is_exact_for_every_pattern_of_failures(
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("format", ["parquet", "npy"])
 def test_every_dtype_and_format_holds_the_same_vectors(
-    bundle: Path, whole: Path, tmp_path: Path, dtype: str, format: str
+    bundle: Path, embedded: Path, tmp_path: Path, dtype: str, format: str
 ) -> None:
     out = tmp_path / "out"
     embed(bundle, [pictures(21, bad=(3, 20)), texts(30)], out, dtype=dtype, format=format)
     for folder in ("images", "texts"):
-        ids, expected = vectors_of(whole, folder)
+        ids, expected = vectors_of(embedded, folder)
         found_ids, found = vectors_of(out, folder)
         assert found_ids == ids
         np.testing.assert_allclose(found, expected, atol=WIDTH_TOLERANCE[dtype])
@@ -141,8 +141,8 @@ def test_every_dtype_and_format_holds_the_same_vectors(
     assert verify(out).whole
 
 
-def test_shards_cut_the_rows_without_gap_or_overlap(whole: Path) -> None:
-    job = load_job(whole)
+def test_shards_cut_the_rows_without_gap_or_overlap(embedded: Path) -> None:
+    job = load_job(embedded)
     assert job is not None
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
     cut = list(shards(job.input("text"), [0, 7, 8, 29]))
