@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -20,13 +19,15 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def command_line(arguments: Sequence[str] | None = None) -> str:
-    """The command that is running, to be kept with its results: from the project's folder, and of
-    absolute paths only the last part, since the folders above mean nothing on another machine.
+def command_line() -> str:
+    """The command that is running, to be kept with its results.
 
-    Args:
-        arguments: script and what follows; ``sys.argv`` if not given.
+    Of absolute paths only the last part: the folders above mean nothing on another machine.
     """
-    script, *rest = sys.argv if arguments is None else arguments
-    words = [Path(word).name if Path(word).is_absolute() else word for word in rest]
-    return shlex.join(["python", f"benchmarks/{Path(script).name}", *words])
+    script, *words = sys.argv
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *map(_portable, words)])
+
+
+def _portable(word: str) -> str:
+    option, equals, value = word.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
