@@ -20,6 +20,7 @@ from mwa_export.backend_onnx import session
 from mwa_export.bench_result import Peak
 from mwa_export.bench_timing import Turn, quartiles
 from mwa_export.cpu import cores, fast_bfloat16, instruction_sets
+from mwa_export.towers import Port
 
 Shape = tuple[int, int, int]  # rows, inner, columns
 
@@ -159,51 +160,40 @@ def _torch(shape: Shape, threads: int) -> list[Kernel]:
 
 
 def _onnxruntime(shape: Shape, threads: int) -> list[Kernel]:
-    onnx = _installed("onnx")
-    if onnx is None:
+    if _installed("onnx") is None:
         return []
     found = []
     x = np.random.default_rng(0).standard_normal(shape[:2], dtype=np.float32)
     for precision in ("float32", "int8"):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "gemm.onnx"
-            onnx.save(_onnx_gemm(onnx, shape, quantized=precision == "int8"), path)
+            _write_onnx_gemm(path, shape, quantized=precision == "int8")
             runner = session(path, threads=threads)  # with the settings that our graphs get
         found.append(Kernel(precision, "ONNX Runtime", shape, partial(runner.run, None, {"x": x})))
     return found
 
 
-def _onnx_gemm(onnx: Any, shape: Shape, *, quantized: bool) -> Any:
+def _write_onnx_gemm(path: Path, shape: Shape, *, quantized: bool) -> None:
     """The same as `_openvino_gemm` in the dialect of ONNX Runtime."""
-    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    from mwa_export.onnx_graph import GraphBuilder
+
+    graph = GraphBuilder()
     rows, inner, columns = shape
     rng = np.random.default_rng(1)
-    node = helper.make_node
+    left = "x"
     if quantized:
-        tensors = {
-            "x.scale": np.float32(4 / 128),
-            "x.zero": np.uint8(128),
-            "w.int8": rng.integers(-127, 128, (inner, columns), dtype=np.int8),
-            "w.scale": np.full(columns, 1 / 127, np.float32),
-            "w.zero": np.zeros(columns, np.int8),
-        }
-        nodes = [
-            node("QuantizeLinear", ["x", "x.scale", "x.zero"], ["x.int8"]),
-            node("DequantizeLinear", ["x.int8", "x.scale", "x.zero"], ["left"]),
-            node("DequantizeLinear", ["w.int8", "w.scale", "w.zero"], ["right"], axis=1),
-            node("MatMul", ["left", "right"], ["y"]),
-        ]
+        grid = [graph.weight("x.scale", np.asarray(4 / 128, np.float32))]
+        grid += [graph.weight("x.zero_point", np.asarray(128, np.uint8))]
+        stored = graph.weight("w", rng.integers(-127, 128, (inner, columns), dtype=np.int8))
+        scale = graph.weight("w.scale", np.full(columns, 1 / 127, np.float32))
+        left = graph.node("QuantizeLinear", [left, *grid], "x")
+        left = graph.node("DequantizeLinear", [left, *grid], "x")
+        right = graph.node("DequantizeLinear", [stored, scale], "w", axis=1)
     else:
-        tensors = {"right": rng.standard_normal((inner, columns), dtype=np.float32)}
-        nodes = [node("MatMul", ["x", "right"], ["y"])]
-    graph = helper.make_graph(
-        nodes,
-        "gemm",
-        [helper.make_tensor_value_info("x", floats, [rows, inner])],
-        [helper.make_tensor_value_info("y", floats, [rows, columns])],
-        [onnx.numpy_helper.from_array(value, name) for name, value in tensors.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        right = graph.weight("w", rng.standard_normal((inner, columns), dtype=np.float32))
+    result = graph.node("MatMul", [left, right], "gemm")
+    ports = Port("x", (rows, inner), "float32"), Port("y", (rows, columns), "float32")
+    graph.write(path, ports[:1], ports[1], result, {})
 
 
 def _numpy(shape: Shape, threads: int) -> list[Kernel]:
