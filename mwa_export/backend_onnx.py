@@ -23,8 +23,8 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Without VNNI the int8 kernels add pairs of products in 16 bits, which overflow: the result is
 # wrong. With this they shift the weights to uint8 and are exact, and still faster than float32.
 _EXACT_INT8 = "session.x64quantprecision"
-# Idle threads wait busily for the next call: 57 ms of both cores after each batch, which decoding
-# and the other tower's session need. This ends it with the call; the call itself is as fast.
+# Idle threads wait busily for the next call, on cores that decoding and the other tower's session
+# need. This ends it with the call.
 _REST_AFTER_RUN = "session.force_spinning_stop"
 
 _INPUTS: dict[frozenset[str], Tower] = {
