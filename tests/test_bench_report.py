@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 from bench_samples import BROKEN, OURS, PEER, figure, sample
+from paths import ROOT
 
 from mwa_export import bench_result
 from mwa_export.bench_chart import svg_from_bench
@@ -25,7 +26,7 @@ from mwa_export.bench_result import SCHEMA, Bench
 from mwa_export.errors import BundleError
 from mwa_export.report_numbers import DASH
 
-DOCS = Path(__file__).parents[1] / "docs" / "bench.md"
+DOCS = ROOT / "docs" / "bench.md"
 SVG = "{http://www.w3.org/2000/svg}"
 
 

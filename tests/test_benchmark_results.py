@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOLDER = ROOT / "benchmarks"
 ABSOLUTE = re.compile(r"(?<![\w.~/])/(?:home|root|tmp|usr|var|work|opt|mnt|Users)/")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
+from paths import ROOT
 
 from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.bundle import Bundle
@@ -118,7 +119,7 @@ def test_same_pictures_same_embeddings(result: DemoResult) -> None:
 def test_python_example_of_the_readme_runs(
     result: DemoResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     code = readme.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(result.folder.parent)
     exec(compile(code, "README.md", "exec"), {})

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 from commands import files_below, refused, run
+from paths import HELPERS
 
 from mwa_export.embed_verify import verify
 
-DRIVER = Path(__file__).parent / "embed_driver.py"
+DRIVER = HELPERS / "embed_driver.py"
 KILLS = 20
 
 

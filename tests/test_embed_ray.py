@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from commands import files_below
 from commands import run as command
+from paths import HELPERS
 from ray_source import DrawnSource
 
 from mwa_export.bundle import Bundle
@@ -65,7 +66,7 @@ def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import ray_source
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))  # workers import ray_source
     marker = tmp_path / "killed"
     sources = [DrawnSource("image", 60), DrawnSource("text", 30)]
     alone = run(bundle, sources, tmp_path / "alone", options=OPTIONS, runtime=ONNX)

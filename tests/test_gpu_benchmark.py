@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from configs import MWA
+from paths import ROOT
 from trt_fake_gpu import LateDriver, LateTensorRT
 
 from mwa_export.config import AdapterConfig, BackboneConfig, ModelConfig
@@ -21,7 +22,7 @@ from mwa_export.progress import Silent
 from mwa_export.reference import reference_from_tensors
 from mwa_export.synthetic import random_tensors
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOLDER = ROOT / "benchmarks"
 TINY = ModelConfig(
     BackboneConfig(
         embed_dim=64, ffn_dim=64, layers=2, vocab_size=90, image_size=32, patch_size=16,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import ALL, Case
-from test_onnx_export import difference
+from exported import difference
 
 from mwa_export import config, extract, merge, onnx_ops
 from mwa_export.model import Model

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from cases import ALL, Case
+from cases import ALL
 from configs import CONFIGS
+from exported import difference, write_graph
 from onnx import numpy_helper
 
 from mwa_export.backend_onnx import session
@@ -21,41 +21,16 @@ from mwa_export.extract import tower_from_model
 from mwa_export.merge import merge_tower
 from mwa_export.merge_steps import STEPS
 from mwa_export.model import Model
-from mwa_export.onnx_export import onnx_from_tower
 from mwa_export.preprocess import normalize
 from mwa_export.synthetic import random_tensors
 from mwa_export.towers import ImageInput
 from mwa_export.verify import TOLERANCE, random_pixels, random_texts
 
 
-def write(
-    model: Model,
-    tower: Tower,
-    path: Path,
-    *,
-    steps: Any = tuple(STEPS),
-    image_input: ImageInput = "float32",
-    **options: Any,
-) -> Path:
-    plan, tensors = tower_from_model(model.config, model.tensors, tower, image_input=image_input)
-    return onnx_from_tower(*merge_tower(plan, tensors, steps), path, **options)[0]
-
-
 def random_model(config: ModelConfig) -> Model:
     tensors = random_tensors(config)
     unused = ("logit_scale", "beit3.vision_embed.mask_token")
     return Model(config, {k: v for k, v in tensors.items() if k not in unused}, (), ())
-
-
-def difference(case: Case, folder: Path, **options: Any) -> float:
-    """Largest difference of any component, over both towers, from what is right."""
-    vision = session(write(case.model, "vision", folder / "v.onnx", **options))
-    text = session(write(case.model, "text", folder / "t.onnx", **options))
-    feed = {"token_ids": case.token_ids, "padding_mask": case.padding_mask}
-    found = vision.run(None, {"image": case.image})[0], text.run(None, feed)[0]
-    return max(
-        float(np.abs(f - e).max()) for f, e in zip(found, (case.vision, case.text), strict=True)
-    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -71,7 +46,7 @@ def test_vision_graph_serves_every_batch_size(
     image_input: ImageInput, config: ModelConfig, tmp_path: Path
 ) -> None:
     model = random_model(config)
-    runner = session(write(model, "vision", tmp_path / "v.onnx", image_input=image_input))
+    runner = session(write_graph(model, "vision", tmp_path / "v.onnx", image_input=image_input))
     reference, rng = TorchBackend(model), np.random.default_rng(0)
     for batch in (1, 2, 7, 33):
         pixels = random_pixels(rng, batch, config.backbone.image_size)
@@ -91,7 +66,7 @@ def test_text_graph_serves_every_batch_size_and_length(tmp_path: Path) -> None:
         True,
     )
     model = random_model(config)
-    runner = session(write(model, "text", tmp_path / "t.onnx"))
+    runner = session(write_graph(model, "text", tmp_path / "t.onnx"))
     reference, rng = TorchBackend(model), np.random.default_rng(0)
     for batch in (1, 2, 7, 33):
         for length in (3, 16, 64):
@@ -101,7 +76,7 @@ def test_text_graph_serves_every_batch_size_and_length(tmp_path: Path) -> None:
 
 
 def test_padding_can_be_trimmed_exactly(tmp_path: Path) -> None:
-    runner = session(write(random_model(CONFIGS["mwa"]), "text", tmp_path / "t.onnx"))
+    runner = session(write_graph(random_model(CONFIGS["mwa"]), "text", tmp_path / "t.onnx"))
     ids, mask = random_texts(np.random.default_rng(0), 1, 9, 90)
     wide_ids, wide_mask = (
         np.pad(ids, ((0, 0), (0, 40)), constant_values=1),
@@ -117,7 +92,7 @@ def test_padding_can_be_trimmed_exactly(tmp_path: Path) -> None:
 def test_graph_is_clean(
     tower: Tower, steps: tuple[str, ...], config: ModelConfig, tmp_path: Path
 ) -> None:
-    model = onnx.load(write(random_model(config), tower, tmp_path / "g.onnx", steps=steps))
+    model = onnx.load(write_graph(random_model(config), tower, tmp_path / "g.onnx", steps=steps))
     onnx.checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     nodes, constants = list(model.graph.node), {i.name for i in model.graph.initializer}
@@ -139,7 +114,7 @@ def test_graph_is_clean(
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_layer_norms_are_kept_whole(tower: Tower, tmp_path: Path) -> None:
     config = CONFIGS["mwa"]
-    model = onnx.load(write(random_model(config), tower, tmp_path / "g.onnx"))
+    model = onnx.load(write_graph(random_model(config), tower, tmp_path / "g.onnx"))
     ops = Counter(node.op_type for node in model.graph.node)
     assert ops["LayerNormalization"] == 5 * config.backbone.layers + 1  # 4 of BEiT-3, 1 enhancer
     assert not ops["ReduceMean"]
@@ -157,7 +132,7 @@ def test_inputs_and_output_are_named_as_documented(tmp_path: Path) -> None:
         ],
     }
     for (tower, image_input), inputs in wanted.items():
-        path = write(model, tower, tmp_path / "g.onnx", image_input=image_input)
+        path = write_graph(model, tower, tmp_path / "g.onnx", image_input=image_input)
         graph = onnx.load(path).graph
         assert [_describe(value) for value in graph.input] == inputs
         assert [_describe(value) for value in graph.output] == ["embedding float ['batch', 128]"]
@@ -171,10 +146,10 @@ def _describe(value: onnx.ValueInfoProto) -> str:
 
 def test_external_data_is_one_file_with_a_relative_name(tmp_path: Path) -> None:
     model = random_model(CONFIGS["mwa"])
-    inline = session(write(model, "text", tmp_path / "inline.onnx"))
+    inline = session(write_graph(model, "text", tmp_path / "inline.onnx"))
     folder = tmp_path / "before"
     folder.mkdir()
-    path = write(model, "text", folder / "t.onnx", external_bytes=0)
+    path = write_graph(model, "text", folder / "t.onnx", external_bytes=0)
     assert sorted(file.name for file in folder.iterdir()) == ["t.onnx", "t.onnx.data"]
     proto = onnx.load(path, load_external_data=False)
     locations = {
@@ -197,7 +172,7 @@ def test_weights_in_the_file_are_the_merged_weights(tmp_path: Path) -> None:
     _, merged = merge_tower(plan, raw, STEPS)
     stored = {
         i.name: numpy_helper.to_array(i)
-        for i in onnx.load(write(model, "text", tmp_path / "g.onnx")).graph.initializer
+        for i in onnx.load(write_graph(model, "text", tmp_path / "g.onnx")).graph.initializer
     }
     name = "blocks.1.fc2_up.weight"
     assert torch.equal(torch.from_numpy(stored[name].copy()).T, merged[name])

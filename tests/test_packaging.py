@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # pragma: no cover

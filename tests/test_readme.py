@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from commands import run
+from paths import ROOT
 
 from mwa_export import parity_result
 from mwa_export.cli.main import _COMMANDS
 from mwa_export.merge_steps import STEPS
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = tuple(_COMMANDS)
 

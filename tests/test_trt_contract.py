@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from trt_bindings import VERSIONS, Bindings, importable, offer_of
 from trt_contract import Use, missing, uses_in
 
 from mwa_export.trt_versions import LIMITED, SUPPORTED
 
-ROOT = Path(__file__).parents[1]
 SOURCES = [
     path
     for folder in ("mwa_export", "calib", "cli", "benchmarks")

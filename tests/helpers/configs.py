@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from paths import SHARED
 
 from mwa_export.config import AdapterConfig, BackboneConfig, ModelConfig
 
@@ -28,6 +27,6 @@ CONFIGS: dict[str, ModelConfig] = {
     "sequential": ModelConfig(BACKBONE, AdapterConfig("both", 16, "none", 0.6, "sequential")),
 }
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
-SPM = Path(__file__).parents[2] / "shared" / "spm" / "beit3.spm"
+GOLDEN = SHARED / "golden"
+SPM = SHARED / "spm" / "beit3.spm"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden cases are not here")

@@ -1,0 +1,10 @@
+"""Where the checkout's folders are, whatever the depth of the test that asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+HELPERS = TESTS / "helpers"
+ROOT = TESTS.parent
+SHARED = ROOT.parent / "shared"  # cases beside the checkout; tests pass without them
