@@ -35,7 +35,6 @@ from mwa_export.bundle import Bundle
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
 from mwa_export.calib.samples import take_samples
-from mwa_export.config import AdapterConfig, BackboneConfig, ModelConfig
 from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
 from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo_scenes import write_scenes
@@ -43,6 +42,7 @@ from mwa_export.export import bundle_from_model
 from mwa_export.model import ModelSource, load_model
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import side_from_bundle
+from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 8

@@ -32,7 +32,6 @@ from machine import cpu_name
 
 from mwa_export.backend_onnx import session
 from mwa_export.bench_plain import plain_export
-from mwa_export.config import AdapterConfig
 from mwa_export.extract import tower_from_model
 from mwa_export.forward import TowerPlan
 from mwa_export.merge import merge_tower
@@ -41,6 +40,7 @@ from mwa_export.model import Model, ModelSource, load_model
 from mwa_export.onnx_export import onnx_from_tower
 from mwa_export.preprocess import normalize
 from mwa_export.reference import reference_from_tensors
+from mwa_export.spec import AdapterConfig
 from mwa_export.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.verify import random_pixels, random_texts
 

@@ -15,7 +15,6 @@ from mwa_export.bundle import Bundle, write_manifest
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.engine_graphs import CALIBRATED, engine_graph
 from mwa_export.calib.samples import Samples, take_samples
-from mwa_export.config import AdapterConfig, ModelConfig, Tower
 from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo import assets
 from mwa_export.demo_scenes import picture_from_seed, write_scenes
@@ -26,6 +25,7 @@ from mwa_export.pictures import decode_picture
 from mwa_export.preprocess import pixels_from_image
 from mwa_export.progress import Progress
 from mwa_export.sides import Side, side_from_bundle
+from mwa_export.spec import AdapterConfig, ModelConfig, Tower
 from mwa_export.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.tokenizer import pad
 from mwa_export.trt_versions import EnginePrecision, is_typed

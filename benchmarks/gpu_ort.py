@@ -10,8 +10,8 @@ from typing import Any
 
 from mwa_export.backend_onnx import CUDA, cuda_available, session
 from mwa_export.bundle import Bundle
-from mwa_export.config import Tower
 from mwa_export.progress import Progress
+from mwa_export.spec import Tower
 from mwa_export.trt_timing import batches_of
 
 TOWERS: tuple[Tower, ...] = ("vision", "text")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from mwa_export.bundle import Bundle
-from mwa_export.config import Tower
 from mwa_export.files import sha256_of
 from mwa_export.progress import Progress
+from mwa_export.spec import Tower
 from mwa_export.trt_buffers import Gpu
 from mwa_export.trt_build import BuildOptions, engine_from_onnx
 from mwa_export.trt_device import Device, open_driver, select_device

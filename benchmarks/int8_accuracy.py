@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 from machine import command_line, cpu_name
 
-from mwa_export.backend import Backend, Embeddings
+from mwa_export.backend import Backend
 from mwa_export.backend_onnx import GraphFile, OnnxBackend
 from mwa_export.bundle import Bundle, write_manifest
 from mwa_export.bundle_update import changed_bundle
-from mwa_export.calib.calibrate import TOWERS, CalibrationOptions, calibrate
+from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.dialects import DIALECTS
 from mwa_export.calib.evaluate import backend_of
 from mwa_export.calib.float_graph import FloatGraph
@@ -40,13 +40,13 @@ from mwa_export.calib.samples import Samples
 from mwa_export.calib.sites import NormFold, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
 from mwa_export.calib.variants import Variants
-from mwa_export.config import AdapterConfig, Tower
 from mwa_export.cpu import instruction_sets
 from mwa_export.demo_scenes import picture_from_seed
 from mwa_export.export import bundle_from_model
 from mwa_export.model import ModelSource, load_model
 from mwa_export.pictures import decode_picture
 from mwa_export.preprocess import pixels_from_image
+from mwa_export.spec import TOWERS, AdapterConfig, Embeddings, Tower
 from mwa_export.synthetic import beit3_config, random_tensors, training_args
 
 OUTLIERS, FACTOR = 0.01, 30.0

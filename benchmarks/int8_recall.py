@@ -32,7 +32,6 @@ from machine import cpu_name
 from numpy.typing import NDArray
 
 from mwa_export.bundle import Bundle
-from mwa_export.config import Tower
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo_scenes import write_scenes
@@ -42,6 +41,7 @@ from mwa_export.recall import recall
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtime_choice import RuntimeOptions
 from mwa_export.sides import side_from_bundle
+from mwa_export.spec import Tower
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "int8_recall.json"
 SEED = 6073  # of no picture that the demo or its training draws

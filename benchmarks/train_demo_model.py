@@ -32,10 +32,10 @@ from demo_training_data import (
 )
 from torch import Tensor, nn
 
-from mwa_export.config import AdapterConfig, BackboneConfig, ModelConfig
 from mwa_export.preprocess import normalize
 from mwa_export.recall import Recall, recall
 from mwa_export.reference import ReferenceModel
+from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 from mwa_export.tokenizer import Tokenizer
 
 EMBED_DIM, FFN_DIM, LAYERS = 128, 512, 4

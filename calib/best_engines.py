@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mwa_export.backend import TOWERS
 from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.bundle import Bundle, write_manifest
 from mwa_export.bundle_update import changed_bundle
@@ -18,7 +17,6 @@ from mwa_export.calib.engines import EngineOptions, build_engines
 from mwa_export.calib.evaluate import HeldBack
 from mwa_export.calib.samples import split_data
 from mwa_export.calib.search import Measured
-from mwa_export.config import Tower
 from mwa_export.errors import (
     CalibrationError,
     EngineError,
@@ -31,6 +29,7 @@ from mwa_export.gates import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import side_from_bundle
+from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt_compare import Compared, compare_engines
 from mwa_export.trt_device import Device, select_device
 from mwa_export.trt_engine import FLAGS, Engine, with_engines

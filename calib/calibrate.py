@@ -9,7 +9,6 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export import __version__
 from mwa_export.bundle import Bundle
 from mwa_export.calib.calibration import Calibration, SiteCalibration
 from mwa_export.calib.collect import ChannelStats, channel_stats, gram_matrices, histograms
@@ -27,14 +26,14 @@ from mwa_export.calib.smoothing import (
     layer_error,
 )
 from mwa_export.calib.weights import quantize_weight, weight_scales
-from mwa_export.config import Tower
 from mwa_export.errors import CalibrationError, OptionsError
 from mwa_export.memory import release
 from mwa_export.progress import Progress, Silent
+from mwa_export.spec import TOWERS, Tower
+from mwa_export.version import __version__
 
 AUTO = "auto"
 ROUNDINGS = ("nearest", "learned")
-TOWERS: tuple[Tower, ...] = ("vision", "text")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from mwa_export.bundle import Bundle
 from mwa_export.calib.sites import Site
-from mwa_export.config import Tower
 from mwa_export.errors import CalibrationError
 from mwa_export.files import new_file, sha256_of
+from mwa_export.spec import Tower
 
 SCHEMA = 1
 CALIBRATION = "calibration.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from mwa_export.calib.search import SiteKey
-from mwa_export.config import Tower
+from mwa_export.spec import Tower
 
 
 def savings(

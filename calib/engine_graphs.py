@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from mwa_export import __version__
 from mwa_export.backend import BFLOAT16_COSINE, expected_cosine
 from mwa_export.backend_onnx import image_feed, run_graph, session
 from mwa_export.backend_tensorrt import LEAST_8_BITS
@@ -25,10 +24,11 @@ from mwa_export.calib.lint import check
 from mwa_export.calib.rounded_graph import in_float32
 from mwa_export.calib.sites import find_sites
 from mwa_export.calib.value_ranges import Inputs, largest_magnitudes
-from mwa_export.config import Tower
 from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.progress import Progress
+from mwa_export.spec import Tower
 from mwa_export.trt_versions import EnginePrecision, is_typed
+from mwa_export.version import __version__
 
 CALIBRATED: tuple[EnginePrecision, ...] = ("int8", "float8")
 """Precisions that need the bundle's calibration."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mwa_export.backend import TOWERS
 from mwa_export.bundle import Bundle, write_manifest
 from mwa_export.bundle_update import changed_bundle
 from mwa_export.calib.engine_graphs import (
@@ -19,12 +18,12 @@ from mwa_export.calib.engine_graphs import (
 )
 from mwa_export.calib.samples import take_samples
 from mwa_export.calib.speed_gate import GATED, Speed, check_speed, measure_speed
-from mwa_export.config import Tower
 from mwa_export.errors import MwaExportError
 from mwa_export.files import sha256_of
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import side_from_bundle
+from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt_build import BuildOptions, engine_from_onnx
 from mwa_export.trt_device import Device, select_device
 from mwa_export.trt_engine import FLAGS, Engine, engine_name, engines_of, obstacle, with_engines

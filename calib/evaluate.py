@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mwa_export.backend import Backend, Embeddings
+from mwa_export.backend import Backend
 from mwa_export.backend_onnx import GraphFile, OnnxBackend
 from mwa_export.bundle import Bundle
-from mwa_export.calib.calibrate import TOWERS
 from mwa_export.calib.dialects import Dialect
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.search import Measured, SiteKey
 from mwa_export.calib.variants import Variants
-from mwa_export.config import Tower
 from mwa_export.cpu import fast_bfloat16, instruction_sets
 from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.errors import DataError
@@ -29,6 +27,7 @@ from mwa_export.progress import Progress
 from mwa_export.recall import Recall, recall
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import Side
+from mwa_export.spec import TOWERS, Embeddings, Tower
 
 _SPEED_ROUNDS = 5
 _SPEED_BATCH = 8

@@ -10,15 +10,14 @@ from typing import Any
 from mwa_export.backend import Backend, conformance_cosine
 from mwa_export.backend_onnx import GraphFile, OnnxBackend
 from mwa_export.bundle import Bundle, Graph
-from mwa_export.calib.calibrate import TOWERS
 from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS
 from mwa_export.calib.evaluate import Evaluator, backend_of, milliseconds
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.search import Measured, SiteKey
-from mwa_export.config import Tower
 from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
 from mwa_export.gates import SLACK
 from mwa_export.progress import Progress
+from mwa_export.spec import TOWERS, Tower
 
 
 def with_conformance(bundle: Bundle, file: GraphFile, threads: int | None) -> Graph:

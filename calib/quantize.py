@@ -9,11 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mwa_export import __version__
 from mwa_export.backend_onnx import GraphFile
 from mwa_export.bundle import Bundle, Graph, Manifest, write_manifest
 from mwa_export.bundle_update import changed_bundle
-from mwa_export.calib.calibrate import TOWERS, CalibrationOptions, calibrate
+from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.cost import savings
 from mwa_export.calib.curve import write_curve
@@ -29,13 +28,14 @@ from mwa_export.calib.measure import measure_runtimes, with_conformance
 from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
 from mwa_export.calib.search import SearchResult, SiteKey, search
 from mwa_export.calib.variants import Variants
-from mwa_export.config import Tower
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.errors import OptionsError, ParityError
 from mwa_export.gates import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import side_from_bundle
+from mwa_export.spec import TOWERS, Tower
+from mwa_export.version import __version__
 
 SENSITIVITY_ROWS = 16
 

@@ -10,13 +10,11 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
-from mwa_export.backend import TOWERS
 from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.bundle import MANIFEST, Bundle, write_manifest
 from mwa_export.bundle_update import changed_bundle
 from mwa_export.calib.engine_graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.calib.float_graph import FloatGraph
-from mwa_export.config import Tower
 from mwa_export.errors import EngineError
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.files import check_new_folder, sha256_of
@@ -24,6 +22,7 @@ from mwa_export.layout import AdapterOptions
 from mwa_export.merge_steps import STEPS
 from mwa_export.model import ModelSource, load_model
 from mwa_export.progress import Progress, Silent
+from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt_device import Device, select_device
 from mwa_export.trt_engine import FLAGS, REFIT, Engine, engines_of, obstacle
 from mwa_export.trt_install import check_driver, load_tensorrt

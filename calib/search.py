@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mwa_export.config import Tower
 from mwa_export.progress import Progress
+from mwa_export.spec import Tower
 
 _GIVE_BACK = 6  # kept sites that are tried in INT8 again after the bisection
 

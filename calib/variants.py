@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mwa_export import __version__
 from mwa_export.backend_onnx import GraphFile
 from mwa_export.bundle import Bundle, Graph
 from mwa_export.calib.calibration import Calibration
@@ -17,7 +16,8 @@ from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.insert import quantized_graph
 from mwa_export.calib.lint import check
 from mwa_export.calib.sites import Site, find_sites
-from mwa_export.config import Tower
+from mwa_export.spec import Tower
+from mwa_export.version import __version__
 
 
 @dataclass

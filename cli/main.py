@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import click
 
-from mwa_export import __version__
 from mwa_export.errors import MwaExportError
+from mwa_export.version import __version__
 
 _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloaded until they run
     "bench": "Measure speed beside PyTorch, ONNX Runtime, OpenVINO and other peers.",

@@ -11,7 +11,6 @@ from mwa_export.errors import ParityError
 from mwa_export.parity_result import Parity
 from mwa_export.report_numbers import cosine, count, p_value, percent, points, share
 from mwa_export.report_words import (
-    TOWERS,
     drift,
     has_float32,
     headline,
@@ -20,6 +19,7 @@ from mwa_export.report_words import (
     margin_sentence,
     printable,
 )
+from mwa_export.spec import TOWERS
 
 
 def show(result: Parity) -> None:

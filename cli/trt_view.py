@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mwa_export.backend import TOWERS
 from mwa_export.cli import console
+from mwa_export.spec import TOWERS
 
 if TYPE_CHECKING:
     from mwa_export.calib.best_engines import Best, Candidate

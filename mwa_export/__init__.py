@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from mwa_export.version import __version__
+
 __all__ = ["Bundle", "OnnxBackend", "__version__"]
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mwa_export.checkpoint import Checkpoint
-from mwa_export.config import ModelConfig
 from mwa_export.errors import AdapterError
 from mwa_export.files import new_file
 from mwa_export.layout import UNUSED
-from mwa_export.lazy import require
+from mwa_export.optional import require
 from mwa_export.space import fingerprint
+from mwa_export.spec import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.config import Tower
 from mwa_export.errors import RecallError
 from mwa_export.parity_result import CosineSummary
+from mwa_export.spec import Tower
 
 LENGTH_TOLERANCE = 2e-3  # float16 rounds a unit vector by less; a missing normalization is far off
 _EDGES = (0.0, *np.logspace(-8, 0, 33).tolist(), 2.0 + 1e-9)  # of 1 - cosine, 4 bins per decade

@@ -10,16 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle import Bundle, Conformance, Graph
-from mwa_export.config import Tower
 from mwa_export.errors import VerificationError
-
-Embeddings = NDArray[np.float32]  # (B, D), unit L2 norm
+from mwa_export.spec import TOWERS, Embeddings, Tower
 
 # Largest difference of a component between a float32 runtime and the reference. The export allows
 # 2e-5; other instruction sets round differently, and a wrong graph misses by far more than this.
 CONFORMANCE_TOLERANCE = 1e-4
 BFLOAT16_COSINE = 0.998  # least cosine of 16 bit; 0.9999 is usual at base size
-TOWERS: tuple[Tower, ...] = ("vision", "text")
 
 
 class Backend(Protocol):

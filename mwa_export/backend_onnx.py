@@ -9,14 +9,13 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend import TOWERS, Embeddings, check_conformance, expected_cosine
+from mwa_export.backend import check_conformance, expected_cosine
 from mwa_export.bundle import Bundle, Graph
-from mwa_export.config import Tower
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.errors import BundleError, RuntimeUnavailableError
-from mwa_export.lazy import require
+from mwa_export.optional import require
 from mwa_export.preprocess import normalize
-from mwa_export.towers import Port, TowerSpec
+from mwa_export.spec import TOWERS, Embeddings, Port, Tower, TowerSpec
 
 GraphFile = tuple[Path, Graph]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

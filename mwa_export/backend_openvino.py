@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend import TOWERS, Embeddings, check_conformance, expected_cosine
+from mwa_export.backend import check_conformance, expected_cosine
 from mwa_export.backend_onnx import GraphFile, image_feed
 from mwa_export.bundle import Bundle
-from mwa_export.config import Tower
 from mwa_export.cpu import cores
 from mwa_export.errors import BundleError
-from mwa_export.lazy import require
+from mwa_export.optional import require
+from mwa_export.spec import TOWERS, Embeddings, Tower
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 """Our name of a precision -> OpenVINO's."""

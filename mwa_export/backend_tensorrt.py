@@ -9,17 +9,11 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend import (
-    BFLOAT16_COSINE,
-    TOWERS,
-    Embeddings,
-    check_conformance,
-    expected_cosine,
-)
+from mwa_export.backend import BFLOAT16_COSINE, check_conformance, expected_cosine
 from mwa_export.backend_onnx import GraphFile, image_feed
 from mwa_export.bundle import Bundle
-from mwa_export.config import Tower
 from mwa_export.errors import EngineError
+from mwa_export.spec import TOWERS, Embeddings, Tower
 from mwa_export.trt_buffers import Gpu
 from mwa_export.trt_device import Device, open_driver, select_device
 from mwa_export.trt_engine import Engine, load_engine, usable_engines

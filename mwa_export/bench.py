@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mwa_export import __version__
 from mwa_export.bench_contenders import quiet, reason_of
 from mwa_export.bench_inputs import Pool, caption_pool, picture_pool
 from mwa_export.bench_machine import this_machine
@@ -29,12 +28,13 @@ from mwa_export.bench_section import (
 )
 from mwa_export.bench_timing import FEWEST_ROUNDS
 from mwa_export.bundle import Bundle
-from mwa_export.config import Tower
 from mwa_export.cpu import cores
 from mwa_export.errors import OptionsError
 from mwa_export.memory import release
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.spec import Tower
+from mwa_export.version import __version__
 
 if TYPE_CHECKING:
     from mwa_export.model import Model

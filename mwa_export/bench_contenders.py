@@ -10,11 +10,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mwa_export.backend import Embeddings
 from mwa_export.bench_inputs import Batch
 from mwa_export.bench_result import Kind
-from mwa_export.config import Tower
 from mwa_export.errors import MwaExportError
+from mwa_export.spec import Embeddings, Tower
 
 _FOLDERS = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":]+[/\\])+")
 _LONGEST = 300  # characters of a reason

@@ -9,12 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mwa_export.backend import Embeddings
 from mwa_export.bench_contenders import Run
 from mwa_export.bench_inputs import Batch
-from mwa_export.config import Tower
 from mwa_export.preprocess import normalize
 from mwa_export.reference import ReferenceModel
+from mwa_export.spec import Embeddings, Tower
 
 Encode = Callable[..., Tensor]
 

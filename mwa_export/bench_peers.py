@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from mwa_export.bench_contenders import Contender, Run, quiet
 from mwa_export.bench_inputs import Pool
-from mwa_export.config import Tower
 from mwa_export.errors import OptionsError
+from mwa_export.spec import Tower
 
 if TYPE_CHECKING:
     from mwa_export.bench_peer_graphs import PlainGraph

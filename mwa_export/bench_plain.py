@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from mwa_export.config import Tower
 from mwa_export.reference import ReferenceModel
+from mwa_export.spec import Tower
 
 
 def plain_export(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mwa_export.bundle import Bundle
 from mwa_export.errors import MissingOptionError, OptionsError
-from mwa_export.lazy import require
+from mwa_export.optional import require
 from mwa_export.sides import CheckpointOptions
 
 if TYPE_CHECKING:

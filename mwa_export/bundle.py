@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.config import ModelConfig, Tower
 from mwa_export.errors import BundleError, OptionsError
 from mwa_export.files import sha256_of
+from mwa_export.spec import ModelConfig, Port, Tower, TowerSpec
 from mwa_export.tokenizer import Tokenizer
-from mwa_export.towers import Port, TowerSpec
 
 if TYPE_CHECKING:
     from mwa_export.bundle_embed import PictureLike

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mwa_export.backend import Embeddings
 from mwa_export.bundle import Bundle
 from mwa_export.decode_row import pixels_of
 from mwa_export.embedding import IMAGE_BATCH, TEXT_BATCH, embed_captions
 from mwa_export.errors import DataError, ImageError
 from mwa_export.pictures import Picture
 from mwa_export.preprocess import pixels_from_image
+from mwa_export.spec import Embeddings
 
 PictureLike = str | os.PathLike[str] | bytes | Image.Image
 """A file's path, the encoded bytes, or a picture that Pillow has opened."""

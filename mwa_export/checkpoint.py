@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mwa_export.errors import CheckpointError
-from mwa_export.lazy import require
+from mwa_export.optional import require
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mwa_export.config import ModelConfig
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo_scenes import write_scenes
@@ -27,6 +26,7 @@ from mwa_export.report import MARKER, write_reports
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtime_choice import RuntimeOptions
 from mwa_export.sides import side_from_bundle
+from mwa_export.spec import ModelConfig
 
 SEED = 2024  # of the test pictures; training and quantization use others
 PICTURES = 500

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from mwa_export import __version__
 from mwa_export.cpu import cores, cpu_name, fast_bfloat16, fast_int8, instruction_sets
 from mwa_export.runtimes import this_machine
+from mwa_export.version import __version__
 
 _WAIT = 10  # seconds for nvidia-smi
 

@@ -17,7 +17,7 @@ from mwa_export.embed_rows import Kind
 from mwa_export.embed_shards import FileEntry, error_table, read_shard, restored, write_table
 from mwa_export.errors import DataError, OutputDamagedError
 from mwa_export.files import new_file, sha256_of
-from mwa_export.lazy import require
+from mwa_export.optional import require
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle import Bundle
-from mwa_export.config import Tower
 from mwa_export.embed_job import (
     BATCH_ROWS,
     FOLDERS,
@@ -29,6 +28,7 @@ from mwa_export.embed_shards import column_types
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.runtime_choice import Choice, RuntimeOptions, choose
 from mwa_export.runtimes import this_machine
+from mwa_export.spec import Tower
 
 _SAMPLE = 1000  # rows that decide the types of the carried columns
 _PACKAGES = ("numpy", "pillow", "pyarrow", "sentencepiece")  # whose versions may change bytes
@@ -203,7 +203,7 @@ def _files_used(bundle: Bundle, choice: Choice, kinds: Sequence[Kind]) -> dict[s
 
 
 def _versions(runtime: str) -> dict[str, str]:
-    from mwa_export import __version__
+    from mwa_export.version import __version__
 
     found = {"mwa-export": __version__}
     for package in (*_PACKAGES, *_RUNTIME_PACKAGES[runtime]):

@@ -30,7 +30,7 @@ from mwa_export.embed_shard import Worker
 from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Channel, Clock, Line
 from mwa_export.errors import BundleError, MwaExportError, OutputDamagedError
-from mwa_export.lazy import require
+from mwa_export.optional import require
 from mwa_export.runtime_choice import RuntimeOptions
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mwa_export.embed_job import Dtype, Job, RowError, Shard
 from mwa_export.errors import DataError
 from mwa_export.files import new_file, sha256_of
-from mwa_export.lazy import require
+from mwa_export.optional import require
 
 _NUMPY: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 _SCALARS = ("string", "int64", "double", "bool", "binary", "date32[day]")

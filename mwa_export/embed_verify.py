@@ -20,7 +20,7 @@ from mwa_export.embed_shard_rows import UNIT_TOLERANCE
 from mwa_export.embed_shards import Stored, read_shard, restored
 from mwa_export.errors import DataError
 from mwa_export.files import sha256_of
-from mwa_export.lazy import require
+from mwa_export.optional import require
 
 _INT8_TOLERANCE = 0.05  # of a restored vector's length
 _SHOWN = 5  # rows named in a finding

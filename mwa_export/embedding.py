@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mwa_export.backend import Backend, Embeddings
+from mwa_export.backend import Backend
 from mwa_export.errors import ImageError
 from mwa_export.pictures import Picture, decode_picture
 from mwa_export.preprocess import pixels_from_image
+from mwa_export.spec import Embeddings
 from mwa_export.tokenizer import Tokenizer, pad
 
 Prepare = Callable[[Image.Image], NDArray[np.uint8]]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mwa_export import __version__
 from mwa_export.backend_torch import TorchBackend
 from mwa_export.bundle import (
     CONFORMANCE,
@@ -20,7 +19,6 @@ from mwa_export.bundle import (
     Manifest,
     write_manifest,
 )
-from mwa_export.config import Tower
 from mwa_export.extract import tower_from_model
 from mwa_export.files import new_folder, sha256_of
 from mwa_export.memory import release
@@ -31,13 +29,12 @@ from mwa_export.onnx_export import onnx_from_tower
 from mwa_export.onnx_graph import OPSET
 from mwa_export.preprocess import IMAGE_SPEC
 from mwa_export.space import space_id
+from mwa_export.spec import TOWERS, ImageInput, Tower
 from mwa_export.tokenizer import TEXT_SPEC, Tokenizer
-from mwa_export.towers import ImageInput
 from mwa_export.verify import TOLERANCE, conformance_vectors, verify_graph
+from mwa_export.version import __version__
 
 log = logging.getLogger(__name__)
-
-TOWERS: tuple[Tower, ...] = ("vision", "text")
 
 
 @dataclass(frozen=True, slots=True)

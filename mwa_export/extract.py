@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from mwa_export.config import (
+from mwa_export.forward import TowerPlan
+from mwa_export.spec import (
     ADAPTER_OF_TOWER,
     BRANCH_OF_TOWER,
     HEAD_OF_TOWER,
     POSITION_OFFSET,
+    ImageInput,
     ModelConfig,
     Tower,
 )
-from mwa_export.forward import TowerPlan
-from mwa_export.towers import ImageInput
 
 
 def tower_from_model(

@@ -11,8 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from mwa_export.config import AdapterConfig, BackboneConfig, Tower
-from mwa_export.towers import ImageInput, TowerSpec, text_spec, vision_spec
+from mwa_export.spec import (
+    AdapterConfig,
+    BackboneConfig,
+    ImageInput,
+    Tower,
+    TowerSpec,
+    text_spec,
+    vision_spec,
+)
 
 T = TypeVar("T")
 

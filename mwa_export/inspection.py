@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mwa_export.config import ADAPTER_OF_TOWER, BRANCH_OF_TOWER, HEAD_OF_TOWER, ModelConfig, Tower
 from mwa_export.model import Model
+from mwa_export.spec import (
+    ADAPTER_OF_TOWER,
+    BRANCH_OF_TOWER,
+    HEAD_OF_TOWER,
+    TOWERS,
+    ModelConfig,
+    Tower,
+)
 
-TOWERS: tuple[Tower, Tower] = ("vision", "text")
 _PARTS = ("backbone", "adapters", "enhancer", "head")
 
 

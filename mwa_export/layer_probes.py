@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.backend_onnx import GraphFile, image_feed, session
-from mwa_export.config import ModelConfig, Tower
 from mwa_export.errors import BundleError
 from mwa_export.files import link_or_copy
 from mwa_export.forward import block_outputs
-from mwa_export.lazy import require
+from mwa_export.optional import require
+from mwa_export.spec import ModelConfig, Tower
 
 Floats = NDArray[np.float32]
 Probe = Callable[[tuple[NDArray[Any], ...]], list[Floats]]

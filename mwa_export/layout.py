@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from mwa_export.config import (
+from mwa_export.errors import CheckpointError, MissingOptionError, OptionsError
+from mwa_export.spec import (
     AdapterConfig,
     AdapterLayerNorm,
     AdapterMode,
@@ -18,7 +19,6 @@ from mwa_export.config import (
     ModelConfig,
     one_of,
 )
-from mwa_export.errors import CheckpointError, MissingOptionError, OptionsError
 
 Shape = tuple[int, ...]
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mwa_export.adapters import combine
 from mwa_export.checkpoint import Checkpoint, read_checkpoint
-from mwa_export.config import ModelConfig
 from mwa_export.errors import AdapterError, CheckpointError
 from mwa_export.layout import (
     EXTRA_VISION_ROWS,
@@ -23,6 +22,7 @@ from mwa_export.layout import (
     config_from_shapes,
     expected_shapes,
 )
+from mwa_export.spec import ModelConfig
 
 log = logging.getLogger(__name__)
 

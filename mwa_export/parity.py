@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export import __version__
 from mwa_export.agreement import check_embeddings, cosine_summary
 from mwa_export.errors import OptionsError, RecallError
 from mwa_export.gates import Gates, check_gates
@@ -31,6 +30,7 @@ from mwa_export.progress import Progress, Silent
 from mwa_export.ranking import Ranking
 from mwa_export.recall import KS, Pairs, rank_both
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.version import __version__
 
 Floats = NDArray[np.float32]
 _ARRAYS = "arrays"

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from mwa_export.config import Tower
 from mwa_export.retrieval_data import Excluded
+from mwa_export.spec import Tower
 
 SCHEMA = 1
 Direction = Literal["tr", "ir"]

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mwa_export.backend import Embeddings
 from mwa_export.bundle import MANIFEST
 from mwa_export.data_sources import read_data
 from mwa_export.embedder import Embedder
@@ -28,6 +27,7 @@ from mwa_export.sides import (
     side_from_bundle,
     side_from_checkpoint,
 )
+from mwa_export.spec import Embeddings
 from mwa_export.stages import Variant, drift_by_stage
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mwa_export.cpu import cores
 from mwa_export.errors import ClusterError
-from mwa_export.lazy import require
+from mwa_export.optional import require
 
 _OBJECT_STORE = 128 << 20  # bytes: only names of shards and their accounts travel
 # Of a cluster that is started here. Ray reads the first when it is imported.

@@ -18,7 +18,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mwa_export.config import (
+from mwa_export.errors import MissingPackageError
+from mwa_export.spec import (
     ADAPTER_OF_TOWER,
     LAYERNORM_EPS,
     POSITION_OFFSET,
@@ -26,7 +27,6 @@ from mwa_export.config import (
     ModelConfig,
     Tower,
 )
-from mwa_export.errors import MissingPackageError
 
 # Torchscale imports these names at module level and calls them only in training.
 _TRAINING_ONLY = {

@@ -25,7 +25,6 @@ from mwa_export.report_numbers import (
     small,
 )
 from mwa_export.report_words import (
-    TOWERS,
     also_failed,
     certain_changes,
     cross_sentence,
@@ -38,6 +37,7 @@ from mwa_export.report_words import (
     margin_sentence,
     stage_sentence,
 )
+from mwa_export.spec import TOWERS
 
 SIDES: tuple[Which, ...] = ("reference", "candidate")
 

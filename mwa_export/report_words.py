@@ -7,13 +7,12 @@ import re
 from collections.abc import Iterable
 from itertools import pairwise
 
-from mwa_export.config import Tower
 from mwa_export.gates import SLACK
 from mwa_export.parity_result import DIRECTION_NAMES, DirectionResult, GateResult, Parity, Stage
 from mwa_export.report_charts import finite
 from mwa_export.report_numbers import DASH, cosine, points, small
+from mwa_export.spec import TOWERS, Tower
 
-TOWERS: tuple[Tower, ...] = ("vision", "text")
 COIN_TOSS, DAMAGE = 0.25, 0.5  # median margin of the flipped queries over that of all
 FEW = 5  # flipped queries, too few to judge
 _NOT_TEXT = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")

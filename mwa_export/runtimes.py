@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from mwa_export.backend import TOWERS, Backend
+from mwa_export.backend import Backend
 from mwa_export.backend_onnx import GraphFile, OnnxBackend, cuda_available
 from mwa_export.bundle import Bundle, Manifest
-from mwa_export.config import Tower
 from mwa_export.cpu import Machine, cores, fast_bfloat16, instruction_sets, pin_to_node
 from mwa_export.errors import OptionsError
 from mwa_export.runtime_choice import Choice, RuntimeOptions, choose
+from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt_host import driver_here, engine_host
 
 

@@ -12,13 +12,13 @@ from base64 import b64encode
 from importlib.resources import files
 from pathlib import Path
 
-from mwa_export import __version__
 from mwa_export.embed_rows import Readable
 from mwa_export.errors import BundleError, ImageError
 from mwa_export.files import new_file
 from mwa_export.pictures import Picture, decode_picture
 from mwa_export.report_numbers import DASH
 from mwa_export.search_result import Found
+from mwa_export.version import __version__
 
 THUMBNAIL = 320  # pixels of the longer side
 _NOT_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")

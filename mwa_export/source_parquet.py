@@ -12,7 +12,7 @@ from typing import Any
 from mwa_export.decode_row import RowRefusedError, text_of
 from mwa_export.embed_rows import Content, Kind, Problem, Row, Scan
 from mwa_export.errors import DataError
-from mwa_export.lazy import require
+from mwa_export.optional import require
 from mwa_export.source_files import is_remote, joined, open_file, picture_at, place_of, readable
 from mwa_export.source_records import Fields, readable_id
 from mwa_export.source_spool import duplicate_rows, id_hash

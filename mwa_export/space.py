@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mwa_export.config import ModelConfig
+from mwa_export.spec import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

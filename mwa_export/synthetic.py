@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mwa_export.adapters import training_options
-from mwa_export.config import AdapterConfig, BackboneConfig, ModelConfig
 from mwa_export.layout import Shape, expected_shapes
+from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
 SIZES: dict[str, tuple[int, int]] = {"base": (768, 12), "large": (1024, 24)}  # width, layers
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.config import MAX_TOKENS
 from mwa_export.errors import TokenizerError
+from mwa_export.spec import MAX_TOKENS
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 _OFFSET = 1

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from mwa_export.backend import TOWERS
 from mwa_export.bundle import Bundle, Manifest
-from mwa_export.config import Tower
 from mwa_export.errors import BundleError, EngineError
+from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt_device import Device
 from mwa_export.trt_log import Messages, logger_for
 from mwa_export.trt_profile import Profile, ShapeRange

@@ -7,7 +7,7 @@ from importlib import metadata
 from types import ModuleType
 
 from mwa_export.errors import RuntimeUnavailableError
-from mwa_export.lazy import require
+from mwa_export.optional import require
 from mwa_export.trt_device import Device
 from mwa_export.trt_versions import major_of
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mwa_export.errors import ProfileError
-from mwa_export.towers import Port, TowerSpec
+from mwa_export.spec import Port, TowerSpec
 
 BATCH, LENGTH = "batch", "length"  # the dynamic axes, as TowerSpec names them
 _OPTIONS = {BATCH: "--batch", LENGTH: "--lengths"}

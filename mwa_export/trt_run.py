@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mwa_export.backend import Embeddings
 from mwa_export.errors import EngineError, ProfileError
-from mwa_export.towers import TowerSpec
+from mwa_export.spec import Embeddings, TowerSpec
 from mwa_export.trt_buffers import Buffer, Gpu
 from mwa_export.trt_engine import Engine
 from mwa_export.trt_log import Messages

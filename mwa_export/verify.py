@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from mwa_export.backend import Backend
 from mwa_export.backend_onnx import image_feed, run_graph, session
 from mwa_export.bundle import Conformance, Graph
-from mwa_export.config import BackboneConfig
 from mwa_export.errors import VerificationError
+from mwa_export.spec import BackboneConfig
 from mwa_export.tokenizer import BOS, EOS, PAD
 
 TOLERANCE = 2e-5  # largest allowed difference of any embedding component

@@ -10,7 +10,7 @@ import pytest
 from commands import files_below, refused, save, spm_model
 from configs import BACKBONE, CONFIGS
 
-from mwa_export.config import ModelConfig
+from mwa_export.spec import ModelConfig
 from mwa_export.synthetic import random_tensors
 
 

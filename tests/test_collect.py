@@ -18,10 +18,10 @@ from mwa_export.calib.collect import ROWS, ChannelStats, channel_stats, gram_mat
 from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.histogram import Histogram
 from mwa_export.calib.sites import Site, find_sites
-from mwa_export.config import Tower
 from mwa_export.errors import CalibrationError
 from mwa_export.layer_probes import session_with_outputs
 from mwa_export.progress import Silent
+from mwa_export.spec import Tower
 
 Opened = tuple[GraphFile, tuple[Site, ...]]
 

@@ -214,7 +214,7 @@ def _full_disk(writes: int) -> Any:
     """`require` with a pyarrow.parquet whose disk is full after some writes."""
     import errno
 
-    from mwa_export.lazy import require
+    from mwa_export.optional import require
 
     count = 0
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from mwa_export.backend import Embeddings
 from mwa_export.embedding import embed_captions, embed_image_files
 from mwa_export.errors import ImageError
+from mwa_export.spec import Embeddings
 from mwa_export.tokenizer import Tokenizer
 
 

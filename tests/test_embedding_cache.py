@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from parity_files import write_test_set
 
 from mwa_export import embedding_cache
-from mwa_export.backend import Embeddings
 from mwa_export.data_sources import read_data
 from mwa_export.embedding_cache import Cache, default_cache
 from mwa_export.pictures import Picture
 from mwa_export.preprocess import pixels_from_image
+from mwa_export.spec import Embeddings
 
 SIZE = 8
 SPEC = {"size": SIZE}

@@ -26,8 +26,8 @@ from mwa_export.calib.sites import Site, find_sites
 from mwa_export.calib.small_floats import FLOAT8 as TYPE
 from mwa_export.calib.small_floats import numpy_type
 from mwa_export.calib.weights import float8_scale, float8_weight
-from mwa_export.config import Tower
 from mwa_export.errors import CalibrationError
+from mwa_export.spec import Tower
 
 TOWER = pytest.mark.parametrize("tower", ["vision", "text"])
 CLIPPED, SEEN = 3.0, 7.0  # what the int8 grid ends at, and the largest value of the calibration

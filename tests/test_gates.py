@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mwa_export.config import Tower
 from mwa_export.errors import OptionsError
 from mwa_export.gates import MAX_RECALL_DROP, Gates, check_gates
 from mwa_export.parity_result import (
@@ -19,6 +18,7 @@ from mwa_export.parity_result import (
     Margins,
     RecallChange,
 )
+from mwa_export.spec import Tower
 
 
 def change(

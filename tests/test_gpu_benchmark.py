@@ -17,9 +17,9 @@ from configs import MWA
 from paths import ROOT
 from trt_fake_gpu import LateDriver, LateTensorRT
 
-from mwa_export.config import AdapterConfig, BackboneConfig, ModelConfig
 from mwa_export.progress import Silent
 from mwa_export.reference import reference_from_tensors
+from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 from mwa_export.synthetic import random_tensors
 
 FOLDER = ROOT / "benchmarks"

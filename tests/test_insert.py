@@ -12,7 +12,7 @@ from calib_files import cosine, embed, embeddings, float_graph, make_samples, na
 
 from mwa_export.backend_onnx import GraphFile, OnnxBackend
 from mwa_export.bundle import Bundle
-from mwa_export.calib.calibrate import TOWERS, calibrate
+from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.calibration import Calibration, SiteCalibration
 from mwa_export.calib.dialects import DIALECTS
 from mwa_export.calib.evaluate import backend_of
@@ -22,9 +22,9 @@ from mwa_export.calib.lint import lint
 from mwa_export.calib.sites import Site, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
 from mwa_export.calib.variants import Variants
-from mwa_export.config import Tower
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.errors import CalibrationError
+from mwa_export.spec import TOWERS, Tower
 
 Written = dict[str, dict[Tower, GraphFile]]  # by dialect
 

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mwa_export.adapters import training_options
-from mwa_export.config import AdapterConfig, BackboneConfig, ModelConfig
 from mwa_export.errors import CheckpointError, OptionsError
 from mwa_export.layout import (
     POSITIONS,
@@ -27,6 +26,7 @@ from mwa_export.layout import (
 )
 from mwa_export.model import ModelSource, load_model
 from mwa_export.reference import ReferenceModel
+from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
 PATH = Path("checkpoint-29.pth")
 

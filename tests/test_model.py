@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from naive import resize_positions as naive_resize
 
-from mwa_export.config import ModelConfig
 from mwa_export.errors import OptionsError
 from mwa_export.inspection import describe
 from mwa_export.layout import POSITIONS, AdapterOptions
 from mwa_export.model import ModelSource, load_model, resize_positions
+from mwa_export.spec import ModelConfig
 
 
 @given(st.integers(2, 7), st.integers(1, 12))

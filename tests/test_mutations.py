@@ -15,7 +15,7 @@ import pytest
 from cases import ALL, Case
 from exported import difference
 
-from mwa_export import config, extract, merge, onnx_ops
+from mwa_export import extract, merge, onnx_ops, spec
 from mwa_export.model import Model
 from mwa_export.onnx_ops import OnnxOps
 from mwa_export.verify import TOLERANCE
@@ -206,4 +206,4 @@ def test_every_case_is_used_against_some_mutant() -> None:
 
 
 def test_the_swap_is_written_down_once() -> None:
-    assert config.ADAPTER_OF_TOWER == {"vision": "adaptmlp_text", "text": "adaptmlp_vision"}
+    assert spec.ADAPTER_OF_TOWER == {"vision": "adaptmlp_text", "text": "adaptmlp_vision"}

@@ -11,13 +11,14 @@ from calib_files import Array, cosine, embeddings, make_samples, names
 from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.bundle import Bundle, write_manifest
 from mwa_export.bundle_update import changed_bundle
-from mwa_export.calib.calibrate import TOWERS, CalibrationOptions, calibrate
+from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import Calibration
 from mwa_export.calib.dialects import DIALECTS
 from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.sites import NormFold, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
 from mwa_export.calib.variants import Variants
+from mwa_export.spec import TOWERS
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_the_library_never_imports_the_command_line() -> None:
 def test_reference_shares_no_code_with_the_merge() -> None:
     named = imports_of(ROOT / "mwa_export" / "reference.py")
     ours = {name for name in named if name.startswith("mwa_export")}
-    assert ours == {"mwa_export.config", "mwa_export.errors"}
+    assert ours == {"mwa_export.spec", "mwa_export.errors"}
 
 
 def test_help_loads_nothing_heavy() -> None:

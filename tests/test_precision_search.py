@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from mwa_export.calib.cost import savings, speedup
 from mwa_export.calib.search import Measured, SearchResult, SiteKey, rank_sites, search
-from mwa_export.config import Tower
 from mwa_export.progress import Silent
+from mwa_export.spec import Tower
 
 TOWERS: tuple[Tower, ...] = ("vision", "text")
 

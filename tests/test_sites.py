@@ -9,7 +9,7 @@ from calib_files import float_graph
 from configs import CONFIGS
 
 from mwa_export.calib.sites import NormFold, ReluFold, find_sites
-from mwa_export.config import Tower
+from mwa_export.spec import Tower
 
 
 @pytest.mark.parametrize("name", CONFIGS)

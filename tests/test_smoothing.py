@@ -19,7 +19,7 @@ from mwa_export.calib.smoothing import (
     joint_weight,
     smoothing_scales,
 )
-from mwa_export.config import Tower
+from mwa_export.spec import Tower
 
 
 @pytest.mark.parametrize("name", CONFIGS)

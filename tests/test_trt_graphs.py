@@ -19,10 +19,10 @@ from mwa_export.calib import engine_graphs
 from mwa_export.calib.engine_graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.calib.lint import lint
 from mwa_export.calib.value_ranges import Inputs, largest_magnitudes
-from mwa_export.config import Tower
 from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.progress import Silent
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.spec import Tower
 from mwa_export.trt_versions import EnginePrecision
 
 TOWER = pytest.mark.parametrize("tower", ["vision", "text"])

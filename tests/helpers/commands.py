@@ -18,7 +18,7 @@ from configs import MWA
 from torch import Tensor
 
 from mwa_export.cli.main import main
-from mwa_export.config import ModelConfig
+from mwa_export.spec import ModelConfig
 from mwa_export.synthetic import training_args
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from paths import SHARED
 
-from mwa_export.config import AdapterConfig, BackboneConfig, ModelConfig
+from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
 BACKBONE = BackboneConfig(
     embed_dim=128,

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mwa_export.calib.lint import lint
 from mwa_export.calib.small_floats import FLOAT8, numpy_type
-from mwa_export.config import Tower
+from mwa_export.spec import Tower
 
 INT8 = ("onnxruntime", "openvino", "tensorrt", "tensorrt8")
 TYPED = ("tensorrt", "tensorrt-float8")

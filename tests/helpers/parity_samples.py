@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.config import Tower
 from mwa_export.parity_result import (
     CosineSummary,
     CrossCell,
@@ -26,6 +25,7 @@ from mwa_export.parity_result import (
     Which,
 )
 from mwa_export.retrieval_data import Excluded
+from mwa_export.spec import Tower
 
 KS = (1, 5, 10)
 LIMIT = 0.2

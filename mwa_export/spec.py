@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mwa_export.errors import OptionsError
+
+ImageInput = Literal["float32", "uint8"]
+
+Dim = int | str  # a number, or the name of a dynamic axis
+
+Embeddings = NDArray[np.float32]  # (B, D), unit L2 norm
+
+TOWERS: tuple[Tower, ...] = ("vision", "text")
 
 AdapterMode = Literal["text", "vision", "both"]
 AdapterLayerNorm = Literal["none", "in", "out"]
@@ -117,3 +128,49 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise OptionsError(f"{name} is {value!r}. Expected one of: {', '.join(allowed)}.")
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One input or output: its name, shape and dtype in every graph, profile and feed."""
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: Literal["float32", "int64", "uint8"]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Port:
+        return cls(data["name"], tuple(data["shape"]), data["dtype"])
+
+
+@dataclass(frozen=True, slots=True)
+class TowerSpec:
+    """What goes into a tower and what comes out."""
+
+    tower: Tower
+    inputs: tuple[Port, ...]
+    output: Port
+
+
+def vision_spec(backbone: BackboneConfig, *, image_input: ImageInput = "float32") -> TowerSpec:
+    """image: (batch, 3, H, W) float32 in [-1, 1], or (batch, H, W, 3) uint8 in [0, 255]."""
+    size = backbone.image_size
+    if image_input == "uint8":
+        image = Port("image", ("batch", size, size, 3), "uint8")
+    else:
+        image = Port("image", ("batch", 3, size, size), "float32")
+    return TowerSpec("vision", (image,), _embedding(backbone))
+
+
+def text_spec(backbone: BackboneConfig) -> TowerSpec:
+    """token_ids and padding_mask: (batch, length) int64, mask 1 = padding."""
+    axes: tuple[Dim, ...] = ("batch", "length")
+    ports = (Port("token_ids", axes, "int64"), Port("padding_mask", axes, "int64"))
+    return TowerSpec("text", ports, _embedding(backbone))
+
+
+def _embedding(backbone: BackboneConfig) -> Port:
+    return Port("embedding", ("batch", backbone.embed_dim), "float32")
