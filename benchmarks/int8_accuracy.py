@@ -35,7 +35,6 @@ from mwa_export.bundle_update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.dialects import DIALECTS
 from mwa_export.calib.evaluate import backend_of
-from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.sites import NormFold, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
@@ -43,6 +42,7 @@ from mwa_export.calib.variants import Variants
 from mwa_export.cpu import instruction_sets
 from mwa_export.demo_scenes import picture_from_seed
 from mwa_export.export import bundle_from_model
+from mwa_export.graphs.edit import FloatGraph
 from mwa_export.model import ModelSource, load_model
 from mwa_export.pictures import decode_picture
 from mwa_export.preprocess import pixels_from_image

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from mwa_export.bundle import Bundle
 from mwa_export.calib.calibration import Calibration, SiteCalibration
 from mwa_export.calib.collect import ChannelStats, channel_stats, gram_matrices, histograms
-from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.histogram import Histogram
 from mwa_export.calib.learned_rounding import learned_rounding
 from mwa_export.calib.ranges import METHODS, amax_from
@@ -27,6 +26,7 @@ from mwa_export.calib.smoothing import (
 )
 from mwa_export.calib.weights import quantize_weight, weight_scales
 from mwa_export.errors import CalibrationError, OptionsError
+from mwa_export.graphs.edit import FloatGraph
 from mwa_export.memory import release
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower

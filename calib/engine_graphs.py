@@ -15,16 +15,16 @@ from mwa_export.backend_onnx import image_feed, run_graph, session
 from mwa_export.backend_tensorrt import LEAST_8_BITS
 from mwa_export.bundle import Bundle, Conformance, Graph
 from mwa_export.calib.calibration import CALIBRATION, Calibration
-from mwa_export.calib.cast_first import cast_first
 from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
-from mwa_export.calib.float16 import LIMIT, Typed, to_bfloat16, to_float16
-from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.insert import quantized_graph
-from mwa_export.calib.lint import check
-from mwa_export.calib.rounded_graph import in_float32
 from mwa_export.calib.sites import find_sites
 from mwa_export.calib.value_ranges import Inputs, largest_magnitudes
 from mwa_export.errors import CalibrationError, VerificationError
+from mwa_export.graphs.cast_first import cast_first
+from mwa_export.graphs.edit import FloatGraph
+from mwa_export.graphs.lint.check import check
+from mwa_export.graphs.rounded import in_float32
+from mwa_export.graphs.typed import LIMIT, Typed, to_bfloat16, to_float16
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
 from mwa_export.trt_versions import EnginePrecision, is_typed

@@ -15,9 +15,7 @@ from onnx import helper
 
 from mwa_export.calib.calibration import SiteCalibration
 from mwa_export.calib.dialects import Dialect
-from mwa_export.calib.float_graph import Array, FloatGraph
 from mwa_export.calib.sites import Site
-from mwa_export.calib.small_floats import FLOAT8, numpy_type
 from mwa_export.calib.smoothing import apply_smoothing
 from mwa_export.calib.weights import (
     LARGEST,
@@ -27,6 +25,8 @@ from mwa_export.calib.weights import (
     weight_scales,
 )
 from mwa_export.errors import CalibrationError
+from mwa_export.graphs.edit import Array, FloatGraph
+from mwa_export.graphs.small_floats import FLOAT8, numpy_type
 
 Floats = NDArray[np.float32]
 _ZERO_POINT = "constant.activation_zero_point"

@@ -14,10 +14,10 @@ from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.bundle import MANIFEST, Bundle, write_manifest
 from mwa_export.bundle_update import changed_bundle
 from mwa_export.calib.engine_graphs import CALIBRATED, EngineGraph, engine_graph
-from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.errors import EngineError
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.files import check_new_folder, sha256_of
+from mwa_export.graphs.edit import FloatGraph
 from mwa_export.layout import AdapterOptions
 from mwa_export.merge_steps import STEPS
 from mwa_export.model import ModelSource, load_model

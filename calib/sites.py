@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from mwa_export.calib.float_graph import FloatGraph
+from mwa_export.graphs.edit import FloatGraph
 
 _PREFIX, _WEIGHT = "blocks.", ".weight"
 

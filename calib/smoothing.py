@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from mwa_export.calib.collect import ChannelStats
-from mwa_export.calib.float_graph import Array, FloatGraph
 from mwa_export.calib.sites import NormFold, Site
 from mwa_export.calib.weights import quantize_weight, weight_scales
+from mwa_export.graphs.edit import Array, FloatGraph
 
 Floats = NDArray[np.float32]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from mwa_export.backend_onnx import GraphFile
 from mwa_export.bundle import Bundle, Graph
 from mwa_export.calib.calibration import Calibration
-from mwa_export.calib.cast_first import cast_first
 from mwa_export.calib.dialects import Dialect
-from mwa_export.calib.float16 import to_float16
-from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.insert import quantized_graph
-from mwa_export.calib.lint import check
 from mwa_export.calib.sites import Site, find_sites
+from mwa_export.graphs.cast_first import cast_first
+from mwa_export.graphs.edit import FloatGraph
+from mwa_export.graphs.lint.check import check
+from mwa_export.graphs.typed import to_float16
 from mwa_export.spec import Tower
 from mwa_export.version import __version__
 

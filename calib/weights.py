@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.calib.small_floats import FLOAT8, FLOAT16, rounded
 from mwa_export.errors import CalibrationError
+from mwa_export.graphs.small_floats import FLOAT8, FLOAT16, rounded
 
 Floats = NDArray[np.float32]
 

@@ -175,7 +175,7 @@ def _onnxruntime(shape: Shape, threads: int) -> list[Kernel]:
 
 def _write_onnx_gemm(path: Path, shape: Shape, *, quantized: bool) -> None:
     """The same as `_openvino_gemm` in the dialect of ONNX Runtime."""
-    from mwa_export.onnx_graph import GraphBuilder
+    from mwa_export.graphs.build import GraphBuilder
 
     graph = GraphBuilder()
     rows, inner, columns = shape

@@ -78,7 +78,7 @@ def session_with_outputs(path: Path, names: Sequence[str], threads: int | None =
     at the end of the file add outputs, and the weights are never parsed here.
     """
     onnx = require("onnx", extra="export", why="look into a graph")
-    from mwa_export.onnx_file import data_file_of
+    from mwa_export.graphs.write import data_file_of
 
     outputs = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mwa_export.forward import TowerPlan, run
-from mwa_export.onnx_file import EXTERNAL_BYTES
-from mwa_export.onnx_graph import GraphBuilder
+from mwa_export.graphs.build import GraphBuilder
+from mwa_export.graphs.write import EXTERNAL_BYTES
 from mwa_export.onnx_ops import OnnxOps
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.forward import TowerPlan
-from mwa_export.onnx_graph import GraphBuilder
+from mwa_export.graphs.build import GraphBuilder
 from mwa_export.spec import HEAD_DIM, LAYERNORM_EPS
 
 Arrays = MutableMapping[str, NDArray[np.float32]]

@@ -15,10 +15,10 @@ from mwa_export.backend_onnx import GraphFile, image_feed
 from mwa_export.bundle import Bundle
 from mwa_export.calib import collect
 from mwa_export.calib.collect import ROWS, ChannelStats, channel_stats, gram_matrices, histograms
-from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.histogram import Histogram
 from mwa_export.calib.sites import Site, find_sites
 from mwa_export.errors import CalibrationError
+from mwa_export.graphs.edit import FloatGraph
 from mwa_export.layer_probes import session_with_outputs
 from mwa_export.progress import Silent
 from mwa_export.spec import Tower

@@ -16,14 +16,14 @@ from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.calibration import Calibration, SiteCalibration
 from mwa_export.calib.dialects import DIALECTS
 from mwa_export.calib.evaluate import backend_of
-from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.insert import quantized_graph
-from mwa_export.calib.lint import lint
 from mwa_export.calib.sites import Site, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.errors import CalibrationError
+from mwa_export.graphs.edit import FloatGraph
+from mwa_export.graphs.lint.check import lint
 from mwa_export.spec import TOWERS, Tower
 
 Written = dict[str, dict[Tower, GraphFile]]  # by dialect

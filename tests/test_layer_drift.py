@@ -12,7 +12,7 @@ from configs import CONFIGS, MWA
 from parity_files import export, quantized
 
 from mwa_export.errors import BundleError
-from mwa_export.onnx_graph import GraphBuilder
+from mwa_export.graphs.build import GraphBuilder
 from mwa_export.parity_run import RunOptions, compare_models
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.synthetic import random_tensors

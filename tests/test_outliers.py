@@ -14,10 +14,10 @@ from mwa_export.bundle_update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import Calibration
 from mwa_export.calib.dialects import DIALECTS
-from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.sites import NormFold, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
 from mwa_export.calib.variants import Variants
+from mwa_export.graphs.edit import FloatGraph
 from mwa_export.spec import TOWERS
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from mwa_export.bundle import Bundle
 from mwa_export.calib.evaluate import Evaluator
-from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.search import Measured, SiteKey
 from mwa_export.gates import SLACK
+from mwa_export.graphs.edit import FloatGraph
 
 TOWERS = ("vision", "text")
 QUICK = ("--dialect", "onnxruntime", "--threads", 1)

@@ -17,9 +17,9 @@ from trt_files import calibrated_bundle
 from mwa_export.bundle import Bundle, write_manifest
 from mwa_export.calib import engine_graphs
 from mwa_export.calib.engine_graphs import CALIBRATED, EngineGraph, engine_graph
-from mwa_export.calib.lint import lint
 from mwa_export.calib.value_ranges import Inputs, largest_magnitudes
 from mwa_export.errors import CalibrationError, VerificationError
+from mwa_export.graphs.lint.check import lint
 from mwa_export.progress import Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.spec import Tower

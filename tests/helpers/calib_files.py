@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from mwa_export.backend import Backend
 from mwa_export.backend_onnx import session
-from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.samples import Samples
 from mwa_export.extract import tower_from_model
+from mwa_export.graphs.edit import FloatGraph
 from mwa_export.merge import merge_tower
 from mwa_export.merge_steps import STEPS
 from mwa_export.model import Model

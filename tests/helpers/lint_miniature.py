@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from mwa_export.calib.lint import lint
-from mwa_export.calib.small_floats import FLOAT8, numpy_type
+from mwa_export.graphs.lint.check import lint
+from mwa_export.graphs.small_floats import FLOAT8, numpy_type
 from mwa_export.spec import Tower
 
 INT8 = ("onnxruntime", "openvino", "tensorrt", "tensorrt8")

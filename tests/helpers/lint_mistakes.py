@@ -11,7 +11,7 @@ import pytest
 from lint_miniature import DIALECTS, FFN, INT8, TYPED, D, Edit
 from onnx import TensorProto, helper
 
-from mwa_export.calib.small_floats import FLOAT8, numpy_type
+from mwa_export.graphs.small_floats import FLOAT8, numpy_type
 
 Mistake = Callable[[Edit], object]
 MISTAKES: list[Any] = []

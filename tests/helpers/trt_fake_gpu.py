@@ -20,8 +20,8 @@ import onnx
 import onnxruntime
 from trt_fake import FakeDriver, FakeTensorRT
 
-from mwa_export.calib.float_graph import FloatGraph
-from mwa_export.calib.rounded_graph import in_float32
+from mwa_export.graphs.edit import FloatGraph
+from mwa_export.graphs.rounded import in_float32
 
 Work = Callable[[], None]
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from mwa_export.calib.lint_graph import CONVERTS, DQ, Constant, Q, View, float32_nodes, label
+from mwa_export.graphs.lint.view import CONVERTS, DQ, Constant, Q, View, float32_nodes, label
 
 _OTHER_QUANTIZATION = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinear")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)

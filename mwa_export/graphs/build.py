@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from mwa_export.onnx_file import EXTERNAL_BYTES, typed_value, write_model
+from mwa_export.graphs.write import EXTERNAL_BYTES, typed_value, write_model
 from mwa_export.spec import Port
 
 OPSET = 17  # the newest that TensorRT 8.6 reads, and the oldest with LayerNormalization

@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto
 
-from mwa_export.calib.float_graph import FloatGraph
+from mwa_export.graphs.edit import FloatGraph
 
 _MOVES = ("Reshape", "Transpose")
 _UINT8 = TensorProto.UINT8

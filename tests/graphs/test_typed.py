@@ -28,8 +28,8 @@ from typed_towers import (
 )
 
 from mwa_export.backend_onnx import session
-from mwa_export.calib.float16 import FLOAT32_NODES, LIMIT, Typed, to_float16
 from mwa_export.errors import BundleError, CalibrationError, OptionsError
+from mwa_export.graphs.typed import FLOAT32_NODES, LIMIT, Typed, to_float16
 
 
 def casts(typed: Typed) -> int:

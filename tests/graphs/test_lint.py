@@ -22,9 +22,9 @@ from lint_mistakes import (
 )
 from onnx import TensorProto, helper, numpy_helper
 
-from mwa_export.calib.lint import RULES, check, lint
 from mwa_export.errors import BundleError, OptionsError
 from mwa_export.extract import tower_from_model
+from mwa_export.graphs.lint.check import RULES, check, lint
 from mwa_export.merge import merge_tower
 from mwa_export.merge_steps import STEPS
 from mwa_export.model import Model

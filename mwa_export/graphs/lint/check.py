@@ -10,8 +10,10 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mwa_export.calib import lint_rules as rules
-from mwa_export.calib.lint_graph import (
+from mwa_export.errors import BundleError, OptionsError
+from mwa_export.graphs.lint import rules as rules
+from mwa_export.graphs.lint.rules import RULES, Finding
+from mwa_export.graphs.lint.view import (
     FORMS,
     Array,
     Constant,
@@ -19,8 +21,6 @@ from mwa_export.calib.lint_graph import (
     float32_nodes,
     label,
 )
-from mwa_export.calib.lint_rules import RULES, Finding
-from mwa_export.errors import BundleError, OptionsError
 
 __all__ = ["RULES", "Finding", "check", "lint"]
 

@@ -18,15 +18,15 @@ from onnx import TensorProto
 
 from mwa_export.calib.calibration import SiteCalibration
 from mwa_export.calib.dialects import DIALECTS, FLOAT8
-from mwa_export.calib.float16 import to_float16
-from mwa_export.calib.float_graph import FloatGraph
 from mwa_export.calib.insert import quantized_graph
-from mwa_export.calib.lint import lint
 from mwa_export.calib.sites import Site, find_sites
-from mwa_export.calib.small_floats import FLOAT8 as TYPE
-from mwa_export.calib.small_floats import numpy_type
 from mwa_export.calib.weights import float8_scale, float8_weight
 from mwa_export.errors import CalibrationError
+from mwa_export.graphs.edit import FloatGraph
+from mwa_export.graphs.lint.check import lint
+from mwa_export.graphs.small_floats import FLOAT8 as TYPE
+from mwa_export.graphs.small_floats import numpy_type
+from mwa_export.graphs.typed import to_float16
 from mwa_export.spec import Tower
 
 TOWER = pytest.mark.parametrize("tower", ["vision", "text"])

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from mwa_export.errors import BundleError
-from mwa_export.onnx_file import EXTERNAL_BYTES, write_model
-from mwa_export.onnx_graph import check_structure
+from mwa_export.graphs.build import check_structure
+from mwa_export.graphs.write import EXTERNAL_BYTES, write_model
 
 Array = NDArray[Any]
 

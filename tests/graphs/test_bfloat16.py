@@ -31,13 +31,13 @@ from typed_towers import (
 )
 
 from mwa_export.backend_onnx import session
-from mwa_export.calib import rounded_graph
-from mwa_export.calib.cast_first import cast_first
-from mwa_export.calib.float16 import FLOAT32_NODES, to_bfloat16, to_float16
-from mwa_export.calib.float_graph import FloatGraph
-from mwa_export.calib.lint import check, lint
-from mwa_export.calib.small_floats import BFLOAT16, FLOAT8, FLOAT16, SmallFloat, numpy_type
 from mwa_export.errors import BundleError, MissingPackageError, OptionsError
+from mwa_export.graphs import rounded
+from mwa_export.graphs.cast_first import cast_first
+from mwa_export.graphs.edit import FloatGraph
+from mwa_export.graphs.lint.check import check, lint
+from mwa_export.graphs.small_floats import BFLOAT16, FLOAT8, FLOAT16, SmallFloat, numpy_type
+from mwa_export.graphs.typed import FLOAT32_NODES, to_bfloat16, to_float16
 
 UNIT_NORM = ["Squeeze", "ReduceL2", "Max", "Div"]
 RULES = "tensorrt-bfloat16"
@@ -47,7 +47,7 @@ def twin(model: onnx.ModelProto) -> onnx.ModelProto:
     """What computes the same without bfloat16 kernels. The model given stays."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    return rounded_graph.in_float32(FloatGraph.of(copy)).whole()
+    return rounded.in_float32(FloatGraph.of(copy)).whole()
 
 
 def nearest(values: Array) -> Array:

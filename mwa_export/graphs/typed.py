@@ -17,15 +17,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mwa_export.calib.float32_nodes import (
+from mwa_export.errors import BundleError, OptionsError
+from mwa_export.graphs.float32_nodes import (
     DEQUANTIZE,
     LIMIT,
     QUANTIZE,
     TowerNodes,
     gives_floats,
 )
-from mwa_export.calib.small_floats import BFLOAT16, FLOAT16, SmallFloat, rounded_tensor
-from mwa_export.errors import BundleError, OptionsError
+from mwa_export.graphs.small_floats import BFLOAT16, FLOAT16, SmallFloat, rounded_tensor
 
 __all__ = ["FLOAT32_NODES", "LIMIT", "Typed", "to_bfloat16", "to_float16"]
 

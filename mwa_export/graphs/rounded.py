@@ -14,10 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from mwa_export.calib.float_graph import FloatGraph
-from mwa_export.calib.lint_graph import MOVES
-from mwa_export.calib.small_floats import BFLOAT16, numpy_type
-from mwa_export.onnx_file import typed_value
+from mwa_export.graphs.edit import FloatGraph
+from mwa_export.graphs.lint.view import MOVES
+from mwa_export.graphs.small_floats import BFLOAT16, numpy_type
+from mwa_export.graphs.write import typed_value
 
 
 def in_float32(graph: FloatGraph) -> FloatGraph:

@@ -1,0 +1,1 @@
+"""Rules that quantized and typed graphs must follow, and the checker."""
