@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mwa_export.demo_scenes import Picture, picture_from_seed
 from mwa_export.demo_words import STYLES, Family, Place, Scene, Size, Style
-from mwa_export.preprocess import normalize, pixels_from_image
-from mwa_export.tokenizer import Tokenizer, pad
+from mwa_export.inputs.preprocess import normalize, pixels_from_image
+from mwa_export.inputs.tokenizer import Tokenizer, pad
 
 IMAGE_SIZE, PATCH_SIZE = 64, 8  # pixels
 PIECES = 600  # enough for each common word to be one piece

@@ -16,9 +16,9 @@ from mwa_export.calib.samples import Samples
 from mwa_export.demo import assets
 from mwa_export.demo_scenes import picture_from_seed
 from mwa_export.export import ExportOptions, bundle_from_model
+from mwa_export.inputs.pictures import decode_picture
+from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.model import ModelSource, load_model
-from mwa_export.pictures import decode_picture
-from mwa_export.preprocess import pixels_from_image
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 from mwa_export.synthetic import beit3_config, random_tensors, training_args
 

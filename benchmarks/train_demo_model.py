@@ -32,11 +32,11 @@ from demo_training_data import (
 )
 from torch import Tensor, nn
 
-from mwa_export.preprocess import normalize
+from mwa_export.inputs.preprocess import normalize
+from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.recall import Recall, recall
 from mwa_export.reference import ReferenceModel
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
-from mwa_export.tokenizer import Tokenizer
 
 EMBED_DIM, FFN_DIM, LAYERS = 128, 512, 4
 TEXT_POSITIONS = 64

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from mwa_export.embedding import Prepare, batches_by_length
 from mwa_export.errors import CalibrationError, ImageError
-from mwa_export.pictures import decode_picture
+from mwa_export.inputs.pictures import decode_picture
+from mwa_export.inputs.tokenizer import pad
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import Side
-from mwa_export.tokenizer import pad
 
 SAMPLES = 256  # pictures, and as many captions
 LEAST = 16  # below this, ranges depend on which few pictures were taken

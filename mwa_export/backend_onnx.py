@@ -13,8 +13,8 @@ from mwa_export.backend import check_conformance, expected_cosine
 from mwa_export.bundle import Bundle, Graph
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.errors import BundleError, RuntimeUnavailableError
+from mwa_export.inputs.preprocess import normalize
 from mwa_export.optional import require
-from mwa_export.preprocess import normalize
 from mwa_export.spec import TOWERS, Embeddings, Port, Tower, TowerSpec
 
 GraphFile = tuple[Path, Graph]

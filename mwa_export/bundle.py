@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from mwa_export.errors import BundleError, OptionsError
 from mwa_export.files import sha256_of
+from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.spec import ModelConfig, Port, Tower, TowerSpec
-from mwa_export.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from mwa_export.bundle_embed import PictureLike

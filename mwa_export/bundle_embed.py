@@ -16,8 +16,8 @@ from mwa_export.bundle import Bundle
 from mwa_export.decode_row import pixels_of
 from mwa_export.embedding import IMAGE_BATCH, TEXT_BATCH, embed_captions
 from mwa_export.errors import DataError, ImageError
-from mwa_export.pictures import Picture
-from mwa_export.preprocess import pixels_from_image
+from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.spec import Embeddings
 
 PictureLike = str | os.PathLike[str] | bytes | Image.Image

@@ -7,9 +7,9 @@ from typing import Any
 
 from mwa_export.data_rows import MAX_ID, Groups, id_field, json_rows, text_field
 from mwa_export.errors import DataError
-from mwa_export.pictures import Picture
+from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.tokenizer import BOS, EOS
 from mwa_export.retrieval_data import Caption, RetrievalData
-from mwa_export.tokenizer import BOS, EOS
 
 
 def read_index(path: Path, *, images: Path | None = None) -> RetrievalData:

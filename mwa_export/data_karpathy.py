@@ -9,7 +9,7 @@ from typing import Any
 
 from mwa_export.data_rows import Groups, id_field, split_is_empty, text_field, unreadable
 from mwa_export.errors import DataError
-from mwa_export.pictures import Picture
+from mwa_export.inputs.pictures import Picture
 from mwa_export.retrieval_data import RetrievalData
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mwa_export.errors import DataError
-from mwa_export.pictures import Picture
+from mwa_export.inputs.pictures import Picture
 from mwa_export.retrieval_data import Caption, RetrievalData
 
 MAX_ID = 2**63 - 1  # ids are kept as int64

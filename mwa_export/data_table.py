@@ -19,7 +19,7 @@ from mwa_export.data_rows import (
     text_lines,
 )
 from mwa_export.errors import DataError
-from mwa_export.pictures import Picture
+from mwa_export.inputs.pictures import Picture
 from mwa_export.retrieval_data import RetrievalData
 
 CSV_SUFFIXES = {".csv", ".tsv"}

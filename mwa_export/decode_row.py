@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 
 from mwa_export.embed_rows import Code, Content, Problem
 from mwa_export.errors import ImageError
-from mwa_export.pictures import Picture
-from mwa_export.preprocess import pixels_from_image
+from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.preprocess import pixels_from_image
 
 MAX_PIXELS = 2 * 89_478_485  # where Pillow itself stops: about 512 MiB of RGB
 MAX_CHARACTERS = 1_000_000  # of a text; tokenizing this many takes well under a second

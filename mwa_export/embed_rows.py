@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.pictures import Picture
+from mwa_export.inputs.pictures import Picture
 
 Kind = Literal["image", "text"]
 

@@ -18,7 +18,7 @@ from mwa_export.embed_rows import Row, Source
 from mwa_export.embed_shard_rows import Collected, OnRows, checked_rows, ignore, stable
 from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Channel, Clock, Line
-from mwa_export.tokenizer import PAD, Tokenizer
+from mwa_export.inputs.tokenizer import PAD, Tokenizer
 
 WINDOW = 2048  # texts that are tokenized at a time, and held for no longer
 _TOKENS = 1 << 14  # of a batch, padding included: bounds the memory of long texts

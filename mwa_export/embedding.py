@@ -11,10 +11,10 @@ from PIL import Image
 
 from mwa_export.backend import Backend
 from mwa_export.errors import ImageError
-from mwa_export.pictures import Picture, decode_picture
-from mwa_export.preprocess import pixels_from_image
+from mwa_export.inputs.pictures import Picture, decode_picture
+from mwa_export.inputs.preprocess import pixels_from_image
+from mwa_export.inputs.tokenizer import Tokenizer, pad
 from mwa_export.spec import Embeddings
-from mwa_export.tokenizer import Tokenizer, pad
 
 Prepare = Callable[[Image.Image], NDArray[np.uint8]]
 """A decoded picture -> (size, size, 3) uint8 pixels."""

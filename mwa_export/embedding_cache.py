@@ -26,7 +26,7 @@ from mwa_export.embedding import IMAGE_BATCH, TEXT_BATCH, Prepare, batches_by_le
 from mwa_export.embedding import embed_token_ids as embed_rows
 from mwa_export.errors import ImageError
 from mwa_export.files import new_file
-from mwa_export.pictures import Picture
+from mwa_export.inputs.pictures import Picture
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import Embeddings
 

@@ -14,6 +14,8 @@ from mwa_export.backend_openvino import OpenVinoBackend
 from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.embedding import batches_by_length
 from mwa_export.errors import ImageError, OptionsError
+from mwa_export.inputs.pictures import decode_picture
+from mwa_export.inputs.tokenizer import pad
 from mwa_export.layer_probes import (
     Floats,
     Probe,
@@ -23,12 +25,10 @@ from mwa_export.layer_probes import (
     probe_reference,
 )
 from mwa_export.parity_result import LayerSnr
-from mwa_export.pictures import decode_picture
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import Side
 from mwa_export.spec import Tower
-from mwa_export.tokenizer import pad
 
 SAMPLES = 64  # pictures, and as many captions
 _BATCH = 8

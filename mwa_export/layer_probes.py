@@ -99,7 +99,7 @@ def probe_reference(reference: Any, tower: Tower) -> Probe:
     """A probe of the PyTorch reference, a `TorchBackend`."""
     import torch
 
-    from mwa_export.preprocess import normalize
+    from mwa_export.inputs.preprocess import normalize
 
     model = reference.reference
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mwa_export.errors import ImageError
 from mwa_export.files import new_folder
+from mwa_export.inputs.pictures import Picture, decode_picture
 from mwa_export.parity_result import Parity
-from mwa_export.pictures import Picture, decode_picture
 from mwa_export.report_html import html_from_parity, thumbnail_rows
 from mwa_export.report_junit import junit_from_parity
 from mwa_export.report_markdown import markdown_from_parity

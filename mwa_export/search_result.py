@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mwa_export.embed_rows import Readable
-from mwa_export.pictures import Picture
+from mwa_export.inputs.pictures import Picture
 
 Where = Literal["images", "texts"]
 

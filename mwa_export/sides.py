@@ -14,14 +14,14 @@ from mwa_export.bundle import Bundle
 from mwa_export.embedding import Prepare
 from mwa_export.errors import DataError, MissingOptionError, OptionsError, TokenizerError
 from mwa_export.files import sha256_of
+from mwa_export.inputs.preprocess import IMAGE_SPEC, pixels_from_image
+from mwa_export.inputs.tokenizer import BOS, EOS, TEXT_SPEC, Tokenizer
 from mwa_export.optional import require
 from mwa_export.parity_result import SideInfo
-from mwa_export.preprocess import IMAGE_SPEC, pixels_from_image
 from mwa_export.retrieval_data import Caption
 from mwa_export.runtime_choice import LABELS, RuntimeOptions
 from mwa_export.runtimes import open_backend
 from mwa_export.spec import ModelConfig
-from mwa_export.tokenizer import BOS, EOS, TEXT_SPEC, Tokenizer
 from mwa_export.version import __version__
 
 

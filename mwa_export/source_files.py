@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, cast
 
 from mwa_export.embed_rows import Content, Problem
 from mwa_export.errors import DataError, ImageError
+from mwa_export.inputs.pictures import Picture
 from mwa_export.optional import require
-from mwa_export.pictures import Picture
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),

@@ -11,8 +11,8 @@ import numpy as np
 
 from mwa_export.backend_onnx import image_feed
 from mwa_export.bundle import Bundle
+from mwa_export.inputs.tokenizer import BOS, EOS
 from mwa_export.spec import Tower
-from mwa_export.tokenizer import BOS, EOS
 from mwa_export.trt_profile import Profile
 from mwa_export.trt_run import SETS, EngineRunner
 from mwa_export.trt_shapes import Arrays

@@ -11,8 +11,8 @@ from mwa_export.backend import Backend
 from mwa_export.backend_onnx import image_feed, run_graph, session
 from mwa_export.bundle import Conformance, Graph
 from mwa_export.errors import VerificationError
+from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.spec import BackboneConfig
-from mwa_export.tokenizer import BOS, EOS, PAD
 
 TOLERANCE = 2e-5  # largest allowed difference of any embedding component
 _IMAGE_BATCHES = (1, 3)
@@ -75,25 +75,6 @@ def conformance_vectors(reference: Backend, backbone: BackboneConfig) -> Conform
     return Conformance(
         pixels, ids, mask, reference.embed_images(pixels), reference.embed_texts(ids, mask)
     )
-
-
-def random_pixels(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.uint8]:
-    """(batch, size, size, 3) uint8 noise."""
-    return rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-
-
-def random_texts(
-    rng: np.random.Generator, batch: int, length: int, vocab_size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids and padding mask, (batch, length) int64; the first row is full, others vary."""
-    ids = rng.integers(min(4, vocab_size - 1), vocab_size, (batch, length), dtype=np.int64)
-    mask = np.zeros((batch, length), np.int64)
-    for row in range(batch):
-        end = length if row == 0 else int(rng.integers(min(3, length), length + 1))
-        ids[row, end:], mask[row, end:] = PAD, 1
-        ids[row, end - 1] = EOS
-    ids[:, 0] = BOS
-    return ids, mask
 
 
 def _smooth_pixels(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.uint8]:

@@ -21,8 +21,8 @@ from mwa_export.bench_inputs import (
 )
 from mwa_export.bundle import Bundle
 from mwa_export.errors import DataError, OptionsError
+from mwa_export.inputs.tokenizer import BOS, EOS
 from mwa_export.retrieval_data import RetrievalData
-from mwa_export.tokenizer import BOS, EOS
 
 WINDOW = [[BOS, 5, EOS], [BOS, 5, 6, 7, 8, EOS], [BOS, 9, 9, EOS]]
 

@@ -14,8 +14,9 @@ from configs import CONFIGS, MWA
 
 from mwa_export import Bundle, OnnxBackend
 from mwa_export.backend_torch import TorchBackend
+from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.model import ModelSource, load_model
-from mwa_export.verify import TOLERANCE, random_pixels, random_texts
+from mwa_export.verify import TOLERANCE
 
 
 def test_onnx_writes_a_bundle_that_reproduces_the_reference(

@@ -17,8 +17,8 @@ from PIL import Image
 
 from mwa_export.decode_row import MAX_CHARACTERS, RowRefusedError, pixels_of, text_of
 from mwa_export.errors import ImageError
-from mwa_export.pictures import Picture
-from mwa_export.preprocess import load_image, pixels_from_image
+from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.preprocess import load_image, pixels_from_image
 
 
 def image(mode: str = "RGB") -> Image.Image:

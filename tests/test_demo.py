@@ -25,8 +25,8 @@ from mwa_export.demo import (
     run_demo,
 )
 from mwa_export.demo_scenes import picture_from_seed
+from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.model import ModelSource, load_model
-from mwa_export.tokenizer import Tokenizer
 
 PICTURES = 120
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from mwa_export.embedding import embed_captions, embed_image_files
 from mwa_export.errors import ImageError
+from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.spec import Embeddings
-from mwa_export.tokenizer import Tokenizer
 
 
 class Fake:

@@ -15,8 +15,8 @@ from parity_files import write_test_set
 from mwa_export import embedding_cache
 from mwa_export.data_sources import read_data
 from mwa_export.embedding_cache import Cache, default_cache
-from mwa_export.pictures import Picture
-from mwa_export.preprocess import pixels_from_image
+from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.spec import Embeddings
 
 SIZE = 8

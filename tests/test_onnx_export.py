@@ -17,13 +17,14 @@ from onnx import numpy_helper
 from mwa_export.backend_onnx import session
 from mwa_export.backend_torch import TorchBackend
 from mwa_export.extract import tower_from_model
+from mwa_export.inputs.noise import random_pixels, random_texts
+from mwa_export.inputs.preprocess import normalize
 from mwa_export.merge import merge_tower
 from mwa_export.merge_steps import STEPS
 from mwa_export.model import Model
-from mwa_export.preprocess import normalize
 from mwa_export.spec import ImageInput, ModelConfig, Tower
 from mwa_export.synthetic import random_tensors
-from mwa_export.verify import TOLERANCE, random_pixels, random_texts
+from mwa_export.verify import TOLERANCE
 
 
 def random_model(config: ModelConfig) -> Model:

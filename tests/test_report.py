@@ -19,8 +19,8 @@ from PIL import Image
 
 from mwa_export import report
 from mwa_export.errors import BundleError, ImageError
+from mwa_export.inputs.pictures import Picture
 from mwa_export.parity_result import Parity
-from mwa_export.pictures import Picture
 from mwa_export.report import THUMBNAIL, thumbnail, write_reports
 from mwa_export.report_html import thumbnail_rows
 from mwa_export.retrieval_data import Excluded

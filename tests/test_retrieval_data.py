@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mwa_export.errors import DataError, ImageError
-from mwa_export.pictures import Picture, decode_picture
+from mwa_export.inputs.pictures import Picture, decode_picture
 from mwa_export.retrieval_data import Excluded, RetrievalData
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mwa_export.pictures import Picture
+from mwa_export.inputs.pictures import Picture
 from mwa_export.search_html import THUMBNAIL, html_from_search
 from mwa_export.search_result import Found, Hit
 

@@ -16,11 +16,11 @@ from PIL import Image
 from mwa_export import stages
 from mwa_export.data_sources import read_data
 from mwa_export.errors import ImageError, OptionsError
+from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.parity_run import RunOptions, compare_models, compare_sides
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import Side
 from mwa_export.spec import Embeddings
-from mwa_export.tokenizer import Tokenizer
 
 
 class Noisy:

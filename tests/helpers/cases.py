@@ -14,10 +14,10 @@ from naive import embed
 from numpy.typing import NDArray
 
 from mwa_export.adapters import training_options
+from mwa_export.inputs.noise import random_texts
 from mwa_export.layout import AdapterOptions
 from mwa_export.model import Model, ModelSource, load_model
 from mwa_export.synthetic import random_tensors
-from mwa_export.verify import random_texts
 
 Floats = NDArray[np.float32]
 

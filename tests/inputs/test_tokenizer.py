@@ -12,7 +12,7 @@ from configs import GOLDEN, SPM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mwa_export.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, pad
+from mwa_export.inputs.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, pad
 
 TEXTS = ["a red bus on the road", "two dogs play in the snow", "the cat sat on the mat"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import ImageError
-from mwa_export.pictures import Picture, decode_picture
+from mwa_export.inputs.pictures import Picture, decode_picture
 
 if TYPE_CHECKING:
     from PIL import Image

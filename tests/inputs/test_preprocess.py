@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mwa_export.errors import ImageError
-from mwa_export.preprocess import load_image, normalize, pixels_from_image
+from mwa_export.inputs.preprocess import load_image, normalize, pixels_from_image
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (50, 30)) -> Image.Image:

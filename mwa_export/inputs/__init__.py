@@ -1,0 +1,1 @@
+"""A single image or text: validation, decoding, preprocessing, tokenization."""
