@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mwa_export.recall import Recall, recall
+from mwa_export.metrics.recall import Recall, recall
 
 PEAK_OF = {"float16": "bfloat16", "bfloat16": "bfloat16", "int8": "int8"}
 COMPILE = "torch.compile float16"

@@ -215,7 +215,7 @@ Work = Callable[[], Recalls]
 
 
 def prepare_recall(arrays: list[Floats], owners: Ints) -> Work:
-    from mwa_export.recall import recall
+    from mwa_export.metrics.recall import recall
 
     def work() -> Recalls:
         found = recall(arrays[0], arrays[1], owners)

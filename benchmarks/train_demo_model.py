@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.inputs.tokenizer import Tokenizer
-from mwa_export.recall import Recall, recall
+from mwa_export.metrics.recall import Recall, recall
 from mwa_export.reference import ReferenceModel
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 

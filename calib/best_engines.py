@@ -25,7 +25,7 @@ from mwa_export.errors import (
     VerificationError,
 )
 from mwa_export.files import link_or_copy
-from mwa_export.gates import MAX_RECALL_DROP, SLACK
+from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import side_from_bundle

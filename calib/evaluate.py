@@ -23,8 +23,8 @@ from mwa_export.cpu import fast_bfloat16, instruction_sets
 from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.errors import DataError
 from mwa_export.memory import release
+from mwa_export.metrics.recall import Recall, recall
 from mwa_export.progress import Progress
-from mwa_export.recall import Recall, recall
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import Side
 from mwa_export.spec import TOWERS, Embeddings, Tower

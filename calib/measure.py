@@ -15,7 +15,7 @@ from mwa_export.calib.evaluate import Evaluator, backend_of, milliseconds
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.search import Measured, SiteKey
 from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
-from mwa_export.gates import SLACK
+from mwa_export.metrics.recall import SLACK
 from mwa_export.progress import Progress
 from mwa_export.spec import TOWERS, Tower
 

@@ -30,7 +30,7 @@ from mwa_export.calib.search import SearchResult, SiteKey, search
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.errors import OptionsError, ParityError
-from mwa_export.gates import MAX_RECALL_DROP, SLACK
+from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import side_from_bundle

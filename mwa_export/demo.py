@@ -16,12 +16,12 @@ from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.files import new_folder
 from mwa_export.gates import Gates
 from mwa_export.layout import expected_shapes
+from mwa_export.metrics.recall import Recall, recall
 from mwa_export.model import Model, ModelSource, load_model
 from mwa_export.parity import CompareOptions
 from mwa_export.parity_result import Parity
 from mwa_export.parity_run import RunOptions, compare_models
 from mwa_export.progress import Progress, Silent
-from mwa_export.recall import Recall, recall
 from mwa_export.report import MARKER, write_reports
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtime_choice import RuntimeOptions

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mwa_export.errors import OptionsError
-from mwa_export.parity_result import CosineSummary, DirectionResult, GateResult, RecallChange
-
-MAX_RECALL_DROP = 0.2  # percentage points
-SLACK = 1e-9  # points: one query of 500 is 0.2 and passes a gate of 0.2 whatever floats say
+from mwa_export.metrics.agreement import CosineSummary
+from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
+from mwa_export.parity_result import DirectionResult, GateResult, RecallChange
 
 
 @dataclass(frozen=True, slots=True)

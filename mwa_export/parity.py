@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.agreement import check_embeddings, cosine_summary
 from mwa_export.errors import OptionsError, RecallError
 from mwa_export.gates import Gates, check_gates
+from mwa_export.metrics.agreement import check_embeddings, cosine_summary
+from mwa_export.metrics.ranking import Ranking
+from mwa_export.metrics.recall import KS, Pairs, rank_both
 from mwa_export.parity_direction import Sampling, measure_direction, with_float32
 from mwa_export.parity_examples import Labels, worst_examples
 from mwa_export.parity_result import (
@@ -27,8 +29,6 @@ from mwa_export.parity_result import (
     Which,
 )
 from mwa_export.progress import Progress, Silent
-from mwa_export.ranking import Ranking
-from mwa_export.recall import KS, Pairs, rank_both
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.version import __version__
 

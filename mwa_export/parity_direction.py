@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.agreement import overlap
+from mwa_export.metrics.agreement import overlap
+from mwa_export.metrics.ranking import Ranking
+from mwa_export.metrics.recall import KS
+from mwa_export.metrics.significance import bootstrap_interval, mcnemar
 from mwa_export.parity_result import Direction, DirectionResult, Margins, RecallChange
-from mwa_export.ranking import Ranking
-from mwa_export.recall import KS
-from mwa_export.significance import bootstrap_interval, mcnemar
 
 Ints = NDArray[np.int64]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.retrieval_data import Excluded
 from mwa_export.spec import Tower
 
@@ -85,24 +86,6 @@ class DirectionResult:
     changed_ranks: int  # queries whose rank differs
     overlap: float  # mean share of the 10 best items that both sides have in common, 0 to 1
     margins: Margins
-
-
-@dataclass(frozen=True, slots=True)
-class CosineSummary:
-    """Cosine between the two sides' embeddings of the same input, over one tower.
-
-    The histogram counts 1 - cosine, on a logarithmic axis, because useful cosines crowd near 1.
-    """
-
-    tower: Tower
-    rows: int
-    identical: int  # rows that are equal bit by bit
-    mean: float
-    percentile_1: float
-    minimum: float
-    minimum_row: int
-    edges: tuple[float, ...]  # of 1 - cosine: edges[i] <= x < edges[i + 1]; the first is 0.0
-    counts: tuple[int, ...]  # len(edges) - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from itertools import pairwise
 
-from mwa_export.gates import SLACK
+from mwa_export.metrics.recall import SLACK
 from mwa_export.parity_result import DIRECTION_NAMES, DirectionResult, GateResult, Parity, Stage
 from mwa_export.report_charts import finite
 from mwa_export.report_numbers import DASH, cosine, points, small

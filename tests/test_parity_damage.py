@@ -24,8 +24,8 @@ from parity_arrays import (
 )
 
 from mwa_export.gates import Gates
+from mwa_export.metrics.recall import KS, recall
 from mwa_export.parity import CompareOptions, Vectors, compare
-from mwa_export.recall import KS, recall
 
 
 @given(SEEDS, st.integers(1, 30), st.integers(0, 40), st.floats(0.1, 3))

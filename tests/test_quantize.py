@@ -16,8 +16,8 @@ from PIL import Image
 from mwa_export.bundle import Bundle
 from mwa_export.calib.evaluate import Evaluator
 from mwa_export.calib.search import Measured, SiteKey
-from mwa_export.gates import SLACK
 from mwa_export.graphs.edit import FloatGraph
+from mwa_export.metrics.recall import SLACK
 
 TOWERS = ("vision", "text")
 QUICK = ("--dialect", "onnxruntime", "--threads", 1)

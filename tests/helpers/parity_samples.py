@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.parity_result import (
-    CosineSummary,
     CrossCell,
     DataInfo,
     Direction,

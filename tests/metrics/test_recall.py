@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mwa_export.errors import RecallError
-from mwa_export.recall import KS, Pairs, Recall, rank_both, recall
+from mwa_export.metrics.recall import KS, Pairs, Recall, rank_both, recall
 
 Floats = NDArray[np.float32]
 

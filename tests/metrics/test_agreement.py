@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mwa_export.agreement import check_embeddings, cosine_distances, cosine_summary, overlap
 from mwa_export.errors import RecallError
+from mwa_export.metrics.agreement import check_embeddings, cosine_distances, cosine_summary, overlap
 
 Floats = NDArray[np.float32]
 SEEDS = st.integers(0, 2**32 - 1)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mwa_export.significance import bootstrap_interval, mcnemar
+from mwa_export.metrics.significance import bootstrap_interval, mcnemar
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

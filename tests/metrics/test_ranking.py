@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mwa_export import ranking
-from mwa_export.ranking import NO_WRONG_ITEM, TOP, Ranking, rank
+from mwa_export.metrics import ranking
+from mwa_export.metrics.ranking import NO_WRONG_ITEM, TOP, Ranking, rank
 
 Floats = NDArray[np.float32]
 SEEDS = st.integers(0, 2**32 - 1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import RecallError
-from mwa_export.parity_result import CosineSummary
 from mwa_export.spec import Tower
 
 LENGTH_TOLERANCE = 2e-3  # float16 rounds a unit vector by less; a missing normalization is far off
@@ -93,3 +94,21 @@ def overlap(reference: NDArray[np.int64], candidate: NDArray[np.int64]) -> NDArr
 def _unit(rows: Floats) -> NDArray[np.float64]:
     values = rows.astype(np.float64)
     return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True))
+
+
+@dataclass(frozen=True, slots=True)
+class CosineSummary:
+    """Cosine between the two sides' embeddings of the same input, over one tower.
+
+    The histogram counts 1 - cosine, on a logarithmic axis, because useful cosines crowd near 1.
+    """
+
+    tower: Tower
+    rows: int
+    identical: int  # rows that are equal bit by bit
+    mean: float
+    percentile_1: float
+    minimum: float
+    minimum_row: int
+    edges: tuple[float, ...]  # of 1 - cosine: edges[i] <= x < edges[i + 1]; the first is 0.0
+    counts: tuple[int, ...]  # len(edges) - 1

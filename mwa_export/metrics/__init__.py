@@ -1,0 +1,1 @@
+"""Ranking, recall, agreement, significance and the recall budget, from arrays."""
