@@ -39,7 +39,7 @@ from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
 from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo_scenes import write_scenes
 from mwa_export.export import bundle_from_model
-from mwa_export.model import ModelSource, load_model
+from mwa_export.model.load import ModelSource, load_model
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import side_from_bundle
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
@@ -166,7 +166,7 @@ def make_bundle(folder: Path, options: argparse.Namespace) -> Bundle:
 def _export(folder: Path, options: argparse.Namespace) -> None:
     import torch
 
-    from mwa_export.synthetic import random_tensors, training_args
+    from mwa_export.model.synthetic import random_tensors, training_args
 
     config = model_config(options.size)
     path = folder / "checkpoint.pth"

@@ -18,9 +18,9 @@ from mwa_export.demo_scenes import picture_from_seed
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image
-from mwa_export.model import ModelSource, load_model
+from mwa_export.model.load import ModelSource, load_model
+from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
-from mwa_export.synthetic import beit3_config, random_tensors, training_args
 
 WIDTH, HEIGHT = 640, 480
 DISTINCT = 500  # drawn pictures; the others are links to these under names of their own

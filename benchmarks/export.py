@@ -38,11 +38,11 @@ from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.merge import merge_tower
 from mwa_export.merge_steps import STEPS
-from mwa_export.model import Model, ModelSource, load_model
+from mwa_export.model.load import Model, ModelSource, load_model
+from mwa_export.model.reference import reference_from_tensors
+from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.onnx_export import onnx_from_tower
-from mwa_export.reference import reference_from_tensors
 from mwa_export.spec import AdapterConfig
-from mwa_export.synthetic import beit3_config, random_tensors, training_args
 
 TEXT_LENGTH = 64
 

@@ -23,11 +23,11 @@ from mwa_export.files import sha256_of
 from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.inputs.tokenizer import pad
-from mwa_export.model import ModelSource, load_model
+from mwa_export.model.load import ModelSource, load_model
+from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.progress import Progress
 from mwa_export.sides import Side, side_from_bundle
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
-from mwa_export.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.trt_versions import EnginePrecision, is_typed
 
 VISION_BATCHES = (1, 8, 32, 128)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mwa_export.demo import assets
-from mwa_export.model import ModelSource, load_model
+from mwa_export.model.load import ModelSource, load_model
+from mwa_export.model.reference import ReferenceModel, reference_from_tensors
 from mwa_export.progress import Progress
-from mwa_export.reference import ReferenceModel, reference_from_tensors
 
 FORMS = ("eager float32", "eager float16", "SDPA float16", "torch.compile float16")
 SQUARES = (4096, 8192)

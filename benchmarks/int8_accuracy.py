@@ -45,9 +45,9 @@ from mwa_export.export import bundle_from_model
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image
-from mwa_export.model import ModelSource, load_model
+from mwa_export.model.load import ModelSource, load_model
+from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.spec import TOWERS, AdapterConfig, Embeddings, Tower
-from mwa_export.synthetic import beit3_config, random_tensors, training_args
 
 OUTLIERS, FACTOR = 0.01, 30.0
 WAYS = {

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.metrics.recall import Recall, recall
-from mwa_export.reference import ReferenceModel
+from mwa_export.model.reference import ReferenceModel
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
 EMBED_DIM, FFN_DIM, LAYERS = 128, 512, 4

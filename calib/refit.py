@@ -18,9 +18,9 @@ from mwa_export.errors import EngineError
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.files import check_new_folder, sha256_of
 from mwa_export.graphs.edit import FloatGraph
-from mwa_export.layout import AdapterOptions
 from mwa_export.merge_steps import STEPS
-from mwa_export.model import ModelSource, load_model
+from mwa_export.model.load import ModelSource, load_model
+from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt_device import Device, select_device

@@ -17,8 +17,8 @@ from mwa_export.cli.options import adapter_options_from, model_options, source_f
 @console.verbosity
 def command(as_json: bool, **model_values: Any) -> None:
     """Show what is in CHECKPOINT: model, adapters, options, parameter counts."""
-    from mwa_export.inspection import describe
-    from mwa_export.model import load_model
+    from mwa_export.model.load import load_model
+    from mwa_export.model.summary import describe
 
     source = source_from(model_values)
     with console.steps() as step:

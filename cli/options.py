@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from mwa_export.layout import AdapterOptions
-    from mwa_export.model import ModelSource
+    from mwa_export.model.load import ModelSource
+    from mwa_export.model.state_dict import AdapterOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,7 +74,7 @@ def model_options(command: F) -> F:
 
 def source_from(values: dict[str, Any]) -> ModelSource:
     """Take the file options out of a command's parameters."""
-    from mwa_export.model import ModelSource
+    from mwa_export.model.load import ModelSource
 
     names = ("checkpoint", "base", "adapter", "ema", "trust_pickle")
     return ModelSource(**{name: values.pop(name) for name in names})
@@ -82,7 +82,7 @@ def source_from(values: dict[str, Any]) -> ModelSource:
 
 def adapter_options_from(values: dict[str, Any]) -> AdapterOptions:
     """Take the adapter options out of a command's parameters."""
-    from mwa_export.layout import AdapterOptions
+    from mwa_export.model.state_dict import AdapterOptions
 
     return AdapterOptions(
         scale=values.pop("adapter_scale"),

@@ -37,9 +37,9 @@ def command(out: Path, force: bool, base: Path | None, **model_values: Any) -> N
     if out.exists() and not force:
         raise AdapterError(f"{out}: exists already. Choose another name, or replace it: --force")
 
-    from mwa_export.adapters import split
-    from mwa_export.checkpoint import read_checkpoint
-    from mwa_export.model import load_model
+    from mwa_export.model.adapters import split
+    from mwa_export.model.checkpoint import read_checkpoint
+    from mwa_export.model.load import load_model
 
     with console.steps() as step:
         step("read both checkpoints")

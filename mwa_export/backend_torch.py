@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from mwa_export.inputs.preprocess import normalize
-from mwa_export.model import Model
-from mwa_export.reference import reference_from_tensors
+from mwa_export.model.load import Model
+from mwa_export.model.reference import reference_from_tensors
 from mwa_export.spec import Embeddings
 
 

@@ -37,7 +37,7 @@ from mwa_export.spec import Tower
 from mwa_export.version import __version__
 
 if TYPE_CHECKING:
-    from mwa_export.model import Model
+    from mwa_export.model.load import Model
 
 
 @dataclass(frozen=True, slots=True)

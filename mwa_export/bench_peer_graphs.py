@@ -17,8 +17,8 @@ from mwa_export.backend_onnx import session
 from mwa_export.bench_contenders import CannotRunError, Run, reason_of
 from mwa_export.bench_inputs import Batch, Pool, padded
 from mwa_export.inputs.preprocess import normalize
+from mwa_export.model.reference import ReferenceModel
 from mwa_export.optional import require
-from mwa_export.reference import ReferenceModel
 from mwa_export.spec import Embeddings, Tower
 
 Feed = dict[str, NDArray[Any]]

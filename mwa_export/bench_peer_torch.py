@@ -12,7 +12,7 @@ from torch import Tensor
 from mwa_export.bench_contenders import Run
 from mwa_export.bench_inputs import Batch
 from mwa_export.inputs.preprocess import normalize
-from mwa_export.reference import ReferenceModel
+from mwa_export.model.reference import ReferenceModel
 from mwa_export.spec import Embeddings, Tower
 
 Encode = Callable[..., Tensor]

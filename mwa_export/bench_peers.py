@@ -15,8 +15,8 @@ from mwa_export.spec import Tower
 
 if TYPE_CHECKING:
     from mwa_export.bench_peer_graphs import PlainGraph
-    from mwa_export.model import Model
-    from mwa_export.reference import ReferenceModel
+    from mwa_export.model.load import Model
+    from mwa_export.model.reference import ReferenceModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Peers:
 
     @cached_property
     def _reference(self) -> ReferenceModel:
-        from mwa_export.reference import reference_from_tensors
+        from mwa_export.model.reference import reference_from_tensors
 
         return reference_from_tensors(self._model.config, self._model.tensors)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from mwa_export.reference import ReferenceModel
+from mwa_export.model.reference import ReferenceModel
 from mwa_export.spec import Tower
 
 

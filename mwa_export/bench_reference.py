@@ -11,7 +11,7 @@ from mwa_export.optional import require
 from mwa_export.sides import CheckpointOptions
 
 if TYPE_CHECKING:
-    from mwa_export.model import Model
+    from mwa_export.model.load import Model
 
 
 def reference_model(bundle: Bundle, path: Path, options: CheckpointOptions) -> Model:
@@ -28,9 +28,9 @@ def reference_model(bundle: Bundle, path: Path, options: CheckpointOptions) -> M
         MissingPackageError: torch is not installed.
     """
     require("torch", extra="export", why="run the peers of a benchmark")
-    from mwa_export.layout import AdapterOptions
-    from mwa_export.model import ModelSource, load_model
-    from mwa_export.space import space_id
+    from mwa_export.model.load import ModelSource, load_model
+    from mwa_export.model.space import space_id
+    from mwa_export.model.state_dict import AdapterOptions
 
     pair = {"base": path, "adapter": options.adapter} if options.adapter else {"checkpoint": path}
     source = ModelSource(**pair, ema=options.ema, trust_pickle=options.trust_pickle)

@@ -15,9 +15,9 @@ from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.files import new_folder
 from mwa_export.gates import Gates
-from mwa_export.layout import expected_shapes
 from mwa_export.metrics.recall import Recall, recall
-from mwa_export.model import Model, ModelSource, load_model
+from mwa_export.model.load import Model, ModelSource, load_model
+from mwa_export.model.state_dict import expected_shapes
 from mwa_export.parity import CompareOptions
 from mwa_export.parity_result import Parity
 from mwa_export.parity_run import RunOptions, compare_models

@@ -27,9 +27,9 @@ from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
 from mwa_export.memory import release
 from mwa_export.merge import merge_tower
 from mwa_export.merge_steps import STEPS, steps_without
-from mwa_export.model import Model
+from mwa_export.model.load import Model
+from mwa_export.model.space import space_id
 from mwa_export.onnx_export import onnx_from_tower
-from mwa_export.space import space_id
 from mwa_export.spec import TOWERS, ImageInput, Tower
 from mwa_export.verify import TOLERANCE, conformance_vectors, verify_graph
 from mwa_export.version import __version__

@@ -123,7 +123,7 @@ def _open_torch(
 ) -> Backend:
     """The unmerged reference, from the checkpoint; the bundle does not carry it."""
     from mwa_export.backend_torch import TorchBackend
-    from mwa_export.model import ModelSource, load_model
+    from mwa_export.model.load import ModelSource, load_model
 
     size = bundle.manifest.model.backbone.image_size
     if options.reference is not None:

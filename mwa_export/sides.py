@@ -186,9 +186,9 @@ def side_from_checkpoint(
     import torch
 
     from mwa_export.backend_torch import TorchBackend
-    from mwa_export.layout import AdapterOptions
-    from mwa_export.model import ModelSource, load_model
-    from mwa_export.space import space_id
+    from mwa_export.model.load import ModelSource, load_model
+    from mwa_export.model.space import space_id
+    from mwa_export.model.state_dict import AdapterOptions
 
     given = options or CheckpointOptions()
     pair = {"base": path, "adapter": given.adapter} if given.adapter else {"checkpoint": path}

@@ -22,7 +22,7 @@ from mwa_export.demo_scenes import write_scenes
 from mwa_export.errors import OptionsError
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.inputs.tokenizer import pad
-from mwa_export.model import ModelSource, load_model
+from mwa_export.model.load import ModelSource, load_model
 from mwa_export.runtime_choice import RuntimeOptions
 from mwa_export.runtimes import open_backend
 from mwa_export.sides import side_from_bundle

@@ -10,8 +10,8 @@ import pytest
 from commands import files_below, refused, save, spm_model
 from configs import BACKBONE, CONFIGS
 
+from mwa_export.model.synthetic import random_tensors
 from mwa_export.spec import ModelConfig
-from mwa_export.synthetic import random_tensors
 
 
 def test_adapter_of_another_base_is_refused(

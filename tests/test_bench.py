@@ -20,7 +20,7 @@ from mwa_export.bench_result import Bench, Figure, Section
 from mwa_export.bench_timing import interleave
 from mwa_export.bundle import Bundle
 from mwa_export.errors import MwaExportError, OptionsError
-from mwa_export.synthetic import random_tensors
+from mwa_export.model.synthetic import random_tensors
 
 ORT = our_name("onnxruntime", "float32")
 
@@ -105,7 +105,7 @@ def test_without_checkpoint_the_bundle_is_measured_and_peers_say_what_they_need(
 def test_peer_that_fails_is_listed_and_the_others_are_measured(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mwa_export.model import ModelSource, load_model
+    from mwa_export.model.load import ModelSource, load_model
 
     def opens_but_fails(*_args: object) -> Any:
         def run(_batch: object) -> Any:

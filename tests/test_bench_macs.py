@@ -14,9 +14,9 @@ from mwa_export.bundle import Manifest
 from mwa_export.extract import tower_from_model
 from mwa_export.merge import merge_tower
 from mwa_export.merge_steps import STEPS
+from mwa_export.model.synthetic import beit3_config, random_tensors
 from mwa_export.onnx_export import onnx_from_tower
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
-from mwa_export.synthetic import beit3_config, random_tensors
 
 
 def manifest(config: ModelConfig, merges: tuple[str, ...] = tuple(STEPS)) -> Manifest:

@@ -13,7 +13,6 @@ from paths import ROOT
 from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.bundle import Bundle
 from mwa_export.calib.demo import quantize_demo
-from mwa_export.checkpoint import read_checkpoint
 from mwa_export.demo import (
     HELD_BACK,
     HELD_BACK_SEED,
@@ -26,7 +25,8 @@ from mwa_export.demo import (
 )
 from mwa_export.demo_scenes import picture_from_seed
 from mwa_export.inputs.tokenizer import Tokenizer
-from mwa_export.model import ModelSource, load_model
+from mwa_export.model.checkpoint import read_checkpoint
+from mwa_export.model.load import ModelSource, load_model
 
 PICTURES = 120
 

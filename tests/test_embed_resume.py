@@ -124,7 +124,7 @@ def test_another_source_bundle_or_folder_is_refused(
     from configs import MWA
     from parity_files import export, write_tokenizer
 
-    from mwa_export.synthetic import random_tensors
+    from mwa_export.model.synthetic import random_tensors
 
     other = save(tmp_path / "other.pth", random_tensors(MWA, 5))
     export(other, tmp_path / "other", write_tokenizer(tmp_path))

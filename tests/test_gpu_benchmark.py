@@ -17,10 +17,10 @@ from configs import MWA
 from paths import ROOT
 from trt_fake_gpu import LateDriver, LateTensorRT
 
+from mwa_export.model.reference import reference_from_tensors
+from mwa_export.model.synthetic import random_tensors
 from mwa_export.progress import Silent
-from mwa_export.reference import reference_from_tensors
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
-from mwa_export.synthetic import random_tensors
 
 FOLDER = ROOT / "benchmarks"
 TINY = ModelConfig(

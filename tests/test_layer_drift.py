@@ -13,9 +13,9 @@ from parity_files import export, quantized
 
 from mwa_export.errors import BundleError
 from mwa_export.graphs.build import GraphBuilder
+from mwa_export.model.synthetic import random_tensors
 from mwa_export.parity_run import RunOptions, compare_models
 from mwa_export.retrieval_data import RetrievalData
-from mwa_export.synthetic import random_tensors
 
 
 def test_worst_layer_is_where_the_weights_differ(

@@ -15,8 +15,8 @@ from mwa_export.errors import MergeError
 from mwa_export.extract import tower_from_model
 from mwa_export.merge import merge_tower
 from mwa_export.merge_steps import STEPS, steps_without
+from mwa_export.model.synthetic import random_tensors
 from mwa_export.spec import HEAD_DIM, ImageInput, ModelConfig, Tower
-from mwa_export.synthetic import random_tensors
 from mwa_export.torch_tower import TorchTower
 
 EXACT = 1e-10

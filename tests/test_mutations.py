@@ -16,7 +16,7 @@ from cases import ALL, Case
 from exported import difference
 
 from mwa_export import extract, merge, onnx_ops, spec
-from mwa_export.model import Model
+from mwa_export.model.load import Model
 from mwa_export.onnx_ops import OnnxOps
 from mwa_export.verify import TOLERANCE
 

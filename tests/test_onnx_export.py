@@ -21,9 +21,9 @@ from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.merge import merge_tower
 from mwa_export.merge_steps import STEPS
-from mwa_export.model import Model
+from mwa_export.model.load import Model
+from mwa_export.model.synthetic import random_tensors
 from mwa_export.spec import ImageInput, ModelConfig, Tower
-from mwa_export.synthetic import random_tensors
 from mwa_export.verify import TOLERANCE
 
 

@@ -23,14 +23,14 @@ from mwa_export.errors import (
     OptionsError,
     TokenizerError,
 )
-from mwa_export.layout import AdapterOptions
+from mwa_export.model.state_dict import AdapterOptions
+from mwa_export.model.synthetic import random_tensors
 from mwa_export.parity import compare
 from mwa_export.parity_run import RunOptions, compare_models, compare_sides
 from mwa_export.report import write_reports
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import CheckpointOptions, Side
 from mwa_export.spec import Embeddings
-from mwa_export.synthetic import random_tensors
 
 
 def test_bundle_has_parity_with_its_checkpoint(files: Path, data: RetrievalData) -> None:

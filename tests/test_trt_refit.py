@@ -23,9 +23,9 @@ from mwa_export.calib import engine_graphs
 from mwa_export.calib.refit import structural_difference
 from mwa_export.calib.value_ranges import largest_magnitudes
 from mwa_export.inputs.noise import random_pixels, random_texts
+from mwa_export.model.synthetic import random_tensors
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.spec import AdapterConfig
-from mwa_export.synthetic import random_tensors
 from mwa_export.trt_engine import engines_of
 
 ADDED = ("adaptmlp", "enhancer", "ffn_enhance")

@@ -13,11 +13,11 @@ from configs import CONFIGS, GOLDEN
 from naive import embed
 from numpy.typing import NDArray
 
-from mwa_export.adapters import training_options
 from mwa_export.inputs.noise import random_texts
-from mwa_export.layout import AdapterOptions
-from mwa_export.model import Model, ModelSource, load_model
-from mwa_export.synthetic import random_tensors
+from mwa_export.model.adapters import training_options
+from mwa_export.model.load import Model, ModelSource, load_model
+from mwa_export.model.state_dict import AdapterOptions
+from mwa_export.model.synthetic import random_tensors
 
 Floats = NDArray[np.float32]
 

@@ -18,8 +18,8 @@ from configs import MWA
 from torch import Tensor
 
 from mwa_export.cli.main import main
+from mwa_export.model.synthetic import training_args
 from mwa_export.spec import ModelConfig
-from mwa_export.synthetic import training_args
 
 
 class Outcome(NamedTuple):

@@ -12,8 +12,8 @@ from PIL import Image
 
 from mwa_export.bundle import Bundle
 from mwa_export.export import ExportOptions, bundle_from_model
-from mwa_export.layout import AdapterOptions
-from mwa_export.model import ModelSource, load_model
+from mwa_export.model.load import ModelSource, load_model
+from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.parity_result import Parity
 
 PIECES = 80  # of the tokenizer; the small models have 90 rows

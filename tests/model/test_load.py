@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from naive import resize_positions as naive_resize
 
 from mwa_export.errors import OptionsError
-from mwa_export.inspection import describe
-from mwa_export.layout import POSITIONS, AdapterOptions
-from mwa_export.model import ModelSource, load_model, resize_positions
+from mwa_export.model.load import ModelSource, load_model, resize_positions
+from mwa_export.model.state_dict import POSITIONS, AdapterOptions
+from mwa_export.model.summary import describe
 from mwa_export.spec import ModelConfig
 
 

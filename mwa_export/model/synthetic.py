@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from mwa_export.adapters import training_options
-from mwa_export.layout import Shape, expected_shapes
+from mwa_export.model.adapters import training_options
+from mwa_export.model.state_dict import Shape, expected_shapes
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
 SIZES: dict[str, tuple[int, int]] = {"base": (768, 12), "large": (1024, 24)}  # width, layers

@@ -12,8 +12,8 @@ from cases import ALL
 from configs import CONFIGS
 
 from mwa_export.errors import MissingPackageError
-from mwa_export.reference import ReferenceModel, reference_from_tensors
-from mwa_export.synthetic import random_tensors
+from mwa_export.model.reference import ReferenceModel, reference_from_tensors
+from mwa_export.model.synthetic import random_tensors
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -58,7 +58,7 @@ def test_untrained_adapters_add_nothing_and_can_be_trained() -> None:
 def test_stand_ins_are_gone_after_the_import() -> None:
     code = (
         "import sys, torch\n"
-        "from mwa_export.reference import _torchscale\n"
+        "from mwa_export.model.reference import _torchscale\n"
         "_torchscale()\n"
         "for name in ('fairscale', 'fairscale.nn', 'timm', 'timm.models'):\n"
         "    module = sys.modules.get(name)\n"
@@ -68,7 +68,7 @@ def test_stand_ins_are_gone_after_the_import() -> None:
 
 
 def test_training_only_options_fail_with_their_reason() -> None:
-    from mwa_export.reference import _not_for_inference
+    from mwa_export.model.reference import _not_for_inference
 
     with pytest.raises(MissingPackageError, match=r"timm\.models\.layers\.drop_path"):
         _not_for_inference("timm.models.layers.drop_path")(1)

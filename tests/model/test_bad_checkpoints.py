@@ -19,7 +19,7 @@ from commands import refused, run, save
 from configs import CONFIGS, MWA
 from PIL import Image
 
-from mwa_export.synthetic import random_tensors, training_args
+from mwa_export.model.synthetic import random_tensors, training_args
 
 FFN = "beit3.encoder.layers.1.ffn.A.fc1.weight"
 

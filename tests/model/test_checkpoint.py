@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mwa_export.checkpoint import read_checkpoint
 from mwa_export.errors import CheckpointError
-from mwa_export.synthetic import random_tensors, training_args
+from mwa_export.model.checkpoint import read_checkpoint
+from mwa_export.model.synthetic import random_tensors, training_args
 
 Tensors = dict[str, Tensor]
 ARGS = training_args(MWA)

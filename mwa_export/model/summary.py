@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mwa_export.model import Model
+from mwa_export.model.load import Model
 from mwa_export.spec import (
     ADAPTER_OF_TOWER,
     BRANCH_OF_TOWER,

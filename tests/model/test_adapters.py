@@ -16,14 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mwa_export.adapters import split
-from mwa_export.checkpoint import read_checkpoint
 from mwa_export.errors import AdapterError, BundleError, CheckpointError, OptionsError
-from mwa_export.layout import AdapterOptions, expected_shapes
-from mwa_export.model import Model, ModelSource, load_model
-from mwa_export.space import space_id
+from mwa_export.model.adapters import split
+from mwa_export.model.checkpoint import read_checkpoint
+from mwa_export.model.load import Model, ModelSource, load_model
+from mwa_export.model.space import space_id
+from mwa_export.model.state_dict import AdapterOptions, expected_shapes
+from mwa_export.model.synthetic import random_tensors, training_args
 from mwa_export.spec import ModelConfig
-from mwa_export.synthetic import random_tensors, training_args
 
 Tensors = dict[str, Tensor]
 HEADS = ("vision_head.weight", "language_head.weight")

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mwa_export.checkpoint import Checkpoint
 from mwa_export.errors import AdapterError
 from mwa_export.files import new_file
-from mwa_export.layout import UNUSED
+from mwa_export.model.checkpoint import Checkpoint
+from mwa_export.model.space import fingerprint
+from mwa_export.model.state_dict import UNUSED
 from mwa_export.optional import require
-from mwa_export.space import fingerprint
 from mwa_export.spec import ModelConfig
 
 if TYPE_CHECKING:

@@ -13,9 +13,11 @@ from configs import BACKBONE, CONFIGS, MWA
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mwa_export.adapters import training_options
 from mwa_export.errors import CheckpointError, OptionsError
-from mwa_export.layout import (
+from mwa_export.model.adapters import training_options
+from mwa_export.model.load import ModelSource, load_model
+from mwa_export.model.reference import ReferenceModel
+from mwa_export.model.state_dict import (
     POSITIONS,
     UNUSED,
     AdapterOptions,
@@ -24,8 +26,6 @@ from mwa_export.layout import (
     config_from_shapes,
     expected_shapes,
 )
-from mwa_export.model import ModelSource, load_model
-from mwa_export.reference import ReferenceModel
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
 PATH = Path("checkpoint-29.pth")

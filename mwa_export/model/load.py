@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mwa_export.adapters import combine
-from mwa_export.checkpoint import Checkpoint, read_checkpoint
 from mwa_export.errors import AdapterError, CheckpointError
-from mwa_export.layout import (
+from mwa_export.model.adapters import combine
+from mwa_export.model.checkpoint import Checkpoint, read_checkpoint
+from mwa_export.model.state_dict import (
     EXTRA_VISION_ROWS,
     POSITIONS,
     AdapterOptions,

@@ -1,0 +1,1 @@
+"""Checkpoints as tensors and configuration, and the PyTorch reference model."""
