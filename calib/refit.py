@@ -18,11 +18,11 @@ from mwa_export.errors import EngineError
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.files import check_new_folder, sha256_of
 from mwa_export.graphs.edit import FloatGraph
-from mwa_export.merge_steps import STEPS
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
+from mwa_export.towers.steps import STEPS
 from mwa_export.trt_device import Device, select_device
 from mwa_export.trt_engine import FLAGS, REFIT, Engine, engines_of, obstacle
 from mwa_export.trt_install import check_driver, load_tensorrt

@@ -56,7 +56,7 @@ def command(
     """
     from mwa_export.bundle import MANIFEST
     from mwa_export.files import check_new_folder
-    from mwa_export.merge_steps import steps_without
+    from mwa_export.towers.steps import steps_without
 
     source = source_from(model_values)
     steps_without(no_merge)

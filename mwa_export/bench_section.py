@@ -17,7 +17,6 @@ from mwa_export.bench_inputs import (
     captions_padded,
     pictures_in_order,
 )
-from mwa_export.bench_macs import count_macs, merged_plan, unmerged_plan
 from mwa_export.bench_peak import Kernel
 from mwa_export.bench_result import Section, Skipped
 from mwa_export.bench_timing import Entry, interleave, one_turn
@@ -25,6 +24,7 @@ from mwa_export.bundle import Manifest
 from mwa_export.errors import MwaExportError
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
+from mwa_export.towers.macs import count_macs, merged_plan, unmerged_plan
 
 SEED = 0  # of inputs and of the order within the rounds
 

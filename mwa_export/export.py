@@ -19,18 +19,18 @@ from mwa_export.bundle import (
     Manifest,
     write_manifest,
 )
-from mwa_export.extract import tower_from_model
 from mwa_export.files import new_folder, sha256_of
 from mwa_export.graphs.build import OPSET
 from mwa_export.inputs.preprocess import IMAGE_SPEC
 from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
 from mwa_export.memory import release
-from mwa_export.merge import merge_tower
-from mwa_export.merge_steps import STEPS, steps_without
 from mwa_export.model.load import Model
 from mwa_export.model.space import space_id
-from mwa_export.onnx_export import onnx_from_tower
 from mwa_export.spec import TOWERS, ImageInput, Tower
+from mwa_export.towers.export import onnx_from_tower
+from mwa_export.towers.extract import tower_from_model
+from mwa_export.towers.merge import merge_tower
+from mwa_export.towers.steps import STEPS, steps_without
 from mwa_export.verify import TOLERANCE, conformance_vectors, verify_graph
 from mwa_export.version import __version__
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from mwa_export.backend_onnx import GraphFile, image_feed, session
 from mwa_export.errors import BundleError
 from mwa_export.files import link_or_copy
-from mwa_export.forward import block_outputs
 from mwa_export.optional import require
 from mwa_export.spec import ModelConfig, Tower
+from mwa_export.towers.forward import block_outputs
 
 Floats = NDArray[np.float32]
 Probe = Callable[[tuple[NDArray[Any], ...]], list[Floats]]
@@ -36,7 +36,7 @@ def check_named_blocks(file: GraphFile, config: ModelConfig) -> list[str]:
         BundleError: the graph has no such values: another tool made it, or renamed them.
     """
     onnx = require("onnx", extra="export", why="look into a graph")
-    from mwa_export.onnx_ops import sum_value
+    from mwa_export.towers.onnx_ops import sum_value
 
     path, _graph = file
     blocks = block_outputs(config.backbone.layers, enhancer=config.enhancer)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mwa_export.forward import TowerPlan, run
 from mwa_export.spec import HEAD_DIM, LAYERNORM_EPS
+from mwa_export.towers.forward import TowerPlan, run
 
 
 class TorchTower(nn.Module):

@@ -17,9 +17,9 @@ import pytest
 from commands import files_below, refused, run
 from torch import Tensor
 
-from mwa_export import merge
 from mwa_export.files import new_file, new_folder
-from mwa_export.forward import TowerPlan
+from mwa_export.towers import merge
+from mwa_export.towers.forward import TowerPlan
 
 MWA_EXPORT = str(Path(sys.executable).with_name("mwa-export"))
 

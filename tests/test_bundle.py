@@ -28,11 +28,11 @@ from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.bundle import MANIFEST, Bundle, write_manifest
 from mwa_export.errors import BundleError, VerificationError
 from mwa_export.export import ExportOptions, bundle_from_model
-from mwa_export.merge_steps import STEPS
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import random_tensors, training_args
-from mwa_export.onnx_export import onnx_from_tower
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
+from mwa_export.towers.export import onnx_from_tower
+from mwa_export.towers.steps import STEPS
 
 CONFIG = ModelConfig(
     replace(BACKBONE, layers=1, embed_dim=64),

@@ -12,7 +12,7 @@ from paths import ROOT
 
 from mwa_export import parity_result
 from mwa_export.cli.main import _COMMANDS
-from mwa_export.merge_steps import STEPS
+from mwa_export.towers.steps import STEPS
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = tuple(_COMMANDS)

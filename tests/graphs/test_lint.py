@@ -23,14 +23,14 @@ from lint_mistakes import (
 from onnx import TensorProto, helper, numpy_helper
 
 from mwa_export.errors import BundleError, OptionsError
-from mwa_export.extract import tower_from_model
 from mwa_export.graphs.lint.check import RULES, check, lint
-from mwa_export.merge import merge_tower
-from mwa_export.merge_steps import STEPS
 from mwa_export.model.load import Model
 from mwa_export.model.synthetic import random_tensors
-from mwa_export.onnx_export import onnx_from_tower
 from mwa_export.spec import Tower
+from mwa_export.towers.export import onnx_from_tower
+from mwa_export.towers.extract import tower_from_model
+from mwa_export.towers.merge import merge_tower
+from mwa_export.towers.steps import STEPS
 
 # --- clean graphs ---------------------------------------------------------------------------------
 

@@ -9,12 +9,12 @@ import numpy as np
 from cases import Case
 
 from mwa_export.backend_onnx import session
-from mwa_export.extract import tower_from_model
-from mwa_export.merge import merge_tower
-from mwa_export.merge_steps import STEPS
 from mwa_export.model.load import Model
-from mwa_export.onnx_export import onnx_from_tower
 from mwa_export.spec import ImageInput, Tower
+from mwa_export.towers.export import onnx_from_tower
+from mwa_export.towers.extract import tower_from_model
+from mwa_export.towers.merge import merge_tower
+from mwa_export.towers.steps import STEPS
 
 
 def write_graph(

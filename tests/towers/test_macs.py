@@ -9,14 +9,14 @@ import onnx
 import pytest
 from configs import CONFIGS
 
-from mwa_export.bench_macs import count_macs, merged_plan, unmerged_plan
 from mwa_export.bundle import Manifest
-from mwa_export.extract import tower_from_model
-from mwa_export.merge import merge_tower
-from mwa_export.merge_steps import STEPS
 from mwa_export.model.synthetic import beit3_config, random_tensors
-from mwa_export.onnx_export import onnx_from_tower
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
+from mwa_export.towers.export import onnx_from_tower
+from mwa_export.towers.extract import tower_from_model
+from mwa_export.towers.macs import count_macs, merged_plan, unmerged_plan
+from mwa_export.towers.merge import merge_tower
+from mwa_export.towers.steps import STEPS
 
 
 def manifest(config: ModelConfig, merges: tuple[str, ...] = tuple(STEPS)) -> Manifest:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mwa_export.bundle import Manifest
-from mwa_export.forward import TowerPlan, run
 from mwa_export.spec import HEAD_DIM, ModelConfig, Tower
+from mwa_export.towers.forward import TowerPlan, run
 
 Shape = tuple[int, ...]
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mwa_export.forward import TowerPlan, has_joint_down, has_joint_up
 from mwa_export.spec import HEAD_DIM
+from mwa_export.towers.forward import TowerPlan, has_joint_down, has_joint_up
 
 Tensors = dict[str, Tensor]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mwa_export.forward import TowerPlan, run
 from mwa_export.graphs.build import GraphBuilder
 from mwa_export.graphs.write import EXTERNAL_BYTES
-from mwa_export.onnx_ops import OnnxOps
+from mwa_export.towers.forward import TowerPlan, run
+from mwa_export.towers.onnx_ops import OnnxOps
 
 if TYPE_CHECKING:
     from torch import Tensor

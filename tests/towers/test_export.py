@@ -16,14 +16,14 @@ from onnx import numpy_helper
 
 from mwa_export.backend_onnx import session
 from mwa_export.backend_torch import TorchBackend
-from mwa_export.extract import tower_from_model
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.inputs.preprocess import normalize
-from mwa_export.merge import merge_tower
-from mwa_export.merge_steps import STEPS
 from mwa_export.model.load import Model
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.spec import ImageInput, ModelConfig, Tower
+from mwa_export.towers.extract import tower_from_model
+from mwa_export.towers.merge import merge_tower
+from mwa_export.towers.steps import STEPS
 from mwa_export.verify import TOLERANCE
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from mwa_export.forward import TowerPlan
 from mwa_export.spec import (
     ADAPTER_OF_TOWER,
     BRANCH_OF_TOWER,
@@ -17,6 +16,7 @@ from mwa_export.spec import (
     ModelConfig,
     Tower,
 )
+from mwa_export.towers.forward import TowerPlan
 
 
 def tower_from_model(

@@ -8,9 +8,9 @@ from collections.abc import MutableMapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.forward import TowerPlan
 from mwa_export.graphs.build import GraphBuilder
 from mwa_export.spec import HEAD_DIM, LAYERNORM_EPS
+from mwa_export.towers.forward import TowerPlan
 
 Arrays = MutableMapping[str, NDArray[np.float32]]
 

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from mwa_export import merge
 from mwa_export.errors import MergeError
-from mwa_export.extract import tower_from_model
-from mwa_export.merge import merge_tower
-from mwa_export.merge_steps import STEPS, steps_without
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.spec import HEAD_DIM, ImageInput, ModelConfig, Tower
 from mwa_export.torch_tower import TorchTower
+from mwa_export.towers import merge
+from mwa_export.towers.extract import tower_from_model
+from mwa_export.towers.merge import merge_tower
+from mwa_export.towers.steps import STEPS, steps_without
 
 EXACT = 1e-10
 WIDTHS = st.integers(1, 24)

@@ -15,9 +15,10 @@ import pytest
 from cases import ALL, Case
 from exported import difference
 
-from mwa_export import extract, merge, onnx_ops, spec
+from mwa_export import spec
 from mwa_export.model.load import Model
-from mwa_export.onnx_ops import OnnxOps
+from mwa_export.towers import extract, merge, onnx_ops
+from mwa_export.towers.onnx_ops import OnnxOps
 from mwa_export.verify import TOLERANCE
 
 Patch = pytest.MonkeyPatch

@@ -1,0 +1,1 @@
+"""The forward pass, its interpreters, and the exact adapter merge."""
