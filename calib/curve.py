@@ -12,7 +12,7 @@ from typing import Any
 from mwa_export.calib.cost import speedup
 from mwa_export.calib.search import Measured, SearchResult
 from mwa_export.files import new_file
-from mwa_export.report_charts import Scale, ticks
+from mwa_export.report.svg import Scale, ticks
 from mwa_export.spec import Tower
 
 SCHEMA = 1

@@ -143,7 +143,7 @@ def _checkpoint_options(values: dict[str, Any]) -> Any:
 def _show(result: Any) -> None:
     from mwa_export.bench_chart import heading
     from mwa_export.bench_report import HEAD, peak_sentence, rows_of, skipped_lines, window_sentence
-    from mwa_export.report_words import printable
+    from mwa_export.report.text import printable
 
     fits = [column for column, name in enumerate(HEAD) if name not in ("calls", "GOP/s")]
     for section in result.sections:

@@ -118,7 +118,7 @@ def command(bundle: Path, reference: Path, data: Path, out: Path, **values: Any)
     """
     from mwa_export.errors import OptionsError
     from mwa_export.files import check_new_folder
-    from mwa_export.report import MARKER, write_reports
+    from mwa_export.report_write import MARKER, write_reports
 
     check_new_folder(out, marker=MARKER, force=values["force"])  # before the minutes of work
     if values["no_cache"] and values["cache"]:

@@ -9,7 +9,8 @@ import click
 from mwa_export.cli import console
 from mwa_export.errors import ParityError
 from mwa_export.parity_result import Parity
-from mwa_export.report_numbers import cosine, count, p_value, percent, points, share
+from mwa_export.report.numbers import cosine, count, p_value, percent, points, share
+from mwa_export.report.text import printable
 from mwa_export.report_words import (
     drift,
     has_float32,
@@ -17,7 +18,6 @@ from mwa_export.report_words import (
     layer_table,
     left_out,
     margin_sentence,
-    printable,
 )
 from mwa_export.spec import TOWERS
 

@@ -103,7 +103,7 @@ def command(
 
 def _show(found: Found) -> None:
     """The rows found as a table, with as many columns as were carried along."""
-    from mwa_export.report_words import printable
+    from mwa_export.report.text import printable
 
     console.say(f"the {len(found.hits):,} best of {found.searched:,} {found.where}")
     if not found.hits:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 
 from mwa_export.bench_result import Bench, Figure, Section
-from mwa_export.report_charts import ticks
+from mwa_export.report.svg import ticks
 
 WIDTH = 860.0
 _LEFT, _RIGHT = 292.0, 176.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from mwa_export.bench_chart import by_speed, heading, rate, svg_from_bench
 from mwa_export.bench_result import Bench, Figure, Section
 from mwa_export.files import new_folder
-from mwa_export.report_numbers import DASH
+from mwa_export.report.numbers import DASH
 
 MARKER = "bench.json"  # of a folder that was made here, and may be replaced with --force
 _BUSY = 0.3  # of the cores

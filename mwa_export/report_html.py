@@ -13,7 +13,7 @@ from typing import Any
 
 from mwa_export import report_charts as draw
 from mwa_export.parity_result import DIRECTION_NAMES, Parity, Which
-from mwa_export.report_numbers import (
+from mwa_export.report.numbers import (
     MINUS,
     cosine,
     count,

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from itertools import pairwise
 
 from mwa_export.metrics.recall import SLACK
 from mwa_export.parity_result import DIRECTION_NAMES, DirectionResult, GateResult, Parity, Stage
-from mwa_export.report_charts import finite
-from mwa_export.report_numbers import DASH, cosine, points, small
+from mwa_export.report.numbers import DASH, cosine, finite, points, small
 from mwa_export.spec import TOWERS, Tower
 
 COIN_TOSS, DAMAGE = 0.25, 0.5  # median margin of the flipped queries over that of all
 FEW = 5  # flipped queries, too few to judge
-_NOT_TEXT = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def has_float32(result: Parity) -> bool:
@@ -195,11 +192,6 @@ def drift(stage: Stage) -> str:
         if value is not None:
             parts.append(f"{name} {points(value)}")
     return ", ".join(parts) or stage.state
-
-
-def printable(text: str) -> str:
-    """Without what no file and no terminal should get, such as a file name may hold."""
-    return _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _list(words: Iterable[str]) -> str:

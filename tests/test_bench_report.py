@@ -24,7 +24,7 @@ from mwa_export.bench_report import (
 )
 from mwa_export.bench_result import SCHEMA, Bench
 from mwa_export.errors import BundleError
-from mwa_export.report_numbers import DASH
+from mwa_export.report.numbers import DASH
 
 DOCS = ROOT / "docs" / "bench.md"
 SVG = "{http://www.w3.org/2000/svg}"

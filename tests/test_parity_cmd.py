@@ -181,7 +181,7 @@ def test_comparing_two_bundles_needs_no_torch(files: Path, tmp_path: Path) -> No
         "from mwa_export.parity import compare\n"
         f"bundle = {str(files / 'bundle')!r}\n"
         f"result = compare(bundle, bundle, {str(files / 'data')!r})\n"
-        "from mwa_export.report import write_reports\n"
+        "from mwa_export.report_write import write_reports\n"
         "from pathlib import Path\n"
         f"print(write_reports(result, Path({str(tmp_path / 'report')!r})))\n"
     )

@@ -27,7 +27,7 @@ from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.parity import compare
 from mwa_export.parity_run import RunOptions, compare_models, compare_sides
-from mwa_export.report import write_reports
+from mwa_export.report_write import write_reports
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import CheckpointOptions, Side
 from mwa_export.spec import Embeddings

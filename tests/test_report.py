@@ -17,12 +17,13 @@ from commands import files_below
 from parity_samples import identical_parity, sample_parity
 from PIL import Image
 
-from mwa_export import report
+from mwa_export import report_write
 from mwa_export.errors import BundleError, ImageError
 from mwa_export.inputs.pictures import Picture
 from mwa_export.parity_result import Parity
-from mwa_export.report import THUMBNAIL, thumbnail, write_reports
+from mwa_export.report.thumbnails import THUMBNAIL, thumbnail
 from mwa_export.report_html import thumbnail_rows
+from mwa_export.report_write import write_reports
 from mwa_export.retrieval_data import Excluded
 
 FILES = ["junit.xml", "report.html", "report.json", "report.md"]
@@ -81,7 +82,7 @@ def test_nothing_stays_when_a_report_cannot_be_made(
     def fail(*_: object) -> str:
         raise RuntimeError("no report")
 
-    monkeypatch.setattr(report, name, fail)
+    monkeypatch.setattr(report_write, name, fail)
     with pytest.raises(RuntimeError, match="no report"):
         write_reports(identical_parity(60), out, force=force)
     assert files_below(out.parent) == before

@@ -19,8 +19,8 @@ from parity_samples import HOSTILE, HOSTILE_PICTURE, identical_parity, sample_pa
 
 from mwa_export import report_charts as draw
 from mwa_export.parity_result import Parity
+from mwa_export.report.numbers import cosine, percent, points
 from mwa_export.report_html import html_from_parity, thumbnail_rows
-from mwa_export.report_numbers import cosine, percent, points
 from mwa_export.retrieval_data import Excluded
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"

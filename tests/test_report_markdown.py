@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from parity_samples import HOSTILE, HOSTILE_PICTURE, identical_parity, sample_parity
 
 from mwa_export.parity_result import Parity
+from mwa_export.report.numbers import cosine, percent, points
 from mwa_export.report_markdown import markdown_from_parity
-from mwa_export.report_numbers import cosine, percent, points
 from mwa_export.report_words import drift, headline
 from mwa_export.retrieval_data import Excluded
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from mwa_export.errors import ImageError
 from mwa_export.files import new_folder
-from mwa_export.inputs.pictures import Picture, decode_picture
+from mwa_export.inputs.pictures import Picture
 from mwa_export.parity_result import Parity
+from mwa_export.report.thumbnails import thumbnail
 from mwa_export.report_html import html_from_parity, thumbnail_rows
 from mwa_export.report_junit import junit_from_parity
 from mwa_export.report_markdown import markdown_from_parity
 
 MARKER = "report.json"  # of a folder that was made here, and may be replaced with --force
-THUMBNAIL = 160  # pixels of the longer side
 
 
 def write_reports(
@@ -61,16 +60,3 @@ def _thumbnails(result: Parity, pictures: tuple[Picture, ...]) -> Mapping[int, b
         except ImageError:
             continue  # the gallery shows its name instead
     return found
-
-
-def thumbnail(picture: Picture) -> bytes:
-    """A picture as a small JPEG.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    image = decode_picture(picture.read(), str(picture)).convert("RGB")
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=75)
-    return buffer.getvalue()

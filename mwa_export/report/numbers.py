@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from mwa_export.parity_result import GateResult
-from mwa_export.report_charts import finite
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -81,3 +81,8 @@ def _short(text: str) -> str:
 
 def _minus(text: str) -> str:
     return text.replace("-", MINUS) if text.startswith("-") else text
+
+
+def finite(values: Sequence[float | None]) -> list[float]:
+    """The values that can be drawn."""
+    return [v for v in values if v is not None and math.isfinite(v)]

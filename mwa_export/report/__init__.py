@@ -1,0 +1,1 @@
+"""Building blocks of reports: numbers, text, SVG, thumbnails."""
