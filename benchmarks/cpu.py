@@ -31,7 +31,7 @@ from mwa_export.bench_peers import PEERS
 from mwa_export.bench_report import HEAD as BENCH_HEAD
 from mwa_export.bench_report import peak_sentence, rows_of, skipped_lines
 from mwa_export.bench_result import Bench, Figure, Section
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
 from mwa_export.calib.samples import take_samples

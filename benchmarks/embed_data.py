@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
 from mwa_export.calib.samples import Samples

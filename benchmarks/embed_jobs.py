@@ -79,7 +79,7 @@ JOBS = {job.__name__: job for job in (pillow, clip_retrieval, model_images)}
 
 
 def _backend(bundle: str, runtime: Result) -> tuple[Any, int]:
-    from mwa_export.bundle import Bundle
+    from mwa_export.bundle.bundle import Bundle
     from mwa_export.runtime_choice import RuntimeOptions
     from mwa_export.runtimes import open_backend
 

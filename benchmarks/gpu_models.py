@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mwa_export.bundle import Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.engine_graphs import CALIBRATED, engine_graph
 from mwa_export.calib.samples import Samples, take_samples

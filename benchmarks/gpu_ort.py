@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mwa_export.backend_onnx import CUDA, cuda_available, session
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
 from mwa_export.trt_timing import batches_of

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.files import sha256_of
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower

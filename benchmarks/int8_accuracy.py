@@ -30,8 +30,8 @@ from machine import command_line, cpu_name
 
 from mwa_export.backend import Backend
 from mwa_export.backend_onnx import GraphFile, OnnxBackend
-from mwa_export.bundle import Bundle, write_manifest
-from mwa_export.bundle_update import changed_bundle
+from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.dialects import DIALECTS
 from mwa_export.calib.evaluate import backend_of

@@ -31,7 +31,7 @@ import numpy as np
 from machine import cpu_name
 from numpy.typing import NDArray
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo_scenes import write_scenes

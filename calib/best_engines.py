@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mwa_export.backend_tensorrt import TensorRtBackend
-from mwa_export.bundle import Bundle, write_manifest
-from mwa_export.bundle_update import changed_bundle
+from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibration import CALIBRATION
 from mwa_export.calib.engine_graphs import CALIBRATED
 from mwa_export.calib.engines import EngineOptions, build_engines

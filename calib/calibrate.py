@@ -9,7 +9,7 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibration import Calibration, SiteCalibration
 from mwa_export.calib.collect import ChannelStats, channel_stats, gram_matrices, histograms
 from mwa_export.calib.histogram import Histogram

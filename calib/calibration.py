@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.sites import Site
 from mwa_export.errors import CalibrationError
 from mwa_export.files import new_file, sha256_of

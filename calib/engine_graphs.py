@@ -13,7 +13,7 @@ import numpy as np
 from mwa_export.backend import BFLOAT16_COSINE, expected_cosine
 from mwa_export.backend_onnx import image_feed, run_graph, session
 from mwa_export.backend_tensorrt import LEAST_8_BITS
-from mwa_export.bundle import Bundle, Conformance, Graph
+from mwa_export.bundle.bundle import Bundle, Conformance, Graph
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
 from mwa_export.calib.insert import quantized_graph

@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mwa_export.bundle import Bundle, write_manifest
-from mwa_export.bundle_update import changed_bundle
+from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.engine_graphs import (
     CALIBRATED,
     EngineGraph,

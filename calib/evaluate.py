@@ -14,7 +14,7 @@ import numpy as np
 
 from mwa_export.backend import Backend
 from mwa_export.backend_onnx import GraphFile, OnnxBackend
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.dialects import Dialect
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.search import Measured, SiteKey

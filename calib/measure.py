@@ -9,7 +9,7 @@ from typing import Any
 
 from mwa_export.backend import Backend, conformance_cosine
 from mwa_export.backend_onnx import GraphFile, OnnxBackend
-from mwa_export.bundle import Bundle, Graph
+from mwa_export.bundle.bundle import Bundle, Graph
 from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS
 from mwa_export.calib.evaluate import Evaluator, backend_of, milliseconds
 from mwa_export.calib.samples import Samples

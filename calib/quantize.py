@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mwa_export.backend_onnx import GraphFile
-from mwa_export.bundle import Bundle, Graph, Manifest, write_manifest
-from mwa_export.bundle_update import changed_bundle
+from mwa_export.bundle.bundle import Bundle, Graph, Manifest, write_manifest
+from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.cost import savings

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 import onnx
 
 from mwa_export.backend_tensorrt import TensorRtBackend
-from mwa_export.bundle import MANIFEST, Bundle, write_manifest
-from mwa_export.bundle_update import changed_bundle
+from mwa_export.bundle.bundle import MANIFEST, Bundle, write_manifest
+from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.engine_graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.errors import EngineError
 from mwa_export.export import ExportOptions, bundle_from_model

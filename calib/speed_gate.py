@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import EngineError
 from mwa_export.trt_compare import Compared, compare_engines
 from mwa_export.trt_device import Device

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mwa_export.backend_onnx import GraphFile
-from mwa_export.bundle import Bundle, Graph
+from mwa_export.bundle.bundle import Bundle, Graph
 from mwa_export.calib.calibration import Calibration
 from mwa_export.calib.dialects import Dialect
 from mwa_export.calib.insert import quantized_graph

@@ -93,7 +93,7 @@ def command(bundle: Path, out: Path, **values: Any) -> None:
 
     from mwa_export.bench import BenchOptions, run_bench
     from mwa_export.bench_reference import reference_model
-    from mwa_export.bundle import Bundle
+    from mwa_export.bundle.bundle import Bundle
 
     towers: Any = ("vision", "text") if values["tower"] == "both" else (values["tower"],)
     options = BenchOptions(

@@ -126,7 +126,7 @@ def command(bundle: Path | None, out: Path | None, verify: Path | None, **values
         return
     if bundle is None or out is None:
         raise click.UsageError("Missing BUNDLE or -o OUT. See: mwa-export embed --help")
-    from mwa_export.bundle import Bundle
+    from mwa_export.bundle.bundle import Bundle
     from mwa_export.cli import embed_view
     from mwa_export.embed_job import EmbedOptions
     from mwa_export.embed_progress import MaxErrors

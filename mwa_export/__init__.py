@@ -10,13 +10,13 @@ __all__ = ["Bundle", "OnnxBackend", "__version__"]
 
 if TYPE_CHECKING:
     from mwa_export.backend_onnx import OnnxBackend
-    from mwa_export.bundle import Bundle
+    from mwa_export.bundle.bundle import Bundle
 
 
 def __getattr__(name: str) -> object:
     """Load the public classes when they are asked for: `mwa-export --help` needs none."""
     if name == "Bundle":
-        from mwa_export.bundle import Bundle
+        from mwa_export.bundle.bundle import Bundle
 
         return Bundle
     if name == "OnnxBackend":

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bundle import Bundle, Conformance, Graph
+from mwa_export.bundle.bundle import Bundle, Conformance, Graph
 from mwa_export.errors import VerificationError
 from mwa_export.spec import TOWERS, Embeddings, Tower
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mwa_export.backend import check_conformance, expected_cosine
 from mwa_export.backend_onnx import GraphFile, image_feed
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
 from mwa_export.errors import BundleError
 from mwa_export.optional import require

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mwa_export.backend import BFLOAT16_COSINE, check_conformance, expected_cosine
 from mwa_export.backend_onnx import GraphFile, image_feed
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import EngineError
 from mwa_export.spec import TOWERS, Embeddings, Tower
 from mwa_export.trt_buffers import Gpu

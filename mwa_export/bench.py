@@ -27,7 +27,7 @@ from mwa_export.bench_section import (
     window_rows,
 )
 from mwa_export.bench_timing import FEWEST_ROUNDS
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
 from mwa_export.errors import OptionsError
 from mwa_export.memory import release

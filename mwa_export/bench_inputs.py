@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.embedding import batches_by_length
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.noise import random_pixels

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mwa_export.backend import Backend
 from mwa_export.bench_contenders import CannotRunError, Contender, Run
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import OptionsError
 from mwa_export.runtime_choice import PRECISIONS, RuntimeOptions
 from mwa_export.runtimes import open_backend

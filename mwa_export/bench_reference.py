@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import MissingOptionError, OptionsError
 from mwa_export.optional import require
 from mwa_export.sides import CheckpointOptions

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.decode_row import pixels_of
 from mwa_export.embedding import IMAGE_BATCH, TEXT_BATCH, embed_captions
 from mwa_export.errors import DataError, ImageError

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.embed_job import FOLDERS, EmbedOptions, Shard
 from mwa_export.embed_lock import LOCK, locked
 from mwa_export.embed_manifest import Counts, add_indexes, counts, finish, read_manifest

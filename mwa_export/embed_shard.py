@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mwa_export.backend import Backend
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
 from mwa_export.embed_job import Job, Shard
 from mwa_export.embed_output import Entry, save_shard

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mwa_export.backend_torch import TorchBackend
-from mwa_export.bundle import (
+from mwa_export.bundle.bundle import (
     CONFORMANCE,
     MANIFEST,
     TOKENIZER,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mwa_export.bundle import MANIFEST
+from mwa_export.bundle.bundle import MANIFEST
 from mwa_export.data_sources import read_data
 from mwa_export.embedder import Embedder
 from mwa_export.embedding_cache import Cache

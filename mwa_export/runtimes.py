@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from mwa_export.backend import Backend
 from mwa_export.backend_onnx import GraphFile, OnnxBackend, cuda_available
-from mwa_export.bundle import Bundle, Manifest
+from mwa_export.bundle.bundle import Bundle, Manifest
 from mwa_export.cpu import Machine, cores, fast_bfloat16, instruction_sets, pin_to_node
 from mwa_export.errors import OptionsError
 from mwa_export.runtime_choice import Choice, RuntimeOptions, choose

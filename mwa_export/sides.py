@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from mwa_export.backend import Backend, GraphBackend
 from mwa_export.backend_onnx import choose_graphs
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.embedding import Prepare
 from mwa_export.errors import DataError, MissingOptionError, OptionsError, TokenizerError
 from mwa_export.files import sha256_of

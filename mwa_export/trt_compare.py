@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.trt_buffers import Gpu
 from mwa_export.trt_device import Device, open_driver
 from mwa_export.trt_engine import Engine, load_engine

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mwa_export.backend_onnx import image_feed
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.inputs.tokenizer import BOS, EOS
 from mwa_export.spec import Tower
 from mwa_export.trt_profile import Profile

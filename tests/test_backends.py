@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mwa_export.backend import Backend
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.demo import KEPT
 from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle

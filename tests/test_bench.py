@@ -18,7 +18,7 @@ from mwa_export.bench_ours import our_name
 from mwa_export.bench_peers import PEERS, chosen_peers
 from mwa_export.bench_result import Bench, Figure, Section
 from mwa_export.bench_timing import interleave
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import MwaExportError, OptionsError
 from mwa_export.model.synthetic import random_tensors
 

@@ -19,7 +19,7 @@ from mwa_export.bench_inputs import (
     picture_pool,
     pictures_in_order,
 )
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.tokenizer import BOS, EOS
 from mwa_export.retrieval_data import RetrievalData

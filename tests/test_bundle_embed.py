@@ -15,7 +15,7 @@ from PIL import Image
 
 from mwa_export import runtimes
 from mwa_export.backend_onnx import OnnxBackend
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle_embed import PictureLike
 from mwa_export.embedding import embed_captions, embed_image_files
 from mwa_export.errors import DataError, ImageError

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mwa_export.backend_onnx import GraphFile, image_feed
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib import collect
 from mwa_export.calib.collect import ROWS, ChannelStats, channel_stats, gram_matrices, histograms
 from mwa_export.calib.histogram import Histogram

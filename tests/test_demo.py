@@ -11,7 +11,7 @@ from commands import run
 from paths import ROOT
 
 from mwa_export.backend_onnx import OnnxBackend
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.demo import quantize_demo
 from mwa_export.demo import (
     HELD_BACK,

@@ -17,7 +17,7 @@ from commands import run as command
 from paths import HELPERS
 from ray_source import DrawnSource
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.embed_job import EmbedOptions, Job, Shard
 from mwa_export.embed_output import WORK, Entry, start_job
 from mwa_export.embed_plan import plan

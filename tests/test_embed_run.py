@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mwa_export.backend_onnx import OnnxBackend
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.embed_job import EmbedOptions, Job, shards
 from mwa_export.embed_output import WORK, load_job
 from mwa_export.embed_plan import Slice

@@ -11,7 +11,7 @@ import pytest
 from calib_files import cosine, embed, embeddings, float_graph, make_samples, names
 
 from mwa_export.backend_onnx import GraphFile, OnnxBackend
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.calibration import Calibration, SiteCalibration
 from mwa_export.calib.dialects import DIALECTS

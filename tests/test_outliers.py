@@ -9,8 +9,8 @@ import pytest
 from calib_files import Array, cosine, embeddings, make_samples, names
 
 from mwa_export.backend_onnx import OnnxBackend
-from mwa_export.bundle import Bundle, write_manifest
-from mwa_export.bundle_update import changed_bundle
+from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import Calibration
 from mwa_export.calib.dialects import DIALECTS

@@ -15,7 +15,7 @@ from configs import MWA
 from parity_files import export, quantized, states, write_test_set, write_tokenizer
 
 from mwa_export.backend_torch import TorchBackend
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import (
     BundleError,
     DataError,

@@ -13,7 +13,7 @@ from commands import Outcome, files_below, refused, run
 from parity_files import write_test_set
 from PIL import Image
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.evaluate import Evaluator
 from mwa_export.calib.search import Measured, SiteKey
 from mwa_export.graphs.edit import FloatGraph

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mwa_export import runtimes
-from mwa_export.bundle import Bundle, Graph, Manifest
+from mwa_export.bundle.bundle import Bundle, Graph, Manifest
 from mwa_export.cpu import Machine
 from mwa_export.errors import OptionsError, RuntimeUnavailableError, VerificationError
 from mwa_export.runtime_choice import PRECISIONS, RuntimeOptions, choose

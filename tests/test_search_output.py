@@ -14,7 +14,7 @@ import pytest
 from commands import refused, run
 from PIL import Image
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.embed_job import Dtype, Format, Input, Job, RowError, shards
 from mwa_export.embed_manifest import finish
 from mwa_export.embed_output import WORK, Entry, remove_work, save_shard, start_job

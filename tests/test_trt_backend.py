@@ -17,7 +17,7 @@ from trt_files import calibrated_bundle
 from mwa_export import backend_tensorrt
 from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.backend_tensorrt import TensorRtBackend
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import EngineError, ProfileError, RuntimeUnavailableError, VerificationError
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.retrieval_data import RetrievalData

@@ -16,7 +16,7 @@ from trt_fake_gpu import LateDriver, LateTensorRT
 from trt_files import calibrated_bundle
 
 from mwa_export import runtimes
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.best_engines import Candidate, fastest
 from mwa_export.calib.engines import EngineOptions, build_engines
 from mwa_export.calib.evaluate import HeldBack

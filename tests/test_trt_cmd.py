@@ -15,7 +15,7 @@ from trt_fake import GIB, VERSIONS, FakeDriver, FakeTensorRT
 from trt_files import calibrated_bundle
 
 from mwa_export import trt_install
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib import engine_graphs
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.trt_engine import engines_of

@@ -12,7 +12,7 @@ import pytest
 from configs import MWA
 from trt_fake import GIB, FakeTensorRT
 
-from mwa_export.bundle import Bundle, Manifest
+from mwa_export.bundle.bundle import Bundle, Manifest
 from mwa_export.errors import BundleError, EngineError
 from mwa_export.trt_device import Device
 from mwa_export.trt_engine import (

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from trt_files import calibrated_bundle
 
-from mwa_export.bundle import Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.calib import engine_graphs
 from mwa_export.calib.engine_graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.calib.value_ranges import Inputs, largest_magnitudes

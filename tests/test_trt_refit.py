@@ -18,7 +18,7 @@ from trt_fake_gpu import LateDriver, LateTensorRT
 from trt_files import calibrated_bundle
 
 from mwa_export.backend_tensorrt import TensorRtBackend
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib import engine_graphs
 from mwa_export.calib.refit import structural_difference
 from mwa_export.calib.value_ranges import largest_magnitudes

@@ -15,7 +15,7 @@ from commands import refused, run
 from trt_fake_gpu import LateDriver, LateTensorRT
 
 from mwa_export import runtimes
-from mwa_export.bundle import Bundle, Manifest
+from mwa_export.bundle.bundle import Bundle, Manifest
 from mwa_export.cpu import Machine
 from mwa_export.errors import RuntimeUnavailableError
 from mwa_export.runtime_choice import RuntimeOptions, choose

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mwa_export.bundle import Manifest
+from mwa_export.bundle.bundle import Manifest
 from mwa_export.spec import HEAD_DIM, ModelConfig, Tower
 from mwa_export.towers.forward import TowerPlan, run
 

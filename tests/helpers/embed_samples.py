@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.embed_job import EmbedOptions
 from mwa_export.embed_output import ERRORS, load_job
 from mwa_export.embed_rows import Kind, Problem, Row, Scan

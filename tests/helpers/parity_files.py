@@ -10,7 +10,7 @@ import pytest
 from commands import spm_model
 from PIL import Image
 
-from mwa_export.bundle import Bundle
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.state_dict import AdapterOptions

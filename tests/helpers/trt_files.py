@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mwa_export.bundle import Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.samples import take_samples
 from mwa_export.retrieval_data import RetrievalData

@@ -25,7 +25,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from mwa_export.backend_onnx import OnnxBackend
-from mwa_export.bundle import MANIFEST, Bundle, write_manifest
+from mwa_export.bundle.bundle import MANIFEST, Bundle, write_manifest
 from mwa_export.errors import BundleError, VerificationError
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.model.load import ModelSource, load_model
@@ -268,7 +268,7 @@ def test_opening_and_embedding_never_imports_torch(bundle: Path) -> None:
         sys.meta_path.insert(0, Refuse())
         import numpy as np
         from mwa_export.backend_onnx import OnnxBackend
-        from mwa_export.bundle import Bundle
+        from mwa_export.bundle.bundle import Bundle
 
         bundle = Bundle.open(sys.argv[1])
         backend = OnnxBackend(bundle)

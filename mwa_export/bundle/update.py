@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mwa_export.bundle import MANIFEST, Bundle
+from mwa_export.bundle.bundle import MANIFEST, Bundle
 from mwa_export.files import link_or_copy, new_folder
 
 

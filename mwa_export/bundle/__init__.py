@@ -1,0 +1,1 @@
+"""The bundle folder and its typed manifest."""
