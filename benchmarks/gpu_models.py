@@ -28,7 +28,7 @@ from mwa_export.progress import Progress
 from mwa_export.sides import Side, side_from_bundle
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
 from mwa_export.towers.macs import count_macs, merged_plan
-from mwa_export.trt_versions import EnginePrecision, is_typed
+from mwa_export.trt.versions import EnginePrecision, is_typed
 
 VISION_BATCHES = (1, 8, 32, 128)
 TEXT_SHAPES = ((1, 16), (32, 16), (128, 16), (128, 64))  # rows, tokens

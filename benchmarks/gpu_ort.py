@@ -12,7 +12,7 @@ from mwa_export.backend_onnx import CUDA, cuda_available, session
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
-from mwa_export.trt_timing import batches_of
+from mwa_export.trt.timing import batches_of
 
 TOWERS: tuple[Tower, ...] = ("vision", "text")
 FORM = "ONNX Runtime CUDA float32"

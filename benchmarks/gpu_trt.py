@@ -15,17 +15,17 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.files import sha256_of
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
-from mwa_export.trt_buffers import Gpu
-from mwa_export.trt_build import BuildOptions, engine_from_onnx
-from mwa_export.trt_device import Device, open_driver, select_device
-from mwa_export.trt_engine import Engine, load_engine
-from mwa_export.trt_inspect import read_inspection
-from mwa_export.trt_install import check_driver, load_tensorrt
-from mwa_export.trt_log import Messages
-from mwa_export.trt_profile import Profile, Span, profiles_of
-from mwa_export.trt_run import EngineRunner
-from mwa_export.trt_timing import time_interleaved
-from mwa_export.trt_versions import major_of
+from mwa_export.trt.buffers import Gpu
+from mwa_export.trt.build import BuildOptions, engine_from_onnx
+from mwa_export.trt.device import Device, open_driver, select_device
+from mwa_export.trt.engine import Engine, load_engine
+from mwa_export.trt.install import check_driver, load_tensorrt
+from mwa_export.trt.layers import read_inspection
+from mwa_export.trt.log import Messages
+from mwa_export.trt.profiles import Profile, Span, profiles_of
+from mwa_export.trt.run import EngineRunner
+from mwa_export.trt.timing import time_interleaved
+from mwa_export.trt.versions import major_of
 
 RUNS, WARM_UP = 10, 3  # of a turn; turns that do not count
 TOWERS: tuple[Tower, ...] = ("vision", "text")
@@ -186,7 +186,7 @@ def _opened(
 
 
 def _batches(bundle: Bundle, tower: Tower, shape: str) -> Sequence[Any]:
-    from mwa_export.trt_timing import batches_of
+    from mwa_export.trt.timing import batches_of
 
     rows, _, length = shape.partition("x")
     return batches_of(bundle, tower, int(rows), int(length) if length else None)

@@ -30,11 +30,11 @@ from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import side_from_bundle
 from mwa_export.spec import TOWERS, Tower
-from mwa_export.trt_compare import Compared, compare_engines
-from mwa_export.trt_device import Device, select_device
-from mwa_export.trt_engine import FLAGS, Engine, with_engines
-from mwa_export.trt_install import check_driver, load_tensorrt
-from mwa_export.trt_versions import EnginePrecision, check_precision
+from mwa_export.trt.compare import Compared, compare_engines
+from mwa_export.trt.device import Device, select_device
+from mwa_export.trt.engine import FLAGS, Engine, with_engines
+from mwa_export.trt.install import check_driver, load_tensorrt
+from mwa_export.trt.versions import EnginePrecision, check_precision
 
 CANDIDATES: tuple[EnginePrecision, ...] = ("float16", "bfloat16", "int8", "float8")
 

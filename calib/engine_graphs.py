@@ -27,7 +27,7 @@ from mwa_export.graphs.rounded import in_float32
 from mwa_export.graphs.typed import LIMIT, Typed, to_bfloat16, to_float16
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
-from mwa_export.trt_versions import EnginePrecision, is_typed
+from mwa_export.trt.versions import EnginePrecision, is_typed
 from mwa_export.version import __version__
 
 CALIBRATED: tuple[EnginePrecision, ...] = ("int8", "float8")

@@ -24,12 +24,12 @@ from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import side_from_bundle
 from mwa_export.spec import TOWERS, Tower
-from mwa_export.trt_build import BuildOptions, engine_from_onnx
-from mwa_export.trt_device import Device, select_device
-from mwa_export.trt_engine import FLAGS, Engine, engine_name, engines_of, obstacle, with_engines
-from mwa_export.trt_install import check_driver, load_tensorrt
-from mwa_export.trt_profile import Profile, Span, profiles_of, text_lengths
-from mwa_export.trt_versions import EnginePrecision, check_precision, major_of
+from mwa_export.trt.build import BuildOptions, engine_from_onnx
+from mwa_export.trt.device import Device, select_device
+from mwa_export.trt.engine import FLAGS, Engine, engine_name, engines_of, obstacle, with_engines
+from mwa_export.trt.install import check_driver, load_tensorrt
+from mwa_export.trt.profiles import Profile, Span, profiles_of, text_lengths
+from mwa_export.trt.versions import EnginePrecision, check_precision, major_of
 
 BATCH = Span(1, 32, 128)
 

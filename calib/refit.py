@@ -23,11 +23,11 @@ from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.towers.steps import STEPS
-from mwa_export.trt_device import Device, select_device
-from mwa_export.trt_engine import FLAGS, REFIT, Engine, engines_of, obstacle
-from mwa_export.trt_install import check_driver, load_tensorrt
-from mwa_export.trt_refit import refitted
-from mwa_export.trt_versions import major_of
+from mwa_export.trt.device import Device, select_device
+from mwa_export.trt.engine import FLAGS, REFIT, Engine, engines_of, obstacle
+from mwa_export.trt.install import check_driver, load_tensorrt
+from mwa_export.trt.refit import refitted
+from mwa_export.trt.versions import major_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import EngineError
-from mwa_export.trt_compare import Compared, compare_engines
-from mwa_export.trt_device import Device
-from mwa_export.trt_engine import FLAGS, Engine
+from mwa_export.trt.compare import Compared, compare_engines
+from mwa_export.trt.device import Device
+from mwa_export.trt.engine import FLAGS, Engine
 
 GATED = ("int8", "float8")
 """Precisions whose engines are held against float16."""

@@ -39,7 +39,7 @@ def command(bundle: Path, out: Path, force: bool, device: int, **model_values: A
     """
     from mwa_export.bundle.bundle import MANIFEST
     from mwa_export.files import check_new_folder
-    from mwa_export.trt_install import load_tensorrt
+    from mwa_export.trt.install import load_tensorrt
 
     source = source_from(model_values)
     check_new_folder(out, marker=MANIFEST, force=force)

@@ -139,7 +139,7 @@ def command(bundle: Path, out: Path | None, **values: Any) -> None:
         )
     from mwa_export.bundle.bundle import MANIFEST
     from mwa_export.files import check_new_folder
-    from mwa_export.trt_install import load_tensorrt
+    from mwa_export.trt.install import load_tensorrt
 
     if out is not None:
         check_new_folder(out, marker=MANIFEST, force=values["force"])
@@ -183,8 +183,8 @@ def _read(path: Path | None, **how: Any) -> Any:
 
 def _options(values: dict[str, Any]) -> Any:
     from mwa_export.calib.engines import BATCH, EngineOptions
-    from mwa_export.trt_build import GIB, BuildOptions
-    from mwa_export.trt_profile import Span
+    from mwa_export.trt.build import GIB, BuildOptions
+    from mwa_export.trt.profiles import Span
 
     workspace, lengths = values["workspace"], values["lengths"]
     return EngineOptions(

@@ -14,13 +14,13 @@ from mwa_export.backend_onnx import GraphFile, image_feed
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import EngineError
 from mwa_export.spec import TOWERS, Embeddings, Tower
-from mwa_export.trt_buffers import Gpu
-from mwa_export.trt_device import Device, open_driver, select_device
-from mwa_export.trt_engine import Engine, load_engine, usable_engines
-from mwa_export.trt_install import check_driver, load_tensorrt
-from mwa_export.trt_log import Messages
-from mwa_export.trt_run import EngineRunner
-from mwa_export.trt_versions import EnginePrecision
+from mwa_export.trt.buffers import Gpu
+from mwa_export.trt.device import Device, open_driver, select_device
+from mwa_export.trt.engine import Engine, load_engine, usable_engines
+from mwa_export.trt.install import check_driver, load_tensorrt
+from mwa_export.trt.log import Messages
+from mwa_export.trt.run import EngineRunner
+from mwa_export.trt.versions import EnginePrecision
 
 # The least cosine of 8 bits where quantize measured none: far from noise, no claim of quality.
 LEAST_8_BITS = 0.9

@@ -11,7 +11,7 @@ from mwa_export.errors import OptionsError
 from mwa_export.runtime_choice import PRECISIONS, RuntimeOptions
 from mwa_export.runtimes import open_backend
 from mwa_export.spec import Tower
-from mwa_export.trt_engine import engines_of
+from mwa_export.trt.engine import engines_of
 
 NAMES = {
     "onnxruntime": "ORT",

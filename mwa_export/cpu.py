@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from mwa_export.errors import OptionsError
-from mwa_export.trt_host import EngineHost
+from mwa_export.trt.install import EngineHost
 
 _CPUINFO = Path("/proc/cpuinfo")
 _NODES = Path("/sys/devices/system/node")

@@ -9,7 +9,7 @@ from typing import Any
 from mwa_export.bundle.bundle import Manifest
 from mwa_export.cpu import Machine, fast_bfloat16, fast_int8
 from mwa_export.errors import OptionsError, RuntimeUnavailableError
-from mwa_export.trt_engine import FLAGS, Engine, usable_engines
+from mwa_export.trt.engine import FLAGS, Engine, usable_engines
 
 AUTO = "auto"
 LABELS = {

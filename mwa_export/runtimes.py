@@ -13,7 +13,7 @@ from mwa_export.cpu import Machine, cores, fast_bfloat16, instruction_sets, pin_
 from mwa_export.errors import OptionsError
 from mwa_export.runtime_choice import Choice, RuntimeOptions, choose
 from mwa_export.spec import TOWERS, Tower
-from mwa_export.trt_host import driver_here, engine_host
+from mwa_export.trt.install import driver_here, engine_host
 
 
 @dataclass(frozen=True, slots=True)

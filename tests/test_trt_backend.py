@@ -21,7 +21,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import EngineError, ProfileError, RuntimeUnavailableError, VerificationError
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.retrieval_data import RetrievalData
-from mwa_export.trt_versions import EnginePrecision
+from mwa_export.trt.versions import EnginePrecision
 
 SIZE, WIDTH = MWA.backbone.image_size, MWA.backbone.embed_dim
 

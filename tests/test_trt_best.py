@@ -23,11 +23,11 @@ from mwa_export.calib.evaluate import HeldBack
 from mwa_export.calib.search import Measured
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes import open_backend
-from mwa_export.trt_compare import Compared
-from mwa_export.trt_engine import engines_of
-from mwa_export.trt_inspect import Inspection
-from mwa_export.trt_profile import Span
-from mwa_export.trt_timing import Timing
+from mwa_export.trt.compare import Compared
+from mwa_export.trt.engine import engines_of
+from mwa_export.trt.layers import Inspection
+from mwa_export.trt.profiles import Span
+from mwa_export.trt.timing import Timing
 
 Cost = Callable[[onnx.ModelProto], float]
 

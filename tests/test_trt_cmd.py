@@ -14,11 +14,11 @@ from onnx import TensorProto
 from trt_fake import GIB, VERSIONS, FakeDriver, FakeTensorRT
 from trt_files import calibrated_bundle
 
-from mwa_export import trt_install
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib import engine_graphs
 from mwa_export.retrieval_data import RetrievalData
-from mwa_export.trt_engine import engines_of
+from mwa_export.trt import install
+from mwa_export.trt.engine import engines_of
 
 
 @pytest.fixture(scope="session")
@@ -353,7 +353,7 @@ def test_without_a_gpu_it_says_so(trt: FakeTensorRT, driver: FakeDriver, bundle:
 def test_an_old_driver_is_refused(
     trt: FakeTensorRT, driver: FakeDriver, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trt_install, "_cuda_of", lambda version: 13)
+    monkeypatch.setattr(install, "_cuda_of", lambda version: 13)
     driver.version = 12080
     assert "driver is too old" in refused("trt", bundle, "--fp16")
 

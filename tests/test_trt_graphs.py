@@ -23,7 +23,7 @@ from mwa_export.graphs.lint.check import lint
 from mwa_export.progress import Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.spec import Tower
-from mwa_export.trt_versions import EnginePrecision
+from mwa_export.trt.versions import EnginePrecision
 
 TOWER = pytest.mark.parametrize("tower", ["vision", "text"])
 FLOAT16, FLOAT, INT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT8

@@ -17,7 +17,7 @@ from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import ProfileError
 from mwa_export.inputs.noise import random_pixels, random_texts
-from mwa_export.trt_timing import batches_of, time_interleaved, usual_shape
+from mwa_export.trt.timing import batches_of, time_interleaved, usual_shape
 
 SIZE = MWA.backbone.image_size
 

@@ -26,7 +26,7 @@ from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.spec import AdapterConfig
-from mwa_export.trt_engine import engines_of
+from mwa_export.trt.engine import engines_of
 
 ADDED = ("adaptmlp", "enhancer", "ffn_enhance")
 

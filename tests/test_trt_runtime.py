@@ -20,9 +20,9 @@ from mwa_export.cpu import Machine
 from mwa_export.errors import RuntimeUnavailableError
 from mwa_export.runtime_choice import RuntimeOptions, choose
 from mwa_export.runtimes import open_backend, this_machine
-from mwa_export.trt_device import Device
-from mwa_export.trt_engine import engines_of, with_engines
-from mwa_export.trt_host import EngineHost
+from mwa_export.trt.device import Device
+from mwa_export.trt.engine import engines_of, with_engines
+from mwa_export.trt.install import EngineHost
 
 CPUS = frozenset({"onnxruntime", "openvino"})
 VNNI = frozenset({"avx2", "avx512_vnni"})

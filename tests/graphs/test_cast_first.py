@@ -16,7 +16,7 @@ from mwa_export.calib.engine_graphs import engine_graph
 from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.progress import Silent
-from mwa_export.trt_versions import EnginePrecision
+from mwa_export.trt.versions import EnginePrecision
 
 
 @pytest.fixture(scope="module")

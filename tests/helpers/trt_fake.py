@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 import pytest
 
-from mwa_export import trt_device
+from mwa_export.trt import device
 
 VERSIONS = {8: "8.6.1", 10: "10.16.1.11", 11: "11.4.0.106"}
 GIB = 1 << 30
@@ -252,5 +252,5 @@ class FakeDriver:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
         """Make `select_device` find it."""
-        monkeypatch.setattr(trt_device, "_library", lambda: self)
+        monkeypatch.setattr(device, "_library", lambda: self)
         return self

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from mwa_export.bundle.bundle import Bundle, Manifest
 from mwa_export.errors import BundleError, EngineError
 from mwa_export.spec import TOWERS, Tower
-from mwa_export.trt_device import Device
-from mwa_export.trt_log import Messages, logger_for
-from mwa_export.trt_profile import Profile, ShapeRange
-from mwa_export.trt_versions import EnginePrecision, major_of
+from mwa_export.trt.device import Device
+from mwa_export.trt.log import Messages, logger_for
+from mwa_export.trt.profiles import Profile, ShapeRange
+from mwa_export.trt.versions import EnginePrecision, major_of
 
 if TYPE_CHECKING:
     import tensorrt as trt

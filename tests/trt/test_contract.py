@@ -13,7 +13,7 @@ from paths import ROOT
 from trt_bindings import VERSIONS, Bindings, importable, offer_of
 from trt_contract import Use, missing, uses_in
 
-from mwa_export.trt_versions import LIMITED, SUPPORTED
+from mwa_export.trt.versions import LIMITED, SUPPORTED
 
 SOURCES = [
     path

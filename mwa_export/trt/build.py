@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from mwa_export.errors import BundleError, EngineError, OptionsError, ProfileError
 from mwa_export.files import new_file
 from mwa_export.progress import Progress, Silent
-from mwa_export.trt_device import Device
-from mwa_export.trt_install import load_tensorrt
-from mwa_export.trt_log import Messages, logger_for
-from mwa_export.trt_profile import Profile, ShapeRange
-from mwa_export.trt_versions import (
+from mwa_export.trt.device import Device
+from mwa_export.trt.install import load_tensorrt
+from mwa_export.trt.log import Messages, logger_for
+from mwa_export.trt.profiles import Profile, ShapeRange
+from mwa_export.trt.versions import (
     EnginePrecision,
     check_precision,
     network_flags,

@@ -14,8 +14,8 @@ from trt_fake import GIB, FakeTensorRT
 
 from mwa_export.bundle.bundle import Bundle, Manifest
 from mwa_export.errors import BundleError, EngineError
-from mwa_export.trt_device import Device
-from mwa_export.trt_engine import (
+from mwa_export.trt.device import Device
+from mwa_export.trt.engine import (
     Engine,
     engine_name,
     engines_of,
@@ -24,7 +24,7 @@ from mwa_export.trt_engine import (
     usable_engines,
     with_engines,
 )
-from mwa_export.trt_profile import ShapeRange
+from mwa_export.trt.profiles import ShapeRange
 
 H200 = Device(0, "NVIDIA H200", (9, 0), 140 * GIB, 100 * GIB, 13000)
 L4 = Device(0, "NVIDIA L4", (8, 9), 24 * GIB, 20 * GIB, 13000)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mwa_export.errors import ProfileError
 from mwa_export.inputs.tokenizer import PAD
 from mwa_export.spec import TowerSpec
-from mwa_export.trt_profile import BATCH, LENGTH, Profile, Span
+from mwa_export.trt.profiles import BATCH, LENGTH, Profile, Span
 
 _PADDING = {"token_ids": PAD, "padding_mask": 1}  # what a text is made longer with, exactly
 Arrays = tuple[NDArray[Any], ...]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mwa_export.trt_inspect import read_inspection
+from mwa_export.trt.layers import read_inspection
 
 
 def layer(name: str, kind: str, datatype: str, **more: Any) -> dict[str, Any]:

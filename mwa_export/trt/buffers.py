@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import RuntimeUnavailableError
-from mwa_export.trt_device import Device, DeviceMemoryError, Driver
+from mwa_export.trt.device import Device, DeviceMemoryError, Driver
 
 _NON_BLOCKING, _NO_TIMING = 1, 2  # CU_STREAM_NON_BLOCKING, CU_EVENT_DISABLE_TIMING
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do does not disturb

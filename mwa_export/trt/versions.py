@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from mwa_export.errors import EngineError, OptionsError
-from mwa_export.trt_device import Device
+from mwa_export.trt.device import Device
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import EngineError
-from mwa_export.trt_build import listed
-from mwa_export.trt_device import Device
-from mwa_export.trt_engine import Engine, load_engine
-from mwa_export.trt_install import load_tensorrt
-from mwa_export.trt_log import Messages, logger_for
-from mwa_export.trt_versions import weights_from_file
+from mwa_export.trt.build import listed
+from mwa_export.trt.device import Device
+from mwa_export.trt.engine import Engine, load_engine
+from mwa_export.trt.install import load_tensorrt
+from mwa_export.trt.log import Messages, logger_for
+from mwa_export.trt.versions import weights_from_file
 
 if TYPE_CHECKING:
     import tensorrt as trt

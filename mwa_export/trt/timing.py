@@ -13,9 +13,9 @@ from mwa_export.backend_onnx import image_feed
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.inputs.tokenizer import BOS, EOS
 from mwa_export.spec import Tower
-from mwa_export.trt_profile import Profile
-from mwa_export.trt_run import SETS, EngineRunner
-from mwa_export.trt_shapes import Arrays
+from mwa_export.trt.profiles import Profile
+from mwa_export.trt.run import SETS, EngineRunner
+from mwa_export.trt.shapes import Arrays
 
 WARM_UP, ROUNDS, RUNS = 3, 9, 10
 

@@ -10,8 +10,8 @@ import pytest
 from trt_fake import GIB, VERSIONS, FakeDriver, FakeTensorRT
 
 from mwa_export.errors import EngineError, MissingPackageError, RuntimeUnavailableError
-from mwa_export.trt_device import Device, select_device
-from mwa_export.trt_install import check_driver, load_tensorrt
+from mwa_export.trt.device import Device, select_device
+from mwa_export.trt.install import check_driver, load_tensorrt
 
 
 @pytest.fixture

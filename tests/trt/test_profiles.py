@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mwa_export.errors import ProfileError
 from mwa_export.spec import text_spec, vision_spec
-from mwa_export.trt_profile import ShapeRange, Span, profile_of, profiles_of, text_lengths
+from mwa_export.trt.profiles import ShapeRange, Span, profile_of, profiles_of, text_lengths
 
 SIZE = MWA.backbone.image_size
 

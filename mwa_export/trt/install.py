@@ -3,13 +3,15 @@ enough for it."""
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import dataclass
 from importlib import metadata
 from types import ModuleType
 
-from mwa_export.errors import RuntimeUnavailableError
+from mwa_export.errors import EngineError, MissingPackageError, RuntimeUnavailableError
 from mwa_export.optional import require
-from mwa_export.trt_device import Device
-from mwa_export.trt_versions import major_of
+from mwa_export.trt.device import DRIVER, Device, select_device
+from mwa_export.trt.versions import major_of
 
 _CUDA_MAJORS = range(11, 16)  # in names of packages: tensorrt-cu13-bindings
 
@@ -55,3 +57,36 @@ def _cuda_of(version: str) -> int | None:
         if found == version:
             return major
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHost:
+    """TensorRT and the GPU that it would run on; or why there are not both."""
+
+    version: str = ""  # of TensorRT
+    device: Device | None = None
+    missing: str = ""  # why the device is None: a sentence
+
+
+def engine_host(device: int = 0) -> EngineHost:
+    """Look for TensorRT and a GPU, and make the GPU current.
+
+    Args:
+        device: number of the GPU.
+    """
+    try:
+        version = load_tensorrt().__version__
+        found = select_device(device)
+        check_driver(version, found)
+    except (EngineError, MissingPackageError, RuntimeUnavailableError) as error:
+        return EngineHost(missing=str(error).rstrip("."))
+    return EngineHost(version, found)
+
+
+def driver_here() -> bool:
+    """Whether an NVIDIA driver is installed. Starts nothing."""
+    try:
+        ctypes.CDLL(DRIVER)
+    except OSError:
+        return False
+    return True

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.trt_buffers import Gpu
-from mwa_export.trt_device import Device, open_driver
-from mwa_export.trt_engine import Engine, load_engine
-from mwa_export.trt_inspect import Inspection, read_inspection
-from mwa_export.trt_install import load_tensorrt
-from mwa_export.trt_log import Messages
-from mwa_export.trt_run import EngineRunner
-from mwa_export.trt_timing import Timing, batches_of, time_interleaved, usual_shape
+from mwa_export.trt.buffers import Gpu
+from mwa_export.trt.device import Device, open_driver
+from mwa_export.trt.engine import Engine, load_engine
+from mwa_export.trt.install import load_tensorrt
+from mwa_export.trt.layers import Inspection, read_inspection
+from mwa_export.trt.log import Messages
+from mwa_export.trt.run import EngineRunner
+from mwa_export.trt.timing import Timing, batches_of, time_interleaved, usual_shape
 
 
 @dataclass(frozen=True, slots=True)

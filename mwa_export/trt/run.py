@@ -16,11 +16,11 @@ import numpy as np
 
 from mwa_export.errors import EngineError, ProfileError
 from mwa_export.spec import Embeddings, TowerSpec
-from mwa_export.trt_buffers import Buffer, Gpu
-from mwa_export.trt_engine import Engine
-from mwa_export.trt_log import Messages
-from mwa_export.trt_shapes import Arrays, Piece, pieces
-from mwa_export.trt_versions import scratch_bytes
+from mwa_export.trt.buffers import Buffer, Gpu
+from mwa_export.trt.engine import Engine
+from mwa_export.trt.log import Messages
+from mwa_export.trt.shapes import Arrays, Piece, pieces
+from mwa_export.trt.versions import scratch_bytes
 
 if TYPE_CHECKING:
     import tensorrt as trt
