@@ -30,13 +30,13 @@ import numpy as np
 import torch
 from machine import cpu_name
 
-from mwa_export.backend_onnx import session
 from mwa_export.bench_plain import plain_export
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.reference import reference_from_tensors
 from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
+from mwa_export.runtimes.onnxrt import session
 from mwa_export.spec import AdapterConfig
 from mwa_export.towers.export import onnx_from_tower
 from mwa_export.towers.extract import tower_from_model

@@ -169,7 +169,7 @@ def _demo_inputs(folder: Path, sizes: Sizes) -> dict[str, Any]:
 
 
 def _reference(checkpoint: Path, inputs: dict[str, Any]) -> dict[str, Any]:
-    from mwa_export.backend_torch import TorchBackend
+    from mwa_export.runtimes.pytorch import TorchBackend
 
     backend = TorchBackend(load_model(ModelSource(checkpoint)))
     step = 32

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mwa_export.backend_onnx import CUDA, cuda_available, session
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.progress import Progress
+from mwa_export.runtimes.onnxrt import CUDA, cuda_available, session
 from mwa_export.spec import Tower
 from mwa_export.trt.timing import batches_of
 

@@ -193,7 +193,7 @@ def _batches(bundle: Bundle, tower: Tower, shape: str) -> Sequence[Any]:
 
 
 def _embed(runner: EngineRunner, bundle: Bundle, tower: Tower, inputs: dict[str, Any]) -> Any:
-    from mwa_export.backend_onnx import image_feed
+    from mwa_export.runtimes.onnxrt import image_feed
 
     if tower == "vision":
         return runner.run(image_feed(bundle.graph(tower)[1], inputs["pixels"]))

@@ -28,8 +28,6 @@ from typing import Any
 import numpy as np
 from machine import command_line, cpu_name
 
-from mwa_export.backend import Backend
-from mwa_export.backend_onnx import GraphFile, OnnxBackend
 from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
@@ -47,6 +45,8 @@ from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
+from mwa_export.runtimes.backend import Backend
+from mwa_export.runtimes.onnxrt import GraphFile, OnnxBackend
 from mwa_export.spec import TOWERS, AdapterConfig, Embeddings, Tower
 
 OUTLIERS, FACTOR = 0.01, 30.0

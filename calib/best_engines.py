@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibration import CALIBRATION
@@ -28,6 +27,7 @@ from mwa_export.files import link_or_copy
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.sides import side_from_bundle
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.compare import Compared, compare_engines

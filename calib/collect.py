@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend_onnx import GraphFile, image_feed
 from mwa_export.calib.histogram import Histogram
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.sites import Site
 from mwa_export.errors import CalibrationError
 from mwa_export.layer_probes import session_with_outputs
 from mwa_export.progress import Progress
+from mwa_export.runtimes.onnxrt import GraphFile, image_feed
 
 Floats = NDArray[np.float32]
 GRAM_BYTES = 1 << 30  # of Gram matrices in memory at a time

@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from mwa_export.backend import BFLOAT16_COSINE, expected_cosine
-from mwa_export.backend_onnx import image_feed, run_graph, session
-from mwa_export.backend_tensorrt import LEAST_8_BITS
 from mwa_export.bundle.bundle import Bundle, Conformance, Graph
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
@@ -26,6 +23,9 @@ from mwa_export.graphs.lint.check import check
 from mwa_export.graphs.rounded import in_float32
 from mwa_export.graphs.typed import LIMIT, Typed, to_bfloat16, to_float16
 from mwa_export.progress import Progress
+from mwa_export.runtimes.backend import BFLOAT16_COSINE, expected_cosine
+from mwa_export.runtimes.onnxrt import image_feed, run_graph, session
+from mwa_export.runtimes.trt import LEAST_8_BITS
 from mwa_export.spec import Tower
 from mwa_export.trt.versions import EnginePrecision, is_typed
 from mwa_export.version import __version__

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from mwa_export.backend import Backend
-from mwa_export.backend_onnx import GraphFile, OnnxBackend
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.dialects import Dialect
 from mwa_export.calib.samples import Samples
@@ -26,6 +24,8 @@ from mwa_export.memory import release
 from mwa_export.metrics.recall import Recall, recall
 from mwa_export.progress import Progress
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.runtimes.backend import Backend
+from mwa_export.runtimes.onnxrt import GraphFile, OnnxBackend
 from mwa_export.sides import Side
 from mwa_export.spec import TOWERS, Embeddings, Tower
 
@@ -171,7 +171,7 @@ def backend_of(
         precision: of what is not INT8, on OpenVINO; None: bfloat16 where the CPU is fast at it.
     """
     if dialect.name == "openvino":
-        from mwa_export.backend_openvino import OpenVinoBackend
+        from mwa_export.runtimes.ov import OpenVinoBackend
 
         if precision is None:
             precision = "bfloat16" if fast_bfloat16(instruction_sets()) else "float32"

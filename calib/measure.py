@@ -7,8 +7,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from mwa_export.backend import Backend, conformance_cosine
-from mwa_export.backend_onnx import GraphFile, OnnxBackend
 from mwa_export.bundle.bundle import Bundle, Graph
 from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS
 from mwa_export.calib.evaluate import Evaluator, backend_of, milliseconds
@@ -17,6 +15,8 @@ from mwa_export.calib.search import Measured, SiteKey
 from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
 from mwa_export.metrics.recall import SLACK
 from mwa_export.progress import Progress
+from mwa_export.runtimes.backend import Backend, conformance_cosine
+from mwa_export.runtimes.onnxrt import GraphFile, OnnxBackend
 from mwa_export.spec import TOWERS, Tower
 
 

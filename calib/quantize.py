@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mwa_export.backend_onnx import GraphFile
 from mwa_export.bundle.bundle import Bundle, Graph, Manifest, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
@@ -33,6 +32,7 @@ from mwa_export.errors import OptionsError, ParityError
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.runtimes.onnxrt import GraphFile
 from mwa_export.sides import side_from_bundle
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.version import __version__

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
-from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.bundle.bundle import MANIFEST, Bundle, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.engine_graphs import CALIBRATED, EngineGraph, engine_graph
@@ -21,6 +20,7 @@ from mwa_export.graphs.edit import FloatGraph
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.progress import Progress, Silent
+from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.towers.steps import STEPS
 from mwa_export.trt.device import Device, select_device

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from mwa_export.backend_onnx import GraphFile, image_feed
 from mwa_export.layer_probes import session_with_outputs
 from mwa_export.progress import Progress
+from mwa_export.runtimes.onnxrt import GraphFile, image_feed
 
 Inputs = tuple[NDArray[Any], ...]
 _GROUP = 48  # values that are kept in memory at a time

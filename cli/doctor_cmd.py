@@ -11,7 +11,7 @@ import click
 from mwa_export.cli import console
 
 if TYPE_CHECKING:
-    from mwa_export.doctor import Doctor
+    from mwa_export.runtimes.doctor import Doctor
 
 
 @click.command(epilog="\b\nExamples:\n  mwa-export doctor\n  mwa-export doctor --json\n")
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @console.verbosity
 def command(as_json: bool) -> None:
     """Say what this machine can run: processor, GPU, runtimes, versions, and what to install."""
-    from mwa_export.doctor import advice, examine
+    from mwa_export.runtimes.doctor import advice, examine
 
     found = examine()
     if as_json:

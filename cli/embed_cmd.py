@@ -131,7 +131,7 @@ def command(bundle: Path | None, out: Path | None, verify: Path | None, **values
     from mwa_export.embed_job import EmbedOptions
     from mwa_export.embed_progress import MaxErrors
     from mwa_export.embed_run import RunOptions, rehearse, run
-    from mwa_export.runtime_choice import RuntimeOptions
+    from mwa_export.runtimes.choose import RuntimeOptions
 
     sources = _sources(values)
     limit = values["max_errors"]

@@ -156,7 +156,7 @@ def _columns(values: dict[str, Any]) -> Any:
 def _run_options(values: dict[str, Any]) -> Any:
     from mwa_export.embedding_cache import default_cache
     from mwa_export.parity_run import RunOptions
-    from mwa_export.runtime_choice import RuntimeOptions
+    from mwa_export.runtimes.choose import RuntimeOptions
     from mwa_export.sides import CheckpointOptions
 
     reading = ("adapter", "ema", "trust_pickle", "adapter_scale", "adapter_layernorm", "ffn_option")

@@ -9,8 +9,8 @@ from mwa_export.version import __version__
 __all__ = ["Bundle", "OnnxBackend", "__version__"]
 
 if TYPE_CHECKING:
-    from mwa_export.backend_onnx import OnnxBackend
     from mwa_export.bundle.bundle import Bundle
+    from mwa_export.runtimes.onnxrt import OnnxBackend
 
 
 def __getattr__(name: str) -> object:
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> object:
 
         return Bundle
     if name == "OnnxBackend":
-        from mwa_export.backend_onnx import OnnxBackend
+        from mwa_export.runtimes.onnxrt import OnnxBackend
 
         return OnnxBackend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

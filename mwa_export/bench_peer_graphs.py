@@ -13,12 +13,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend_onnx import session
 from mwa_export.bench_contenders import CannotRunError, Run, reason_of
 from mwa_export.bench_inputs import Batch, Pool, padded
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.reference import ReferenceModel
 from mwa_export.optional import require
+from mwa_export.runtimes.onnxrt import session
 from mwa_export.spec import Embeddings, Tower
 
 Feed = dict[str, NDArray[Any]]

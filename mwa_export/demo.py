@@ -24,7 +24,7 @@ from mwa_export.parity_run import RunOptions, compare_models
 from mwa_export.progress import Progress, Silent
 from mwa_export.report_write import MARKER, write_reports
 from mwa_export.retrieval_data import RetrievalData
-from mwa_export.runtime_choice import RuntimeOptions
+from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.sides import side_from_bundle
 from mwa_export.spec import ModelConfig
 

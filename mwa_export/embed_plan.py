@@ -26,8 +26,8 @@ from mwa_export.embed_job import (
 from mwa_export.embed_rows import Kind, Source
 from mwa_export.embed_shards import column_types
 from mwa_export.errors import DataError, OptionsError
-from mwa_export.runtime_choice import Choice, RuntimeOptions, choose
-from mwa_export.runtimes import this_machine
+from mwa_export.runtimes.choose import Choice, RuntimeOptions, choose
+from mwa_export.runtimes.open import this_machine
 from mwa_export.spec import Tower
 
 _SAMPLE = 1000  # rows that decide the types of the carried columns

@@ -25,7 +25,7 @@ from mwa_export.embed_shard import Worker
 from mwa_export.embed_stages import Clock
 from mwa_export.errors import ClusterError, DataError, MwaExportError, OptionsError
 from mwa_export.ray_cluster import cluster
-from mwa_export.runtime_choice import NVIDIA, RuntimeOptions
+from mwa_export.runtimes.choose import NVIDIA, RuntimeOptions
 
 TRIES = 3  # of a shard whose workers die
 _CPUS = 4  # of an actor, where there are as many

@@ -31,7 +31,7 @@ from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Channel, Clock, Line
 from mwa_export.errors import BundleError, MwaExportError, OutputDamagedError
 from mwa_export.optional import require
-from mwa_export.runtime_choice import RuntimeOptions
+from mwa_export.runtimes.choose import RuntimeOptions
 
 
 @dataclass(frozen=True, slots=True)

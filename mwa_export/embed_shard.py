@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mwa_export.backend import Backend
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
 from mwa_export.embed_job import Job, Shard
@@ -25,8 +24,9 @@ from mwa_export.embed_shard_rows import OnRows, ignore
 from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Clock
 from mwa_export.errors import DataError
-from mwa_export.runtime_choice import RuntimeOptions
-from mwa_export.runtimes import open_backend
+from mwa_export.runtimes.backend import Backend
+from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.runtimes.open import open_backend
 
 
 @dataclass

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mwa_export.backend import Backend
 from mwa_export.errors import ImageError
 from mwa_export.inputs.pictures import Picture, decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.inputs.tokenizer import Tokenizer, pad
+from mwa_export.runtimes.backend import Backend
 from mwa_export.spec import Embeddings
 
 Prepare = Callable[[Image.Image], NDArray[np.uint8]]

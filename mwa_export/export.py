@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mwa_export.backend_torch import TorchBackend
 from mwa_export.bundle.bundle import (
     CONFORMANCE,
     MANIFEST,
@@ -26,6 +25,7 @@ from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
 from mwa_export.memory import release
 from mwa_export.model.load import Model
 from mwa_export.model.space import space_id
+from mwa_export.runtimes.pytorch import TorchBackend
 from mwa_export.spec import TOWERS, ImageInput, Tower
 from mwa_export.towers.export import onnx_from_tower
 from mwa_export.towers.extract import tower_from_model

@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend_onnx import OnnxBackend
-from mwa_export.backend_openvino import OpenVinoBackend
-from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.embedding import batches_by_length
 from mwa_export.errors import ImageError, OptionsError
 from mwa_export.inputs.pictures import decode_picture
@@ -27,6 +24,9 @@ from mwa_export.layer_probes import (
 from mwa_export.parity_result import LayerSnr
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.runtimes.onnxrt import OnnxBackend
+from mwa_export.runtimes.ov import OpenVinoBackend
+from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.sides import Side
 from mwa_export.spec import Tower
 

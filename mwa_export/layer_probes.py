@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend_onnx import GraphFile, image_feed, session
 from mwa_export.errors import BundleError
 from mwa_export.files import link_or_copy
 from mwa_export.optional import require
+from mwa_export.runtimes.onnxrt import GraphFile, image_feed, session
 from mwa_export.spec import ModelConfig, Tower
 from mwa_export.towers.forward import block_outputs
 

@@ -18,7 +18,7 @@ from mwa_export.parity import CompareOptions, Context, Vectors, measure
 from mwa_export.parity_result import Parity
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
-from mwa_export.runtime_choice import RuntimeOptions
+from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.sides import (
     ON_ONNX_RUNTIME,
     CheckpointOptions,

@@ -18,7 +18,7 @@ from mwa_export.embed_rows import Kind
 from mwa_export.embed_shards import read_shard
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.pictures import Picture
-from mwa_export.runtime_choice import LABELS, RuntimeOptions
+from mwa_export.runtimes.choose import LABELS, RuntimeOptions
 from mwa_export.search import Block, ignore, search
 from mwa_export.search_result import Found, Hit, Where
 

@@ -8,8 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from mwa_export.backend import Backend, GraphBackend
-from mwa_export.backend_onnx import choose_graphs
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.embedding import Prepare
 from mwa_export.errors import DataError, MissingOptionError, OptionsError, TokenizerError
@@ -19,8 +17,10 @@ from mwa_export.inputs.tokenizer import BOS, EOS, TEXT_SPEC, Tokenizer
 from mwa_export.optional import require
 from mwa_export.parity_result import SideInfo
 from mwa_export.retrieval_data import Caption
-from mwa_export.runtime_choice import LABELS, RuntimeOptions
-from mwa_export.runtimes import open_backend
+from mwa_export.runtimes.backend import Backend, GraphBackend
+from mwa_export.runtimes.choose import LABELS, RuntimeOptions
+from mwa_export.runtimes.onnxrt import choose_graphs
+from mwa_export.runtimes.open import open_backend
 from mwa_export.spec import ModelConfig
 from mwa_export.version import __version__
 
@@ -185,10 +185,10 @@ def side_from_checkpoint(
     require("torch", extra="export", why="run the PyTorch reference")
     import torch
 
-    from mwa_export.backend_torch import TorchBackend
     from mwa_export.model.load import ModelSource, load_model
     from mwa_export.model.space import space_id
     from mwa_export.model.state_dict import AdapterOptions
+    from mwa_export.runtimes.pytorch import TorchBackend
 
     given = options or CheckpointOptions()
     pair = {"base": path, "adapter": given.adapter} if given.adapter else {"checkpoint": path}

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend import Backend
-from mwa_export.backend_onnx import image_feed, run_graph, session
 from mwa_export.bundle.bundle import Conformance, Graph
 from mwa_export.errors import VerificationError
 from mwa_export.inputs.noise import random_pixels, random_texts
+from mwa_export.runtimes.backend import Backend
+from mwa_export.runtimes.onnxrt import image_feed, run_graph, session
 from mwa_export.spec import BackboneConfig
 
 TOLERANCE = 2e-5  # largest allowed difference of any embedding component

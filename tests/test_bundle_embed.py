@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mwa_export import runtimes
-from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle_embed import PictureLike
 from mwa_export.embedding import embed_captions, embed_image_files
 from mwa_export.errors import DataError, ImageError
-from mwa_export.runtime_choice import RuntimeOptions
+from mwa_export.runtimes import open as runtimes
+from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.runtimes.onnxrt import OnnxBackend
 
 ONNX = RuntimeOptions("onnxruntime", "float32")
 TEXTS = ["abc de fg", "", "a much longer text of many words than the others", "abc de fg"]
@@ -166,7 +166,7 @@ def test_embedding_from_python_needs_neither_torch_nor_onnx(
         "import sys\n"
         "sys.modules['torch'] = sys.modules['onnx'] = None\n"
         "from mwa_export import Bundle\n"
-        "from mwa_export.runtimes import RuntimeOptions\n"
+        "from mwa_export.runtimes.open import RuntimeOptions\n"
         f"b = Bundle.open({str(files / 'bundle')!r})\n"
         "b.runtime(RuntimeOptions('onnxruntime', 'float32'))\n"
         f"print(b.embed_images([{str(pictures[0])!r}]).shape, b.embed_texts(['a b']).shape)\n"

@@ -11,7 +11,6 @@ from calib_files import Array, make_samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mwa_export.backend_onnx import GraphFile, image_feed
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib import collect
 from mwa_export.calib.collect import ROWS, ChannelStats, channel_stats, gram_matrices, histograms
@@ -21,6 +20,7 @@ from mwa_export.errors import CalibrationError
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.layer_probes import session_with_outputs
 from mwa_export.progress import Silent
+from mwa_export.runtimes.onnxrt import GraphFile, image_feed
 from mwa_export.spec import Tower
 
 Opened = tuple[GraphFile, tuple[Site, ...]]

@@ -10,7 +10,6 @@ import pytest
 from commands import run
 from paths import ROOT
 
-from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.demo import quantize_demo
 from mwa_export.demo import (
@@ -27,6 +26,7 @@ from mwa_export.demo_scenes import picture_from_seed
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.model.checkpoint import read_checkpoint
 from mwa_export.model.load import ModelSource, load_model
+from mwa_export.runtimes.onnxrt import OnnxBackend
 
 PICTURES = 120
 

@@ -35,7 +35,7 @@ from mwa_export.embed_ray import (
 from mwa_export.embed_run import RunOptions, Task, run
 from mwa_export.embed_stages import Clock
 from mwa_export.errors import ClusterError, DataError, MissingPackageError, OptionsError
-from mwa_export.runtime_choice import RuntimeOptions
+from mwa_export.runtimes.choose import RuntimeOptions
 
 ONNX = RuntimeOptions("onnxruntime", "float32", threads=1)
 OPTIONS = EmbedOptions(shard_size=8, batch=4)

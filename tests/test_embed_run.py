@@ -15,7 +15,6 @@ from embed_samples import ONNX, ListSource, embed, errors, pictures, texts, vect
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.embed_job import EmbedOptions, Job, shards
 from mwa_export.embed_output import WORK, load_job
@@ -24,6 +23,7 @@ from mwa_export.embed_rows import Problem, Row
 from mwa_export.embed_run import RunOptions, rehearse
 from mwa_export.embed_verify import verify
 from mwa_export.errors import DataError, MwaExportError, OptionsError
+from mwa_export.runtimes.onnxrt import OnnxBackend
 
 WIDTH_TOLERANCE = {"float32": 1e-6, "float16": 1e-3, "int8": 0.02}
 
@@ -206,7 +206,7 @@ def test_a_vector_that_is_not_finite_is_an_error_of_its_row(bundle: Path, tmp_pa
 
     with (
         mock.patch.object(OnnxBackend, "embed_images", spoiled),
-        mock.patch("mwa_export.backend_onnx.check_conformance"),
+        mock.patch("mwa_export.runtimes.onnxrt.check_conformance"),
     ):
         embed(bundle, [pictures(5)], tmp_path / "out")
     assert [(e["row"], e["code"]) for e in errors(tmp_path / "out")] == [

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from calib_files import Array, cosine, embeddings, make_samples, names
 
-from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
@@ -18,6 +17,7 @@ from mwa_export.calib.sites import NormFold, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
 from mwa_export.calib.variants import Variants
 from mwa_export.graphs.edit import FloatGraph
+from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.spec import TOWERS
 
 

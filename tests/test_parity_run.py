@@ -14,7 +14,6 @@ from commands import save
 from configs import MWA
 from parity_files import export, quantized, states, write_test_set, write_tokenizer
 
-from mwa_export.backend_torch import TorchBackend
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import (
     BundleError,
@@ -29,6 +28,7 @@ from mwa_export.parity import compare
 from mwa_export.parity_run import RunOptions, compare_models, compare_sides
 from mwa_export.report_write import write_reports
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.runtimes.pytorch import TorchBackend
 from mwa_export.sides import CheckpointOptions, Side
 from mwa_export.spec import Embeddings
 

@@ -22,7 +22,7 @@ from mwa_export.embed_rows import Kind
 from mwa_export.embed_shards import Embedded
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.pictures import Picture
-from mwa_export.runtime_choice import RuntimeOptions
+from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.search_output import Query, open_output, picture_of, search_output
 from mwa_export.search_result import Found
 

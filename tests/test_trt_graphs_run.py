@@ -13,10 +13,10 @@ from commands import run
 from configs import MWA
 from trt_fake_gpu import LateDriver, LateTensorRT
 
-from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import ProfileError
 from mwa_export.inputs.noise import random_pixels, random_texts
+from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.trt.timing import batches_of, time_interleaved, usual_shape
 
 SIZE = MWA.backbone.image_size

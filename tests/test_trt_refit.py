@@ -17,7 +17,6 @@ from trt_fake import VERSIONS
 from trt_fake_gpu import LateDriver, LateTensorRT
 from trt_files import calibrated_bundle
 
-from mwa_export.backend_tensorrt import TensorRtBackend
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib import engine_graphs
 from mwa_export.calib.refit import structural_difference
@@ -25,6 +24,7 @@ from mwa_export.calib.value_ranges import largest_magnitudes
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.retrieval_data import RetrievalData
+from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import AdapterConfig
 from mwa_export.trt.engine import engines_of
 

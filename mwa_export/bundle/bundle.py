@@ -22,8 +22,8 @@ from mwa_export.spec import ModelConfig, Port, Tower, TowerSpec
 
 if TYPE_CHECKING:
     from mwa_export.bundle_embed import PictureLike
-    from mwa_export.runtime_choice import RuntimeOptions
-    from mwa_export.runtimes import Opened
+    from mwa_export.runtimes.choose import RuntimeOptions
+    from mwa_export.runtimes.open import Opened
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -211,7 +211,7 @@ class Bundle:
             RuntimeUnavailableError, VerificationError, OptionsError: see `runtimes.open_backend`.
         """
         if options is not None or self._runtime is None:
-            from mwa_export.runtimes import open_backend
+            from mwa_export.runtimes.open import open_backend
 
             self._runtime = open_backend(self, options)
         return self._runtime

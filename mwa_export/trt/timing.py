@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mwa_export.backend_onnx import image_feed
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.inputs.tokenizer import BOS, EOS
+from mwa_export.runtimes.onnxrt import image_feed
 from mwa_export.spec import Tower
 from mwa_export.trt.profiles import Profile
 from mwa_export.trt.run import SETS, EngineRunner

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
-from mwa_export.backend_onnx import OnnxBackend
 from mwa_export.bundle.bundle import MANIFEST, Bundle, write_manifest
 from mwa_export.errors import BundleError, VerificationError
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import random_tensors, training_args
+from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
 from mwa_export.towers.export import onnx_from_tower
 from mwa_export.towers.steps import STEPS
@@ -267,7 +267,7 @@ def test_opening_and_embedding_never_imports_torch(bundle: Path) -> None:
 
         sys.meta_path.insert(0, Refuse())
         import numpy as np
-        from mwa_export.backend_onnx import OnnxBackend
+        from mwa_export.runtimes.onnxrt import OnnxBackend
         from mwa_export.bundle.bundle import Bundle
 
         bundle = Bundle.open(sys.argv[1])

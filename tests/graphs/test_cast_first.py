@@ -10,12 +10,12 @@ import pytest
 from commands import run
 from onnx import TensorProto
 
-from mwa_export.backend_onnx import run_graph, session
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.engine_graphs import engine_graph
 from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.progress import Silent
+from mwa_export.runtimes.onnxrt import run_graph, session
 from mwa_export.trt.versions import EnginePrecision
 
 

@@ -27,9 +27,9 @@ from typed_towers import (
     value_types,
 )
 
-from mwa_export.backend_onnx import session
 from mwa_export.errors import BundleError, CalibrationError, OptionsError
 from mwa_export.graphs.typed import FLOAT32_NODES, LIMIT, Typed, to_float16
+from mwa_export.runtimes.onnxrt import session
 
 
 def casts(typed: Typed) -> int:

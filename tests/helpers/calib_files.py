@@ -12,14 +12,14 @@ import numpy as np
 from configs import CONFIGS
 from numpy.typing import NDArray
 
-from mwa_export.backend import Backend
-from mwa_export.backend_onnx import session
 from mwa_export.calib.samples import Samples
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.load import Model
 from mwa_export.model.synthetic import random_tensors
+from mwa_export.runtimes.backend import Backend
+from mwa_export.runtimes.onnxrt import session
 from mwa_export.spec import Tower
 from mwa_export.towers.export import onnx_from_tower
 from mwa_export.towers.extract import tower_from_model

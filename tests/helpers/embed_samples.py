@@ -17,7 +17,7 @@ from mwa_export.embed_output import ERRORS, load_job
 from mwa_export.embed_rows import Kind, Problem, Row, Scan
 from mwa_export.embed_run import RunOptions, Summary, run
 from mwa_export.embed_shards import read_shard, restored
-from mwa_export.runtime_choice import RuntimeOptions
+from mwa_export.runtimes.choose import RuntimeOptions
 
 ONNX = RuntimeOptions("onnxruntime", "float32")
 

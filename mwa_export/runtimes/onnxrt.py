@@ -9,12 +9,12 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend import check_conformance, expected_cosine
 from mwa_export.bundle.bundle import Bundle, Graph
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.errors import BundleError, RuntimeUnavailableError
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.optional import require
+from mwa_export.runtimes.backend import check_conformance, expected_cosine
 from mwa_export.spec import TOWERS, Embeddings, Port, Tower, TowerSpec
 
 GraphFile = tuple[Path, Graph]

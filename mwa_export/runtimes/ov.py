@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend import check_conformance, expected_cosine
-from mwa_export.backend_onnx import GraphFile, image_feed
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
 from mwa_export.errors import BundleError
 from mwa_export.optional import require
+from mwa_export.runtimes.backend import check_conformance, expected_cosine
+from mwa_export.runtimes.onnxrt import GraphFile, image_feed
 from mwa_export.spec import TOWERS, Embeddings, Tower
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mwa_export import runtimes
 from mwa_export.bundle.bundle import Bundle, Graph, Manifest
 from mwa_export.cpu import Machine
 from mwa_export.errors import OptionsError, RuntimeUnavailableError, VerificationError
-from mwa_export.runtime_choice import PRECISIONS, RuntimeOptions, choose
-from mwa_export.runtimes import open_backend
+from mwa_export.runtimes import open as runtimes
+from mwa_export.runtimes.choose import PRECISIONS, RuntimeOptions, choose
+from mwa_export.runtimes.open import open_backend
 
 VNNI = frozenset({"avx2", "avx512_vnni"})
 AMX = frozenset({"avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"})

@@ -14,12 +14,12 @@ import pytest
 from commands import refused, run
 from trt_fake_gpu import LateDriver, LateTensorRT
 
-from mwa_export import runtimes
 from mwa_export.bundle.bundle import Bundle, Manifest
 from mwa_export.cpu import Machine
 from mwa_export.errors import RuntimeUnavailableError
-from mwa_export.runtime_choice import RuntimeOptions, choose
-from mwa_export.runtimes import open_backend, this_machine
+from mwa_export.runtimes import open as runtimes
+from mwa_export.runtimes.choose import RuntimeOptions, choose
+from mwa_export.runtimes.open import open_backend, this_machine
 from mwa_export.trt.device import Device
 from mwa_export.trt.engine import engines_of, with_engines
 from mwa_export.trt.install import EngineHost

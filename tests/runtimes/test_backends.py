@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mwa_export.backend import Backend
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.demo import KEPT
@@ -23,8 +22,9 @@ from mwa_export.errors import OptionsError
 from mwa_export.export import ExportOptions, bundle_from_model
 from mwa_export.inputs.tokenizer import pad
 from mwa_export.model.load import ModelSource, load_model
-from mwa_export.runtime_choice import RuntimeOptions
-from mwa_export.runtimes import open_backend
+from mwa_export.runtimes.backend import Backend
+from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.runtimes.open import open_backend
 from mwa_export.sides import side_from_bundle
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO not installed")

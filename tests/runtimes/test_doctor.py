@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from commands import run
 
-from mwa_export.doctor import Doctor, Part, advice, examine
+from mwa_export.runtimes.doctor import Doctor, Part, advice, examine
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.backend import BFLOAT16_COSINE, check_conformance, expected_cosine
-from mwa_export.backend_onnx import GraphFile, image_feed
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import EngineError
+from mwa_export.runtimes.backend import BFLOAT16_COSINE, check_conformance, expected_cosine
+from mwa_export.runtimes.onnxrt import GraphFile, image_feed
 from mwa_export.spec import TOWERS, Embeddings, Tower
 from mwa_export.trt.buffers import Gpu
 from mwa_export.trt.device import Device, open_driver, select_device

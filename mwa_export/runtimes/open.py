@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from mwa_export.backend import Backend
-from mwa_export.backend_onnx import GraphFile, OnnxBackend, cuda_available
 from mwa_export.bundle.bundle import Bundle, Manifest
 from mwa_export.cpu import Machine, cores, fast_bfloat16, instruction_sets, pin_to_node
 from mwa_export.errors import OptionsError
-from mwa_export.runtime_choice import Choice, RuntimeOptions, choose
+from mwa_export.runtimes.backend import Backend
+from mwa_export.runtimes.choose import Choice, RuntimeOptions, choose
+from mwa_export.runtimes.onnxrt import GraphFile, OnnxBackend, cuda_available
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.install import driver_here, engine_host
 
@@ -80,7 +80,7 @@ def _open_cpu(
     threads = options.threads or cores()
     if choice.runtime == "onnxruntime":
         return OnnxBackend(bundle, graphs=graphs, threads=threads, check=options.check)
-    from mwa_export.backend_openvino import OpenVinoBackend
+    from mwa_export.runtimes.ov import OpenVinoBackend
 
     rest = choice.precision
     if rest == "int8":
@@ -107,7 +107,7 @@ def _open_cuda(
 def _open_tensorrt(
     bundle: Bundle, choice: Choice, options: RuntimeOptions, graphs: dict[Tower, GraphFile]
 ) -> Backend:
-    from mwa_export.backend_tensorrt import TensorRtBackend
+    from mwa_export.runtimes.trt import TensorRtBackend
 
     if graphs:
         raise OptionsError(
@@ -122,8 +122,8 @@ def _open_torch(
     bundle: Bundle, _choice: Choice, options: RuntimeOptions, _graphs: dict[Tower, GraphFile]
 ) -> Backend:
     """The unmerged reference, from the checkpoint; the bundle does not carry it."""
-    from mwa_export.backend_torch import TorchBackend
     from mwa_export.model.load import ModelSource, load_model
+    from mwa_export.runtimes.pytorch import TorchBackend
 
     size = bundle.manifest.model.backbone.image_size
     if options.reference is not None:

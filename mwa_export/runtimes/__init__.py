@@ -1,0 +1,1 @@
+"""All runtimes behind one interface, and the choice between them."""
