@@ -15,7 +15,7 @@ from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
 from mwa_export.calib.samples import Samples
 from mwa_export.demo import assets
 from mwa_export.demo_scenes import picture_from_seed
-from mwa_export.export import ExportOptions, bundle_from_model
+from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.model.load import ModelSource, load_model

@@ -17,7 +17,7 @@ from mwa_export.calib.samples import Samples, take_samples
 from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo import assets
 from mwa_export.demo_scenes import picture_from_seed, write_scenes
-from mwa_export.export import ExportOptions, bundle_from_model
+from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.files import sha256_of
 from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image

@@ -62,7 +62,7 @@ def command(
     steps_without(no_merge)
     check_new_folder(out, marker=MANIFEST, force=force)  # before the minutes that loading may take
 
-    from mwa_export.export import ExportOptions, bundle_from_model
+    from mwa_export.export.export import ExportOptions, bundle_from_model
     from mwa_export.model.load import load_model
 
     options = ExportOptions(image_input, no_merge, tokenizer, force)

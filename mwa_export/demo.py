@@ -12,7 +12,7 @@ from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo_scenes import write_scenes
 from mwa_export.embedding import embed_pictures, embed_token_ids
-from mwa_export.export import ExportOptions, bundle_from_model
+from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.files import new_folder
 from mwa_export.gates import Gates
 from mwa_export.metrics.recall import Recall, recall

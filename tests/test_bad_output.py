@@ -125,7 +125,7 @@ def test_old_bundle_comes_back_when_the_new_one_cannot_be_renamed(
         (errno.EFBIG, "the file system or a limit of this shell allows no file of this size."),
     ],
 )
-@pytest.mark.parametrize("step", ["tempfile.mkdtemp", "mwa_export.export.onnx_from_tower"])
+@pytest.mark.parametrize("step", ["tempfile.mkdtemp", "mwa_export.export.export.onnx_from_tower"])
 def test_disk_that_refuses_is_explained(
     step: str,
     code: int,
@@ -262,7 +262,7 @@ def test_graph_that_computes_something_else_is_never_written(
                 patch.setattr(merge, "fold_norm", slightly_wrong)
             return merge_tower(plan, *arguments)
 
-    monkeypatch.setattr("mwa_export.export.merge_tower", merge_one_tower_wrongly)
+    monkeypatch.setattr("mwa_export.export.export.merge_tower", merge_one_tower_wrongly)
     message = export_refused(checkpoint, "--force", status=1)
     assert message.startswith(f"the exported {tower} tower differs from the PyTorch reference: ")
     assert "allowed 2e-05. Nothing was written" in message

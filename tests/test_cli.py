@@ -13,10 +13,10 @@ from commands import run
 from configs import CONFIGS, MWA
 
 from mwa_export import Bundle, OnnxBackend
+from mwa_export.export.verify import TOLERANCE
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.runtimes.pytorch import TorchBackend
-from mwa_export.verify import TOLERANCE
 
 
 def test_onnx_writes_a_bundle_that_reproduces_the_reference(

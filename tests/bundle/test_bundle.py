@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mwa_export.bundle.bundle import MANIFEST, Bundle, write_manifest
 from mwa_export.errors import BundleError, VerificationError
-from mwa_export.export import ExportOptions, bundle_from_model
+from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import random_tensors, training_args
 from mwa_export.runtimes.onnxrt import OnnxBackend
@@ -242,7 +242,7 @@ def test_bundle_with_external_data_works_elsewhere(
     files: Files, exported: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     external = functools.partial(onnx_from_tower, external_bytes=0)
-    monkeypatch.setattr("mwa_export.export.onnx_from_tower", external)
+    monkeypatch.setattr("mwa_export.export.export.onnx_from_tower", external)
     bundle = files.export("external")
     assert {"vision.onnx.data", "text.onnx.data"} < set(bundle.manifest.files)
     assert bundle.manifest.space_id == exported.manifest.space_id
@@ -341,7 +341,7 @@ def test_space_differs_where_embeddings_do(
     files: Files, exported: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Only the ids matter here, and comparing takes most of the time of an export.
-    monkeypatch.setattr("mwa_export.export.verify_graph", lambda *_args, **_kwargs: 0.0)
+    monkeypatch.setattr("mwa_export.export.export.verify_graph", lambda *_args, **_kwargs: 0.0)
     other_spm = files.folder / "other.spm"
     other_spm.write_bytes(spm_model(60, seed=1))
     bundles = [

@@ -16,10 +16,10 @@ from cases import ALL, Case
 from exported import difference
 
 from mwa_export import spec
+from mwa_export.export.verify import TOLERANCE
 from mwa_export.model.load import Model
 from mwa_export.towers import extract, merge, onnx_ops
 from mwa_export.towers.onnx_ops import OnnxOps
-from mwa_export.verify import TOLERANCE
 
 Patch = pytest.MonkeyPatch
 

@@ -11,7 +11,7 @@ from commands import spm_model
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.export import ExportOptions, bundle_from_model
+from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.parity_result import Parity

@@ -19,7 +19,7 @@ from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo import assets
 from mwa_export.demo_scenes import write_scenes
 from mwa_export.errors import OptionsError
-from mwa_export.export import ExportOptions, bundle_from_model
+from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.inputs.tokenizer import pad
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.runtimes.backend import Backend

@@ -14,6 +14,7 @@ from configs import CONFIGS
 from exported import difference, write_graph
 from onnx import numpy_helper
 
+from mwa_export.export.verify import TOLERANCE
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.load import Model
@@ -24,7 +25,6 @@ from mwa_export.spec import ImageInput, ModelConfig, Tower
 from mwa_export.towers.extract import tower_from_model
 from mwa_export.towers.merge import merge_tower
 from mwa_export.towers.steps import STEPS
-from mwa_export.verify import TOLERANCE
 
 
 def random_model(config: ModelConfig) -> Model:

@@ -18,6 +18,7 @@ from mwa_export.bundle.bundle import (
     Manifest,
     write_manifest,
 )
+from mwa_export.export.verify import TOLERANCE, conformance_vectors, verify_graph
 from mwa_export.files import new_folder, sha256_of
 from mwa_export.graphs.build import OPSET
 from mwa_export.inputs.preprocess import IMAGE_SPEC
@@ -31,7 +32,6 @@ from mwa_export.towers.export import onnx_from_tower
 from mwa_export.towers.extract import tower_from_model
 from mwa_export.towers.merge import merge_tower
 from mwa_export.towers.steps import STEPS, steps_without
-from mwa_export.verify import TOLERANCE, conformance_vectors, verify_graph
 from mwa_export.version import __version__
 
 log = logging.getLogger(__name__)
