@@ -37,7 +37,7 @@ from mwa_export.data_karpathy import read_karpathy
 from mwa_export.demo_scenes import write_scenes
 from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.metrics.recall import recall
-from mwa_export.parity import compare
+from mwa_export.parity.measure import compare
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.sides import side_from_bundle

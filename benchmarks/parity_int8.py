@@ -23,8 +23,8 @@ from machine import cpu_name
 from onnxruntime.quantization import quantize_dynamic
 
 from mwa_export.data_karpathy import read_karpathy
-from mwa_export.parity_result import Parity
-from mwa_export.parity_run import RunOptions, compare_models
+from mwa_export.parity.result import Parity
+from mwa_export.parity.run import RunOptions, compare_models
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "parity_int8.json"
 

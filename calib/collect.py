@@ -17,7 +17,7 @@ from mwa_export.calib.histogram import Histogram
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.sites import Site
 from mwa_export.errors import CalibrationError
-from mwa_export.layer_probes import session_with_outputs
+from mwa_export.parity.probes import session_with_outputs
 from mwa_export.progress import Progress
 from mwa_export.runtimes.onnxrt import GraphFile, image_feed
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from mwa_export.layer_probes import session_with_outputs
+from mwa_export.parity.probes import session_with_outputs
 from mwa_export.progress import Progress
 from mwa_export.runtimes.onnxrt import GraphFile, image_feed
 

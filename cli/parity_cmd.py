@@ -118,7 +118,7 @@ def command(bundle: Path, reference: Path, data: Path, out: Path, **values: Any)
     """
     from mwa_export.errors import OptionsError
     from mwa_export.files import check_new_folder
-    from mwa_export.report_write import MARKER, write_reports
+    from mwa_export.parity.reports.write import MARKER, write_reports
 
     check_new_folder(out, marker=MARKER, force=values["force"])  # before the minutes of work
     if values["no_cache"] and values["cache"]:
@@ -126,7 +126,7 @@ def command(bundle: Path, reference: Path, data: Path, out: Path, **values: Any)
 
     from mwa_export.cli.parity_view import fail_if_failed, show
     from mwa_export.data_sources import read_data
-    from mwa_export.parity_run import compare_models
+    from mwa_export.parity.run import compare_models
 
     run, options = _run_options(values), _compare_options(values)
     with console.steps() as step:
@@ -155,7 +155,7 @@ def _columns(values: dict[str, Any]) -> Any:
 
 def _run_options(values: dict[str, Any]) -> Any:
     from mwa_export.embedding_cache import default_cache
-    from mwa_export.parity_run import RunOptions
+    from mwa_export.parity.run import RunOptions
     from mwa_export.runtimes.choose import RuntimeOptions
     from mwa_export.sides import CheckpointOptions
 
@@ -179,8 +179,8 @@ def _run_options(values: dict[str, Any]) -> Any:
 
 
 def _compare_options(values: dict[str, Any]) -> Any:
-    from mwa_export.gates import Gates
-    from mwa_export.parity import CompareOptions
+    from mwa_export.parity.gates import Gates
+    from mwa_export.parity.measure import CompareOptions
 
     bound = values["confidence"] is not None
     return CompareOptions(

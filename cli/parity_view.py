@@ -8,10 +8,7 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.errors import ParityError
-from mwa_export.parity_result import Parity
-from mwa_export.report.numbers import cosine, count, p_value, percent, points, share
-from mwa_export.report.text import printable
-from mwa_export.report_words import (
+from mwa_export.parity.reports.words import (
     drift,
     has_float32,
     headline,
@@ -19,6 +16,9 @@ from mwa_export.report_words import (
     left_out,
     margin_sentence,
 )
+from mwa_export.parity.result import Parity
+from mwa_export.report.numbers import cosine, count, p_value, percent, points, share
+from mwa_export.report.text import printable
 from mwa_export.spec import TOWERS
 
 

@@ -14,15 +14,15 @@ from mwa_export.demo_scenes import write_scenes
 from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.files import new_folder
-from mwa_export.gates import Gates
 from mwa_export.metrics.recall import Recall, recall
 from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.state_dict import expected_shapes
-from mwa_export.parity import CompareOptions
-from mwa_export.parity_result import Parity
-from mwa_export.parity_run import RunOptions, compare_models
+from mwa_export.parity.gates import Gates
+from mwa_export.parity.measure import CompareOptions
+from mwa_export.parity.reports.write import MARKER, write_reports
+from mwa_export.parity.result import Parity
+from mwa_export.parity.run import RunOptions, compare_models
 from mwa_export.progress import Progress, Silent
-from mwa_export.report_write import MARKER, write_reports
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.sides import side_from_bundle

@@ -15,7 +15,7 @@ from mwa_export.files import sha256_of
 from mwa_export.inputs.preprocess import IMAGE_SPEC, pixels_from_image
 from mwa_export.inputs.tokenizer import BOS, EOS, TEXT_SPEC, Tokenizer
 from mwa_export.optional import require
-from mwa_export.parity_result import SideInfo
+from mwa_export.parity.result import SideInfo
 from mwa_export.retrieval_data import Caption
 from mwa_export.runtimes.backend import Backend, GraphBackend
 from mwa_export.runtimes.choose import LABELS, RuntimeOptions

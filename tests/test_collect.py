@@ -18,7 +18,7 @@ from mwa_export.calib.histogram import Histogram
 from mwa_export.calib.sites import Site, find_sites
 from mwa_export.errors import CalibrationError
 from mwa_export.graphs.edit import FloatGraph
-from mwa_export.layer_probes import session_with_outputs
+from mwa_export.parity.probes import session_with_outputs
 from mwa_export.progress import Silent
 from mwa_export.runtimes.onnxrt import GraphFile, image_feed
 from mwa_export.spec import Tower

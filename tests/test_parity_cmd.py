@@ -162,7 +162,7 @@ def test_interrupted_run_leaves_no_report(
     def interrupt(*_args: object, **_more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mwa_export.parity_run.measure", interrupt)
+    monkeypatch.setattr("mwa_export.parity.run.measure", interrupt)
     outcome = run(
         *("parity", files / "bundle", "--reference", files / "bundle"),
         *("--data", files / "data", "--no-cache", "-o", folder / "report"),
@@ -178,10 +178,10 @@ def test_comparing_two_bundles_needs_no_torch(files: Path, tmp_path: Path) -> No
     code = (
         "import sys\n"
         "sys.modules['torch'] = sys.modules['onnx'] = None\n"
-        "from mwa_export.parity import compare\n"
+        "from mwa_export.parity.measure import compare\n"
         f"bundle = {str(files / 'bundle')!r}\n"
         f"result = compare(bundle, bundle, {str(files / 'data')!r})\n"
-        "from mwa_export.report_write import write_reports\n"
+        "from mwa_export.parity.reports.write import write_reports\n"
         "from pathlib import Path\n"
         f"print(write_reports(result, Path({str(tmp_path / 'report')!r})))\n"
     )

@@ -10,8 +10,8 @@ import pytest
 from commands import run
 from paths import ROOT
 
-from mwa_export import parity_result
 from mwa_export.cli.main import _COMMANDS
+from mwa_export.parity import result as parity_result
 from mwa_export.towers.steps import STEPS
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mwa_export.parity_result import GateResult
-
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 FINE_QUERIES = 5000  # from here on percent get a second decimal
@@ -64,15 +62,6 @@ def p_value(value: float) -> str:
     if not math.isfinite(value):
         return DASH
     return "< 0.001" if value < 0.001 else "1" if value == 1 else f"{value:.3f}"
-
-
-def gate_numbers(gate: GateResult) -> tuple[str, str]:
-    """The limit as it was set, and what was found with enough digits to tell it from the limit."""
-    written = cosine if "cosine" in gate.name else points
-    found = written(gate.found)
-    if found == written(gate.limit) and gate.found != gate.limit:
-        found = small(gate.found, 6)
-    return small(gate.limit, 9), found.lstrip("+")
 
 
 def _short(text: str) -> str:

@@ -14,7 +14,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.state_dict import AdapterOptions
-from mwa_export.parity_result import Parity
+from mwa_export.parity.result import Parity
 
 PIECES = 80  # of the tokenizer; the small models have 90 rows
 PICTURES = 20

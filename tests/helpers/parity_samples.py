@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.metrics.agreement import CosineSummary
-from mwa_export.parity_result import (
+from mwa_export.parity.result import (
     CrossCell,
     DataInfo,
     Direction,

@@ -143,7 +143,7 @@ def test_int8_is_close_to_float32_and_is_not_float32(quantized: Path, runtime: s
 
 @needs_openvino
 def test_layers_cannot_be_seen_on_openvino_and_that_is_said(quantized: Path) -> None:
-    from mwa_export.layer_drift import check_layers
+    from mwa_export.parity.layers import check_layers
 
     options = RuntimeOptions("openvino", "int8", allow_slow=True)
     side = side_from_bundle(quantized, runtime=options)

@@ -11,7 +11,7 @@ from mwa_export.metrics.agreement import overlap
 from mwa_export.metrics.ranking import Ranking
 from mwa_export.metrics.recall import KS
 from mwa_export.metrics.significance import bootstrap_interval, mcnemar
-from mwa_export.parity_result import Direction, DirectionResult, Margins, RecallChange
+from mwa_export.parity.result import Direction, DirectionResult, Margins, RecallChange
 
 Ints = NDArray[np.int64]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.metrics.ranking import Ranking
-from mwa_export.parity_result import Direction, Example
+from mwa_export.parity.result import Direction, Example
 from mwa_export.retrieval_data import Caption, RetrievalData
 
 Ints = NDArray[np.int64]

@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mwa_export.embedder import Embedder
 from mwa_export.errors import ImageError
 from mwa_export.metrics.agreement import cosine_distances
 from mwa_export.metrics.recall import Pairs, rank_both
-from mwa_export.parity_result import Stage
+from mwa_export.parity.embed import Embedder
+from mwa_export.parity.result import Stage
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.backend import Backend
 from mwa_export.sides import Side

@@ -9,11 +9,11 @@ from pathlib import Path
 from mwa_export.errors import ImageError
 from mwa_export.files import new_folder
 from mwa_export.inputs.pictures import Picture
-from mwa_export.parity_result import Parity
+from mwa_export.parity.reports.junit import junit_from_parity
+from mwa_export.parity.reports.markdown import markdown_from_parity
+from mwa_export.parity.reports.page import html_from_parity, thumbnail_rows
+from mwa_export.parity.result import Parity
 from mwa_export.report.thumbnails import thumbnail
-from mwa_export.report_html import html_from_parity, thumbnail_rows
-from mwa_export.report_junit import junit_from_parity
-from mwa_export.report_markdown import markdown_from_parity
 
 MARKER = "report.json"  # of a folder that was made here, and may be replaced with --force
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mwa_export.errors import OptionsError
 from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
-from mwa_export.parity_result import DirectionResult, GateResult, RecallChange
+from mwa_export.parity.result import DirectionResult, GateResult, RecallChange
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import OptionsError, RecallError
-from mwa_export.gates import Gates, check_gates
 from mwa_export.metrics.agreement import check_embeddings, cosine_summary
 from mwa_export.metrics.ranking import Ranking
 from mwa_export.metrics.recall import KS, Pairs, rank_both
-from mwa_export.parity_direction import Sampling, measure_direction, with_float32
-from mwa_export.parity_examples import Labels, worst_examples
-from mwa_export.parity_result import (
+from mwa_export.parity.directions import Sampling, measure_direction, with_float32
+from mwa_export.parity.examples import Labels, worst_examples
+from mwa_export.parity.gates import Gates, check_gates
+from mwa_export.parity.result import (
     CrossCell,
     DataInfo,
     LayerSnr,
@@ -103,7 +103,7 @@ def compare(
     """
     paths = (str, os.PathLike)
     if isinstance(reference, paths) and isinstance(candidate, paths):
-        from mwa_export.parity_run import compare_models
+        from mwa_export.parity.run import compare_models
 
         named = Path(data) if isinstance(data, paths) else data
         if not isinstance(named, (Path, RetrievalData)):

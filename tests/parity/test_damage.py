@@ -23,9 +23,9 @@ from parity_arrays import (
     unit,
 )
 
-from mwa_export.gates import Gates
 from mwa_export.metrics.recall import KS, recall
-from mwa_export.parity import CompareOptions, Vectors, compare
+from mwa_export.parity.gates import Gates
+from mwa_export.parity.measure import CompareOptions, Vectors, compare
 
 
 @given(SEEDS, st.integers(1, 30), st.integers(0, 40), st.floats(0.1, 3))

@@ -11,24 +11,13 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from mwa_export import report_charts as draw
-from mwa_export.parity_result import DIRECTION_NAMES, Parity, Which
-from mwa_export.report.numbers import (
-    MINUS,
-    cosine,
-    count,
-    gate_numbers,
-    p_value,
-    percent,
-    points,
-    share,
-    small,
-)
-from mwa_export.report_words import (
+from mwa_export.parity.reports import charts as draw
+from mwa_export.parity.reports.words import (
     also_failed,
     certain_changes,
     cross_sentence,
     drop_limits,
+    gate_numbers,
     has_float32,
     headline,
     is_identical,
@@ -37,6 +26,8 @@ from mwa_export.report_words import (
     margin_sentence,
     stage_sentence,
 )
+from mwa_export.parity.result import DIRECTION_NAMES, Parity, Which
+from mwa_export.report.numbers import MINUS, cosine, count, p_value, percent, points, share, small
 from mwa_export.spec import TOWERS
 
 SIDES: tuple[Which, ...] = ("reference", "candidate")

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mwa_export.errors import OptionsError
-from mwa_export.gates import Gates, check_gates
 from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.metrics.recall import MAX_RECALL_DROP
-from mwa_export.parity_result import Direction, DirectionResult, GateResult, Margins, RecallChange
+from mwa_export.parity.gates import Gates, check_gates
+from mwa_export.parity.result import Direction, DirectionResult, GateResult, Margins, RecallChange
 from mwa_export.spec import Tower
 
 

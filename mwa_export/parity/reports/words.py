@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from mwa_export.metrics.recall import SLACK
-from mwa_export.parity_result import DIRECTION_NAMES, DirectionResult, GateResult, Parity, Stage
+from mwa_export.parity.result import DIRECTION_NAMES, DirectionResult, GateResult, Parity, Stage
 from mwa_export.report.numbers import DASH, cosine, finite, points, small
 from mwa_export.spec import TOWERS, Tower
 
@@ -197,3 +197,12 @@ def drift(stage: Stage) -> str:
 def _list(words: Iterable[str]) -> str:
     *head, last = words
     return f"{', '.join(head)} and {last}" if head else last
+
+
+def gate_numbers(gate: GateResult) -> tuple[str, str]:
+    """The limit as it was set, and what was found with enough digits to tell it from the limit."""
+    written = cosine if "cosine" in gate.name else points
+    found = written(gate.found)
+    if found == written(gate.limit) and gate.found != gate.limit:
+        found = small(gate.found, 6)
+    return small(gate.limit, 9), found.lstrip("+")

@@ -14,7 +14,7 @@ from parity_files import export, quantized
 from mwa_export.errors import BundleError
 from mwa_export.graphs.build import GraphBuilder
 from mwa_export.model.synthetic import random_tensors
-from mwa_export.parity_run import RunOptions, compare_models
+from mwa_export.parity.run import RunOptions, compare_models
 from mwa_export.retrieval_data import RetrievalData
 
 

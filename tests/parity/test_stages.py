@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from parity_files import PIECES, export, states, write_test_set, write_tokenizer
 from PIL import Image
 
-from mwa_export import stages
 from mwa_export.data_sources import read_data
 from mwa_export.errors import ImageError, OptionsError
 from mwa_export.inputs.tokenizer import Tokenizer
-from mwa_export.parity_run import RunOptions, compare_models, compare_sides
+from mwa_export.parity import stages
+from mwa_export.parity.run import RunOptions, compare_models, compare_sides
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import Side
 from mwa_export.spec import Embeddings
@@ -156,7 +156,7 @@ def test_picture_that_becomes_unreadable_during_the_run_stops_it(
         (tmp_path / "data" / "003.png").write_bytes(b"no picture")
         return measured(*arguments)
 
-    monkeypatch.setattr("mwa_export.parity_run.drift_by_stage", later)
+    monkeypatch.setattr("mwa_export.parity.run.drift_by_stage", later)
     with pytest.raises(ImageError, match=r"003\.png.*changed during the run"):
         compare_sides(sides[0], other_precision(sides[1], files), data)
 

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from parity_samples import HOSTILE, identical_parity, sample_parity
 
-from mwa_export.parity_result import Parity
-from mwa_export.report_junit import junit_from_parity
+from mwa_export.parity.reports.junit import junit_from_parity
+from mwa_export.parity.result import Parity
 
 sample = cache(sample_parity)
 ANY_TEXT = st.text(

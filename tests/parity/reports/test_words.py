@@ -10,10 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from parity_samples import identical_parity, sample_parity
 
-from mwa_export.parity_result import DirectionResult, GateResult, Parity, Stage
+from mwa_export.parity.reports.words import also_failed, drift, headline
+from mwa_export.parity.result import DirectionResult, GateResult, Parity, Stage
 from mwa_export.report.numbers import DASH, MINUS, cosine, percent, points
 from mwa_export.report.text import printable
-from mwa_export.report_words import also_failed, drift, headline
 
 sample = cache(sample_parity)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

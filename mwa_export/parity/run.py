@@ -10,12 +10,13 @@ import numpy as np
 
 from mwa_export.bundle.bundle import MANIFEST
 from mwa_export.data_sources import read_data
-from mwa_export.embedder import Embedder
 from mwa_export.embedding_cache import Cache
 from mwa_export.errors import BundleError, DataError
-from mwa_export.layer_drift import check_layers, layer_drift
-from mwa_export.parity import CompareOptions, Context, Vectors, measure
-from mwa_export.parity_result import Parity
+from mwa_export.parity.embed import Embedder
+from mwa_export.parity.layers import check_layers, layer_drift
+from mwa_export.parity.measure import CompareOptions, Context, Vectors, measure
+from mwa_export.parity.result import Parity
+from mwa_export.parity.stages import Variant, drift_by_stage
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.choose import RuntimeOptions
@@ -28,7 +29,6 @@ from mwa_export.sides import (
     side_from_checkpoint,
 )
 from mwa_export.spec import Embeddings
-from mwa_export.stages import Variant, drift_by_stage
 
 
 class Finished(NamedTuple):

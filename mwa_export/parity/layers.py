@@ -13,7 +13,7 @@ from mwa_export.embedding import batches_by_length
 from mwa_export.errors import ImageError, OptionsError
 from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.tokenizer import pad
-from mwa_export.layer_probes import (
+from mwa_export.parity.probes import (
     Floats,
     Probe,
     check_named_blocks,
@@ -21,7 +21,7 @@ from mwa_export.layer_probes import (
     probe_graph,
     probe_reference,
 )
-from mwa_export.parity_result import LayerSnr
+from mwa_export.parity.result import LayerSnr
 from mwa_export.progress import Progress, Silent
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.onnxrt import OnnxBackend

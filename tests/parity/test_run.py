@@ -24,9 +24,9 @@ from mwa_export.errors import (
 )
 from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.model.synthetic import random_tensors
-from mwa_export.parity import compare
-from mwa_export.parity_run import RunOptions, compare_models, compare_sides
-from mwa_export.report_write import write_reports
+from mwa_export.parity.measure import compare
+from mwa_export.parity.reports.write import write_reports
+from mwa_export.parity.run import RunOptions, compare_models, compare_sides
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.pytorch import TorchBackend
 from mwa_export.sides import CheckpointOptions, Side
@@ -255,7 +255,7 @@ def test_what_can_be_refused_is_refused_before_anything_is_embedded(
     def never(*_args: Any, **_more: Any) -> Any:
         raise AssertionError("embedded something")
 
-    monkeypatch.setattr("mwa_export.embedder.embed_pictures", never)
+    monkeypatch.setattr("mwa_export.parity.embed.embed_pictures", never)
     reference, candidate = sides
     if case == "space":
         reference = replace(reference, info=replace(reference.info, space_id="other"))

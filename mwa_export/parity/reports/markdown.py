@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from mwa_export.parity_result import DirectionResult, Parity
+from mwa_export.parity.reports.words import drift, has_float32, headline, left_out, margin_sentence
+from mwa_export.parity.result import DirectionResult, Parity
 from mwa_export.report.numbers import cosine, count, p_value, percent, points, share
 from mwa_export.report.text import printable
-from mwa_export.report_words import drift, has_float32, headline, left_out, margin_sentence
 
 _LISTED = 5  # examples, excluded pictures
 _LONGEST = 200  # characters of a text, so that all of them fit a comment of 65,536

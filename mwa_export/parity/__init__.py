@@ -1,0 +1,1 @@
+"""What a conversion costs in recall: measure, judge, report."""

@@ -1,0 +1,1 @@
+"""Parity results as HTML, Markdown, JUnit and JSON."""
