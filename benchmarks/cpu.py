@@ -25,12 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mwa_export.bench import BenchOptions, run_bench
-from mwa_export.bench_inputs import COCO_LEAST, COCO_MEAN, COCO_MOST, COCO_SPREAD
-from mwa_export.bench_peers import PEERS
-from mwa_export.bench_report import HEAD as BENCH_HEAD
-from mwa_export.bench_report import peak_sentence, rows_of, skipped_lines
-from mwa_export.bench_result import Bench, Figure, Section
+from mwa_export.bench.inputs import COCO_LEAST, COCO_MEAN, COCO_MOST, COCO_SPREAD
+from mwa_export.bench.peers import PEERS
+from mwa_export.bench.report import HEAD as BENCH_HEAD
+from mwa_export.bench.report import peak_sentence, rows_of, skipped_lines
+from mwa_export.bench.result import Bench, Figure, Section
+from mwa_export.bench.run import BenchOptions, run_bench
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle

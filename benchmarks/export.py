@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from machine import cpu_name
 
-from mwa_export.bench_plain import plain_export
+from mwa_export.bench.plain import plain_export
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.load import Model, ModelSource, load_model

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mwa_export.bench.section import merged_plan
 from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.engine_graphs import CALIBRATED, engine_graph
@@ -27,7 +28,7 @@ from mwa_export.model.synthetic import beit3_config, random_tensors, training_ar
 from mwa_export.progress import Progress
 from mwa_export.sides import Side, side_from_bundle
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
-from mwa_export.towers.macs import count_macs, merged_plan
+from mwa_export.towers.macs import count_macs
 from mwa_export.trt.versions import EnginePrecision, is_typed
 
 VISION_BATCHES = (1, 8, 32, 128)

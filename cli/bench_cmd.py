@@ -85,13 +85,13 @@ def command(bundle: Path, out: Path, **values: Any) -> None:
     Every round runs each contender once, in shuffled order; what counts are the ratios within a
     round. Writes bench.md, bench.svg and bench.json. What cannot run is listed with its reason.
     """
-    from mwa_export.bench_report import MARKER, write_bench
+    from mwa_export.bench.report import MARKER, write_bench
     from mwa_export.errors import OptionsError
     from mwa_export.files import check_new_folder
 
     check_new_folder(out, marker=MARKER, force=values["force"])  # before the minutes of work
 
-    from mwa_export.bench import BenchOptions, run_bench
+    from mwa_export.bench.run import BenchOptions, run_bench
     from mwa_export.bench_reference import reference_model
     from mwa_export.bundle.bundle import Bundle
 
@@ -141,8 +141,8 @@ def _checkpoint_options(values: dict[str, Any]) -> Any:
 
 
 def _show(result: Any) -> None:
-    from mwa_export.bench_chart import heading
-    from mwa_export.bench_report import HEAD, peak_sentence, rows_of, skipped_lines, window_sentence
+    from mwa_export.bench.chart import heading
+    from mwa_export.bench.report import HEAD, peak_sentence, rows_of, skipped_lines, window_sentence
     from mwa_export.report.text import printable
 
     fits = [column for column, name in enumerate(HEAD) if name not in ("calls", "GOP/s")]

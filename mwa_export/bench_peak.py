@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mwa_export.bench_result import Peak
-from mwa_export.bench_timing import Turn, quartiles
+from mwa_export.bench.result import Peak
+from mwa_export.bench.timing import Turn, quartiles
 from mwa_export.cpu import cores, fast_bfloat16, instruction_sets
 from mwa_export.runtimes.onnxrt import session
 from mwa_export.spec import Port

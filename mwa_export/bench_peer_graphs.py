@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bench_contenders import CannotRunError, Run, reason_of
-from mwa_export.bench_inputs import Batch, Pool, padded
+from mwa_export.bench.contenders import CannotRunError, Run, reason_of
+from mwa_export.bench.inputs import Batch, Pool, padded
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.reference import ReferenceModel
 from mwa_export.optional import require
@@ -82,7 +82,7 @@ class PlainGraph:
             require("onnxscript", extra="export", why="export with torch.onnx")
         except Exception as error:
             raise CannotRunError(f"needs onnxscript: pip install onnxscript ({error})") from error
-        from mwa_export.bench_plain import plain_export
+        from mwa_export.bench.plain import plain_export
 
         rows = [self._pool.calibration[0]] * 2
         batch = (np.stack(rows),) if self.tower == "vision" else self._padded(rows)

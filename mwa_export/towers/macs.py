@@ -8,21 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mwa_export.bundle.bundle import Manifest
-from mwa_export.spec import HEAD_DIM, ModelConfig, Tower
+from mwa_export.spec import HEAD_DIM
 from mwa_export.towers.forward import TowerPlan, run
 
 Shape = tuple[int, ...]
-
-
-def merged_plan(manifest: Manifest, tower: Tower) -> TowerPlan:
-    """The structure of a bundle's own graphs."""
-    return _plan(manifest.model, tower, frozenset(manifest.export["merges"]))
-
-
-def unmerged_plan(config: ModelConfig, tower: Tower) -> TowerPlan:
-    """The structure of the reference, and of a plain export of it."""
-    return _plan(config, tower, frozenset())
 
 
 def count_macs(plan: TowerPlan, batch: int, length: int | None = None) -> int:
@@ -121,10 +110,3 @@ class _CountOps:
 
     def unit(self, x: Shape) -> Shape:
         return x[0], x[2]
-
-
-def _plan(config: ModelConfig, tower: Tower, merges: frozenset[str]) -> TowerPlan:
-    adapter = config.adapter
-    if adapter is not None and not adapter.applies_to(tower):
-        adapter = None
-    return TowerPlan(tower, config.backbone, adapter, config.enhancer, merges)

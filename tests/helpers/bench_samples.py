@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mwa_export.bench_result import (
+from mwa_export.bench.result import (
     Bench,
     Figure,
     Kind,

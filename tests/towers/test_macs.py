@@ -9,12 +9,13 @@ import onnx
 import pytest
 from configs import CONFIGS
 
+from mwa_export.bench.section import merged_plan, unmerged_plan
 from mwa_export.bundle.bundle import Manifest
 from mwa_export.model.synthetic import beit3_config, random_tensors
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
 from mwa_export.towers.export import onnx_from_tower
 from mwa_export.towers.extract import tower_from_model
-from mwa_export.towers.macs import count_macs, merged_plan, unmerged_plan
+from mwa_export.towers.macs import count_macs
 from mwa_export.towers.merge import merge_tower
 from mwa_export.towers.steps import STEPS
 

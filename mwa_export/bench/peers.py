@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mwa_export.bench_contenders import Contender, Run, quiet
-from mwa_export.bench_inputs import Pool
+from mwa_export.bench.contenders import Contender, Run, quiet
+from mwa_export.bench.inputs import Pool
 from mwa_export.errors import OptionsError
 from mwa_export.spec import Tower
 
@@ -100,9 +100,9 @@ class Peers:
         def open_(tower: Tower) -> Run:
             with quiet():
                 if peer.runtime == "torch":
-                    from mwa_export import bench_peer_torch
+                    from mwa_export.bench import pytorch
 
-                    torch_factory = getattr(bench_peer_torch, peer.factory)
+                    torch_factory = getattr(pytorch, peer.factory)
                     run: Run = torch_factory(self._reference, tower)
                 else:
                     from mwa_export import bench_peer_graphs

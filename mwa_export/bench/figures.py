@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bench_contenders import Contender
-from mwa_export.bench_ours import our_name
+from mwa_export.bench.contenders import Contender
+from mwa_export.bench.ours import our_name
+from mwa_export.bench.peers import PEERS
+from mwa_export.bench.result import Figure, Peak
+from mwa_export.bench.timing import Turn, percentile, quartiles, same_round_ratios
 from mwa_export.bench_peak import Kernel, best_kernels, peak_of, speeds
-from mwa_export.bench_peers import PEERS
-from mwa_export.bench_result import Figure, Peak
-from mwa_export.bench_timing import Turn, percentile, quartiles, same_round_ratios
 
 # What ratios and cosines refer to: the first of these that ran, else the first contender.
 BASELINES = (PEERS["eager"].name, our_name("onnxruntime", "float32"))

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import platform
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from mwa_export.cpu import cores, cpu_name, instruction_sets
 from mwa_export.spec import Tower
+
+_PACKAGES = (
+    *("mwa-export", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "onnx"),
+    *("onnxscript", "nncf", "optimum", "optimum-onnx"),
+)
 
 SCHEMA = 1
 
@@ -129,3 +138,29 @@ def _section(data: dict[str, Any]) -> Section:
         "peaks": tuple(Peak(**peak | {"shape": tuple(peak["shape"])}) for peak in data["peaks"]),
     }
     return Section(**data | parts)
+
+
+def this_machine(threads: int) -> Machine:
+    """The processor, the system and the versions of all that takes part."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Machine(
+        cpu=cpu_name(),
+        cores=cores(),
+        threads=threads,
+        instruction_sets=tuple(sorted(instruction_sets() or ())),
+        system=f"{platform.system()} {platform.machine()}",
+        load=_load(),
+        versions=versions,
+    )
+
+
+def _load() -> float | None:
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):  # Windows, and systems that do not tell
+        return None

@@ -11,14 +11,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mwa_export.bench_contenders import quiet, reason_of
-from mwa_export.bench_inputs import Pool, caption_pool, picture_pool
-from mwa_export.bench_machine import this_machine
-from mwa_export.bench_ours import our_contenders
-from mwa_export.bench_peak import Kernel, kernels
-from mwa_export.bench_peers import PEERS, Peers, chosen_peers
-from mwa_export.bench_result import Bench, Section, Settings, Skipped
-from mwa_export.bench_section import (
+from mwa_export.bench.contenders import quiet, reason_of
+from mwa_export.bench.inputs import Pool, caption_pool, picture_pool
+from mwa_export.bench.ours import our_contenders
+from mwa_export.bench.peers import PEERS, Peers, chosen_peers
+from mwa_export.bench.result import Bench, Section, Settings, Skipped, this_machine
+from mwa_export.bench.section import (
     SEED,
     Opened,
     Workload,
@@ -26,7 +24,8 @@ from mwa_export.bench_section import (
     measure_section,
     window_rows,
 )
-from mwa_export.bench_timing import FEWEST_ROUNDS
+from mwa_export.bench.timing import FEWEST_ROUNDS
+from mwa_export.bench_peak import Kernel, kernels
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
 from mwa_export.errors import OptionsError

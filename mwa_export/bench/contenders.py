@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mwa_export.bench_inputs import Batch
-from mwa_export.bench_result import Kind
+from mwa_export.bench.inputs import Batch
+from mwa_export.bench.result import Kind
 from mwa_export.errors import MwaExportError
 from mwa_export.spec import Embeddings, Tower
 

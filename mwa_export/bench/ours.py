@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mwa_export.bench_contenders import CannotRunError, Contender, Run
+from mwa_export.bench.contenders import CannotRunError, Contender, Run
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import OptionsError
 from mwa_export.runtimes.backend import Backend

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from mwa_export.bench_result import Bench, Figure, Section
+from mwa_export.bench.result import Bench, Figure, Section
 from mwa_export.report.svg import ticks
 
 WIDTH = 860.0

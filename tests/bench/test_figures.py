@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mwa_export.bench_contenders import Contender, reason_of
-from mwa_export.bench_figures import Timed, figures_from_turns, mean_cosine
-from mwa_export.bench_ours import our_name
+from mwa_export.bench.contenders import Contender, reason_of
+from mwa_export.bench.figures import Timed, figures_from_turns, mean_cosine
+from mwa_export.bench.ours import our_name
+from mwa_export.bench.peers import PEERS
+from mwa_export.bench.result import Kind
+from mwa_export.bench.timing import Turn
 from mwa_export.bench_peak import Kernel, kernels
-from mwa_export.bench_peers import PEERS
-from mwa_export.bench_result import Kind
-from mwa_export.bench_timing import Turn
 from mwa_export.errors import BundleError
 
 EAGER, ORT = PEERS["eager"].name, our_name("onnxruntime", "float32")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mwa_export.bench_contenders import Contender, Run, quiet, reason_of
-from mwa_export.bench_figures import Timed, figures_from_turns
-from mwa_export.bench_inputs import (
+from mwa_export.bench.contenders import Contender, Run, quiet, reason_of
+from mwa_export.bench.figures import Timed, figures_from_turns
+from mwa_export.bench.inputs import (
     TEXT_WINDOW,
     VISION_WINDOW,
     Pool,
@@ -17,14 +17,15 @@ from mwa_export.bench_inputs import (
     captions_padded,
     pictures_in_order,
 )
+from mwa_export.bench.result import Section, Skipped
+from mwa_export.bench.timing import Entry, interleave, one_turn
 from mwa_export.bench_peak import Kernel
-from mwa_export.bench_result import Section, Skipped
-from mwa_export.bench_timing import Entry, interleave, one_turn
 from mwa_export.bundle.bundle import Manifest
 from mwa_export.errors import MwaExportError
 from mwa_export.progress import Progress
-from mwa_export.spec import Tower
-from mwa_export.towers.macs import count_macs, merged_plan, unmerged_plan
+from mwa_export.spec import ModelConfig, Tower
+from mwa_export.towers.forward import TowerPlan
+from mwa_export.towers.macs import count_macs
 
 SEED = 0  # of inputs and of the order within the rounds
 
@@ -175,3 +176,20 @@ def _without_input(run: Callable[[], object]) -> Callable[[Any], None]:
         run()
 
     return ignoring
+
+
+def merged_plan(manifest: Manifest, tower: Tower) -> TowerPlan:
+    """The structure of a bundle's own graphs."""
+    return _plan(manifest.model, tower, frozenset(manifest.export["merges"]))
+
+
+def unmerged_plan(config: ModelConfig, tower: Tower) -> TowerPlan:
+    """The structure of the reference, and of a plain export of it."""
+    return _plan(config, tower, frozenset())
+
+
+def _plan(config: ModelConfig, tower: Tower, merges: frozenset[str]) -> TowerPlan:
+    adapter = config.adapter
+    if adapter is not None and not adapter.applies_to(tower):
+        adapter = None
+    return TowerPlan(tower, config.backbone, adapter, config.enhancer, merges)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mwa_export.bench_timing import (
+from mwa_export.bench.timing import (
     Entry,
     Turn,
     interleave,
@@ -129,7 +129,7 @@ def test_percentile_of_no_share_is_a_bug_of_ours(share: float) -> None:
 def test_settling_waits_before_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     sleep: Callable[[float], None] = waited.append
-    monkeypatch.setattr("mwa_export.bench_timing.time.sleep", sleep)
+    monkeypatch.setattr("mwa_export.bench.timing.time.sleep", sleep)
     machine = FakeMachine()
     entries = {name: machine.entry(name, 1.0) for name in "ab"}
     interleave(entries, range(3), settle=0.25, clock=machine.clock)

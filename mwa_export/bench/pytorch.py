@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mwa_export.bench_contenders import Run
-from mwa_export.bench_inputs import Batch
+from mwa_export.bench.contenders import Run
+from mwa_export.bench.inputs import Batch
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.reference import ReferenceModel
 from mwa_export.spec import Embeddings, Tower

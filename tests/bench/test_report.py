@@ -13,16 +13,16 @@ import pytest
 from bench_samples import BROKEN, OURS, PEER, figure, sample
 from paths import ROOT
 
-from mwa_export import bench_result
-from mwa_export.bench_chart import svg_from_bench
-from mwa_export.bench_report import (
+from mwa_export.bench import result as bench_result
+from mwa_export.bench.chart import svg_from_bench
+from mwa_export.bench.report import (
     markdown_from_bench,
     method,
     rows_of,
     skipped_lines,
     write_bench,
 )
-from mwa_export.bench_result import SCHEMA, Bench
+from mwa_export.bench.result import SCHEMA, Bench
 from mwa_export.errors import BundleError
 from mwa_export.report.numbers import DASH
 

@@ -12,12 +12,13 @@ import pytest
 from commands import files_below, refused, run, save
 from configs import MWA
 
-from mwa_export import bench_ours, bench_peak, bench_peer_torch
-from mwa_export.bench import BenchOptions, run_bench
-from mwa_export.bench_ours import our_name
-from mwa_export.bench_peers import PEERS, chosen_peers
-from mwa_export.bench_result import Bench, Figure, Section
-from mwa_export.bench_timing import interleave
+from mwa_export import bench_peak
+from mwa_export.bench import ours, pytorch
+from mwa_export.bench.ours import our_name
+from mwa_export.bench.peers import PEERS, chosen_peers
+from mwa_export.bench.result import Bench, Figure, Section
+from mwa_export.bench.run import BenchOptions, run_bench
+from mwa_export.bench.timing import interleave
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import MwaExportError, OptionsError
 from mwa_export.model.synthetic import random_tensors
@@ -29,7 +30,7 @@ ORT = our_name("onnxruntime", "float32")
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small kernels, no waiting."""
     monkeypatch.setattr(bench_peak, "SHAPES", ((32, 64, 32),))
-    monkeypatch.setattr("mwa_export.bench_timing.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("mwa_export.bench.timing.time.sleep", lambda _seconds: None)
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_peer_that_fails_is_listed_and_the_others_are_measured(
 
         return run
 
-    monkeypatch.setattr(bench_peer_torch, "compiled", opens_but_fails)
+    monkeypatch.setattr(pytorch, "compiled", opens_but_fails)
     model = load_model(ModelSource(files / "checkpoint.pth"))
     options = BenchOptions(("vision",), (2,), 3, ("onnxruntime",), ("compile", "eager"), peak=False)
     result = run_bench(Bundle.open(files / "bundle"), options, model=model)
@@ -129,7 +130,7 @@ def test_bug_in_a_contender_of_ours_is_not_hidden(
     def broken(*_args: object) -> Any:
         raise TypeError("a bug")
 
-    monkeypatch.setattr(bench_ours, "_backend", broken)
+    monkeypatch.setattr(ours, "_backend", broken)
     options = BenchOptions(("vision",), (1,), 3, ("onnxruntime",), ("none",), peak=False)
     with pytest.raises(TypeError, match="a bug"):
         run_bench(Bundle.open(files / "bundle"), options)
@@ -141,7 +142,7 @@ def test_nothing_that_runs_is_an_error_with_every_reason(
     def missing(*_args: object) -> Any:
         raise MwaExportError("not here")
 
-    monkeypatch.setattr(bench_ours, "_backend", missing)
+    monkeypatch.setattr(ours, "_backend", missing)
     options = BenchOptions(("vision",), (1,), 3, ("onnxruntime",), ("none",), peak=False)
     with pytest.raises(MwaExportError, match=r"nothing runs the vision tower.*float32: not here"):
         run_bench(Bundle.open(files / "bundle"), options)
@@ -162,8 +163,8 @@ def test_every_shape_is_warmed_up_before_the_clock_runs(
         timing.append(len(seen))
         return interleave(*args, **more)
 
-    monkeypatch.setattr(bench_ours, "_backend", lambda *_args: Backend())
-    monkeypatch.setattr("mwa_export.bench_section.interleave", watched)
+    monkeypatch.setattr(ours, "_backend", lambda *_args: Backend())
+    monkeypatch.setattr("mwa_export.bench.section.interleave", watched)
     options = BenchOptions(("text",), (4,), 4, ("onnxruntime",), ("none",), "coco", peak=False)
     run_bench(Bundle.open(files / "bundle"), options)
     before, timed = set(seen[: timing[0]]), set(seen[timing[0] :])
@@ -227,5 +228,5 @@ def test_chosen_peers_keep_their_order_and_all_is_all() -> None:
 
 def test_help_names_every_peer_and_runtime() -> None:
     text = "".join(run("bench", "--help").stdout.split())  # names may be broken at a hyphen
-    for name in (*PEERS, *bench_ours.NAMES):
+    for name in (*PEERS, *ours.NAMES):
         assert name in text, name

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from mwa_export.bench_chart import by_speed, heading, rate, svg_from_bench
-from mwa_export.bench_result import Bench, Figure, Section
+from mwa_export.bench.chart import by_speed, heading, rate, svg_from_bench
+from mwa_export.bench.result import Bench, Figure, Section
 from mwa_export.files import new_folder
 from mwa_export.report.numbers import DASH
 

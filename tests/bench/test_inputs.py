@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mwa_export.bench_inputs import (
+from mwa_export.bench.inputs import (
     CALIBRATION,
     COCO_LEAST,
     COCO_MOST,

@@ -1,0 +1,1 @@
+"""Time a bundle against its peers in one interleaved run."""
