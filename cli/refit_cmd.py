@@ -44,7 +44,7 @@ def command(bundle: Path, out: Path, force: bool, device: int, **model_values: A
     source = source_from(model_values)
     check_new_folder(out, marker=MANIFEST, force=force)
     load_tensorrt()  # before anything is read
-    from mwa_export.calib.refit import refit_bundle
+    from mwa_export.engines.refit import refit_bundle
 
     with console.steps() as step:
         done = refit_bundle(

@@ -144,9 +144,9 @@ def command(bundle: Path, out: Path | None, **values: Any) -> None:
     if out is not None:
         check_new_folder(out, marker=MANIFEST, force=values["force"])
     load_tensorrt()  # before anything is read
-    from mwa_export.calib.best_engines import best_engines
-    from mwa_export.calib.engines import build_engines
     from mwa_export.cli import trt_view
+    from mwa_export.engines.best import best_engines
+    from mwa_export.engines.build import build_engines
 
     done: Any
     with console.steps() as step:
@@ -182,7 +182,7 @@ def _read(path: Path | None, **how: Any) -> Any:
 
 
 def _options(values: dict[str, Any]) -> Any:
-    from mwa_export.calib.engines import BATCH, EngineOptions
+    from mwa_export.engines.build import BATCH, EngineOptions
     from mwa_export.trt.build import GIB, BuildOptions
     from mwa_export.trt.profiles import Span
 

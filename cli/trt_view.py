@@ -8,8 +8,8 @@ from mwa_export.cli import console
 from mwa_export.spec import TOWERS
 
 if TYPE_CHECKING:
-    from mwa_export.calib.best_engines import Best, Candidate
-    from mwa_export.calib.engines import EnginesBuilt
+    from mwa_export.engines.best import Best, Candidate
+    from mwa_export.engines.build import EnginesBuilt
 
 
 def show(done: EnginesBuilt) -> None:

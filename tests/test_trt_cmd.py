@@ -15,7 +15,7 @@ from trt_fake import GIB, VERSIONS, FakeDriver, FakeTensorRT
 from trt_files import calibrated_bundle
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.calib import engine_graphs
+from mwa_export.engines import graphs
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.trt import install
 from mwa_export.trt.engine import engines_of
@@ -204,7 +204,7 @@ def test_many_gemms_in_float32_are_shown(
 ) -> None:
     assert "of the GEMMs" not in trt_command(bundle, "--fp16")
     names = [f"blocks.0.{linear}.MatMul" for linear in ("qkv", "out", "fc1_down", "fc2_up")]
-    monkeypatch.setattr(engine_graphs, "largest_magnitudes", lambda *_: dict.fromkeys(names, 1e6))
+    monkeypatch.setattr(graphs, "largest_magnitudes", lambda *_: dict.fromkeys(names, 1e6))
     said = trt_command(bundle, "--fp16", "--rebuild")
     assert "of the GEMMs compute in float32" in said
     assert "--bf16" in said
@@ -219,7 +219,7 @@ def test_data_is_measured(
         rows.append(sum(len(batch[0]) for batch in batches))
         return {}
 
-    monkeypatch.setattr(engine_graphs, "largest_magnitudes", count)
+    monkeypatch.setattr(graphs, "largest_magnitudes", count)
     vectors = Bundle.open(bundle).conformance()
     trt_command(bundle, "--fp16", "--data", files / "data", "--samples", 16)
     assert rows == [16 + len(vectors.pixels), 16 + len(vectors.token_ids)]

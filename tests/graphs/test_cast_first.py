@@ -11,7 +11,7 @@ from commands import run
 from onnx import TensorProto
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.calib.engine_graphs import engine_graph
+from mwa_export.engines.graphs import engine_graph
 from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.progress import Silent

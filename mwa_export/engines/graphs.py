@@ -15,7 +15,7 @@ from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
 from mwa_export.calib.insert import quantized_graph
 from mwa_export.calib.sites import find_sites
-from mwa_export.calib.value_ranges import Inputs, largest_magnitudes
+from mwa_export.engines.ranges import Inputs, largest_magnitudes
 from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph

@@ -15,9 +15,9 @@ from onnx import TensorProto, numpy_helper
 from trt_files import calibrated_bundle
 
 from mwa_export.bundle.bundle import Bundle, write_manifest
-from mwa_export.calib import engine_graphs
-from mwa_export.calib.engine_graphs import CALIBRATED, EngineGraph, engine_graph
-from mwa_export.calib.value_ranges import Inputs, largest_magnitudes
+from mwa_export.engines import graphs
+from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph
+from mwa_export.engines.ranges import Inputs, largest_magnitudes
 from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.graphs.lint.check import lint
 from mwa_export.progress import Silent
@@ -198,7 +198,7 @@ def test_bfloat16_needs_no_measurement(
     def measure(*_: Any) -> dict[str, float]:
         raise AssertionError("nothing is decided by it")
 
-    monkeypatch.setattr(engine_graphs, "largest_magnitudes", measure)
+    monkeypatch.setattr(graphs, "largest_magnitudes", measure)
     made(Bundle.open(files / "bundle"), "text", tmp_path, precision="bfloat16")
 
 
@@ -221,7 +221,7 @@ def test_what_is_compiled_was_checked_by_its_rules(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checked: list[tuple[Path, str]] = []
-    monkeypatch.setattr(engine_graphs, "check", lambda *given: checked.append(given))
+    monkeypatch.setattr(graphs, "check", lambda *given: checked.append(given))
     graph, _model = made(calibrated, "text", tmp_path, precision=precision, major=major)
     assert checked == [(graph.path, name) for name in rules]
 
@@ -275,7 +275,7 @@ def test_many_gemms_in_float32_are_told_and_bfloat16_advised(
     shares = []
     for few in (1, len(products) // 2):
         large = {node.output[0]: 1e6 for node in products[:few]}
-        monkeypatch.setattr(engine_graphs, "largest_magnitudes", lambda *_, large=large: large)
+        monkeypatch.setattr(graphs, "largest_magnitudes", lambda *_, large=large: large)
         graph, _model = made(bundle, "text", tmp_path)
         share = graph.float32_gemms
         assert share >= few / len(products)
@@ -345,7 +345,7 @@ def test_a_graph_that_computes_something_else_is_refused(
     }
     for precision, (least, advice) in expected.items():
         for found in (float(least) - 1e-4, float("nan")):
-            monkeypatch.setattr(engine_graphs, "_cosine", lambda *_, found=found, **__: found)
+            monkeypatch.setattr(graphs, "_cosine", lambda *_, found=found, **__: found)
             with pytest.raises(VerificationError, match=rf"expected {least} or more.*{advice}"):
                 made(calibrated, "vision", tmp_path, precision=precision)
 
@@ -357,6 +357,6 @@ def test_int8_is_held_to_what_quantize_measured(
     known = replace(own, file="x", precision="int8", dialect="openvino", conformance=0.999)
     manifest = replace(calibrated.manifest, graphs=(*calibrated.manifest.graphs, known))
     bundle = Bundle(calibrated.path, manifest)
-    monkeypatch.setattr(engine_graphs, "_cosine", lambda *_, **__: 0.98)
+    monkeypatch.setattr(graphs, "_cosine", lambda *_, **__: 0.98)
     with pytest.raises(VerificationError, match=r"0\.98000, expected 0\.99700 or more"):
         made(bundle, "vision", tmp_path, precision="int8")

@@ -18,9 +18,9 @@ from trt_fake_gpu import LateDriver, LateTensorRT
 from trt_files import calibrated_bundle
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.calib import engine_graphs
-from mwa_export.calib.refit import structural_difference
-from mwa_export.calib.value_ranges import largest_magnitudes
+from mwa_export.engines import graphs
+from mwa_export.engines.ranges import largest_magnitudes
+from mwa_export.engines.refit import structural_difference
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.retrieval_data import RetrievalData
@@ -208,7 +208,7 @@ def test_a_model_whose_values_do_not_fit_the_engines_float16_is_refused(
         name = next(value for value in found if value.startswith("blocks.0.") and "MatMul" in value)
         return found if file[0].is_relative_to(bundle) else {**found, name: 1e6}
 
-    monkeypatch.setattr(engine_graphs, "largest_magnitudes", large)
+    monkeypatch.setattr(graphs, "largest_magnitudes", large)
     message = refused("refit", bundle, checkpoints[1], "-o", tmp_path / "new")
     assert "in float16, and the new model's values do not fit there" in message
     assert not (tmp_path / "new").exists()

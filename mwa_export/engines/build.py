@@ -10,14 +10,14 @@ from typing import Any
 
 from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.bundle.update import changed_bundle
-from mwa_export.calib.engine_graphs import (
+from mwa_export.calib.samples import take_samples
+from mwa_export.engines.graphs import (
     CALIBRATED,
     EngineGraph,
     engine_graph,
     needs_calibration,
 )
-from mwa_export.calib.samples import take_samples
-from mwa_export.calib.speed_gate import GATED, Speed, check_speed, measure_speed
+from mwa_export.engines.speed_gate import GATED, Speed, check_speed, measure_speed
 from mwa_export.errors import MwaExportError
 from mwa_export.files import sha256_of
 from mwa_export.progress import Progress, Silent

@@ -12,7 +12,7 @@ import onnx
 
 from mwa_export.bundle.bundle import MANIFEST, Bundle, write_manifest
 from mwa_export.bundle.update import changed_bundle
-from mwa_export.calib.engine_graphs import CALIBRATED, EngineGraph, engine_graph
+from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.errors import EngineError
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.files import check_new_folder, sha256_of

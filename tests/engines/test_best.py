@@ -16,10 +16,10 @@ from trt_fake_gpu import LateDriver, LateTensorRT
 from trt_files import calibrated_bundle
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.calib.best_engines import Candidate, fastest
-from mwa_export.calib.engines import EngineOptions, build_engines
 from mwa_export.calib.evaluate import HeldBack
 from mwa_export.calib.search import Measured
+from mwa_export.engines.best import Candidate, fastest
+from mwa_export.engines.build import EngineOptions, build_engines
 from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes import open as runtimes
 from mwa_export.runtimes.open import open_backend

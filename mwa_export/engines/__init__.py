@@ -1,0 +1,1 @@
+"""The jobs behind `trt` and `refit`: build, choose, refit engines."""
