@@ -9,8 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mwa_export.calib.cost import speedup
-from mwa_export.calib.search import Measured, SearchResult
+from mwa_export.calib.precision_search import Measured, SearchResult, speedup
 from mwa_export.files import new_file
 from mwa_export.report.svg import Scale, ticks
 from mwa_export.spec import Tower

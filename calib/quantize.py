@@ -13,19 +13,19 @@ from mwa_export.bundle.bundle import Bundle, Graph, Manifest, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
-from mwa_export.calib.cost import savings
 from mwa_export.calib.curve import write_curve
 from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS, Dialect, dialect_named
 from mwa_export.calib.evaluate import (
     Evaluator,
     HeldBack,
     backend_of,
+    measure_runtimes,
     milliseconds,
     sensitivities,
+    with_conformance,
 )
-from mwa_export.calib.measure import measure_runtimes, with_conformance
+from mwa_export.calib.precision_search import SearchResult, SiteKey, savings, search
 from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
-from mwa_export.calib.search import SearchResult, SiteKey, search
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.errors import OptionsError, ParityError

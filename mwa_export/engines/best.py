@@ -12,8 +12,8 @@ from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibration import CALIBRATION
 from mwa_export.calib.evaluate import HeldBack
+from mwa_export.calib.precision_search import Measured
 from mwa_export.calib.samples import split_data
-from mwa_export.calib.search import Measured
 from mwa_export.engines.build import EngineOptions, build_engines
 from mwa_export.engines.graphs import CALIBRATED
 from mwa_export.errors import (

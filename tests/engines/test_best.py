@@ -17,7 +17,7 @@ from trt_files import calibrated_bundle
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.evaluate import HeldBack
-from mwa_export.calib.search import Measured
+from mwa_export.calib.precision_search import Measured
 from mwa_export.engines.best import Candidate, fastest
 from mwa_export.engines.build import EngineOptions, build_engines
 from mwa_export.retrieval_data import RetrievalData

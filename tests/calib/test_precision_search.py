@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mwa_export.calib.cost import savings, speedup
-from mwa_export.calib.search import Measured, SearchResult, SiteKey, rank_sites, search
+from mwa_export.calib.precision_search import (
+    Measured,
+    SearchResult,
+    SiteKey,
+    rank_sites,
+    savings,
+    search,
+    speedup,
+)
 from mwa_export.progress import Silent
 from mwa_export.spec import Tower
 

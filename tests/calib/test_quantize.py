@@ -15,7 +15,7 @@ from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.evaluate import Evaluator
-from mwa_export.calib.search import Measured, SiteKey
+from mwa_export.calib.precision_search import Measured, SiteKey
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.metrics.recall import SLACK
 
