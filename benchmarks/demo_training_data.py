@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mwa_export.demo_scenes import Picture, picture_from_seed
-from mwa_export.demo_words import STYLES, Family, Place, Scene, Size, Style
+from mwa_export.demo.scenes import Picture, picture_from_seed
+from mwa_export.demo.words import STYLES, Family, Place, Scene, Size, Style
 from mwa_export.inputs.preprocess import normalize, pixels_from_image
 from mwa_export.inputs.tokenizer import Tokenizer, pad
 

@@ -13,8 +13,8 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
 from mwa_export.calib.samples import Samples
-from mwa_export.demo import assets
-from mwa_export.demo_scenes import picture_from_seed
+from mwa_export.demo.run import assets
+from mwa_export.demo.scenes import picture_from_seed
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mwa_export.demo import assets
+from mwa_export.demo.run import assets
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.reference import ReferenceModel, reference_from_tensors
 from mwa_export.progress import Progress

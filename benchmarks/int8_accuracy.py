@@ -38,7 +38,7 @@ from mwa_export.calib.sites import NormFold, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import instruction_sets
-from mwa_export.demo_scenes import picture_from_seed
+from mwa_export.demo.scenes import picture_from_seed
 from mwa_export.export.export import bundle_from_model
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.inputs.pictures import decode_picture

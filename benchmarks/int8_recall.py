@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data_karpathy import read_karpathy
-from mwa_export.demo_scenes import write_scenes
+from mwa_export.demo.scenes import write_scenes
 from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.metrics.recall import recall
 from mwa_export.parity.measure import compare

@@ -2,7 +2,7 @@
 
 As in the paper (arXiv 2309.01516), a model that was trained on one kind of picture is frozen, and
 adapters with an enhancer are trained for another kind, of which it saw only a glimpse. Pictures
-and captions are drawn by `mwa_export.demo_scenes`; nothing is downloaded. Run it from the
+and captions are drawn by `mwa_export.demo.scenes`; nothing is downloaded. Run it from the
 repository root, without options, to make the shipped files again; its last line is JSON.
 """
 

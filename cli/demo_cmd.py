@@ -12,7 +12,7 @@ from mwa_export.cli import console
 from mwa_export.cli.options import PATH
 
 if TYPE_CHECKING:
-    from mwa_export.demo import DemoResult
+    from mwa_export.demo.run import DemoResult
 
 
 @click.command(epilog="\b\nExample:\n  mwa-export demo -o demo\n")
@@ -25,9 +25,8 @@ def command(out: Path, force: bool) -> None:
     A tiny BEiT-3 with MultiWay-Adapters, 500 pictures it has not seen, 2,500 captions: checkpoint,
     merge, ONNX, INT8, embeddings, and the parity report against the PyTorch reference.
     """
-    from mwa_export.calib.demo import quantize_demo
     from mwa_export.cli.parity_view import fail_if_failed, show
-    from mwa_export.demo import run_demo
+    from mwa_export.demo.run import quantize_demo, run_demo
 
     with console.steps() as step:
         result = run_demo(out, quantize_demo, force=force, progress=step)

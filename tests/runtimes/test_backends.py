@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
-from mwa_export.calib.demo import KEPT
 from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
 from mwa_export.calib.samples import take_samples
 from mwa_export.data_karpathy import read_karpathy
-from mwa_export.demo import assets
-from mwa_export.demo_scenes import write_scenes
+from mwa_export.demo.run import KEPT, assets
+from mwa_export.demo.scenes import write_scenes
 from mwa_export.errors import OptionsError
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.inputs.tokenizer import pad

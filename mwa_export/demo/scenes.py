@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.demo_drawing import image_from_scene, jpeg_from_image
-from mwa_export.demo_words import (
+from mwa_export.demo.drawing import image_from_scene, jpeg_from_image
+from mwa_export.demo.words import (
     STYLES,
     Family,
     Group,

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from mwa_export.demo_shapes import MIDDLES, SHAPES, TEXTURES, Plane, Points
-from mwa_export.demo_words import Group, Place, Scene
+from mwa_export.demo.shapes import MIDDLES, SHAPES, TEXTURES, Plane, Points
+from mwa_export.demo.words import Group, Place, Scene
 
 Canvas = NDArray[np.float32]  # (height, width, 3), RGB, 0 to 255
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mwa_export.demo_scenes import picture_from_seed, write_scenes
-from mwa_export.demo_words import STYLES, Family, Group, Scene, captions_from_scene
+from mwa_export.demo.scenes import picture_from_seed, write_scenes
+from mwa_export.demo.words import STYLES, Family, Group, Scene, captions_from_scene
 
 FAMILIES: tuple[Family, ...] = ("base", "target")
 

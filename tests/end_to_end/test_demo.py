@@ -11,8 +11,7 @@ from commands import run
 from paths import ROOT
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.calib.demo import quantize_demo
-from mwa_export.demo import (
+from mwa_export.demo.run import (
     HELD_BACK,
     HELD_BACK_SEED,
     SAMPLES,
@@ -20,9 +19,10 @@ from mwa_export.demo import (
     SEED,
     DemoResult,
     assets,
+    quantize_demo,
     run_demo,
 )
-from mwa_export.demo_scenes import picture_from_seed
+from mwa_export.demo.scenes import picture_from_seed
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.model.checkpoint import read_checkpoint
 from mwa_export.model.load import ModelSource, load_model
