@@ -3,9 +3,9 @@
 Each trial draws a test set: every caption is a query that is won, lost, or unchanged with known
 probabilities, on its own or alike within an image. From it three intervals are made: ours
 (`bootstrap_interval` of `mwa_export.metrics.significance`: images are resampled, one query won
-and one lost are added), the plain percentile bootstrap of images without the added queries, and ours with
-captions resampled instead of images. A good interval covers the truth in 95 % of the trials, and
-its lower bound, on which a gate may rest, lies above the truth in 2.5 %.
+and one lost are added), the plain percentile bootstrap of images without the added queries, and
+ours with captions resampled instead of images. A good interval covers the truth in 95 % of the
+trials, and its lower bound, on which a gate may rest, lies above the truth in 2.5 %.
 
     python benchmarks/coverage.py
     python benchmarks/coverage.py --trials 200 --images 100 500
