@@ -128,10 +128,10 @@ def command(bundle: Path | None, out: Path | None, verify: Path | None, **values
         raise click.UsageError("Missing BUNDLE or -o OUT. See: mwa-export embed --help")
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.cli import embed_view
-    from mwa_export.embed_job import EmbedOptions
     from mwa_export.embed_progress import MaxErrors
     from mwa_export.embed_run import RunOptions, rehearse, run
     from mwa_export.runtimes.choose import RuntimeOptions
+    from mwa_export.vectors.job import EmbedOptions
 
     sources = _sources(values)
     limit = values["max_errors"]
@@ -221,7 +221,7 @@ def _actors(text: str | None) -> tuple[int, int] | None:
 
 def _verify(out: Path) -> None:
     from mwa_export.cli import embed_view
-    from mwa_export.embed_verify import verify
+    from mwa_export.vectors.verify import verify
 
     with console.steps() as step:
         step("read every file")

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from mwa_export.cli import console
-from mwa_export.embed_job import FOLDERS
 from mwa_export.errors import BundleError, OutputDamagedError
+from mwa_export.vectors.job import FOLDERS
 
 if TYPE_CHECKING:
-    from mwa_export.embed_manifest import Counts
-    from mwa_export.embed_output import Entry
     from mwa_export.embed_plan import Plan
     from mwa_export.embed_progress import Snapshot
     from mwa_export.embed_run import Rehearsal, Summary
-    from mwa_export.embed_verify import Proof
+    from mwa_export.vectors.manifest import Counts
+    from mwa_export.vectors.output import Entry
+    from mwa_export.vectors.verify import Proof
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS, _JSON_SECONDS = 0.2, 10.0, 1.0
 _SHOWN = 20  # findings

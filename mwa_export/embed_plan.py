@@ -12,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_job import (
+from mwa_export.embed_rows import Kind, Source
+from mwa_export.errors import DataError, OptionsError
+from mwa_export.runtimes.choose import Choice, RuntimeOptions, choose
+from mwa_export.runtimes.open import this_machine
+from mwa_export.spec import Tower
+from mwa_export.vectors.job import (
     BATCH_ROWS,
     FOLDERS,
     RESERVED,
@@ -23,12 +28,7 @@ from mwa_export.embed_job import (
     Shard,
     shards,
 )
-from mwa_export.embed_rows import Kind, Source
-from mwa_export.embed_shards import column_types
-from mwa_export.errors import DataError, OptionsError
-from mwa_export.runtimes.choose import Choice, RuntimeOptions, choose
-from mwa_export.runtimes.open import this_machine
-from mwa_export.spec import Tower
+from mwa_export.vectors.shards import column_types
 
 _SAMPLE = 1000  # rows that decide the types of the carried columns
 _PACKAGES = ("numpy", "pillow", "pyarrow", "sentencepiece")  # whose versions may change bytes

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mwa_export.embed_output import Entry
 from mwa_export.embed_plan import Plan
 from mwa_export.embed_stages import STAGES, Clock, Stage
 from mwa_export.errors import OptionsError, TooManyErrorsError
+from mwa_export.vectors.output import Entry
 
 _ENOUGH = 1000  # rows, before a share of them says something
 

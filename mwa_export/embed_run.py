@@ -10,10 +10,18 @@ from itertools import groupby
 from pathlib import Path
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_job import FOLDERS, EmbedOptions, Shard
-from mwa_export.embed_lock import LOCK, locked
-from mwa_export.embed_manifest import Counts, add_indexes, counts, finish, read_manifest
-from mwa_export.embed_output import (
+from mwa_export.embed_plan import Plan, Slice, plan
+from mwa_export.embed_progress import MaxErrors, Meter, Unwatched, Watch, failed_in
+from mwa_export.embed_rows import Kind, Source
+from mwa_export.embed_shard import Worker
+from mwa_export.embed_stages import Channel, Clock, Line
+from mwa_export.errors import BundleError, MwaExportError, OutputDamagedError
+from mwa_export.optional import require
+from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.vectors.job import FOLDERS, EmbedOptions, Shard
+from mwa_export.vectors.lock import LOCK, locked
+from mwa_export.vectors.manifest import Counts, add_indexes, counts, finish, read_manifest
+from mwa_export.vectors.output import (
     MANIFEST,
     WORK,
     clean,
@@ -23,15 +31,7 @@ from mwa_export.embed_output import (
     save_shard,
     start_job,
 )
-from mwa_export.embed_plan import Plan, Slice, plan
-from mwa_export.embed_progress import MaxErrors, Meter, Unwatched, Watch, failed_in
-from mwa_export.embed_rows import Kind, Source
-from mwa_export.embed_shard import Worker
-from mwa_export.embed_shards import Embedded
-from mwa_export.embed_stages import Channel, Clock, Line
-from mwa_export.errors import BundleError, MwaExportError, OutputDamagedError
-from mwa_export.optional import require
-from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.vectors.shards import Embedded
 
 
 @dataclass(frozen=True, slots=True)

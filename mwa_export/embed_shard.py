@@ -17,16 +17,16 @@ import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
-from mwa_export.embed_job import Job, Shard
-from mwa_export.embed_output import Entry, save_shard
 from mwa_export.embed_rows import Source
 from mwa_export.embed_shard_rows import OnRows, ignore
-from mwa_export.embed_shards import Embedded
 from mwa_export.embed_stages import Clock
 from mwa_export.errors import DataError
 from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.runtimes.open import open_backend
+from mwa_export.vectors.job import Job, Shard
+from mwa_export.vectors.output import Entry, save_shard
+from mwa_export.vectors.shards import Embedded
 
 
 @dataclass

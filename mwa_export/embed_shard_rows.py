@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.embed_job import RowError, Shard
 from mwa_export.embed_rows import Problem, Row, Source
-from mwa_export.embed_shards import Embedded, fit_columns
 from mwa_export.embed_stages import Clock
 from mwa_export.errors import DataError
+from mwa_export.vectors.job import RowError, Shard
+from mwa_export.vectors.shards import UNIT_TOLERANCE, Embedded, fit_columns
 
 OnRows = Callable[[int, int], None]
 """Is told how many rows more are done, and how many of them failed; may raise to stop the run."""
 
 _TIMED = 64  # rows whose reading is entered into the clock at a time
-UNIT_TOLERANCE = 1e-2  # of a vector's length: wide, bfloat16 and int8 graphs round
 
 
 def ignore(_rows: int, _failed: int) -> None:

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_job import FOLDERS, Input, Job, shards
-from mwa_export.embed_output import ERRORS, JOB, MANIFEST, load_job
 from mwa_export.embed_rows import Kind
-from mwa_export.embed_shards import read_shard
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.pictures import Picture
 from mwa_export.runtimes.choose import LABELS, RuntimeOptions
 from mwa_export.search import Block, ignore, search
 from mwa_export.search_result import Found, Hit, Where
+from mwa_export.vectors.job import FOLDERS, Input, Job, shards
+from mwa_export.vectors.output import ERRORS, JOB, MANIFEST, load_job
+from mwa_export.vectors.shards import read_shard
 
 _WILDCARD = re.compile(r"[*?\[{]")
 WHERE: dict[Kind, Where] = {"image": "images", "text": "texts"}

@@ -18,8 +18,6 @@ from paths import HELPERS
 from ray_source import DrawnSource
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_job import EmbedOptions, Job, Shard
-from mwa_export.embed_output import WORK, Entry, start_job
 from mwa_export.embed_plan import plan
 from mwa_export.embed_progress import Meter, Unwatched
 from mwa_export.embed_ray import (
@@ -36,6 +34,8 @@ from mwa_export.embed_run import RunOptions, Task, run
 from mwa_export.embed_stages import Clock
 from mwa_export.errors import ClusterError, DataError, MissingPackageError, OptionsError
 from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.vectors.job import EmbedOptions, Job, Shard
+from mwa_export.vectors.output import WORK, Entry, start_job
 
 ONNX = RuntimeOptions("onnxruntime", "float32", threads=1)
 OPTIONS = EmbedOptions(shard_size=8, batch=4)

@@ -12,8 +12,6 @@ import pytest
 from commands import files_below
 from embed_samples import embed, pictures, texts
 
-from mwa_export.embed_lock import locked
-from mwa_export.embed_output import MANIFEST
 from mwa_export.embed_plan import Slice
 from mwa_export.embed_progress import MaxErrors
 from mwa_export.embed_run import RunOptions
@@ -25,6 +23,8 @@ from mwa_export.errors import (
     OutputDamagedError,
     TooManyErrorsError,
 )
+from mwa_export.vectors.lock import locked
+from mwa_export.vectors.output import MANIFEST
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_second_run_is_refused_and_a_dead_one_holds_nothing(bundle: Path, tmp_
     out = tmp_path / "out"
     out.mkdir()
     code = (
-        "import sys, time; from pathlib import Path; from mwa_export.embed_lock import locked\n"
+        "import sys, time; from pathlib import Path; from mwa_export.vectors.lock import locked\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(120)\n"
     )
     command = [sys.executable, "-c", code, str(out)]
@@ -198,10 +198,10 @@ def test_no_room_and_no_permission_end_cleanly_and_the_run_goes_on(
     bundle: Path, embedded: Path, tmp_path: Path
 ) -> None:
     out, sources = tmp_path / "out", [pictures(21, bad=(3, 20)), texts(30)]
-    from mwa_export import embed_shards
+    from mwa_export.vectors import shards
 
     with (
-        mock.patch.object(embed_shards, "require", side_effect=_full_disk(2)),
+        mock.patch.object(shards, "require", side_effect=_full_disk(2)),
         pytest.raises(BundleError, match="no space left on the device"),
     ):
         embed(bundle, sources, out)

@@ -16,14 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_job import EmbedOptions, Job, shards
-from mwa_export.embed_output import WORK, load_job
 from mwa_export.embed_plan import Slice
 from mwa_export.embed_rows import Problem, Row
 from mwa_export.embed_run import RunOptions, rehearse
-from mwa_export.embed_verify import verify
 from mwa_export.errors import DataError, MwaExportError, OptionsError
 from mwa_export.runtimes.onnxrt import OnnxBackend
+from mwa_export.vectors.job import EmbedOptions, Job, shards
+from mwa_export.vectors.output import WORK, load_job
+from mwa_export.vectors.verify import verify
 
 WIDTH_TOLERANCE = {"float32": 1e-6, "float16": 1e-3, "int8": 0.02}
 

@@ -93,7 +93,9 @@ def test_modules_import_each_other_without_a_cycle() -> None:
 def test_no_folder_and_no_module_is_crowded() -> None:
     paths = [path for path in modules().values() if path.name != "__init__.py"]
     folders = [path.parent for path in paths]
-    crowded = {str(f.relative_to(ROOT)): n for f in set(folders) if (n := folders.count(f)) > MOST_MODULES}
+    crowded = {
+        str(f.relative_to(ROOT)): n for f in set(folders) if (n := folders.count(f)) > MOST_MODULES
+    }
     long = {
         str(path.relative_to(ROOT)): lines
         for path in paths

@@ -15,16 +15,16 @@ from commands import refused, run
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_job import Dtype, Format, Input, Job, RowError, shards
-from mwa_export.embed_manifest import finish
-from mwa_export.embed_output import WORK, Entry, remove_work, save_shard, start_job
 from mwa_export.embed_rows import Kind
-from mwa_export.embed_shards import Embedded
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.pictures import Picture
 from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.search_output import Query, open_output, picture_of, search_output
 from mwa_export.search_result import Found
+from mwa_export.vectors.job import Dtype, Format, Input, Job, RowError, shards
+from mwa_export.vectors.manifest import finish
+from mwa_export.vectors.output import WORK, Entry, remove_work, save_shard, start_job
+from mwa_export.vectors.shards import Embedded
 
 ONNX = RuntimeOptions("onnxruntime", "float32")
 TEXTS = ["abc de fg", "hij kl", "mno pab cde", "klm no", "abc de fg", "a b c d e f g"]

@@ -17,7 +17,7 @@ import pytest
 from commands import files_below, refused, run
 from paths import HELPERS
 
-from mwa_export.embed_verify import verify
+from mwa_export.vectors.verify import verify
 
 DRIVER = HELPERS / "embed_driver.py"
 KILLS = 20

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_job import EmbedOptions
-from mwa_export.embed_output import ERRORS, load_job
 from mwa_export.embed_rows import Kind, Problem, Row, Scan
 from mwa_export.embed_run import RunOptions, Summary, run
-from mwa_export.embed_shards import read_shard, restored
 from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.vectors.job import EmbedOptions
+from mwa_export.vectors.output import ERRORS, load_job
+from mwa_export.vectors.shards import read_shard, restored
 
 ONNX = RuntimeOptions("onnxruntime", "float32")
 

@@ -15,11 +15,11 @@ import pytest
 from commands import refused, run
 from embed_samples import embed, pictures, texts
 
-from mwa_export.embed_manifest import read_manifest, write_manifest
-from mwa_export.embed_output import ERRORS, JOB, MANIFEST
-from mwa_export.embed_verify import verify
 from mwa_export.errors import DataError
 from mwa_export.files import sha256_of
+from mwa_export.vectors.manifest import read_manifest, write_manifest
+from mwa_export.vectors.output import ERRORS, JOB, MANIFEST
+from mwa_export.vectors.verify import verify
 
 PART = "texts/part-00001.parquet"
 

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.embed_job import Dtype, Job, RowError, Shard
 from mwa_export.errors import DataError
 from mwa_export.files import new_file, sha256_of
 from mwa_export.optional import require
+from mwa_export.vectors.job import Dtype, Job, RowError, Shard
+
+UNIT_TOLERANCE = 1e-2  # of a vector's length: wide, bfloat16 and int8 graphs round
 
 _NUMPY: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 _SCALARS = ("string", "int64", "double", "bool", "binary", "date32[day]")

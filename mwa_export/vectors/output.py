@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mwa_export.embed_job import FOLDERS, Job, RowError, Shard, differences
-from mwa_export.embed_shards import Embedded, FileEntry, write_shard
 from mwa_export.errors import DataError
 from mwa_export.files import new_file
+from mwa_export.vectors.job import FOLDERS, Job, RowError, Shard, differences
+from mwa_export.vectors.shards import Embedded, FileEntry, write_shard
 
 JOB, WORK, MANIFEST, ERRORS = "job.json", ".work", "manifest.json", "errors.parquet"
 

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.embed_job import FOLDERS, Job
-from mwa_export.embed_manifest import Counts, checksum, read_manifest
-from mwa_export.embed_output import ERRORS, JOB, MANIFEST
 from mwa_export.embed_rows import Kind
-from mwa_export.embed_shard_rows import UNIT_TOLERANCE
-from mwa_export.embed_shards import Stored, read_shard, restored
 from mwa_export.errors import DataError
 from mwa_export.files import sha256_of
 from mwa_export.optional import require
+from mwa_export.vectors.job import FOLDERS, Job
+from mwa_export.vectors.manifest import Counts, checksum, read_manifest
+from mwa_export.vectors.output import ERRORS, JOB, MANIFEST
+from mwa_export.vectors.shards import UNIT_TOLERANCE, Stored, read_shard, restored
 
 _INT8_TOLERANCE = 0.05  # of a restored vector's length
 _SHOWN = 5  # rows named in a finding

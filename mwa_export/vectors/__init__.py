@@ -1,0 +1,1 @@
+"""The output folder of `embed`: job, shards, ledger, manifest, lock, verification."""
