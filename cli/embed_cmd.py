@@ -15,7 +15,7 @@ from mwa_export.cli import console
 from mwa_export.cli.options import PATH, RUNTIMES, device_option
 
 if TYPE_CHECKING:
-    from mwa_export.embed_plan import Slice
+    from mwa_export.embed.plan import Slice
     from mwa_export.embed_rows import Kind, Source
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -128,8 +128,8 @@ def command(bundle: Path | None, out: Path | None, verify: Path | None, **values
         raise click.UsageError("Missing BUNDLE or -o OUT. See: mwa-export embed --help")
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.cli import embed_view
-    from mwa_export.embed_progress import MaxErrors
-    from mwa_export.embed_run import RunOptions, rehearse, run
+    from mwa_export.embed.progress import MaxErrors
+    from mwa_export.embed.run import RunOptions, rehearse, run
     from mwa_export.runtimes.choose import RuntimeOptions
     from mwa_export.vectors.job import EmbedOptions
 
@@ -181,7 +181,7 @@ def _sources(values: dict[str, Any]) -> list[Source]:
 
 
 def _slice(text: str | None) -> Slice | None:
-    from mwa_export.embed_plan import Slice
+    from mwa_export.embed.plan import Slice
 
     if text is None:
         return None
@@ -198,7 +198,7 @@ def _engine(values: dict[str, Any]) -> Any:
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} is for --engine ray.")
         return None
-    from mwa_export.embed_ray import RayOptions, ray_engine
+    from mwa_export.embed.ray_engine import RayOptions, ray_engine
 
     return ray_engine(
         RayOptions(

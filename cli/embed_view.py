@@ -18,9 +18,9 @@ from mwa_export.errors import BundleError, OutputDamagedError
 from mwa_export.vectors.job import FOLDERS
 
 if TYPE_CHECKING:
-    from mwa_export.embed_plan import Plan
-    from mwa_export.embed_progress import Snapshot
-    from mwa_export.embed_run import Rehearsal, Summary
+    from mwa_export.embed.plan import Plan
+    from mwa_export.embed.progress import Snapshot
+    from mwa_export.embed.run import Rehearsal, Summary
     from mwa_export.vectors.manifest import Counts
     from mwa_export.vectors.output import Entry
     from mwa_export.vectors.verify import Proof

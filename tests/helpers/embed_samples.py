@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.embed.run import RunOptions, Summary, run
 from mwa_export.embed_rows import Kind, Problem, Row, Scan
-from mwa_export.embed_run import RunOptions, Summary, run
 from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.vectors.job import EmbedOptions
 from mwa_export.vectors.output import ERRORS, load_job

@@ -12,9 +12,9 @@ import pytest
 from commands import files_below
 from embed_samples import embed, pictures, texts
 
-from mwa_export.embed_plan import Slice
-from mwa_export.embed_progress import MaxErrors
-from mwa_export.embed_run import RunOptions
+from mwa_export.embed.plan import Slice
+from mwa_export.embed.progress import MaxErrors
+from mwa_export.embed.run import RunOptions
 from mwa_export.errors import (
     BundleError,
     DataError,

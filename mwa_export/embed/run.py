@@ -10,11 +10,11 @@ from itertools import groupby
 from pathlib import Path
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_plan import Plan, Slice, plan
-from mwa_export.embed_progress import MaxErrors, Meter, Unwatched, Watch, failed_in
+from mwa_export.embed.pipeline import Channel, Clock, Line
+from mwa_export.embed.plan import Plan, Slice, plan
+from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
+from mwa_export.embed.worker import Worker
 from mwa_export.embed_rows import Kind, Source
-from mwa_export.embed_shard import Worker
-from mwa_export.embed_stages import Channel, Clock, Line
 from mwa_export.errors import BundleError, MwaExportError, OutputDamagedError
 from mwa_export.optional import require
 from mwa_export.runtimes.choose import RuntimeOptions

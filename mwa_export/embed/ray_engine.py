@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mwa_export.embed_run import Engine, Task
-from mwa_export.embed_shard import Worker
-from mwa_export.embed_stages import Clock
+from mwa_export.embed.pipeline import Clock
+from mwa_export.embed.ray_cluster import cluster
+from mwa_export.embed.run import Engine, Task
+from mwa_export.embed.worker import Worker
 from mwa_export.errors import ClusterError, DataError, MwaExportError, OptionsError
-from mwa_export.ray_cluster import cluster
 from mwa_export.runtimes.choose import NVIDIA, RuntimeOptions
 from mwa_export.vectors.job import Job, Shard
 from mwa_export.vectors.output import JOB, WORK, Entry, load_job

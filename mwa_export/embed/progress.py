@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mwa_export.embed_plan import Plan
-from mwa_export.embed_stages import STAGES, Clock, Stage
+from mwa_export.embed.pipeline import STAGES, Clock, Stage
+from mwa_export.embed.plan import Plan
 from mwa_export.errors import OptionsError, TooManyErrorsError
 from mwa_export.vectors.output import Entry
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
+from mwa_export.embed.pipeline import Clock
+from mwa_export.embed.rows import OnRows, ignore
 from mwa_export.embed_rows import Source
-from mwa_export.embed_shard_rows import OnRows, ignore
-from mwa_export.embed_stages import Clock
 from mwa_export.errors import DataError
 from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.choose import RuntimeOptions
@@ -87,7 +87,7 @@ class Worker:
         """
         entry = self.job.input(source.kind)
         if source.kind == "image":
-            from mwa_export.embed_pictures import embed_picture_shards
+            from mwa_export.embed.pictures import embed_picture_shards
 
             found = embed_picture_shards(
                 self.backend,
@@ -100,7 +100,7 @@ class Worker:
                 on_rows=self.on_rows,
             )
         else:
-            from mwa_export.embed_texts import embed_text_shards
+            from mwa_export.embed.texts import embed_text_shards
 
             found = embed_text_shards(
                 self.backend,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.embed.pipeline import Clock
 from mwa_export.embed_rows import Problem, Row, Source
-from mwa_export.embed_stages import Clock
 from mwa_export.errors import DataError
 from mwa_export.vectors.job import RowError, Shard
 from mwa_export.vectors.shards import UNIT_TOLERANCE, Embedded, fit_columns

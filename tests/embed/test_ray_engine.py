@@ -18,9 +18,10 @@ from paths import HELPERS
 from ray_source import DrawnSource
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_plan import plan
-from mwa_export.embed_progress import Meter, Unwatched
-from mwa_export.embed_ray import (
+from mwa_export.embed.pipeline import Clock
+from mwa_export.embed.plan import plan
+from mwa_export.embed.progress import Meter, Unwatched
+from mwa_export.embed.ray_engine import (
     TRIES,
     Pool,
     RayOptions,
@@ -30,8 +31,7 @@ from mwa_export.embed_ray import (
     ray_engine,
     size_pool,
 )
-from mwa_export.embed_run import RunOptions, Task, run
-from mwa_export.embed_stages import Clock
+from mwa_export.embed.run import RunOptions, Task, run
 from mwa_export.errors import ClusterError, DataError, MissingPackageError, OptionsError
 from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.vectors.job import EmbedOptions, Job, Shard

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_plan import Slice
+from mwa_export.embed.plan import Slice
+from mwa_export.embed.run import RunOptions, rehearse
 from mwa_export.embed_rows import Problem, Row
-from mwa_export.embed_run import RunOptions, rehearse
 from mwa_export.errors import DataError, MwaExportError, OptionsError
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.vectors.job import EmbedOptions, Job, shards
@@ -187,7 +187,7 @@ def test_a_bug_in_a_thread_ends_the_run_with_its_own_error(bundle: Path, tmp_pat
         with pytest.raises(ZeroDivisionError, match="a bug"):
             embed(bundle, [Broken(kind.kind, kind.items)], tmp_path / kind.kind)
     with (
-        mock.patch("mwa_export.embed_run.save_shard", side_effect=ZeroDivisionError("in write")),
+        mock.patch("mwa_export.embed.run.save_shard", side_effect=ZeroDivisionError("in write")),
         pytest.raises(ZeroDivisionError, match="in write"),
     ):
         embed(bundle, [texts(50)], tmp_path / "write")

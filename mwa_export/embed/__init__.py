@@ -1,0 +1,1 @@
+"""Batch embedding at scale: plan, pipelines, workers, executors."""
