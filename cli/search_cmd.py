@@ -12,7 +12,7 @@ from mwa_export.cli import console
 from mwa_export.cli.options import PATH, RUNTIMES, device_option
 
 if TYPE_CHECKING:
-    from mwa_export.search_result import Found
+    from mwa_export.search.result import Found
 
 _EXAMPLES = """\b
 Examples:
@@ -72,8 +72,8 @@ def command(
     is; what is missing is said.
     """
     from mwa_export.runtimes.choose import RuntimeOptions
-    from mwa_export.search_html import check_page, write_page
-    from mwa_export.search_output import Query, open_output, search_output
+    from mwa_export.search.page import check_page, write_page
+    from mwa_export.search.run import Query, open_output, search_output
 
     query = Query(text, image)
     if html is not None:

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from mwa_export.inputs.pictures import Picture
-from mwa_export.search_html import THUMBNAIL, html_from_search
-from mwa_export.search_result import Found, Hit
+from mwa_export.search.page import THUMBNAIL, html_from_search
+from mwa_export.search.result import Found, Hit
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=y>\0\ud800 {{ 7*7 }}"
 VOID = {"meta", "link", "img"}

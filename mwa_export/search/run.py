@@ -16,8 +16,8 @@ from mwa_export.embed_rows import Kind
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.pictures import Picture
 from mwa_export.runtimes.choose import LABELS, RuntimeOptions
-from mwa_export.search import Block, ignore, search
-from mwa_export.search_result import Found, Hit, Where
+from mwa_export.search.result import Found, Hit, Where
+from mwa_export.search.scan import Block, ignore, search
 from mwa_export.vectors.job import FOLDERS, Input, Job, shards
 from mwa_export.vectors.output import ERRORS, JOB, MANIFEST, load_job
 from mwa_export.vectors.shards import read_shard

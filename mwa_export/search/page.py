@@ -17,7 +17,7 @@ from mwa_export.errors import BundleError, ImageError
 from mwa_export.files import new_file
 from mwa_export.inputs.pictures import Picture, decode_picture
 from mwa_export.report.numbers import DASH
-from mwa_export.search_result import Found
+from mwa_export.search.result import Found
 from mwa_export.version import __version__
 
 THUMBNAIL = 320  # pixels of the longer side

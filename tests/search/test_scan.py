@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mwa_export import search as module
 from mwa_export.errors import DataError
-from mwa_export.search import Block, search
+from mwa_export.search import scan as module
+from mwa_export.search.scan import Block, search
 
 
 def blocks_of(block: Block, sizes: list[int]) -> Iterator[Block]:

@@ -19,8 +19,8 @@ from mwa_export.embed_rows import Kind
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.pictures import Picture
 from mwa_export.runtimes.choose import RuntimeOptions
-from mwa_export.search_output import Query, open_output, picture_of, search_output
-from mwa_export.search_result import Found
+from mwa_export.search.result import Found
+from mwa_export.search.run import Query, open_output, picture_of, search_output
 from mwa_export.vectors.job import Dtype, Format, Input, Job, RowError, shards
 from mwa_export.vectors.manifest import finish
 from mwa_export.vectors.output import WORK, Entry, remove_work, save_shard, start_job
