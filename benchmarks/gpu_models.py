@@ -14,7 +14,7 @@ from mwa_export.bench.section import merged_plan
 from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.samples import Samples, take_samples
-from mwa_export.data_karpathy import read_karpathy
+from mwa_export.data.karpathy import read_karpathy
 from mwa_export.demo.run import assets
 from mwa_export.demo.scenes import picture_from_seed, write_scenes
 from mwa_export.engines.graphs import CALIBRATED, engine_graph

@@ -22,7 +22,7 @@ from pathlib import Path
 from machine import cpu_name
 from onnxruntime.quantization import quantize_dynamic
 
-from mwa_export.data_karpathy import read_karpathy
+from mwa_export.data.karpathy import read_karpathy
 from mwa_export.parity.result import Parity
 from mwa_export.parity.run import RunOptions, compare_models
 

@@ -19,12 +19,12 @@ from mwa_export.calib.precision_search import Measured, SiteKey
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.errors import DataError
 from mwa_export.memory import release
 from mwa_export.metrics.recall import SLACK, Recall, recall
 from mwa_export.progress import Progress
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.backend import Backend, conformance_cosine
 from mwa_export.runtimes.onnxrt import GraphFile, OnnxBackend
 from mwa_export.sides import Side

@@ -128,7 +128,7 @@ def command(bundle: Path, out: Path, **values: Any) -> None:
 
 
 def _read_data(values: dict[str, Any]) -> Any:
-    from mwa_export.data_sources import read_data
+    from mwa_export.data.test_sets import read_data
 
     return read_data(values["data"], split=values["split"], images=values["images"])
 

@@ -15,8 +15,9 @@ from mwa_export.cli import console
 from mwa_export.cli.options import PATH, RUNTIMES, device_option
 
 if TYPE_CHECKING:
+    from mwa_export.data.rows import Source
     from mwa_export.embed.plan import Slice
-    from mwa_export.embed_rows import Kind, Source
+    from mwa_export.inputs.content import Kind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -173,7 +174,7 @@ def main() -> NoReturn:
 
 
 def _sources(values: dict[str, Any]) -> list[Source]:
-    from mwa_export.source_open import open_source
+    from mwa_export.data.sources import open_source
 
     specs: tuple[tuple[Kind, str | None], ...]
     specs = ("image", values["images"]), ("text", values["texts"])

@@ -125,7 +125,7 @@ def command(bundle: Path, reference: Path, data: Path, out: Path, **values: Any)
         raise OptionsError("--cache and --no-cache were both given. Expected one of them.")
 
     from mwa_export.cli.parity_view import fail_if_failed, show
-    from mwa_export.data_sources import read_data
+    from mwa_export.data.test_sets import read_data
     from mwa_export.parity.run import compare_models
 
     run, options = _run_options(values), _compare_options(values)
@@ -147,7 +147,7 @@ def command(bundle: Path, reference: Path, data: Path, out: Path, **values: Any)
 
 
 def _columns(values: dict[str, Any]) -> Any:
-    from mwa_export.data_sources import Columns
+    from mwa_export.data.test_sets import Columns
 
     given = {name: values[f"{name}_column"] for name in ("image", "caption", "image_id")}
     return Columns(**{name: value for name, value in given.items() if value is not None})

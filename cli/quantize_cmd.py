@@ -113,7 +113,7 @@ def command(bundle: Path, data: Path | None, out: Path | None, **values: Any) ->
     from mwa_export.calib.calibrate import CalibrationOptions
     from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
     from mwa_export.cli.quantize_view import show
-    from mwa_export.data_sources import read_data
+    from mwa_export.data.test_sets import read_data
 
     options = QuantizeOptions(
         calibration=CalibrationOptions(

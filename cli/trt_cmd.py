@@ -176,7 +176,7 @@ def command(bundle: Path, out: Path | None, **values: Any) -> None:
 def _read(path: Path | None, **how: Any) -> Any:
     if path is None:
         return None
-    from mwa_export.data_sources import read_data
+    from mwa_export.data.test_sets import read_data
 
     return read_data(path, **how)
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mwa_export.embed_rows import Code, Content, Problem
 from mwa_export.errors import ImageError
+from mwa_export.inputs.content import Code, Content, Problem
 from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.preprocess import pixels_from_image
 

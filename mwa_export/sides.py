@@ -12,11 +12,11 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.embedding import Prepare
 from mwa_export.errors import DataError, MissingOptionError, OptionsError, TokenizerError
 from mwa_export.files import sha256_of
+from mwa_export.inputs.content import Caption
 from mwa_export.inputs.preprocess import IMAGE_SPEC, pixels_from_image
 from mwa_export.inputs.tokenizer import BOS, EOS, TEXT_SPEC, Tokenizer
 from mwa_export.optional import require
 from mwa_export.parity.result import SideInfo
-from mwa_export.retrieval_data import Caption
 from mwa_export.runtimes.backend import Backend, GraphBackend
 from mwa_export.runtimes.choose import LABELS, RuntimeOptions
 from mwa_export.runtimes.onnxrt import choose_graphs

@@ -13,12 +13,12 @@ from configs import CONFIGS, MWA
 from embed_samples import embed, pictures, texts
 from parity_files import export, write_test_set, write_tokenizer
 
-from mwa_export.data_sources import read_data
+from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.test_sets import read_data
 from mwa_export.model.adapters import split
 from mwa_export.model.checkpoint import read_checkpoint
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import random_tensors, training_args
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import Side, side_from_bundle, side_from_checkpoint
 from mwa_export.spec import ModelConfig
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from parity_files import write_test_set
 
 from mwa_export import embedding_cache
-from mwa_export.data_sources import read_data
+from mwa_export.data.test_sets import read_data
 from mwa_export.embedding_cache import Cache, default_cache
 from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.preprocess import pixels_from_image

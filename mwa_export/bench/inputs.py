@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.embedding import batches_by_length
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.noise import random_pixels
 from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.inputs.tokenizer import BOS, EOS, pad
-from mwa_export.retrieval_data import RetrievalData
 
 Batch = tuple[NDArray[Any], ...]  # (pixels,) uint8, or (token_ids, padding_mask) int64
 Part = tuple[Sequence[int], Batch]  # rows of the window, and their batch

@@ -28,10 +28,10 @@ from mwa_export.bench.timing import FEWEST_ROUNDS
 from mwa_export.bench_peak import Kernel, kernels
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import OptionsError
 from mwa_export.memory import release
 from mwa_export.progress import Progress, Silent
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.spec import Tower
 from mwa_export.version import __version__
 

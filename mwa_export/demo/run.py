@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 
 from mwa_export.calib.quantize import Quantized, QuantizeOptions, quantize_bundle
 from mwa_export.cpu import fast_int8, instruction_sets
-from mwa_export.data_karpathy import read_karpathy
+from mwa_export.data.karpathy import read_karpathy
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.demo.scenes import write_scenes
 from mwa_export.embedding import embed_pictures, embed_token_ids
 from mwa_export.export.export import ExportOptions, bundle_from_model
@@ -24,7 +25,6 @@ from mwa_export.parity.reports.write import MARKER, write_reports
 from mwa_export.parity.result import Parity
 from mwa_export.parity.run import RunOptions, compare_models
 from mwa_export.progress import Progress, Silent
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.sides import side_from_bundle
 from mwa_export.spec import ModelConfig

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_rows import Kind, Source
+from mwa_export.data.rows import Source
 from mwa_export.errors import DataError, OptionsError
+from mwa_export.inputs.content import Kind
 from mwa_export.runtimes.choose import Choice, RuntimeOptions, choose
 from mwa_export.runtimes.open import this_machine
 from mwa_export.spec import Tower

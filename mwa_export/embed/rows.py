@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.data.rows import Row, Source
 from mwa_export.embed.pipeline import Clock
-from mwa_export.embed_rows import Problem, Row, Source
 from mwa_export.errors import DataError
+from mwa_export.inputs.content import Problem
 from mwa_export.vectors.job import RowError, Shard
 from mwa_export.vectors.shards import UNIT_TOLERANCE, Embedded, fit_columns
 

@@ -10,12 +10,13 @@ from itertools import groupby
 from pathlib import Path
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.data.rows import Source
 from mwa_export.embed.pipeline import Channel, Clock, Line
 from mwa_export.embed.plan import Plan, Slice, plan
 from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
 from mwa_export.embed.worker import Worker
-from mwa_export.embed_rows import Kind, Source
 from mwa_export.errors import BundleError, MwaExportError, OutputDamagedError
+from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.vectors.job import FOLDERS, EmbedOptions, Shard

@@ -17,9 +17,9 @@ import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
+from mwa_export.data.rows import Source
 from mwa_export.embed.pipeline import Clock
 from mwa_export.embed.rows import OnRows, ignore
-from mwa_export.embed_rows import Source
 from mwa_export.errors import DataError
 from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.choose import RuntimeOptions

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.data.test_set import RetrievalData
+from mwa_export.inputs.content import Caption
 from mwa_export.metrics.ranking import Ranking
 from mwa_export.parity.result import Direction, Example
-from mwa_export.retrieval_data import Caption, RetrievalData
 
 Ints = NDArray[np.int64]
 

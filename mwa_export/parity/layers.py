@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.embedding import batches_by_length
 from mwa_export.errors import ImageError, OptionsError
 from mwa_export.inputs.pictures import decode_picture
@@ -23,7 +24,6 @@ from mwa_export.parity.probes import (
 )
 from mwa_export.parity.result import LayerSnr
 from mwa_export.progress import Progress, Silent
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.runtimes.ov import OpenVinoBackend
 from mwa_export.runtimes.trt import TensorRtBackend

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import OptionsError, RecallError
 from mwa_export.metrics.agreement import check_embeddings, cosine_summary
 from mwa_export.metrics.ranking import Ranking
@@ -29,7 +30,6 @@ from mwa_export.parity.result import (
     Which,
 )
 from mwa_export.progress import Progress, Silent
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.version import __version__
 
 Floats = NDArray[np.float32]

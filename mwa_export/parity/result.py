@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from mwa_export.data.test_set import Excluded
 from mwa_export.metrics.agreement import CosineSummary
-from mwa_export.retrieval_data import Excluded
 from mwa_export.spec import Tower
 
 SCHEMA = 1

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mwa_export.bundle.bundle import MANIFEST
-from mwa_export.data_sources import read_data
+from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.test_sets import read_data
 from mwa_export.embedding_cache import Cache
 from mwa_export.errors import BundleError, DataError
 from mwa_export.parity.embed import Embedder
@@ -18,7 +19,6 @@ from mwa_export.parity.measure import CompareOptions, Context, Vectors, measure
 from mwa_export.parity.result import Parity
 from mwa_export.parity.stages import Variant, drift_by_stage
 from mwa_export.progress import Progress, Silent
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.sides import (
     ON_ONNX_RUNTIME,

@@ -12,9 +12,9 @@ from base64 import b64encode
 from importlib.resources import files
 from pathlib import Path
 
-from mwa_export.embed_rows import Readable
 from mwa_export.errors import BundleError, ImageError
 from mwa_export.files import new_file
+from mwa_export.inputs.content import Readable
 from mwa_export.inputs.pictures import Picture, decode_picture
 from mwa_export.report.numbers import DASH
 from mwa_export.search.result import Found

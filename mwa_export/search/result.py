@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mwa_export.embed_rows import Readable
+from mwa_export.inputs.content import Readable
 from mwa_export.inputs.pictures import Picture
 
 Where = Literal["images", "texts"]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embed_rows import Kind
 from mwa_export.errors import DataError, OptionsError
+from mwa_export.inputs.content import Kind
 from mwa_export.inputs.pictures import Picture
 from mwa_export.runtimes.choose import LABELS, RuntimeOptions
 from mwa_export.search.result import Found, Hit, Where

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.embed_rows import Kind
 from mwa_export.errors import OptionsError
+from mwa_export.inputs.content import Kind
 
 SCHEMA = 1  # of job.json and manifest.json
 Dtype = Literal["float32", "float16", "int8"]

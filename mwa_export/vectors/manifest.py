@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mwa_export.embed_rows import Kind
 from mwa_export.errors import DataError, OutputDamagedError
 from mwa_export.files import new_file, sha256_of
+from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.vectors.job import FOLDERS, SCHEMA, Job, RowError
 from mwa_export.vectors.output import ERRORS, MANIFEST, Entry, write_json

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.embed_rows import Kind
 from mwa_export.errors import DataError
 from mwa_export.files import sha256_of
+from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.vectors.job import FOLDERS, Job
 from mwa_export.vectors.manifest import Counts, checksum, read_manifest

@@ -20,9 +20,9 @@ from mwa_export.bench.inputs import (
     pictures_in_order,
 )
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.tokenizer import BOS, EOS
-from mwa_export.retrieval_data import RetrievalData
 
 WINDOW = [[BOS, 5, EOS], [BOS, 5, 6, 7, 8, EOS], [BOS, 9, 9, EOS]]
 

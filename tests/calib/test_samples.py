@@ -11,9 +11,9 @@ from parity_files import write_test_set
 from PIL import Image
 
 from mwa_export.calib.samples import LEAST, split_data, take_samples
-from mwa_export.data_sources import read_data
+from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.test_sets import read_data
 from mwa_export.errors import CalibrationError, ImageError
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import Side
 
 Sides = tuple[Side, Side]

@@ -10,11 +10,11 @@ import pytest
 from parity_samples import identical_parity, sample_parity
 
 from mwa_export.cli.parity_view import fail_if_failed, show
+from mwa_export.data.test_set import Excluded
 from mwa_export.errors import ParityError
 from mwa_export.parity.reports.words import headline
 from mwa_export.parity.result import Parity
 from mwa_export.report.numbers import cosine, percent, points
-from mwa_export.retrieval_data import Excluded
 
 sample = cache(sample_parity)
 MARKUP = "[red]x[/red] [link=https://evil.example]y[/link] [/]"

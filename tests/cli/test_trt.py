@@ -15,8 +15,8 @@ from trt_fake import GIB, VERSIONS, FakeDriver, FakeTensorRT
 from trt_files import calibrated_bundle
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines import graphs
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.trt import install
 from mwa_export.trt.engine import engines_of
 

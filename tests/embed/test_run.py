@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.data.rows import Row
 from mwa_export.embed.plan import Slice
 from mwa_export.embed.run import RunOptions, rehearse
-from mwa_export.embed_rows import Problem, Row
 from mwa_export.errors import DataError, MwaExportError, OptionsError
+from mwa_export.inputs.content import Problem
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.vectors.job import EmbedOptions, Job, shards
 from mwa_export.vectors.output import WORK, load_job

@@ -18,9 +18,9 @@ from trt_files import calibrated_bundle
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.evaluate import HeldBack
 from mwa_export.calib.precision_search import Measured
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines.best import Candidate, fastest
 from mwa_export.engines.build import EngineOptions, build_engines
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes import open as runtimes
 from mwa_export.runtimes.open import open_backend
 from mwa_export.trt.compare import Compared

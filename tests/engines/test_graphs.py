@@ -15,13 +15,13 @@ from onnx import TensorProto, numpy_helper
 from trt_files import calibrated_bundle
 
 from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines import graphs
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.engines.ranges import Inputs, largest_magnitudes
 from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.graphs.lint.check import lint
 from mwa_export.progress import Silent
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.spec import Tower
 from mwa_export.trt.versions import EnginePrecision
 

@@ -18,12 +18,12 @@ from trt_fake_gpu import LateDriver, LateTensorRT
 from trt_files import calibrated_bundle
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines import graphs
 from mwa_export.engines.ranges import largest_magnitudes
 from mwa_export.engines.refit import structural_difference
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.model.synthetic import random_tensors
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import AdapterConfig
 from mwa_export.trt.engine import engines_of

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.data.rows import Row, Scan
 from mwa_export.embed.run import RunOptions, Summary, run
-from mwa_export.embed_rows import Kind, Problem, Row, Scan
+from mwa_export.inputs.content import Kind, Problem
 from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.vectors.job import EmbedOptions
 from mwa_export.vectors.output import ERRORS, load_job

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.data.test_set import Excluded
 from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.parity.result import (
     CrossCell,
@@ -24,7 +25,6 @@ from mwa_export.parity.result import (
     Stage,
     Which,
 )
-from mwa_export.retrieval_data import Excluded
 from mwa_export.spec import Tower
 
 KS = (1, 5, 10)

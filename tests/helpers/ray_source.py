@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mwa_export.embed_rows import Kind, Row, Scan
+from mwa_export.data.rows import Row, Scan
 from mwa_export.errors import DataError
+from mwa_export.inputs.content import Kind
 
 
 @dataclass(frozen=True)

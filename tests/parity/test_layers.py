@@ -11,11 +11,11 @@ from commands import save
 from configs import CONFIGS, MWA
 from parity_files import export, quantized
 
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import BundleError
 from mwa_export.graphs.build import GraphBuilder
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.parity.run import RunOptions, compare_models
-from mwa_export.retrieval_data import RetrievalData
 
 
 def test_worst_layer_is_where_the_weights_differ(

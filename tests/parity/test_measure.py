@@ -21,11 +21,12 @@ from parity_arrays import (
 )
 
 from mwa_export import __version__
+from mwa_export.data.test_set import Excluded, RetrievalData
 from mwa_export.errors import MwaExportError, OptionsError, RecallError
+from mwa_export.inputs.content import Caption
 from mwa_export.inputs.pictures import Picture
 from mwa_export.parity.gates import Gates
 from mwa_export.parity.measure import CompareOptions, Vectors, compare
-from mwa_export.retrieval_data import Caption, Excluded, RetrievalData
 
 
 def example_case(seed: int = 0) -> tuple[Vectors, Vectors, Ints]:

@@ -15,6 +15,7 @@ from configs import MWA
 from parity_files import export, quantized, states, write_test_set, write_tokenizer
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import (
     BundleError,
     DataError,
@@ -27,7 +28,6 @@ from mwa_export.model.synthetic import random_tensors
 from mwa_export.parity.measure import compare
 from mwa_export.parity.reports.write import write_reports
 from mwa_export.parity.run import RunOptions, compare_models, compare_sides
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes.pytorch import TorchBackend
 from mwa_export.sides import CheckpointOptions, Side
 from mwa_export.spec import Embeddings

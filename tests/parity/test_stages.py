@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from parity_files import PIECES, export, states, write_test_set, write_tokenizer
 from PIL import Image
 
-from mwa_export.data_sources import read_data
+from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.test_sets import read_data
 from mwa_export.errors import ImageError, OptionsError
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.parity import stages
 from mwa_export.parity.run import RunOptions, compare_models, compare_sides
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.sides import Side
 from mwa_export.spec import Embeddings
 

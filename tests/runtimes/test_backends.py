@@ -14,7 +14,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
 from mwa_export.calib.samples import take_samples
-from mwa_export.data_karpathy import read_karpathy
+from mwa_export.data.karpathy import read_karpathy
 from mwa_export.demo.run import KEPT, assets
 from mwa_export.demo.scenes import write_scenes
 from mwa_export.errors import OptionsError

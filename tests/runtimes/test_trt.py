@@ -15,9 +15,9 @@ from trt_fake_gpu import LateDriver, LateTensorRT
 from trt_files import calibrated_bundle
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import EngineError, ProfileError, RuntimeUnavailableError, VerificationError
 from mwa_export.inputs.noise import random_pixels, random_texts
-from mwa_export.retrieval_data import RetrievalData
 from mwa_export.runtimes import trt as backend_tensorrt
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.runtimes.trt import TensorRtBackend

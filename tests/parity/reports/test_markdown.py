@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity_samples import HOSTILE, HOSTILE_PICTURE, identical_parity, sample_parity
 
+from mwa_export.data.test_set import Excluded
 from mwa_export.parity.reports.markdown import markdown_from_parity
 from mwa_export.parity.reports.words import drift, headline
 from mwa_export.parity.result import Parity
 from mwa_export.report.numbers import cosine, percent, points
-from mwa_export.retrieval_data import Excluded
 
 sample = cache(sample_parity)
 COMMENT = 65_536  # characters that GitHub accepts

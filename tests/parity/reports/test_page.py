@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from parity_samples import HOSTILE, HOSTILE_PICTURE, identical_parity, sample_parity
 
+from mwa_export.data.test_set import Excluded
 from mwa_export.parity.reports import charts as draw
 from mwa_export.parity.reports.page import html_from_parity, thumbnail_rows
 from mwa_export.parity.result import Parity
 from mwa_export.report.numbers import cosine, percent, points
-from mwa_export.retrieval_data import Excluded
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 VOID = {"meta", "link", "img", "br", "input", "hr", "wbr"}

@@ -17,6 +17,7 @@ from commands import files_below
 from parity_samples import identical_parity, sample_parity
 from PIL import Image
 
+from mwa_export.data.test_set import Excluded
 from mwa_export.errors import BundleError, ImageError
 from mwa_export.inputs.pictures import Picture
 from mwa_export.parity.reports import write as report_write
@@ -24,7 +25,6 @@ from mwa_export.parity.reports.page import thumbnail_rows
 from mwa_export.parity.reports.write import write_reports
 from mwa_export.parity.result import Parity
 from mwa_export.report.thumbnails import THUMBNAIL, thumbnail
-from mwa_export.retrieval_data import Excluded
 
 FILES = ["junit.xml", "report.html", "report.json", "report.md"]
 SMALL = sample_parity(60, examples=4)

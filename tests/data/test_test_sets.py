@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mwa_export.data_sources import Columns, read_data
+from mwa_export.data.test_set import Excluded
+from mwa_export.data.test_sets import Columns, read_data
 from mwa_export.errors import DataError
-from mwa_export.retrieval_data import Excluded
 
 PAIRS = [("a.jpg", "one"), ("b.jpg", "two"), ("a.jpg", "three")]
 

@@ -5,51 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.inputs.pictures import Picture
-
-Kind = Literal["image", "text"]
-
-Code = Literal[
-    "missing",
-    "empty",
-    "null",
-    "malformed",
-    "empty-text",
-    "not-text",
-    "not-a-picture",
-    "truncated",
-    "too-large",
-    "unreadable",
-]
-"""Why a row cannot be embedded, for programs."""
-
-
-class Problem(NamedTuple):
-    """Why a row cannot be embedded."""
-
-    code: Code
-    reason: str  # a sentence for people
-
-
-class Readable(Protocol):
-    """Encoded bytes that are not read yet: a file, a member of a tar, something remote."""
-
-    def read(self) -> bytes:
-        """The bytes.
-
-        Raises:
-            ImageError: they cannot be read; the message is the row's reason.
-        """
-        ...
-
-
-Content = Picture | Readable | bytes | str
-"""A picture, read or not, or a text."""
+from mwa_export.inputs.content import Content, Kind, Problem
 
 
 @dataclass(frozen=True, slots=True)

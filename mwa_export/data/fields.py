@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import DataError
+from mwa_export.inputs.content import Caption
 from mwa_export.inputs.pictures import Picture
-from mwa_export.retrieval_data import Caption, RetrievalData
 
 MAX_ID = 2**63 - 1  # ids are kept as int64
 _BOM = b"\xef\xbb\xbf"

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from mwa_export.embed_rows import Kind, Problem
-from mwa_export.source_files import open_file, place_of, readable
-from mwa_export.source_spool import Entry, text_entry
+from mwa_export.data.files import open_file, place_of, readable
+from mwa_export.data.spool import Entry, text_entry
+from mwa_export.inputs.content import Kind, Problem
 
 STANDARD_INPUT = "-"
 MAX_LINE = 16 << 20  # bytes; the rest of a longer line is not kept

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mwa_export.data_index import read_index
-from mwa_export.data_karpathy import read_karpathy
-from mwa_export.data_rows import json_rows, names, unreadable
-from mwa_export.data_table import (
+from mwa_export.data.fields import json_rows, names, unreadable
+from mwa_export.data.index import read_index
+from mwa_export.data.karpathy import read_karpathy
+from mwa_export.data.tables import (
     CSV_SUFFIXES,
     DEFAULT_COLUMNS,
     JSONL_SUFFIXES,
     Columns,
     read_table,
 )
-from mwa_export.data_webdataset import read_webdataset
+from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.webdataset import read_webdataset
 from mwa_export.errors import DataError
-from mwa_export.retrieval_data import RetrievalData
 
 __all__ = ["Columns", "read_data"]
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mwa_export.data_rows import Groups, caption_fields, json_object, text_field, unreadable
+from mwa_export.data.fields import Groups, caption_fields, json_object, text_field, unreadable
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import DataError
 from mwa_export.inputs.pictures import Picture
-from mwa_export.retrieval_data import RetrievalData
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}
 _CAPTIONS = {"txt", "json"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mwa_export.data_rows import (
+from mwa_export.data.fields import (
     MAX_ID,
     Groups,
     caption_fields,
@@ -18,9 +18,9 @@ from mwa_export.data_rows import (
     text_field,
     text_lines,
 )
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import DataError
 from mwa_export.inputs.pictures import Picture
-from mwa_export.retrieval_data import RetrievalData
 
 CSV_SUFFIXES = {".csv", ".tsv"}
 JSONL_SUFFIXES = {".jsonl", ".ndjson"}

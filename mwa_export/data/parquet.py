@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mwa_export.data.files import is_remote, joined, open_file, picture_at, place_of, readable
+from mwa_export.data.records import Fields, readable_id
+from mwa_export.data.rows import Row, Scan
+from mwa_export.data.spool import duplicate_rows, id_hash
 from mwa_export.decode_row import RowRefusedError, text_of
-from mwa_export.embed_rows import Content, Kind, Problem, Row, Scan
 from mwa_export.errors import DataError
+from mwa_export.inputs.content import Content, Kind, Problem
 from mwa_export.optional import require
-from mwa_export.source_files import is_remote, joined, open_file, picture_at, place_of, readable
-from mwa_export.source_records import Fields, readable_id
-from mwa_export.source_spool import duplicate_rows, id_hash
 
 _BATCH = 64  # rows decoded at a time: pictures may be large
 

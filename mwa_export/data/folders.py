@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mwa_export.data_rows import unreadable
-from mwa_export.data_webdataset import PICTURES
-from mwa_export.embed_rows import Kind, Problem
+from mwa_export.data.fields import unreadable
+from mwa_export.data.files import file_system, is_remote, joined, open_file, place_of, readable
+from mwa_export.data.spool import Entry, text_entry
+from mwa_export.data.webdataset import PICTURES
 from mwa_export.errors import DataError
-from mwa_export.source_files import file_system, is_remote, joined, open_file, place_of, readable
-from mwa_export.source_spool import Entry, text_entry
+from mwa_export.inputs.content import Kind, Problem
 
 SUFFIXES = frozenset(PICTURES | {"svg", "avif", "heic", "jfif", "jp2", "ppm", "pgm", "tga", "ico"})
 TEXT_SUFFIX = "txt"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mwa_export.data_webdataset import read_webdataset
+from mwa_export.data.webdataset import read_webdataset
 from mwa_export.errors import DataError
 
 

@@ -7,10 +7,10 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from mwa_export.data_rows import Groups, id_field, split_is_empty, text_field, unreadable
+from mwa_export.data.fields import Groups, id_field, split_is_empty, text_field, unreadable
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import DataError
 from mwa_export.inputs.pictures import Picture
-from mwa_export.retrieval_data import RetrievalData
 
 
 def read_karpathy(

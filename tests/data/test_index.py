@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mwa_export.data_index import read_index
+from mwa_export.data.index import read_index
 from mwa_export.errors import DataError
 
 

@@ -9,10 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import DataError
+from mwa_export.inputs.content import Caption
 from mwa_export.inputs.pictures import Picture
-
-Caption = str | tuple[int, ...]
-"""A text, or token ids without BOS and EOS, as the indexes of BEiT-3 store them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mwa_export.data.test_set import Excluded, RetrievalData
 from mwa_export.errors import DataError, ImageError
 from mwa_export.inputs.pictures import Picture, decode_picture
-from mwa_export.retrieval_data import Excluded, RetrievalData
 
 
 def make(counts: list[int]) -> RetrievalData:

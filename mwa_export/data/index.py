@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mwa_export.data_rows import MAX_ID, Groups, id_field, json_rows, text_field
+from mwa_export.data.fields import MAX_ID, Groups, id_field, json_rows, text_field
+from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import DataError
+from mwa_export.inputs.content import Caption
 from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.tokenizer import BOS, EOS
-from mwa_export.retrieval_data import Caption, RetrievalData
 
 
 def read_index(path: Path, *, images: Path | None = None) -> RetrievalData:

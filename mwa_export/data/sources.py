@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mwa_export.data_table import CSV_SUFFIXES, JSONL_SUFFIXES
-from mwa_export.embed_rows import Kind, Source
+from mwa_export.data.files import file_system, is_remote, readable
+from mwa_export.data.folders import folder_reader, is_glob
+from mwa_export.data.lines import STANDARD_INPUT, LineReader
+from mwa_export.data.parquet import ParquetSource
+from mwa_export.data.records import Fields, KarpathyReader, TableReader
+from mwa_export.data.rows import Source
+from mwa_export.data.spool import Reader, SpooledSource
+from mwa_export.data.tables import CSV_SUFFIXES, JSONL_SUFFIXES
+from mwa_export.data.tars import TarReader
 from mwa_export.errors import DataError
-from mwa_export.source_files import file_system, is_remote, readable
-from mwa_export.source_folder import folder_reader, is_glob
-from mwa_export.source_lines import STANDARD_INPUT, LineReader
-from mwa_export.source_parquet import ParquetSource
-from mwa_export.source_records import Fields, KarpathyReader, TableReader
-from mwa_export.source_spool import Reader, SpooledSource
-from mwa_export.source_tars import TarReader
+from mwa_export.inputs.content import Kind
 
 _BRACE = re.compile(r"\{([^{}]*)\}")
 _IMAGE_COLUMNS = ("image", "image_path", "path", "file_name", "filename")

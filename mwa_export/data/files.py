@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from mwa_export.embed_rows import Content, Problem
 from mwa_export.errors import DataError, ImageError
+from mwa_export.inputs.content import Content, Problem
 from mwa_export.inputs.pictures import Picture
 from mwa_export.optional import require
 

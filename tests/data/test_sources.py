@@ -17,9 +17,10 @@ from embed_samples import png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mwa_export.embed_rows import Kind, Row, Source
+from mwa_export.data.rows import Row, Source
+from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.errors import DataError
-from mwa_export.source_open import SourceOptions, open_source
+from mwa_export.inputs.content import Kind
 
 NAMES = ["a.png", "b/c.png", "b/d.png", "e.png"]
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mwa_export.data_karpathy import read_karpathy
+from mwa_export.data.karpathy import read_karpathy
 from mwa_export.errors import DataError
 
 

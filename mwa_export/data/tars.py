@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from mwa_export.data_webdataset import KEY, PICTURES, members_of, refuse_compressed
-from mwa_export.embed_rows import Kind, Problem
+from mwa_export.data.files import joined, open_file, place_of, readable
+from mwa_export.data.spool import Entry, text_entry
+from mwa_export.data.webdataset import KEY, PICTURES, members_of, refuse_compressed
 from mwa_export.errors import DataError
-from mwa_export.source_files import joined, open_file, place_of, readable
-from mwa_export.source_spool import Entry, text_entry
+from mwa_export.inputs.content import Kind, Problem
 
 _MAX_TEXT = 16 << 20  # bytes of a member that is read during the scan
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mwa_export.data_rows import names
-from mwa_export.data_table import JSONL_SUFFIXES
-from mwa_export.embed_rows import Code, Kind, Problem
+from mwa_export.data.fields import names
+from mwa_export.data.files import open_file, place_of, readable
+from mwa_export.data.lines import byte_lines
+from mwa_export.data.spool import Entry, text_entry
+from mwa_export.data.tables import JSONL_SUFFIXES
 from mwa_export.errors import DataError
-from mwa_export.source_files import open_file, place_of, readable
-from mwa_export.source_lines import byte_lines
-from mwa_export.source_spool import Entry, text_entry
+from mwa_export.inputs.content import Code, Kind, Problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mwa_export.data_table import Columns, read_table
+from mwa_export.data.tables import Columns, read_table
 from mwa_export.errors import DataError
 
 

@@ -1,0 +1,1 @@
+"""Image and text collections: one reader per file format."""
