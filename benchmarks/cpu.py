@@ -39,9 +39,9 @@ from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
 from mwa_export.data.karpathy import read_karpathy
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.demo.scenes import write_scenes
+from mwa_export.encoder.open import side_from_bundle
 from mwa_export.export.export import bundle_from_model
 from mwa_export.model.load import ModelSource, load_model
-from mwa_export.sides import side_from_bundle
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,6 +17,8 @@ from mwa_export.calib.samples import Samples, take_samples
 from mwa_export.data.karpathy import read_karpathy
 from mwa_export.demo.run import assets
 from mwa_export.demo.scenes import picture_from_seed, write_scenes
+from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.open import side_from_bundle
 from mwa_export.engines.graphs import CALIBRATED, engine_graph
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.files import sha256_of
@@ -26,7 +28,6 @@ from mwa_export.inputs.tokenizer import pad
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.progress import Progress
-from mwa_export.sides import Side, side_from_bundle
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
 from mwa_export.towers.macs import count_macs
 from mwa_export.trt.versions import EnginePrecision, is_typed

@@ -36,11 +36,11 @@ from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data.karpathy import read_karpathy
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.demo.scenes import write_scenes
-from mwa_export.embedding import embed_pictures, embed_token_ids
+from mwa_export.encoder.batches import embed_pictures, embed_token_ids
+from mwa_export.encoder.open import side_from_bundle
 from mwa_export.metrics.recall import recall
 from mwa_export.parity.measure import compare
 from mwa_export.runtimes.choose import RuntimeOptions
-from mwa_export.sides import side_from_bundle
 from mwa_export.spec import Tower
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "int8_recall.json"

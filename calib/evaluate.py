@@ -20,14 +20,14 @@ from mwa_export.calib.samples import Samples
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.embedding import embed_pictures, embed_token_ids
+from mwa_export.encoder.batches import embed_pictures, embed_token_ids
+from mwa_export.encoder.encoder import Side
 from mwa_export.errors import DataError
 from mwa_export.memory import release
 from mwa_export.metrics.recall import SLACK, Recall, recall
 from mwa_export.progress import Progress
 from mwa_export.runtimes.backend import Backend, conformance_cosine
 from mwa_export.runtimes.onnxrt import GraphFile, OnnxBackend
-from mwa_export.sides import Side
 from mwa_export.spec import TOWERS, Embeddings, Tower
 
 _SPEED_ROUNDS = 5

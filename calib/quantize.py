@@ -29,11 +29,11 @@ from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.encoder.open import side_from_bundle
 from mwa_export.errors import OptionsError, ParityError
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.onnxrt import GraphFile
-from mwa_export.sides import side_from_bundle
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.version import __version__
 

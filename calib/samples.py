@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.embedding import Prepare, batches_by_length
+from mwa_export.encoder.batches import Prepare, batches_by_length
+from mwa_export.encoder.encoder import Side
 from mwa_export.errors import CalibrationError, ImageError
 from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.tokenizer import pad
-from mwa_export.sides import Side
 
 SAMPLES = 256  # pictures, and as many captions
 LEAST = 16  # below this, ranges depend on which few pictures were taken

@@ -134,7 +134,7 @@ def _read_data(values: dict[str, Any]) -> Any:
 
 
 def _checkpoint_options(values: dict[str, Any]) -> Any:
-    from mwa_export.sides import CheckpointOptions
+    from mwa_export.encoder.open import CheckpointOptions
 
     reading = ("adapter", "ema", "trust_pickle", "adapter_scale", "adapter_layernorm", "ffn_option")
     return CheckpointOptions(**{name: values[name] for name in reading})

@@ -154,10 +154,10 @@ def _columns(values: dict[str, Any]) -> Any:
 
 
 def _run_options(values: dict[str, Any]) -> Any:
-    from mwa_export.embedding_cache import default_cache
+    from mwa_export.encoder.cache import default_cache
+    from mwa_export.encoder.open import CheckpointOptions
     from mwa_export.parity.run import RunOptions
     from mwa_export.runtimes.choose import RuntimeOptions
-    from mwa_export.sides import CheckpointOptions
 
     reading = ("adapter", "ema", "trust_pickle", "adapter_scale", "adapter_layernorm", "ffn_option")
     return RunOptions(

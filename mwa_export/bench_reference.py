@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.encoder.open import CheckpointOptions
 from mwa_export.errors import MissingOptionError, OptionsError
 from mwa_export.optional import require
-from mwa_export.sides import CheckpointOptions
 
 if TYPE_CHECKING:
     from mwa_export.model.load import Model

@@ -15,11 +15,12 @@ from parity_files import export, write_test_set, write_tokenizer
 
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
+from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.open import side_from_bundle, side_from_checkpoint
 from mwa_export.model.adapters import split
 from mwa_export.model.checkpoint import read_checkpoint
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import random_tensors, training_args
-from mwa_export.sides import Side, side_from_bundle, side_from_checkpoint
 from mwa_export.spec import ModelConfig
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.embedding import batches_by_length
+from mwa_export.encoder.batches import batches_by_length
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.noise import random_pixels
 from mwa_export.inputs.pictures import decode_picture

@@ -21,7 +21,7 @@ from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.spec import ModelConfig, Port, Tower, TowerSpec
 
 if TYPE_CHECKING:
-    from mwa_export.bundle_embed import PictureLike
+    from mwa_export.encoder.encoder import PictureLike
     from mwa_export.runtimes.choose import RuntimeOptions
     from mwa_export.runtimes.open import Opened
 
@@ -225,7 +225,7 @@ class Bundle:
             ImageError: one cannot be read. The message names it, and nothing is returned; to
                 leave bad pictures out, use `mwa-export embed`.
         """
-        from mwa_export.bundle_embed import embed_images
+        from mwa_export.encoder.encoder import embed_images
 
         return embed_images(self, pictures)
 
@@ -238,7 +238,7 @@ class Bundle:
             BundleError: the bundle carries no tokenizer.
             DataError: a single text, or something that is no text.
         """
-        from mwa_export.bundle_embed import embed_texts
+        from mwa_export.encoder.encoder import embed_texts
 
         return embed_texts(self, texts)
 

@@ -13,7 +13,8 @@ from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data.karpathy import read_karpathy
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.demo.scenes import write_scenes
-from mwa_export.embedding import embed_pictures, embed_token_ids
+from mwa_export.encoder.batches import embed_pictures, embed_token_ids
+from mwa_export.encoder.open import side_from_bundle
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.files import new_folder
 from mwa_export.metrics.recall import Recall, recall
@@ -26,7 +27,6 @@ from mwa_export.parity.result import Parity
 from mwa_export.parity.run import RunOptions, compare_models
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.choose import RuntimeOptions
-from mwa_export.sides import side_from_bundle
 from mwa_export.spec import ModelConfig
 
 SAMPLES = 128  # pictures to calibrate with, and a caption of each

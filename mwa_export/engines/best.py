@@ -15,6 +15,7 @@ from mwa_export.calib.evaluate import HeldBack
 from mwa_export.calib.precision_search import Measured
 from mwa_export.calib.samples import split_data
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.encoder.open import side_from_bundle
 from mwa_export.engines.build import EngineOptions, build_engines
 from mwa_export.engines.graphs import CALIBRATED
 from mwa_export.errors import (
@@ -28,7 +29,6 @@ from mwa_export.files import link_or_copy
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.trt import TensorRtBackend
-from mwa_export.sides import side_from_bundle
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.compare import Compared, compare_engines
 from mwa_export.trt.device import Device, select_device

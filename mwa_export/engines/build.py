@@ -12,6 +12,7 @@ from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.encoder.open import side_from_bundle
 from mwa_export.engines.graphs import (
     CALIBRATED,
     EngineGraph,
@@ -22,7 +23,6 @@ from mwa_export.engines.speed_gate import GATED, Speed, check_speed, measure_spe
 from mwa_export.errors import MwaExportError
 from mwa_export.files import sha256_of
 from mwa_export.progress import Progress, Silent
-from mwa_export.sides import side_from_bundle
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.build import BuildOptions, engine_from_onnx
 from mwa_export.trt.device import Device, select_device

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.embedding import embed_pictures, embed_token_ids
-from mwa_export.embedding_cache import Cache
+from mwa_export.encoder.batches import embed_pictures, embed_token_ids
+from mwa_export.encoder.cache import Cache
+from mwa_export.encoder.encoder import Side
 from mwa_export.progress import Progress
 from mwa_export.runtimes.backend import Backend
-from mwa_export.sides import Side
 from mwa_export.spec import Embeddings
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.embedding import batches_by_length
+from mwa_export.encoder.batches import batches_by_length
+from mwa_export.encoder.encoder import Side
 from mwa_export.errors import ImageError, OptionsError
 from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.tokenizer import pad
@@ -27,7 +28,6 @@ from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.runtimes.ov import OpenVinoBackend
 from mwa_export.runtimes.trt import TensorRtBackend
-from mwa_export.sides import Side
 from mwa_export.spec import Tower
 
 SAMPLES = 64  # pictures, and as many captions

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.encoder.encoder import SideInfo
 from mwa_export.errors import OptionsError, RecallError
 from mwa_export.metrics.agreement import check_embeddings, cosine_summary
 from mwa_export.metrics.ranking import Ranking
@@ -20,15 +21,7 @@ from mwa_export.metrics.recall import KS, Pairs, rank_both
 from mwa_export.parity.directions import Sampling, measure_direction, with_float32
 from mwa_export.parity.examples import Labels, worst_examples
 from mwa_export.parity.gates import Gates, check_gates
-from mwa_export.parity.result import (
-    CrossCell,
-    DataInfo,
-    LayerSnr,
-    Parity,
-    SideInfo,
-    Stage,
-    Which,
-)
+from mwa_export.parity.result import CrossCell, DataInfo, LayerSnr, Parity, Stage, Which
 from mwa_export.progress import Progress, Silent
 from mwa_export.version import __version__
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mwa_export.data.test_set import Excluded
+from mwa_export.encoder.encoder import SideInfo
 from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.spec import Tower
 
@@ -18,17 +19,6 @@ SCHEMA = 1
 Direction = Literal["tr", "ir"]
 DIRECTION_NAMES: dict[Direction, str] = {"tr": "text retrieval", "ir": "image retrieval"}
 Which = Literal["reference", "candidate"]
-
-
-@dataclass(frozen=True, slots=True)
-class SideInfo:
-    """One of the two that are compared."""
-
-    name: str  # for people: "checkpoint-29.pth on PyTorch float32"
-    source: str  # the file or folder; "arrays" if vectors were handed over
-    runtime: str  # "PyTorch 2.13.0"; "" for arrays
-    precision: str  # "float32", "vision int8, text float32"; "" for arrays
-    space_id: str | None  # of the embedding space, if known
 
 
 @dataclass(frozen=True, slots=True)

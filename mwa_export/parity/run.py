@@ -11,7 +11,15 @@ import numpy as np
 from mwa_export.bundle.bundle import MANIFEST
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
-from mwa_export.embedding_cache import Cache
+from mwa_export.encoder.cache import Cache
+from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.open import (
+    ON_ONNX_RUNTIME,
+    CheckpointOptions,
+    check_same_space,
+    side_from_bundle,
+    side_from_checkpoint,
+)
 from mwa_export.errors import BundleError, DataError
 from mwa_export.parity.embed import Embedder
 from mwa_export.parity.layers import check_layers, layer_drift
@@ -20,14 +28,6 @@ from mwa_export.parity.result import Parity
 from mwa_export.parity.stages import Variant, drift_by_stage
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.choose import RuntimeOptions
-from mwa_export.sides import (
-    ON_ONNX_RUNTIME,
-    CheckpointOptions,
-    Side,
-    check_same_space,
-    side_from_bundle,
-    side_from_checkpoint,
-)
 from mwa_export.spec import Embeddings
 
 

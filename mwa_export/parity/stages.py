@@ -12,13 +12,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.encoder.encoder import Side
 from mwa_export.errors import ImageError
 from mwa_export.metrics.agreement import cosine_distances
 from mwa_export.metrics.recall import Pairs, rank_both
 from mwa_export.parity.embed import Embedder
 from mwa_export.parity.result import Stage
 from mwa_export.runtimes.backend import Backend
-from mwa_export.sides import Side
 from mwa_export.spec import Embeddings
 
 

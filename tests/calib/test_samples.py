@@ -13,8 +13,8 @@ from PIL import Image
 from mwa_export.calib.samples import LEAST, split_data, take_samples
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
+from mwa_export.encoder.encoder import Side
 from mwa_export.errors import CalibrationError, ImageError
-from mwa_export.sides import Side
 
 Sides = tuple[Side, Side]
 

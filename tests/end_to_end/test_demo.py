@@ -107,7 +107,7 @@ def test_demo_leaves_data_bundle_and_report(result: DemoResult) -> None:
 
 
 def test_same_pictures_same_embeddings(result: DemoResult) -> None:
-    from mwa_export.embedding import embed_image_files
+    from mwa_export.encoder.batches import embed_image_files
 
     backend = OnnxBackend(Bundle.open(result.folder / "bundle"))
     paths = sorted((result.folder / "data" / "images").glob("*.jpg"))[:6]

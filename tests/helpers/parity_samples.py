@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.data.test_set import Excluded
+from mwa_export.encoder.encoder import SideInfo
 from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.parity.result import (
     CrossCell,
@@ -21,7 +22,6 @@ from mwa_export.parity.result import (
     Margins,
     Parity,
     RecallChange,
-    SideInfo,
     Stage,
     Which,
 )

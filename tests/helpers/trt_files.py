@@ -9,7 +9,7 @@ from mwa_export.bundle.bundle import Bundle, write_manifest
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.sides import side_from_bundle
+from mwa_export.encoder.open import side_from_bundle
 
 _made: dict[Path, Path] = {}
 

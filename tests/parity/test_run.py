@@ -16,6 +16,8 @@ from parity_files import export, quantized, states, write_test_set, write_tokeni
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.open import CheckpointOptions
 from mwa_export.errors import (
     BundleError,
     DataError,
@@ -29,7 +31,6 @@ from mwa_export.parity.measure import compare
 from mwa_export.parity.reports.write import write_reports
 from mwa_export.parity.run import RunOptions, compare_models, compare_sides
 from mwa_export.runtimes.pytorch import TorchBackend
-from mwa_export.sides import CheckpointOptions, Side
 from mwa_export.spec import Embeddings
 
 

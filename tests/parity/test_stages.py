@@ -15,11 +15,11 @@ from PIL import Image
 
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
+from mwa_export.encoder.encoder import Side
 from mwa_export.errors import ImageError, OptionsError
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.parity import stages
 from mwa_export.parity.run import RunOptions, compare_models, compare_sides
-from mwa_export.sides import Side
 from mwa_export.spec import Embeddings
 
 

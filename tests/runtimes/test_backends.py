@@ -17,6 +17,7 @@ from mwa_export.calib.samples import take_samples
 from mwa_export.data.karpathy import read_karpathy
 from mwa_export.demo.run import KEPT, assets
 from mwa_export.demo.scenes import write_scenes
+from mwa_export.encoder.open import side_from_bundle
 from mwa_export.errors import OptionsError
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.inputs.tokenizer import pad
@@ -24,7 +25,6 @@ from mwa_export.model.load import ModelSource, load_model
 from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.runtimes.open import open_backend
-from mwa_export.sides import side_from_bundle
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO not installed")
 RUNTIMES = ["onnxruntime", "torch", pytest.param("openvino", marks=needs_openvino)]

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from parity_files import write_test_set
 
-from mwa_export import embedding_cache
 from mwa_export.data.test_sets import read_data
-from mwa_export.embedding_cache import Cache, default_cache
+from mwa_export.encoder import cache
+from mwa_export.encoder.cache import Cache, default_cache
 from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.spec import Embeddings
@@ -50,8 +50,8 @@ class Counting:
 
 @pytest.fixture
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Picture, ...]:
-    monkeypatch.setattr(embedding_cache, "_PICTURES", 8)  # three chunks
-    monkeypatch.setattr(embedding_cache, "_TEXTS", 8)
+    monkeypatch.setattr(cache, "_PICTURES", 8)  # three chunks
+    monkeypatch.setattr(cache, "_TEXTS", 8)
     return read_data(write_test_set(tmp_path / "data")).pictures
 
 

@@ -2,79 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.embedding import Prepare
-from mwa_export.errors import DataError, MissingOptionError, OptionsError, TokenizerError
+from mwa_export.encoder.encoder import Side, SideInfo
+from mwa_export.errors import MissingOptionError, OptionsError
 from mwa_export.files import sha256_of
-from mwa_export.inputs.content import Caption
 from mwa_export.inputs.preprocess import IMAGE_SPEC, pixels_from_image
-from mwa_export.inputs.tokenizer import BOS, EOS, TEXT_SPEC, Tokenizer
+from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
 from mwa_export.optional import require
-from mwa_export.parity.result import SideInfo
-from mwa_export.runtimes.backend import Backend, GraphBackend
+from mwa_export.runtimes.backend import GraphBackend
 from mwa_export.runtimes.choose import LABELS, RuntimeOptions
 from mwa_export.runtimes.onnxrt import choose_graphs
 from mwa_export.runtimes.open import open_backend
 from mwa_export.spec import ModelConfig
 from mwa_export.version import __version__
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """A model that is ready to embed, with its own preprocessing and tokenizer."""
-
-    info: SideInfo
-    config: ModelConfig
-    backend: Backend
-    float32: Backend | None  # the same graphs before they were reduced; None: they were not
-    image: Mapping[str, Any]  # the preprocessing of pictures, as the manifest has it
-    prepare: Prepare  # and as a function
-    tokenizer: Tokenizer | None
-    tokenizer_sha256: str | None
-    carries_tokenizer: bool  # a bundle without one may be lent one, which its space id ignores
-    identity: Mapping[str, Any]  # all that decides its embeddings, for the cache
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def max_length(self) -> int:
-        """Token ids of the longest text, BOS and EOS included."""
-        return self.config.backbone.max_text_length
-
-    def encode(self, captions: Sequence[Caption]) -> list[list[int]]:
-        """Captions -> token ids with BOS and EOS, cut to ``max_length``.
-
-        Raises:
-            TokenizerError: a caption is a text and this side has no tokenizer.
-            DataError: a stored id is not in the vocabulary.
-        """
-        return [
-            self._encode_text(caption) if isinstance(caption, str) else self._frame(caption)
-            for caption in captions
-        ]
-
-    def _encode_text(self, text: str) -> list[int]:
-        if self.tokenizer is None:
-            raise TokenizerError(
-                f"{self.info.source}: has no tokenizer, and the captions are texts. "
-                "Give one: --tokenizer FILE.spm"
-            )
-        return self.tokenizer.encode(text)
-
-    def _frame(self, ids: tuple[int, ...]) -> list[int]:
-        vocabulary = self.config.backbone.vocab_size
-        if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
-            raise DataError(
-                f"token id {min(ids) if min(ids) < 0 else max(ids)} in the captions. Expected 0 to "
-                f"{vocabulary - 1}, the vocabulary of {self.info.source}. The ids were made with "
-                "another tokenizer."
-            )
-        return [BOS, *ids[: self.max_length - 2], EOS]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle_embed import PictureLike
-from mwa_export.embedding import embed_captions, embed_image_files
+from mwa_export.encoder.batches import embed_captions, embed_image_files
+from mwa_export.encoder.encoder import PictureLike
 from mwa_export.errors import DataError, ImageError
 from mwa_export.runtimes import open as runtimes
 from mwa_export.runtimes.choose import RuntimeOptions
@@ -66,7 +66,7 @@ def test_every_form_of_a_picture_gives_the_same_row(bundle: Bundle, pictures: li
 def test_order_is_kept_over_batches_and_a_generator_is_read_batch_by_batch(
     bundle: Bundle, pictures: list[Path]
 ) -> None:
-    from mwa_export.bundle_embed import embed_images
+    from mwa_export.encoder.encoder import embed_images
 
     read = 0
 

@@ -21,8 +21,14 @@ from typing import Any
 import numpy as np
 import PIL
 
-from mwa_export.embedding import IMAGE_BATCH, TEXT_BATCH, Prepare, batches_by_length, embed_pictures
-from mwa_export.embedding import embed_token_ids as embed_rows
+from mwa_export.encoder.batches import (
+    IMAGE_BATCH,
+    TEXT_BATCH,
+    Prepare,
+    batches_by_length,
+    embed_pictures,
+)
+from mwa_export.encoder.batches import embed_token_ids as embed_rows
 from mwa_export.errors import ImageError
 from mwa_export.files import new_file
 from mwa_export.inputs.pictures import Picture

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from mwa_export.embedding import embed_captions, embed_image_files
+from mwa_export.encoder.batches import embed_captions, embed_image_files
 from mwa_export.errors import ImageError
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.spec import Embeddings

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,14 @@ from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.decode_row import pixels_of
-from mwa_export.embedding import IMAGE_BATCH, TEXT_BATCH, embed_captions
-from mwa_export.errors import DataError, ImageError
+from mwa_export.encoder.batches import IMAGE_BATCH, TEXT_BATCH, Prepare, embed_captions
+from mwa_export.errors import DataError, ImageError, TokenizerError
+from mwa_export.inputs.content import Caption
 from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.preprocess import pixels_from_image
-from mwa_export.spec import Embeddings
+from mwa_export.inputs.tokenizer import BOS, EOS, Tokenizer
+from mwa_export.runtimes.backend import Backend
+from mwa_export.spec import Embeddings, ModelConfig
 
 PictureLike = str | os.PathLike[str] | bytes | Image.Image
 """A file's path, the encoded bytes, or a picture that Pillow has opened."""
@@ -93,3 +97,66 @@ def _joined(parts: list[Embeddings], bundle: Bundle) -> Embeddings:
     """The rows of all parts; (0, D) if there are none."""
     width = bundle.manifest.model.backbone.embed_dim
     return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class SideInfo:
+    """One of the two that are compared."""
+
+    name: str  # for people: "checkpoint-29.pth on PyTorch float32"
+    source: str  # the file or folder; "arrays" if vectors were handed over
+    runtime: str  # "PyTorch 2.13.0"; "" for arrays
+    precision: str  # "float32", "vision int8, text float32"; "" for arrays
+    space_id: str | None  # of the embedding space, if known
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A model that is ready to embed, with its own preprocessing and tokenizer."""
+
+    info: SideInfo
+    config: ModelConfig
+    backend: Backend
+    float32: Backend | None  # the same graphs before they were reduced; None: they were not
+    image: Mapping[str, Any]  # the preprocessing of pictures, as the manifest has it
+    prepare: Prepare  # and as a function
+    tokenizer: Tokenizer | None
+    tokenizer_sha256: str | None
+    carries_tokenizer: bool  # a bundle without one may be lent one, which its space id ignores
+    identity: Mapping[str, Any]  # all that decides its embeddings, for the cache
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def max_length(self) -> int:
+        """Token ids of the longest text, BOS and EOS included."""
+        return self.config.backbone.max_text_length
+
+    def encode(self, captions: Sequence[Caption]) -> list[list[int]]:
+        """Captions -> token ids with BOS and EOS, cut to ``max_length``.
+
+        Raises:
+            TokenizerError: a caption is a text and this side has no tokenizer.
+            DataError: a stored id is not in the vocabulary.
+        """
+        return [
+            self._encode_text(caption) if isinstance(caption, str) else self._frame(caption)
+            for caption in captions
+        ]
+
+    def _encode_text(self, text: str) -> list[int]:
+        if self.tokenizer is None:
+            raise TokenizerError(
+                f"{self.info.source}: has no tokenizer, and the captions are texts. "
+                "Give one: --tokenizer FILE.spm"
+            )
+        return self.tokenizer.encode(text)
+
+    def _frame(self, ids: tuple[int, ...]) -> list[int]:
+        vocabulary = self.config.backbone.vocab_size
+        if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise DataError(
+                f"token id {min(ids) if min(ids) < 0 else max(ids)} in the captions. Expected 0 to "
+                f"{vocabulary - 1}, the vocabulary of {self.info.source}. The ids were made with "
+                "another tokenizer."
+            )
+        return [BOS, *ids[: self.max_length - 2], EOS]

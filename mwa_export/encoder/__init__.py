@@ -1,0 +1,1 @@
+"""Images and texts to unit vectors, from a bundle or a checkpoint."""
