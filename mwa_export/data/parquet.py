@@ -13,9 +13,9 @@ from mwa_export.data.files import is_remote, joined, open_file, picture_at, plac
 from mwa_export.data.records import Fields, readable_id
 from mwa_export.data.rows import Row, Scan
 from mwa_export.data.spool import duplicate_rows, id_hash
-from mwa_export.decode_row import RowRefusedError, text_of
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Content, Kind, Problem
+from mwa_export.inputs.decode import RowRefusedError, text_of
 from mwa_export.optional import require
 
 _BATCH = 64  # rows decoded at a time: pictures may be large

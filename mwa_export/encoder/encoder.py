@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.decode_row import pixels_of
 from mwa_export.encoder.batches import IMAGE_BATCH, TEXT_BATCH, Prepare, embed_captions
 from mwa_export.errors import DataError, ImageError, TokenizerError
 from mwa_export.inputs.content import Caption
+from mwa_export.inputs.decode import pixels_of
 from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.inputs.tokenizer import BOS, EOS, Tokenizer

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mwa_export.decode_row import MAX_CHARACTERS, RowRefusedError, pixels_of, text_of
 from mwa_export.errors import ImageError
+from mwa_export.inputs.decode import MAX_CHARACTERS, RowRefusedError, pixels_of, text_of
 from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.preprocess import load_image, pixels_from_image
 
