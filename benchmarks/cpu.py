@@ -39,7 +39,7 @@ from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
 from mwa_export.data.karpathy import read_karpathy
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.demo.scenes import write_scenes
-from mwa_export.encoder.open import side_from_bundle
+from mwa_export.encoder.open import open_bundle
 from mwa_export.export.export import bundle_from_model
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
@@ -177,7 +177,7 @@ def _export(folder: Path, options: argparse.Namespace) -> None:
 def _quantize(folder: Path, options: argparse.Namespace) -> None:
     """Every layer in INT8. Recall means nothing with random weights and is not measured."""
     bundle = Bundle.open(folder / "bundle")
-    side = side_from_bundle(bundle.path)
+    side = open_bundle(bundle.path)
     data = drawn_data(folder, bundle, options.samples, seed=1)
     samples = take_samples(side, data, options.samples, 0)
     kept = folder / "calibration"

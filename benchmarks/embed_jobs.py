@@ -80,8 +80,8 @@ JOBS = {job.__name__: job for job in (pillow, clip_retrieval, model_images)}
 
 def _backend(bundle: str, runtime: Result) -> tuple[Any, int]:
     from mwa_export.bundle.bundle import Bundle
-    from mwa_export.runtimes.choose import RuntimeOptions
     from mwa_export.runtimes.open import open_backend
+    from mwa_export.runtimes.options import RuntimeOptions
 
     opened = Bundle.open(bundle)
     backend = open_backend(opened, RuntimeOptions(check=False, **runtime)).backend

@@ -36,7 +36,7 @@ from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.reference import reference_from_tensors
 from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
-from mwa_export.runtimes.onnxrt import session
+from mwa_export.runtimes.ort_session import session
 from mwa_export.spec import AdapterConfig
 from mwa_export.towers.export import onnx_from_tower
 from mwa_export.towers.extract import tower_from_model

@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 
 from mwa_export.bench.section import merged_plan
-from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import write_manifest
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.samples import Samples, take_samples
 from mwa_export.data.karpathy import read_karpathy
 from mwa_export.demo.run import assets
 from mwa_export.demo.scenes import picture_from_seed, write_scenes
-from mwa_export.encoder.encoder import Side
-from mwa_export.encoder.open import side_from_bundle
+from mwa_export.encoder.encoder import Encoder
+from mwa_export.encoder.open import open_bundle
 from mwa_export.engines.graphs import CALIBRATED, engine_graph
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.files import sha256_of
-from mwa_export.inputs.pictures import decode_picture
+from mwa_export.inputs.decode import picture_of
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.inputs.tokenizer import pad
 from mwa_export.model.load import ModelSource, load_model
@@ -131,7 +132,7 @@ def _drawn(bundle: Bundle, rows: int, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     pixels = [
         pixels_from_image(
-            decode_picture(picture_from_seed("target", seed, index).jpeg, "drawing"),
+            picture_of(picture_from_seed("target", seed, index).jpeg, "drawing"),
             backbone.image_size,
         )
         for index in range(rows)
@@ -151,15 +152,15 @@ def _demo_samples(folder: Path, sizes: Sizes) -> Samples:
         folder / "samples", family="target", count=sizes.samples, seed=11, split="train"
     )
     data = read_karpathy(path, split="train")
-    return take_samples(side_from_bundle(folder / "bundle"), data, sizes.samples, 0)
+    return take_samples(open_bundle(folder / "bundle"), data, sizes.samples, 0)
 
 
 def _demo_inputs(folder: Path, sizes: Sizes) -> dict[str, Any]:
     """Pictures that the model has not seen, and which caption belongs to which."""
     path = write_scenes(folder / "test", family="target", count=sizes.recall, seed=12)
     data = read_karpathy(path, split="test")
-    side: Side = side_from_bundle(folder / "bundle")
-    pixels = [side.prepare(decode_picture(p.read(), str(p))) for p in data.pictures]
+    side: Encoder = open_bundle(folder / "bundle")
+    pixels = [side.pixels(p, str(p)) for p in data.pictures]
     ids, mask = pad(side.encode(data.captions))
     return {
         "pixels": np.stack(pixels),

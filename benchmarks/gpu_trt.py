@@ -193,8 +193,8 @@ def _batches(bundle: Bundle, tower: Tower, shape: str) -> Sequence[Any]:
 
 
 def _embed(runner: EngineRunner, bundle: Bundle, tower: Tower, inputs: dict[str, Any]) -> Any:
-    from mwa_export.runtimes.onnxrt import image_feed
+    from mwa_export.inputs.preprocess import arrays_of
 
     if tower == "vision":
-        return runner.run(image_feed(bundle.graph(tower)[1], inputs["pixels"]))
+        return runner.run(arrays_of(bundle.graph(tower)[1].spec, (inputs["pixels"],)))
     return runner.run((inputs["token_ids"], inputs["padding_mask"]))

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from machine import command_line, cpu_name
 
-from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import GraphFile, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.dialects import DIALECTS
@@ -41,12 +42,12 @@ from mwa_export.cpu import instruction_sets
 from mwa_export.demo.scenes import picture_from_seed
 from mwa_export.export.export import bundle_from_model
 from mwa_export.graphs.edit import FloatGraph
-from mwa_export.inputs.pictures import decode_picture
+from mwa_export.inputs.decode import picture_of
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.runtimes.backend import Backend
-from mwa_export.runtimes.onnxrt import GraphFile, OnnxBackend
+from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.spec import TOWERS, AdapterConfig, Embeddings, Tower
 
 OUTLIERS, FACTOR = 0.01, 30.0
@@ -132,7 +133,7 @@ def make_samples(bundle: Bundle, count: int, seed: int) -> Samples:
     pixels = []
     for index in range(count):
         picture = picture_from_seed("target", seed, index)
-        image = decode_picture(picture.jpeg, "drawing")
+        image = picture_of(picture.jpeg, "drawing")
         pixels.append(pixels_from_image(image, backbone.image_size))
     lengths = rng.integers(6, 29, count)
     texts = tuple((0, *rng.integers(4, backbone.vocab_size, n).tolist(), 2) for n in lengths)

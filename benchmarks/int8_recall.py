@@ -36,11 +36,10 @@ from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data.karpathy import read_karpathy
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.demo.scenes import write_scenes
-from mwa_export.encoder.batches import embed_pictures, embed_token_ids
-from mwa_export.encoder.open import side_from_bundle
+from mwa_export.encoder.open import open_bundle
 from mwa_export.metrics.recall import recall
 from mwa_export.parity.measure import compare
-from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import Tower
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "int8_recall.json"
@@ -55,10 +54,10 @@ Pair = tuple[Vectors, Vectors]  # images, texts
 def embed(bundle: Path, data: RetrievalData, runtime: str, precision: str) -> Pair:
     """Embeddings of the whole set on one runtime."""
     options = RuntimeOptions(runtime, precision, allow_slow=True)
-    side = side_from_bundle(bundle, runtime=options)
-    images, failed = embed_pictures(side.backend, data.pictures, prepare=side.prepare)
+    side = open_bundle(bundle, runtime=options)
+    images, failed = side.embed_pictures(data.pictures)
     assert not failed, failed
-    return images, embed_token_ids(side.backend, side.encode(data.captions))
+    return images, side.embed_captions(data.captions)
 
 
 def differences(data: RetrievalData, before: Pair, after: Pair) -> dict[str, list[float]]:

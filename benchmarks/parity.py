@@ -225,7 +225,8 @@ def prepare_recall(arrays: list[Floats], owners: Ints) -> Work:
 
 
 def prepare_compare(arrays: list[Floats], owners: Ints) -> Work:
-    from mwa_export.parity.measure import Vectors, compare
+    from mwa_export.parity.measure import compare
+    from mwa_export.parity.result import Vectors
 
     def work() -> Recalls:
         result = compare(Vectors(arrays[0], arrays[1]), Vectors(arrays[2], arrays[3]), owners)

@@ -6,20 +6,20 @@ decides: channel extremes and sample rows; histograms; and, for learned rounding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.bundle.manifest import GraphFile
 from mwa_export.calib.histogram import Histogram
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.sites import Site
 from mwa_export.errors import CalibrationError
-from mwa_export.parity.probes import session_with_outputs
+from mwa_export.inputs.preprocess import feed_of
 from mwa_export.progress import Progress
-from mwa_export.runtimes.onnxrt import GraphFile, image_feed
+from mwa_export.runtimes.ort_session import session_with_outputs
 
 Floats = NDArray[np.float32]
 GRAM_BYTES = 1 << 30  # of Gram matrices in memory at a time
@@ -169,10 +169,9 @@ def _activations(
     tower = graph.spec.tower
     names = [site.tensor for site in sites]
     runner = session_with_outputs(path, names)
-    feed_of = _feeder(graph)
     progress(f"{tower} tower: {label}", samples.count(tower))
     for inputs in samples.batches(tower):
-        arrays = runner.run(names, feed_of(inputs))
+        arrays = runner.run(names, feed_of(graph.spec, inputs))
         real = inputs[1] == 0 if tower == "text" else None
         for index, site in enumerate(sites):
             values, arrays[index] = arrays[index], None  # freed as soon as it is counted
@@ -185,11 +184,3 @@ def _activations(
                 )
             yield site, tokens
         progress.advance(len(inputs[0]))
-
-
-def _feeder(graph: Any) -> Callable[[tuple[NDArray[Any], ...]], dict[str, NDArray[Any]]]:
-    def feed(inputs: tuple[NDArray[Any], ...]) -> dict[str, NDArray[Any]]:
-        arrays = image_feed(graph, inputs[0]) if graph.spec.tower == "vision" else inputs
-        return {port.name: array for port, array in zip(graph.spec.inputs, arrays, strict=True)}
-
-    return feed

@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from mwa_export.bundle.bundle import Bundle, Graph
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import Graph, GraphFile
 from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS, Dialect
 from mwa_export.calib.precision_search import Measured, SiteKey
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.encoder.batches import embed_pictures, embed_token_ids
-from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import DataError
 from mwa_export.memory import release
 from mwa_export.metrics.recall import SLACK, Recall, recall
 from mwa_export.progress import Progress
 from mwa_export.runtimes.backend import Backend, conformance_cosine
-from mwa_export.runtimes.onnxrt import GraphFile, OnnxBackend
+from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.spec import TOWERS, Embeddings, Tower
 
 _SPEED_ROUNDS = 5
@@ -63,25 +63,23 @@ class RecallDrop:
 class HeldBack:
     """The data that recall is measured on, with the float32 embeddings."""
 
-    side: Side  # the bundle in float32
+    encoder: Encoder  # the bundle in float32
     data: RetrievalData
     progress: Progress
     images: Embeddings = field(init=False)
     texts: Embeddings = field(init=False)
 
     def __post_init__(self) -> None:
-        self.images = self.embed("vision", self.side.backend, "float32")
-        self.texts = self.embed("text", self.side.backend, "float32")
+        self.images = self.embed("vision", self.encoder.backend, "float32")
+        self.texts = self.embed("text", self.encoder.backend, "float32")
 
     def embed(self, tower: Tower, backend: Backend, label: str) -> Embeddings:
         """Embeddings of the held-back pictures or captions, (n, D)."""
+        encoder = replace(self.encoder, backend=backend)
         if tower == "vision":
             self.progress(f"embed held-back pictures: {label}", len(self.data.pictures))
-            found, failures = embed_pictures(
-                backend,
-                self.data.pictures,
-                prepare=self.side.prepare,
-                on_rows=self.progress.advance,
+            found, failures = encoder.embed_pictures(
+                self.data.pictures, on_rows=self.progress.advance
             )
             if failures:
                 raise DataError(
@@ -89,9 +87,8 @@ class HeldBack:
                     f"{failures[min(failures)]} Repair or remove them."
                 )
             return found
-        sequences = self.side.encode(self.data.captions)
-        self.progress(f"embed held-back captions: {label}", len(sequences))
-        return embed_token_ids(backend, sequences, on_rows=self.progress.advance)
+        self.progress(f"embed held-back captions: {label}", len(self.data.captions))
+        return encoder.embed_captions(self.data.captions, on_rows=self.progress.advance)
 
     def measure(self, int8: frozenset[SiteKey], backend: Backend, label: str) -> Measured:
         """Embed everything with a backend that has these sites in INT8, and compare."""

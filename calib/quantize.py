@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mwa_export.bundle.bundle import Bundle, Graph, Manifest, write_manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import Graph, GraphFile, Manifest, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
@@ -29,11 +30,10 @@ from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.encoder.open import side_from_bundle
+from mwa_export.encoder.open import open_bundle
 from mwa_export.errors import OptionsError, ParityError
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
-from mwa_export.runtimes.onnxrt import GraphFile
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.version import __version__
 
@@ -101,7 +101,7 @@ def quantize_bundle(
     dialects = _dialects(options.dialects)
     progress("open the bundle and check its conformance vectors")
     bundle = Bundle.open(path)
-    side = side_from_bundle(path, lent_tokenizer=options.tokenizer)
+    side = open_bundle(path, lent_tokenizer=options.tokenizer)
     samples: Samples | None = None
     if calibration is not None:
         found = Calibration.load(calibration)

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.encoder.batches import Prepare, batches_by_length
-from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.batches import batches_by_length
+from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import CalibrationError, ImageError
-from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.tokenizer import pad
 
 SAMPLES = 256  # pictures, and as many captions
@@ -83,11 +82,11 @@ def split_data(data: RetrievalData, samples: int, seed: int) -> tuple[RetrievalD
     return _only(data, mask), _only(data, ~mask)
 
 
-def take_samples(side: Side, data: RetrievalData, samples: int, seed: int) -> Samples:
+def take_samples(encoder: Encoder, data: RetrievalData, samples: int, seed: int) -> Samples:
     """Draw pictures and one caption of each, decode and encode them, and refuse noise.
 
     Args:
-        side: whose preprocessing and tokenizer are used.
+        encoder: whose preprocessing and tokenizer are used.
         data: where the samples are drawn from.
         samples: pictures; all are taken where there are fewer.
         seed: of the choice.
@@ -108,8 +107,8 @@ def take_samples(side: Side, data: RetrievalData, samples: int, seed: int) -> Sa
     for row in rows:
         own = np.flatnonzero(data.caption_image_ids == data.image_ids[row])
         captions.append(data.captions[int(rng.choice(own))])
-    pixels = np.stack([_pixels(side.prepare, data, int(row)) for row in rows])
-    sequences = side.encode(captions)
+    pixels = np.stack([_pixels(encoder, data, int(row)) for row in rows])
+    sequences = encoder.encode(captions)
     _refuse_noise(pixels, data.name)
     _refuse_random_tokens(sequences, data.name)
     digest = hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes())
@@ -118,10 +117,10 @@ def take_samples(side: Side, data: RetrievalData, samples: int, seed: int) -> Sa
     return Samples(pixels, frozen, digest.hexdigest(), data.name, seed)
 
 
-def _pixels(prepare: Prepare, data: RetrievalData, row: int) -> NDArray[np.uint8]:
+def _pixels(encoder: Encoder, data: RetrievalData, row: int) -> NDArray[np.uint8]:
     picture = data.pictures[row]
     try:
-        return prepare(decode_picture(picture.read(), str(picture)))
+        return encoder.pixels(picture, str(picture))
     except ImageError as error:
         raise ImageError(f"{error} Remove it from the calibration data, or repair it.") from error
 

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mwa_export.bundle.bundle import Bundle, Graph
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import Graph, GraphFile
 from mwa_export.calib.calibration import Calibration
 from mwa_export.calib.dialects import Dialect
 from mwa_export.calib.insert import quantized_graph
@@ -15,7 +16,6 @@ from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.graphs.lint.check import check
 from mwa_export.graphs.typed import to_float16
-from mwa_export.runtimes.onnxrt import GraphFile
 from mwa_export.spec import Tower
 from mwa_export.version import __version__
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, device_option, reading_options
+from mwa_export.cli.options import PATH, checkpoint_options_from, device_option, reading_options
 
 _EXAMPLES = """\b
 Examples:
@@ -91,8 +91,7 @@ def command(bundle: Path, out: Path, **values: Any) -> None:
 
     check_new_folder(out, marker=MARKER, force=values["force"])  # before the minutes of work
 
-    from mwa_export.bench.run import BenchOptions, run_bench
-    from mwa_export.bench_reference import reference_model
+    from mwa_export.bench.run import BenchOptions, reference_of, run_bench
     from mwa_export.bundle.bundle import Bundle
 
     towers: Any = ("vision", "text") if values["tower"] == "both" else (values["tower"],)
@@ -119,7 +118,7 @@ def command(bundle: Path, out: Path, **values: Any) -> None:
             data = _read_data(values)
         if values["reference"] is not None and options.peers != ("none",):
             step("read the checkpoint")
-            model = reference_model(opened, values["reference"], _checkpoint_options(values))
+            model = reference_of(opened, values["reference"], checkpoint_options_from(values))
         result = run_bench(opened, options, model=model, data=data, progress=step)
         step("write the results")
         page = write_bench(result, out, force=values["force"])
@@ -131,13 +130,6 @@ def _read_data(values: dict[str, Any]) -> Any:
     from mwa_export.data.test_sets import read_data
 
     return read_data(values["data"], split=values["split"], images=values["images"])
-
-
-def _checkpoint_options(values: dict[str, Any]) -> Any:
-    from mwa_export.encoder.open import CheckpointOptions
-
-    reading = ("adapter", "ema", "trust_pickle", "adapter_scale", "adapter_layernorm", "ffn_option")
-    return CheckpointOptions(**{name: values[name] for name in reading})
 
 
 def _show(result: Any) -> None:

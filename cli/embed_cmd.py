@@ -131,7 +131,7 @@ def command(bundle: Path | None, out: Path | None, verify: Path | None, **values
     from mwa_export.cli import embed_view
     from mwa_export.embed.progress import MaxErrors
     from mwa_export.embed.run import RunOptions, rehearse, run
-    from mwa_export.runtimes.choose import RuntimeOptions
+    from mwa_export.runtimes.options import RuntimeOptions
     from mwa_export.vectors.job import EmbedOptions
 
     sources = _sources(values)

@@ -54,7 +54,7 @@ def command(
     Adapters, norms and scales are merged exactly into the towers; both graphs run on ONNX Runtime
     and are compared with the PyTorch reference before the bundle appears.
     """
-    from mwa_export.bundle.bundle import MANIFEST
+    from mwa_export.bundle.manifest import MANIFEST
     from mwa_export.files import check_new_folder
     from mwa_export.towers.steps import steps_without
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from mwa_export.encoder.open import CheckpointOptions
     from mwa_export.model.load import ModelSource
     from mwa_export.model.state_dict import AdapterOptions
 
@@ -80,12 +81,21 @@ def source_from(values: dict[str, Any]) -> ModelSource:
     return ModelSource(**{name: values.pop(name) for name in names})
 
 
+def checkpoint_options_from(values: dict[str, Any]) -> CheckpointOptions:
+    """Take the options for reading a reference out of a command's parameters."""
+    from mwa_export.encoder.open import CheckpointOptions
+
+    options = adapter_options_from(values)
+    names = ("adapter", "ema", "trust_pickle")
+    return CheckpointOptions(**{name: values.pop(name) for name in names}, options=options)
+
+
 def adapter_options_from(values: dict[str, Any]) -> AdapterOptions:
     """Take the adapter options out of a command's parameters."""
     from mwa_export.model.state_dict import AdapterOptions
 
     return AdapterOptions(
-        scale=values.pop("adapter_scale"),
-        layernorm=values.pop("adapter_layernorm"),
+        adapter_scale=values.pop("adapter_scale"),
+        adapter_layernorm=values.pop("adapter_layernorm"),
         ffn_option=values.pop("ffn_option"),
     )

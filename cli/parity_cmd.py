@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, RUNTIMES, device_option, reading_options
+from mwa_export.cli.options import (
+    PATH,
+    RUNTIMES,
+    checkpoint_options_from,
+    device_option,
+    reading_options,
+)
 
 _EXAMPLES = """\b
 Examples:
@@ -155,11 +161,9 @@ def _columns(values: dict[str, Any]) -> Any:
 
 def _run_options(values: dict[str, Any]) -> Any:
     from mwa_export.encoder.cache import default_cache
-    from mwa_export.encoder.open import CheckpointOptions
     from mwa_export.parity.run import RunOptions
-    from mwa_export.runtimes.choose import RuntimeOptions
+    from mwa_export.runtimes.options import RuntimeOptions
 
-    reading = ("adapter", "ema", "trust_pickle", "adapter_scale", "adapter_layernorm", "ffn_option")
     return RunOptions(
         graphs=values["graphs"],
         runtime=RuntimeOptions(
@@ -170,7 +174,7 @@ def _run_options(values: dict[str, Any]) -> Any:
             device=values["device"],
         ),
         tokenizer=values["tokenizer"],
-        checkpoint=CheckpointOptions(**{name: values[name] for name in reading}),
+        checkpoint=checkpoint_options_from(values),
         cache=None if values["no_cache"] else values["cache"] or default_cache(),
         max_excluded=values["max_excluded"],
         layers=values["layers"],

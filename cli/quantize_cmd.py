@@ -104,7 +104,7 @@ def command(bundle: Path, data: Path | None, out: Path | None, **values: Any) ->
     held-back data is written for each runtime, with calibration.json and the trade-off curve.
     Exit status 1 when nothing with INT8 stays inside.
     """
-    from mwa_export.bundle.bundle import MANIFEST
+    from mwa_export.bundle.manifest import MANIFEST
     from mwa_export.files import check_new_folder
 
     if out is not None:

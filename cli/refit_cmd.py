@@ -37,7 +37,7 @@ def command(bundle: Path, out: Path, force: bool, device: int, **model_values: A
     The engines, built with `trt --refit`, get the merged weights of CHECKPOINT, or of --base and
     --adapter. The new bundle is verified as a whole before it appears; BUNDLE stays as it is.
     """
-    from mwa_export.bundle.bundle import MANIFEST
+    from mwa_export.bundle.manifest import MANIFEST
     from mwa_export.files import check_new_folder
     from mwa_export.trt.install import load_tensorrt
 

@@ -71,7 +71,7 @@ def command(
     Every row is compared, so the result is exact. An unfinished OUTPUT is searched as far as it
     is; what is missing is said.
     """
-    from mwa_export.runtimes.choose import RuntimeOptions
+    from mwa_export.runtimes.options import RuntimeOptions
     from mwa_export.search.page import check_page, write_page
     from mwa_export.search.run import Query, open_output, search_output
 

@@ -137,7 +137,7 @@ def command(bundle: Path, out: Path | None, **values: Any) -> None:
         raise click.UsageError(
             "say which precision to build: --fp16, --bf16, --int8, --fp8, or --best of them"
         )
-    from mwa_export.bundle.bundle import MANIFEST
+    from mwa_export.bundle.manifest import MANIFEST
     from mwa_export.files import check_new_folder
     from mwa_export.trt.install import load_tensorrt
 

@@ -19,7 +19,7 @@ import numpy as np
 from mwa_export.bench.result import Peak
 from mwa_export.bench.timing import Turn, quartiles
 from mwa_export.cpu import cores, fast_bfloat16, instruction_sets
-from mwa_export.runtimes.onnxrt import session
+from mwa_export.runtimes.ort_session import session
 from mwa_export.spec import Port
 
 Shape = tuple[int, int, int]  # rows, inner, columns

@@ -18,7 +18,7 @@ from mwa_export.bench.inputs import Batch, Pool, padded
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.reference import ReferenceModel
 from mwa_export.optional import require
-from mwa_export.runtimes.onnxrt import session
+from mwa_export.runtimes.ort_session import session
 from mwa_export.spec import Embeddings, Tower
 
 Feed = dict[str, NDArray[Any]]

@@ -5,15 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Collection
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from mwa_export.errors import OptionsError
-from mwa_export.trt.install import EngineHost
-
 _CPUINFO = Path("/proc/cpuinfo")
-_NODES = Path("/sys/devices/system/node")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 # What a runtime's int8 and bfloat16 kernels need to be fast.
@@ -69,33 +64,6 @@ def _quota(otherwise: int) -> int:
         return otherwise
 
 
-def pin_to_node(node: int) -> None:
-    """Keep this process, and all threads it starts from now on, on the cores of a NUMA node.
-
-    Raises:
-        OptionsError: there is no such node, or the system cannot pin.
-    """
-    nodes = {int(path.name[4:]): path for path in _NODES.glob("node[0-9]*")}
-    if node not in nodes or not hasattr(os, "sched_setaffinity"):
-        have = ", ".join(map(str, sorted(nodes))) or "none that the system tells of"
-        raise OptionsError(f"--numa-node {node}: no such node. This machine has: {have}.")
-    text = (nodes[node] / "cpulist").read_text(encoding="utf-8")
-    allowed = cores_in(text) & os.sched_getaffinity(0)
-    if not allowed:
-        raise OptionsError(f"--numa-node {node}: this process may use none of its cores ({text}).")
-    os.sched_setaffinity(0, allowed)
-
-
-def cores_in(cpulist: str) -> set[int]:
-    """The cores of a list such as "0-3,8"."""
-    found: set[int] = set()
-    for part in cpulist.strip().split(","):
-        first, _, last = part.partition("-")
-        if first:
-            found |= set(range(int(first), int(last or first) + 1))
-    return found
-
-
 def cpu_name() -> str:
     """The processor's name, as far as the system tells."""
     try:
@@ -105,14 +73,3 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What choosing a runtime depends on."""
-
-    sets: frozenset[str] | None
-    runtimes: frozenset[str]  # "onnxruntime", "openvino", "cuda": installed, and usable as far
-    # as their packages say
-    nvidia: bool = True  # there is a driver
-    engines: EngineHost | None = None  # who would run engines; None: nobody looked

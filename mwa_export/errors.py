@@ -25,9 +25,9 @@ class OptionsError(MwaExportError):
 class MissingOptionError(OptionsError):
     """Options that decide the result are stored in no file and were not given."""
 
-    def __init__(self, message: str, flags: tuple[str, ...]) -> None:
+    def __init__(self, message: str, fields: tuple[str, ...]) -> None:
         super().__init__(message)
-        self.flags = flags  # "--adapter-scale NUMBER", ...
+        self.fields = fields  # "adapter_scale", ...
 
 
 class AdapterError(MwaExportError):

@@ -1,4 +1,4 @@
-"""What the library tells about its progress, to whoever shows it."""
+"""How the library reports progress, to whoever displays it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ class Progress(Protocol):
     """A display of steps; some have a known number of rows."""
 
     def __call__(self, text: str, total: int | None = None) -> None:
-        """A step starts. ``total``: rows it will process, if known."""
+        """Start a step. ``total``: rows it will process, if known."""
         ...
 
     def advance(self, rows: int) -> None:
-        """So many rows more are done in the current step."""
+        """Count rows that are done in the current step."""
         ...
 
 
 class Silent:
-    """The display of those who do not watch."""
+    """A display that shows nothing."""
 
     def __call__(self, text: str, total: int | None = None) -> None:
         pass
 
     def advance(self, rows: int) -> None:
         pass
+
+
+def ignore(_rows: int) -> None:
+    """Count nothing: the default of callbacks that are told about rows."""

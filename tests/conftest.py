@@ -15,8 +15,8 @@ from parity_files import export, write_test_set, write_tokenizer
 
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
-from mwa_export.encoder.encoder import Side
-from mwa_export.encoder.open import side_from_bundle, side_from_checkpoint
+from mwa_export.encoder.encoder import Encoder
+from mwa_export.encoder.open import open_bundle, open_checkpoint
 from mwa_export.model.adapters import split
 from mwa_export.model.checkpoint import read_checkpoint
 from mwa_export.model.load import ModelSource, load_model
@@ -106,10 +106,10 @@ def data(files: Path) -> RetrievalData:
 
 
 @pytest.fixture(scope="session")
-def sides(files: Path) -> tuple[Side, Side]:
+def sides(files: Path) -> tuple[Encoder, Encoder]:
     """The reference and the bundle, ready to embed."""
-    candidate = side_from_bundle(files / "bundle")
-    return side_from_checkpoint(files / "checkpoint.pth", candidate), candidate
+    candidate = open_bundle(files / "bundle")
+    return open_checkpoint(files / "checkpoint.pth", candidate), candidate
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mwa_export import cpu
-from mwa_export.errors import OptionsError
 
 X86 = """processor\t: 0
 vendor_id\t: GenuineIntel
@@ -86,55 +83,3 @@ def test_cores_are_those_of_the_affinity_within_the_containers_quota(
     monkeypatch.setattr(cpu, "_CPU_MAX", path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
     assert cpu.cores() == expected
-
-
-@given(st.sets(st.integers(0, 300), min_size=1))
-def test_core_lists_are_read_back(wanted: set[int]) -> None:
-    parts: list[list[int]] = []
-    for core in sorted(wanted):
-        if parts and parts[-1][1] == core - 1:
-            parts[-1][1] = core
-        else:
-            parts.append([core, core])
-    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
-    assert cpu.cores_in(text + "\n") == wanted
-
-
-def test_empty_core_list_has_no_cores() -> None:
-    assert cpu.cores_in("\n") == set()
-
-
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[set[int]]:
-    """Two NUMA nodes; the process may use cores 0 to 5. Returns what was pinned."""
-    for node, cores in ((0, "0-3,8"), (1, "4-7")):
-        (tmp_path / f"node{node}").mkdir()
-        (tmp_path / f"node{node}" / "cpulist").write_text(cores + "\n")
-    pinned: list[set[int]] = []
-    monkeypatch.setattr(cpu, "_NODES", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)), raising=False)
-    monkeypatch.setattr(os, "sched_setaffinity", lambda _p, c: pinned.append(c), raising=False)
-    return pinned
-
-
-@pytest.mark.parametrize(("node", "expected"), [(0, {0, 1, 2, 3}), (1, {4, 5})])
-def test_pinning_keeps_to_the_nodes_cores_that_are_allowed(
-    nodes: list[set[int]], node: int, expected: set[int]
-) -> None:
-    cpu.pin_to_node(node)
-    assert nodes == [expected]
-
-
-def test_an_absent_node_is_refused_with_those_there_are(nodes: list[set[int]]) -> None:
-    with pytest.raises(OptionsError, match=r"--numa-node 2: no such node. This machine has: 0, 1"):
-        cpu.pin_to_node(2)
-    assert nodes == []
-
-
-def test_a_node_of_which_no_core_may_be_used_is_refused(
-    nodes: list[set[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
-    with pytest.raises(OptionsError, match=r"--numa-node 1: .* none of its cores \(4-7"):
-        cpu.pin_to_node(1)
-    assert nodes == []

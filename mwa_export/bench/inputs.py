@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.batches import batches_by_length
-from mwa_export.errors import DataError, OptionsError
+from mwa_export.errors import OptionsError
+from mwa_export.inputs.decode import pixels_of
 from mwa_export.inputs.noise import random_pixels
-from mwa_export.inputs.pictures import decode_picture
-from mwa_export.inputs.preprocess import pixels_from_image
-from mwa_export.inputs.tokenizer import BOS, EOS, pad
+from mwa_export.inputs.tokenizer import BOS, EOS, encode_captions, pad
 
 Batch = tuple[NDArray[Any], ...]  # (pixels,) uint8, or (token_ids, padding_mask) int64
 Part = tuple[Sequence[int], Batch]  # rows of the window, and their batch
@@ -66,10 +65,7 @@ def picture_pool(bundle: Bundle, data: RetrievalData | None, wanted: int, seed: 
         words = f"seeded random pixels, {size} x {size}"
         return Pool(list(noise[:count]), list(noise[count:]), False, words)
     timed, held_back = _apart(data.pictures, count)
-    rows, calibration = (
-        [pixels_from_image(decode_picture(p.read(), str(p)), size) for p in part]
-        for part in (timed, held_back)
-    )
+    rows, calibration = ([pixels_of(p, str(p), size) for p in part] for part in (timed, held_back))
     words = f"{len(rows)} pictures of {data.name.split('/')[-1]}, {size} x {size}"
     return Pool(rows, calibration, True, words)
 
@@ -95,7 +91,12 @@ def caption_pool(
     count = min(wanted, _POOL["text"])
     if data is not None and lengths is None:
         timed, held_back = _apart(data.captions, count)
-        rows, calibration = (_encoded(bundle, part) for part in (timed, held_back))
+        texts = any(isinstance(caption, str) for caption in data.captions)
+        tokenizer = bundle.tokenizer() if texts else None
+        rows, calibration = (
+            encode_captions(part, tokenizer, backbone, str(bundle.path))
+            for part in (timed, held_back)
+        )
         words = f"{len(rows)} captions of {data.name.split('/')[-1]}"
         return Pool(rows, calibration, True, words)
     rng = np.random.default_rng(seed)
@@ -156,25 +157,6 @@ def _apart(rows: Sequence[Row], count: int) -> tuple[Sequence[Row], Sequence[Row
     held_back = min(CALIBRATION, max(1, len(rows) // 2))
     timed = rows[: max(1, min(count, len(rows) - held_back))]
     return timed, rows[-held_back:]
-
-
-def _encoded(bundle: Bundle, captions: Sequence[str | tuple[int, ...]]) -> list[list[int]]:
-    backbone = bundle.manifest.model.backbone
-    most = backbone.max_text_length
-    tokenizer = bundle.tokenizer() if any(isinstance(c, str) for c in captions) else None
-    rows = []
-    for caption in captions:
-        if isinstance(caption, str):
-            assert tokenizer is not None
-            rows.append(tokenizer.encode(caption))
-        elif caption and not 0 <= min(caption) <= max(caption) < backbone.vocab_size:
-            raise DataError(
-                f"token ids {min(caption)} to {max(caption)} in a caption. Expected 0 to "
-                f"{backbone.vocab_size - 1}, the vocabulary of {bundle.path}."
-            )
-        else:
-            rows.append([BOS, *caption[: most - 2], EOS])
-    return rows
 
 
 def _lengths(

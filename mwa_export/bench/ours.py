@@ -8,8 +8,8 @@ from mwa_export.bench.contenders import CannotRunError, Contender, Run
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import OptionsError
 from mwa_export.runtimes.backend import Backend
-from mwa_export.runtimes.choose import PRECISIONS, RuntimeOptions
 from mwa_export.runtimes.open import open_backend
+from mwa_export.runtimes.options import PRECISIONS, RuntimeOptions
 from mwa_export.spec import Tower
 from mwa_export.trt.engine import engines_of
 

@@ -29,8 +29,10 @@ from mwa_export.bench_peak import Kernel, kernels
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.encoder.open import CheckpointOptions, model_like
 from mwa_export.errors import OptionsError
 from mwa_export.memory import release
+from mwa_export.optional import require
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import Tower
 from mwa_export.version import __version__
@@ -84,6 +86,35 @@ def run_bench(
         MwaExportError: nothing at all can run.
     """
     return _Bencher(bundle, options or BenchOptions(), model, data, progress or Silent()).run()
+
+
+def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Model:
+    """Load the checkpoint that a bundle was made from.
+
+    Args:
+        bundle: an opened bundle.
+        path: the checkpoint, or a base if the options name an adapter.
+        options: how to read it; what neither it nor the file says is taken from the bundle.
+
+    Raises:
+        OptionsError: the bundle was made from another checkpoint.
+        CheckpointError, AdapterError: see their messages.
+        MissingPackageError: torch is not installed.
+    """
+    require("torch", extra="export", why="run the peers of a benchmark")
+    from mwa_export.model.space import space_id
+
+    manifest = bundle.manifest
+    model, _ = model_like(path, manifest.model, options, source=str(bundle.path))
+    tokenizer = manifest.tokenizer and manifest.files[manifest.tokenizer]["sha256"]
+    found = space_id(model.config, model.tensors, manifest.preprocessing, tokenizer)
+    if found != manifest.space_id:
+        raise OptionsError(
+            f"{path}: is not what {bundle.path} was made from (embedding space {found[:16]}, the "
+            f"bundle's is {manifest.space_id[:16]}). Expected the same checkpoint with the same "
+            "options, so that all contenders compute the same."
+        )
+    return model
 
 
 class _Bencher:

@@ -20,7 +20,7 @@ from mwa_export.bench.inputs import (
 from mwa_export.bench.result import Section, Skipped
 from mwa_export.bench.timing import Entry, interleave, one_turn
 from mwa_export.bench_peak import Kernel
-from mwa_export.bundle.bundle import Manifest
+from mwa_export.bundle.manifest import Manifest
 from mwa_export.errors import MwaExportError
 from mwa_export.progress import Progress
 from mwa_export.spec import ModelConfig, Tower

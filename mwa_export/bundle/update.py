@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mwa_export.bundle.bundle import MANIFEST, Bundle
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import MANIFEST
 from mwa_export.files import link_or_copy, new_folder
 
 

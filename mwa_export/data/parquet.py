@@ -14,8 +14,8 @@ from mwa_export.data.records import Fields, readable_id
 from mwa_export.data.rows import Row, Scan
 from mwa_export.data.spool import duplicate_rows, id_hash
 from mwa_export.errors import DataError
-from mwa_export.inputs.content import Content, Kind, Problem
-from mwa_export.inputs.decode import RowRefusedError, text_of
+from mwa_export.inputs.content import Content, Kind, Problem, RowRefusedError
+from mwa_export.inputs.decode import text_of
 from mwa_export.optional import require
 
 _BATCH = 64  # rows decoded at a time: pictures may be large

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from mwa_export.data.files import picture_at
 from mwa_export.data.rows import Row, Scan
 from mwa_export.errors import DataError
-from mwa_export.inputs.content import Kind, Problem
-from mwa_export.inputs.decode import RowRefusedError, text_of
+from mwa_export.inputs.content import Kind, Problem, RowRefusedError
+from mwa_export.inputs.decode import text_of
 
 Entry = tuple[str, Any, "tuple[object, ...]", "Problem | None"]
 """Id, place, columns and problem of a row. The place is a text itself, or a picture's place as

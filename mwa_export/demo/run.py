@@ -13,8 +13,7 @@ from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data.karpathy import read_karpathy
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.demo.scenes import write_scenes
-from mwa_export.encoder.batches import embed_pictures, embed_token_ids
-from mwa_export.encoder.open import side_from_bundle
+from mwa_export.encoder.open import open_bundle
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.files import new_folder
 from mwa_export.metrics.recall import Recall, recall
@@ -26,7 +25,7 @@ from mwa_export.parity.reports.write import MARKER, write_reports
 from mwa_export.parity.result import Parity
 from mwa_export.parity.run import RunOptions, compare_models
 from mwa_export.progress import Progress, Silent
-from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import ModelConfig
 
 SAMPLES = 128  # pictures to calibrate with, and a caption of each
@@ -138,11 +137,11 @@ def _recall_without_adapters(
     bare = replace(model, config=config, tensors=tensors)
     with TemporaryDirectory(prefix="mwa-export-") as folder:
         bundle_from_model(bare, Path(folder) / "bundle", ExportOptions(tokenizer=spm))
-        side = side_from_bundle(Path(folder) / "bundle")
-        sequences = side.encode(data.captions)
-        progress("embed everything without the adapters", len(data.pictures) + len(sequences))
-        images, _ = embed_pictures(side.backend, data.pictures, on_rows=progress.advance)
-        texts = embed_token_ids(side.backend, sequences, on_rows=progress.advance)
+        encoder = open_bundle(Path(folder) / "bundle")
+        rows = len(data.pictures) + len(data.captions)
+        progress("embed everything without the adapters", rows)
+        images, _ = encoder.embed_pictures(data.pictures, on_rows=progress.advance)
+        texts = encoder.embed_captions(data.captions, on_rows=progress.advance)
     return recall(images, texts, data.caption_image_ids, image_ids=data.image_ids)
 
 

@@ -18,7 +18,8 @@ from mwa_export.data.rows import Row, Source
 from mwa_export.embed.pipeline import Channel, Clock, Line, StoppedError
 from mwa_export.embed.rows import Collected, OnRows, checked_rows, ignore, stable
 from mwa_export.errors import ImageError
-from mwa_export.inputs.decode import RowRefusedError, pixels_of
+from mwa_export.inputs.content import RowRefusedError
+from mwa_export.inputs.decode import pixels_of
 from mwa_export.runtimes.backend import Backend
 from mwa_export.vectors.job import RowError, Shard
 from mwa_export.vectors.shards import Embedded

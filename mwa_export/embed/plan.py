@@ -15,8 +15,9 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Source
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.content import Kind
-from mwa_export.runtimes.choose import Choice, RuntimeOptions, choose
-from mwa_export.runtimes.open import this_machine
+from mwa_export.runtimes.choose import Choice, choose
+from mwa_export.runtimes.machine import this_machine
+from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import Tower
 from mwa_export.vectors.job import (
     BATCH_ROWS,

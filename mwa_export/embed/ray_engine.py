@@ -23,7 +23,7 @@ from mwa_export.embed.ray_cluster import cluster
 from mwa_export.embed.run import Engine, Task
 from mwa_export.embed.worker import Worker
 from mwa_export.errors import ClusterError, DataError, MwaExportError, OptionsError
-from mwa_export.runtimes.choose import NVIDIA, RuntimeOptions
+from mwa_export.runtimes.options import NVIDIA, RuntimeOptions
 from mwa_export.vectors.job import Job, Shard
 from mwa_export.vectors.output import JOB, WORK, Entry, load_job
 

@@ -18,7 +18,7 @@ from mwa_export.embed.worker import Worker
 from mwa_export.errors import BundleError, MwaExportError, OutputDamagedError
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
-from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.vectors.job import FOLDERS, EmbedOptions, Shard
 from mwa_export.vectors.lock import LOCK, locked
 from mwa_export.vectors.manifest import Counts, add_indexes, counts, finish, read_manifest

@@ -10,7 +10,7 @@ job in any way.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,8 @@ from mwa_export.embed.pipeline import Clock
 from mwa_export.embed.rows import OnRows, ignore
 from mwa_export.errors import DataError
 from mwa_export.runtimes.backend import Backend
-from mwa_export.runtimes.choose import RuntimeOptions
 from mwa_export.runtimes.open import open_backend
+from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.vectors.job import Job, Shard
 from mwa_export.vectors.output import Entry, save_shard
 from mwa_export.vectors.shards import Embedded
@@ -64,17 +64,11 @@ class Worker:
         bundle = bundle or Bundle.open(job.bundle)
         if bundle.manifest.space_id != job.space_id:
             raise DataError(f"{bundle.path}: is another model than the one the job began with.")
-        asked = runtime or RuntimeOptions()
-        options = RuntimeOptions(
-            job.runtime,
-            job.precision,
-            threads=asked.threads,
-            streams=asked.streams,
-            numa_node=asked.numa_node,
-            device=asked.device,
+        options = replace(
+            runtime or RuntimeOptions(),
+            runtime=job.runtime,
+            precision=job.precision,
             allow_slow=True,  # it was chosen already
-            check=asked.check,
-            reference=asked.reference,
         )
         backend = open_backend(bundle, options).backend
         return cls(bundle, job, backend, workers or cores())

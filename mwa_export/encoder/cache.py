@@ -24,11 +24,10 @@ import PIL
 from mwa_export.encoder.batches import (
     IMAGE_BATCH,
     TEXT_BATCH,
-    Prepare,
     batches_by_length,
-    embed_pictures,
+    embed_token_ids,
 )
-from mwa_export.encoder.batches import embed_token_ids as embed_rows
+from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import ImageError
 from mwa_export.files import new_file
 from mwa_export.inputs.pictures import Picture
@@ -58,20 +57,15 @@ class Cache:
 
     def pictures(
         self,
-        backend: Backend,
+        encoder: Encoder,
         pictures: Sequence[Picture],
-        prepare: Prepare,
-        preprocessing: Mapping[str, Any],
         progress: Progress | None = None,
     ) -> tuple[Embeddings, dict[int, str]]:
-        """As `embedding.embed_pictures`, from the cache where it can be.
-
-        ``preprocessing`` describes ``prepare``: the key cannot hold a function.
-        """
+        """Embed pictures like `Encoder.embed_pictures`, from the cache where it can be."""
         progress = progress or Silent()
         inputs = {
             "pictures": hash_pictures(pictures),
-            "preprocessing": dict(preprocessing),
+            "preprocessing": dict(encoder.image),
             "pillow": PIL.__version__,
         }
         entry = self._entry("vision", inputs)
@@ -82,7 +76,7 @@ class Cache:
             file = entry / f"{start:09d}.npz"
             found = _load(file, len(chunk))
             if found is None:
-                found = embed_pictures(backend, chunk, prepare=prepare, on_rows=progress.advance)
+                found = encoder.embed_pictures(chunk, on_rows=progress.advance)
                 _save(file, *found)
             else:
                 progress.advance(len(chunk))
@@ -93,7 +87,7 @@ class Cache:
     def texts(
         self, backend: Backend, sequences: Sequence[Sequence[int]], progress: Progress | None = None
     ) -> Embeddings:
-        """As `embedding.embed_token_ids`, from the cache where it can be."""
+        """Embed token ids like `embed_token_ids`, from the cache where it can be."""
         progress = progress or Silent()
         entry = self._entry("text", {"token_ids": _hash_json(sequences)})
         embeddings: Embeddings | None = None
@@ -102,7 +96,7 @@ class Cache:
             found = _load(file, len(rows))
             if found is None:
                 chunk = [sequences[row] for row in rows]
-                found = embed_rows(backend, chunk, on_rows=progress.advance), {}
+                found = embed_token_ids(backend, chunk, on_rows=progress.advance), {}
                 _save(file, *found)
             else:
                 progress.advance(len(rows))

@@ -1,162 +1,220 @@
-"""Pictures and texts in memory to vectors: what `Bundle.embed_images` and `embed_texts` do."""
+"""The encoder: a backend with its preprocessing and tokenizer, from images and texts to vectors."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mwa_export.bundle.bundle import Bundle
-from mwa_export.encoder.batches import IMAGE_BATCH, TEXT_BATCH, Prepare, embed_captions
-from mwa_export.errors import DataError, ImageError, TokenizerError
-from mwa_export.inputs.content import Caption
-from mwa_export.inputs.decode import pixels_of
+from mwa_export.encoder.batches import IMAGE_BATCH, TEXT_BATCH, embed_token_ids, scatter
+from mwa_export.errors import DataError, ImageError
+from mwa_export.inputs.content import Caption, Content
+from mwa_export.inputs.decode import picture_of, refusals
 from mwa_export.inputs.pictures import Picture
-from mwa_export.inputs.preprocess import pixels_from_image
-from mwa_export.inputs.tokenizer import BOS, EOS, Tokenizer
+from mwa_export.inputs.tokenizer import Tokenizer, encode_captions
+from mwa_export.progress import ignore
 from mwa_export.runtimes.backend import Backend
 from mwa_export.spec import Embeddings, ModelConfig
 
-PictureLike = str | os.PathLike[str] | bytes | Image.Image
+ImageLike = str | os.PathLike[str] | bytes | Image.Image
 """A file's path, the encoded bytes, or a picture that Pillow has opened."""
-
-_ONE_PICTURE = (str, os.PathLike, bytes, Image.Image)
-
-T = TypeVar("T")
-
-
-def embed_images(
-    bundle: Bundle, pictures: Iterable[PictureLike], *, batch: int = IMAGE_BATCH
-) -> Embeddings:
-    """See `Bundle.embed_images`. Holds one batch of decoded pictures at a time."""
-    if isinstance(pictures, _ONE_PICTURE):
-        raise ImageError(
-            f"embed_images was given one {type(pictures).__name__}. Expected a list of pictures: "
-            "embed_images([picture])"
-        )
-    backend = bundle.runtime().backend
-    parts = [
-        backend.embed_images(np.stack([_pixels(*item, backend.image_size) for item in items]))
-        for items in _batches(enumerate(pictures), batch)
-    ]
-    return _joined(parts, bundle)
-
-
-def embed_texts(bundle: Bundle, texts: Iterable[str], *, batch: int = TEXT_BATCH) -> Embeddings:
-    """See `Bundle.embed_texts`."""
-    if isinstance(texts, str | bytes):
-        raise DataError(
-            f"embed_texts was given one {type(texts).__name__}. Expected a list of texts: "
-            "embed_texts([text])"
-        )
-    captions = list(texts)
-    for row, text in enumerate(captions):
-        if not isinstance(text, str):
-            raise DataError(f"text {row}: is of type {type(text).__name__}. Expected a str.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"text {row}: is no valid Unicode ({error.reason}).") from error
-    if not captions:
-        return _joined([], bundle)
-    return embed_captions(bundle.runtime().backend, bundle.tokenizer(), captions, batch=batch)
-
-
-def _pixels(row: int, picture: PictureLike, size: int) -> NDArray[np.uint8]:
-    """One picture at the model's size, (size, size, 3). ``row`` is for messages."""
-    if isinstance(picture, Image.Image):
-        try:
-            return pixels_from_image(picture, size)
-        except (OSError, SyntaxError, ValueError) as error:  # opened, and not yet decoded
-            raise ImageError(f"picture {row}: cannot be decoded ({error}).") from error
-    if isinstance(picture, bytes):
-        return pixels_of(picture, f"picture {row} (bytes)", size)
-    if isinstance(picture, str | os.PathLike):
-        return pixels_of(Picture(Path(picture)), f"picture {row} ({picture})", size)
-    raise ImageError(
-        f"picture {row}: is of type {type(picture).__name__}. Expected a path, bytes, or a "
-        "picture opened by Pillow."
-    )
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of ``size`` items, the last one shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
-def _joined(parts: list[Embeddings], bundle: Bundle) -> Embeddings:
-    """The rows of all parts; (0, D) if there are none."""
-    width = bundle.manifest.model.backbone.embed_dim
-    return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
+Prepare = Callable[[Image.Image], NDArray[np.uint8]]
+"""A decoded picture -> (S, S, 3) uint8 pixels."""
+_ONE_IMAGE = (str, os.PathLike, bytes, Image.Image)
 
 
 @dataclass(frozen=True, slots=True)
-class SideInfo:
-    """One of the two that are compared."""
+class EncoderInfo:
+    """What an encoder is, for reports."""
 
-    name: str  # for people: "checkpoint-29.pth on PyTorch float32"
+    name: str  # for people: "checkpoint-29.pth on PyTorch, float32"
     source: str  # the file or folder; "arrays" if vectors were handed over
     runtime: str  # "PyTorch 2.13.0"; "" for arrays
     precision: str  # "float32", "vision int8, text float32"; "" for arrays
     space_id: str | None  # of the embedding space, if known
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """A model that is ready to embed, with its own preprocessing and tokenizer."""
+@dataclass(frozen=True)
+class Encoder:
+    """Embeds images and texts with a bundle on a runtime, or with a checkpoint on PyTorch.
 
-    info: SideInfo
+    Open one with `mwa_export.load`. Vectors of two encoders may be compared if their `space_id` is
+    the same.
+    """
+
+    info: EncoderInfo
     config: ModelConfig
     backend: Backend
-    float32: Backend | None  # the same graphs before they were reduced; None: they were not
-    image: Mapping[str, Any]  # the preprocessing of pictures, as the manifest has it
+    image: Mapping[str, Any]  # preprocessing of pictures, as the manifest has it
     prepare: Prepare  # and as a function
     tokenizer: Tokenizer | None
     tokenizer_sha256: str | None
     carries_tokenizer: bool  # a bundle without one may be lent one, which its space id ignores
-    identity: Mapping[str, Any]  # all that decides its embeddings, for the cache
+    identity: Mapping[str, Any]  # all that decides its embeddings, for caches
+    open_float32: Callable[[], Backend] | None = None  # None: its precision was not reduced
     warnings: tuple[str, ...] = ()
+
+    @property
+    def space_id(self) -> str | None:
+        """Hash of everything that decides the embedding space; see docs/bundle.md."""
+        return self.info.space_id
+
+    @property
+    def dim(self) -> int:
+        """D, the width of the vectors."""
+        return self.config.backbone.embed_dim
+
+    @property
+    def image_size(self) -> int:
+        """Encoder of the square that pictures are resized to, in pixels."""
+        return self.config.backbone.image_size
 
     @property
     def max_length(self) -> int:
         """Token ids of the longest text, BOS and EOS included."""
         return self.config.backbone.max_text_length
 
+    @cached_property
+    def float32(self) -> Encoder | None:
+        """The same model before its precision was reduced; None if it was not."""
+        if self.open_float32 is None:
+            return None
+        name = f"{Path(self.info.source).resolve().name} on {self.info.runtime}, float32"
+        info = replace(self.info, name=name, precision="float32")
+        return replace(self, info=info, backend=self.open_float32(), open_float32=None)
+
+    def embed_images(self, images: Iterable[ImageLike], *, batch: int = IMAGE_BATCH) -> Embeddings:
+        """Embed images: paths, encoded bytes, or pictures opened by Pillow, also mixed.
+
+        Holds one batch of decoded images at a time.
+
+        Returns:
+            (n, D) float32 in their order, each row of unit length; (0, D) for none.
+
+        Raises:
+            ImageError: one cannot be read. The message names it, and nothing is returned; to
+                leave bad images out, use `mwa_export.embed`.
+        """
+        if isinstance(images, _ONE_IMAGE):
+            raise ImageError(
+                f"embed_images was given one {type(images).__name__}. Expected a list of images: "
+                "embed_images([image])"
+            )
+        rows = enumerate(images)
+        parts = [np.empty((0, self.dim), np.float32)]
+        while items := list(islice(rows, batch)):
+            pixels = [self._pixels_of_image(row, image) for row, image in items]
+            parts.append(self.backend.embed_images(np.stack(pixels)))
+        return np.concatenate(parts)
+
+    def embed_texts(self, texts: Iterable[str], *, batch: int = TEXT_BATCH) -> Embeddings:
+        """Embed texts. A single str is refused: its letters would be embedded one by one.
+
+        Returns:
+            (n, D) float32 in their order, each row of unit length; (0, D) for none.
+
+        Raises:
+            TokenizerError: the model was opened without a tokenizer.
+            DataError: a single text, or something that is not a text.
+        """
+        if isinstance(texts, str | bytes):
+            raise DataError(
+                f"embed_texts was given one {type(texts).__name__}. Expected a list of texts: "
+                "embed_texts([text])"
+            )
+        captions = list(texts)
+        for row, text in enumerate(captions):
+            if not isinstance(text, str):
+                raise DataError(f"text {row}: is of type {type(text).__name__}. Expected a str.")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"text {row}: is not valid Unicode ({error.reason}).") from error
+        if not captions:
+            return np.empty((0, self.dim), np.float32)
+        return self.embed_captions(captions, batch=batch)
+
+    def embed_pictures(
+        self,
+        pictures: Sequence[Picture],
+        *,
+        batch: int = IMAGE_BATCH,
+        on_rows: Callable[[int], None] = ignore,
+    ) -> tuple[Embeddings, dict[int, str]]:
+        """Embed pictures; one that cannot be read costs its own row only.
+
+        Args:
+            pictures: at least one.
+            batch: pictures at a time.
+            on_rows: called with the number of pictures after each batch.
+
+        Returns:
+            (len(pictures), D) float32, and for each row that failed the reason; those rows are NaN.
+        """
+        failures: dict[int, str] = {}
+        parts: list[tuple[list[int], Embeddings]] = []
+        for start in range(0, len(pictures), batch):
+            end = min(start + batch, len(pictures))
+            rows, pixels = [], []
+            for row in range(start, end):
+                try:
+                    pixels.append(self.pixels(pictures[row], str(pictures[row])))
+                    rows.append(row)
+                except ImageError as error:
+                    failures[row] = str(error)
+            if rows:
+                parts.append((rows, self.backend.embed_images(np.stack(pixels))))
+            on_rows(end - start)
+        return scatter(parts, len(pictures)), failures
+
+    def embed_captions(
+        self,
+        captions: Sequence[Caption],
+        *,
+        batch: int = TEXT_BATCH,
+        on_rows: Callable[[int], None] = ignore,
+    ) -> Embeddings:
+        """Embed texts or stored token ids. Returns (len(captions), D) float32, in their order.
+
+        Raises:
+            TokenizerError, DataError: see `encode`.
+        """
+        return embed_token_ids(self.backend, self.encode(captions), batch=batch, on_rows=on_rows)
+
+    def pixels(self, content: Content | Image.Image, name: str) -> NDArray[np.uint8]:
+        """Decode and resize a picture. Returns (S, S, 3) uint8; ``name`` is for messages.
+
+        Raises:
+            ImageError: it cannot be read or decoded.
+        """
+        image = picture_of(content, name)
+        with refusals(name):
+            return self.prepare(image)
+
     def encode(self, captions: Sequence[Caption]) -> list[list[int]]:
         """Captions -> token ids with BOS and EOS, cut to ``max_length``.
 
         Raises:
-            TokenizerError: a caption is a text and this side has no tokenizer.
+            TokenizerError: a caption is a text and there is no tokenizer.
             DataError: a stored id is not in the vocabulary.
         """
-        return [
-            self._encode_text(caption) if isinstance(caption, str) else self._frame(caption)
-            for caption in captions
-        ]
+        return encode_captions(captions, self.tokenizer, self.config.backbone, self.info.source)
 
-    def _encode_text(self, text: str) -> list[int]:
-        if self.tokenizer is None:
-            raise TokenizerError(
-                f"{self.info.source}: has no tokenizer, and the captions are texts. "
-                "Give one: --tokenizer FILE.spm"
-            )
-        return self.tokenizer.encode(text)
-
-    def _frame(self, ids: tuple[int, ...]) -> list[int]:
-        vocabulary = self.config.backbone.vocab_size
-        if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
-            raise DataError(
-                f"token id {min(ids) if min(ids) < 0 else max(ids)} in the captions. Expected 0 to "
-                f"{vocabulary - 1}, the vocabulary of {self.info.source}. The ids were made with "
-                "another tokenizer."
-            )
-        return [BOS, *ids[: self.max_length - 2], EOS]
+    def _pixels_of_image(self, row: int, image: ImageLike) -> NDArray[np.uint8]:
+        """One picture at the model's size, (S, S, 3). ``row`` is for messages."""
+        if isinstance(image, str | os.PathLike):
+            return self.pixels(Picture(Path(image)), f"image {row} ({image})")
+        if isinstance(image, bytes | Image.Image):
+            return self.pixels(image, f"image {row} ({type(image).__name__})")
+        raise ImageError(
+            f"image {row}: is of type {type(image).__name__}. Expected a path, bytes, or a "
+            "picture opened by Pillow."
+        )

@@ -1,55 +1,73 @@
-"""The two sides of a comparison: a checkpoint on PyTorch, or a bundle on a runtime."""
+"""Open an encoder: a bundle on a runtime, or a checkpoint on PyTorch."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.encoder.encoder import Side, SideInfo
+from mwa_export.encoder.encoder import Encoder, EncoderInfo
 from mwa_export.errors import MissingOptionError, OptionsError
 from mwa_export.files import sha256_of
 from mwa_export.inputs.preprocess import IMAGE_SPEC, pixels_from_image
 from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
+from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.optional import require
-from mwa_export.runtimes.backend import GraphBackend
-from mwa_export.runtimes.choose import LABELS, RuntimeOptions
+from mwa_export.runtimes.backend import Backend, GraphBackend
 from mwa_export.runtimes.onnxrt import choose_graphs
 from mwa_export.runtimes.open import open_backend
+from mwa_export.runtimes.options import LABELS, RuntimeOptions
 from mwa_export.spec import ModelConfig
 from mwa_export.version import __version__
 
-
-@dataclass(frozen=True, slots=True)
-class CheckpointOptions:
-    """How to read a checkpoint that serves as the reference; named as those of `onnx`."""
-
-    adapter: Path | None = None  # the reference is a base, and this its adapter file
-    ema: bool = False
-    trust_pickle: bool = False
-    adapter_scale: float | None = None
-    adapter_layernorm: Any = None
-    ffn_option: Any = None
-
+if TYPE_CHECKING:
+    from mwa_export.model.load import Model
 
 ON_ONNX_RUNTIME = RuntimeOptions(runtime="onnxruntime", precision="float32")
 
 
-def side_from_bundle(
-    path: Path,
+@dataclass(frozen=True, slots=True)
+class CheckpointOptions:
+    """How to read a checkpoint that serves as the reference; named like those of `onnx`."""
+
+    adapter: Path | None = None  # the reference is a base, and this its adapter file
+    ema: bool = False
+    trust_pickle: bool = False
+    options: AdapterOptions = field(default_factory=AdapterOptions)
+
+
+def load(bundle: str | os.PathLike[str] | Bundle, options: RuntimeOptions | None = None) -> Encoder:
+    """Open a bundle, by default on the runtime and precision that suit this machine best.
+
+    Args:
+        bundle: the folder that `export` wrote, whose files are all checked; or an opened bundle.
+        options: what to run it on; see `RuntimeOptions`.
+
+    Raises:
+        BundleError: it is not a bundle, or incomplete or changed.
+        RuntimeUnavailableError: the runtime is not installed, or would be slower than float32.
+        VerificationError: this machine does not reproduce the bundle's conformance vectors.
+    """
+    return open_bundle(bundle, runtime=options or RuntimeOptions())
+
+
+def open_bundle(
+    bundle: str | os.PathLike[str] | Bundle,
     *,
     graphs: Sequence[str] = (),
     runtime: RuntimeOptions = ON_ONNX_RUNTIME,
     tokenizer: Path | None = None,
     lent_tokenizer: Path | None = None,
-) -> Side:
-    """A bundle on a runtime.
+) -> Encoder:
+    """Open a bundle on a runtime.
 
     Args:
-        path: the bundle.
+        bundle: its folder, or an opened bundle.
         graphs: names of its graphs, or paths of others, in place of those the precision names.
         runtime: what to run it on; "torch" runs checkpoints, not bundles.
         tokenizer: in place of the bundle's own.
@@ -59,12 +77,12 @@ def side_from_bundle(
         OptionsError: options that do not go together.
         RuntimeUnavailableError: this machine cannot run that, or would run it slower than float32.
     """
-    _check_runtime(path, runtime, graphs)
-    bundle = Bundle.open(path)
-    manifest = bundle.manifest
+    if not isinstance(bundle, Bundle):
+        _check_runtime(Path(bundle), runtime, graphs)
+        bundle = Bundle.open(bundle)
+    path, manifest = bundle.path, bundle.manifest
     opened = open_backend(bundle, runtime, graphs=choose_graphs(bundle, graphs))
     backend, choice = cast(GraphBackend, opened.backend), opened.choice
-    reduced = backend.precision != "float32"
     # TensorRT has no float32 engines: the same graphs on ONNX Runtime stand for them.
     float32_on = "onnxruntime" if choice.runtime == "tensorrt" else choice.runtime
     exact = replace(runtime, runtime=float32_on, precision="float32")
@@ -73,9 +91,9 @@ def side_from_bundle(
     versioned = f"{label} {import_module(module).__version__.split('-')[0]}"
     own = lent_tokenizer if manifest.tokenizer is None else path / manifest.tokenizer
     tokenizer = tokenizer or own
-    size = manifest.model.backbone.image_size
-    return Side(
-        info=SideInfo(
+    reduced = backend.precision != "float32"
+    return Encoder(
+        info=EncoderInfo(
             name=f"{path.resolve().name} on {label}, {backend.precision}",
             source=str(path),
             runtime=versioned,
@@ -84,9 +102,8 @@ def side_from_bundle(
         ),
         config=manifest.model,
         backend=backend,
-        float32=open_backend(bundle, exact).backend if reduced else None,
         image=manifest.preprocessing["image"],
-        prepare=lambda image: pixels_from_image(image, size),
+        prepare=partial(pixels_from_image, size=manifest.model.backbone.image_size),
         tokenizer=None if tokenizer is None else _tokenizer(tokenizer, manifest.model),
         tokenizer_sha256=None if tokenizer is None else sha256_of(tokenizer),
         carries_tokenizer=manifest.tokenizer is not None,
@@ -97,7 +114,12 @@ def side_from_bundle(
             "image": manifest.preprocessing["image"],
             "runtime": versioned,
         },
+        open_float32=partial(_backend, bundle, exact) if reduced else None,
     )
+
+
+def _backend(bundle: Bundle, options: RuntimeOptions) -> Backend:
+    return open_backend(bundle, options).backend
 
 
 def _check_runtime(path: Path, runtime: RuntimeOptions, graphs: Sequence[str]) -> None:
@@ -112,63 +134,39 @@ def _check_runtime(path: Path, runtime: RuntimeOptions, graphs: Sequence[str]) -
         )
 
 
-def side_from_checkpoint(
+def open_checkpoint(
     path: Path,
-    like: Side,
+    like: Encoder,
     options: CheckpointOptions | None = None,
     *,
     tokenizer: Path | None = None,
-) -> Side:
-    """A checkpoint on PyTorch, unmerged: torchscale's own encoder.
+) -> Encoder:
+    """Open a checkpoint on PyTorch, unmerged: torchscale's own encoder.
 
     Args:
         path: the checkpoint, or a base if the options name an adapter.
-        like: the other side: its image size is taken, its tokenizer where none is given, and its
-            adapter options where neither the file nor ``options`` have them.
+        like: the bundle that it is compared with: its image size is taken, its tokenizer where
+            none is given, and its adapter options where neither the file nor ``options`` say.
         options: see CheckpointOptions.
         tokenizer: the reference's own.
     """
     require("torch", extra="export", why="run the PyTorch reference")
     import torch
 
-    from mwa_export.model.load import ModelSource, load_model
     from mwa_export.model.space import space_id
-    from mwa_export.model.state_dict import AdapterOptions
     from mwa_export.runtimes.pytorch import TorchBackend
 
-    given = options or CheckpointOptions()
-    pair = {"base": path, "adapter": given.adapter} if given.adapter else {"checkpoint": path}
-    source = ModelSource(**pair, ema=given.ema, trust_pickle=given.trust_pickle)
-    size = like.config.backbone.image_size
-    wanted = AdapterOptions(given.adapter_scale, given.adapter_layernorm, given.ffn_option)
-    warnings: tuple[str, ...] = ()
-    try:
-        model = load_model(source, options=wanted, image_size=size)
-    except MissingOptionError as error:
-        adapter = like.config.adapter
-        if adapter is None:
-            raise
-        # What the file does not say was said when the bundle was made from it.
-        wanted = AdapterOptions(
-            adapter.scale if _names(error, "--adapter-scale") else wanted.scale,
-            adapter.layernorm if _names(error, "--adapter-layernorm") else wanted.layernorm,
-            adapter.option if _names(error, "--ffn-option") else wanted.ffn_option,
-        )
-        warnings = (
-            f"{path}: does not say all adapter options; taken from {like.info.source}: "
-            + ", ".join(flag.split()[0] for flag in error.flags),
-        )
-        model = load_model(source, options=wanted, image_size=size)
+    model, warnings = model_like(path, like.config, options, source=like.info.source)
     own, sha = like.tokenizer, like.tokenizer_sha256
     if tokenizer is not None:
         own, sha = _tokenizer(tokenizer, model.config), sha256_of(tokenizer)
-    image = {**IMAGE_SPEC, "size": size}
+    image = {**IMAGE_SPEC, "size": like.image_size}
     text = {**TEXT_SPEC, "max_length": model.config.backbone.max_text_length}
     counted = sha if like.carries_tokenizer else None
     space = space_id(model.config, model.tensors, {"image": image, "text": text}, counted)
     runtime = f"PyTorch {torch.__version__.split('+')[0]}"
-    return Side(
-        info=SideInfo(
+    return Encoder(
+        info=EncoderInfo(
             name=f"{path.name} on PyTorch, float32",
             source=str(path),
             runtime=runtime,
@@ -177,9 +175,8 @@ def side_from_checkpoint(
         ),
         config=model.config,
         backend=TorchBackend(model),
-        float32=None,
         image=image,
-        prepare=lambda image: pixels_from_image(image, size),
+        prepare=partial(pixels_from_image, size=like.image_size),
         tokenizer=own,
         tokenizer_sha256=sha,
         carries_tokenizer=like.carries_tokenizer,
@@ -188,10 +185,51 @@ def side_from_checkpoint(
     )
 
 
-def check_same_space(reference: Side, candidate: Side) -> None:
-    """Raise OptionsError, naming what differs, unless both sides embed into the same space."""
+def model_like(
+    path: Path, config: ModelConfig, options: CheckpointOptions | None, *, source: str
+) -> tuple[Model, tuple[str, ...]]:
+    """Load the checkpoint that a bundle was made from.
+
+    Args:
+        path: the checkpoint, or a base if the options name an adapter.
+        config: of the bundle: its image size, and its adapter options where neither the file nor
+            ``options`` say; they were given when the bundle was made.
+        options: see CheckpointOptions.
+        source: the bundle, for the warning.
+
+    Returns:
+        The model, and a warning if options were taken from the bundle.
+
+    Raises:
+        CheckpointError, AdapterError, OptionsError: see `load_model`.
+    """
+    from mwa_export.model.load import ModelSource, load_model
+
+    given = options or CheckpointOptions()
+    files: dict[str, Path] = (
+        {"base": path, "adapter": given.adapter} if given.adapter else {"checkpoint": path}
+    )
+    model_source = ModelSource(**files, ema=given.ema, trust_pickle=given.trust_pickle)
+    size, known = config.backbone.image_size, config.adapter
+    try:
+        return load_model(model_source, options=given.options, image_size=size), ()
+    except MissingOptionError as error:
+        if known is None:
+            raise
+        of_bundle = AdapterOptions(known.scale, known.layernorm, known.option)
+        taken = {name: getattr(of_bundle, name) for name in error.fields}
+        warning = f"{path}: does not say all adapter options; taken from {source}: " + ", ".join(
+            f"`{name}`" for name in taken
+        )
+        wanted = replace(given.options, **taken)
+        model = load_model(model_source, options=wanted, image_size=size)
+        return model, (warning,)
+
+
+def check_same_space(reference: Encoder, candidate: Encoder) -> None:
+    """Raise OptionsError, naming what differs, unless both encode into the same space."""
     same_tokenizer = reference.tokenizer_sha256 == candidate.tokenizer_sha256
-    if reference.info.space_id == candidate.info.space_id and same_tokenizer:
+    if reference.space_id == candidate.space_id and same_tokenizer:
         return
     differing = [
         name
@@ -205,12 +243,8 @@ def check_same_space(reference: Side, candidate: Side) -> None:
     raise OptionsError(
         f"{reference.info.source} and {candidate.info.source} have different embedding spaces: "
         f"another {', '.join(differing)}. Expected the checkpoint (with its options) that the "
-        "bundle was exported from. To compare them nevertheless: --any-space"
+        "bundle was exported from. To compare them nevertheless: `any_space`"
     )
-
-
-def _names(error: MissingOptionError, flag: str) -> bool:
-    return any(given.startswith(flag) for given in error.flags)
 
 
 def _tokenizer(path: Path, config: ModelConfig) -> Tokenizer:

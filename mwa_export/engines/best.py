@@ -8,14 +8,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibration import CALIBRATION
 from mwa_export.calib.evaluate import HeldBack
 from mwa_export.calib.precision_search import Measured
 from mwa_export.calib.samples import split_data
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.encoder.open import side_from_bundle
+from mwa_export.encoder.open import open_bundle
 from mwa_export.engines.build import EngineOptions, build_engines
 from mwa_export.engines.graphs import CALIBRATED
 from mwa_export.errors import (
@@ -207,7 +208,7 @@ def _measure_all(
 ) -> None:
     """Check every candidate's embeddings: conformance vectors in any case, recall with data."""
     bundle = Bundle.open(trial)
-    held_back = None if data is None else HeldBack(side_from_bundle(path), data, progress)
+    held_back = None if data is None else HeldBack(open_bundle(path), data, progress)
     for candidate in tried:
         engines = tuple(candidate.engines.values())
         try:

@@ -8,11 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.encoder.open import side_from_bundle
+from mwa_export.encoder.open import open_bundle
 from mwa_export.engines.graphs import (
     CALIBRATED,
     EngineGraph,
@@ -115,7 +116,7 @@ def build_engines(
         return EnginesBuilt(bundle, device, kept, frozenset(), ())
     samples = None
     if data is not None and missing and options.precision != "bfloat16":  # nothing to measure
-        samples = take_samples(side_from_bundle(path), data, options.samples, options.seed)
+        samples = take_samples(open_bundle(path), data, options.samples, options.seed)
     done: list[_Added] = []
     for tower in missing:
         batches = () if samples is None else samples.batches(tower)

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
-from mwa_export.bundle.bundle import Bundle, Conformance, Graph
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import Conformance, Graph
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
 from mwa_export.calib.insert import quantized_graph
@@ -24,7 +24,7 @@ from mwa_export.graphs.rounded import in_float32
 from mwa_export.graphs.typed import LIMIT, Typed, to_bfloat16, to_float16
 from mwa_export.progress import Progress
 from mwa_export.runtimes.backend import BFLOAT16_COSINE, expected_cosine
-from mwa_export.runtimes.onnxrt import image_feed, run_graph, session
+from mwa_export.runtimes.ort_session import run_graph, session
 from mwa_export.runtimes.trt import LEAST_8_BITS
 from mwa_export.spec import Tower
 from mwa_export.trt.versions import EnginePrecision, is_typed
@@ -207,9 +207,7 @@ def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = Fal
             in_float32(FloatGraph.load(path)).write(copy)
             return _cosine(copy, own, vectors)
     tower = own.spec.tower
-    inputs = _inputs(vectors, tower)
-    arrays: tuple[Any, ...] = image_feed(own, inputs[0]) if tower == "vision" else inputs
-    found = run_graph(session(path), own, arrays)
+    found = run_graph(session(path), own, _inputs(vectors, tower))
     wanted = getattr(vectors, tower)
     return float((found.astype(np.float64) * wanted).sum(axis=1).min())
 

@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from mwa_export.parity.probes import session_with_outputs
+from mwa_export.bundle.manifest import GraphFile
+from mwa_export.inputs.preprocess import feed_of
 from mwa_export.progress import Progress
-from mwa_export.runtimes.onnxrt import GraphFile, image_feed
+from mwa_export.runtimes.ort_session import session_with_outputs
 
 Inputs = tuple[NDArray[Any], ...]
 _GROUP = 48  # values that are kept in memory at a time
@@ -36,7 +37,7 @@ def largest_magnitudes(
     path, graph = file
     tower = graph.spec.tower
     feeds = [
-        image_feed(graph, inputs[0]) if tower == "vision" else inputs
+        feed_of(graph.spec, inputs)
         for batch in batches
         for inputs in (_without_padding(*batch) if tower == "text" else (batch,))
     ]
@@ -46,8 +47,7 @@ def largest_magnitudes(
     for start in range(0, len(names), _GROUP):
         group = names[start : start + _GROUP]
         runner = session_with_outputs(path, [n for n in group if n != graph.spec.output.name])
-        for arrays in feeds:
-            feed = {p.name: a for p, a in zip(graph.spec.inputs, arrays, strict=True)}
+        for feed in feeds:
             for name, values in zip(group, runner.run(group, feed), strict=True):
                 # np.maximum, unlike max, keeps what is not a number.
                 found[name] = float(np.maximum(found[name], np.abs(values).max(initial=0)))

@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
-from mwa_export.bundle.bundle import MANIFEST, Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import MANIFEST, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.errors import EngineError

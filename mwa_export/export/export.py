@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mwa_export.bundle.bundle import (
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import (
     CONFORMANCE,
     MANIFEST,
     TOKENIZER,
-    Bundle,
     Graph,
     Manifest,
     write_manifest,

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bundle.bundle import Conformance, Graph
+from mwa_export.bundle.manifest import Conformance, Graph
 from mwa_export.errors import VerificationError
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.runtimes.backend import Backend
-from mwa_export.runtimes.onnxrt import image_feed, run_graph, session
+from mwa_export.runtimes.ort_session import run_graph, session
 from mwa_export.spec import BackboneConfig
 
 TOLERANCE = 2e-5  # largest allowed difference of any embedding component
@@ -50,7 +50,7 @@ def verify_graph(
     if graph.spec.tower == "vision":
         for batch in _IMAGE_BATCHES:
             pixels = random_pixels(rng, batch, backbone.image_size)
-            found = run_graph(runner, graph, image_feed(graph, pixels))
+            found = run_graph(runner, graph, (pixels,))
             worst = max(worst, _difference(found, reference.embed_images(pixels)))
     else:
         for batch, length in _TEXT_SHAPES:

@@ -1,16 +1,14 @@
-"""What a row can hold, and why one cannot be used."""
+"""What a row of images or texts can hold, and why one cannot be used."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from mwa_export.inputs.pictures import Picture
-
-Caption = str | tuple[int, ...]
-"""A text, or token ids without BOS and EOS, as the indexes of BEiT-3 store them."""
+from mwa_export.errors import ImageError
 
 Kind = Literal["image", "text"]
-
+Caption = str | tuple[int, ...]
+"""A text, or token ids without BOS and EOS, as the indexes of BEiT-3 store them."""
 Code = Literal[
     "missing",
     "empty",
@@ -25,9 +23,6 @@ Code = Literal[
 ]
 """Why a row cannot be embedded, for programs."""
 
-Content = Picture | Readable | bytes | str
-"""A picture, read or not, or a text."""
-
 
 class Problem(NamedTuple):
     """Why a row cannot be embedded."""
@@ -36,13 +31,33 @@ class Problem(NamedTuple):
     reason: str  # a sentence for people
 
 
+class RowRefusedError(ImageError):
+    """A row that cannot be embedded. ``code`` is for programs, the message for people."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def problem(self) -> Problem:
+        """This error as a value."""
+        return Problem(self.code, str(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.code, str(self))
+
+
 class Readable(Protocol):
     """Encoded bytes that are not read yet: a file, a member of a tar, something remote."""
 
     def read(self) -> bytes:
-        """The bytes.
+        """Read all bytes.
 
         Raises:
             ImageError: they cannot be read; the message is the row's reason.
         """
         ...
+
+
+Content = Readable | bytes | str
+"""An encoded picture, read or not, or a text."""

@@ -1,98 +1,118 @@
-"""One row's content to pixels or text, or a short code and a sentence for why it cannot be."""
+"""The one decoder of pictures, and the validation of texts: content to pixels or to a clean text.
+
+Whatever Pillow raises on a damaged file becomes one error of one type, with a code for programs and
+a sentence for people.
+"""
 
 from __future__ import annotations
 
 import io
-import stat
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from mwa_export.errors import ImageError
-from mwa_export.inputs.content import Code, Content, Problem
-from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.content import Content, RowRefusedError
 from mwa_export.inputs.preprocess import pixels_from_image
 
 MAX_PIXELS = 2 * 89_478_485  # where Pillow itself stops: about 512 MiB of RGB
 MAX_CHARACTERS = 1_000_000  # of a text; tokenizing this many takes well under a second
+FORMATS = (
+    *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO"),
+    *("IM", "IMT", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM"),
+    *("PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB"),
+)
+"""Raster formats that Pillow decodes inside this process.
+
+Left out: PostScript (Pillow starts Ghostscript), WMF and EMF (drawn by Windows), and formats that
+Pillow recognizes but leaves to other programs (BUFR, FPX, GRIB, HDF5, MIC, MPEG).
+"""
+_REFUSED = {
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "PostScript",
+    b"%PDF": "a PDF document",
+    b"\xd7\xcd\xc6\x9a": "a Windows metafile",
+    b"\x01\x00\x00\x00": "a Windows metafile",
+    b"<svg": "SVG",
+    b"<?xm": "XML",
+}
 
 
-class RowRefusedError(ImageError):
-    """A row that cannot be embedded. ``code`` is for programs, the message for people."""
+def picture_of(
+    content: Content | Image.Image, name: str, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Read and fully decode a picture: the first frame, without applying its EXIF orientation.
 
-    def __init__(self, code: Code, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-    @property
-    def problem(self) -> Problem:
-        """The same as a value."""
-        return Problem(self.code, str(self))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.code, str(self))
-
-
-def pixels_of(
-    content: Content, name: str, size: int, *, max_pixels: int = MAX_PIXELS
-) -> NDArray[np.uint8]:
-    """Decode a picture. Returns (size, size, 3) uint8, as `preprocess.pixels_from_image` does.
-
-    The first frame of an animation is taken; the EXIF orientation is not applied.
+    Args:
+        content: encoded bytes, something that reads them, or a picture that Pillow has opened.
+        name: for messages.
+        max_pixels: refuse larger pictures before decoding them.
 
     Raises:
-        ImageError: it cannot be read or decoded; a `RowRefusedError` wherever we know the code.
+        ImageError: it cannot be read or decoded; a `RowRefusedError` wherever the code is known.
     """
     if isinstance(content, str):
         raise RowRefusedError("not-a-picture", f"{name}: is a text. Expected a picture.")
-    if isinstance(content, Picture):
-        _refuse_special(content)
-    data = content if isinstance(content, bytes) else content.read()
-    if not data:
-        raise RowRefusedError("empty", f"{name}: is empty. Expected a picture.")
-    try:
-        image = Image.open(io.BytesIO(data))
+    if isinstance(content, Image.Image):
+        data, opened = b"", content
+    else:
+        data, opened = content if isinstance(content, bytes) else content.read(), None
+        if not data:
+            raise RowRefusedError("empty", f"{name}: is empty. Expected a picture.")
+    with refusals(name, data):
+        image = opened or Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise RowRefusedError(
                 "too-large",
                 f"{name}: is {image.width} x {image.height}. Expected {max_pixels} pixels at most.",
             )
         image.load()
+        return image
+
+
+def pixels_of(
+    content: Content | Image.Image, name: str, size: int, *, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Decode a picture and resize it for the model. Returns (size, size, 3) uint8 RGB.
+
+    Raises:
+        ImageError: see `picture_of`.
+    """
+    image = picture_of(content, name, max_pixels=max_pixels)
+    with refusals(name):
         return pixels_from_image(image, size)
+
+
+@contextmanager
+def refusals(name: str, data: bytes = b"") -> Iterator[None]:
+    """Turn whatever Pillow raises into one ImageError that names the picture."""
+    try:
+        yield
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
-        reason = f"{name}: is no picture that can be decoded. It starts with {data[:16]!r}."
+        known = _REFUSED.get(data[:4])
+        found = f"{known}, which is not decoded" if known else f"no picture we know: {data[:16]!r}"
+        reason = f"{name}: is {found}. Expected PNG, JPEG, WebP or another raster format."
         raise RowRefusedError("not-a-picture", reason) from error
     except Image.DecompressionBombError as error:
         raise RowRefusedError("too-large", f"{name}: has too many pixels ({error}).") from error
     except MemoryError as error:
         raise RowRefusedError("too-large", f"{name}: does not fit in memory.") from error
-    except ImageError:
-        raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         cut = isinstance(error, EOFError) or "truncated" in str(error)
         reason = f"{name}: cannot be decoded ({type(error).__name__}: {error})."
         raise RowRefusedError("truncated" if cut else "unreadable", reason) from error
 
 
-def _refuse_special(picture: Picture) -> None:
-    """Opening a pipe would wait for a writer."""
-    try:
-        mode = picture.path.stat().st_mode
-    except FileNotFoundError:
-        raise RowRefusedError("missing", f"{picture}: no such file. Expected a picture.") from None
-    except (OSError, ValueError) as error:
-        raise RowRefusedError("unreadable", f"{picture}: cannot be read ({error}).") from error
-    if not stat.S_ISREG(mode):
-        raise RowRefusedError("unreadable", f"{picture}: is no plain file. Expected a picture.")
-
-
 def text_of(content: object, *, what: str = "the text") -> str:
-    """A text that can be tokenized.
+    """Validate a text before it is tokenized, decoding UTF-8 bytes.
 
     Raises:
-        RowRefusedError: it is null, blank, no Unicode, binary, or above `MAX_CHARACTERS`.
+        RowRefusedError: it is null, blank, not Unicode, binary, or above `MAX_CHARACTERS`.
     """
     if content is None:
         raise RowRefusedError("null", f"{what} is null. Expected a text.")
@@ -111,7 +131,7 @@ def text_of(content: object, *, what: str = "the text") -> str:
     if not content.strip():
         raise RowRefusedError("empty-text", f"{what} is blank.")
     if "\0" in content or not (content.isascii() or _is_unicode(content)):
-        raise RowRefusedError("not-text", f"{what} is binary or no valid Unicode.")
+        raise RowRefusedError("not-text", f"{what} is binary or not valid Unicode.")
     return content
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mwa_export.errors import ImageError
-
-if TYPE_CHECKING:
-    from PIL import Image
+from mwa_export.inputs.content import RowRefusedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,39 +23,31 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """The last part of its name, for people."""
+        """The last part of its path, for people."""
         return self.path.name if self.member is None else self.member.rpartition("/")[2]
 
     def read(self) -> bytes:
-        """The encoded picture.
+        """Read the encoded picture.
 
         Raises:
-            ImageError: there is no such file, or it cannot be read in full.
+            RowRefusedError: there is no such file, it is a folder, pipe or device, or it cannot be
+                read in full.
         """
         try:
+            if not stat.S_ISREG(self.path.stat().st_mode):  # opening a pipe waits for a writer
+                raise RowRefusedError(
+                    "unreadable", f"{self}: is not a regular file. Expected a picture."
+                )
             with self.path.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read() if self.size is None else file.read(self.size)
         except FileNotFoundError:
-            raise ImageError(f"{self}: no such file. Expected a picture.") from None
-        except OSError as error:
-            raise ImageError(f"{self}: cannot be read ({error.strerror}).") from error
+            raise RowRefusedError("missing", f"{self}: no such file. Expected a picture.") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+            reason = getattr(error, "strerror", None) or error
+            raise RowRefusedError("unreadable", f"{self}: cannot be read ({reason}).") from error
         if self.size is not None and len(data) != self.size:
-            raise ImageError(f"{self}: {len(data)} of {self.size} bytes. The tar was cut short.")
+            raise RowRefusedError(
+                "truncated", f"{self}: {len(data)} of {self.size} bytes. The tar was cut short."
+            )
         return data
-
-
-def decode_picture(data: bytes, name: str) -> Image.Image:
-    """Decode one picture fully. ``name`` is for messages.
-
-    Raises:
-        ImageError: Pillow cannot decode it.
-    """
-    from PIL import Image
-
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-        image.load()
-        return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name}: cannot be decoded as a picture ({error}).") from error

@@ -6,14 +6,13 @@ EXIF orientation, because the reference does neither.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import ImageError
-from mwa_export.inputs.pictures import Picture, decode_picture
+from mwa_export.spec import TowerSpec
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,17 +27,8 @@ IMAGE_SPEC: dict[str, Any] = {
 """The preprocessing of pictures as data: it travels in the manifest and counts in the space id."""
 
 
-def load_image(path: Path) -> Image.Image:
-    """Open and fully decode one picture.
-
-    Raises:
-        ImageError: there is no such file, or Pillow cannot decode it.
-    """
-    return decode_picture(Picture(path).read(), str(path))
-
-
 def pixels_from_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Convert to RGB and resize. Returns (size, size, 3) uint8, as `--input uint8` reads it."""
+    """Convert to RGB and resize. Returns (size, size, 3) uint8."""
     from PIL import Image
 
     rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
@@ -61,3 +51,21 @@ def normalize(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     scaled = pixels.astype(np.float32) / np.float32(255)
     scaled = (scaled - np.float32(0.5)) / np.float32(0.5)
     return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
+
+
+def arrays_of(spec: TowerSpec, inputs: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
+    """What a graph takes, in the order of its inputs, from what a tower is given.
+
+    Args:
+        spec: of the graph.
+        inputs: (pixels,) of shape (B, H, W, 3) uint8, or (token_ids, padding_mask).
+    """
+    if spec.tower == "vision" and spec.inputs[0].dtype != "uint8":
+        return (normalize(inputs[0]),)
+    return inputs
+
+
+def feed_of(spec: TowerSpec, inputs: tuple[NDArray[Any], ...]) -> dict[str, NDArray[Any]]:
+    """Arrays of `arrays_of` by the name of the input."""
+    arrays = arrays_of(spec, inputs)
+    return {port.name: array for port, array in zip(spec.inputs, arrays, strict=True)}

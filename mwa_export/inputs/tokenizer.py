@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.errors import TokenizerError
-from mwa_export.spec import MAX_TOKENS
+from mwa_export.errors import DataError, TokenizerError
+from mwa_export.inputs.content import Caption
+from mwa_export.spec import MAX_TOKENS, BackboneConfig
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 _OFFSET = 1
@@ -131,3 +132,41 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[
         token_ids[row, : len(ids)] = ids
         padding_mask[row, : len(ids)] = 0
     return token_ids, padding_mask
+
+
+def encode_captions(
+    captions: Sequence[Caption],
+    tokenizer: Tokenizer | None,
+    backbone: BackboneConfig,
+    source: str,
+) -> list[list[int]]:
+    """Captions -> token ids with BOS and EOS, cut to the longest text of the model.
+
+    Args:
+        captions: texts, or stored ids without BOS and EOS.
+        tokenizer: needed for texts only.
+        backbone: of the model: its vocabulary and longest text.
+        source: the model's name, for messages.
+
+    Raises:
+        TokenizerError: a caption is a text and there is no tokenizer.
+        DataError: a stored id is not in the vocabulary.
+    """
+    rows = []
+    for caption in captions:
+        if not isinstance(caption, str):
+            if caption and not 0 <= min(caption) <= max(caption) < backbone.vocab_size:
+                raise DataError(
+                    f"token id {min(caption) if min(caption) < 0 else max(caption)} in the "
+                    f"captions. Expected 0 to {backbone.vocab_size - 1}, the vocabulary of "
+                    f"{source}. The ids were made with another tokenizer."
+                )
+            rows.append([BOS, *caption[: backbone.max_text_length - 2], EOS])
+        elif tokenizer is not None:
+            rows.append(tokenizer.encode(caption))
+        else:
+            raise TokenizerError(
+                f"{source}: has no tokenizer, and the captions are texts. Give a SentencePiece "
+                "model: `tokenizer=FILE.spm`"
+            )
+    return rows

@@ -145,15 +145,15 @@ def _warnings(config: ModelConfig, file: Checkpoint, options: AdapterOptions) ->
             "ffn_option is sequential: the reference implementation never applies the adapters "
             "then, so they are left out here too."
         )
-    for flag, given, stored in (
-        ("--adapter-scale", options.scale, file.args.get("ffn_adapter_scalar")),
-        ("--ffn-option", options.ffn_option, file.args.get("ffn_option")),
+    for name, given, stored in (
+        ("adapter_scale", options.adapter_scale, file.args.get("ffn_adapter_scalar")),
+        ("ffn_option", options.ffn_option, file.args.get("ffn_option")),
         (
-            "--adapter-layernorm",
-            options.layernorm,
+            "adapter_layernorm",
+            options.adapter_layernorm,
             file.args.get("ffn_adapter_layernorm_option"),
         ),
     ):
         if given is not None and stored is not None and str(given) != str(stored):
-            found.append(f"{flag} {given} overrides the {stored} stored in {file.path.name}.")
+            found.append(f"`{name}={given}` overrides the {stored} stored in {file.path.name}.")
     return tuple(found)

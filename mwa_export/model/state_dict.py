@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -42,9 +42,9 @@ _OTHER_HEADS = (  # a tensor whose name starts so, and the task it belongs to
 class AdapterOptions:
     """Options given by the user, for what the file does not say; None: take it from the file."""
 
-    scale: float | None = None  # --adapter-scale
-    layernorm: AdapterLayerNorm | None = None  # --adapter-layernorm
-    ffn_option: FfnOption | None = None  # --ffn-option
+    adapter_scale: float | None = None  # ffn_adapter_scalar
+    adapter_layernorm: AdapterLayerNorm | None = None  # ffn_adapter_layernorm_option
+    ffn_option: FfnOption | None = None
 
 
 def config_from_shapes(
@@ -226,16 +226,16 @@ def _adapter(
             f"{path}: {down or 'adaptmlp_*.down_proj.weight'} is "
             f"{_by(shapes[down]) if down else 'missing'}. Expected a rank 2 tensor."
         )
-    absent: list[str] = []
+    absent: dict[str, str] = {}  # option -> what it can be
     layernorm = _layernorm(shapes, args, options, path, absent)
     scale = _scale(shapes, args, options, path, absent)
     ffn_option = options.ffn_option or args.get("ffn_option")
     if ffn_option is None:
-        absent.append(f"--ffn-option {'|'.join(get_args(FfnOption))}")
+        absent["ffn_option"] = "|".join(get_args(FfnOption))
     if absent:
         raise MissingOptionError(
             f"{path}: holds adapters, but neither its tensors nor its args say how they were "
-            f"trained. Give: {' '.join(absent)}",
+            "trained. Give: " + ", ".join(f"`{name}={value}`" for name, value in absent.items()),
             tuple(absent),
         )
     one_of("ffn_option", str(ffn_option), get_args(FfnOption))
@@ -247,14 +247,14 @@ def _layernorm(
     args: Mapping[str, Any],
     options: AdapterOptions,
     path: Path,
-    absent: list[str],
+    absent: dict[str, str],
 ) -> AdapterLayerNorm:
     stored = _any(shapes, ".adapter_layer_norm_before.")
-    value = options.layernorm or args.get("ffn_adapter_layernorm_option")
+    value = options.adapter_layernorm or args.get("ffn_adapter_layernorm_option")
     if value is None and not stored:
         return "none"
     if value is None:  # `in` and `out` have the same tensors
-        absent.append("--adapter-layernorm in|out")
+        absent["adapter_layernorm"] = "in|out"
         return "none"
     one_of("ffn_adapter_layernorm_option", value, get_args(AdapterLayerNorm))
     if (value != "none") != stored:
@@ -270,25 +270,27 @@ def _scale(
     args: Mapping[str, Any],
     options: AdapterOptions,
     path: Path,
-    absent: list[str],
+    absent: dict[str, str],
 ) -> float | None:
     learnable = any(".adaptmlp_" in name and name.endswith(".scale") for name in shapes)
     if learnable:
-        if options.scale is not None:
+        if options.adapter_scale is not None:
             raise OptionsError(
-                f"{path}: its adapters carry a trained scale. Leave --adapter-scale out."
+                f"{path}: its adapters carry a trained scale. Leave `adapter_scale` out."
             )
         return None
-    value = options.scale if options.scale is not None else args.get("ffn_adapter_scalar")
+    value = options.adapter_scale
     if value is None:
-        absent.append("--adapter-scale NUMBER")
+        value = args.get("ffn_adapter_scalar")
+    if value is None:
+        absent["adapter_scale"] = "NUMBER"
         return 0.0
     try:
         scale = float(value)
     except (TypeError, ValueError):
         raise OptionsError(
             f"{path}: its args say ffn_adapter_scalar={value!r}, and its adapters carry no trained "
-            "scale. Give --adapter-scale NUMBER."
+            "scale. Give one: `adapter_scale=NUMBER`"
         ) from None
     if not math.isfinite(scale):
         raise OptionsError(f"{path}: the adapter scale is {scale}. Expected a finite number.")
@@ -296,15 +298,7 @@ def _scale(
 
 
 def _refuse_useless(options: AdapterOptions, path: Path) -> None:
-    given = [
-        flag
-        for flag, value in (
-            ("--adapter-scale", options.scale),
-            ("--adapter-layernorm", options.layernorm),
-            ("--ffn-option", options.ffn_option),
-        )
-        if value is not None
-    ]
+    given = [f"`{name}`" for name, value in asdict(options).items() if value is not None]
     if given:
         raise OptionsError(f"{path}: has no adapters, so {', '.join(given)} cannot apply.")
 

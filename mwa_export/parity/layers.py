@@ -11,34 +11,24 @@ from numpy.typing import NDArray
 
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.batches import batches_by_length
-from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import ImageError, OptionsError
-from mwa_export.inputs.pictures import decode_picture
 from mwa_export.inputs.tokenizer import pad
-from mwa_export.parity.probes import (
-    Floats,
-    Probe,
-    check_named_blocks,
-    layer_names,
-    probe_graph,
-    probe_reference,
-)
 from mwa_export.parity.result import LayerSnr
 from mwa_export.progress import Progress, Silent
-from mwa_export.runtimes.onnxrt import OnnxBackend
-from mwa_export.runtimes.ov import OpenVinoBackend
-from mwa_export.runtimes.trt import TensorRtBackend
-from mwa_export.spec import Tower
+from mwa_export.runtimes.backend import Probe
+from mwa_export.spec import TOWERS, ModelConfig, Tower
 
 SAMPLES = 64  # pictures, and as many captions
 _BATCH = 8
 
 Inputs = tuple[NDArray[Any], ...]
+Floats = NDArray[np.float32]
 
 
 def layer_drift(
-    reference: Side,
-    candidate: Side,
+    reference: Encoder,
+    candidate: Encoder,
     data: RetrievalData,
     *,
     samples: int = SAMPLES,
@@ -73,34 +63,31 @@ def layer_drift(
         "text": _text_batches(candidate, data, texts),
     }
     found: list[LayerSnr] = []
-    towers: tuple[Tower, ...] = ("vision", "text")
-    for tower in towers:
+    for tower in TOWERS:
         probes = _probe(reference, tower), _probe(candidate, tower)
         found += _compare(tower, probes, batches[tower], layer_names(candidate.config), progress)
     return tuple(found)
 
 
-def check_layers(reference: Side, candidate: Side) -> None:
+def layer_names(config: ModelConfig) -> list[str]:
+    """Names of a probe's arrays, in their order."""
+    return [*(f"block {index}" for index in range(config.backbone.layers)), "embedding"]
+
+
+def check_layers(reference: Encoder, candidate: Encoder) -> None:
     """Raise OptionsError or BundleError unless both sides have blocks that can be compared."""
     ours, theirs = _shape(reference), _shape(candidate)
     if ours != theirs:
         raise OptionsError(
             f"{reference.info.source} has {ours} and {candidate.info.source} has {theirs}. Layers "
-            "can be compared where both read the same inputs. Leave --layers out."
+            "can be compared where both read the same inputs. Leave `layers` out."
         )
     for side in (reference, candidate):
-        if isinstance(side.backend, OpenVinoBackend | TensorRtBackend):
-            runtime = side.info.runtime.partition(" ")[0]
-            raise OptionsError(
-                f"{side.info.name}: {runtime} fuses blocks and shows none of them. Compare layers "
-                "on --runtime onnxruntime, or leave --layers out."
-            )
-        if isinstance(side.backend, OnnxBackend):
-            for file in side.backend.graphs.values():
-                check_named_blocks(file, side.config)
+        for tower in TOWERS:
+            _probe(side, tower)
 
 
-def _shape(side: Side) -> str:
+def _shape(side: Encoder) -> str:
     """What two sides must have in common for their blocks to be comparable."""
     b = side.config.backbone
     return (
@@ -143,25 +130,32 @@ def _common_tokens(
     return one[mask == 0], other[mask == 0]
 
 
-def _probe(side: Side, tower: Tower) -> Probe:
-    if isinstance(side.backend, OnnxBackend):
-        return probe_graph(side.backend.graphs[tower], side.config)
-    return probe_reference(side.backend, tower)
+def _probe(side: Encoder, tower: Tower) -> Probe:
+    found = side.backend.probe(tower)
+    if found is None:
+        runtime = side.info.runtime.partition(" ")[0]
+        raise OptionsError(
+            f"{side.info.name}: {runtime} fuses blocks and shows none of them. Compare layers with "
+            "`runtime=onnxruntime`, or leave `layers` out."
+        )
+    return found
 
 
-def _picture_batches(side: Side, data: RetrievalData, rows: NDArray[np.int64]) -> Iterator[Inputs]:
+def _picture_batches(
+    side: Encoder, data: RetrievalData, rows: NDArray[np.int64]
+) -> Iterator[Inputs]:
     for start in range(0, len(rows), _BATCH):
         pixels = []
         for row in rows[start : start + _BATCH]:
             picture = data.pictures[row]
             try:
-                pixels.append(side.prepare(decode_picture(picture.read(), str(picture))))
+                pixels.append(side.pixels(picture, str(picture)))
             except ImageError as error:  # it could be read a minute ago
                 raise ImageError(f"{error} It changed during the run.") from error
         yield (np.stack(pixels),)
 
 
-def _text_batches(side: Side, data: RetrievalData, rows: NDArray[np.int64]) -> Iterator[Inputs]:
+def _text_batches(side: Encoder, data: RetrievalData, rows: NDArray[np.int64]) -> Iterator[Inputs]:
     sequences = side.encode([data.captions[row] for row in rows])
     for batch in batches_by_length(sequences, _BATCH):
         yield pad([sequences[row] for row in batch])

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.encoder.encoder import SideInfo
+from mwa_export.encoder.encoder import EncoderInfo
 from mwa_export.errors import OptionsError, RecallError
 from mwa_export.metrics.agreement import check_embeddings, cosine_summary
 from mwa_export.metrics.ranking import Ranking
@@ -21,19 +19,19 @@ from mwa_export.metrics.recall import KS, Pairs, rank_both
 from mwa_export.parity.directions import Sampling, measure_direction, with_float32
 from mwa_export.parity.examples import Labels, worst_examples
 from mwa_export.parity.gates import Gates, check_gates
-from mwa_export.parity.result import CrossCell, DataInfo, LayerSnr, Parity, Stage, Which
+from mwa_export.parity.result import (
+    CrossCell,
+    DataInfo,
+    LayerSnr,
+    Parity,
+    Stage,
+    Vectors,
+    Which,
+)
 from mwa_export.progress import Progress, Silent
 from mwa_export.version import __version__
 
-Floats = NDArray[np.float32]
 _ARRAYS = "arrays"
-
-
-class Vectors(NamedTuple):
-    """Embeddings of one side, rows in the order of the data."""
-
-    images: Floats  # (n_image, D), unit length
-    texts: Floats  # (n_text, D), unit length
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +57,8 @@ class CompareOptions:
 class Context:
     """What is known about the two sides beyond their embeddings."""
 
-    reference: SideInfo
-    candidate: SideInfo
+    reference: EncoderInfo
+    candidate: EncoderInfo
     stages: tuple[Stage, ...] = ()
     layers: tuple[LayerSnr, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -68,65 +66,45 @@ class Context:
 
 
 def compare(
-    reference: Vectors | Sequence[Any] | str | os.PathLike[str],
-    candidate: Vectors | Sequence[Any] | str | os.PathLike[str],
-    data: RetrievalData | NDArray[Any] | Sequence[int] | str | os.PathLike[str],
+    reference: Vectors | Sequence[Any],
+    candidate: Vectors | Sequence[Any],
+    data: RetrievalData | NDArray[Any] | Sequence[int],
     *,
     options: CompareOptions | None = None,
     progress: Progress | None = None,
 ) -> Parity:
-    """Compare a candidate with a reference.
+    """Compare the embeddings of a candidate with those of a reference, made by any model.
 
-    Either both are embeddings, `(images, texts)` of shapes (n_image, D) and (n_text, D), of any
-    model; then ``data`` is a RetrievalData or the row of each caption's image, (n_text,) integers.
-    Or the candidate is the path of a bundle, the reference that of a checkpoint or another bundle,
-    and ``data`` a RetrievalData or the path of a test set; `parity_run.compare_models` has more
-    options for these.
+    To embed and compare a bundle and its checkpoint, use `compare_models`.
 
     Args:
-        reference: decides.
-        candidate: is checked.
-        data: what belongs together.
+        reference: decides. A pair (images, texts) of shapes (n_image, D) and (n_text, D), float,
+            rows of unit length.
+        candidate: is checked. A pair of the same shapes.
+        data: a test set, or the row of each caption's image, (n_text,) integers.
         options: gates, confidence, seed.
         progress: told about each step.
 
     Raises:
         RecallError: embeddings that are not finite, not of unit length, or do not fit the data.
-        MwaExportError: a file cannot be used; see its message.
+        OptionsError: a side is not a pair.
     """
-    paths = (str, os.PathLike)
-    if isinstance(reference, paths) and isinstance(candidate, paths):
-        from mwa_export.parity.run import compare_models
-
-        named = Path(data) if isinstance(data, paths) else data
-        if not isinstance(named, (Path, RetrievalData)):
-            raise OptionsError(
-                "compare() was given paths of models and no test set. Expected RetrievalData or "
-                "the path of a test set."
-            )
-        run = compare_models(
-            Path(reference), Path(candidate), named, options=options, progress=progress
-        )
-        return run.result
-    if isinstance(reference, paths) or isinstance(candidate, paths) or isinstance(data, paths):
-        raise OptionsError(
-            "compare() was given a mixture of embeddings and paths. Expected (images, texts) for "
-            "both sides and image rows or RetrievalData, or a path for both sides."
-        )
     sides = (
-        SideInfo("reference", _ARRAYS, "", "", None),
-        SideInfo("candidate", _ARRAYS, "", "", None),
+        EncoderInfo("reference", _ARRAYS, "", "", None),
+        EncoderInfo("candidate", _ARRAYS, "", "", None),
     )
     return measure(_pair(reference), _pair(candidate), data, Context(*sides), options, progress)
 
 
 def _pair(embeddings: Any) -> Vectors:
     try:
+        if isinstance(embeddings, str):
+            raise TypeError
         return Vectors(*embeddings)
     except TypeError as error:
         raise OptionsError(
             f"compare() was given a {type(embeddings).__name__} for a side. Expected a pair "
-            "(image embeddings, text embeddings), or a path."
+            "(image embeddings, text embeddings). For models, use compare_models()."
         ) from error
 
 

@@ -8,17 +8,24 @@ describes the JSON form.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mwa_export.data.test_set import Excluded
-from mwa_export.encoder.encoder import SideInfo
+from mwa_export.encoder.encoder import EncoderInfo
 from mwa_export.metrics.agreement import CosineSummary
-from mwa_export.spec import Tower
+from mwa_export.spec import Embeddings, Tower
 
 SCHEMA = 1
 Direction = Literal["tr", "ir"]
 DIRECTION_NAMES: dict[Direction, str] = {"tr": "text retrieval", "ir": "image retrieval"}
 Which = Literal["reference", "candidate"]
+
+
+class Vectors(NamedTuple):
+    """Embeddings of a test set."""
+
+    images: Embeddings  # (n_image, D)
+    texts: Embeddings  # (n_text, D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +149,8 @@ class Parity:
     """The whole result."""
 
     passed: bool  # every gate
-    reference: SideInfo
-    candidate: SideInfo
+    reference: EncoderInfo
+    candidate: EncoderInfo
     data: DataInfo
     confidence: float  # of the intervals, 0.95
     resamples: int

@@ -8,26 +8,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mwa_export.bundle.bundle import MANIFEST
+from mwa_export.bundle.manifest import MANIFEST
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
 from mwa_export.encoder.cache import Cache
-from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.encoder import Encoder
 from mwa_export.encoder.open import (
     ON_ONNX_RUNTIME,
     CheckpointOptions,
     check_same_space,
-    side_from_bundle,
-    side_from_checkpoint,
+    open_bundle,
+    open_checkpoint,
 )
 from mwa_export.errors import BundleError, DataError
 from mwa_export.parity.embed import Embedder
 from mwa_export.parity.layers import check_layers, layer_drift
-from mwa_export.parity.measure import CompareOptions, Context, Vectors, measure
-from mwa_export.parity.result import Parity
-from mwa_export.parity.stages import Variant, drift_by_stage
+from mwa_export.parity.measure import CompareOptions, Context, measure
+from mwa_export.parity.result import Parity, Vectors
+from mwa_export.parity.stages import drift_by_stage
 from mwa_export.progress import Progress, Silent
-from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import Embeddings
 
 
@@ -76,7 +76,7 @@ def compare_models(
         progress("read the test set")
         data = read_data(data, max_excluded=run.max_excluded)
     progress("open the bundle and check its conformance vectors")
-    checked = side_from_bundle(
+    checked = open_bundle(
         candidate, graphs=run.graphs, runtime=run.runtime, lent_tokenizer=run.tokenizer
     )
     progress("open the reference")
@@ -84,14 +84,14 @@ def compare_models(
     return compare_sides(decides, checked, data, run=run, options=options, progress=progress)
 
 
-def open_reference(path: Path, candidate: Side, run: RunOptions) -> Side:
+def open_reference(path: Path, candidate: Encoder, run: RunOptions) -> Encoder:
     """The reference: a bundle if the path is a folder, else a checkpoint.
 
     Raises:
         BundleError: a folder that is no bundle, or options that only checkpoints have.
     """
     if not path.is_dir():
-        return side_from_checkpoint(path, candidate, run.checkpoint, tokenizer=run.tokenizer)
+        return open_checkpoint(path, candidate, run.checkpoint, tokenizer=run.tokenizer)
     if not (path / MANIFEST).is_file():
         raise BundleError(
             f"{path}: is a folder without {MANIFEST}. Expected a checkpoint file, or a bundle made "
@@ -102,12 +102,12 @@ def open_reference(path: Path, candidate: Side, run: RunOptions) -> Side:
             f"{path}: is a bundle, and options for reading a checkpoint were given. Leave them out."
         )
     runtime = replace(ON_ONNX_RUNTIME, threads=run.runtime.threads)
-    return side_from_bundle(path, runtime=runtime, tokenizer=run.tokenizer)
+    return open_bundle(path, runtime=runtime, tokenizer=run.tokenizer)
 
 
 def compare_sides(
-    reference: Side,
-    candidate: Side,
+    reference: Encoder,
+    candidate: Encoder,
     data: RetrievalData,
     *,
     run: RunOptions | None = None,
@@ -128,12 +128,14 @@ def compare_sides(
         side.encode(data.captions)
     if run.layers:
         check_layers(reference, candidate)
+    progress("open the candidate in float32 too")
+    _ = candidate.float32  # what cannot be opened fails before the hours too
     embed = Embedder(
         reference, Cache(run.cache, reference.identity) if run.cache else None, progress
     )
     data, images = _embed_pictures(embed, reference, candidate, data, run.max_excluded)
-    first = Variant(images[0], embed.texts(reference, data))
-    last = Variant(images[1], embed.texts(candidate, data))
+    first = Vectors(images[0], embed.texts(reference, data))
+    last = Vectors(images[1], embed.texts(candidate, data))
     progress("trace the drift by stage")
     stages, exact = drift_by_stage(reference, candidate, data, first, last, embed)
     layers = layer_drift(reference, candidate, data, progress=progress) if run.layers else ()
@@ -141,16 +143,15 @@ def compare_sides(
         reference=reference.info,
         candidate=candidate.info,
         stages=stages,
-        float32=None if exact is None else Vectors(exact.images, exact.texts),
+        float32=exact,
         layers=layers,
         warnings=tuple(dict.fromkeys((*reference.warnings, *candidate.warnings))),
     )
-    vectors = Vectors(first.images, first.texts), Vectors(last.images, last.texts)
-    return Finished(measure(*vectors, data, context, options, progress), data)
+    return Finished(measure(first, last, data, context, options, progress), data)
 
 
 def _embed_pictures(
-    embed: Embedder, reference: Side, candidate: Side, data: RetrievalData, max_excluded: int
+    embed: Embedder, reference: Encoder, candidate: Encoder, data: RetrievalData, max_excluded: int
 ) -> tuple[RetrievalData, tuple[Embeddings, Embeddings]]:
     """Both sides' picture embeddings, over the pictures that can be read, and the set of these."""
     ours, failed = embed.pictures(reference, data)

@@ -6,43 +6,34 @@ thing and keeps the rest; what a step does to embeddings and recall is that thin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import ImageError
 from mwa_export.metrics.agreement import cosine_distances
 from mwa_export.metrics.recall import Pairs, rank_both
 from mwa_export.parity.embed import Embedder
-from mwa_export.parity.result import Stage
-from mwa_export.runtimes.backend import Backend
+from mwa_export.parity.result import Stage, Vectors
 from mwa_export.spec import Embeddings
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """Embeddings on the way from the reference to the candidate."""
-
-    images: Embeddings
-    texts: Embeddings
 
 
 class Drift(NamedTuple):
     """The stages, and the candidate's embeddings before its precision was reduced."""
 
     stages: tuple[Stage, ...]
-    exact: Variant | None  # None: the candidate is float32
+    exact: Vectors | None  # None: the candidate is float32
 
 
 def drift_by_stage(
-    reference: Side,
-    candidate: Side,
+    reference: Encoder,
+    candidate: Encoder,
     data: RetrievalData,
-    first: Variant,
-    last: Variant,
+    first: Vectors,
+    last: Vectors,
     embed: Embedder,
 ) -> Drift:
     """Measure the four stages. Only what a stage really changes is embedded again.
@@ -66,10 +57,7 @@ def drift_by_stage(
         walk.to("graph", graphs, last)
         walk.stay("precision", "same", f"{candidate.info.source} runs in float32")
         return Drift(tuple(walk.stages), None)
-    exact = Variant(
-        walk.pictures(candidate, backend=candidate.float32),
-        embed.texts(candidate, data, backend=candidate.float32),
-    )
+    exact = Vectors(walk.pictures(candidate.float32), embed.texts(candidate.float32, data))
     walk.to("graph", graphs, exact)
     precisions = f"float32 against {candidate.info.precision}, both on {candidate.info.runtime}"
     walk.to("precision", precisions, last)
@@ -81,11 +69,11 @@ class _Walk:
 
     def __init__(
         self,
-        reference: Side,
-        candidate: Side,
+        reference: Encoder,
+        candidate: Encoder,
         data: RetrievalData,
         embed: Embedder,
-        first: Variant,
+        first: Vectors,
     ) -> None:
         self.reference, self.candidate = reference, candidate
         self.data, self.embed = data, embed
@@ -107,8 +95,8 @@ class _Walk:
         if max(map(max, theirs)) >= vocabulary or max(map(len, theirs)) > self.reference.max_length:
             detail += "; the reference cannot read them, so their effect counts under graph"
             return self.stay("tokenizer", "not measured", detail)
-        texts = self.embed.texts(self.reference, self.data, encoded_by=self.candidate)
-        return self.to("tokenizer", detail, Variant(self._here.images, texts))
+        texts = self.embed.texts(self.reference, self.data, sequences=theirs)
+        return self.to("tokenizer", detail, Vectors(self._here.images, texts))
 
     def change_preprocessing(self) -> None:
         """From the reference's pixels to the candidate's."""
@@ -121,16 +109,15 @@ class _Walk:
         if ours["size"] != theirs["size"]:
             detail += "; the reference cannot read that size, so its effect counts under graph"
             return self.stay("preprocessing", "not measured", detail)
-        images = self.pictures(self.reference, prepared_by=self.candidate)
-        return self.to("preprocessing", detail, Variant(images, self._here.texts))
-
-    def pictures(
-        self, side: Side, *, backend: Backend | None = None, prepared_by: Side | None = None
-    ) -> Embeddings:
-        """Embed pictures that both sides could read before."""
-        images, failed = self.embed.pictures(
-            side, self.data, backend=backend, prepared_by=prepared_by
+        theirs_on_ours = replace(
+            self.reference, image=self.candidate.image, prepare=self.candidate.prepare
         )
+        images = self.pictures(theirs_on_ours)
+        return self.to("preprocessing", detail, Vectors(images, self._here.texts))
+
+    def pictures(self, encoder: Encoder) -> Embeddings:
+        """Embed pictures that both sides could read before."""
+        images, failed = self.embed.pictures(encoder, self.data)
         if failed:
             raise ImageError(f"{failed[min(failed)]} It changed during the run. Start again.")
         return images
@@ -139,7 +126,7 @@ class _Walk:
         """A stage that changes nothing, or whose change cannot be told apart."""
         self.stages.append(Stage(name, state, detail))
 
-    def to(self, name: str, detail: str, there: Variant) -> None:
+    def to(self, name: str, detail: str, there: Vectors) -> None:
         """Take a step. Towers whose embeddings are equal bit by bit are untouched."""
         here = self._here
         if np.array_equal(here.images, there.images) and np.array_equal(here.texts, there.texts):
@@ -159,8 +146,8 @@ class _Walk:
         self._here, self._recall = there, after
         return None
 
-    def _recall_at_1(self, variant: Variant) -> tuple[float, float]:
-        tr, ir = rank_both(variant.images, variant.texts, self._pairs)
+    def _recall_at_1(self, vectors: Vectors) -> tuple[float, float]:
+        tr, ir = rank_both(*vectors, self._pairs)
         return tr.recall(1), ir.recall(1)
 
 

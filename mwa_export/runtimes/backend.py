@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bundle.bundle import Bundle, Conformance, Graph
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import Conformance, Graph
 from mwa_export.errors import VerificationError
 from mwa_export.spec import TOWERS, Embeddings, Tower
 
@@ -17,6 +18,11 @@ from mwa_export.spec import TOWERS, Embeddings, Tower
 # 2e-5; other instruction sets round differently, and a wrong graph misses by far more than this.
 CONFORMANCE_TOLERANCE = 1e-4
 BFLOAT16_COSINE = 0.998  # least cosine of 16 bit; 0.9999 is usual at base size
+
+
+Probe = Callable[[tuple[NDArray[Any], ...]], list[NDArray[np.float32]]]
+"""Inputs of a tower (pixels; or token ids and padding mask) -> what each block passes on, (B, T, D)
+or, where a graph computes only that, its first token (B, 1, D); the embedding (B, D) comes last."""
 
 
 class Backend(Protocol):
@@ -36,6 +42,14 @@ class Backend(Protocol):
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
         """Both (B, T) int64, mask 1 = padding. Returns (B, D)."""
+        ...
+
+    def probe(self, tower: Tower) -> Probe | None:
+        """Observe a tower's blocks; None: this runtime cannot.
+
+        Raises:
+            BundleError: the graph does not name its blocks: another tool made it.
+        """
         ...
 
 

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from mwa_export.bundle.bundle import Manifest
-from mwa_export.cpu import Machine, fast_bfloat16, fast_int8
-from mwa_export.errors import OptionsError, RuntimeUnavailableError
+from mwa_export.bundle.manifest import Manifest
+from mwa_export.cpu import fast_bfloat16, fast_int8
+from mwa_export.errors import RuntimeUnavailableError
+from mwa_export.runtimes.machine import Machine
+from mwa_export.runtimes.options import AUTO, LABELS, NVIDIA, RuntimeOptions
 from mwa_export.trt.engine import FLAGS, Engine, usable_engines
 
-AUTO = "auto"
-LABELS = {
-    "cuda": "ONNX Runtime on CUDA",
-    "openvino": "OpenVINO",
-    "onnxruntime": "ONNX Runtime",
-    "torch": "PyTorch",
-    "tensorrt": "TensorRT",
-}
 ORDER = (
     ("tensorrt", "int8"),
     ("tensorrt", "float8"),
@@ -32,15 +25,6 @@ ORDER = (
     ("onnxruntime", "float32"),
 )
 """What `auto` looks at, the fastest first; on CPUs measured in docs/runtimes.md."""
-PRECISIONS = {
-    "onnxruntime": ("float32", "int8"),
-    "openvino": ("float32", "bfloat16", "int8"),
-    "cuda": ("float32", "float16"),
-    "torch": ("float32",),
-    "tensorrt": ("float16", "bfloat16", "int8", "float8"),
-}
-NVIDIA = ("tensorrt", "cuda")
-"""Runtimes of NVIDIA GPUs."""
 _MEASURED_FIRST = ("int8", "float8", "bfloat16")  # precisions that `auto` takes after a measurement
 _INSTALL = {
     "openvino": 'OpenVINO is not installed. Run: pip install "mwa-export[openvino]"',
@@ -48,40 +32,6 @@ _INSTALL = {
     "onnxruntime": "ONNX Runtime is not installed. Run: pip install onnxruntime",
     "torch": 'PyTorch is not installed. Run: pip install "mwa-export[export]"',
 }
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeOptions:
-    """What to run a bundle on."""
-
-    runtime: str = AUTO  # or a key of PRECISIONS
-    precision: str = AUTO  # or one that the runtime has
-    threads: int | None = None  # None: all cores that this process may use
-    streams: int | None = None  # parts of a batch side by side (OpenVINO); None: one per thread
-    numa_node: int | None = None  # keep to the cores of this node
-    device: int = 0  # number of the GPU, for TensorRT and CUDA
-    allow_slow: bool = False  # also what this CPU runs slower than float32
-    check: bool = True  # reproduce the conformance vectors first
-    reference: Path | None = None  # the checkpoint, for runtime "torch"
-
-    def __post_init__(self) -> None:
-        if self.runtime not in (AUTO, *PRECISIONS):
-            raise OptionsError(
-                f"--runtime {self.runtime}: unknown. Expected: {', '.join((AUTO, *PRECISIONS))}."
-            )
-        known = PRECISIONS.get(self.runtime) or sorted(
-            {p for ps in PRECISIONS.values() for p in ps}
-        )
-        if self.precision not in (AUTO, *known):
-            raise OptionsError(
-                f"--precision {self.precision}: not one of {', '.join((AUTO, *known))}."
-            )
-        for name in ("threads", "streams"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionsError(f"--{name} {value}: expected 1 or more.")
-        if self.device < 0:
-            raise OptionsError(f"--device {self.device}: expected 0 or more.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mwa_export.cpu import cores, cpu_name, fast_bfloat16, fast_int8, instruction_sets
-from mwa_export.runtimes.open import this_machine
+from mwa_export.runtimes.machine import this_machine
 from mwa_export.version import __version__
 
 _WAIT = 10  # seconds for nvidia-smi

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bundle.bundle import Bundle, Graph
-from mwa_export.cpu import fast_int8, instruction_sets
-from mwa_export.errors import BundleError, RuntimeUnavailableError
-from mwa_export.inputs.preprocess import normalize
-from mwa_export.optional import require
-from mwa_export.runtimes.backend import check_conformance, expected_cosine
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import Graph, GraphFile
+from mwa_export.errors import BundleError
+from mwa_export.runtimes.backend import Probe, check_conformance, expected_cosine
+from mwa_export.runtimes.ort_session import probe_graph, run_graph, session
 from mwa_export.spec import TOWERS, Embeddings, Port, Tower, TowerSpec
 
-GraphFile = tuple[Path, Graph]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# Without VNNI the int8 kernels add pairs of products in 16 bits, which overflow: the result is
-# wrong. With this they shift the weights to uint8 and are exact, and still faster than float32.
-_EXACT_INT8 = "session.x64quantprecision"
-# Idle threads wait busily for the next call, on cores that decoding and the other tower's session
-# need. This ends it with the call.
-_REST_AFTER_RUN = "session.force_spinning_stop"
 
 _INPUTS: dict[frozenset[str], Tower] = {
     frozenset({"image"}): "vision",
@@ -35,47 +27,6 @@ _DTYPES: dict[str, Literal["float32", "int64", "uint8"]] = {
     "tensor(int64)": "int64",
     "tensor(uint8)": "uint8",
 }
-
-
-def session(path: Path, *, threads: int | None = None, cuda: int | None = None) -> Any:
-    """An ONNX Runtime session for a graph, on CPU or on CUDA.
-
-    Args:
-        path: the `.onnx` file; its data file, if any, lies beside it.
-        threads: for one operator; None uses all cores.
-        cuda: run on this GPU, and nowhere else.
-
-    Raises:
-        BundleError: ONNX Runtime cannot load the graph.
-        RuntimeUnavailableError: CUDA was asked for, and ONNX Runtime would fall back to the CPU.
-    """
-    ort = require("onnxruntime", extra="onnx", why="run ONNX graphs")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(_REST_AFTER_RUN, "1")
-    if fast_int8(instruction_sets()) is not True:
-        options.add_session_config_entry(_EXACT_INT8, "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        provider, settings = (CPU, {}) if cuda is None else (CUDA, {"device_id": str(cuda)})
-        runner = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
-    except Exception as error:  # ONNX Runtime raises its own types, none of which it exports
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        raise BundleError(f"{path}: ONNX Runtime cannot load this graph: {error}") from error
-    if runner.get_providers()[0] != provider:
-        raise RuntimeUnavailableError(
-            f"ONNX Runtime cannot start CUDA and would use {runner.get_providers()[0]}. Check the "
-            "driver, CUDA and cuDNN that this onnxruntime-gpu needs, or use --runtime onnxruntime."
-        )
-    return runner
-
-
-def cuda_available() -> bool:
-    """Whether the installed ONNX Runtime was built with CUDA."""
-    ort = require("onnxruntime", extra="onnx", why="run ONNX graphs")
-    return CUDA in ort.get_available_providers()
 
 
 class OnnxBackend:
@@ -103,7 +54,8 @@ class OnnxBackend:
             BundleError: a graph is missing or cannot be loaded.
             VerificationError: this machine computes something else than the reference.
         """
-        self.image_size = bundle.manifest.model.backbone.image_size
+        self._config = bundle.manifest.model
+        self.image_size = self._config.backbone.image_size
         self._cuda = cuda
         chosen = {tower: (graphs or {}).get(tower) or bundle.graph(tower) for tower in TOWERS}
         self.graphs: dict[Tower, GraphFile] = chosen
@@ -134,14 +86,21 @@ class OnnxBackend:
         return f"ONNX Runtime{'' if self._cuda is None else ' on CUDA'} {self.precision}"
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        graph = self.graphs["vision"][1]
-        return run_graph(self._sessions["vision"], graph, image_feed(graph, pixels))
+        return run_graph(self._sessions["vision"], self.graphs["vision"][1], (pixels,))
 
     def embed_texts(
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
-        graph = self.graphs["text"][1]
-        return run_graph(self._sessions["text"], graph, (token_ids, padding_mask))
+        inputs = token_ids, padding_mask
+        return run_graph(self._sessions["text"], self.graphs["text"][1], inputs)
+
+    def probe(self, tower: Tower) -> Probe:
+        """Observe a tower's blocks, on the CPU.
+
+        Raises:
+            BundleError: the graph does not name its blocks.
+        """
+        return probe_graph(self.graphs[tower], self._config)
 
 
 def choose_graphs(bundle: Bundle, names: Sequence[str]) -> dict[Tower, GraphFile]:
@@ -163,18 +122,6 @@ def choose_graphs(bundle: Bundle, names: Sequence[str]) -> dict[Tower, GraphFile
             )
         chosen[tower] = path, graph
     return chosen
-
-
-def image_feed(graph: Graph, pixels: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
-    """What the graph's image input wants, from (B, H, W, 3) uint8 pixels."""
-    return (pixels,) if graph.spec.inputs[0].dtype == "uint8" else (normalize(pixels),)
-
-
-def run_graph(session: Any, graph: Graph, arrays: tuple[NDArray[Any], ...]) -> Embeddings:
-    """Feed arrays in the order of the graph's inputs. Returns (B, D) float32."""
-    feed = {port.name: array for port, array in zip(graph.spec.inputs, arrays, strict=True)}
-    output = session.run([graph.spec.output.name], feed)[0]
-    return cast(Embeddings, output.astype(np.float32, copy=False))
 
 
 def _find_graph(bundle: Bundle, name: str) -> GraphFile:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 
-from mwa_export.bundle.bundle import Bundle, Manifest
-from mwa_export.cpu import Machine, cores, fast_bfloat16, instruction_sets, pin_to_node
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import GraphFile
+from mwa_export.cpu import cores, fast_bfloat16, instruction_sets
 from mwa_export.errors import OptionsError
 from mwa_export.runtimes.backend import Backend
-from mwa_export.runtimes.choose import Choice, RuntimeOptions, choose
-from mwa_export.runtimes.onnxrt import GraphFile, OnnxBackend, cuda_available
+from mwa_export.runtimes.choose import Choice, choose
+from mwa_export.runtimes.machine import this_machine
+from mwa_export.runtimes.onnxrt import OnnxBackend
+from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import TOWERS, Tower
-from mwa_export.trt.install import driver_here, engine_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,27 +23,6 @@ class Opened:
 
     backend: Backend
     choice: Choice
-
-
-def this_machine(
-    manifest: Manifest | None = None, options: RuntimeOptions | None = None
-) -> Machine:
-    """What choosing depends on.
-
-    Args:
-        manifest: of the bundle to run. TensorRT is looked at only if it has engines: importing it
-            and starting a GPU take a while.
-        options: what is asked for.
-    """
-    found = {name for name in ("onnxruntime", "openvino", "torch") if find_spec(name) is not None}
-    if "onnxruntime" in found and cuda_available():
-        found.add("cuda")
-    asked = options is not None and options.runtime == "tensorrt"
-    nvidia = driver_here()
-    host = None
-    if manifest is not None and manifest.engines and (nvidia or asked):
-        host = engine_host(0 if options is None else options.device)
-    return Machine(instruction_sets(), frozenset(found), nvidia, host)
 
 
 def open_backend(
@@ -65,8 +45,6 @@ def open_backend(
         OptionsError: options that do not go together.
     """
     options = options or RuntimeOptions()
-    if options.numa_node is not None:
-        pin_to_node(options.numa_node)  # before the runtime starts its threads
     choice = choose(bundle.manifest, options, this_machine(bundle.manifest, options))
     return Opened(_OPEN[choice.runtime](bundle, choice, options, dict(graphs or {})), choice)
 
@@ -89,7 +67,6 @@ def _open_cpu(
         bundle,
         graphs=graphs,
         threads=threads,
-        streams=options.streams,
         precision=rest,
         check=options.check,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.load import Model
 from mwa_export.model.reference import reference_from_tensors
-from mwa_export.spec import Embeddings
+from mwa_export.runtimes.backend import Probe
+from mwa_export.spec import Embeddings, Tower
 
 
 class TorchBackend:
@@ -34,3 +35,26 @@ class TorchBackend:
     ) -> Embeddings:
         ids, mask = torch.from_numpy(token_ids), torch.from_numpy(padding_mask)
         return cast(Embeddings, self.reference.encode_text(ids, mask).numpy())
+
+    def probe(self, tower: Tower) -> Probe:
+        """Read the residual stream after every block; see `Probe`."""
+
+        @torch.inference_mode()
+        def run(inputs: tuple[NDArray[Any], ...]) -> list[NDArray[np.float32]]:
+            found: list[NDArray[np.float32]] = []
+
+            def keep(_layer: Any, _inputs: Any, output: tuple[Any, Any]) -> None:
+                found.append(output[0].numpy().copy())
+
+            # Registered after the enhancer's own hook, so it sees what the next block sees.
+            layers = self.reference.beit3.encoder.layers
+            hooks = [layer.register_forward_hook(keep) for layer in layers]
+            try:
+                embed = self.embed_images if tower == "vision" else self.embed_texts
+                result = embed(*inputs)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            return [*found, result]
+
+        return run

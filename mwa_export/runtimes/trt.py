@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import GraphFile
 from mwa_export.errors import EngineError
+from mwa_export.inputs.preprocess import arrays_of
 from mwa_export.runtimes.backend import BFLOAT16_COSINE, check_conformance, expected_cosine
-from mwa_export.runtimes.onnxrt import GraphFile, image_feed
 from mwa_export.spec import TOWERS, Embeddings, Tower
 from mwa_export.trt.buffers import Gpu
 from mwa_export.trt.device import Device, open_driver, select_device
@@ -110,12 +111,16 @@ class TensorRtBackend:
         return self._gpu.bytes + sum(runner.scratch for runner in self.runners.values())
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        return self.runners["vision"].run(image_feed(self.graphs["vision"][1], pixels))
+        spec = self.graphs["vision"][1].spec
+        return self.runners["vision"].run(arrays_of(spec, (pixels,)))
 
     def embed_texts(
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
         return self.runners["text"].run((token_ids, padding_mask))
+
+    def probe(self, tower: Tower) -> None:
+        """TensorRT fuses blocks and shows none of them."""
 
     def close(self) -> None:
         """Give the GPU's memory back."""

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from base64 import b64encode
 from importlib.resources import files
@@ -15,8 +14,9 @@ from pathlib import Path
 from mwa_export.errors import BundleError, ImageError
 from mwa_export.files import new_file
 from mwa_export.inputs.content import Readable
-from mwa_export.inputs.pictures import Picture, decode_picture
+from mwa_export.inputs.pictures import Picture
 from mwa_export.report.numbers import DASH
+from mwa_export.report.thumbnails import thumbnail
 from mwa_export.search.result import Found
 from mwa_export.version import __version__
 
@@ -66,28 +66,11 @@ def html_from_search(found: Found) -> str:
     return page.encode("utf-8", "replace").decode()
 
 
-def thumbnail(picture: Picture | Readable | bytes) -> bytes:
-    """A picture as a small JPEG on white, the longer side at most THUMBNAIL pixels.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    data = picture if isinstance(picture, bytes) else picture.read()
-    image = decode_picture(data, str(picture) if not isinstance(picture, bytes) else "bytes")
-    try:
-        small = image.convert("RGB")
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=80)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{picture!r}: cannot be made smaller ({error}).") from error
-    return buffer.getvalue()
-
-
 def _shown(picture: Picture | Readable | bytes) -> tuple[str, str]:
     """A thumbnail as base64, or "" and the reason why there is none."""
+    name = "bytes" if isinstance(picture, bytes) else str(picture)
     try:
-        return b64encode(thumbnail(picture)).decode(), ""
+        return b64encode(thumbnail(picture, name, THUMBNAIL, quality=80)).decode(), ""
     except ImageError as error:
         return "", str(error)
 

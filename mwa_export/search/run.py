@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.encoder.encoder import Encoder
+from mwa_export.encoder.open import load
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.content import Kind
 from mwa_export.inputs.pictures import Picture
-from mwa_export.runtimes.choose import LABELS, RuntimeOptions
+from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.search.result import Found, Hit, Where
 from mwa_export.search.scan import Block, ignore, search
 from mwa_export.vectors.job import FOLDERS, Input, Job, shards
@@ -137,8 +139,8 @@ def open_output(folder: Path, where: str | None = None) -> Output:
     return Output(folder, job, have[where])
 
 
-def open_bundle(output: Output, path: Path | None) -> Bundle:
-    """The bundle that embeds the query: one that is named, or the one that the output names.
+def encoder_of(output: Output, path: Path | None, options: RuntimeOptions | None) -> Encoder:
+    """Open the bundle that embeds the query: one that is named, or the one that the output names.
 
     Raises:
         OptionsError: it makes vectors of another embedding space.
@@ -150,9 +152,9 @@ def open_bundle(output: Output, path: Path | None) -> Bundle:
             f"{bundle.path}: makes vectors of the embedding space "
             f"{bundle.manifest.space_id[:16]}, and {output.folder} holds vectors of "
             f"{output.job.space_id[:16]}. They cannot be compared. Name the bundle that made "
-            "them, or another form of the same model: --bundle BUNDLE"
+            "them, or another form of the same model: `bundle`"
         )
-    return bundle
+    return load(bundle, options)
 
 
 def search_output(
@@ -181,12 +183,11 @@ def search_output(
         OptionsError: the bundle makes vectors of another embedding space.
         ImageError: the query's picture cannot be read.
     """
-    model = open_bundle(output, bundle)
-    opened = model.runtime(runtime)
+    encoder = encoder_of(output, bundle, runtime)
     if query.image is not None:
-        vector = model.embed_images([query.image])[0]
+        vector = encoder.embed_images([query.image])[0]
     else:
-        vector = model.embed_texts([query.text or ""])[0]
+        vector = encoder.embed_texts([query.text or ""])[0]
     best = search(vector, output.blocks(), k, on_rows=on_rows)
     return Found(
         query=str(query.image or query.text),
@@ -195,8 +196,8 @@ def search_output(
         hits=output.hits(best.rows, best.scores, picture_of(output.entry, pictures)),
         searched=best.searched,
         output=str(output.folder),
-        bundle=str(model.path),
-        runtime=f"{LABELS[opened.choice.runtime]} with {opened.choice.precision}",
+        bundle=encoder.info.source,
+        runtime=f"{encoder.info.runtime} with {encoder.info.precision}",
         space_id=output.job.space_id,
         warnings=output.warnings(best.searched),
     )

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from mwa_export.bundle.bundle import Bundle, Manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import Manifest
 from mwa_export.errors import BundleError, EngineError
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.device import Device

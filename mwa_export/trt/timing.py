@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.inputs.preprocess import arrays_of
 from mwa_export.inputs.tokenizer import BOS, EOS
-from mwa_export.runtimes.onnxrt import image_feed
 from mwa_export.spec import Tower
 from mwa_export.trt.profiles import Profile
 from mwa_export.trt.run import SETS, EngineRunner
@@ -102,9 +102,10 @@ def batches_of(bundle: Bundle, tower: Tower, rows: int, length: int | None = Non
     rng, backbone = np.random.default_rng(0), bundle.manifest.model.backbone
     size = backbone.image_size
     if tower == "vision":
-        graph = bundle.graph(tower)[1]
-        shape = (rows, size, size, 3)
-        return [image_feed(graph, rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(SETS)]
+        spec, shape = bundle.graph(tower)[1].spec, (rows, size, size, 3)
+        return [
+            arrays_of(spec, (rng.integers(0, 256, shape, dtype=np.uint8),)) for _ in range(SETS)
+        ]
     ids = rng.integers(
         EOS + 1, backbone.vocab_size, (SETS, rows, length or backbone.max_text_length)
     )

@@ -1,4 +1,4 @@
-"""Side-by-side timing: ratios within a round, an order that is fair, windows that are whole."""
+"""Encoder-by-side timing: ratios within a round, an order that is fair, windows that are whole."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
-from mwa_export.bundle.bundle import MANIFEST, Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import MANIFEST, write_manifest
 from mwa_export.errors import BundleError, VerificationError
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.model.load import ModelSource, load_model

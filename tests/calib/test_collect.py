@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import GraphFile
 from mwa_export.calib import collect
 from mwa_export.calib.collect import ROWS, ChannelStats, channel_stats, gram_matrices, histograms
 from mwa_export.calib.histogram import Histogram
 from mwa_export.calib.sites import Site, find_sites
 from mwa_export.errors import CalibrationError
 from mwa_export.graphs.edit import FloatGraph
-from mwa_export.parity.probes import session_with_outputs
+from mwa_export.inputs.preprocess import feed_of
 from mwa_export.progress import Silent
-from mwa_export.runtimes.onnxrt import GraphFile, image_feed
+from mwa_export.runtimes.ort_session import session_with_outputs
 from mwa_export.spec import Tower
 
 Opened = tuple[GraphFile, tuple[Site, ...]]
@@ -39,11 +40,11 @@ def all_values(file: GraphFile, sites: tuple[Site, ...], tower: Tower) -> dict[s
     runner = session_with_outputs(file[0], tensors)
     for row in range(samples.count(tower)):
         if tower == "vision":
-            arrays = image_feed(file[1], samples.pixels[row : row + 1])
+            inputs: tuple[Array, ...] = (samples.pixels[row : row + 1],)
         else:
             ids = np.asarray([samples.sequences[row]], np.int64)
-            arrays = ids, np.zeros_like(ids)
-        feed = {p.name: a for p, a in zip(file[1].spec.inputs, arrays, strict=True)}
+            inputs = ids, np.zeros_like(ids)
+        feed = feed_of(file[1].spec, inputs)
         for site, value in zip(sites, runner.run(tensors, feed), strict=True):
             found[site.name].append(value.reshape(-1, site.width))
     return {name: np.concatenate(parts) for name, parts in found.items()}

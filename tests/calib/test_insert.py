@@ -11,6 +11,7 @@ import pytest
 from calib_files import cosine, embed, embeddings, float_graph, make_samples, names
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import GraphFile
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.calibration import Calibration, SiteCalibration
 from mwa_export.calib.dialects import DIALECTS
@@ -23,7 +24,7 @@ from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.errors import CalibrationError
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.graphs.lint.check import lint
-from mwa_export.runtimes.onnxrt import GraphFile, OnnxBackend
+from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.spec import TOWERS, Tower
 
 Written = dict[str, dict[Tower, GraphFile]]  # by dialect

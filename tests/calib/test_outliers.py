@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from calib_files import Array, cosine, embeddings, make_samples, names
 
-from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import Calibration

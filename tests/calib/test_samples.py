@@ -13,10 +13,10 @@ from PIL import Image
 from mwa_export.calib.samples import LEAST, split_data, take_samples
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
-from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import CalibrationError, ImageError
 
-Sides = tuple[Side, Side]
+Sides = tuple[Encoder, Encoder]
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ import torch
 from commands import run
 from configs import CONFIGS, MWA
 
-from mwa_export import Bundle, OnnxBackend
+from mwa_export import Bundle
 from mwa_export.export.verify import TOLERANCE
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.model.load import ModelSource, load_model
+from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.runtimes.pytorch import TorchBackend
 
 

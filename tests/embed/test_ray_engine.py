@@ -33,7 +33,7 @@ from mwa_export.embed.ray_engine import (
 )
 from mwa_export.embed.run import RunOptions, Task, run
 from mwa_export.errors import ClusterError, DataError, MissingPackageError, OptionsError
-from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.vectors.job import EmbedOptions, Job, Shard
 from mwa_export.vectors.output import WORK, Entry, start_job
 

@@ -19,6 +19,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Row
 from mwa_export.embed.plan import Slice
 from mwa_export.embed.run import RunOptions, rehearse
+from mwa_export.encoder.open import load
 from mwa_export.errors import DataError, MwaExportError, OptionsError
 from mwa_export.inputs.content import Problem
 from mwa_export.runtimes.onnxrt import OnnxBackend
@@ -38,10 +39,9 @@ def test_every_row_is_a_vector_or_an_error(bundle: Path, embedded: Path) -> None
     ids, vectors = vectors_of(embedded, "images")
     assert ids == [f"p{n}.png" for n in range(21) if n not in (3, 20)]
     source = pictures(21)
-    opened = Bundle.open(bundle)
-    opened.runtime(ONNX)
-    contents = [source.items[n].content for n in range(21) if n not in (3, 20)]
-    np.testing.assert_allclose(vectors, opened.embed_images(contents), atol=1e-6)  # type: ignore[arg-type]
+    opened = load(bundle, ONNX)
+    contents: Any = [source.items[n].content for n in range(21) if n not in (3, 20)]
+    np.testing.assert_allclose(vectors, opened.embed_images(contents), atol=1e-6)
     ids, vectors = vectors_of(embedded, "texts")
     rows = [row for n, row in enumerate(texts(30).items) if n != 7]
     assert ids == [row.id for row in rows]

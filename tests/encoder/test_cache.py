@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from encoders import encoder_on
 from numpy.typing import NDArray
 from parity_files import write_test_set
 
@@ -16,8 +17,7 @@ from mwa_export.data.test_sets import read_data
 from mwa_export.encoder import cache
 from mwa_export.encoder.cache import Cache, default_cache
 from mwa_export.inputs.pictures import Picture
-from mwa_export.inputs.preprocess import pixels_from_image
-from mwa_export.spec import Embeddings
+from mwa_export.spec import Embeddings, Tower
 
 SIZE = 8
 SPEC = {"size": SIZE}
@@ -41,6 +41,9 @@ class Counting:
         real = token_ids * (padding_mask == 0)
         return self._count(np.stack([real.sum(1), (padding_mask == 0).sum(1)], 1))
 
+    def probe(self, tower: Tower) -> None:
+        """Nothing to see."""
+
     def _count(self, embeddings: Any) -> Embeddings:
         if self.limit is not None and self.rows + len(embeddings) > self.limit:
             raise KeyboardInterrupt
@@ -61,7 +64,7 @@ TEXTS = [[0, *range(4, 4 + n % 7), 2] for n in range(30)]
 def images_of(
     cache: Cache, backend: Counting, pictures: tuple[Picture, ...], spec: dict[str, Any] = SPEC
 ) -> tuple[Embeddings, dict[int, str]]:
-    return cache.pictures(backend, pictures, lambda i: pixels_from_image(i, SIZE), spec)
+    return cache.pictures(encoder_on(backend, image=spec), pictures)
 
 
 def test_second_run_computes_nothing_and_gives_the_same(

@@ -23,10 +23,10 @@ from mwa_export.demo.run import (
     run_demo,
 )
 from mwa_export.demo.scenes import picture_from_seed
+from mwa_export.encoder.open import open_bundle
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.model.checkpoint import read_checkpoint
 from mwa_export.model.load import ModelSource, load_model
-from mwa_export.runtimes.onnxrt import OnnxBackend
 
 PICTURES = 120
 
@@ -107,12 +107,10 @@ def test_demo_leaves_data_bundle_and_report(result: DemoResult) -> None:
 
 
 def test_same_pictures_same_embeddings(result: DemoResult) -> None:
-    from mwa_export.encoder.batches import embed_image_files
-
-    backend = OnnxBackend(Bundle.open(result.folder / "bundle"))
+    encoder = open_bundle(result.folder / "bundle")
     paths = sorted((result.folder / "data" / "images").glob("*.jpg"))[:6]
-    together = embed_image_files(backend, paths, batch=6)
-    alone = embed_image_files(backend, paths, batch=1)
+    together = encoder.embed_images(paths, batch=6)
+    alone = encoder.embed_images(paths, batch=1)
     assert np.abs(together - alone).max() <= 2e-6
 
 

@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from trt_files import calibrated_bundle
 
-from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import write_manifest
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines import graphs
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph

@@ -37,7 +37,7 @@ from mwa_export.graphs.edit import FloatGraph
 from mwa_export.graphs.lint.check import check, lint
 from mwa_export.graphs.small_floats import BFLOAT16, FLOAT8, FLOAT16, SmallFloat, numpy_type
 from mwa_export.graphs.typed import FLOAT32_NODES, to_bfloat16, to_float16
-from mwa_export.runtimes.onnxrt import session
+from mwa_export.runtimes.ort_session import session
 
 UNIT_NORM = ["Squeeze", "ReduceL2", "Max", "Div"]
 RULES = "tensorrt-bfloat16"

@@ -15,7 +15,7 @@ from mwa_export.engines.graphs import engine_graph
 from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.progress import Silent
-from mwa_export.runtimes.onnxrt import run_graph, session
+from mwa_export.runtimes.ort_session import run_graph, session
 from mwa_export.trt.versions import EnginePrecision
 
 

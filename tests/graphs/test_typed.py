@@ -29,7 +29,7 @@ from typed_towers import (
 
 from mwa_export.errors import BundleError, CalibrationError, OptionsError
 from mwa_export.graphs.typed import FLOAT32_NODES, LIMIT, Typed, to_float16
-from mwa_export.runtimes.onnxrt import session
+from mwa_export.runtimes.ort_session import session
 
 
 def casts(typed: Typed) -> int:

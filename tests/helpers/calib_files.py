@@ -19,7 +19,7 @@ from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.load import Model
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.runtimes.backend import Backend
-from mwa_export.runtimes.onnxrt import session
+from mwa_export.runtimes.ort_session import session
 from mwa_export.spec import Tower
 from mwa_export.towers.export import onnx_from_tower
 from mwa_export.towers.extract import tower_from_model

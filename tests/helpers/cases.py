@@ -59,7 +59,7 @@ def golden_case(name: str) -> Case:
     options = None
     if facts["layout"] == "raw":
         options = AdapterOptions(
-            scale=float(facts["ffn_adapter_scalar"]), ffn_option=facts["ffn_option"]
+            adapter_scale=float(facts["ffn_adapter_scalar"]), ffn_option=facts["ffn_option"]
         )
     arrays = np.load(folder / "io.npz")
     return Case(

@@ -15,7 +15,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Row, Scan
 from mwa_export.embed.run import RunOptions, Summary, run
 from mwa_export.inputs.content import Kind, Problem
-from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.vectors.job import EmbedOptions
 from mwa_export.vectors.output import ERRORS, load_job
 from mwa_export.vectors.shards import read_shard, restored

@@ -9,7 +9,7 @@ import numpy as np
 from cases import Case
 
 from mwa_export.model.load import Model
-from mwa_export.runtimes.onnxrt import session
+from mwa_export.runtimes.ort_session import session
 from mwa_export.spec import ImageInput, Tower
 from mwa_export.towers.export import onnx_from_tower
 from mwa_export.towers.extract import tower_from_model

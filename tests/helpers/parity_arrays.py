@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mwa_export.parity.measure import CompareOptions, Vectors
-from mwa_export.parity.result import Parity, RecallChange
+from mwa_export.parity.measure import CompareOptions
+from mwa_export.parity.result import Parity, RecallChange, Vectors
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.data.test_set import Excluded
-from mwa_export.encoder.encoder import SideInfo
+from mwa_export.encoder.encoder import EncoderInfo
 from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.parity.result import (
     CrossCell,
@@ -63,14 +63,14 @@ def sample_parity(
     gates = _gates(directions, cosines)
     return Parity(
         passed=all(gate.passed for gate in gates),
-        reference=SideInfo(
+        reference=EncoderInfo(
             "checkpoint-29.pth on PyTorch float32",
             "checkpoint-29.pth",
             "PyTorch 2.13.0",
             "float32",
             "9f2c" * 16,
         ),
-        candidate=SideInfo(
+        candidate=EncoderInfo(
             "bundle <b>int8</b>" if damaged else "bundle on ONNX Runtime float32",
             "runs/2024-11-24/mwa-base-retrieval/bundle",
             "ONNX Runtime 1.32.0",

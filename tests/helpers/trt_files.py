@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mwa_export.bundle.bundle import Bundle, write_manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import write_manifest
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.encoder.open import side_from_bundle
+from mwa_export.encoder.open import open_bundle
 
 _made: dict[Path, Path] = {}
 
@@ -21,7 +22,7 @@ def calibrated_bundle(bundle: Path, data: RetrievalData, folder: Path) -> Bundle
     _made[bundle] = folder
     shutil.copytree(bundle, folder)
     copy = Bundle.open(folder)
-    samples = take_samples(side_from_bundle(folder), data, 16, 0)
+    samples = take_samples(open_bundle(folder), data, 16, 0)
     calibrate(copy, samples).save(folder)
     write_manifest(folder, copy.manifest)
     return Bundle.open(folder)

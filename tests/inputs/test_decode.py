@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from mwa_export.errors import ImageError
-from mwa_export.inputs.decode import MAX_CHARACTERS, RowRefusedError, pixels_of, text_of
+from mwa_export.inputs.content import RowRefusedError
+from mwa_export.inputs.decode import MAX_CHARACTERS, pixels_of, text_of
 from mwa_export.inputs.pictures import Picture
-from mwa_export.inputs.preprocess import load_image, pixels_from_image
+from mwa_export.inputs.preprocess import pixels_from_image
 
 
 def image(mode: str = "RGB") -> Image.Image:
@@ -74,7 +75,7 @@ GOOD: dict[str, Callable[[], bytes]] = {
 def test_pixels_are_those_of_the_reference(name: str, tmp_path: Path) -> None:
     path = tmp_path / "wrong-extension.bmp"
     path.write_bytes(GOOD[name]())
-    expected = pixels_from_image(load_image(path), 24)
+    expected = pixels_from_image(Image.open(path), 24)
     for content in (path.read_bytes(), Picture(path)):
         found = pixels_of(content, "x", 24)
         assert found.shape == (24, 24, 3)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mwa_export.errors import ImageError
-from mwa_export.inputs.preprocess import load_image, normalize, pixels_from_image
+from mwa_export.inputs.decode import pixels_of
+from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.preprocess import normalize, pixels_from_image
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (50, 30)) -> Image.Image:
@@ -58,7 +60,7 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6  # rotate by 90 degrees
     picture().save(tmp_path / "turned.png", exif=exif)
     picture().save(tmp_path / "plain.png")
-    turned, plain = (load_image(tmp_path / name) for name in ("turned.png", "plain.png"))
+    turned, plain = (Image.open(tmp_path / name) for name in ("turned.png", "plain.png"))
     assert np.array_equal(pixels_from_image(turned, 16), pixels_from_image(plain, 16))
 
 
@@ -68,7 +70,7 @@ def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:400])
     for path, message in ((broken, "cannot be decoded"), (tmp_path / "no.jpg", "no such file")):
         with pytest.raises(ImageError, match=message) as caught:
-            load_image(path)
+            pixels_of(Picture(path), str(path), 16)
         assert str(path) in str(caught.value)
 
 

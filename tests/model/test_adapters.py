@@ -168,7 +168,7 @@ def test_adapter_file_without_metadata_works_with_options(base: Path, tmp_path: 
     source = ModelSource(base=base, adapter=path)
     with pytest.raises(OptionsError, match="--adapter-scale NUMBER --ffn-option"):
         load_model(source)
-    model = load_model(source, options=AdapterOptions(scale=0.6, ffn_option="parallel"))
+    model = load_model(source, options=AdapterOptions(adapter_scale=0.6, ffn_option="parallel"))
     assert model.config == MWA
     assert _same(model, load_model(ModelSource(_save(tmp_path / "whole.pth", tensors, MWA))))
 

@@ -61,7 +61,7 @@ def test_sequential_adapters_are_left_out_with_a_warning(
 
 
 def test_overriding_a_stored_option_is_a_warning(checkpoint: Path) -> None:
-    model = load_model(ModelSource(checkpoint), options=AdapterOptions(scale=0.3))
+    model = load_model(ModelSource(checkpoint), options=AdapterOptions(adapter_scale=0.3))
     assert model.config.adapter is not None
     assert model.config.adapter.scale == 0.3
     assert "overrides the 0.6" in model.warnings[0]

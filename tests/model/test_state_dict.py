@@ -120,14 +120,17 @@ def test_flags_stand_in_for_args(name: str) -> None:
 
 
 def test_flags_win_over_args_with_a_warning(checkpoint: Path) -> None:
-    model = load_model(ModelSource(checkpoint), options=AdapterOptions(scale=0.25))
+    model = load_model(ModelSource(checkpoint), options=AdapterOptions(adapter_scale=0.25))
     assert MWA.adapter is not None
     assert model.config.adapter == replace(MWA.adapter, scale=0.25)
     assert model.warnings == ("--adapter-scale 0.25 overrides the 0.6 stored in checkpoint-0.pth.",)
 
 
 def test_flag_that_agrees_with_the_file_is_no_reason_to_warn(checkpoint: Path) -> None:
-    assert load_model(ModelSource(checkpoint), options=AdapterOptions(scale=0.6)).warnings == ()
+    assert (
+        load_model(ModelSource(checkpoint), options=AdapterOptions(adapter_scale=0.6)).warnings
+        == ()
+    )
 
 
 def test_sequential_adapters_are_left_out_with_a_warning(
@@ -165,14 +168,14 @@ def test_args_that_contradict_the_tensors_are_refused(
 def test_scale_cannot_be_given_where_one_was_trained() -> None:
     config = CONFIGS["norm_in_learned"]
     with pytest.raises(OptionsError, match="Leave --adapter-scale out"):
-        _infer(expected_shapes(config), training_options(config), AdapterOptions(scale=1.0))
+        _infer(expected_shapes(config), training_options(config), AdapterOptions(adapter_scale=1.0))
 
 
 @pytest.mark.parametrize(
     ("options", "flag"),
     [
-        (AdapterOptions(scale=1.0), "--adapter-scale"),
-        (AdapterOptions(layernorm="in"), "--adapter-layernorm"),
+        (AdapterOptions(adapter_scale=1.0), "--adapter-scale"),
+        (AdapterOptions(adapter_layernorm="in"), "--adapter-layernorm"),
         (AdapterOptions(ffn_option="parallel"), "--ffn-option"),
     ],
 )

@@ -25,7 +25,8 @@ from parity_arrays import (
 
 from mwa_export.metrics.recall import KS, recall
 from mwa_export.parity.gates import Gates
-from mwa_export.parity.measure import CompareOptions, Vectors, compare
+from mwa_export.parity.measure import CompareOptions, compare
+from mwa_export.parity.result import Vectors
 
 
 @given(SEEDS, st.integers(1, 30), st.integers(0, 40), st.floats(0.1, 3))

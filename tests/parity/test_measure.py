@@ -26,7 +26,8 @@ from mwa_export.errors import MwaExportError, OptionsError, RecallError
 from mwa_export.inputs.content import Caption
 from mwa_export.inputs.pictures import Picture
 from mwa_export.parity.gates import Gates
-from mwa_export.parity.measure import CompareOptions, Vectors, compare
+from mwa_export.parity.measure import CompareOptions, compare
+from mwa_export.parity.result import Vectors
 
 
 def example_case(seed: int = 0) -> tuple[Vectors, Vectors, Ints]:

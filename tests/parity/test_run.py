@@ -16,7 +16,7 @@ from parity_files import export, quantized, states, write_test_set, write_tokeni
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.encoder import Encoder
 from mwa_export.encoder.open import CheckpointOptions
 from mwa_export.errors import (
     BundleError,
@@ -27,7 +27,6 @@ from mwa_export.errors import (
 )
 from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.model.synthetic import random_tensors
-from mwa_export.parity.measure import compare
 from mwa_export.parity.reports.write import write_reports
 from mwa_export.parity.run import RunOptions, compare_models, compare_sides
 from mwa_export.runtimes.pytorch import TorchBackend
@@ -50,7 +49,7 @@ def test_bundle_has_parity_with_its_checkpoint(files: Path, data: RetrievalData)
 
 
 def test_bundle_against_itself_differs_by_exactly_nothing(files: Path) -> None:
-    result = compare(files / "bundle", str(files / "bundle"), files / "data")
+    result = compare_models(files / "bundle", files / "bundle", files / "data").result
     assert set(states(result).values()) == {"same"}
     assert all(c.identical == c.rows and c.minimum == 1 for c in result.cosines)
     changes = [change for direction in result.directions for change in direction.recalls]
@@ -120,12 +119,12 @@ def test_options_that_no_file_holds_are_taken_from_the_bundle_and_said(
 ) -> None:
     raw = tmp_path / "raw.pth"
     torch.save(random_tensors(MWA), raw)
-    options = AdapterOptions(scale=0.6, ffn_option="parallel")
+    options = AdapterOptions(adapter_scale=0.6, ffn_option="parallel")
     export(raw, tmp_path / "bundle", files / "tokenizer-0.spm", options=options)
     result = compare_models(raw, tmp_path / "bundle", data).result
     assert result.passed
-    assert [w for w in result.warnings if "--adapter-scale, --ffn-option" in w], result.warnings
-    given = CheckpointOptions(adapter_scale=0.1, ffn_option="parallel")
+    assert [w for w in result.warnings if "`adapter_scale`, `ffn_option`" in w], result.warnings
+    given = CheckpointOptions(options=AdapterOptions(0.1, ffn_option="parallel"))
     with pytest.raises(OptionsError, match="another model configuration"):
         compare_models(raw, tmp_path / "bundle", data, run=RunOptions(checkpoint=given))
 
@@ -144,7 +143,9 @@ def test_token_ids_need_no_tokenizer(files: Path, tmp_path: Path, data: Retrieva
         compare_models(files / "checkpoint.pth", tmp_path / "bundle", wrong)
 
 
-def test_stored_ids_are_framed_and_cut_as_the_reference_does(sides: tuple[Side, Side]) -> None:
+def test_stored_ids_are_framed_and_cut_as_the_reference_does(
+    sides: tuple[Encoder, Encoder],
+) -> None:
     long = tuple(range(4, 4 + 80))
     short, cut = sides[1].encode([(7, 8), long])
     assert short == [0, 7, 8, 2]
@@ -249,7 +250,7 @@ def test_webdataset_is_compared_like_any_other(files: Path, tmp_path: Path) -> N
 def test_what_can_be_refused_is_refused_before_anything_is_embedded(
     files: Path,
     data: RetrievalData,
-    sides: tuple[Side, Side],
+    sides: tuple[Encoder, Encoder],
     monkeypatch: pytest.MonkeyPatch,
     case: str,
 ) -> None:

@@ -15,12 +15,12 @@ from PIL import Image
 
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
-from mwa_export.encoder.encoder import Side
+from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import ImageError, OptionsError
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.parity import stages
 from mwa_export.parity.run import RunOptions, compare_models, compare_sides
-from mwa_export.spec import Embeddings
+from mwa_export.spec import Embeddings, Tower
 
 
 class Noisy:
@@ -40,19 +40,22 @@ class Noisy:
     ) -> Embeddings:
         return self._noisy(self.backend.embed_texts(token_ids, padding_mask))
 
+    def probe(self, tower: Tower) -> None:
+        """Nothing to see."""
+
     def _noisy(self, embeddings: Embeddings) -> Embeddings:
         noise = np.random.default_rng(1).standard_normal(embeddings.shape)
         noisy = embeddings + self.strength * noise / np.sqrt(embeddings.shape[1])
         return np.asarray(noisy / np.linalg.norm(noisy, axis=1, keepdims=True), np.float32)
 
 
-def other_tokenizer(side: Side, files: Path) -> Side:
+def other_tokenizer(side: Encoder, files: Path) -> Encoder:
     path = write_tokenizer(files, seed=1)
     tokenizer = Tokenizer.from_file(path, max_length=side.max_length)
     return replace(side, tokenizer=tokenizer, tokenizer_sha256="other")
 
 
-def other_pixels(side: Side, _files: Path) -> Side:
+def other_pixels(side: Encoder, _files: Path) -> Encoder:
     def prepare(image: Image.Image) -> NDArray[np.uint8]:
         size = side.image["size"]
         return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.NEAREST))
@@ -60,12 +63,12 @@ def other_pixels(side: Side, _files: Path) -> Side:
     return replace(side, prepare=prepare, image={**side.image, "resize": "nearest"})
 
 
-def other_graph(side: Side, _files: Path) -> Side:
+def other_graph(side: Encoder, _files: Path) -> Encoder:
     return replace(side, backend=Noisy(side.backend))
 
 
-def other_precision(side: Side, _files: Path) -> Side:
-    return replace(side, backend=Noisy(side.backend), float32=side.backend)
+def other_precision(side: Encoder, _files: Path) -> Encoder:
+    return replace(side, backend=Noisy(side.backend), open_float32=lambda: side.backend)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def other_precision(side: Side, _files: Path) -> Side:
 def test_damage_is_traced_to_its_stage(
     files: Path,
     data: RetrievalData,
-    sides: tuple[Side, Side],
+    sides: tuple[Encoder, Encoder],
     stage: str,
     damage: Any,
     towers: tuple[str, ...],
@@ -99,7 +102,7 @@ def test_damage_is_traced_to_its_stage(
 
 
 def test_noise_of_known_strength_is_measured_as_such(
-    data: RetrievalData, sides: tuple[Side, Side], files: Path
+    data: RetrievalData, sides: tuple[Encoder, Encoder], files: Path
 ) -> None:
     reference, candidate = sides
     result = compare_sides(reference, other_graph(candidate, files), data).result
@@ -123,7 +126,7 @@ def test_other_image_size_is_another_space_whose_stages_are_told_apart(
 
 
 def test_tokens_that_the_reference_cannot_read_are_not_measured_alone(
-    files: Path, data: RetrievalData, sides: tuple[Side, Side]
+    files: Path, data: RetrievalData, sides: tuple[Encoder, Encoder]
 ) -> None:
     reference, candidate = sides
     small = replace(
@@ -147,7 +150,7 @@ class Short(Tokenizer):
 
 
 def test_picture_that_becomes_unreadable_during_the_run_stops_it(
-    files: Path, sides: tuple[Side, Side], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Path, sides: tuple[Encoder, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = read_data(write_test_set(tmp_path / "data"))
     measured = stages.drift_by_stage
@@ -162,11 +165,11 @@ def test_picture_that_becomes_unreadable_during_the_run_stops_it(
 
 
 def test_each_stage_is_measured_from_where_the_one_before_ended(
-    files: Path, data: RetrievalData, sides: tuple[Side, Side]
+    files: Path, data: RetrievalData, sides: tuple[Encoder, Encoder]
 ) -> None:
     """A graph that went wrong, and a precision that undoes it: both must show."""
     reference, candidate = sides
-    odd = replace(candidate, float32=Noisy(candidate.backend))
+    odd = replace(candidate, open_float32=lambda: Noisy(candidate.backend))
     result = compare_sides(reference, odd, data).result
     assert result.cosines[0].mean > 0.9999
     for stage in result.stages[2:]:

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mwa_export.bundle.bundle import Bundle, Graph, Manifest
-from mwa_export.cpu import Machine
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import Graph, Manifest
 from mwa_export.errors import OptionsError, RuntimeUnavailableError, VerificationError
-from mwa_export.runtimes import open as runtimes
-from mwa_export.runtimes.choose import PRECISIONS, RuntimeOptions, choose
+from mwa_export.runtimes.choose import choose
+from mwa_export.runtimes.machine import Machine, this_machine
 from mwa_export.runtimes.open import open_backend
+from mwa_export.runtimes.options import PRECISIONS, RuntimeOptions
 
 VNNI = frozenset({"avx2", "avx512_vnni"})
 AMX = frozenset({"avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"})
@@ -276,5 +277,5 @@ def test_a_graph_that_computes_something_else_is_refused_on_opening(
 
 
 def test_this_machine_finds_what_is_installed() -> None:
-    machine = runtimes.this_machine()
+    machine = this_machine()
     assert {"onnxruntime", "torch"} <= machine.runtimes

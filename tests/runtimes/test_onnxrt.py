@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from mwa_export.runtimes.onnxrt import session
+from mwa_export.runtimes.ort_session import session
 
 K, N, M = 768, 64, 32
 

@@ -15,10 +15,11 @@ from commands import refused, run
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.encoder.open import load
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.content import Kind
 from mwa_export.inputs.pictures import Picture
-from mwa_export.runtimes.choose import RuntimeOptions
+from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.search.result import Found
 from mwa_export.search.run import Query, open_output, picture_of, search_output
 from mwa_export.vectors.job import Dtype, Format, Input, Job, RowError, shards
@@ -33,9 +34,7 @@ SHARD = 4
 
 @pytest.fixture(scope="module")
 def bundle(files: Path) -> Bundle:
-    opened = Bundle.open(files / "bundle")
-    opened.runtime(ONNX)
-    return opened
+    return Bundle.open(files / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +89,8 @@ def write_output(
 
 @pytest.fixture(scope="module")
 def vectors(bundle: Bundle, pictures: list[Path]) -> dict[Kind, np.ndarray]:
-    return {"image": bundle.embed_images(pictures), "text": bundle.embed_texts(TEXTS)}
+    encoder = load(bundle, ONNX)
+    return {"image": encoder.embed_images(pictures), "text": encoder.embed_texts(TEXTS)}
 
 
 @pytest.fixture(scope="module")

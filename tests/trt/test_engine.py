@@ -12,7 +12,8 @@ import pytest
 from configs import MWA
 from trt_fake import GIB, FakeTensorRT
 
-from mwa_export.bundle.bundle import Bundle, Manifest
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import Manifest
 from mwa_export.errors import BundleError, EngineError
 from mwa_export.trt.device import Device
 from mwa_export.trt.engine import (

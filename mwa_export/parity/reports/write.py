@@ -56,7 +56,7 @@ def _thumbnails(result: Parity, pictures: tuple[Picture, ...]) -> Mapping[int, b
     found: dict[int, bytes] = {}
     for row in thumbnail_rows(result) if pictures else ():
         try:
-            found[row] = thumbnail(pictures[row])
+            found[row] = thumbnail(pictures[row], str(pictures[row]))
         except ImageError:
             continue  # the gallery shows its name instead
     return found

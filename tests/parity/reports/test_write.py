@@ -196,7 +196,7 @@ def test_only_pictures_that_are_shown_are_read(out: Path, pictures: tuple[Pictur
 def test_thumbnail_is_small_whatever_the_picture(
     mode: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
-    made = Image.open(io.BytesIO(thumbnail(saved(tmp_path / "a.png", size, mode))))
+    made = Image.open(io.BytesIO(thumbnail(saved(tmp_path / "a.png", size, mode), "a")))
     assert (made.format, made.mode) == ("JPEG", "RGB")
     assert max(made.size) <= THUMBNAIL
     assert max(made.size) == min(THUMBNAIL, max(size)), "never enlarged, never smaller than asked"
@@ -204,7 +204,7 @@ def test_thumbnail_is_small_whatever_the_picture(
 
 def test_thumbnail_of_no_picture_is_an_image_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such file"):
-        thumbnail(Picture(tmp_path / "gone.jpg"))
+        thumbnail(Picture(tmp_path / "gone.jpg"), "gone")
 
 
 def test_names_that_are_no_text_stop_no_report(out: Path, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""The runtimes and precisions there are, and the options that choose among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mwa_export.errors import OptionsError
+
+AUTO = "auto"
+
+LABELS = {
+    "cuda": "ONNX Runtime on CUDA",
+    "openvino": "OpenVINO",
+    "onnxruntime": "ONNX Runtime",
+    "torch": "PyTorch",
+    "tensorrt": "TensorRT",
+}
+
+PRECISIONS = {
+    "onnxruntime": ("float32", "int8"),
+    "openvino": ("float32", "bfloat16", "int8"),
+    "cuda": ("float32", "float16"),
+    "torch": ("float32",),
+    "tensorrt": ("float16", "bfloat16", "int8", "float8"),
+}
+
+NVIDIA = ("tensorrt", "cuda")
+"""Runtimes of NVIDIA GPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """What to run a bundle on."""
+
+    runtime: str = AUTO  # or a key of PRECISIONS
+    precision: str = AUTO  # or one that the runtime has
+    threads: int | None = None  # None: all cores that this process may use
+    device: int = 0  # number of the GPU, for TensorRT and CUDA
+    allow_slow: bool = False  # allow precisions that this CPU runs slower than float32
+    check: bool = True  # reproduce the conformance vectors first
+    reference: Path | None = None  # the checkpoint, for runtime "torch"
+
+    def __post_init__(self) -> None:
+        if self.runtime not in (AUTO, *PRECISIONS):
+            raise OptionsError(
+                f"--runtime {self.runtime}: unknown. Expected: {', '.join((AUTO, *PRECISIONS))}."
+            )
+        known = PRECISIONS.get(self.runtime) or sorted(
+            {p for ps in PRECISIONS.values() for p in ps}
+        )
+        if self.precision not in (AUTO, *known):
+            raise OptionsError(
+                f"--precision {self.precision}: not one of {', '.join((AUTO, *known))}."
+            )
+        if self.threads is not None and self.threads < 1:
+            raise OptionsError(f"--threads {self.threads}: expected 1 or more.")
+        if self.device < 0:
+            raise OptionsError(f"--device {self.device}: expected 0 or more.")
