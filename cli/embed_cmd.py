@@ -130,7 +130,7 @@ def command(bundle: Path | None, out: Path | None, verify: Path | None, **values
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.cli import embed_view
     from mwa_export.embed.progress import MaxErrors
-    from mwa_export.embed.run import RunOptions, rehearse, run
+    from mwa_export.embed.run import Execution, rehearse, run
     from mwa_export.runtimes.options import RuntimeOptions
     from mwa_export.vectors.job import EmbedOptions
 
@@ -152,12 +152,12 @@ def command(bundle: Path | None, out: Path | None, verify: Path | None, **values
             rehearse(opened, sources, out, options=options, runtime=runtime, part=part)
         )
         return
-    how = RunOptions(
+    how = Execution(
         workers=values["workers"],
         part=part,
         max_errors=None if limit is None else MaxErrors.parse(limit),
         faiss=values["faiss"],
-        engine=_engine(values),
+        executor=_executor(values),
     )
     with _stoppable(out), embed_view.watching(values["log_json"]) as watch:
         summary = run(opened, sources, out, options=options, runtime=runtime, how=how, watch=watch)
@@ -192,16 +192,16 @@ def _slice(text: str | None) -> Slice | None:
     return Slice(int(index), int(of))
 
 
-def _engine(values: dict[str, Any]) -> Any:
-    """The engine that was asked for; None: this process."""
+def _executor(values: dict[str, Any]) -> Any:
+    """The executor that was asked for; None: this process."""
     given = [name for name in values if name.startswith("ray_") and values[name] is not None]
     if values["engine"] == "local":
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} is for --engine ray.")
         return None
-    from mwa_export.embed.ray_engine import RayOptions, ray_engine
+    from mwa_export.embed.ray_engine import RayOptions, ray_executor
 
-    return ray_engine(
+    return ray_executor(
         RayOptions(
             address=values["ray_address"],
             cpus=values["ray_cpus"],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mwa_export.embed.progress import Snapshot
     from mwa_export.embed.run import Rehearsal, Summary
     from mwa_export.vectors.manifest import Counts
-    from mwa_export.vectors.output import Entry
+    from mwa_export.vectors.shards import Entry
     from mwa_export.vectors.verify import Proof
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS, _JSON_SECONDS = 0.2, 10.0, 1.0

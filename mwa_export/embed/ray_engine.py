@@ -1,8 +1,8 @@
-"""The engine of `embed` for many machines: Ray Data gives shards to actors that hold the model.
+"""The executor of `embed` for many machines: Ray Data gives shards to actors with the model.
 
-An actor calls `Worker.embed_shard`, as one process does, and writes its shard itself, by rename:
-only names and accounts travel. So output, accounting and resume are those of one process, and a
-shard whose worker was killed is done again, to the same bytes.
+An actor calls `Worker.embed_shard`, like the executor of one process, and writes its shard itself,
+by rename: only names and accounts travel. So output, accounting and resume are those of one
+process, and a shard whose worker was killed is done again, to the same bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any
 
 from mwa_export.embed.pipeline import Clock
 from mwa_export.embed.ray_cluster import cluster
-from mwa_export.embed.run import Engine, Task
+from mwa_export.embed.run import Executor, Task
 from mwa_export.embed.worker import Worker
 from mwa_export.errors import ClusterError, DataError, MwaExportError, OptionsError
 from mwa_export.runtimes.options import NVIDIA, RuntimeOptions
 from mwa_export.vectors.job import Job, Shard
-from mwa_export.vectors.output import JOB, WORK, Entry, load_job
+from mwa_export.vectors.output import JOB, WORK, Output
+from mwa_export.vectors.shards import Entry
 
 TRIES = 3  # of a shard whose workers die
 _CPUS = 4  # of an actor, where there are as many
@@ -61,8 +62,8 @@ class Pool:
     gpus: float  # of each
 
 
-def ray_engine(options: RayOptions | None = None) -> Engine:
-    """An engine for `RunOptions.engine` that runs on Ray."""
+def ray_executor(options: RayOptions | None = None) -> Executor:
+    """An executor for `Execution.executor` that runs on Ray."""
     return partial(run_on_ray, options=options)
 
 
@@ -121,7 +122,7 @@ def _run(ray: Any, task: Task, pool: Pool) -> None:
     )
     left = {shard.key for shard in task.shards}
     for shard in task.shards:
-        _tries(task.out, shard).unlink(missing_ok=True)  # of an earlier run
+        _tries(task.output, shard).unlink(missing_ok=True)  # of an earlier run
     task.meter.restart()
     rows = iter(done.iter_rows())
     try:
@@ -162,9 +163,8 @@ def _account(task: Task, row: dict[str, Any]) -> str:
 class _Orders:
     """What an actor needs to know. Its sources keep their index in the output folder."""
 
-    job: Job
+    output: Output
     sources: tuple[Any, ...]
-    out: str
     folder: str  # the driver's current one: sources may be named relative to it
     runtime: RuntimeOptions
     workers: int
@@ -175,9 +175,8 @@ class _Orders:
         if runtime.threads is None:
             runtime = replace(runtime, threads=pool.cpus)
         return cls(
-            task.plan.job,
+            replace(task.output, folder=task.output.folder.resolve()),
             task.plan.sources,
-            str(task.out.resolve()),
             os.getcwd(),
             runtime,
             task.workers or pool.cpus,
@@ -202,37 +201,36 @@ class _Actor:
 
     def _embed(self, shard: Shard) -> tuple[str, str]:
         """Embed and write a shard. Its entry and the times of its stages, as JSON."""
-        out = Path(self._orders.out)
+        output = self._orders.output
         if self._worker is None:
-            self._worker = self._open(out)
+            self._worker = self._open(output)
         worker = self._worker
         worker.clock = Clock()
         source = next(source for source in self._orders.sources if source.kind == shard.kind)
-        with _counted(out, shard):
-            entry = worker.embed_shard(out, source, shard)
+        with _counted(output, shard):
+            entry = worker.embed_shard(output, source, shard)
         names = ("busy", "starved", "blocked", "threads")
         times = {name: getattr(worker.clock, name) for name in names}
         return json.dumps(entry.to_json()), json.dumps(times)
 
-    def _open(self, out: Path) -> Worker:
-        """The model, once it is clear that this machine sees the output of the job."""
+    def _open(self, output: Output) -> Worker:
+        """Open the model, once it is clear that this machine sees the output of the job."""
         orders = self._orders
         if os.path.isdir(orders.folder):
             os.chdir(orders.folder)
-        found = load_job(out) if out.is_dir() else None
-        if found != orders.job:
+        if Output.load(output.folder) != output:
             raise DataError(
-                f"{out / JOB}: a worker of the cluster does not see the file that this run wrote. "
-                "Bundle, input and output must lie where every machine sees them under the same "
-                "path."
+                f"{output.folder / JOB}: a worker of the cluster does not see the file that this "
+                "run wrote. Bundle, input and output must lie where every machine sees them under "
+                "the same path."
             )
-        return Worker.open(orders.job, workers=orders.workers, runtime=orders.runtime)
+        return Worker.open(output.job, workers=orders.workers, runtime=orders.runtime)
 
 
 @contextmanager
-def _counted(out: Path, shard: Shard) -> Iterator[None]:
+def _counted(output: Output, shard: Shard) -> Iterator[None]:
     """Refuse a shard whose workers died too often: Ray would try it again for ever."""
-    path = _tries(out, shard)
+    path = _tries(output, shard)
     tries = path.stat().st_size if path.exists() else 0
     if tries >= TRIES:
         raise ClusterError(
@@ -246,9 +244,9 @@ def _counted(out: Path, shard: Shard) -> Iterator[None]:
     path.unlink()
 
 
-def _tries(out: Path, shard: Shard) -> Path:
+def _tries(output: Output, shard: Shard) -> Path:
     """A file with a byte for each time that a shard was begun and not ended."""
-    return out / WORK / f"{shard.key}.tries"
+    return output.folder / WORK / f"{shard.key}.tries"
 
 
 @contextmanager

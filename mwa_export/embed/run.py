@@ -1,4 +1,4 @@
-"""A whole run of `embed`: lock, plan, what is left to do, the engine that does it, and the end."""
+"""Run `embed`: lock, plan, find what is left to do, hand it to an executor, and finish."""
 
 from __future__ import annotations
 
@@ -15,56 +15,47 @@ from mwa_export.embed.pipeline import Channel, Clock, Line
 from mwa_export.embed.plan import Plan, Slice, plan
 from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
 from mwa_export.embed.worker import Worker
-from mwa_export.errors import BundleError, MwaExportError, OutputDamagedError
+from mwa_export.errors import MwaExportError, OutputDamagedError
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.runtimes.options import RuntimeOptions
-from mwa_export.vectors.job import FOLDERS, EmbedOptions, Shard
-from mwa_export.vectors.lock import LOCK, locked
-from mwa_export.vectors.manifest import Counts, add_indexes, counts, finish, read_manifest
-from mwa_export.vectors.output import (
-    MANIFEST,
-    WORK,
-    clean,
-    ledger,
-    load_job,
-    remove_work,
-    save_shard,
-    start_job,
-)
+from mwa_export.vectors.job import EmbedOptions, Shard
+from mwa_export.vectors.lock import locked
+from mwa_export.vectors.manifest import Counts, counts
+from mwa_export.vectors.output import WORK, Output, clean_folder
 from mwa_export.vectors.shards import Embedded
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How to run a job. None of it changes a byte of the output, but for the indexes' files."""
+class Execution:
+    """How to run a job. Nothing here changes a byte of the output, but for the indexes' files."""
 
     workers: int | None = None  # threads that decode; None: one per core
     part: Slice | None = None  # of several machines
     max_errors: MaxErrors | None = None
     faiss: bool = False
-    engine: Engine | None = None  # None: this process
+    executor: Executor | None = None  # None: this process
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What an engine gets: embed `shards`, write each with `save_shard`, and say so."""
+    """The work of an executor: embed `shards`, save each in `output`, and report it."""
 
     plan: Plan
-    out: Path
+    output: Output
     shards: Sequence[Shard]
     runtime: RuntimeOptions
     workers: int | None
     meter: Meter  # `advance` it, and tell its `watch` of each shard, in any order
 
 
-Engine = Callable[[Task], None]
+Executor = Callable[[Task], None]
 """Does a task, or raises; what it finished until then stays."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended."""
+    """Result of `run`."""
 
     out: Path
     counts: dict[Kind, Counts]  # of the whole output if it is complete, else of what is finished
@@ -76,7 +67,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What a run would do."""
+    """Result of `rehearse`: what a run would do."""
 
     plan: Plan
     shards: int  # of this run
@@ -91,7 +82,7 @@ def run(
     *,
     options: EmbedOptions | None = None,
     runtime: RuntimeOptions | None = None,
-    how: RunOptions | None = None,
+    how: Execution | None = None,
     watch: Watch | None = None,
 ) -> Summary:
     """Embed sources into a folder, or go on where an earlier run stopped.
@@ -111,85 +102,76 @@ def run(
         TooManyErrorsError: more rows failed than allowed; the run can go on.
         BundleError: the disk refuses; the run can go on.
     """
-    how, watch = how or RunOptions(), watch or Unwatched()
+    how, watch = how or Execution(), watch or Unwatched()
     out = Path(out)
-    load_job(out)  # refuses a folder of something else before anything is written
-    _make(out)
+    Output.prepare(out)  # refuses a folder of something else before anything is written
     with locked(out, None if how.part is None else how.part.name):
-        _make(out / WORK)
+        Output.prepare(out)  # another run may have finished in between
         if how.part is None:
-            clean(out)
+            clean_folder(out)
         try:
             planned = plan(bundle, sources, out / WORK, options=options, runtime=runtime)
-            planned = replace(planned, job=start_job(out, planned.job))
+            output = Output.claim(out, planned.job)
         except MwaExportError:
-            if (out / MANIFEST).is_file():
-                remove_work(out)  # a finished output stays as it was
+            earlier = Output.load(out)
+            if earlier is not None and earlier.finished:
+                earlier.remove_work()  # a finished output stays as it was
             raise
-        if (out / MANIFEST).is_file():
-            return _finished(out, how)
-        return _run(planned, out, runtime or RuntimeOptions(), how, watch)
+        if output.finished:
+            return _finished(output, how)
+        planned = replace(planned, job=output.job)
+        return _run(planned, output, runtime or RuntimeOptions(), how, watch)
 
 
 def _run(
-    planned: Plan, out: Path, runtime: RuntimeOptions, how: RunOptions, watch: Watch
+    planned: Plan, output: Output, runtime: RuntimeOptions, how: Execution, watch: Watch
 ) -> Summary:
     mine = list(planned.shards(how.part))
     if how.part is not None:
-        clean(out, mine)
-    before = list(ledger(out, mine))
+        output.clean(mine)
+    before = output.ledger(mine)
     finished = {entry.shard.key for entry in before}
     todo = [shard for shard in mine if shard.key not in finished]
     total, left = _rows(mine), _rows(todo)
     watch.planned(planned, left, len(mine))
     meter = Meter(Clock(), total, total - left, failed_in(before), watch, how.max_errors)
     if todo:
-        engine = how.engine or run_here
-        engine(Task(planned, out, todo, runtime, how.workers, meter))
+        execute = how.executor or run_here
+        execute(Task(planned, output, todo, runtime, how.workers, meter))
     seconds = meter.snapshot().seconds
     if how.max_errors is not None:
-        how.max_errors.check(total, failed_in(list(ledger(out, mine))), last=True)
-    return replace(_end(planned, out, how), embedded_now=meter.done, seconds=seconds)
+        how.max_errors.check(total, failed_in(output.ledger(mine)), last=True)
+    return replace(_end(planned, output, how), embedded_now=meter.done, seconds=seconds)
 
 
-def _end(planned: Plan, out: Path, how: RunOptions) -> Summary:
+def _end(planned: Plan, output: Output, how: Execution) -> Summary:
     """Write the manifest if all shards are finished, those of other machines too."""
     everything = list(planned.shards())
-    entries = list(ledger(out, everything))
+    entries = output.ledger(everything)
     left = len(everything) - len(entries)
-    if left and not (out / MANIFEST).is_file():
+    if left and not output.finished:
         if how.part is None:
-            raise OutputDamagedError(f"{out}: finished shards were lost while the run went on.")
-        return Summary(out, counts(planned.job, entries), complete=False, left=left)
-    with locked(out, "finish", wait=True) if how.part is not None else nullcontext():
-        if not (out / MANIFEST).is_file():
-            finish(out, planned.job, entries)
-        return _finished(out, how)
+            raise OutputDamagedError(
+                f"{output.folder}: finished shards were lost while the run went on."
+            )
+        found = counts(planned.job, entries)
+        return Summary(output.folder, found, complete=False, left=left)
+    with nullcontext() if how.part is None else output.locked_to_finish():
+        if not output.finished:
+            output.finish(entries)
+        return _finished(output, how)
 
 
-def _finished(out: Path, how: RunOptions) -> Summary:
-    """The end of a run whose manifest is there: the rest of what a kill may have interrupted."""
-    manifest = read_manifest(out)
-    for shards in manifest["shards"].values():
-        for file in (file for shard in shards for file in shard["files"]):
-            path = out / file["file"]
-            if not path.is_file() or path.stat().st_size != file["bytes"]:
-                raise OutputDamagedError(
-                    f"{path}: is missing or cut, and {MANIFEST} says that this output was "
-                    "finished. Restore the file, or embed into a new folder."
-                )
+def _finished(output: Output, how: Execution) -> Summary:
+    """End a run whose manifest is there: do the rest of what a kill may have interrupted."""
+    found = output.close()
     if how.faiss:
-        add_indexes(out, manifest)
-    remove_work(out)
-    for lock in out.glob(f"{LOCK}-*"):
-        lock.unlink(missing_ok=True)
-    kinds: dict[str, Kind] = {folder: kind for kind, folder in FOLDERS.items()}
-    totals = {kinds[name]: Counts(**total) for name, total in manifest["counts"].items()}
-    return Summary(out, totals, complete=True)
+        output.add_indexes()
+    return Summary(output.folder, found, complete=True)
 
 
 def run_here(task: Task) -> None:
-    """The engine that embeds in this process: one thread writes while the others go on."""
+    """Execute a task in this process: one thread writes while the others go on."""
     worker = Worker.open(
         task.plan.job, bundle=task.plan.bundle, workers=task.workers, runtime=task.runtime
     )
@@ -203,7 +185,7 @@ def run_here(task: Task) -> None:
             require("pyarrow.parquet", extra="embed", why="write embeddings")  # half a second
             for embedded in computed:
                 with worker.clock.working("write"):
-                    entry = save_shard(task.out, task.plan.job, embedded)
+                    entry = task.output.save(embedded)
                 meter.watch.shard(entry)
 
         line.start(write, "write")
@@ -230,25 +212,16 @@ def rehearse(
     Raises:
         DataError: as `run`, also for a folder that belongs to another job.
     """
-    recorded = load_job(out)
+    earlier = Output.load(out)
     with tempfile.TemporaryDirectory() as work:
         planned = plan(bundle, sources, Path(work), options=options, runtime=runtime)
-        if recorded is not None:
-            start_job(out, planned.job)  # refuses; it writes only where there is no job
-        mine = list(planned.shards(part))
-        complete = (out / MANIFEST).is_file()
-        done = mine if complete else [entry.shard for entry in ledger(out, mine)]
+    mine = list(planned.shards(part))
+    done: list[Shard] = []
+    if earlier is not None:
+        earlier.check(planned.job)
+        done = mine if earlier.finished else [entry.shard for entry in earlier.ledger(mine)]
     return Rehearsal(planned, len(mine), len(mine) - len(done), _rows(mine) - _rows(done))
 
 
 def _rows(shards: Sequence[Shard]) -> int:
     return sum(shard.stop - shard.start for shard in shards)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BundleError(
-            f"{folder}: cannot be made: {error.strerror}. Write elsewhere."
-        ) from error

@@ -1,7 +1,7 @@
 """One worker of a job: a model that is held, and the shards that are embedded with it.
 
     worker = Worker.open(job, ...)
-    entry = worker.embed_shard(out, source, shard)     # written, and in the ledger
+    entry = worker.embed_shard(output, source, shard)  # written, and in the ledger
 
 A shard depends on the job, its source and its number alone, so workers may share the shards of a
 job in any way.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +25,8 @@ from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.open import open_backend
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.vectors.job import Job, Shard
-from mwa_export.vectors.output import Entry, save_shard
-from mwa_export.vectors.shards import Embedded
+from mwa_export.vectors.output import Output
+from mwa_export.vectors.shards import Embedded, Entry
 
 
 @dataclass
@@ -52,14 +52,14 @@ class Worker:
         """Open the model of a job.
 
         Args:
-            job: from `embed_plan.plan`.
+            job: from `embed.plan.plan`.
             bundle: opened already; else it is opened at the path that the job names.
             workers: threads that decode; None: one per core.
             runtime: threads and the like; runtime and precision are those of the job.
 
         Raises:
             DataError: the bundle is another one than the job's.
-            RuntimeUnavailableError, VerificationError: see `runtimes.open_backend`.
+            RuntimeUnavailableError, VerificationError: see `open_backend`.
         """
         bundle = bundle or Bundle.open(job.bundle)
         if bundle.manifest.space_id != job.space_id:
@@ -80,46 +80,28 @@ class Worker:
             DataError: the source is not what its scan said.
         """
         entry = self.job.input(source.kind)
+        options: dict[str, Any] = {
+            "batch": entry.batch,
+            "columns": entry.columns,
+            "workers": self.workers,
+            "clock": self.clock,
+            "on_rows": self.on_rows,
+        }
         if source.kind == "image":
             from mwa_export.embed.pictures import embed_picture_shards
 
-            found = embed_picture_shards(
-                self.backend,
-                source,
-                shards,
-                batch=entry.batch,
-                columns=entry.columns,
-                workers=self.workers,
-                clock=self.clock,
-                on_rows=self.on_rows,
-            )
+            found = embed_picture_shards(self.backend, source, shards, **options)
         else:
             from mwa_export.embed.texts import embed_text_shards
 
-            found = embed_text_shards(
-                self.backend,
-                self.bundle.tokenizer(),
-                source,
-                shards,
-                batch=entry.batch,
-                columns=entry.columns,
-                workers=self.workers,
-                clock=self.clock,
-                on_rows=self.on_rows,
-            )
+            tokenizer = self.bundle.tokenizer()
+            found = embed_text_shards(self.backend, tokenizer, source, shards, **options)
         for shard in found:
             if not len(shard.vectors):  # every row failed: the width is still the job's
-                shard = Embedded(
-                    shard.shard,
-                    shard.rows,
-                    shard.ids,
-                    shard.columns,
-                    np.empty((0, self.job.width), np.float32),
-                    shard.errors,
-                )
+                shard = replace(shard, vectors=np.empty((0, self.job.width), np.float32))
             yield shard
 
-    def embed_shard(self, out: Path, source: Source, shard: Shard) -> Entry:
-        """Embed one shard, write it below ``out`` and enter it into the ledger."""
+    def embed_shard(self, output: Output, source: Source, shard: Shard) -> Entry:
+        """Embed one shard, write it and enter it into the ledger."""
         (embedded,) = self.embed(source, [shard])
-        return save_shard(out, self.job, embedded)
+        return output.save(embedded)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,23 @@ from mwa_export.inputs.preprocess import pixels_from_image
 MAX_PIXELS = 2 * 89_478_485  # where Pillow itself stops: about 512 MiB of RGB
 MAX_CHARACTERS = 1_000_000  # of a text; tokenizing this many takes well under a second
 FORMATS = (
-    *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO"),
-    *("IM", "IMT", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM"),
+    *(
+        "AVIF",
+        "BLP",
+        "BMP",
+        "CUR",
+        "DCX",
+        "DDS",
+        "DIB",
+        "FITS",
+        "FLI",
+        "FTEX",
+        "GBR",
+        "GIF",
+        "ICNS",
+        "ICO",
+    ),
+    *("IM", "IMT", "JPEG", "JPEG2000", "MCIDAS", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM"),
     *("PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB"),
 )
 """Raster formats that Pillow decodes inside this process.
@@ -63,7 +79,7 @@ def picture_of(
         if not data:
             raise RowRefusedError("empty", f"{name}: is empty. Expected a picture.")
     with refusals(name, data):
-        image = opened or Image.open(io.BytesIO(data), formats=FORMATS)
+        image = opened or Image.open(io.BytesIO(data), formats=formats())
         if image.width * image.height > max_pixels:
             raise RowRefusedError(
                 "too-large",
@@ -84,6 +100,13 @@ def pixels_of(
     image = picture_of(content, name, max_pixels=max_pixels)
     with refusals(name):
         return pixels_from_image(image, size)
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of FORMATS that the installed Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 @contextmanager

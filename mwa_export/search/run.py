@@ -17,12 +17,13 @@ from mwa_export.encoder.open import load
 from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.content import Kind
 from mwa_export.inputs.pictures import Picture
+from mwa_export.progress import ignore
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.search.result import Found, Hit, Where
-from mwa_export.search.scan import Block, ignore, search
-from mwa_export.vectors.job import FOLDERS, Input, Job, shards
-from mwa_export.vectors.output import ERRORS, JOB, MANIFEST, load_job
-from mwa_export.vectors.shards import read_shard
+from mwa_export.search.scan import Block, best_rows
+from mwa_export.vectors.job import FOLDERS, Input, shards
+from mwa_export.vectors.manifest import ERRORS, MANIFEST
+from mwa_export.vectors.output import JOB, Output
 
 _WILDCARD = re.compile(r"[*?\[{]")
 WHERE: dict[Kind, Where] = {"image": "images", "text": "texts"}
@@ -39,17 +40,18 @@ class Query:
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.image is None):
-            raise OptionsError("expected a text or --image FILE to search for, and not both.")
+            raise OptionsError(
+                "expected a text or an image to search for, and not both: `image=FILE`"
+            )
         if self.text is not None and not self.text.strip():
             raise OptionsError("the text to search for is empty.")
 
 
 @dataclass
-class Output:
-    """An output of `embed`, finished or not, and where its rows lie."""
+class Searched:
+    """One kind of rows in an output of `embed`, finished or not, and where they lie."""
 
-    folder: Path
-    job: Job
+    output: Output
     entry: Input  # of the kind that is searched
     # Shards that were read: name and number of rows. Their rows are counted through.
     read: list[tuple[str, int]] = field(default_factory=list)
@@ -66,18 +68,18 @@ class Output:
         Raises:
             DataError: a shard is damaged, or is missing although the run was finished.
         """
-        finished = (self.folder / MANIFEST).is_file()
+        finished = self.output.finished
         for shard in shards(self.entry):
-            if not (self.folder / f"{shard.stem}.parquet").is_file():
+            if not (self.output.folder / f"{shard.stem}.parquet").is_file():
                 if finished:
                     raise DataError(
-                        f"{self.folder / shard.stem}.parquet: is missing, although {MANIFEST} says "
-                        "that the output is complete. Copy it again, or run `mwa-export embed` "
-                        "again."
+                        f"{self.output.folder / shard.stem}.parquet: is missing, although "
+                        f"{MANIFEST} says that the output is complete. Copy it again, or run "
+                        "`mwa-export embed` again."
                     )
                 self.missing += 1
                 continue
-            stored = read_shard(self.folder, self.job, shard.stem)
+            stored = self.output.read(shard.stem)
             self.read.append((shard.stem, len(stored.vectors)))
             yield Block(stored.vectors, stored.scales)
 
@@ -89,7 +91,7 @@ class Output:
         shard_of = np.searchsorted(starts, rows, "right") - 1
         found: dict[int, Hit] = {}
         for number in np.unique(shard_of):
-            stored = read_shard(self.folder, self.job, self.read[number][0])
+            stored = self.output.read(self.read[number][0])
             for rank in np.flatnonzero(shard_of == number).tolist():
                 place = int(rows[rank] - starts[number])
                 columns = {name: values[place] for name, values in stored.columns.items()}
@@ -103,7 +105,7 @@ class Output:
 
     def warnings(self, searched: int) -> tuple[str, ...]:
         """What cannot be found, because it is not there."""
-        if not (self.folder / MANIFEST).is_file():
+        if not self.output.finished:
             written = f"{len(self.read)} of {len(self.read) + self.missing} shards are written"
             return (
                 f"The output is unfinished: {written}, with {searched:,} of {self.entry.taken:,} "
@@ -118,25 +120,55 @@ class Output:
         )
 
 
-def open_output(folder: Path, where: str | None = None) -> Output:
-    """The part of an output that is searched; None: its first, which is the images if it has any.
+def search(
+    folder: str | os.PathLike[str],
+    query: Query,
+    *,
+    where: Where | None = None,
+    k: int = 5,
+    bundle: Path | None = None,
+    runtime: RuntimeOptions | None = None,
+) -> Found:
+    """Find the k rows of an output of `embed` that are most like a text or an image. Exact.
+
+    Args:
+        folder: what `embed` wrote; it may be unfinished, which the result says.
+        query: what to look for.
+        where: "images" or "texts"; None: the images if there are any.
+        k: rows to find, at least 1.
+        bundle: embeds the query; None: the one that the output names.
+        runtime: what the bundle runs on.
 
     Raises:
-        DataError: no output of `embed`, or one without that part.
+        DataError: not an output of `embed`, one without that part, or a damaged one.
+        OptionsError: the bundle makes vectors of another embedding space.
+        ImageError: the query's image cannot be read.
     """
-    job = load_job(folder) if folder.is_dir() else None
-    if job is None:
+    part = open_output(Path(folder), where)
+    return search_output(part, query, k=k, bundle=bundle, runtime=runtime)
+
+
+def open_output(folder: Path, where: str | None = None) -> Searched:
+    """Open the part of an output that is searched; None: its first, the images if it has any.
+
+    Raises:
+        DataError: not an output of `embed`, or one without that part.
+    """
+    output = Output.load(folder) if folder.is_dir() else None
+    if output is None:
         raise DataError(
             f"{folder}: is not the output of `mwa-export embed` ({JOB} is missing). Expected the "
-            "folder that was given as -o."
+            "folder that it wrote."
         )
-    have = {FOLDERS[entry.kind]: entry for entry in job.inputs}
+    have = {FOLDERS[entry.kind]: entry for entry in output.job.inputs}
     if where is None:
         where = next(iter(have))
     if where not in have:
         named = " and ".join(have)
-        raise DataError(f"{folder}: holds no {where}, it holds {named}. Search there: --in {named}")
-    return Output(folder, job, have[where])
+        raise DataError(
+            f"{folder}: holds no {where}, it holds {named}. Search there: `where={named}`"
+        )
+    return Searched(output, have[where])
 
 
 def encoder_of(output: Output, path: Path | None, options: RuntimeOptions | None) -> Encoder:
@@ -158,7 +190,7 @@ def encoder_of(output: Output, path: Path | None, options: RuntimeOptions | None
 
 
 def search_output(
-    output: Output,
+    searched: Searched,
     query: Query,
     *,
     k: int = 5,
@@ -170,7 +202,7 @@ def search_output(
     """Find the k rows that are most like a text or a picture.
 
     Args:
-        output: from `open_output`; it may be unfinished, which the result says.
+        searched: from `open_output`; it may be unfinished, which the result says.
         query: what to look for.
         k: rows to find, at least 1.
         bundle: embeds the query; None: the one that the output names.
@@ -183,23 +215,23 @@ def search_output(
         OptionsError: the bundle makes vectors of another embedding space.
         ImageError: the query's picture cannot be read.
     """
-    encoder = encoder_of(output, bundle, runtime)
+    encoder = encoder_of(searched.output, bundle, runtime)
     if query.image is not None:
         vector = encoder.embed_images([query.image])[0]
     else:
         vector = encoder.embed_texts([query.text or ""])[0]
-    best = search(vector, output.blocks(), k, on_rows=on_rows)
+    best = best_rows(vector, searched.blocks(), k, on_rows=on_rows)
     return Found(
         query=str(query.image or query.text),
         query_picture=None if query.image is None else Picture(query.image),
-        where=output.where,
-        hits=output.hits(best.rows, best.scores, picture_of(output.entry, pictures)),
+        where=searched.where,
+        hits=searched.hits(best.rows, best.scores, picture_of(searched.entry, pictures)),
         searched=best.searched,
-        output=str(output.folder),
+        output=str(searched.output.folder),
         bundle=encoder.info.source,
         runtime=f"{encoder.info.runtime} with {encoder.info.precision}",
-        space_id=output.job.space_id,
-        warnings=output.warnings(best.searched),
+        space_id=searched.output.job.space_id,
+        warnings=searched.warnings(best.searched),
     )
 
 

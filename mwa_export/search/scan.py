@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import DataError
+from mwa_export.progress import ignore
 
 _ROWS = 8192  # converted to float32 at a time: 24 MiB of width 768
 
@@ -36,11 +37,7 @@ class Best:
     searched: int  # rows that were scored
 
 
-def ignore(_rows: int) -> None:
-    """The progress callback of those who do not watch."""
-
-
-def search(
+def best_rows(
     query: Floats, blocks: Iterable[Block], k: int, *, on_rows: Callable[[int], None] = ignore
 ) -> Best:
     """Score every row of every block and keep the k best.

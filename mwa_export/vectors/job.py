@@ -19,6 +19,7 @@ SCHEMA = 1  # of job.json and manifest.json
 Dtype = Literal["float32", "float16", "int8"]
 Format = Literal["parquet", "npy"]
 FOLDERS: dict[Kind, str] = {"image": "images", "text": "texts"}
+KINDS: dict[str, Kind] = {folder: kind for kind, folder in FOLDERS.items()}
 SHARD_ROWS: dict[Kind, int] = {"image": 2048, "text": 16384}
 """Rows of a shard where none are given: what a killed run loses at most."""
 BATCH_ROWS: dict[Kind, int] = {"image": 32, "text": 128}
@@ -149,13 +150,12 @@ class Job:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Job:
-        """Read `to_json`'s result back.
+        """Parse the content of job.json.
 
         Raises:
             KeyError, TypeError, AttributeError: something is missing or is of another type.
         """
-        kinds: dict[str, Kind] = {folder: kind for kind, folder in FOLDERS.items()}
-        inputs = tuple(Input.from_json(kinds[n], entry) for n, entry in data["inputs"].items())
+        inputs = tuple(Input.from_json(KINDS[n], entry) for n, entry in data["inputs"].items())
         same = ("bundle", "space_id", "runtime", "precision", "width", "dtype", "format")
         fields = {name: data[name] for name in same}
         return cls(**fields, files=data["bundle_files"], inputs=inputs, versions=data["versions"])

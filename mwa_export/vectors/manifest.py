@@ -1,33 +1,31 @@
-"""The end of a run: errors.parquet, manifest.json, and the indexes that were asked for."""
+"""manifest.json of a finished output: the job, and what became of every row."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mwa_export.errors import DataError, OutputDamagedError
-from mwa_export.files import new_file, sha256_of
+from mwa_export.errors import DataError
+from mwa_export.files import new_file
 from mwa_export.inputs.content import Kind
-from mwa_export.optional import require
-from mwa_export.vectors.job import FOLDERS, SCHEMA, Job, RowError
-from mwa_export.vectors.output import ERRORS, MANIFEST, Entry, write_json
-from mwa_export.vectors.shards import FileEntry, error_table, read_shard, restored, write_table
+from mwa_export.vectors.job import FOLDERS, SCHEMA, Job
+from mwa_export.vectors.shards import Entry, FileEntry
+
+MANIFEST, ERRORS = "manifest.json", "errors.parquet"
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the rows of one source."""
+    """How many rows of one source were embedded, failed or were skipped."""
 
     rows: int  # of the input
     embedded: int
     failed: int
-    skipped: int  # beyond --limit
+    skipped: int  # beyond the limit
 
     @property
     def exact(self) -> bool:
@@ -39,7 +37,7 @@ class Counts:
 
 
 def counts(job: Job, entries: Sequence[Entry]) -> dict[Kind, Counts]:
-    """Rows by what became of them, of each kind."""
+    """Count the rows of each kind in finished shards."""
     found = {}
     for entry in job.inputs:
         mine = [e for e in entries if e.shard.kind == entry.kind]
@@ -48,25 +46,11 @@ def counts(job: Job, entries: Sequence[Entry]) -> dict[Kind, Counts]:
     return found
 
 
-def finish(out: Path, job: Job, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Check that every row is accounted for, and write errors.parquet and manifest.json.
-
-    Returns the manifest.
-
-    Raises:
-        OutputDamagedError: rows are missing.
-        BundleError: the disk refuses.
-    """
-    totals = counts(job, entries)
-    for kind, total in totals.items():
-        if not total.exact:
-            raise OutputDamagedError(
-                f"{out}: of {total.rows:,} {FOLDERS[kind]}, {total.embedded:,} are embedded, "
-                f"{total.failed:,} failed and {total.skipped:,} were skipped, which leaves some "
-                "unaccounted for. This is a fault of ours: please report it."
-            )
-    errors = write_table(out, ERRORS, error_table(_errors(job, entries)))
-    manifest = {
+def manifest_of(
+    job: Job, entries: Sequence[Entry], totals: Mapping[Kind, Counts], errors: FileEntry
+) -> dict[str, Any]:
+    """The content of manifest.json, but for the checksum."""
+    return {
         **job.to_json(),
         "counts": {FOLDERS[kind]: total.to_json() for kind, total in totals.items()},
         "shards": {
@@ -76,26 +60,23 @@ def finish(out: Path, job: Job, entries: Sequence[Entry]) -> dict[str, Any]:
         "errors": errors.to_json(),
         "indexes": {},
     }
-    write_manifest(out, manifest)
-    return manifest
 
 
-def write_manifest(out: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write manifest.json with the checksum of its own content."""
-    manifest["checksum"] = checksum(manifest)
-    write_json(out / MANIFEST, manifest)
+    write_json(folder / MANIFEST, {**manifest, "checksum": checksum(manifest)})
 
 
-def read_manifest(out: Path) -> dict[str, Any]:
-    """The manifest of a finished output.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a finished output.
 
     Raises:
         DataError: there is none, or it is not what `embed` wrote.
     """
-    path = out / MANIFEST
+    path = folder / MANIFEST
     if not path.is_file():
         raise DataError(
-            f"{out}: has no {MANIFEST}. Expected a finished output of `mwa-export embed`; an "
+            f"{folder}: has no {MANIFEST}. Expected a finished output of `mwa-export embed`; an "
             "unfinished one goes on when the same command is run again."
         )
     try:
@@ -112,46 +93,17 @@ def read_manifest(out: Path) -> dict[str, Any]:
     return found
 
 
-def checksum(manifest: dict[str, Any]) -> str:
+def checksum(manifest: Mapping[str, Any]) -> str:
     """Hex sha256 of a manifest's content but for the checksum itself."""
     content = {name: value for name, value in manifest.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def add_indexes(out: Path, manifest: dict[str, Any]) -> None:
-    """Write a FAISS index of inner products per kind, exact, and enter it into the manifest.
-
-    Position i of the index is the i-th embedded row. Holds all vectors of a kind in memory.
-
-    Raises:
-        MissingPackageError: faiss is not installed.
-    """
-    job = Job.from_json(manifest)
-    for entry in job.inputs:
-        folder = FOLDERS[entry.kind]
-        if folder not in manifest["indexes"]:
-            written = _write_index(out, job, folder, manifest["shards"][folder])
-            manifest["indexes"][folder] = written.to_json()
-    write_manifest(out, manifest)
-
-
-def _write_index(out: Path, job: Job, folder: str, shards: Sequence[dict[str, Any]]) -> FileEntry:
-    faiss = require("faiss", extra="faiss", why="write an index")
-    index = faiss.IndexFlatIP(job.width)
-    for shard in shards:
-        stored = read_shard(out, job, shard["stem"])
-        index.add(np.ascontiguousarray(restored(stored.vectors, stored.scales)))
-    name = f"{folder}.faiss"
-    with new_file(out / name) as partial:
-        faiss.write_index(index, str(partial))
-        return FileEntry(name, index.ntotal, partial.stat().st_size, sha256_of(partial))
-
-
-def _errors(job: Job, entries: Sequence[Entry]) -> Iterator[tuple[str, str, RowError]]:
-    for entry in entries:
-        source = job.input(entry.shard.kind).source
-        for error in entry.errors:
-            yield entry.shard.kind, source, error
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON as a whole file. Text that is not UTF-8 survives, as an escape."""
+    text = json.dumps(data, indent=1)
+    with new_file(path) as partial:
+        partial.write_text(text + "\n", encoding="ascii")
 
 
 def _shard(entry: Entry) -> dict[str, Any]:

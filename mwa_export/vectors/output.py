@@ -14,168 +14,266 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mwa_export.errors import DataError
-from mwa_export.files import new_file
-from mwa_export.vectors.job import FOLDERS, Job, RowError, Shard, differences
-from mwa_export.vectors.shards import Embedded, FileEntry, write_shard
+import numpy as np
 
-JOB, WORK, MANIFEST, ERRORS = "job.json", ".work", "manifest.json", "errors.parquet"
+from mwa_export.errors import BundleError, DataError, OutputDamagedError
+from mwa_export.files import new_file, sha256_of
+from mwa_export.inputs.content import Kind
+from mwa_export.optional import require
+from mwa_export.vectors.job import FOLDERS, KINDS, Job, Shard, differences
+from mwa_export.vectors.lock import LOCK, locked
+from mwa_export.vectors.manifest import (
+    ERRORS,
+    MANIFEST,
+    Counts,
+    counts,
+    manifest_of,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
+from mwa_export.vectors.shards import (
+    Embedded,
+    Entry,
+    FileEntry,
+    Stored,
+    error_table,
+    read_shard,
+    restored,
+    write_shard,
+    write_table,
+)
+
+JOB, WORK = "job.json", ".work"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A finished shard in the ledger."""
+class Output:
+    """The output folder of a job, finished or not. Can be pickled: workers get a copy."""
 
-    shard: Shard
-    embedded: int
-    files: tuple[FileEntry, ...]
-    errors: tuple[RowError, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.shard.kind,
-            "shard": self.shard.number,
-            "start": self.shard.start,
-            "stop": self.shard.stop,
-            "embedded": self.embedded,
-            "files": [file.to_json() for file in self.files],
-            "errors": [[e.row, e.id, e.code, e.reason] for e in self.errors],
-        }
+    folder: Path
+    job: Job
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Entry:
-        return cls(
-            Shard(data["kind"], data["shard"], data["start"], data["stop"]),
-            data["embedded"],
-            tuple(FileEntry(**file) for file in data["files"]),
-            tuple(RowError(*error) for error in data["errors"]),
-        )
+    def load(cls, folder: Path) -> Output | None:
+        """The output that an earlier run began; None: the folder is absent or empty.
 
-
-def save_shard(out: Path, job: Job, embedded: Embedded) -> Entry:
-    """Write a shard and enter it into the ledger. From then on it is finished.
-
-    Any process may do this, for a shard that no other one works on.
-
-    Raises:
-        BundleError: the disk refuses.
-    """
-    shard = embedded.shard
-    files = tuple(write_shard(out, job, embedded))
-    entry = Entry(shard, len(embedded.rows), files, tuple(embedded.errors))
-    if entry.embedded + len(entry.errors) != shard.stop - shard.start:
-        raise AssertionError(f"{shard}: {entry.embedded} + {len(entry.errors)} rows")
-    write_json(out / WORK / f"{shard.key}.json", entry.to_json())
-    return entry
-
-
-def load_entry(out: Path, shard: Shard) -> Entry | None:
-    """The ledger's entry of a shard; None: it is not finished, or its files are not there.
-
-    Only sizes are looked at: `verify` reads every byte.
-    """
-    path = out / WORK / f"{shard.key}.json"
-    try:
-        entry = Entry.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+        Raises:
+            DataError: the folder holds something else.
+        """
+        path = folder / JOB
+        if path.is_file():
+            try:
+                return cls(folder, Job.from_json(json.loads(path.read_text(encoding="utf-8"))))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(
+                    f"{path}: is not the file that `embed` wrote ({error!r}). Use another folder."
+                ) from error
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder}: is a file. Expected a folder, new or of an earlier run.")
+        for name in sorted(p.name for p in folder.iterdir()) if folder.is_dir() else ():
+            if not name.startswith((".lock", WORK, f".{JOB}.")):
+                raise DataError(
+                    f"{folder}: holds {name} and no {JOB}, so it is not the output of an earlier "
+                    "run. Use a new or empty folder."
+                )
         return None
-    if (entry.shard.start, entry.shard.stop) != (shard.start, shard.stop):
-        return None
-    for file in entry.files:
-        found = out / file.file
-        if not found.is_file() or found.stat().st_size != file.bytes:
-            return None
-    return entry
 
+    @classmethod
+    def claim(cls, folder: Path, job: Job) -> Output:
+        """Claim a folder for a job, or go on with the same job.
 
-def start_job(out: Path, job: Job) -> Job:
-    """Claim an output for a job, or go on with the same job.
+        Returns the output with the job as it is recorded: a bundle that moved keeps the path it
+        had.
 
-    Returns the job as it is recorded: a bundle that moved keeps the path it had.
+        Raises:
+            DataError: the folder holds another job, or something else.
+            BundleError: the disk refuses.
+        """
+        recorded = cls.load(folder)
+        if recorded is None:
+            write_json(folder / JOB, job.to_json())
+            return cls(folder, job)
+        recorded.check(job)
+        return recorded
 
-    Raises:
-        DataError: the folder holds another job, or something else.
-        BundleError: the disk refuses.
-    """
-    recorded = load_job(out)
-    if recorded is None:
-        write_json(out / JOB, job.to_json())
-        return job
-    changed = differences(recorded, job)
-    if changed:
-        raise DataError(
-            f"{out}: was begun with other input or options, and going on would mix them. "
-            f"{'; '.join(changed)}. Give what it was begun with, or another -o."
-        )
-    return recorded
+    @staticmethod
+    def prepare(folder: Path) -> None:
+        """Make the folder with its `.work`, unless they exist.
 
-
-def load_job(out: Path) -> Job | None:
-    """The job of an output folder; None: it is absent or empty.
-
-    Raises:
-        DataError: the folder holds something else.
-    """
-    path = out / JOB
-    if path.is_file():
+        Raises:
+            DataError: the folder holds something else than an output.
+            BundleError: it cannot be made.
+        """
+        Output.load(folder)
+        work = folder / WORK
         try:
-            return Job.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{path}: is not the file that `embed` wrote ({error!r}). Use another -o."
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BundleError(
+                f"{work}: cannot be made: {error.strerror}. Write elsewhere."
             ) from error
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file. Expected a folder, new or of an earlier run.")
-    if out.is_dir():
-        others = sorted(p.name for p in out.iterdir() if not p.name.startswith((".lock", WORK)))
-        left = [name for name in others if not name.startswith(f".{JOB}.")]
-        if left:
+
+    def check(self, job: Job) -> None:
+        """Raise DataError unless ``job`` makes the same output."""
+        changed = differences(self.job, job)
+        if changed:
             raise DataError(
-                f"{out}: holds {left[0]} and no {JOB}, so it is not the output of an earlier run. "
-                "Use a new or empty folder."
+                f"{self.folder}: was begun with other input or options, and going on would mix "
+                f"them. {'; '.join(changed)}. Give what it was begun with, or another folder."
             )
-    return None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row is accounted for and the manifest is written."""
+        return (self.folder / MANIFEST).is_file()
+
+    def save(self, embedded: Embedded) -> Entry:
+        """Write a shard and enter it into the ledger. From then on it is finished.
+
+        Any process may do this, for a shard that no other one works on.
+
+        Raises:
+            BundleError: the disk refuses.
+        """
+        shard = embedded.shard
+        files = tuple(write_shard(self.folder, self.job, embedded))
+        entry = Entry(shard, len(embedded.rows), files, tuple(embedded.errors))
+        if entry.embedded + len(entry.errors) != shard.stop - shard.start:
+            raise AssertionError(f"{shard}: {entry.embedded} + {len(entry.errors)} rows")
+        write_json(self.folder / WORK / f"{shard.key}.json", entry.to_json())
+        return entry
+
+    def read(self, stem: str) -> Stored:
+        """Read a shard back, by the stem of its files.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        return read_shard(self.folder, self.job, stem)
+
+    def ledger(self, shards: Iterable[Shard]) -> list[Entry]:
+        """The entries of the shards that are finished, in order."""
+        return [entry for shard in shards if (entry := self._entry(shard)) is not None]
+
+    def _entry(self, shard: Shard) -> Entry | None:
+        """The ledger's entry of a shard; None: it is not finished, or its files are not there.
+
+        Only sizes are looked at: `verify` reads every byte.
+        """
+        path = self.folder / WORK / f"{shard.key}.json"
+        try:
+            entry = Entry.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        whole = all(self._has(file.file, file.bytes) for file in entry.files)
+        same = (entry.shard.start, entry.shard.stop) == (shard.start, shard.stop)
+        return entry if whole and same else None
+
+    def _has(self, name: str, size: int) -> bool:
+        path = self.folder / name
+        return path.is_file() and path.stat().st_size == size
+
+    def clean(self, shards: Iterable[Shard]) -> None:
+        """Remove what a killed run left half-written of some shards.
+
+        Runs of other parts may be at work in the same folder.
+        """
+        for shard in shards:
+            stem = self.folder / shard.stem
+            for folder, name in ((stem.parent, stem.name), (self.folder / WORK, shard.key)):
+                _remove(folder.glob(f".{name}.*"))
+
+    def remove_work(self) -> None:
+        """Remove what only an unfinished run needs."""
+        shutil.rmtree(self.folder / WORK, ignore_errors=True)
+
+    def locked_to_finish(self) -> AbstractContextManager[None]:
+        """Wait until no other part finishes this output, and hold it."""
+        return locked(self.folder, "finish", wait=True)
+
+    def finish(self, entries: Sequence[Entry]) -> None:
+        """Check that every row is accounted for, and write errors.parquet and manifest.json.
+
+        Raises:
+            OutputDamagedError: rows are missing.
+            BundleError: the disk refuses.
+        """
+        totals = counts(self.job, entries)
+        for kind, total in totals.items():
+            if not total.exact:
+                raise OutputDamagedError(
+                    f"{self.folder}: of {total.rows:,} {FOLDERS[kind]}, {total.embedded:,} are "
+                    f"embedded, {total.failed:,} failed and {total.skipped:,} were skipped, which "
+                    "leaves some unaccounted for. This is a bug of ours: please report it."
+                )
+        failed = (
+            (entry.shard.kind, self.job.input(entry.shard.kind).source, error)
+            for entry in entries
+            for error in entry.errors
+        )
+        errors = write_table(self.folder, ERRORS, error_table(failed))
+        write_manifest(self.folder, manifest_of(self.job, entries, totals, errors))
+
+    def close(self) -> dict[Kind, Counts]:
+        """Check a finished output's files by size, and remove what an earlier kill left.
+
+        Returns the counts of its manifest.
+
+        Raises:
+            OutputDamagedError: a file is missing or cut.
+        """
+        manifest = read_manifest(self.folder)
+        for shards in manifest["shards"].values():
+            for file in (file for shard in shards for file in shard["files"]):
+                if not self._has(file["file"], file["bytes"]):
+                    raise OutputDamagedError(
+                        f"{self.folder / file['file']}: is missing or cut, and {MANIFEST} says "
+                        "that this output was finished. Restore the file, or embed into a new "
+                        "folder."
+                    )
+        self.remove_work()
+        _remove(self.folder.glob(f"{LOCK}-*"))
+        return {KINDS[name]: Counts(**total) for name, total in manifest["counts"].items()}
+
+    def add_indexes(self) -> None:
+        """Write a FAISS index of inner products per kind, exact, and enter it into the manifest.
+
+        Position i of the index is the i-th embedded row. Holds all vectors of a kind in memory.
+
+        Raises:
+            MissingPackageError: faiss is not installed.
+        """
+        manifest = read_manifest(self.folder)
+        for folder, shards in manifest["shards"].items():
+            if folder not in manifest["indexes"]:
+                manifest["indexes"][folder] = self._write_index(folder, shards).to_json()
+        write_manifest(self.folder, manifest)
+
+    def _write_index(self, folder: str, shards: Sequence[dict[str, Any]]) -> FileEntry:
+        faiss = require("faiss", extra="faiss", why="write an index")
+        index = faiss.IndexFlatIP(self.job.width)
+        for shard in shards:
+            stored = self.read(shard["stem"])
+            index.add(np.ascontiguousarray(restored(stored.vectors, stored.scales)))
+        name = f"{folder}.faiss"
+        with new_file(self.folder / name) as partial:
+            faiss.write_index(index, str(partial))
+            return FileEntry(name, index.ntotal, partial.stat().st_size, sha256_of(partial))
 
 
-def clean(out: Path, shards: Iterable[Shard] | None = None) -> None:
-    """Remove what a killed run left half-written: temporary names, which new_file makes.
-
-    ``shards``: only theirs, where runs of other parts may be at work.
-    """
-    if shards is None:
-        folders = (out, out / WORK, *(out / folder for folder in FOLDERS.values()))
-        for folder in folders:
-            for path in folder.glob(".*.*"):
-                if path.is_file() and not path.name.startswith(".lock"):
-                    path.unlink(missing_ok=True)
-        return
-    for shard in shards:
-        stem = out / shard.stem
-        for folder, name in ((stem.parent, stem.name), (out / WORK, shard.key)):
-            for path in folder.glob(f".{name}.*"):
-                path.unlink(missing_ok=True)
+def clean_folder(folder: Path) -> None:
+    """Remove the temporary files that a killed run left anywhere in an output."""
+    for place in (folder, folder / WORK, *(folder / name for name in KINDS)):
+        _remove(p for p in place.glob(".*.*") if p.is_file() and not p.name.startswith(LOCK))
 
 
-def remove_work(out: Path) -> None:
-    """Remove what only an unfinished run needs."""
-    shutil.rmtree(out / WORK, ignore_errors=True)
-
-
-def ledger(out: Path, shards: Iterable[Shard]) -> Iterator[Entry]:
-    """The entries of the shards that are finished, in order."""
-    for shard in shards:
-        entry = load_entry(out, shard)
-        if entry is not None:
-            yield entry
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON as a whole file. Text that is no UTF-8 survives, as an escape."""
-    text = json.dumps(data, indent=1)
-    with new_file(path) as partial:
-        partial.write_text(text + "\n", encoding="ascii")
+def _remove(paths: Iterator[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

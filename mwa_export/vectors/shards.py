@@ -283,3 +283,33 @@ def valid_text(text: str) -> str:
 
 def _arrow() -> Any:
     return require("pyarrow", extra="embed", why="write embeddings")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A finished shard in the ledger."""
+
+    shard: Shard
+    embedded: int
+    files: tuple[FileEntry, ...]
+    errors: tuple[RowError, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.shard.kind,
+            "shard": self.shard.number,
+            "start": self.shard.start,
+            "stop": self.shard.stop,
+            "embedded": self.embedded,
+            "files": [file.to_json() for file in self.files],
+            "errors": [[e.row, e.id, e.code, e.reason] for e in self.errors],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Entry:
+        return cls(
+            Shard(data["kind"], data["shard"], data["start"], data["stop"]),
+            data["embedded"],
+            tuple(FileEntry(**file) for file in data["files"]),
+            tuple(RowError(*error) for error in data["errors"]),
+        )

@@ -16,10 +16,11 @@ from mwa_export.errors import DataError
 from mwa_export.files import sha256_of
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
-from mwa_export.vectors.job import FOLDERS, Job
-from mwa_export.vectors.manifest import Counts, checksum, read_manifest
-from mwa_export.vectors.output import ERRORS, JOB, MANIFEST
-from mwa_export.vectors.shards import UNIT_TOLERANCE, Stored, read_shard, restored
+from mwa_export.progress import ignore
+from mwa_export.vectors.job import KINDS, Job
+from mwa_export.vectors.manifest import ERRORS, MANIFEST, Counts, checksum, read_manifest
+from mwa_export.vectors.output import JOB, Output
+from mwa_export.vectors.shards import UNIT_TOLERANCE, Stored, restored
 
 _INT8_TOLERANCE = 0.05  # of a restored vector's length
 _SHOWN = 5  # rows named in a finding
@@ -27,7 +28,7 @@ _SHOWN = 5  # rows named in a finding
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was looked at, and everything that is wrong."""
+    """Result of `verify`: what was checked, and everything that is wrong."""
 
     counts: dict[Kind, Counts]
     files: int
@@ -38,7 +39,7 @@ class Proof:
         return not self.findings
 
 
-def verify(out: Path, *, on_rows: Callable[[int], None] = lambda _rows: None) -> Proof:
+def verify(out: Path, *, on_rows: Callable[[int], None] = ignore) -> Proof:
     """Read every byte of an output: hashes, rows, ids, vectors, and that no row is missing.
 
     Args:
@@ -50,18 +51,16 @@ def verify(out: Path, *, on_rows: Callable[[int], None] = lambda _rows: None) ->
     """
     out = Path(out)
     manifest = read_manifest(out)
-    job = Job.from_json(manifest)
-    findings = list(_manifest_findings(out, manifest, job))
+    output = Output(out, Job.from_json(manifest))
+    findings = list(_manifest_findings(output, manifest))
     entries = list(_files(manifest))
     findings += [text for file in entries for text in _file_findings(out, file)]
     failed, texts = _failed_rows(out)
     findings += texts
-    kinds: dict[str, Kind] = {folder: kind for kind, folder in FOLDERS.items()}
     totals: dict[Kind, Counts] = {}
     for folder, shards in manifest["shards"].items():
-        kind = kinds[folder]
-        mine = np.array(failed.get(kind, []), np.int64)
-        checked = _Kind(out, job, folder, mine)
+        kind = KINDS[folder]
+        checked = _Part(output, folder, np.array(failed.get(kind, []), np.int64))
         for shard in shards:
             checked.shard(shard)
             on_rows(shard["embedded"])
@@ -78,19 +77,19 @@ def _files(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from manifest["indexes"].values()
 
 
-def _manifest_findings(out: Path, manifest: dict[str, Any], job: Job) -> Iterator[str]:
+def _manifest_findings(output: Output, manifest: dict[str, Any]) -> Iterator[str]:
     if manifest.get("checksum") != checksum(manifest):
         yield f"{MANIFEST}: was edited: its checksum is not that of its content"
     try:
-        recorded = json.loads((out / JOB).read_text(encoding="utf-8"))
-        if recorded != job.to_json():
+        recorded = json.loads((output.folder / JOB).read_text(encoding="utf-8"))
+        if recorded != output.job.to_json():
             yield f"{JOB}: describes another job than {MANIFEST}"
     except (OSError, ValueError) as error:
         yield f"{JOB}: cannot be read ({error})"
     known = {file["file"] for file in _files(manifest)}
-    for folder in FOLDERS.values():
-        for path in sorted((out / folder).glob("*")):
-            name = path.relative_to(out).as_posix()
+    for folder in KINDS:
+        for path in sorted((output.folder / folder).glob("*")):
+            name = path.relative_to(output.folder).as_posix()
             if name not in known:
                 yield f"{name}: {MANIFEST} does not name it"
 
@@ -120,11 +119,11 @@ def _failed_rows(out: Path) -> tuple[dict[str, list[int]], list[str]]:
     return found, [f"{ERRORS}: {silent:,} rows have no reason"] if silent else []
 
 
-class _Kind:
-    """The shards of one kind, one after another."""
+class _Part:
+    """Checks the shards of one kind, one after another."""
 
-    def __init__(self, out: Path, job: Job, folder: str, failed: NDArray[np.int64]) -> None:
-        self._out, self._job, self._folder = out, job, folder
+    def __init__(self, output: Output, folder: str, failed: NDArray[np.int64]) -> None:
+        self._output, self._folder = output, folder
         self._failed = np.sort(failed)
         self._findings: list[str] = []
         self._next = 0  # the row that must come next
@@ -138,7 +137,7 @@ class _Kind:
             self._findings.append(f"{name}: begins at row {start:,}, expected {self._next:,}")
         self._next = stop
         try:
-            stored = read_shard(self._out, self._job, name)
+            stored = self._output.read(name)
         except DataError as error:
             self._findings.append(str(error))
             return
@@ -159,8 +158,7 @@ class _Kind:
                 f"{folder}: {total.embedded:,} embedded + {total.failed:,} failed + "
                 f"{total.skipped:,} skipped are not {total.rows:,} rows"
             )
-        kinds: dict[str, Kind] = {name: kind for kind, name in FOLDERS.items()}
-        entry = self._job.input(kinds[folder])
+        entry = self._output.job.input(KINDS[folder])
         if (total.rows, total.skipped) != (entry.rows, entry.rows - entry.taken):
             self._findings.append(
                 f"{folder}: {MANIFEST} counts {total.rows:,} rows of which {total.skipped:,} were "

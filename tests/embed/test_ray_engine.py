@@ -28,14 +28,15 @@ from mwa_export.embed.ray_engine import (
     _account,
     _Actor,
     _Orders,
-    ray_engine,
+    ray_executor,
     size_pool,
 )
-from mwa_export.embed.run import RunOptions, Task, run
+from mwa_export.embed.run import Execution, Task, run
 from mwa_export.errors import ClusterError, DataError, MissingPackageError, OptionsError
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.vectors.job import EmbedOptions, Job, Shard
-from mwa_export.vectors.output import WORK, Entry, start_job
+from mwa_export.vectors.output import WORK, Output
+from mwa_export.vectors.shards import Entry
 
 ONNX = RuntimeOptions("onnxruntime", "float32", threads=1)
 OPTIONS = EmbedOptions(shard_size=8, batch=4)
@@ -73,7 +74,7 @@ def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
 
     deadly = [DrawnSource("image", 60, deadly=21, marker=marker), sources[1]]
     watch = Watched()
-    how = RunOptions(workers=1, engine=ray_engine(TWO))
+    how = Execution(workers=1, executor=ray_executor(TWO))
     before, folders = dict(os.environ), set(Path("/tmp").glob("mwa-ray-*"))
     done = run(
         bundle, deadly, tmp_path / "ray", options=OPTIONS, runtime=ONNX, how=how, watch=watch
@@ -102,9 +103,9 @@ def orders_of(bundle: Bundle, source: DrawnSource, out: Path) -> tuple[_Orders, 
     """A job that was begun, and what its actors are told."""
     (out / WORK).mkdir(parents=True)
     planned = plan(bundle, [source], out / WORK, options=OPTIONS, runtime=ONNX)
-    start_job(out, planned.job)
+    output = Output.claim(out, planned.job)
     meter = Meter(Clock(), source.count, 0, 0, Unwatched())
-    task = Task(planned, out, list(planned.shards()), ONNX, 1, meter)
+    task = Task(planned, output, list(planned.shards()), ONNX, 1, meter)
     return _Orders.of(task, Pool(1, 1, 1, 0)), task
 
 
@@ -136,7 +137,7 @@ def test_a_worker_that_sees_another_output_writes_nothing(bundle: Bundle, tmp_pa
     orders, task = orders_of(bundle, DrawnSource("text", 20), tmp_path / "out")
     (tmp_path / "elsewhere").mkdir()
     for folder in (tmp_path / "elsewhere", tmp_path / "gone"):
-        blind = replace(orders, out=str(folder))
+        blind = replace(orders, output=replace(orders.output, folder=folder))
         with pytest.raises(DataError, match="does not see the file that this run wrote"):
             _account(task, ask(_Actor(blind), task.shards[0]))
         assert not any(folder.rglob("*"))
@@ -209,14 +210,14 @@ def test_options_of_ray_that_make_no_sense_are_refused(
     assert not (tmp_path / "o").exists()
 
 
-def test_options_reach_the_engine() -> None:
-    from mwa_export.cli.embed_cmd import _engine
+def test_options_reach_the_executor() -> None:
+    from mwa_export.cli.embed_cmd import _executor
 
     asked = {"ray_address": "auto", "ray_cpus": 2, "ray_gpus": 0.5, "ray_actors": "1-8"}
-    engine = _engine({"engine": "ray", **asked})
-    assert engine.keywords["options"] == RayOptions("auto", None, 2, 0.5, (1, 8))
+    executor = _executor({"engine": "ray", **asked})
+    assert executor.keywords["options"] == RayOptions("auto", None, 2, 0.5, (1, 8))
     asked = dict.fromkeys(asked, None) | {"ray_actors": "3"}
-    assert _engine({"engine": "ray", **asked}).keywords["options"] == RayOptions(actors=(3, 3))
+    assert _executor({"engine": "ray", **asked}).keywords["options"] == RayOptions(actors=(3, 3))
 
 
 def test_a_missing_ray_names_the_extra(
@@ -224,6 +225,6 @@ def test_a_missing_ray_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
-    how = RunOptions(engine=ray_engine(TWO))
+    how = Execution(executor=ray_executor(TWO))
     with pytest.raises(MissingPackageError, match=r"mwa-export\[ray\]"):
         run(bundle, [DrawnSource("text", 3)], tmp_path / "out", runtime=ONNX, how=how)

@@ -14,7 +14,7 @@ from embed_samples import embed, pictures, texts
 
 from mwa_export.embed.plan import Slice
 from mwa_export.embed.progress import MaxErrors
-from mwa_export.embed.run import RunOptions
+from mwa_export.embed.run import Execution
 from mwa_export.errors import (
     BundleError,
     DataError,
@@ -24,7 +24,7 @@ from mwa_export.errors import (
     TooManyErrorsError,
 )
 from mwa_export.vectors.lock import locked
-from mwa_export.vectors.output import MANIFEST
+from mwa_export.vectors.manifest import MANIFEST
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_run_that_ends_at_any_rename_goes_on_to_the_same_bytes(
 def test_finished_shards_are_not_computed_again(bundle: Path, tmp_path: Path) -> None:
     out, source = tmp_path / "out", pictures(24, bad=(20,))
     with pytest.raises(TooManyErrorsError):
-        embed(bundle, [source], out, RunOptions(max_errors=MaxErrors(0)))
+        embed(bundle, [source], out, Execution(max_errors=MaxErrors(0)))
     part = out / "images" / "part-00000.parquet"
     before = part.stat()
     summary = embed(bundle, [source], out)
@@ -153,7 +153,7 @@ def test_a_second_run_is_refused_and_a_dead_one_holds_nothing(bundle: Path, tmp_
             with pytest.raises(OutputBusyError, match=f"by process {holder.pid}"):
                 embed(bundle, [texts(3)], out)
             with pytest.raises(OutputBusyError):
-                embed(bundle, [texts(3)], out, RunOptions(part=Slice(1, 2)))
+                embed(bundle, [texts(3)], out, Execution(part=Slice(1, 2)))
         finally:
             holder.kill()
     assert embed(bundle, [texts(3)], out).complete
@@ -163,13 +163,13 @@ def test_machines_that_share_the_work_make_the_same_output(
     bundle: Path, embedded: Path, tmp_path: Path
 ) -> None:
     out, sources = tmp_path / "out", [pictures(21, bad=(3, 20)), texts(30)]
-    first = embed(bundle, sources, out, RunOptions(part=Slice(2, 3)))
+    first = embed(bundle, sources, out, Execution(part=Slice(2, 3)))
     assert not first.complete
     assert first.left == 5
     assert not (out / MANIFEST).exists()
     with locked(out, "3-of-3"):  # another machine at work does not disturb
-        assert not embed(bundle, sources, out, RunOptions(part=Slice(1, 3))).complete
-    assert embed(bundle, sources, out, RunOptions(part=Slice(3, 3))).complete
+        assert not embed(bundle, sources, out, Execution(part=Slice(1, 3))).complete
+    assert embed(bundle, sources, out, Execution(part=Slice(3, 3))).complete
     assert files_below(out) == files_below(embedded)
     with pytest.raises(OptionsError, match="--shard 4/3"):
         Slice(4, 3)
@@ -180,12 +180,12 @@ def test_too_many_errors_stop_the_run_and_more_are_allowed_the_next_time(
 ) -> None:
     out, source = tmp_path / "out", pictures(30, bad=(9, 10, 11))
     with pytest.raises(TooManyErrorsError, match=r"3 of 14 rows failed, and --max-errors allows 2"):
-        embed(bundle, [source], out, RunOptions(max_errors=MaxErrors.parse("2")))
+        embed(bundle, [source], out, Execution(max_errors=MaxErrors.parse("2")))
     assert not (out / MANIFEST).exists()
     with pytest.raises(TooManyErrorsError, match=r"allows 5 %"):
-        embed(bundle, [source], out, RunOptions(max_errors=MaxErrors.parse("5%")))
+        embed(bundle, [source], out, Execution(max_errors=MaxErrors.parse("5%")))
     assert not (out / MANIFEST).exists()
-    assert embed(bundle, [source], out, RunOptions(max_errors=MaxErrors.parse("10%"))).complete
+    assert embed(bundle, [source], out, Execution(max_errors=MaxErrors.parse("10%"))).complete
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "101%", "%", "1.5", "nan%"])

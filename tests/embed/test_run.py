@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Row
 from mwa_export.embed.plan import Slice
-from mwa_export.embed.run import RunOptions, rehearse
+from mwa_export.embed.run import Execution, rehearse
 from mwa_export.encoder.open import load
 from mwa_export.errors import DataError, MwaExportError, OptionsError
 from mwa_export.inputs.content import Problem
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.vectors.job import EmbedOptions, Job, shards
-from mwa_export.vectors.output import WORK, load_job
+from mwa_export.vectors.output import WORK, Output
 from mwa_export.vectors.verify import verify
 
 WIDTH_TOLERANCE = {"float32": 1e-6, "float16": 1e-3, "int8": 0.02}
@@ -143,7 +143,9 @@ def test_every_dtype_and_format_holds_the_same_vectors(
 
 
 def test_shards_cut_the_rows_without_gap_or_overlap(embedded: Path) -> None:
-    job = load_job(embedded)
+    output = Output.load(embedded)
+    assert output is not None
+    job = output.job
     assert job is not None
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
     cut = list(shards(job.input("text"), [0, 7, 8, 29]))
@@ -157,7 +159,7 @@ def test_a_rehearsal_says_what_is_left_and_writes_nothing(bundle: Path, tmp_path
     rehearsal = rehearse(opened, sources, out, options=options, runtime=ONNX)
     assert (rehearsal.shards, rehearsal.todo, rehearsal.rows) == (4, 4, 30)
     assert not out.exists()
-    embed(bundle, sources, out, RunOptions(part=Slice(2, 4)))
+    embed(bundle, sources, out, Execution(part=Slice(2, 4)))
     before = files_below(out)
     rehearsal = rehearse(opened, sources, out, options=options, runtime=ONNX)
     assert (rehearsal.todo, rehearsal.rows) == (3, 22)
@@ -188,7 +190,7 @@ def test_a_bug_in_a_thread_ends_the_run_with_its_own_error(bundle: Path, tmp_pat
         with pytest.raises(ZeroDivisionError, match="a bug"):
             embed(bundle, [Broken(kind.kind, kind.items)], tmp_path / kind.kind)
     with (
-        mock.patch("mwa_export.embed.run.save_shard", side_effect=ZeroDivisionError("in write")),
+        mock.patch.object(Output, "save", side_effect=ZeroDivisionError("in write")),
         pytest.raises(ZeroDivisionError, match="in write"),
     ):
         embed(bundle, [texts(50)], tmp_path / "write")
@@ -262,14 +264,14 @@ def test_an_index_has_the_vectors_in_order_and_can_be_added_later(
     faiss = pytest.importorskip("faiss")
     out, sources = tmp_path / "out", [pictures(21, bad=(3, 20)), texts(30)]
     embed(bundle, sources, out, dtype="int8")
-    embed(bundle, sources, out, RunOptions(faiss=True), dtype="int8")
+    embed(bundle, sources, out, Execution(faiss=True), dtype="int8")
     assert verify(out).findings == ()
     for folder in ("images", "texts"):
         _ids, vectors = vectors_of(out, folder)
         index = faiss.read_index(str(out / f"{folder}.faiss"))
         np.testing.assert_allclose(index.reconstruct_n(0, index.ntotal), vectors, atol=1e-6)
     before = files_below(out)
-    embed(bundle, sources, out, RunOptions(faiss=True), dtype="int8")
+    embed(bundle, sources, out, Execution(faiss=True), dtype="int8")
     assert files_below(out) == before
     (out / "texts.faiss").write_bytes(b"short")
     assert any("texts.faiss: has 5 bytes" in finding for finding in verify(out).findings)

@@ -13,12 +13,13 @@ from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Row, Scan
-from mwa_export.embed.run import RunOptions, Summary, run
+from mwa_export.embed.run import Execution, Summary, run
 from mwa_export.inputs.content import Kind, Problem
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.vectors.job import EmbedOptions
-from mwa_export.vectors.output import ERRORS, load_job
-from mwa_export.vectors.shards import read_shard, restored
+from mwa_export.vectors.manifest import ERRORS
+from mwa_export.vectors.output import Output
+from mwa_export.vectors.shards import restored
 
 ONNX = RuntimeOptions("onnxruntime", "float32")
 
@@ -79,7 +80,7 @@ def embed(
     bundle: Path,
     sources: Sequence[ListSource],
     out: Path,
-    how: RunOptions | None = None,
+    how: Execution | None = None,
     **options: Any,
 ) -> Summary:
     """Run `embed` in this process, on ONNX Runtime."""
@@ -103,9 +104,9 @@ def errors(out: Path) -> list[dict[str, Any]]:
 
 def vectors_of(out: Path, folder: str) -> tuple[list[str], np.ndarray]:
     """Ids and restored vectors of a whole kind."""
-    job = load_job(out)
-    assert job is not None
+    output = Output.load(out)
+    assert output is not None
     stems = sorted({p.stem for p in (out / folder).iterdir()})
-    parts = [read_shard(out, job, f"{folder}/{stem}") for stem in stems]
+    parts = [output.read(f"{folder}/{stem}") for stem in stems]
     ids = [id for part in parts for id in part.ids]
     return ids, np.concatenate([restored(part.vectors, part.scales) for part in parts])

@@ -23,9 +23,8 @@ from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.search.result import Found
 from mwa_export.search.run import Query, open_output, picture_of, search_output
 from mwa_export.vectors.job import Dtype, Format, Input, Job, RowError, shards
-from mwa_export.vectors.manifest import finish
-from mwa_export.vectors.output import WORK, Entry, remove_work, save_shard, start_job
-from mwa_export.vectors.shards import Embedded
+from mwa_export.vectors.output import WORK, Output
+from mwa_export.vectors.shards import Embedded, Entry
 
 ONNX = RuntimeOptions("onnxruntime", "float32")
 TEXTS = ["abc de fg", "hij kl", "mno pab cde", "klm no", "abc de fg", "a b c d e f g"]
@@ -63,7 +62,7 @@ def write_output(
     path = str(bundle.path)
     job = Job(path, space, {}, "onnxruntime", "float32", width, dtype, format, inputs)
     (out / WORK).mkdir(parents=True)
-    start_job(out, job)
+    output = Output.claim(out, job)
     entries: list[Entry] = []
     for entry in inputs:
         for shard in shards(entry):
@@ -80,10 +79,10 @@ def write_output(
                 vectors[entry.kind][good],
                 [RowError(row, named[row], "unreadable", "x") for row in rows if row in failed],
             )
-            entries.append(save_shard(out, job, embedded))
+            entries.append(output.save(embedded))
     if not lost:
-        finish(out, job, entries)
-        remove_work(out)
+        output.finish(entries)
+        output.remove_work()
     return job
 
 

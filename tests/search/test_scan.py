@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mwa_export.errors import DataError
 from mwa_export.search import scan as module
-from mwa_export.search.scan import Block, search
+from mwa_export.search.scan import Block, best_rows
 
 
 def blocks_of(block: Block, sizes: list[int]) -> Iterator[Block]:
@@ -57,7 +57,7 @@ def test_search_is_argsort_of_the_full_matrix(
     exact = values @ query.astype(np.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_ROWS", part)
-        best = search(query, blocks_of(whole, sizes), k)
+        best = best_rows(query, blocks_of(whole, sizes), k)
     assert best.searched == rows
     full = module.score(query, whole.vectors, whole.scales)
     np.testing.assert_allclose(full, exact, atol=1e-4)
@@ -70,7 +70,7 @@ def test_search_is_argsort_of_the_full_matrix(
 def test_equal_rows_rank_in_their_order_at_every_position() -> None:
     row = np.random.default_rng(0).standard_normal(129).astype(np.float32)
     vectors = np.repeat(row[None], 1000, axis=0)
-    best = search(row, blocks_of(Block(vectors), [1, 333, 7]), 500)
+    best = best_rows(row, blocks_of(Block(vectors), [1, 333, 7]), 500)
     assert best.rows.tolist() == list(range(500))
     assert len(set(best.scores.tolist())) == 1
 
@@ -86,7 +86,7 @@ def test_memory_is_that_of_a_block_and_not_of_all_rows() -> None:
 
     query = np.ones(width, np.float32)
     tracemalloc.start()
-    best = search(query, blocks(), 10)
+    best = best_rows(query, blocks(), 10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert best.searched == rows * count
@@ -94,7 +94,7 @@ def test_memory_is_that_of_a_block_and_not_of_all_rows() -> None:
 
 
 def test_no_rows_find_nothing() -> None:
-    best = search(np.ones(3, np.float32), [], 5)
+    best = best_rows(np.ones(3, np.float32), [], 5)
     assert (len(best.rows), best.searched) == (0, 0)
 
 
@@ -103,9 +103,9 @@ def test_rows_that_are_not_finite_are_refused(bad: float) -> None:
     vectors: NDArray[np.float32] = np.ones((3, 2), np.float32)
     vectors[1, 1] = bad
     with pytest.raises(DataError, match="not finite"):
-        search(np.ones(2, np.float32), [Block(vectors)], 2)
+        best_rows(np.ones(2, np.float32), [Block(vectors)], 2)
 
 
 def test_rows_of_another_width_are_refused() -> None:
     with pytest.raises(DataError, match="has 3 values"):
-        search(np.ones(3, np.float32), [Block(np.ones((2, 4), np.float32))], 2)
+        best_rows(np.ones(3, np.float32), [Block(np.ones((2, 4), np.float32))], 2)
