@@ -47,15 +47,11 @@ class CalibrationOptions:
 
     def __post_init__(self) -> None:
         if self.method not in (AUTO, *METHODS):
-            raise OptionsError(
-                f"--method {self.method}: no such method. Expected: {', '.join((AUTO, *METHODS))}."
-            )
+            raise OptionsError("method", self.method, ", ".join((AUTO, *METHODS)))
         if self.rounding not in ROUNDINGS:
-            raise OptionsError(
-                f"--rounding {self.rounding}: unknown. Expected: {', '.join(ROUNDINGS)}."
-            )
+            raise OptionsError("rounding", self.rounding, ", ".join(ROUNDINGS))
         if not 50 < self.percentile <= 100:
-            raise OptionsError(f"--percentile {self.percentile}: expected above 50, at most 100.")
+            raise OptionsError("percentile", self.percentile, "above 50, at most 100")
 
 
 def calibrate(

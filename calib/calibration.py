@@ -89,18 +89,18 @@ class Calibration:
             raise CalibrationError(
                 f"the calibration was made for embedding space {self.space_id[:16]}, and "
                 f"{bundle.path} has {bundle.manifest.space_id[:16]}: another model. Calibrate it "
-                "with --data."
+                "with samples: `data`"
             )
         if self.graphs.get(tower) != bundle.manifest.files[path.name]["sha256"]:
             raise CalibrationError(
                 f"{path}: is not the graph that the calibration was made from (another export of "
-                "the same model). Calibrate it with --data."
+                "the same model). Calibrate it with samples: `data`"
             )
         known = self.of(tower)
         unknown = [s.name for s in sites if s.name not in known or known[s.name].width != s.width]
         if unknown:
             raise CalibrationError(
-                f"the calibration has nothing for {unknown[0]} of {path}. Calibrate with --data."
+                f"the calibration has nothing for {unknown[0]} of {path}. Calibrate again: `data`"
             )
 
     def save(self, folder: Path) -> None:
@@ -147,20 +147,20 @@ class Calibration:
             if data["schema"] != SCHEMA:
                 raise CalibrationError(
                     f"{file}: has schema version {data['schema']!r}, and this version reads "
-                    f"{SCHEMA}. Calibrate again with --data."
+                    f"{SCHEMA}. Calibrate again with samples: `data`"
                 )
             arrays_file = file.with_name(data["arrays"]["file"])
             if not arrays_file.is_file() or sha256_of(arrays_file) != data["arrays"]["sha256"]:
                 raise CalibrationError(
                     f"{arrays_file}: is missing or not the file that {file.name} describes. Copy "
-                    "both again, or calibrate again with --data."
+                    "both again, or calibrate again with samples: `data`"
                 )
             with np.load(arrays_file) as arrays:
                 sites = tuple(_site(entry, arrays) for entry in data["sites"])
             return cls(data["space_id"], data["graphs"], data["data"], data["versions"], sites)
         except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise CalibrationError(
-                f"{file}: is no calibration ({error!r}). Calibrate again with --data."
+                f"{file}: is no calibration ({error!r}). Calibrate again with samples: `data`"
             ) from error
 
 

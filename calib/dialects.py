@@ -58,7 +58,5 @@ def dialect_named(name: str) -> Dialect:
         OptionsError: there is none.
     """
     if name not in DIALECTS:
-        raise OptionsError(
-            f"--dialect {name}: no such dialect. Expected: {', '.join((*DIALECTS, 'all'))}."
-        )
+        raise OptionsError("dialects", name, ", ".join((*DIALECTS, "all")))
     return DIALECTS[name]

@@ -31,7 +31,7 @@ from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.open import open_bundle
-from mwa_export.errors import OptionsError, ParityError
+from mwa_export.errors import ParityError, UsageError
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
@@ -95,7 +95,7 @@ def quantize_bundle(
         CalibrationError: too few samples, noise, a constant or non-finite activation, a calibration
             of another graph.
         ParityError: nothing with INT8 stays inside the budget. The bundle is unchanged.
-        OptionsError: options that do not go together.
+        UsageError: options that do not go together.
     """
     options, progress = options or QuantizeOptions(), progress or Silent()
     dialects = _dialects(options.dialects)
@@ -108,9 +108,9 @@ def quantize_bundle(
         held_back = held_back or data
     else:
         if data is None:
-            raise OptionsError(
+            raise UsageError(
                 "no data to calibrate with. Give pictures with captions like those that will be "
-                "embedded (--data), or an earlier calibration (--calibration)."
+                "embedded (`data`), or an earlier calibration (`calibration`)."
             )
         if held_back is None:
             data, held_back = split_data(data, options.samples, options.seed)
@@ -124,7 +124,7 @@ def quantize_bundle(
     warnings: tuple[str, ...]
     if held_back is None:
         chosen = frozenset(_all_sites(variants)) - kept
-        warnings = ("recall was not measured (no --data): `auto` will not choose these graphs",)
+        warnings = ("recall was not measured (no `data`): `auto` will not choose these graphs",)
     else:
         evaluator = Evaluator(
             variants, HeldBack(side, held_back, progress), _primary(dialects), options.threads
@@ -198,13 +198,13 @@ def _kept(variants: Variants, patterns: tuple[str, ...]) -> frozenset[SiteKey]:
         }
         if not found:
             names = ", ".join(f"{key.tower}:{key.name}" for key in sites[:4])
-            raise OptionsError(
-                f"--keep {pattern}: no layer has such a name. The layers are {names}, ..."
+            raise UsageError(
+                f"`keep={pattern}`: no layer has such a name. The layers are {names}, ..."
             )
         kept |= found
     if patterns and len(kept) == len(sites):
-        raise OptionsError(
-            f"--keep {' --keep '.join(patterns)}: keeps all {len(sites)} layers in high precision, "
+        raise UsageError(
+            f"`keep={', '.join(patterns)}`: keeps all {len(sites)} layers in high precision, "
             "so nothing is left for INT8. Name fewer."
         )
     return frozenset(kept)
@@ -279,8 +279,8 @@ def _nothing_passes(result: SearchResult, budget: float) -> str:
     least = f"the best that was tried drops {min(tried):.2f}" if tried else "none was tried"
     return (
         f"no assignment with INT8 layers stays within {budget:g} points of recall; {least}. The "
-        "bundle is unchanged. Allow more (--max-recall-drop), calibrate on more samples "
-        "(--samples), or learn the rounding (--rounding learned)."
+        "bundle is unchanged. Allow more (`max_recall_drop`), calibrate on more samples "
+        "(`samples`), or learn the rounding (`rounding=learned`)."
     )
 
 

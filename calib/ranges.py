@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.calib.histogram import BINS, Histogram
-from mwa_export.errors import CalibrationError, OptionsError
+from mwa_export.errors import CalibrationError, UsageError
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 
@@ -37,7 +37,7 @@ def amax_from(histogram: Histogram, method: str, *, percentile: float = 99.99) -
         Above 0, at most ``histogram.amax``.
 
     Raises:
-        OptionsError: no such method, or no such percentile.
+        UsageError: no such method, or no such percentile.
         CalibrationError: the histogram is empty, or every value is 0.
     """
     methods: dict[str, Callable[[Histogram], float]] = {
@@ -47,7 +47,7 @@ def amax_from(histogram: Histogram, method: str, *, percentile: float = 99.99) -
         "mse": _least_error,
     }
     if method not in methods:
-        raise OptionsError(
+        raise UsageError(
             f"range method {method!r}: no such method. Expected one of {', '.join(METHODS)}."
         )
     _check(histogram)
@@ -95,7 +95,7 @@ def _check(histogram: Histogram) -> None:
 def _percentile(histogram: Histogram, percentile: float) -> float:
     """The upper end of the bin that holds the percentile."""
     if not 0 < percentile <= 100:
-        raise OptionsError(f"percentile {percentile}: expected a number above 0, at most 100.")
+        raise UsageError(f"percentile {percentile}: expected a number above 0, at most 100.")
     rank = max(1, math.ceil(percentile / 100 * histogram.count))
     index = int(np.searchsorted(np.cumsum(histogram.counts), rank))
     return (index + 1) * histogram.width

@@ -67,14 +67,14 @@ def split_data(data: RetrievalData, samples: int, seed: int) -> tuple[RetrievalD
     count = len(data.pictures)
     if samples < LEAST:
         raise CalibrationError(
-            f"--samples {samples}: too few. Expected at least {LEAST} pictures; {SAMPLES} are "
+            f"`samples={samples}`: too few. Expected at least {LEAST} pictures; {SAMPLES} are "
             "usual."
         )
     if count < samples + LEAST:
         raise CalibrationError(
             f"{data.name}: has {count} pictures. Needed: {samples} to calibrate with and at least "
-            f"{LEAST} more, held back to measure recall on. Give more data, fewer --samples, or a "
-            "set of its own to measure on: --held-back DATA"
+            f"{LEAST} more, held back to measure recall on. Give more data, fewer `samples`, or a "
+            "set of its own to measure on: `held_back=DATA`"
         )
     chosen = np.random.default_rng(seed).permutation(count)[:samples]
     mask = np.zeros(count, bool)
@@ -99,7 +99,7 @@ def take_samples(encoder: Encoder, data: RetrievalData, samples: int, seed: int)
         found = min(len(data.pictures), samples)
         raise CalibrationError(
             f"{data.name}: {found} pictures to calibrate with. Needed: at least {LEAST}, with a "
-            f"caption each; {SAMPLES} are usual (--samples)."
+            f"caption each; {SAMPLES} are usual (`samples`)."
         )
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(data.pictures))[:samples])

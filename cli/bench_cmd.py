@@ -86,7 +86,7 @@ def command(bundle: Path, out: Path, **values: Any) -> None:
     round. Writes bench.md, bench.svg and bench.json. What cannot run is listed with its reason.
     """
     from mwa_export.bench.report import MARKER, write_bench
-    from mwa_export.errors import OptionsError
+    from mwa_export.errors import UsageError
     from mwa_export.files import check_new_folder
 
     check_new_folder(out, marker=MARKER, force=values["force"])  # before the minutes of work
@@ -108,7 +108,7 @@ def command(bundle: Path, out: Path, **values: Any) -> None:
         device=values["device"],
     )
     if values["data"] is None and (values["images"] or values["split"]):
-        raise OptionsError("--images and --split belong to --data. Expected: --data DATA")
+        raise UsageError("--images and --split belong to --data. Expected: --data DATA")
     with console.steps() as step:
         step("read the bundle")
         opened = Bundle.open(bundle)

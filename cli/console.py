@@ -11,11 +11,15 @@ from typing import Any, TypeVar
 
 import click
 
+from mwa_export.cli.flags import with_flags
+from mwa_export.errors import MwaExportError
 from mwa_export.progress import Progress, Silent
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _quiet = False
+running: str | None = None
+"""Name of the command that runs, whose flags messages use."""
 
 
 def verbosity(command: F) -> F:
@@ -55,12 +59,22 @@ def verbosity(command: F) -> F:
 def say(text: str) -> None:
     """A line for people, on stderr, so that stdout carries results only."""
     if not _quiet:
-        click.echo(text, err=True)
+        click.echo(words(text), err=True)
 
 
 def warn(text: str) -> None:
-    """A warning, on stderr, also with -q."""
-    click.echo(f"warning: {text}", err=True)
+    """Print a warning on stderr, also with -q."""
+    click.echo(f"warning: {words(text)}", err=True)
+
+
+def fail(error: MwaExportError) -> None:
+    """Print an error on stderr."""
+    click.echo(f"error: {words(str(error))}", err=True)
+
+
+def words(text: str) -> str:
+    """A message of the library in the words of the command line: options become flags."""
+    return with_flags(text, running) if "`" in text else text
 
 
 class _Steps:

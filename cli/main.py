@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import click
 
+from mwa_export.cli import console
 from mwa_export.errors import MwaExportError
 from mwa_export.version import __version__
 
@@ -29,6 +30,13 @@ _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloade
 
 
 class _LazyGroup(click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        console.running = name
+        return name, command, rest
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -66,7 +74,7 @@ def main() -> NoReturn:
     try:
         cli.main(prog_name="mwa-export", standalone_mode=False)
     except MwaExportError as error:
-        click.echo(f"error: {error}", err=True)
+        console.fail(error)
         sys.exit(error.exit_status)
     except click.ClickException as error:
         error.show()

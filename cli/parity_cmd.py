@@ -122,13 +122,13 @@ def command(bundle: Path, reference: Path, data: Path, out: Path, **values: Any)
     what the conversion cost, and where. Writes report.html, report.json, report.md and junit.xml.
     Exit status 1 when a gate fails.
     """
-    from mwa_export.errors import OptionsError
+    from mwa_export.errors import UsageError
     from mwa_export.files import check_new_folder
     from mwa_export.parity.reports.write import MARKER, write_reports
 
     check_new_folder(out, marker=MARKER, force=values["force"])  # before the minutes of work
     if values["no_cache"] and values["cache"]:
-        raise OptionsError("--cache and --no-cache were both given. Expected one of them.")
+        raise UsageError("--cache and --no-cache were both given. Expected one of them.")
 
     from mwa_export.cli.parity_view import fail_if_failed, show
     from mwa_export.data.test_sets import read_data

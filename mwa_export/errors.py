@@ -18,11 +18,25 @@ class CheckpointError(MwaExportError):
     """A checkpoint cannot be read, or is not a BEiT-3 retrieval model."""
 
 
-class OptionsError(MwaExportError):
-    """The model's options are unknown or contradict each other."""
+class UsageError(MwaExportError):
+    """Options that contradict each other, or that a model, bundle or machine cannot honour.
+
+    Messages call an option by its Python name in backticks, with or without a value: `threads=2`.
+    """
 
 
-class MissingOptionError(OptionsError):
+class OptionsError(UsageError):
+    """An option has a value that it cannot have."""
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        super().__init__(f"`{field}={value}`: expected {expected}.")
+        self.field, self.value, self.expected = field, value, expected
+
+    def __reduce__(self) -> tuple[type[OptionsError], tuple[str, object, str]]:
+        return type(self), (self.field, self.value, self.expected)
+
+
+class MissingOptionError(UsageError):
     """Options that decide the result are stored in no file and were not given."""
 
     def __init__(self, message: str, fields: tuple[str, ...]) -> None:
@@ -97,7 +111,7 @@ class OutputBusyError(DataError):
 
 
 class TooManyErrorsError(VerificationError):
-    """More rows failed than --max-errors allows."""
+    """More rows failed than the caller allows."""
 
 
 class OutputDamagedError(VerificationError):

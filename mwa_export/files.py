@@ -83,12 +83,12 @@ def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
             )
         if not force:
             raise BundleError(
-                f"{path}: exists already. Choose another folder, or replace it: --force"
+                f"{path}: exists already. Choose another folder, or replace it: `force`"
             )
         if not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
             raise BundleError(
                 f"{path}: exists and was not made by this command ({marker} is missing), so "
-                "--force does not replace it. Choose another folder, or remove it yourself."
+                "`force` does not replace it. Choose another folder, or remove it yourself."
             )
 
 

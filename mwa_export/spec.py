@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.errors import OptionsError
+from mwa_export.errors import OptionsError, UsageError
 
 ImageInput = Literal["float32", "uint8"]
 
@@ -49,14 +49,14 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         if self.embed_dim % HEAD_DIM:
-            raise OptionsError(
+            raise UsageError(
                 f"embed_dim is {self.embed_dim}. Expected a multiple of {HEAD_DIM}, "
                 "because BEiT-3 has embed_dim / 64 attention heads."
             )
         if self.image_size % self.patch_size:
             below = self.image_size // self.patch_size * self.patch_size
             nearest = [str(size) for size in (below, below + self.patch_size) if size]
-            raise OptionsError(
+            raise UsageError(
                 f"image size {self.image_size} is no multiple of the patch size "
                 f"{self.patch_size}. Nearest that works: {' or '.join(nearest)}."
             )
@@ -124,9 +124,9 @@ class ModelConfig:
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """Return ``value`` if it is one of ``allowed``, else raise OptionsError naming all of them."""
+    """Return ``value`` if it is one of ``allowed``, else raise UsageError naming all of them."""
     if value not in allowed:
-        raise OptionsError(f"{name} is {value!r}. Expected one of: {', '.join(allowed)}.")
+        raise OptionsError(name, value, f"one of {', '.join(allowed)}")
     return value
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.batches import batches_by_length
-from mwa_export.errors import OptionsError
+from mwa_export.errors import UsageError
 from mwa_export.inputs.decode import pixels_of
 from mwa_export.inputs.noise import random_pixels
 from mwa_export.inputs.tokenizer import BOS, EOS, encode_captions, pad
@@ -83,7 +83,7 @@ def caption_pool(
         seed: of ids and lengths.
 
     Raises:
-        OptionsError: a length that the model cannot take.
+        UsageError: a length that the model cannot take.
         BundleError: captions are texts and the bundle has no tokenizer.
         DataError: stored ids are not in the vocabulary.
     """
@@ -171,8 +171,8 @@ def _lengths(
         )
         return [min(int(n), most) for n in drawn], words
     if not lengths.isdecimal() or not 3 <= int(lengths) <= most:
-        raise OptionsError(
-            f"--lengths {lengths}: expected `coco`, or a number of tokens from 3 to {most}, the "
+        raise UsageError(
+            f"`lengths={lengths}`: expected `coco`, or a number of tokens from 3 to {most}, the "
             "longest text of this model."
         )
     return [int(lengths)] * count, f"{int(lengths)} tokens each"

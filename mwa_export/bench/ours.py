@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mwa_export.bench.contenders import CannotRunError, Contender, Run
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.errors import OptionsError
+from mwa_export.errors import UsageError
 from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.open import open_backend
 from mwa_export.runtimes.options import PRECISIONS, RuntimeOptions
@@ -42,11 +42,11 @@ def our_contenders(
         device: number of the GPU.
 
     Raises:
-        OptionsError: a runtime of another name.
+        UsageError: a runtime of another name.
     """
     for runtime in runtimes:
         if runtime not in NAMES:
-            raise OptionsError(f"no runtime is called {runtime!r}. Expected: {', '.join(NAMES)}.")
+            raise UsageError(f"no runtime is called {runtime!r}. Expected: {', '.join(NAMES)}.")
     built = {engine.precision for engine in engines_of(bundle)}
     return [
         _contender(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mwa_export.bench.contenders import Contender, Run, quiet
 from mwa_export.bench.inputs import Pool
-from mwa_export.errors import OptionsError
+from mwa_export.errors import UsageError
 from mwa_export.spec import Tower
 
 if TYPE_CHECKING:
@@ -48,22 +48,22 @@ PEERS: dict[str, PeerKind] = {
     ),
     "nncf": PeerKind("NNCF int8 on OpenVINO", "openvino", "int8", "nncf_int8"),
 }
-"""Name in --peers -> what it is."""
+"""Name of a peer -> what it is."""
 
 
 def chosen_peers(names: Sequence[str]) -> list[str]:
     """``all``, ``none``, or names of PEERS, in the order of PEERS.
 
     Raises:
-        OptionsError: a name of no peer.
+        UsageError: a name of no peer.
     """
     for name in names:
         if name not in (*PEERS, "all", "none"):
-            raise OptionsError(
+            raise UsageError(
                 f"no peer is called {name!r}. Expected all, none, or some of: {', '.join(PEERS)}."
             )
     if "none" in names and len(names) > 1:
-        raise OptionsError("--peers none was given together with others. Expected one of both.")
+        raise UsageError("`peers=none` was given together with others. Expected one of both.")
     return [name for name in PEERS if "all" in names or name in names]
 
 

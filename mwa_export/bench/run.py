@@ -30,7 +30,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.open import CheckpointOptions, model_like
-from mwa_export.errors import OptionsError
+from mwa_export.errors import UsageError
 from mwa_export.memory import release
 from mwa_export.optional import require
 from mwa_export.progress import Progress, Silent
@@ -58,9 +58,9 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         if self.rounds < FEWEST_ROUNDS:
-            raise OptionsError(f"{self.rounds} rounds. Expected at least {FEWEST_ROUNDS}.")
+            raise UsageError(f"{self.rounds} rounds. Expected at least {FEWEST_ROUNDS}.")
         if not self.batches or min(self.batches) < 1:
-            raise OptionsError(f"batch sizes {self.batches}. Expected one or more, from 1.")
+            raise UsageError(f"batch sizes {self.batches}. Expected one or more, from 1.")
         chosen_peers(self.peers)
 
 
@@ -82,7 +82,7 @@ def run_bench(
         progress: told about every step.
 
     Raises:
-        OptionsError: an option, a runtime or a peer that does not exist.
+        UsageError: an option, a runtime or a peer that does not exist.
         MwaExportError: nothing at all can run.
     """
     return _Bencher(bundle, options or BenchOptions(), model, data, progress or Silent()).run()
@@ -97,7 +97,7 @@ def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Mode
         options: how to read it; what neither it nor the file says is taken from the bundle.
 
     Raises:
-        OptionsError: the bundle was made from another checkpoint.
+        UsageError: the bundle was made from another checkpoint.
         CheckpointError, AdapterError: see their messages.
         MissingPackageError: torch is not installed.
     """
@@ -109,7 +109,7 @@ def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Mode
     tokenizer = manifest.tokenizer and manifest.files[manifest.tokenizer]["sha256"]
     found = space_id(model.config, model.tensors, manifest.preprocessing, tokenizer)
     if found != manifest.space_id:
-        raise OptionsError(
+        raise UsageError(
             f"{path}: is not what {bundle.path} was made from (embedding space {found[:16]}, the "
             f"bundle's is {manifest.space_id[:16]}). Expected the same checkpoint with the same "
             "options, so that all contenders compute the same."
@@ -192,7 +192,7 @@ class _Bencher:
         opened: list[Opened] = []
         skipped: list[Skipped] = []
         if peers is None:
-            reason = "needs the checkpoint of this bundle (--reference)"
+            reason = "needs the checkpoint of this bundle (`reference`)"
             skipped += [Skipped(PEERS[name].name, "peer", reason) for name in self.peer_names]
         self.progress(f"open everything that runs the {tower} tower", len(contenders))
         for contender in contenders:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mwa_export.errors import OptionsError
+from mwa_export.errors import UsageError
 
 W = TypeVar("W")
 
@@ -62,10 +62,10 @@ def interleave(
         For each name the turns in the order of the rounds.
 
     Raises:
-        OptionsError: fewer windows than FEWEST_ROUNDS.
+        UsageError: fewer windows than FEWEST_ROUNDS.
     """
     if len(windows) < FEWEST_ROUNDS:
-        raise OptionsError(f"{len(windows)} rounds. Expected at least {FEWEST_ROUNDS}.")
+        raise UsageError(f"{len(windows)} rounds. Expected at least {FEWEST_ROUNDS}.")
     shuffle = random.Random(seed)
     turns: dict[str, list[Turn]] = {name: [] for name in entries}
     for window in windows:

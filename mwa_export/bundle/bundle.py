@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from mwa_export.bundle.manifest import CONFORMANCE, MANIFEST, SCHEMA, Conformance, Graph, Manifest
-from mwa_export.errors import BundleError, OptionsError
+from mwa_export.errors import BundleError, UsageError
 from mwa_export.files import sha256_of
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.spec import Tower
@@ -69,7 +69,7 @@ class Bundle:
         if file is None:
             raise BundleError(
                 f"{self.path}: was exported without a tokenizer and takes token ids only. "
-                "Export again with --tokenizer FILE.spm to embed texts."
+                "Export again with `tokenizer=FILE.spm` to embed texts."
             )
         if self._tokenizer is None:
             max_length = self.manifest.preprocessing["text"]["max_length"]
@@ -103,5 +103,5 @@ def _read_manifest(folder: Path) -> Manifest:
             if name is not None and name not in manifest.files:
                 raise ValueError(f"files lacks {name}")
         return manifest
-    except (ValueError, KeyError, TypeError, AttributeError, OptionsError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise BundleError(f"{path}: is not a manifest ({error!r}). {_REMEDY}") from error

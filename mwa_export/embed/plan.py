@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Source
-from mwa_export.errors import DataError, OptionsError
+from mwa_export.errors import DataError, OptionsError, UsageError
 from mwa_export.inputs.content import Kind
 from mwa_export.runtimes.choose import Choice, choose
 from mwa_export.runtimes.machine import this_machine
@@ -53,10 +53,8 @@ class Slice:
 
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.of:
-            raise OptionsError(
-                f"--shard {self.index}/{self.of}: expected 1/{self.of} or more, up "
-                f"to {self.of}/{self.of}."
-            )
+            expected = f"1/{self.of} to {self.of}/{self.of}"
+            raise OptionsError("shard", f"{self.index}/{self.of}", expected)
 
     @property
     def name(self) -> str:
@@ -105,7 +103,7 @@ def plan(
         runtime: what to run on.
 
     Raises:
-        OptionsError: no source, or two of one kind, or a column with a name of ours.
+        UsageError: no source, or two of one kind, or a column with a name of ours.
         DataError: a source is missing or malformed as a whole.
         BundleError: texts, and the bundle has no tokenizer.
         RuntimeUnavailableError: the runtime cannot be had.
@@ -113,7 +111,7 @@ def plan(
     options = options or EmbedOptions()
     kinds = [source.kind for source in sources]
     if not kinds or len(set(kinds)) != len(kinds):
-        raise OptionsError("Nothing to embed. Give --images SOURCE, --texts SOURCE, or both.")
+        raise UsageError("Nothing to embed. Give `images=SOURCE`, `texts=SOURCE`, or both.")
     if "text" in kinds:
         bundle.tokenizer()
     asked = runtime or RuntimeOptions()
@@ -143,8 +141,8 @@ def _scanned(
 ) -> tuple[Input, NDArray[np.int64]]:
     for name in source.columns:
         if name in RESERVED:
-            raise OptionsError(
-                f"--columns {name}: the output has a column of this name. Expected other than "
+            raise UsageError(
+                f"`columns={name}`: the output has a column of this name. Expected other than "
                 f"{', '.join(RESERVED)}: rename it in the source."
             )
     scan = source.scan(work)

@@ -75,7 +75,7 @@ class MaxErrors:
         """ "20" or "0.5%".
 
         Raises:
-            OptionsError: it is neither.
+            UsageError: it is neither.
         """
         try:
             percent = text.endswith("%")
@@ -83,9 +83,8 @@ class MaxErrors:
             if not 0 <= value <= (100 if percent else math.inf):
                 raise ValueError
         except ValueError:
-            raise OptionsError(
-                f"--max-errors {text}: expected a number such as 20, or a share such as 0.5%."
-            ) from None
+            expected = "a number such as 20, or a share such as 0.5%"
+            raise OptionsError("max_errors", text, expected) from None
         return cls(value, percent)
 
     def check(self, done: int, failed: int, *, last: bool = False) -> None:
@@ -101,8 +100,8 @@ class MaxErrors:
             allowed, over = f"{self.value:g}", failed > self.value
         if over:
             raise TooManyErrorsError(
-                f"{failed:,} of {done:,} rows failed, and --max-errors allows {allowed}. What is "
-                "finished stays: go on with the same command and a larger --max-errors, or look "
+                f"{failed:,} of {done:,} rows failed, and `max_errors` allows {allowed}. What is "
+                "finished stays: go on with the same command and a larger `max_errors`, or look "
                 "at the input first."
             )
 

@@ -65,7 +65,7 @@ def _running(address: str | None) -> Iterator[Any]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(
             f"the Ray cluster at {address} cannot be reached ({_first_line(error)}). Check "
-            "--ray-address, or leave it out to start a local cluster."
+            "`ray_address`, or leave it out to start a local cluster."
         ) from error
     try:
         yield ray
@@ -97,7 +97,7 @@ def _local(cpus: int) -> Iterator[Any]:
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise ClusterError(
                 f"no local Ray cluster can be started ({_first_line(error)}). Use the engine of "
-                "one process: leave out --engine ray."
+                "one process: leave out `executor=ray`."
             ) from error
         yield ray
     finally:

@@ -44,12 +44,10 @@ class RayOptions:
 
     def __post_init__(self) -> None:
         if self.cpus is not None and self.cpus < 1:
-            raise OptionsError(f"--ray-cpus {self.cpus}: expected 1 or more.")
+            raise OptionsError("ray_cpus", self.cpus, "1 or more")
         if self.actors is not None and not 1 <= self.actors[0] <= self.actors[1]:
-            raise OptionsError(
-                f"--ray-actors {self.actors[0]}-{self.actors[1]}: expected a least number of 1 or "
-                "more, and a most that is not below it."
-            )
+            least, most = self.actors
+            raise OptionsError("ray_actors", f"{least}-{most}", "1 or more, least before most")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +99,8 @@ def size_pool(options: RayOptions, job: Job, resources: dict[str, float], shards
     else:
         raise ClusterError(
             f"the Ray cluster has {have} CPUs and {resources.get('GPU', 0):g} GPUs, and an actor "
-            f"needs {cpus} and {gpus:g}. Ask for less (--ray-cpus, --ray-gpus), or name the actors "
-            "that a growing cluster may start: --ray-actors 1-8"
+            f"needs {cpus} and {gpus:g}. Ask for less (`ray_cpus`, `ray_gpus`), or name the actors "
+            "that a growing cluster may start: `ray_actors=1-8`"
         )
     return Pool(min(least, shards), min(most, shards), cpus, gpus)
 
@@ -236,7 +234,7 @@ def _counted(output: Output, shard: Shard) -> Iterator[None]:
         raise ClusterError(
             f"{shard}: {tries} workers died while they embedded it. What is finished stays. They "
             "have too little memory, or one of these rows kills them: run the same command without "
-            "--engine ray to see it."
+            "`executor=ray` to see it."
         )
     with path.open("ab") as file:
         file.write(b".")

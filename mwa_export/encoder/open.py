@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.encoder.encoder import Encoder, EncoderInfo
-from mwa_export.errors import MissingOptionError, OptionsError
+from mwa_export.errors import MissingOptionError, UsageError
 from mwa_export.files import sha256_of
 from mwa_export.inputs.preprocess import IMAGE_SPEC, pixels_from_image
 from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
@@ -74,7 +74,7 @@ def open_bundle(
         lent_tokenizer: for a bundle that was exported without one.
 
     Raises:
-        OptionsError: options that do not go together.
+        UsageError: options that do not go together.
         RuntimeUnavailableError: this machine cannot run that, or would run it slower than float32.
     """
     if not isinstance(bundle, Bundle):
@@ -124,13 +124,13 @@ def _backend(bundle: Bundle, options: RuntimeOptions) -> Backend:
 
 def _check_runtime(path: Path, runtime: RuntimeOptions, graphs: Sequence[str]) -> None:
     if runtime.runtime == "torch":
-        raise OptionsError(
+        raise UsageError(
             f"{path}: is a bundle, and PyTorch runs checkpoints. Name the checkpoint as the "
-            "reference: --reference CHECKPOINT"
+            "reference: `reference=CHECKPOINT`"
         )
     if graphs and runtime.precision not in ("float32", "bfloat16"):
-        raise OptionsError(
-            f"graphs were named, and --precision {runtime.precision} names others. Leave one out."
+        raise UsageError(
+            f"graphs were named, and `precision={runtime.precision}` names others. Leave one out."
         )
 
 
@@ -201,7 +201,7 @@ def model_like(
         The model, and a warning if options were taken from the bundle.
 
     Raises:
-        CheckpointError, AdapterError, OptionsError: see `load_model`.
+        CheckpointError, AdapterError, UsageError: see `load_model`.
     """
     from mwa_export.model.load import ModelSource, load_model
 
@@ -227,7 +227,7 @@ def model_like(
 
 
 def check_same_space(reference: Encoder, candidate: Encoder) -> None:
-    """Raise OptionsError, naming what differs, unless both encode into the same space."""
+    """Raise UsageError, naming what differs, unless both encode into the same space."""
     same_tokenizer = reference.tokenizer_sha256 == candidate.tokenizer_sha256
     if reference.space_id == candidate.space_id and same_tokenizer:
         return
@@ -240,7 +240,7 @@ def check_same_space(reference: Encoder, candidate: Encoder) -> None:
         )
         if one != other
     ] or ["weights"]
-    raise OptionsError(
+    raise UsageError(
         f"{reference.info.source} and {candidate.info.source} have different embedding spaces: "
         f"another {', '.join(differing)}. Expected the checkpoint (with its options) that the "
         "bundle was exported from. To compare them nevertheless: `any_space`"

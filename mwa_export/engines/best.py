@@ -1,4 +1,4 @@
-"""`mwa-export trt --best`: every precision that can be built is built and measured; one stays."""
+"""Build and measure engines in every precision, and keep the fastest within the recall budget."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mwa_export.engines.graphs import CALIBRATED
 from mwa_export.errors import (
     CalibrationError,
     EngineError,
-    OptionsError,
     ParityError,
+    UsageError,
     VerificationError,
 )
 from mwa_export.files import link_or_copy
@@ -33,7 +33,7 @@ from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.compare import Compared, compare_engines
 from mwa_export.trt.device import Device, select_device
-from mwa_export.trt.engine import FLAGS, Engine, with_engines
+from mwa_export.trt.engine import Engine, with_engines
 from mwa_export.trt.install import check_driver, load_tensorrt
 from mwa_export.trt.versions import EnginePrecision, check_precision
 
@@ -121,7 +121,7 @@ def best_engines(
         if winner is None:
             raise ParityError(
                 f"{path}: no engine stays within {max_recall_drop:g} points of recall. "
-                f"{_problems(candidates)} The bundle is unchanged. Allow more: --max-recall-drop"
+                f"{_problems(candidates)} The bundle is unchanged. Allow more: `max_recall_drop`"
             )
         added = _publish(bundle, trial, winner, held_back, max_recall_drop, out, force=force)
     return Best(added, device, tuple(candidates), winner, warnings)
@@ -146,12 +146,12 @@ def _not_tried(
     """Why a precision is not built; None: nothing speaks against it."""
     try:
         check_precision(precision, version, device)
-    except OptionsError as error:
+    except UsageError as error:
         return str(error)
     if precision in CALIBRATED and CALIBRATION not in bundle.manifest.files:
-        return "the bundle has no calibration. Make it: mwa-export quantize BUNDLE --data DATA"
+        return "the bundle has no calibration. Make it with `mwa-export quantize`"
     if precision in CALIBRATED and held_back is None:
-        return "nothing to measure its recall on. Give --data"
+        return "nothing to measure its recall on. Give `data`"
     return None
 
 
@@ -178,7 +178,7 @@ def _build_all(
                 out=None if there else trial,
                 progress=progress,
             )
-        except (CalibrationError, EngineError, OptionsError, VerificationError) as error:
+        except (CalibrationError, EngineError, UsageError, VerificationError) as error:
             candidate.problem = str(error)
             continue
         candidate.engines = {engine.tower: engine for engine in done.engines}
@@ -271,5 +271,7 @@ def _measured(winner: Candidate, data: RetrievalData | None, budget: float) -> d
 
 def _problems(candidates: Sequence[Candidate]) -> str:
     return " ".join(
-        f"{FLAGS[c.precision]}: {c.problem.rstrip('.')}." for c in candidates if c.problem
+        f"`engine_precision={c.precision}`: {c.problem.rstrip('.')}."
+        for c in candidates
+        if c.problem
     )

@@ -27,7 +27,7 @@ from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.build import BuildOptions, engine_from_onnx
 from mwa_export.trt.device import Device, select_device
-from mwa_export.trt.engine import FLAGS, Engine, engine_name, engines_of, obstacle, with_engines
+from mwa_export.trt.engine import Engine, engine_name, engines_of, obstacle, with_engines
 from mwa_export.trt.install import check_driver, load_tensorrt
 from mwa_export.trt.profiles import Profile, Span, profiles_of, text_lengths
 from mwa_export.trt.versions import EnginePrecision, check_precision, major_of
@@ -87,10 +87,10 @@ def build_engines(
     Raises:
         MissingPackageError: TensorRT is not installed.
         RuntimeUnavailableError: no GPU, or its driver is too old.
-        OptionsError: a precision that this TensorRT or this GPU does not have.
+        UsageError: a precision that this TensorRT or this GPU does not have.
         CalibrationError: int8 or float8 without a calibration in the bundle.
         VerificationError: a graph does not compute what the float32 graph computes.
-        EngineError, ProfileError, OptionsError: see `trt_build.engine_from_onnx`; also for an
+        EngineError, ProfileError, UsageError: see `trt_build.engine_from_onnx`; also for an
             engine of 8 bits that is slower than float16.
     """
     options, progress = options or EngineOptions(), progress or Silent()
@@ -125,7 +125,7 @@ def build_engines(
             added = _add(bundle, job, None if done else out, force=force)
         except MwaExportError as error:
             if done:  # what was built stays: it took minutes
-                ways = f"mwa-export trt {bundle.path} {FLAGS[options.precision]}"
+                ways = f"`mwa-export trt` with `engine_precision={options.precision}`"
                 error.args = (
                     f"{error} {done[0].engine.file} was built and is kept. Go on with: {ways}",
                 )

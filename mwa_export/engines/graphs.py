@@ -54,7 +54,7 @@ class EngineGraph:
             return None
         return (
             f"{self.float32_gemms:.0%} of the GEMMs compute in float32, because values do not fit "
-            "float16; --bf16 has room for them"
+            "float16; `engine_precision=bfloat16` has room for them"
         )
 
 
@@ -144,8 +144,7 @@ def needs_calibration(bundle: Bundle) -> Path:
     if CALIBRATION not in bundle.manifest.files:
         raise CalibrationError(
             f"{bundle.path}: has no {CALIBRATION}, and an engine of 8 bits needs one: TensorRT 11 "
-            "does not calibrate. Make it first: mwa-export quantize BUNDLE --data PICTURES "
-            "--dialect tensorrt"
+            "does not calibrate. Make it first with `mwa-export quantize`: `dialects=tensorrt`"
         )
     return bundle.path / CALIBRATION
 
@@ -160,7 +159,7 @@ def _quantized(bundle: Bundle, tower: Tower, graph: FloatGraph, dialect: Dialect
     if not int8:
         raise CalibrationError(
             f"{bundle.path}: every layer of the {tower} tower is kept in high precision, so it has "
-            "no engine of 8 bits. Build --fp16."
+            "no engine of 8 bits. Build with `engine_precision=float16`."
         )
     return quantized_graph(graph, sites, calibration.of(tower), dialect, int8)
 
@@ -182,7 +181,8 @@ def _check_fits_float16(path: Path, ranges: Mapping[str, float]) -> None:
         raise VerificationError(
             f"{path}: {large[0]} reaches {ranges[large[0]]:.4g}, and float16 ends at 65504. "
             "TensorRT 8.6 chooses precisions itself and could choose float16 there. Use TensorRT "
-            "10 or later: --fp16 keeps it in float32 there, and --bf16 has room for it."
+            "10 or later: `engine_precision=float16` keeps it in float32 there, and "
+            "`engine_precision=bfloat16` has room for it."
         )
 
 
@@ -231,8 +231,8 @@ def _check_cosine(bundle: Bundle, tower: Tower, precision: EnginePrecision, foun
 
 
 _ADVICE: dict[EnginePrecision, str] = {
-    "float16": "Build --bf16, which has the range of float32, or use the float32 graphs.",
-    "bfloat16": "Build --fp16, which has more digits, or use the float32 graphs.",
-    "int8": "Calibrate again (mwa-export quantize), or build --fp16.",
-    "float8": "Calibrate again (mwa-export quantize), or build --fp16.",
+    "float16": "Use `engine_precision=bfloat16` (the range of float32), or the float32 graphs.",
+    "bfloat16": "Use `engine_precision=float16`, which has more digits, or the float32 graphs.",
+    "int8": "Calibrate again (mwa-export quantize), or build with `engine_precision=float16`.",
+    "float8": "Calibrate again (mwa-export quantize), or build with `engine_precision=float16`.",
 }

@@ -25,7 +25,7 @@ from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.towers.steps import STEPS
 from mwa_export.trt.device import Device, select_device
-from mwa_export.trt.engine import FLAGS, REFIT, Engine, engines_of, obstacle
+from mwa_export.trt.engine import REFIT, Engine, engines_of, obstacle
 from mwa_export.trt.install import check_driver, load_tensorrt
 from mwa_export.trt.refit import refitted
 from mwa_export.trt.versions import major_of
@@ -58,7 +58,7 @@ def refit_bundle(
     engines reproduce its conformance vectors before anything appears.
 
     Args:
-        path: the bundle whose engines were built with ``--refit``.
+        path: the bundle whose engines were built for refitting.
         source: the other model, of the same architecture.
         out: the new bundle's folder.
         adapter_options: what the files do not say.
@@ -119,7 +119,7 @@ def _exchangeable(
         found = "; ".join(reasons) or "it has no engines"
         raise EngineError(
             f"{bundle.path}: has no engines of both towers whose weights can be exchanged here. "
-            f"{found}. Build them: mwa-export trt {bundle.path} --fp16 --refit"
+            f"{found}. Build them with `mwa-export trt`: `engine_precision=float16` `refit`"
         )
     return fit, tuple(reasons)
 
@@ -129,10 +129,10 @@ def _fixed(engine: Engine) -> str | None:
     if engine.precision in CALIBRATED:
         return (
             f"{engine.precision} scales belong to the weights they were calibrated with; quantize "
-            f"the new bundle and build {FLAGS[engine.precision]}"
+            f"the new bundle and build `engine_precision={engine.precision}`"
         )
     if REFIT not in engine.flags:
-        return "it was built without --refit"
+        return "it was built without `refit`"
     if engine.float32 is None:
         return "an earlier version of mwa-export built it; build it again"
     return None
@@ -161,7 +161,7 @@ def _exchange(
             raise EngineError(
                 f"{old.path / engine.file}: was compiled from another graph than this version of "
                 "mwa-export makes, so nothing says that the weights fit. Build it again: "
-                f"mwa-export trt {old.path} {FLAGS[engine.precision]} --refit --rebuild"
+                f"`mwa-export trt` with `engine_precision={engine.precision}` `refit` `rebuild`"
             )
         after = _compiled(new, engine, Path(scratch) / "new", progress)
         more = sorted(set(after.float32) - set(before.float32))
@@ -169,7 +169,7 @@ def _exchange(
             raise EngineError(
                 f"{old.path / engine.file}: computes {more[0]} in float16, and the new model's "
                 "values do not fit there. Build engines for it: mwa-export onnx, then "
-                f"mwa-export trt --fp16 or --bf16"
+                "`mwa-export trt` with `engine_precision=float16` or `engine_precision=bfloat16`"
             )
         difference = structural_difference(before.path, after.path)
         if difference is not None:

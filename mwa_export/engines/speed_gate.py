@@ -8,7 +8,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import EngineError
 from mwa_export.trt.compare import Compared, compare_engines
 from mwa_export.trt.device import Device
-from mwa_export.trt.engine import FLAGS, Engine
+from mwa_export.trt.engine import Engine
 
 GATED = ("int8", "float8")
 """Precisions whose engines are held against float16."""
@@ -65,10 +65,12 @@ def check_speed(speed: Speed) -> None:
     """Raise EngineError if an engine is slower than float16; says what the inspector found."""
     if speed.ratio >= 1:
         return
-    option = FLAGS[speed.engine.precision]
+    option = f"`engine_precision={speed.engine.precision}`"
     why = f" In the engine: {speed.reasons}." if speed.reasons else ""
     raise EngineError(
-        f"{speed.sentence}, so the engine is not added.{why} Build --fp16, or --best, which keeps "
-        f"the fastest; {option} --allow-slow adds it nevertheless, and --no-speed-gate does not "
+        f"{speed.sentence}, so the engine is not added.{why} Build with "
+        "`engine_precision=float16`, or `best`, which keeps "
+        f"the fastest; {option} with `allow_slow` adds it nevertheless, and `no_speed_gate` does "
+        "not "
         "measure."
     )

@@ -62,7 +62,7 @@ def verify_graph(
         raise VerificationError(
             f"the exported {graph.spec.tower} tower differs from the PyTorch reference: largest "
             f"difference of an embedding component {worst:.1e}, allowed {tolerance:.0e}. Nothing "
-            "was written. Try --no-merge with one step at a time to find the cause, and report it."
+            "was written. Try `no_merge` with one step at a time to find the cause, and report it."
         )
     return worst
 

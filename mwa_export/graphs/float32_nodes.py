@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 import onnx
 from onnx import TensorProto
 
-from mwa_export.errors import OptionsError
+from mwa_export.errors import UsageError
 
 LIMIT = 30000.0  # the largest measured value that is left in float16: a factor of 2 for what is not
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -68,7 +68,7 @@ class TowerNodes:
         """Those that the caller names."""
         absent = sorted(set(names) - {node.name for node in self.nodes})
         if absent:
-            raise OptionsError(
+            raise UsageError(
                 f"{absent[0]}: the graph has no node of this name, so it cannot stay in float32. "
                 "Name nodes as the graph does, for example blocks.0.fc1.MatMul."
             )
@@ -79,7 +79,7 @@ class TowerNodes:
         large = {value for value, amax in ranges.items() if not amax <= LIMIT}  # NaN is large
         absent = sorted(large - self.producer.keys() - self.inputs.keys())
         if absent:
-            raise OptionsError(
+            raise UsageError(
                 f"{absent[0]}: the graph has no value of this name, and its measured range of "
                 f"{ranges[absent[0]]:g} does not fit float16. Measure the graph that is converted."
             )

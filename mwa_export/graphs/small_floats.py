@@ -83,7 +83,7 @@ def rounded_tensor(
         raise BundleError(
             f"{tensor.name}: has a value of magnitude {largest:.4g}, and {small.name} ends at "
             f"{small.largest:g}. Keep the nodes that read it in float32, use the float32 graph, or "
-            "build engines in bfloat16, which has almost its range (mwa-export trt --bf16)."
+            "build engines in bfloat16, which has almost its range (`engine_precision=bfloat16`)."
         )
     lost = int(np.count_nonzero((sizes < small.normal) & (sizes > 0)))
     return numpy_helper.from_array(values, tensor.name), lost

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mwa_export.errors import BundleError, OptionsError
+from mwa_export.errors import BundleError, UsageError
 from mwa_export.graphs.float32_nodes import (
     DEQUANTIZE,
     LIMIT,
@@ -65,7 +65,7 @@ def to_float16(
             stays in float32; values that are not named are taken to fit.
 
     Raises:
-        OptionsError: an opset that does not fit, or a name that the graph does not have.
+        UsageError: an opset that does not fit, or a name that the graph does not have.
         BundleError: the graph is not a float32 one of this package, or a weight overflows.
         CalibrationError: a scale is too small or too large for float16.
     """
@@ -89,13 +89,13 @@ def to_bfloat16(
         keep_float32: names of nodes that stay in float32 as well.
 
     Raises:
-        OptionsError: an opset that does not fit, a name that the graph does not have, or Q/DQ.
+        UsageError: an opset that does not fit, a name that the graph does not have, or Q/DQ.
         BundleError: the graph is not a float32 one of this package.
         MissingPackageError: an onnx that has no bfloat16.
     """
     quantized = [node.name for node in model.graph.node if node.op_type in (QUANTIZE, DEQUANTIZE)]
     if quantized:
-        raise OptionsError(
+        raise UsageError(
             f"{quantized[0]}: Q/DQ in bfloat16 are not supported. Quantize to a float16 graph."
         )
     graph = TowerNodes(model)
@@ -227,13 +227,13 @@ def _checked_opset(model: onnx.ModelProto, wanted: int | None) -> int:
     current = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     version = current if wanted is None else wanted
     if version not in _IR_VERSIONS or not 17 <= current <= version:
-        raise OptionsError(
+        raise UsageError(
             f"a graph of opset {current} cannot be typed as opset {version}. Expected 17 to 19, "
             "and not below the graph's own."
         )
     quantized = any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node)
     if quantized and version < 19:
-        raise OptionsError(
+        raise UsageError(
             f"the graph has Q/DQ, whose scales cannot be float16 in opset {version}. Use opset 19."
         )
     return version

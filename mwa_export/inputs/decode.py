@@ -7,6 +7,7 @@ a sentence for people.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,25 +22,12 @@ from mwa_export.inputs.preprocess import pixels_from_image
 
 MAX_PIXELS = 2 * 89_478_485  # where Pillow itself stops: about 512 MiB of RGB
 MAX_CHARACTERS = 1_000_000  # of a text; tokenizing this many takes well under a second
-FORMATS = (
-    *(
-        "AVIF",
-        "BLP",
-        "BMP",
-        "CUR",
-        "DCX",
-        "DDS",
-        "DIB",
-        "FITS",
-        "FLI",
-        "FTEX",
-        "GBR",
-        "GIF",
-        "ICNS",
-        "ICO",
-    ),
-    *("IM", "IMT", "JPEG", "JPEG2000", "MCIDAS", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM"),
-    *("PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB"),
+FORMATS = tuple(
+    re.findall(
+        r"\w+",
+        "AVIF BLP BMP CUR DCX DDS DIB FITS FLI FTEX GBR GIF ICNS ICO IM IMT JPEG JPEG2000 MCIDAS "
+        "MSP PCD PCX PIXAR PNG PPM PSD QOI SGI SPIDER SUN TGA TIFF WEBP XBM XPM XVTHUMB",
+    )
 )
 """Raster formats that Pillow decodes inside this process.
 

@@ -121,7 +121,7 @@ def _torch_load(path: Path, start: bytes, *, trust_pickle: bool) -> Any:
             raise CheckpointError(
                 f"{path}: holds a pickled object of type {refused}, and reading it can run code. "
                 "Expected tensors, plain Python values and argparse.Namespace. Nothing was run. "
-                "If you made this file yourself, add --trust-pickle."
+                "If you made this file yourself, add `trust_pickle`."
             ) from error
         if trust_pickle and isinstance(error, (ImportError, AttributeError)):
             raise CheckpointError(
@@ -187,7 +187,7 @@ def _state_of(path: Path, data: Mapping[Any, Any], *, ema: bool) -> tuple[str | 
     if ema:
         if "model_ema" not in data:
             raise CheckpointError(
-                f"{path}: has no `model_ema`, only {_some(data)}. Leave --ema out."
+                f"{path}: has no `model_ema`, only {_some(data)}. Leave `ema` out."
             )
         return "model_ema", data["model_ema"]
     for key in _STATE_KEYS:
@@ -218,7 +218,7 @@ def _tensors_of(path: Path, state: Any) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path, *, ema: bool) -> Checkpoint:
     if ema:
-        raise CheckpointError(f"{path}: a safetensors file has no `model_ema`. Leave --ema out.")
+        raise CheckpointError(f"{path}: a safetensors file has no `model_ema`. Leave `ema` out.")
     safetensors = require("safetensors", extra="export", why="read a .safetensors file")
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -41,8 +41,8 @@ class ModelSource:
         pair = (self.base is not None, self.adapter is not None)
         if (self.checkpoint is not None) == any(pair) or any(pair) != all(pair):
             raise CheckpointError(
-                "which model? Expected either one checkpoint, or both --base BASE and "
-                "--adapter ADAPTER."
+                "which model? Expected either one checkpoint, or both `base=BASE` and "
+                "`adapter=ADAPTER`."
             )
 
 
@@ -70,7 +70,7 @@ def load_model(
         image_size: pixels; None keeps the size of the checkpoint.
 
     Raises:
-        CheckpointError, OptionsError, AdapterError: see their messages.
+        CheckpointError, UsageError, AdapterError: see their messages.
     """
     files, tensors = _read(source)
     # A base checkpoint may bring the head of its pretraining task, which retrieval does not use.
@@ -114,7 +114,7 @@ def _read(source: ModelSource) -> tuple[tuple[Checkpoint, ...], Mapping[str, Ten
         if checkpoint.metadata.get("base") is not None:
             raise AdapterError(
                 f"{checkpoint.path}: is an adapter file. Give it with its base: "
-                f"--base BASE --adapter {checkpoint.path}"
+                f"`base=BASE` `adapter={checkpoint.path}`"
             )
         return (checkpoint,), checkpoint.tensors
     assert source.base is not None

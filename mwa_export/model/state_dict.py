@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from mwa_export.errors import CheckpointError, MissingOptionError, OptionsError
+from mwa_export.errors import CheckpointError, MissingOptionError, UsageError
 from mwa_export.spec import (
     AdapterConfig,
     AdapterLayerNorm,
@@ -63,14 +63,14 @@ def config_from_shapes(
 
     Raises:
         CheckpointError: not a BEiT-3 retrieval checkpoint, or shapes that contradict each other.
-        OptionsError: an option is stored nowhere and was not given, or two sources disagree.
+        UsageError: an option is stored nowhere and was not given, or two sources disagree.
     """
     _check_task(shapes, path)
     backbone = _backbone(shapes, path)
     adapter = _adapter(shapes, args, options, path)
     enhancer = _any(shapes, ".enhancemlp.")
     if "ffn_enhance" in args and bool(args["ffn_enhance"]) != enhancer:
-        raise OptionsError(
+        raise UsageError(
             f"{path}: its args say ffn_enhance={args['ffn_enhance']}, and its tensors "
             f"{'include' if enhancer else 'lack'} enhancemlp. The file was put together wrongly."
         )
@@ -160,7 +160,7 @@ def _check_task(shapes: Mapping[str, Shape], path: Path) -> None:
     raise CheckpointError(
         f"{path}: is a BEiT-3 for {found}. Supported: image-text retrieval, with "
         "vision_head.weight and language_head.weight. To add a trained adapter file to this one, "
-        "use --base and --adapter."
+        "use `base` and `adapter`."
     )
 
 
@@ -207,7 +207,7 @@ def _adapter(
 ) -> AdapterConfig | None:
     present = [name for name in ("text", "vision") if _any(shapes, f".adaptmlp_{name}.")]
     if bool(args.get("ffn_adapt", bool(present))) != bool(present):
-        raise OptionsError(
+        raise UsageError(
             f"{path}: its args say ffn_adapt={args['ffn_adapt']}, and it holds "
             f"{'adapters' if present else 'no adapters'}. The file was put together wrongly."
         )
@@ -216,7 +216,7 @@ def _adapter(
         return None
     mode = cast(AdapterMode, "both" if len(present) == 2 else present[0])
     if args.get("ffn_mode", mode) != mode:
-        raise OptionsError(
+        raise UsageError(
             f"{path}: its args say ffn_mode={args['ffn_mode']!r}, and it holds the adapters of "
             f"{mode!r}. The file was put together wrongly."
         )
@@ -258,7 +258,7 @@ def _layernorm(
         return "none"
     one_of("ffn_adapter_layernorm_option", value, get_args(AdapterLayerNorm))
     if (value != "none") != stored:
-        raise OptionsError(
+        raise UsageError(
             f"{path}: the adapter LayerNorm is {value!r} by its options, and its tensors "
             f"{'include' if stored else 'lack'} adapter_layer_norm_before."
         )
@@ -275,7 +275,7 @@ def _scale(
     learnable = any(".adaptmlp_" in name and name.endswith(".scale") for name in shapes)
     if learnable:
         if options.adapter_scale is not None:
-            raise OptionsError(
+            raise UsageError(
                 f"{path}: its adapters carry a trained scale. Leave `adapter_scale` out."
             )
         return None
@@ -288,19 +288,19 @@ def _scale(
     try:
         scale = float(value)
     except (TypeError, ValueError):
-        raise OptionsError(
+        raise UsageError(
             f"{path}: its args say ffn_adapter_scalar={value!r}, and its adapters carry no trained "
             "scale. Give one: `adapter_scale=NUMBER`"
         ) from None
     if not math.isfinite(scale):
-        raise OptionsError(f"{path}: the adapter scale is {scale}. Expected a finite number.")
+        raise UsageError(f"{path}: the adapter scale is {scale}. Expected a finite number.")
     return scale
 
 
 def _refuse_useless(options: AdapterOptions, path: Path) -> None:
     given = [f"`{name}`" for name, value in asdict(options).items() if value is not None]
     if given:
-        raise OptionsError(f"{path}: has no adapters, so {', '.join(given)} cannot apply.")
+        raise UsageError(f"{path}: has no adapters, so {', '.join(given)} cannot apply.")
 
 
 def _adapter_shapes(prefix: str, width: int, adapter: AdapterConfig) -> dict[str, Shape]:

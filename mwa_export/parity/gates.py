@@ -21,11 +21,9 @@ class Gates:
 
     def __post_init__(self) -> None:
         if self.max_recall_drop is not None and not 0 <= self.max_recall_drop <= 100:
-            raise OptionsError(
-                f"max_recall_drop is {self.max_recall_drop}. Expected 0 to 100 percentage points."
-            )
+            raise OptionsError("max_recall_drop", self.max_recall_drop, "0 to 100 points")
         if self.min_cosine is not None and not -1 <= self.min_cosine <= 1:
-            raise OptionsError(f"min_cosine is {self.min_cosine}. Expected -1 to 1.")
+            raise OptionsError("min_cosine", self.min_cosine, "-1 to 1")
 
 
 def check_gates(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.batches import batches_by_length
 from mwa_export.encoder.encoder import Encoder
-from mwa_export.errors import ImageError, OptionsError
+from mwa_export.errors import ImageError, UsageError
 from mwa_export.inputs.tokenizer import pad
 from mwa_export.parity.result import LayerSnr
 from mwa_export.progress import Progress, Silent
@@ -49,7 +49,7 @@ def layer_drift(
         progress: told about every row.
 
     Raises:
-        OptionsError: the sides do not have the same blocks.
+        UsageError: the sides do not have the same blocks.
         BundleError: a graph was not made by this package.
     """
     check_layers(reference, candidate)
@@ -75,10 +75,10 @@ def layer_names(config: ModelConfig) -> list[str]:
 
 
 def check_layers(reference: Encoder, candidate: Encoder) -> None:
-    """Raise OptionsError or BundleError unless both sides have blocks that can be compared."""
+    """Raise UsageError or BundleError unless both sides have blocks that can be compared."""
     ours, theirs = _shape(reference), _shape(candidate)
     if ours != theirs:
-        raise OptionsError(
+        raise UsageError(
             f"{reference.info.source} has {ours} and {candidate.info.source} has {theirs}. Layers "
             "can be compared where both read the same inputs. Leave `layers` out."
         )
@@ -134,7 +134,7 @@ def _probe(side: Encoder, tower: Tower) -> Probe:
     found = side.backend.probe(tower)
     if found is None:
         runtime = side.info.runtime.partition(" ")[0]
-        raise OptionsError(
+        raise UsageError(
             f"{side.info.name}: {runtime} fuses blocks and shows none of them. Compare layers with "
             "`runtime=onnxruntime`, or leave `layers` out."
         )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.encoder import EncoderInfo
-from mwa_export.errors import OptionsError, RecallError
+from mwa_export.errors import OptionsError, RecallError, UsageError
 from mwa_export.metrics.agreement import check_embeddings, cosine_summary
 from mwa_export.metrics.ranking import Ranking
 from mwa_export.metrics.recall import KS, Pairs, rank_both
@@ -46,11 +46,11 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.confidence < 1:
-            raise OptionsError(f"confidence is {self.confidence}. Expected 0.5 to below 1: 0.95")
+            raise OptionsError("confidence", self.confidence, "0.5 to below 1, such as 0.95")
         if self.resamples < 100:
-            raise OptionsError(f"{self.resamples} resamples. Expected at least 100.")
+            raise OptionsError("resamples", self.resamples, "at least 100")
         if self.examples < 0:
-            raise OptionsError(f"{self.examples} examples. Expected 0 or more.")
+            raise OptionsError("examples", self.examples, "0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def compare(
 
     Raises:
         RecallError: embeddings that are not finite, not of unit length, or do not fit the data.
-        OptionsError: a side is not a pair.
+        UsageError: a side is not a pair.
     """
     sides = (
         EncoderInfo("reference", _ARRAYS, "", "", None),
@@ -102,7 +102,7 @@ def _pair(embeddings: Any) -> Vectors:
             raise TypeError
         return Vectors(*embeddings)
     except TypeError as error:
-        raise OptionsError(
+        raise UsageError(
             f"compare() was given a {type(embeddings).__name__} for a side. Expected a pair "
             "(image embeddings, text embeddings). For models, use compare_models()."
         ) from error

@@ -117,7 +117,7 @@ def compare_sides(
     """Embed everything with both sides, trace the drift, measure.
 
     Raises:
-        OptionsError: the sides have different embedding spaces, unless the run allows that.
+        UsageError: the sides have different embedding spaces, unless the run allows that.
         DataError: more pictures than allowed are missing or cannot be read.
     """
     run, progress = run or RunOptions(), progress or Silent()
@@ -162,7 +162,7 @@ def _embed_pictures(
         raise DataError(
             f"{data.name}: {len(failed)} of {len(data.pictures)} pictures cannot be read, the "
             f"first: {failed[min(failed)]} Repair them, or leave them out with their captions: "
-            f"--max-excluded {excluded}"
+            f"`max_excluded={excluded}`"
         )
     keep = np.ones(len(data.pictures), bool)
     keep[list(failed)] = False

@@ -10,7 +10,7 @@ from mwa_export.cpu import fast_bfloat16, fast_int8
 from mwa_export.errors import RuntimeUnavailableError
 from mwa_export.runtimes.machine import Machine
 from mwa_export.runtimes.options import AUTO, LABELS, NVIDIA, RuntimeOptions
-from mwa_export.trt.engine import FLAGS, Engine, usable_engines
+from mwa_export.trt.engine import Engine, usable_engines
 
 ORDER = (
     ("tensorrt", "int8"),
@@ -102,26 +102,26 @@ def _obstacle(
     elif runtime not in machine.runtimes:
         return _INSTALL[runtime]
     if runtime != "tensorrt" and precision == "int8" and not _has(manifest, "int8", runtime):
-        return "the bundle has no such graphs. Make them: mwa-export quantize BUNDLE --data DATA"
+        return "the bundle has no such graphs. Make them with `mwa-export quantize`"
     if runtime == "cuda" and precision == "float16" and not _has(manifest, "float16", "onnx"):
         return "the bundle has no float16 graphs"
     slow = _slow(runtime, precision, machine)
     if slow is not None and not options.allow_slow:
-        return f"{slow} (--allow-slow runs it nevertheless)"
+        return f"{slow} (`allow_slow` runs it nevertheless)"
     asked = options.precision == precision
     if precision in _MEASURED_FIRST and not asked:
         found = _measured(manifest, runtime, precision, machine)
         if found is None:
-            return f"its recall was not measured for this bundle (--precision {precision} runs it)"
+            return f"its recall was not measured for this bundle (`precision={precision}` runs it)"
         if found.get("overflowed") and fast_int8(machine.sets) is not False:
             return (
                 "its recall was measured on a CPU where its sums overflow. Measure it here: "
-                f"mwa-export quantize (--precision {precision} runs it)"
+                f"`mwa-export quantize` (`precision={precision}` runs it)"
             )
         if not found["passed"]:
             return (
                 f"it dropped {found['recall_drop']:.2f} points of recall, above the bundle's "
-                f"budget (--precision {precision} runs it)"
+                f"budget (`precision={precision}` runs it)"
             )
     return None
 
@@ -176,14 +176,14 @@ def _need_engines(manifest: Manifest, machine: Machine) -> None:
     """Raise RuntimeUnavailableError if TensorRT was asked for and can run nothing at all."""
     if not manifest.engines or machine.engines is None or machine.engines.device is None:
         raise RuntimeUnavailableError(
-            f"--runtime tensorrt: {_no_engines(manifest, 'float16', machine)}."
+            f"`runtime` tensorrt: {_no_engines(manifest, 'float16', machine)}."
         )
 
 
 def _no_engines(manifest: Manifest, precision: str, machine: Machine) -> str | None:
     """Why TensorRT cannot run a precision here; None: both towers have an engine that it can."""
     if not manifest.engines:
-        return f"the bundle has no engines. Build them: mwa-export trt BUNDLE {FLAGS['float16']}"
+        return "the bundle has no engines. Build them: `mwa-export trt`, `engine_precision=float16`"
     host = machine.engines
     if host is None or host.device is None:
         return "no TensorRT" if host is None else host.missing
@@ -213,4 +213,4 @@ def _measured(
 
 def _need(runtime: str, machine: Machine) -> None:
     if runtime not in machine.runtimes:
-        raise RuntimeUnavailableError(f"--runtime {runtime}: {_INSTALL[runtime]}")
+        raise RuntimeUnavailableError(f"`runtime={runtime}`: {_INSTALL[runtime]}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import GraphFile
 from mwa_export.cpu import cores, fast_bfloat16, instruction_sets
-from mwa_export.errors import OptionsError
+from mwa_export.errors import UsageError
 from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.choose import Choice, choose
 from mwa_export.runtimes.machine import this_machine
@@ -42,7 +42,7 @@ def open_backend(
         RuntimeUnavailableError: not installed, or slower than float32 on this CPU.
         BundleError: the bundle has no graph for it.
         VerificationError: the runtime does not reproduce the conformance vectors.
-        OptionsError: options that do not go together.
+        UsageError: options that do not go together.
     """
     options = options or RuntimeOptions()
     choice = choose(bundle.manifest, options, this_machine(bundle.manifest, options))
@@ -87,7 +87,7 @@ def _open_tensorrt(
     from mwa_export.runtimes.trt import TensorRtBackend
 
     if graphs:
-        raise OptionsError(
+        raise UsageError(
             "TensorRT runs the bundle's engines, and graphs were named. Run graphs on onnxruntime."
         )
     return TensorRtBackend(
@@ -105,9 +105,9 @@ def _open_torch(
     size = bundle.manifest.model.backbone.image_size
     if options.reference is not None:
         return TorchBackend(load_model(ModelSource(options.reference), image_size=size))
-    raise OptionsError(
-        f"--runtime torch: {bundle.path} does not carry the checkpoint that it was made from. Name "
-        "it: --reference CHECKPOINT"
+    raise UsageError(
+        f"`runtime` torch: {bundle.path} does not carry the checkpoint that it was made from. Name "
+        "it: `reference=CHECKPOINT`"
     )
 
 

@@ -43,17 +43,13 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         if self.runtime not in (AUTO, *PRECISIONS):
-            raise OptionsError(
-                f"--runtime {self.runtime}: unknown. Expected: {', '.join((AUTO, *PRECISIONS))}."
-            )
+            raise OptionsError("runtime", self.runtime, ", ".join((AUTO, *PRECISIONS)))
         known = PRECISIONS.get(self.runtime) or sorted(
             {p for ps in PRECISIONS.values() for p in ps}
         )
         if self.precision not in (AUTO, *known):
-            raise OptionsError(
-                f"--precision {self.precision}: not one of {', '.join((AUTO, *known))}."
-            )
+            raise OptionsError("precision", self.precision, ", ".join((AUTO, *known)))
         if self.threads is not None and self.threads < 1:
-            raise OptionsError(f"--threads {self.threads}: expected 1 or more.")
+            raise OptionsError("threads", self.threads, "1 or more")
         if self.device < 0:
-            raise OptionsError(f"--device {self.device}: expected 0 or more.")
+            raise OptionsError("device", self.device, "0 or more")

@@ -60,7 +60,7 @@ def session(path: Path, *, threads: int | None = None, cuda: int | None = None) 
     if runner.get_providers()[0] != provider:
         raise RuntimeUnavailableError(
             f"ONNX Runtime cannot start CUDA and would use {runner.get_providers()[0]}. Check the "
-            "driver, CUDA and cuDNN that this onnxruntime-gpu needs, or use --runtime onnxruntime."
+            "driver, CUDA and cuDNN that this onnxruntime-gpu needs, or use `runtime=onnxruntime`."
         )
     return runner
 

@@ -19,7 +19,7 @@ class Hit:
     rank: int  # 1 is best
     score: float  # inner product with the query
     id: str
-    columns: Mapping[str, object]  # what `embed --columns` carried along
+    columns: Mapping[str, object]  # what `embed` carried along
     picture: Picture | Readable | bytes | None = None  # None: nothing says where it lies
 
     def to_json(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.encoder.encoder import Encoder
 from mwa_export.encoder.open import load
-from mwa_export.errors import DataError, OptionsError
+from mwa_export.errors import DataError, UsageError
 from mwa_export.inputs.content import Kind
 from mwa_export.inputs.pictures import Picture
 from mwa_export.progress import ignore
@@ -40,11 +40,11 @@ class Query:
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.image is None):
-            raise OptionsError(
+            raise UsageError(
                 "expected a text or an image to search for, and not both: `image=FILE`"
             )
         if self.text is not None and not self.text.strip():
-            raise OptionsError("the text to search for is empty.")
+            raise UsageError("the text to search for is empty.")
 
 
 @dataclass
@@ -141,7 +141,7 @@ def search(
 
     Raises:
         DataError: not an output of `embed`, one without that part, or a damaged one.
-        OptionsError: the bundle makes vectors of another embedding space.
+        UsageError: the bundle makes vectors of another embedding space.
         ImageError: the query's image cannot be read.
     """
     part = open_output(Path(folder), where)
@@ -175,12 +175,12 @@ def encoder_of(output: Output, path: Path | None, options: RuntimeOptions | None
     """Open the bundle that embeds the query: one that is named, or the one that the output names.
 
     Raises:
-        OptionsError: it makes vectors of another embedding space.
+        UsageError: it makes vectors of another embedding space.
         BundleError: it is not there any more.
     """
     bundle = Bundle.open(path or output.job.bundle)
     if bundle.manifest.space_id != output.job.space_id:
-        raise OptionsError(
+        raise UsageError(
             f"{bundle.path}: makes vectors of the embedding space "
             f"{bundle.manifest.space_id[:16]}, and {output.folder} holds vectors of "
             f"{output.job.space_id[:16]}. They cannot be compared. Name the bundle that made "
@@ -212,7 +212,7 @@ def search_output(
 
     Raises:
         DataError: a damaged output.
-        OptionsError: the bundle makes vectors of another embedding space.
+        UsageError: the bundle makes vectors of another embedding space.
         ImageError: the query's picture cannot be read.
     """
     encoder = encoder_of(searched.output, bundle, runtime)

@@ -86,7 +86,7 @@ def score(query: Floats, vectors: NDArray[Any], scales: NDArray[Any] | None = No
         found = found * np.asarray(scales, np.float32)
     if not np.isfinite(found).all():
         raise DataError(
-            "rows hold values that are not finite, so they cannot be ranked. Prove the output with "
-            "mwa-export embed --verify."
+            "rows hold values that are not finite, so they cannot be ranked. Check the output: "
+            "`mwa-export embed` with `verify`."
         )
     return found

@@ -15,7 +15,7 @@ STEPS: dict[str, str] = {
     "constants": "class token, positions, patch bias and pixel scaling become one constant table",
     "text-mask": "no multiplication by the padding mask, which attention already applies",
 }
-"""Merge step -> what it does. All are on unless named in ``--no-merge``."""
+"""Merge step -> what it does. All are on unless turned off."""
 
 
 def steps_without(disabled: Iterable[str]) -> frozenset[str]:

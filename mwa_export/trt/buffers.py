@@ -60,7 +60,7 @@ class Gpu:
                 f"{self._device.name}: inputs and outputs need {sum(sizes.values()) / GIB:.2f} GiB "
                 f"more, which it does not have; {self._device.free / GIB:.1f} of "
                 f"{self._device.memory / GIB:.1f} GiB were free at the start. End what else uses "
-                "it, or build engines for smaller batches: mwa-export trt BUNDLE --batch ..."
+                "it, or build engines for smaller batches: `mwa-export trt` with `batch`"
             ) from error
 
     def stream(self) -> ctypes.c_void_p:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mwa_export.errors import BundleError, EngineError, OptionsError, ProfileError
+from mwa_export.errors import BundleError, EngineError, OptionsError, ProfileError, UsageError
 from mwa_export.files import new_file
 from mwa_export.progress import Progress, Silent
 from mwa_export.trt.device import Device
@@ -46,12 +46,9 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if self.level is not None and self.level not in LEVELS:
-            raise OptionsError(f"--builder-level {self.level}: expected 0 to {LEVELS[-1]}.")
+            raise OptionsError("builder_level", self.level, f"0 to {LEVELS[-1]}")
         if self.workspace is not None and self.workspace < 1 << 20:
-            raise OptionsError(
-                f"--workspace: {self.workspace} bytes are too few to build with. Expected 1 MiB or "
-                "more."
-            )
+            raise OptionsError("workspace", f"{self.workspace} bytes", "1 MiB or more")
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -98,19 +95,19 @@ def engine_from_onnx(
         MissingPackageError: TensorRT is not installed.
         EngineError: the graph cannot be parsed or built, or memory does not suffice.
         ProfileError: profiles that do not fit the graph's inputs.
-        OptionsError: options that this GPU cannot serve.
+        UsageError: options that this GPU cannot serve.
     """
     trt = load_tensorrt()
     options = options or BuildOptions()
     if options.hardware_compatible and device.capability < (8, 0):
-        raise OptionsError(
-            f"--hardware-compatible: {device.name} is older than Ampere, the first that such "
+        raise UsageError(
+            f"`hardware_compatible`: {device.name} is older than Ampere, the first that such "
             "engines run on. Leave the option out."
         )
     if options.hardware_compatible and precision == "float8":
-        raise OptionsError(
-            "--hardware-compatible: such engines run on every GPU from Ampere on, and float8 needs "
-            "Ada or Hopper. Leave the option out, or build --int8."
+        raise UsageError(
+            "`hardware_compatible`: such engines run on every GPU from Ampere on, and float8 needs "
+            "Ada or Hopper. Leave the option out, or build with `engine_precision=int8`."
         )
     check_precision(precision, trt.__version__, device)
     messages = Messages()
@@ -253,13 +250,13 @@ def _use_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
     try:
         known = path.read_bytes() if path.exists() else b""
     except OSError as error:
-        raise OptionsError(
-            f"--timing-cache {path}: cannot be read ({error.strerror}). Name a file."
+        raise UsageError(
+            f"`timing_cache={path}`: cannot be read ({error.strerror}). Name a file."
         ) from error
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
-        raise OptionsError(
-            f"--timing-cache {path}: is no timing cache, or was made on another GPU or by another "
+        raise UsageError(
+            f"`timing_cache={path}`: is no timing cache, or was made on another GPU or by another "
             "version of TensorRT. Name a new file; it will be written."
         )
 
@@ -272,7 +269,7 @@ def _write_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> tuple[
         with new_file(path) as partial:
             partial.write_bytes(config.get_timing_cache().serialize())
     except BundleError as error:
-        return (f"--timing-cache: the next build will measure again. {error}",)
+        return (f"`timing_cache`: the next build will measure again. {error}",)
     return ()
 
 
@@ -297,8 +294,8 @@ def _why_not_built(
     return (
         f"{path}: {device.name} has not enough memory for this engine: the build asked for "
         f"{asked}, and {device.free / GIB:.1f} of {device.memory / GIB:.1f} GiB were free before "
-        f"it. Lower the largest shapes ({_words(profiles[-1])}) with --batch or --lengths, or "
-        f"--workspace ({limit}), or end what else uses the GPU."
+        f"it. Lower the largest shapes ({_words(profiles[-1])}) with `batch` or `lengths`, or "
+        f"`workspace` ({limit}), or end what else uses the GPU."
     )
 
 

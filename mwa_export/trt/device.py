@@ -50,7 +50,7 @@ def select_device(index: int = 0) -> Device:
     cuda.call("cuDeviceGetCount", ctypes.byref(count))
     if not 0 <= index < count.value:
         raise RuntimeUnavailableError(
-            f"--device {index}: this machine has {count.value} NVIDIA GPU(s). Expected 0 to "
+            f"`device={index}`: this machine has {count.value} NVIDIA GPU(s). Expected 0 to "
             f"{count.value - 1}."
             if count.value
             else _no_gpu()

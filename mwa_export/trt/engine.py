@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import Manifest
@@ -24,12 +24,6 @@ from mwa_export.trt.versions import EnginePrecision, major_of
 if TYPE_CHECKING:
     import tensorrt as trt
 
-FLAGS: dict[EnginePrecision, str] = {
-    "float16": "--fp16",
-    "bfloat16": "--bf16",
-    "int8": "--int8",
-    "float8": "--fp8",
-}
 """Precision -> the option of `mwa-export trt` that makes it."""
 ENGINES = "engines"  # the folder of a bundle that holds them
 VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compatible"
@@ -53,7 +47,7 @@ class Engine:
     graph: str  # sha256 of the graph that was compiled: the same, typed or with Q/DQ
     flags: tuple[str, ...]  # BuildOptions.flags
     seconds: float  # of the build
-    # Recall with the other tower's engine of this precision, and speed; `trt --best` measures it.
+    # Recall with the other tower's engine of this precision, and speed, where it was measured.
     measured: dict[str, Any] | None = None
     float32: tuple[str, ...] | None = None  # nodes of a typed graph that stay so; None: not noted
 
@@ -118,7 +112,7 @@ def _engines_in(manifest: Manifest, name: str) -> tuple[Engine, ...]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
             f"{name}: describes an engine that cannot be read ({error!r}). Build the "
-            "engines again: mwa-export trt BUNDLE --rebuild"
+            "engines again: `mwa-export trt` with `rebuild`"
         ) from error
 
 
@@ -160,7 +154,7 @@ def usable_engines(
         name: of the bundle, for the sentences.
     """
     usable, reasons = [], []
-    flag = FLAGS[cast(EnginePrecision, precision)]
+    flag = f"`engine_precision={precision}`"
     engines = _engines_in(manifest, name)
     for tower in TOWERS:
         found = [e for e in engines if (e.tower, e.precision) == (tower, precision)]
@@ -177,7 +171,7 @@ def usable_engines(
             details = "; ".join(f"{file}: {reason}" for file, reason in obstacles.items())
             reasons.append(
                 f"no {precision} engine of {name} for the {tower} tower can be used here. "
-                f"{details}. Build one: mwa-export trt BUNDLE {flag} --rebuild"
+                f"{details}. Build one: `mwa-export trt` with {flag} `rebuild`"
             )
     return tuple(usable), tuple(reasons)
 
@@ -216,7 +210,7 @@ def load_engine(
         raise EngineError(
             f"{bundle.path / engine.file}: TensorRT {trt.__version__} cannot load it "
             f"({messages.reason or 'no reason given'})."
-            f"{memory if messages.out_of_memory else ' Build it again: --rebuild'}"
+            f"{memory if messages.out_of_memory else ' Build it again: `rebuild`'}"
         )
     return runtime, loaded
 
@@ -237,12 +231,12 @@ def _checked_bytes(path: Path, sha256: str) -> bytes:
     except OSError as error:
         raise BundleError(
             f"{path}: cannot be read ({error.strerror}), and the manifest names it. Copy the "
-            "bundle again, or build the engine again: --rebuild"
+            "bundle again, or build the engine again: `rebuild`"
         ) from error
     if hashlib.sha256(blob).hexdigest() != sha256:
         raise BundleError(
             f"{path}: is not the engine that the manifest describes, so it is not loaded: an "
-            "engine is code. Copy the bundle again, or build the engine again: --rebuild"
+            "engine is code. Copy the bundle again, or build the engine again: `rebuild`"
         )
     return blob
 

@@ -10,7 +10,7 @@ from mwa_export.errors import ProfileError
 from mwa_export.spec import Port, TowerSpec
 
 BATCH, LENGTH = "batch", "length"  # the dynamic axes, as TowerSpec names them
-_OPTIONS = {BATCH: "--batch", LENGTH: "--lengths"}
+_OPTIONS = {BATCH: "`batch`", LENGTH: "`lengths`"}
 Shape = tuple[int, ...]
 
 
@@ -132,12 +132,12 @@ def text_lengths(given: Span | None, max_length: int) -> Span:
         return Span(2, min(16, max_length), max_length)
     if given.max > max_length:
         raise ProfileError(
-            f"--lengths: max length {given.max} is above {max_length}, the longest text of this "
-            f"model. Expected at most --lengths {given.min},{min(given.opt, max_length)},"
+            f"`lengths`: max length {given.max} is above {max_length}, the longest text of this "
+            f"model. Expected at most `lengths={given.min},{min(given.opt, max_length)},"
             f"{max_length}."
         )
     if given.max < 2:
-        raise ProfileError("--lengths: max length 1 holds no text: BOS and EOS alone are 2 tokens.")
+        raise ProfileError("`lengths`: max length 1 holds no text: BOS and EOS alone are 2 tokens.")
     return given
 
 

@@ -83,7 +83,7 @@ class EngineRunner:
             raise EngineError(
                 f"{engine.file}: its activations need {need:.2f} GiB on {engine.gpu}, which are "
                 f"not free ({messages.reason or 'no reason given'}). End what else uses the GPU, "
-                "or build engines for smaller batches: mwa-export trt BUNDLE --batch ..."
+                "or build engines for smaller batches: `mwa-export trt` with `batch`"
             )
         self.scratch = scratch_bytes(trt, loaded)  # bytes of device memory for activations
         sizes = {name: self._largest(name) for name in names}
@@ -260,5 +260,5 @@ class EngineRunner:
         if not done:
             raise EngineError(
                 f"{self._engine.file}: TensorRT refuses to run it "
-                f"({self._messages.reason or 'no reason given'}). Build it again: --rebuild"
+                f"({self._messages.reason or 'no reason given'}). Build it again: `rebuild`"
             )

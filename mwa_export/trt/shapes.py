@@ -48,8 +48,8 @@ def pieces(spec: TowerSpec, profiles: Sequence[Profile], arrays: Arrays) -> list
         longest = max(span[LENGTH].max for span in spans)
         raise ProfileError(
             f"{spec.tower}: a text of {length} tokens, and the engine was built for at most "
-            f"{longest}. Build it for longer ones: mwa-export trt BUNDLE --lengths MIN,OPT,MAX "
-            "--rebuild"
+            f"{longest}. Build it for longer ones: `mwa-export trt` with "
+            "`lengths=MIN,OPT,MAX` `rebuild`"
         )
     _check_fixed(spec, profiles[0], arrays)
     most = max(spans[i][BATCH].max for i in fit)

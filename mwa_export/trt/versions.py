@@ -12,16 +12,16 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from mwa_export.errors import EngineError, OptionsError
+from mwa_export.errors import EngineError, UsageError
 from mwa_export.trt.device import Device
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 EnginePrecision = Literal["float16", "bfloat16", "int8", "float8"]
-TYPED_ONLY: dict[EnginePrecision, tuple[str, tuple[int, int], str]] = {
-    "bfloat16": ("--bf16", (8, 0), "Ampere"),
-    "float8": ("--fp8", (8, 9), "Ada or Hopper"),
+TYPED_ONLY: dict[EnginePrecision, tuple[tuple[int, int], str]] = {
+    "bfloat16": ((8, 0), "Ampere"),
+    "float8": ((8, 9), "Ada or Hopper"),
 }
 """Precision that 8.6 does not build -> its option, the compute capability it needs, and the
 generation of GPUs that came with it."""
@@ -76,7 +76,7 @@ def is_typed(major: int) -> bool:
 
 
 def check_precision(precision: EnginePrecision, version: str, device: Device) -> None:
-    """Raise OptionsError if this TensorRT, or this GPU, does not have a precision.
+    """Raise UsageError if this TensorRT, or this GPU, does not have a precision.
 
     Args:
         precision: of the engine.
@@ -85,16 +85,19 @@ def check_precision(precision: EnginePrecision, version: str, device: Device) ->
     """
     if precision not in TYPED_ONLY:
         return
-    option, capability, generation = TYPED_ONLY[precision]
-    instead = "Build --fp16" if precision == "bfloat16" else "Build --int8 or --fp16"
+    option = f"`engine_precision={precision}`"
+    capability, generation = TYPED_ONLY[precision]
+    instead = "Build with `engine_precision=float16`"
+    if precision != "bfloat16":
+        instead += " or `engine_precision=int8`"
     if not is_typed(major_of(version)):
-        raise OptionsError(
+        raise UsageError(
             f"{option}: TensorRT {version} is installed, and {precision} engines need 10 or later. "
             f'{instead}, or: pip install "tensorrt>=11,<12"'
         )
     if device.capability < capability:
         have, need = (".".join(map(str, pair)) for pair in (device.capability, capability))
-        raise OptionsError(
+        raise UsageError(
             f"{option}: {device.name} has compute capability {have}, and {precision} needs {need} "
             f"({generation}) or later. {instead}."
         )

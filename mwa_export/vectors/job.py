@@ -1,6 +1,6 @@
 """A job of `embed`: what decides its output, byte by byte, and the shards it is cut into.
 
-Knows neither models nor files. What decides nothing (`--workers`, the display) is not in it.
+Knows neither models nor files. What decides nothing (decoding threads, the display) is not in it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ class EmbedOptions:
         for name in ("shard_size", "batch", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                flag = name.replace("_", "-")
-                raise OptionsError(f"--{flag} {value}: expected 1 or more.")
+                raise OptionsError(name, value, "1 or more")
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def _held(path: Path, *, shared: bool, wait: bool = False) -> Iterator[None]:
                     "disturb each other, so the output must lie on a disk with locks."
                 ) from error
             holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
-            who = f"process {holder}" if holder else "runs with --shard"
+            who = f"process {holder}" if holder else "runs of other parts"
             raise OutputBusyError(
                 f"{path.parent}: is being written by {who}. Wait for it or stop it: a finished or "
                 "dead process holds no lock."

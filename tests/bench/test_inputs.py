@@ -21,7 +21,7 @@ from mwa_export.bench.inputs import (
 )
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.errors import DataError, OptionsError
+from mwa_export.errors import DataError, UsageError
 from mwa_export.inputs.tokenizer import BOS, EOS
 
 WINDOW = [[BOS, 5, EOS], [BOS, 5, 6, 7, 8, EOS], [BOS, 9, 9, EOS]]
@@ -85,7 +85,7 @@ def test_impossible_lengths_are_refused(bundle: Bundle, lengths: str) -> None:
     if lengths == "":
         assert caption_pool(bundle, None, lengths, 4, 0).rows  # not given
         return
-    with pytest.raises(OptionsError, match="from 3 to 62"):
+    with pytest.raises(UsageError, match="from 3 to 62"):
         caption_pool(bundle, None, lengths, 4, 0)
 
 

@@ -20,7 +20,7 @@ from mwa_export.bench.result import Bench, Figure, Section
 from mwa_export.bench.run import BenchOptions, run_bench
 from mwa_export.bench.timing import interleave
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.errors import MwaExportError, OptionsError
+from mwa_export.errors import MwaExportError, UsageError
 from mwa_export.model.synthetic import random_tensors
 
 ORT = our_name("onnxruntime", "float32")
@@ -194,9 +194,9 @@ def test_two_rounds_are_refused(files: Path, folder: Path) -> None:
     outcome = run("bench", files / "bundle", "--rounds", 2, "-o", folder / "b")
     assert outcome.status == 2
     assert "3" in outcome.stderr
-    with pytest.raises(OptionsError, match="at least 3"):
+    with pytest.raises(UsageError, match="at least 3"):
         BenchOptions(rounds=2)
-    with pytest.raises(OptionsError, match="batch sizes"):
+    with pytest.raises(UsageError, match="batch sizes"):
         BenchOptions(batches=(0,))
 
 

@@ -18,7 +18,7 @@ from mwa_export.bench.timing import (
     quartiles,
     same_round_ratios,
 )
-from mwa_export.errors import OptionsError
+from mwa_export.errors import UsageError
 
 
 class FakeMachine:
@@ -107,7 +107,7 @@ def test_progress_hears_of_every_turn() -> None:
 @pytest.mark.parametrize("rounds", [0, 1, 2])
 def test_too_few_rounds_are_refused_before_anything_runs(rounds: int) -> None:
     machine = FakeMachine()
-    with pytest.raises(OptionsError, match="at least 3"):
+    with pytest.raises(UsageError, match="at least 3"):
         machine.times({"a": machine.entry("a", 1.0)}, rounds)
     assert machine.order == []
 

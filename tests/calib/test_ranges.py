@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mwa_export.calib.histogram import SMALLEST_LIMIT, Histogram
 from mwa_export.calib.ranges import METHODS, amax_from, quantization_error
-from mwa_export.errors import CalibrationError, OptionsError
+from mwa_export.errors import CalibrationError, UsageError
 
 Floats = NDArray[np.float32]
 SEEDS = st.integers(0, 2**32 - 1)
@@ -113,7 +113,7 @@ def test_the_default_percentile_clips_one_value_in_ten_thousand() -> None:
 
 @pytest.mark.parametrize("percentile", [0.0, -1.0, 100.1, math.nan])
 def test_an_impossible_percentile_is_refused(percentile: float) -> None:
-    with pytest.raises(OptionsError, match="percentile"):
+    with pytest.raises(UsageError, match="percentile"):
         amax_from(of(gauss(100)), "percentile", percentile=percentile)
 
 
@@ -244,5 +244,5 @@ def test_a_tensor_of_zeros_is_refused_as_constant(method: str) -> None:
 
 
 def test_an_unknown_method_is_refused_and_the_known_ones_named() -> None:
-    with pytest.raises(OptionsError, match=r"'median'.*minmax, percentile, entropy, mse"):
+    with pytest.raises(UsageError, match=r"'median'.*minmax, percentile, entropy, mse"):
         amax_from(of(gauss(100)), "median")

@@ -32,7 +32,7 @@ from mwa_export.embed.ray_engine import (
     size_pool,
 )
 from mwa_export.embed.run import Execution, Task, run
-from mwa_export.errors import ClusterError, DataError, MissingPackageError, OptionsError
+from mwa_export.errors import ClusterError, DataError, MissingPackageError, UsageError
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.vectors.job import EmbedOptions, Job, Shard
 from mwa_export.vectors.output import WORK, Output
@@ -188,7 +188,7 @@ def test_no_room_for_an_actor_is_refused_and_not_waited_for(
 
 @pytest.mark.parametrize("bad", [{"cpus": 0}, {"actors": (0, 2)}, {"actors": (3, 2)}])
 def test_numbers_of_actors_that_make_no_sense_are_refused(bad: dict[str, int]) -> None:
-    with pytest.raises(OptionsError):
+    with pytest.raises(UsageError):
         RayOptions(**bad)  # type: ignore[arg-type]
 
 

@@ -18,10 +18,10 @@ from mwa_export.embed.run import Execution
 from mwa_export.errors import (
     BundleError,
     DataError,
-    OptionsError,
     OutputBusyError,
     OutputDamagedError,
     TooManyErrorsError,
+    UsageError,
 )
 from mwa_export.vectors.lock import locked
 from mwa_export.vectors.manifest import MANIFEST
@@ -171,7 +171,7 @@ def test_machines_that_share_the_work_make_the_same_output(
         assert not embed(bundle, sources, out, Execution(part=Slice(1, 3))).complete
     assert embed(bundle, sources, out, Execution(part=Slice(3, 3))).complete
     assert files_below(out) == files_below(embedded)
-    with pytest.raises(OptionsError, match="--shard 4/3"):
+    with pytest.raises(UsageError, match="--shard 4/3"):
         Slice(4, 3)
 
 
@@ -190,7 +190,7 @@ def test_too_many_errors_stop_the_run_and_more_are_allowed_the_next_time(
 
 @pytest.mark.parametrize("text", ["x", "-1", "101%", "%", "1.5", "nan%"])
 def test_a_limit_of_errors_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(OptionsError, match="--max-errors"):
+    with pytest.raises(UsageError, match="--max-errors"):
         MaxErrors.parse(text)
 
 

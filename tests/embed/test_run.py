@@ -20,7 +20,7 @@ from mwa_export.data.rows import Row
 from mwa_export.embed.plan import Slice
 from mwa_export.embed.run import Execution, rehearse
 from mwa_export.encoder.open import load
-from mwa_export.errors import DataError, MwaExportError, OptionsError
+from mwa_export.errors import DataError, MwaExportError, UsageError
 from mwa_export.inputs.content import Problem
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.vectors.job import EmbedOptions, Job, shards
@@ -246,7 +246,7 @@ def test_carried_columns_keep_their_types_and_a_misfit_is_an_error(
     row = table.slice(1050, 1).to_pylist()[0]
     assert [row[n] for n in names] == [5, 7.0, "\\udcff", "{}", "late"]
     assert json.loads(table.slice(3, 1).to_pylist()[0]["deep"]) == {"deep": 3}
-    with pytest.raises(OptionsError, match="--columns scale"):
+    with pytest.raises(UsageError, match="--columns scale"):
         embed(bundle, [ListSource("text", rows, ("scale",))], tmp_path / "reserved")
 
 

@@ -30,7 +30,7 @@ from typed_towers import (
     value_types,
 )
 
-from mwa_export.errors import BundleError, MissingPackageError, OptionsError
+from mwa_export.errors import BundleError, MissingPackageError, UsageError
 from mwa_export.graphs import rounded
 from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph
@@ -225,7 +225,7 @@ def test_linter_finds_what_does_not_belong_there() -> None:
 
 
 def test_quantized_graph_is_refused() -> None:
-    with pytest.raises(OptionsError, match=r"^q: Q/DQ in bfloat16.*float16 graph"):
+    with pytest.raises(UsageError, match=r"^q: Q/DQ in bfloat16.*float16 graph"):
         to_bfloat16(quantized(), opset=19)
 
 

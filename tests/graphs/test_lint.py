@@ -22,7 +22,7 @@ from lint_mistakes import (
 )
 from onnx import TensorProto, helper, numpy_helper
 
-from mwa_export.errors import BundleError, OptionsError
+from mwa_export.errors import BundleError, UsageError
 from mwa_export.graphs.lint.check import RULES, check, lint
 from mwa_export.model.load import Model
 from mwa_export.model.synthetic import random_tensors
@@ -221,5 +221,5 @@ def test_missing_data_file_is_named(tmp_path: Path) -> None:
 
 def test_unknown_dialect_is_refused() -> None:
     model = Miniature("openvino", "vision").model()
-    with pytest.raises(OptionsError, match=r"coreml: no such dialect\. Expected: onnxruntime"):
+    with pytest.raises(UsageError, match=r"coreml: no such dialect\. Expected: onnxruntime"):
         lint(model, "coreml")

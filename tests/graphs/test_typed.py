@@ -27,7 +27,7 @@ from typed_towers import (
     value_types,
 )
 
-from mwa_export.errors import BundleError, CalibrationError, OptionsError
+from mwa_export.errors import BundleError, CalibrationError, UsageError
 from mwa_export.graphs.typed import FLOAT32_NODES, LIMIT, Typed, to_float16
 from mwa_export.runtimes.ort_session import session
 
@@ -318,19 +318,19 @@ def test_smallest_and_largest_scales_are_taken() -> None:
     ],
 )
 def test_options_that_do_not_fit_the_graph_are_refused(options: Any, message: str) -> None:
-    with pytest.raises(OptionsError, match=message):
+    with pytest.raises(UsageError, match=message):
         to_float16(tower(), **options)
 
 
 def test_graph_is_never_taken_to_an_older_opset() -> None:
     typed = to_float16(tower(), opset=19).model
     del typed.graph.initializer[:]
-    with pytest.raises(OptionsError, match="opset 19 cannot be typed as opset 17"):
+    with pytest.raises(UsageError, match="opset 19 cannot be typed as opset 17"):
         to_float16(typed, opset=17)
 
 
 def test_quantized_graph_needs_the_opset_that_has_float16_scales() -> None:
-    with pytest.raises(OptionsError, match="Use opset 19"):
+    with pytest.raises(UsageError, match="Use opset 19"):
         to_float16(quantized())
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mwa_export.errors import AdapterError, BundleError, CheckpointError, OptionsError
+from mwa_export.errors import AdapterError, BundleError, CheckpointError, UsageError
 from mwa_export.model.adapters import split
 from mwa_export.model.checkpoint import read_checkpoint
 from mwa_export.model.load import Model, ModelSource, load_model
@@ -166,7 +166,7 @@ def test_adapter_file_without_metadata_works_with_options(base: Path, tmp_path: 
     path = tmp_path / "adapter.pth"
     torch.save({name: tensors[name] for name in left}, path)
     source = ModelSource(base=base, adapter=path)
-    with pytest.raises(OptionsError, match="--adapter-scale NUMBER --ffn-option"):
+    with pytest.raises(UsageError, match="--adapter-scale NUMBER --ffn-option"):
         load_model(source)
     model = load_model(source, options=AdapterOptions(adapter_scale=0.6, ffn_option="parallel"))
     assert model.config == MWA

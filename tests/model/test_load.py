@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from naive import resize_positions as naive_resize
 
-from mwa_export.errors import OptionsError
+from mwa_export.errors import UsageError
 from mwa_export.model.load import ModelSource, load_model, resize_positions
 from mwa_export.model.state_dict import POSITIONS, AdapterOptions
 from mwa_export.model.summary import describe
@@ -42,7 +42,7 @@ def test_the_checkpoints_own_image_size_leaves_the_table_alone(checkpoint: Path)
 
 
 def test_image_size_that_is_no_multiple_names_the_nearest(checkpoint: Path) -> None:
-    with pytest.raises(OptionsError, match="40 or 48"):
+    with pytest.raises(UsageError, match="40 or 48"):
         load_model(ModelSource(checkpoint), image_size=45)
 
 

@@ -13,7 +13,7 @@ from configs import BACKBONE, CONFIGS, MWA
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mwa_export.errors import CheckpointError, OptionsError
+from mwa_export.errors import CheckpointError, UsageError
 from mwa_export.model.adapters import training_options
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.reference import ReferenceModel
@@ -104,7 +104,7 @@ SCALE, OPTION, NORM = (
 def test_missing_options_are_asked_for_by_exactly_their_flags(
     name: str, args: dict[str, Any], needed: list[str]
 ) -> None:
-    with pytest.raises(OptionsError) as error:
+    with pytest.raises(UsageError) as error:
         _infer(expected_shapes(CONFIGS[name]), args)
     message = str(error.value)
     assert message.startswith(str(PATH))
@@ -161,13 +161,13 @@ def test_args_that_contradict_the_tensors_are_refused(
     name: str, changed: dict[str, Any], message: str
 ) -> None:
     config = CONFIGS[name]
-    with pytest.raises(OptionsError, match=message):
+    with pytest.raises(UsageError, match=message):
         _infer(expected_shapes(config), {**training_options(config), **changed})
 
 
 def test_scale_cannot_be_given_where_one_was_trained() -> None:
     config = CONFIGS["norm_in_learned"]
-    with pytest.raises(OptionsError, match="Leave --adapter-scale out"):
+    with pytest.raises(UsageError, match="Leave --adapter-scale out"):
         _infer(expected_shapes(config), training_options(config), AdapterOptions(adapter_scale=1.0))
 
 
@@ -182,7 +182,7 @@ def test_scale_cannot_be_given_where_one_was_trained() -> None:
 def test_adapter_flags_are_refused_where_there_are_no_adapters(
     options: AdapterOptions, flag: str
 ) -> None:
-    with pytest.raises(OptionsError, match=f"has no adapters, so {flag} cannot apply"):
+    with pytest.raises(UsageError, match=f"has no adapters, so {flag} cannot apply"):
         _infer(expected_shapes(CONFIGS["plain"]), {}, options)
 
 
@@ -205,7 +205,7 @@ def test_shapes_no_beit3_can_have_are_refused(name: str, shape: Shape | None, me
         del shapes[name]
     else:
         shapes[name] = shape
-    with pytest.raises((CheckpointError, OptionsError), match=message):
+    with pytest.raises((CheckpointError, UsageError), match=message):
         _infer(shapes)
 
 
@@ -254,5 +254,5 @@ def test_image_size_that_does_not_fit_names_the_ones_that_do(
     size: int, nearest: str, checkpoint: Path
 ) -> None:
     message = rf"image size {size} is no multiple of the patch size 8.*works: {nearest}\."
-    with pytest.raises(OptionsError, match=message):
+    with pytest.raises(UsageError, match=message):
         load_model(ModelSource(checkpoint), image_size=size)

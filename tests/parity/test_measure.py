@@ -22,7 +22,7 @@ from parity_arrays import (
 
 from mwa_export import __version__
 from mwa_export.data.test_set import Excluded, RetrievalData
-from mwa_export.errors import MwaExportError, OptionsError, RecallError
+from mwa_export.errors import MwaExportError, RecallError, UsageError
 from mwa_export.inputs.content import Caption
 from mwa_export.inputs.pictures import Picture
 from mwa_export.parity.gates import Gates
@@ -103,7 +103,7 @@ def test_without_gates_everything_passes() -> None:
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionsError, match=message):
+    with pytest.raises(UsageError, match=message):
         CompareOptions(**options)
 
 
@@ -278,7 +278,7 @@ def test_impossible_input_is_refused(change: Any, message: str) -> None:
         compare(*change(*example_case()))
     assert isinstance(
         caught.value,
-        OptionsError if "mixture" in message or "for a side" in message else RecallError,
+        UsageError if "mixture" in message or "for a side" in message else RecallError,
     )
 
 

@@ -22,8 +22,8 @@ from mwa_export.errors import (
     BundleError,
     DataError,
     MwaExportError,
-    OptionsError,
     TokenizerError,
+    UsageError,
 )
 from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.model.synthetic import random_tensors
@@ -125,7 +125,7 @@ def test_options_that_no_file_holds_are_taken_from_the_bundle_and_said(
     assert result.passed
     assert [w for w in result.warnings if "`adapter_scale`, `ffn_option`" in w], result.warnings
     given = CheckpointOptions(options=AdapterOptions(0.1, ffn_option="parallel"))
-    with pytest.raises(OptionsError, match="another model configuration"):
+    with pytest.raises(UsageError, match="another model configuration"):
         compare_models(raw, tmp_path / "bundle", data, run=RunOptions(checkpoint=given))
 
 
@@ -159,7 +159,7 @@ def refused_runs(files: Path, tmp_path: Path) -> dict[str, tuple[Any, ...]]:
     bundle, checkpoint = files / "bundle", files / "checkpoint.pth"
     text = str(bundle / "text.onnx")
     return {
-        "other weights": (other, bundle, RunOptions(), OptionsError, "another weights.*any-space"),
+        "other weights": (other, bundle, RunOptions(), UsageError, "another weights.*any-space"),
         "no bundle": (checkpoint, tmp_path / "folder", RunOptions(), BundleError, "is no bundle"),
         "folder": (tmp_path / "folder", bundle, RunOptions(), BundleError, "without manifest.json"),
         "absent": (tmp_path / "x.pth", bundle, RunOptions(), MwaExportError, "x.pth"),
@@ -218,7 +218,7 @@ def test_impossible_run_is_refused(
 def test_other_tokenizer_is_another_space(files: Path, data: RetrievalData) -> None:
     run = RunOptions(tokenizer=write_tokenizer(files, seed=1))
     for reference in ("checkpoint.pth", "bundle"):
-        with pytest.raises(OptionsError, match="another tokenizer"):
+        with pytest.raises(UsageError, match="another tokenizer"):
             compare_models(files / reference, files / "bundle", data, run=run)
 
 
@@ -267,7 +267,7 @@ def test_what_can_be_refused_is_refused_before_anything_is_embedded(
         backbone = replace(reference.config.backbone, layers=1)
         reference = replace(reference, config=replace(reference.config, backbone=backbone))
     run = RunOptions(any_space=case != "space", layers=True)
-    with pytest.raises((OptionsError, TokenizerError)):
+    with pytest.raises((UsageError, TokenizerError)):
         compare_sides(reference, candidate, data, run=run)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
 from mwa_export.encoder.encoder import Encoder
-from mwa_export.errors import ImageError, OptionsError
+from mwa_export.errors import ImageError, UsageError
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.parity import stages
 from mwa_export.parity.run import RunOptions, compare_models, compare_sides
@@ -115,13 +115,13 @@ def test_other_image_size_is_another_space_whose_stages_are_told_apart(
 ) -> None:
     export(files / "checkpoint.pth", tmp_path / "64", files / "tokenizer-0.spm", image_size=64)
     arguments = files / "bundle", tmp_path / "64", data
-    with pytest.raises(OptionsError, match="another model configuration, picture preprocessing"):
+    with pytest.raises(UsageError, match="another model configuration, picture preprocessing"):
         compare_models(*arguments)
     result = compare_models(*arguments, run=RunOptions(any_space=True)).result
     assert states(result)["preprocessing"] == "not measured"
     assert "size: 32 against 64" in result.stages[1].detail
     assert states(result)["graph"] == "changed"
-    with pytest.raises(OptionsError, match=r"32 pixels.*64 pixels.*Leave --layers out"):
+    with pytest.raises(UsageError, match=r"32 pixels.*64 pixels.*Leave --layers out"):
         compare_models(*arguments, run=RunOptions(any_space=True, layers=True))
 
 

@@ -18,7 +18,7 @@ from mwa_export.data.karpathy import read_karpathy
 from mwa_export.demo.run import KEPT, assets
 from mwa_export.demo.scenes import write_scenes
 from mwa_export.encoder.open import open_bundle
-from mwa_export.errors import OptionsError
+from mwa_export.errors import UsageError
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.inputs.tokenizer import pad
 from mwa_export.model.load import ModelSource, load_model
@@ -144,13 +144,13 @@ def test_layers_cannot_be_seen_on_openvino_and_that_is_said(quantized: Path) -> 
 
     options = RuntimeOptions("openvino", "int8", allow_slow=True)
     side = open_bundle(quantized, runtime=options)
-    with pytest.raises(OptionsError, match="--runtime onnxruntime, or leave --layers out"):
+    with pytest.raises(UsageError, match="--runtime onnxruntime, or leave --layers out"):
         check_layers(open_bundle(quantized), side)
 
 
 def test_a_bundle_does_not_run_on_torch_and_named_graphs_exclude_a_precision(files: Path) -> None:
-    with pytest.raises(OptionsError, match="PyTorch runs checkpoints"):
+    with pytest.raises(UsageError, match="PyTorch runs checkpoints"):
         open_bundle(files / "bundle", runtime=RuntimeOptions("torch"))
     options = RuntimeOptions("onnxruntime", "int8")
-    with pytest.raises(OptionsError, match="--precision int8 names others"):
+    with pytest.raises(UsageError, match="--precision int8 names others"):
         open_bundle(files / "bundle", graphs=["text.onnx"], runtime=options)

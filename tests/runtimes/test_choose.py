@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import Graph, Manifest
-from mwa_export.errors import OptionsError, RuntimeUnavailableError, VerificationError
+from mwa_export.errors import RuntimeUnavailableError, UsageError, VerificationError
 from mwa_export.runtimes.choose import choose
 from mwa_export.runtimes.machine import Machine, this_machine
 from mwa_export.runtimes.open import open_backend
@@ -210,7 +210,7 @@ def test_laws_of_choosing(
     manifest = with_recall(with_graphs(plain, *kinds), *((*k, v) for k, v in drops.items()))
     try:
         options = RuntimeOptions(runtime, precision, allow_slow=slow)
-    except OptionsError:  # this runtime never has this precision
+    except UsageError:  # this runtime never has this precision
         assert runtime != "auto"
         assert precision not in PRECISIONS[runtime]
         return
@@ -249,13 +249,13 @@ def test_laws_of_choosing(
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionsError, match=message):
+    with pytest.raises(UsageError, match=message):
         RuntimeOptions(**options)
 
 
 def test_torch_needs_the_checkpoint_and_then_is_the_reference(files: Path) -> None:
     bundle = Bundle.open(files / "bundle")
-    with pytest.raises(OptionsError, match="--reference CHECKPOINT"):
+    with pytest.raises(UsageError, match="--reference CHECKPOINT"):
         open_backend(bundle, RuntimeOptions("torch"))
     given_ = RuntimeOptions("torch", reference=files / "checkpoint.pth")
     opened = open_backend(bundle, given_)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.encoder.open import load
-from mwa_export.errors import DataError, OptionsError
+from mwa_export.errors import DataError, UsageError
 from mwa_export.inputs.content import Kind
 from mwa_export.inputs.pictures import Picture
 from mwa_export.runtimes.options import RuntimeOptions
@@ -178,7 +178,7 @@ def test_another_embedding_space_is_refused(tmp_path: Path, bundle: Bundle, made
     path = tmp_path / "out/job.json"
     other = bundle.manifest.space_id[::-1]
     path.write_text(path.read_text().replace(bundle.manifest.space_id, other))
-    with pytest.raises(OptionsError, match=rf"{other[:16]}\. They cannot be compared"):
+    with pytest.raises(UsageError, match=rf"{other[:16]}\. They cannot be compared"):
         found_in(tmp_path / "out", Query(text="a"))
     message = refused("search", tmp_path / "out", "a")
     assert "another form of the same model" in message
@@ -206,7 +206,7 @@ def test_pictures_are_found_below_the_source_and_where_they_have_moved(
 
 @pytest.mark.parametrize("query", [(None, None), ("a", Path("b")), ("  ", None)])
 def test_one_query_is_expected(query: tuple[str | None, Path | None]) -> None:
-    with pytest.raises(OptionsError):
+    with pytest.raises(UsageError):
         Query(*query)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from trt_fake import GIB, VERSIONS, FakeTensorRT, ParserError
 
-from mwa_export.errors import EngineError, OptionsError, ProfileError
+from mwa_export.errors import EngineError, ProfileError, UsageError
 from mwa_export.trt.build import BuildOptions, engine_from_onnx
 from mwa_export.trt.device import Device
 from mwa_export.trt.profiles import ShapeRange
@@ -101,10 +101,10 @@ def test_precisions_of_typed_graphs_are_built_where_they_exist(
     first = replace(H200, capability=capability)
     older = replace(H200, name="NVIDIA T4", capability=(7, 5))
     if trt.__version__.startswith("8"):
-        message = refused(tmp_path, OptionsError, precision=precision, device=first)
+        message = refused(tmp_path, UsageError, precision=precision, device=first)
         assert f"{precision} engines need 10 or later" in message
         return
-    message = refused(tmp_path, OptionsError, precision=precision, device=older)
+    message = refused(tmp_path, UsageError, precision=precision, device=older)
     assert f"NVIDIA T4 has compute capability 7.5, and {precision} needs 8." in message
     assert build(tmp_path, precision, device=first).read_bytes() == b"an engine"
     assert flags(trt) == []
@@ -240,20 +240,20 @@ def test_a_builder_that_does_not_start_is_explained(trt: FakeTensorRT, tmp_path:
 
 def test_timing_cache_of_another_gpu_is_refused(newest: FakeTensorRT, tmp_path: Path) -> None:
     newest.accepts_cache = False
-    message = refused(tmp_path, OptionsError, timing_cache=tmp_path / "times")
+    message = refused(tmp_path, UsageError, timing_cache=tmp_path / "times")
     assert "times: is no timing cache, or was made on another GPU" in message
 
 
 def test_hardware_compatible_engines_need_ampere(newest: FakeTensorRT, tmp_path: Path) -> None:
     old = Device(0, "Tesla T4", (7, 5), GIB, GIB, 13000)
     assert "Tesla T4 is older than Ampere" in refused(
-        tmp_path, OptionsError, hardware_compatible=True, device=old
+        tmp_path, UsageError, hardware_compatible=True, device=old
     )
 
 
 @pytest.mark.parametrize("options", [{"level": 6}, {"level": -1}, {"workspace": 1000}])
 def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(OptionsError):
+    with pytest.raises(UsageError):
         BuildOptions(**options)  # type: ignore[arg-type]  # one of them
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mwa_export.errors import BundleError, OptionsError
+from mwa_export.errors import BundleError, UsageError
 from mwa_export.graphs.lint import rules as rules
 from mwa_export.graphs.lint.rules import RULES, Finding
 from mwa_export.graphs.lint.view import (
@@ -48,10 +48,10 @@ def lint(
         expect_quantized: whether a graph without any quantized GEMM breaks a rule.
 
     Raises:
-        OptionsError: no such dialect.
+        UsageError: no such dialect.
     """
     if dialect not in FORMS:
-        raise OptionsError(f"{dialect}: no such dialect. Expected: {', '.join(FORMS)}.")
+        raise UsageError(f"{dialect}: no such dialect. Expected: {', '.join(FORMS)}.")
     constants = _constants(model, weights or {})
     view = View(model, constants, FORMS[dialect])
     found = [

@@ -15,7 +15,7 @@ from mwa_export.parity.reports.page import html_from_parity, thumbnail_rows
 from mwa_export.parity.result import Parity
 from mwa_export.report.thumbnails import thumbnail
 
-MARKER = "report.json"  # of a folder that was made here, and may be replaced with --force
+MARKER = "report.json"  # of a folder that was made here, and may be replaced when forced
 
 
 def write_reports(
