@@ -33,7 +33,7 @@ from mwa_export.bench.result import Bench, Figure, Section
 from mwa_export.bench.run import BenchOptions, run_bench
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import calibrate
-from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
+from mwa_export.calib.quantize import QuantizeOptions, quantize
 from mwa_export.calib.samples import take_samples
 from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
 from mwa_export.data.karpathy import read_karpathy
@@ -184,7 +184,7 @@ def _quantize(folder: Path, options: argparse.Namespace) -> None:
     kept.mkdir()
     calibrate(bundle, samples, progress=Printed()).save(kept)
     wanted = QuantizeOptions(dialects=("onnxruntime", "openvino"))
-    quantize_bundle(
+    quantize(
         bundle.path, None, calibration=kept / "calibration.json", options=wanted, progress=Printed()
     )
 

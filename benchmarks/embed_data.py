@@ -11,7 +11,7 @@ from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import calibrate
-from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
+from mwa_export.calib.quantize import QuantizeOptions, quantize
 from mwa_export.calib.samples import Samples
 from mwa_export.demo.run import assets
 from mwa_export.demo.scenes import picture_from_seed
@@ -89,9 +89,7 @@ def base_bundle(out: Path, runtime: str) -> Path:
     calibration = out.parent / "calibration.json"
     found = calibrate(bundle, samples)
     found.save(calibration.parent)
-    quantize_bundle(
-        out, None, calibration=calibration, options=QuantizeOptions(dialects=(runtime,))
-    )
+    quantize(out, None, calibration=calibration, options=QuantizeOptions(dialects=(runtime,)))
     return out
 
 

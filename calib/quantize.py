@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
@@ -58,7 +59,7 @@ class QuantizeOptions:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """What became of it."""
+    """Result of `quantize`."""
 
     bundle: Bundle
     calibration: Calibration
@@ -67,11 +68,11 @@ class Quantized:
     warnings: tuple[str, ...]
 
 
-def quantize_bundle(
-    path: Path,
-    data: RetrievalData | None,
+def quantize(
+    path: str | os.PathLike[str],
+    data: RetrievalData | str | os.PathLike[str] | None,
     *,
-    held_back: RetrievalData | None = None,
+    held_back: RetrievalData | str | os.PathLike[str] | None = None,
     calibration: Path | None = None,
     options: QuantizeOptions | None = None,
     out: Path | None = None,
@@ -81,8 +82,8 @@ def quantize_bundle(
     """Calibrate, find the fastest precisions within the recall budget, add the graphs.
 
     Args:
-        path: the bundle; its float32 graphs are what is quantized.
-        data: where the samples are drawn from, and without ``held_back`` where recall is measured,
+        path: the bundle, whose float32 graphs are quantized.
+        data: a test set or its path: where the samples are drawn from, and without ``held_back`` where recall is measured,
             on the pictures that were not drawn.
         held_back: data of its own to measure recall on.
         calibration: an earlier calibration.json, in place of samples.
@@ -99,6 +100,7 @@ def quantize_bundle(
     """
     options, progress = options or QuantizeOptions(), progress or Silent()
     dialects = _dialects(options.dialects)
+    data, held_back = test_set_of(data), test_set_of(held_back)
     progress("open the bundle and check its conformance vectors")
     bundle = Bundle.open(path)
     side = open_bundle(path, lent_tokenizer=options.tokenizer)

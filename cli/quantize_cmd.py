@@ -111,7 +111,7 @@ def command(bundle: Path, data: Path | None, out: Path | None, **values: Any) ->
         check_new_folder(out, marker=MANIFEST, force=values["force"])
 
     from mwa_export.calib.calibrate import CalibrationOptions
-    from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
+    from mwa_export.calib.quantize import QuantizeOptions, quantize
     from mwa_export.cli.quantize_view import show
     from mwa_export.data.test_sets import read_data
 
@@ -131,7 +131,7 @@ def command(bundle: Path, data: Path | None, out: Path | None, **values: Any) ->
     )
     with console.steps() as step:
         step("read the data")
-        done = quantize_bundle(
+        done = quantize(
             bundle,
             None
             if data is None

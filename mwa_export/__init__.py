@@ -1,43 +1,104 @@
-"""Take trained BEiT-3 and MultiWay-Adapter retrieval models into production."""
+"""Take trained BEiT-3 and MultiWay-Adapter retrieval models into production.
+
+The names in ``__all__`` are the public API; docs/api.md shows each. Everything else may change
+between minor versions.
+"""
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mwa_export.version import __version__
 
 if TYPE_CHECKING:
     from mwa_export.bundle.bundle import Bundle
+    from mwa_export.calib.quantize import quantize
+    from mwa_export.embed.run import embed
     from mwa_export.encoder.encoder import Encoder
     from mwa_export.encoder.open import load
+    from mwa_export.engines.build import build_engines
+    from mwa_export.errors import *  # noqa: F403  # every exception is public
+    from mwa_export.export.export import export
     from mwa_export.parity.measure import compare
     from mwa_export.parity.run import compare_models
     from mwa_export.runtimes.options import RuntimeOptions
+    from mwa_export.search.run import Query, search
 
-__all__ = [
-    "Bundle",
-    "Encoder",
-    "RuntimeOptions",
-    "__version__",
-    "compare",
-    "compare_models",
-    "load",
-]
 _WHERE = {
     "Bundle": "bundle.bundle",
     "Encoder": "encoder.encoder",
+    "Query": "search.run",
     "RuntimeOptions": "runtimes.options",
+    "build_engines": "engines.build",
     "compare": "parity.measure",
     "compare_models": "parity.run",
+    "embed": "embed.run",
+    "export": "export.export",
     "load": "encoder.open",
+    "quantize": "calib.quantize",
+    "search": "search.run",
 }
+__all__ = [
+    "Bundle",
+    "Encoder",
+    "Query",
+    "RuntimeOptions",
+    "__version__",
+    "build_engines",
+    "compare",
+    "compare_models",
+    "embed",
+    "export",
+    "load",
+    "quantize",
+    "search",
+]
 
 
 def __getattr__(name: str) -> object:
     """Load a public name when it is first used: `mwa-export --help` needs none of them."""
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
-    globals()[name] = value
-    return value
+    if name in _WHERE:
+        return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    errors = import_module(f"{__name__}.errors")
+    if name.endswith("Error") and hasattr(errors, name):
+        return getattr(errors, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """This package, in which three functions are called like the sub-packages they come from.
+
+    Importing a sub-package makes it an attribute of its parent, so `mwa_export.embed` would be the
+    function or the module, whichever came last. Here it is always the function; the modules are
+    imported by their full names.
+    """
+
+    @property
+    def embed(self) -> object:
+        return __getattr__("embed")
+
+    @embed.setter
+    def embed(self, _module: ModuleType) -> None:
+        pass
+
+    @property
+    def export(self) -> object:
+        return __getattr__("export")
+
+    @export.setter
+    def export(self, _module: ModuleType) -> None:
+        pass
+
+    @property
+    def search(self) -> object:
+        return __getattr__("search")
+
+    @search.setter
+    def search(self, _module: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package

@@ -29,3 +29,7 @@ class Silent:
 
 def ignore(_rows: int) -> None:
     """Count nothing: the default of callbacks that are told about rows."""
+
+
+def ignore_step(_text: str) -> None:
+    """Show nothing: the default of callbacks that are told about steps."""

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mwa_export.calib.quantize import Quantized, QuantizeOptions, quantize_bundle
+from mwa_export.calib.quantize import Quantized, QuantizeOptions, quantize
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data.karpathy import read_karpathy
 from mwa_export.data.test_set import RetrievalData
@@ -171,4 +171,4 @@ def quantize_demo(
         progress: told about each step.
     """
     options = QuantizeOptions(samples=SAMPLES, keep=KEPT, search=False, points=0)
-    return quantize_bundle(bundle, samples, held_back=held_back, options=options, progress=progress)
+    return quantize(bundle, samples, held_back=held_back, options=options, progress=progress)

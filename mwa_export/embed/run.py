@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Source
+from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.embed.pipeline import Channel, Clock, Line
 from mwa_export.embed.plan import Plan, Slice, plan
 from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
@@ -73,6 +75,37 @@ class Rehearsal:
     shards: int  # of this run
     todo: int  # of them, not finished
     rows: int  # not done
+
+
+def embed(
+    bundle: str | os.PathLike[str] | Bundle,
+    out: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    texts: str | os.PathLike[str] | None = None,
+    source: SourceOptions | None = None,
+    options: EmbedOptions | None = None,
+    runtime: RuntimeOptions | None = None,
+) -> Summary:
+    """Embed files of images or texts into a folder, every row accounted for and resumable.
+
+    Args:
+        bundle: its folder, or an opened bundle.
+        out: a new or empty folder, or that of an earlier run of the same job, which goes on.
+        images: a folder, glob, list, table or tars of images.
+        texts: a table or lines of texts.
+        source: columns and splits, where they are not found by themselves.
+        options: what decides the output: dtype, format, sizes.
+        runtime: what to run on.
+
+    Raises:
+        DataError, OutputBusyError, BundleError: see `run`.
+    """
+    named: tuple[tuple[Kind, str | os.PathLike[str] | None], ...]
+    named = ("image", images), ("text", texts)
+    sources = [open_source(k, os.fspath(s), source or SourceOptions()) for k, s in named if s]
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    return run(opened, sources, Path(out), options=options, runtime=runtime)
 
 
 def run(

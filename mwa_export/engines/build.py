@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class EnginesBuilt:
-    """What became of it."""
+    """Result of `build_engines`."""
 
     bundle: Bundle
     device: Device
@@ -65,8 +66,8 @@ class EnginesBuilt:
 
 
 def build_engines(
-    path: Path,
-    data: RetrievalData | None = None,
+    path: str | os.PathLike[str],
+    data: RetrievalData | str | os.PathLike[str] | None = None,
     *,
     options: EngineOptions | None = None,
     out: Path | None = None,
@@ -77,7 +78,7 @@ def build_engines(
 
     Args:
         path: the bundle.
-        data: pictures and captions like those that will be embedded. How large values become on
+        data: a test set like what will be embedded, or its path. How large values become on
             them decides, beside the conformance vectors, what stays in float32.
         options: see EngineOptions.
         out: where the bundle with the engines goes; None: in the place of the old one.
@@ -90,10 +91,11 @@ def build_engines(
         UsageError: a precision that this TensorRT or this GPU does not have.
         CalibrationError: int8 or float8 without a calibration in the bundle.
         VerificationError: a graph does not compute what the float32 graph computes.
-        EngineError, ProfileError, UsageError: see `trt_build.engine_from_onnx`; also for an
+        EngineError, ProfileError, UsageError: see `engine_from_onnx`; also for an
             engine of 8 bits that is slower than float16.
     """
     options, progress = options or EngineOptions(), progress or Silent()
+    data = test_set_of(data)
     progress("look for TensorRT and a GPU")
     version = load_tensorrt().__version__
     device = select_device(options.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from mwa_export.graphs.build import OPSET
 from mwa_export.inputs.preprocess import IMAGE_SPEC
 from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
 from mwa_export.memory import release
-from mwa_export.model.load import Model
+from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.space import space_id
+from mwa_export.model.state_dict import AdapterOptions
+from mwa_export.progress import ignore_step
 from mwa_export.runtimes.pytorch import TorchBackend
 from mwa_export.spec import TOWERS, ImageInput, Tower
 from mwa_export.towers.export import onnx_from_tower
@@ -48,12 +51,42 @@ class ExportOptions:
     tolerance: float = TOLERANCE
 
 
+def export(
+    checkpoint: str | os.PathLike[str] | ModelSource,
+    out: str | os.PathLike[str],
+    options: ExportOptions | None = None,
+    *,
+    adapter_options: AdapterOptions | None = None,
+    image_size: int | None = None,
+    on_step: Callable[[str], None] = ignore_step,
+) -> Bundle:
+    """Export a checkpoint to a verified bundle. Needs the extra `export`.
+
+    Args:
+        checkpoint: its file, or a `ModelSource` for a base with an adapter file.
+        out: the bundle's folder. It appears complete or not at all.
+        options: see ExportOptions.
+        adapter_options: what the file does not say about its adapters.
+        image_size: pixels, if other than the checkpoint's; positions are interpolated.
+        on_step: called with a few words before each step.
+
+    Raises:
+        CheckpointError, AdapterError, UsageError: the checkpoint cannot be used.
+        VerificationError, BundleError, TokenizerError, MergeError: see `bundle_from_model`.
+    """
+    if not isinstance(checkpoint, ModelSource):
+        checkpoint = ModelSource(Path(checkpoint))
+    on_step("read the checkpoint")
+    model = load_model(checkpoint, options=adapter_options, image_size=image_size)
+    return bundle_from_model(model, Path(out), options, on_step=on_step)
+
+
 def bundle_from_model(
     model: Model,
     out: Path,
     options: ExportOptions | None = None,
     *,
-    on_step: Callable[[str], None] = lambda _text: None,
+    on_step: Callable[[str], None] = ignore_step,
 ) -> Bundle:
     """Merge both towers, write them as ONNX, check them against the reference, write the bundle.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -53,9 +54,9 @@ class RunOptions:
 
 
 def compare_models(
-    reference: Path,
-    candidate: Path,
-    data: RetrievalData | Path,
+    reference: str | os.PathLike[str],
+    candidate: str | os.PathLike[str],
+    data: RetrievalData | str | os.PathLike[str],
     *,
     run: RunOptions | None = None,
     options: CompareOptions | None = None,
@@ -74,13 +75,13 @@ def compare_models(
     run, progress = run or RunOptions(), progress or Silent()
     if not isinstance(data, RetrievalData):
         progress("read the test set")
-        data = read_data(data, max_excluded=run.max_excluded)
+        data = read_data(Path(data), max_excluded=run.max_excluded)
     progress("open the bundle and check its conformance vectors")
     checked = open_bundle(
         candidate, graphs=run.graphs, runtime=run.runtime, lent_tokenizer=run.tokenizer
     )
     progress("open the reference")
-    decides = open_reference(reference, checked, run)
+    decides = open_reference(Path(reference), checked, run)
     return compare_sides(decides, checked, data, run=run, options=options, progress=progress)
 
 

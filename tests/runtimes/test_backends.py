@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
-from mwa_export.calib.quantize import QuantizeOptions, quantize_bundle
+from mwa_export.calib.quantize import QuantizeOptions, quantize
 from mwa_export.calib.samples import take_samples
 from mwa_export.data.karpathy import read_karpathy
 from mwa_export.demo.run import KEPT, assets
@@ -117,7 +117,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept.mkdir()
     calibrate(Bundle.open(folder / "bundle"), samples, plainly).save(kept)
     options = QuantizeOptions(keep=KEPT)
-    quantize_bundle(folder / "bundle", None, calibration=kept / "calibration.json", options=options)
+    quantize(folder / "bundle", None, calibration=kept / "calibration.json", options=options)
     return folder / "bundle"
 
 
