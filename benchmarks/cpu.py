@@ -36,8 +36,8 @@ from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.quantize import QuantizeOptions, quantize
 from mwa_export.calib.samples import take_samples
 from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
-from mwa_export.data.karpathy import read_karpathy
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.test_sets import read_data
 from mwa_export.demo.scenes import write_scenes
 from mwa_export.encoder.open import open_bundle
 from mwa_export.export.export import bundle_from_model
@@ -192,7 +192,7 @@ def _quantize(folder: Path, options: argparse.Namespace) -> None:
 def drawn_data(folder: Path, bundle: Bundle, count: int, seed: int) -> RetrievalData:
     """Drawn pictures, five texts each of random ids (these weights have no words)."""
     out = folder / f"pictures-{seed}"
-    drawn = read_karpathy(write_scenes(out, family="target", count=count, seed=seed))
+    drawn = read_data(write_scenes(out, family="target", count=count, seed=seed))
     rng = np.random.default_rng(seed)
     vocabulary = bundle.manifest.model.backbone.vocab_size
     lengths = np.clip(np.rint(rng.normal(COCO_MEAN, COCO_SPREAD, 5 * count)), COCO_LEAST, COCO_MOST)

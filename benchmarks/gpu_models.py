@@ -15,7 +15,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import write_manifest
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.samples import Samples, take_samples
-from mwa_export.data.karpathy import read_karpathy
+from mwa_export.data.test_sets import DataOptions, read_data
 from mwa_export.demo.run import assets
 from mwa_export.demo.scenes import picture_from_seed, write_scenes
 from mwa_export.encoder.encoder import Encoder
@@ -151,14 +151,14 @@ def _demo_samples(folder: Path, sizes: Sizes) -> Samples:
     path = write_scenes(
         folder / "samples", family="target", count=sizes.samples, seed=11, split="train"
     )
-    data = read_karpathy(path, split="train")
+    data = read_data(path, DataOptions(split="train"))
     return take_samples(open_bundle(folder / "bundle"), data, sizes.samples, 0)
 
 
 def _demo_inputs(folder: Path, sizes: Sizes) -> dict[str, Any]:
     """Pictures that the model has not seen, and which caption belongs to which."""
     path = write_scenes(folder / "test", family="target", count=sizes.recall, seed=12)
-    data = read_karpathy(path, split="test")
+    data = read_data(path, DataOptions(split="test"))
     side: Encoder = open_bundle(folder / "bundle")
     pixels = [side.pixels(p, str(p)) for p in data.pictures]
     ids, mask = pad(side.encode(data.captions))

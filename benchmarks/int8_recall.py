@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import fast_int8, instruction_sets
-from mwa_export.data.karpathy import read_karpathy
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.test_sets import read_data
 from mwa_export.demo.scenes import write_scenes
 from mwa_export.encoder.open import open_bundle
 from mwa_export.metrics.recall import recall
@@ -131,7 +131,7 @@ def main() -> None:
     assert quantization is not None, f"{bundle}: has no INT8 graphs"
     pictures = GALLERY * arguments.galleries
     with tempfile.TemporaryDirectory() as folder:
-        data = read_karpathy(write_scenes(Path(folder), family="target", count=pictures, seed=SEED))
+        data = read_data(write_scenes(Path(folder), family="target", count=pictures, seed=SEED))
         before = embed(bundle, data, "onnxruntime", "float32")
         dialects = {g.dialect for g in manifest.graphs if g.precision == "int8"}
         runtimes = sorted(dialects & {"onnxruntime", "openvino"})

@@ -22,7 +22,7 @@ from pathlib import Path
 from machine import cpu_name
 from onnxruntime.quantization import quantize_dynamic
 
-from mwa_export.data.karpathy import read_karpathy
+from mwa_export.data.test_sets import read_data
 from mwa_export.parity.result import Parity
 from mwa_export.parity.run import RunOptions, compare_models
 
@@ -39,7 +39,7 @@ def compare_int8(demo: Path) -> Parity:
             quantize_dynamic(bundle / f"{tower}.onnx", graphs[-1])
         run = RunOptions(graphs=tuple(graphs), layers=True)
         return compare_models(
-            bundle, bundle, read_karpathy(demo / "data" / "dataset.json"), run=run
+            bundle, bundle, read_data(demo / "data" / "dataset.json"), run=run
         ).result
 
 

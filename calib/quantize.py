@@ -31,6 +31,7 @@ from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
 from mwa_export.errors import ParityError, UsageError
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
@@ -70,9 +71,9 @@ class Quantized:
 
 def quantize(
     path: str | os.PathLike[str],
-    data: RetrievalData | str | os.PathLike[str] | None,
+    data: TestSet | None,
     *,
-    held_back: RetrievalData | str | os.PathLike[str] | None = None,
+    held_back: TestSet | None = None,
     calibration: Path | None = None,
     options: QuantizeOptions | None = None,
     out: Path | None = None,
@@ -83,8 +84,8 @@ def quantize(
 
     Args:
         path: the bundle, whose float32 graphs are quantized.
-        data: a test set or its path: where the samples are drawn from, and without ``held_back`` where recall is measured,
-            on the pictures that were not drawn.
+        data: a test set or its path: where the samples are drawn from, and without
+            ``held_back`` where recall is measured, on the pictures that were not drawn.
         held_back: data of its own to measure recall on.
         calibration: an earlier calibration.json, in place of samples.
         options: see QuantizeOptions.
@@ -100,7 +101,7 @@ def quantize(
     """
     options, progress = options or QuantizeOptions(), progress or Silent()
     dialects = _dialects(options.dialects)
-    data, held_back = test_set_of(data), test_set_of(held_back)
+    data, held_back = as_test_set(data), as_test_set(held_back)
     progress("open the bundle and check its conformance vectors")
     bundle = Bundle.open(path)
     side = open_bundle(path, lent_tokenizer=options.tokenizer)

@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, checkpoint_options_from, device_option, reading_options
+from mwa_export.cli.options import (
+    PATH,
+    DataSet,
+    checkpoint_options_from,
+    data_options,
+    device_option,
+    reading_options,
+)
 
 _EXAMPLES = """\b
 Examples:
@@ -23,9 +30,7 @@ Examples:
 @click.argument("bundle", type=PATH)
 @click.option("--reference", type=PATH, help="The checkpoint of the bundle; peers need it.")
 @click.option("--adapter", type=PATH, help="Adapter file, if the reference is its base.")
-@click.option("--data", type=PATH, help="Test set, as `parity` reads it; else inputs are random.")
-@click.option("--images", type=PATH, help="Folder of the pictures; by default beside the data.")
-@click.option("--split", help="Split of a Karpathy JSON (default: test) or of a table.")
+@data_options("Test set, as `parity` reads it; else inputs are random.")
 @click.option(
     "--runtime",
     "runtimes",
@@ -79,57 +84,66 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace an earlier benchmark.")
 @reading_options
 @console.verbosity
-def command(bundle: Path, out: Path, **values: Any) -> None:
+def command(
+    bundle: Path,
+    reference: Path | None,
+    adapter: Path | None,
+    data: DataSet,
+    runtimes: tuple[str, ...],
+    peers: str,
+    tower: str,
+    batches: tuple[int, ...],
+    lengths: str | None,
+    rounds: int,
+    threads: int | None,
+    allow_slow: bool,
+    device: int,
+    no_peak: bool,
+    out: Path,
+    force: bool,
+    **reading: Any,
+) -> None:
     """Measure how fast BUNDLE embeds, and how fast others embed with the same checkpoint.
 
     Every round runs each contender once, in shuffled order; what counts are the ratios within a
     round. Writes bench.md, bench.svg and bench.json. What cannot run is listed with its reason.
     """
     from mwa_export.bench.report import MARKER, write_bench
-    from mwa_export.errors import UsageError
     from mwa_export.files import check_new_folder
 
-    check_new_folder(out, marker=MARKER, force=values["force"])  # before the minutes of work
+    check_new_folder(out, marker=MARKER, force=force)  # before the minutes of work
 
     from mwa_export.bench.run import BenchOptions, reference_of, run_bench
     from mwa_export.bundle.bundle import Bundle
 
-    towers: Any = ("vision", "text") if values["tower"] == "both" else (values["tower"],)
+    towers: Any = ("vision", "text") if tower == "both" else (tower,)
     options = BenchOptions(
         towers=towers,
-        batches=tuple(dict.fromkeys(values["batches"])),
-        rounds=values["rounds"],
-        runtimes=values["runtimes"],
-        peers=tuple(name.strip() for name in values["peers"].split(",") if name.strip()),
-        lengths=values["lengths"],
-        threads=values["threads"],
-        peak=not values["no_peak"],
-        allow_slow=values["allow_slow"],
-        device=values["device"],
+        batches=tuple(dict.fromkeys(batches)),
+        rounds=rounds,
+        runtimes=runtimes,
+        peers=tuple(name.strip() for name in peers.split(",") if name.strip()),
+        lengths=lengths,
+        threads=threads,
+        peak=not no_peak,
+        allow_slow=allow_slow,
+        device=device,
     )
-    if values["data"] is None and (values["images"] or values["split"]):
-        raise UsageError("--images and --split belong to --data. Expected: --data DATA")
     with console.steps() as step:
         step("read the bundle")
         opened = Bundle.open(bundle)
-        model = data = None
-        if values["data"] is not None:
+        if data.path is not None:
             step("read the test set")
-            data = _read_data(values)
-        if values["reference"] is not None and options.peers != ("none",):
+        test_set, model = data.read(), None
+        if reference is not None and options.peers != ("none",):
             step("read the checkpoint")
-            model = reference_of(opened, values["reference"], checkpoint_options_from(values))
-        result = run_bench(opened, options, model=model, data=data, progress=step)
+            options_of_reference = checkpoint_options_from({"adapter": adapter, **reading})
+            model = reference_of(opened, reference, options_of_reference)
+        result = run_bench(opened, options, model=model, data=test_set, progress=step)
         step("write the results")
-        page = write_bench(result, out, force=values["force"])
+        page = write_bench(result, out, force=force)
     _show(result)
     click.echo(page)
-
-
-def _read_data(values: dict[str, Any]) -> Any:
-    from mwa_export.data.test_sets import read_data
-
-    return read_data(values["data"], split=values["split"], images=values["images"])
 
 
 def _show(result: Any) -> None:

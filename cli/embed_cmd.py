@@ -34,10 +34,20 @@ _READ = (
     click.option("--texts", metavar="SOURCE", help="Texts: table, lines, or - for standard input."),
     click.option("--columns", metavar="A,B", help="Columns of the source to carry along."),
     click.option("--id-column", metavar="NAME", help="Of a table; default: its path, or row."),
-    click.option("--image-column", metavar="NAME", help="Of a table; default: image, path, ..."),
-    click.option("--text-column", metavar="NAME", help="Of a table; default: text or caption."),
+    click.option(
+        "--image-column",
+        metavar="NAME",
+        help="Column of a table with the pictures; default: image, path, ...",
+    ),
+    click.option(
+        "--text-column",
+        "--caption-column",
+        "text_column",
+        metavar="NAME",
+        help="Column of a table with the texts; default: caption, text, ...",
+    ),
     click.option("--image-root", metavar="FOLDER", help="Where a table's paths begin."),
-    click.option("--split", help="Of a Karpathy JSON; default: all."),
+    click.option("--split", help="Split of a Karpathy JSON or of a table; default: all."),
     click.option("--limit", type=click.IntRange(min=1), help="Take the first N rows of a source."),
 )
 _OUTPUT = (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 if TYPE_CHECKING:
+    from mwa_export.data.test_set import RetrievalData
     from mwa_export.encoder.open import CheckpointOptions
     from mwa_export.model.load import ModelSource
     from mwa_export.model.state_dict import AdapterOptions
@@ -27,6 +30,97 @@ def device_option(command: F) -> F:
     return click.option(
         "--device", type=kind, default=0, show_default=True, help="GPU, for TensorRT and CUDA."
     )(command)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """A test set named on the command line, not read yet."""
+
+    path: str | None
+    how: Mapping[str, Any]  # fields of DataOptions
+
+    def read(self) -> RetrievalData | None:
+        """The test set; None if none is named."""
+        if self.path is None:
+            return None
+        from mwa_export.data.test_sets import DataOptions, read_data
+
+        return read_data(self.path, DataOptions(**self.how))
+
+
+_COLUMNS = (
+    click.option("--image-column", metavar="NAME", help="Column of a table with the pictures."),
+    click.option("--caption-column", metavar="NAME", help="Column of a table with the captions."),
+    click.option("--image-id-column", metavar="NAME", help="Column of a table with image ids."),
+    click.option(
+        "--max-excluded",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Pictures that may be missing or unreadable; they are listed, their captions left "
+        "out.",
+    ),
+)
+
+
+def data_options(
+    what: str, *, required: bool = False, held_back: str | None = None
+) -> Callable[[F], F]:
+    """--data and how it is read; with ``held_back``, the same for --held-back.
+
+    The command gets ``data`` and ``held_back`` as `DataSet`.
+
+    Args:
+        what: help of --data.
+        required: whether the command needs --data.
+        held_back: help of --held-back; None: there is no such option.
+    """
+    sets = {"data": what} | ({} if held_back is None else {"held_back": held_back})
+    options = [*_COLUMNS]
+    for name, words in sets.items():
+        flag = "--" + name.replace("_", "-")
+        prefix = "--" if name == "data" else f"{flag}-"
+        needed = required and name == "data"
+        options += [
+            click.option(flag, metavar="DATA", required=needed, help=words),
+            click.option(
+                f"{prefix}images",
+                f"{name}_images",
+                metavar="FOLDER",
+                help=f"Folder of the pictures of {flag}. Default: beside it.",
+            ),
+            click.option(
+                f"{prefix}split",
+                f"{name}_split",
+                metavar="NAME",
+                help=f"Split of {flag}. Default: test, of a Karpathy JSON.",
+            ),
+        ]
+
+    def decorate(command: F) -> F:
+        @wraps(command)
+        def with_data(**values: Any) -> Any:
+            from mwa_export.errors import UsageError
+
+            names = ("image_column", "caption_column", "image_id_column", "max_excluded")
+            how = {name: values.pop(name) for name in names}
+            found = {}
+            for name in sets:
+                own = {key: values.pop(f"{name}_{key}") for key in ("images", "split")}
+                found[name] = DataSet(values.pop(name), how | own)
+                if found[name].path is None and any(own.values()):
+                    flag = "--" + name.replace("_", "-")
+                    raise UsageError(f"a folder of pictures and a split belong to {flag}.")
+            if not any(data.path for data in found.values()) and any(how.values()):
+                raise UsageError("columns and excluded pictures belong to --data.")
+            return command(**values, **found)
+
+        result: Any = with_data
+        for option in reversed(options):
+            result = option(result)
+        return cast("F", result)
+
+    return decorate
 
 
 _READING = (

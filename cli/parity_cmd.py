@@ -11,7 +11,9 @@ from mwa_export.cli import console
 from mwa_export.cli.options import (
     PATH,
     RUNTIMES,
+    DataSet,
     checkpoint_options_from,
+    data_options,
     device_option,
     reading_options,
 )
@@ -28,24 +30,10 @@ Examples:
 @click.argument("bundle", type=PATH)
 @click.option("--reference", type=PATH, required=True, help="Checkpoint, or another bundle.")
 @click.option("--adapter", type=PATH, help="Adapter file, if the reference is its base.")
-@click.option(
-    "--data",
-    type=PATH,
+@data_options(
+    "Karpathy or COCO JSON, BEiT-3 index (.jsonl), table of captions (.csv, .tsv, .jsonl, or a "
+    "folder with one), Parquet or WebDataset (.parquet, .tar, or a folder of such files).",
     required=True,
-    help="Karpathy JSON, BEiT-3 index (.jsonl), table of captions (.csv, .tsv, .jsonl, or a folder "
-    "with one), WebDataset (.tar, or a folder of tars).",
-)
-@click.option("--images", type=PATH, help="Folder of the pictures; by default beside the data.")
-@click.option("--split", help="Split of a Karpathy JSON (default: test) or of a table.")
-@click.option("--image-column", metavar="NAME", help="Of a table; default: image.")
-@click.option("--caption-column", metavar="NAME", help="Of a table; default: caption.")
-@click.option("--image-id-column", metavar="NAME", help="Of a table that has ids.")
-@click.option(
-    "--max-excluded",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Pictures that may be missing or unreadable; they are listed, their captions left out.",
 )
 @click.option(
     "--graph",
@@ -115,7 +103,30 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace an earlier report.")
 @reading_options
 @console.verbosity
-def command(bundle: Path, reference: Path, data: Path, out: Path, **values: Any) -> None:
+def command(
+    bundle: Path,
+    reference: Path,
+    adapter: Path | None,
+    data: DataSet,
+    graphs: tuple[str, ...],
+    runtime: str,
+    precision: str,
+    threads: int | None,
+    allow_slow: bool,
+    device: int,
+    tokenizer: Path | None,
+    any_space: bool,
+    max_recall_drop: float,
+    min_cosine: float | None,
+    confidence: float | None,
+    seed: int,
+    layers: bool,
+    cache: Path | None,
+    no_cache: bool,
+    out: Path,
+    force: bool,
+    **reading: Any,
+) -> None:
     """Compare BUNDLE with the checkpoint it came from, or with another bundle.
 
     Both embed the same pictures and captions; recall, its confidence interval and the cosines say
@@ -126,69 +137,42 @@ def command(bundle: Path, reference: Path, data: Path, out: Path, **values: Any)
     from mwa_export.files import check_new_folder
     from mwa_export.parity.reports.write import MARKER, write_reports
 
-    check_new_folder(out, marker=MARKER, force=values["force"])  # before the minutes of work
-    if values["no_cache"] and values["cache"]:
+    check_new_folder(out, marker=MARKER, force=force)  # before the minutes of work
+    if no_cache and cache:
         raise UsageError("--cache and --no-cache were both given. Expected one of them.")
 
     from mwa_export.cli.parity_view import fail_if_failed, show
-    from mwa_export.data.test_sets import read_data
-    from mwa_export.parity.run import compare_models
+    from mwa_export.encoder.cache import default_cache
+    from mwa_export.parity.gates import Gates
+    from mwa_export.parity.measure import CompareOptions
+    from mwa_export.parity.run import RunOptions, compare_models
+    from mwa_export.runtimes.options import RuntimeOptions
 
-    run, options = _run_options(values), _compare_options(values)
+    run = RunOptions(
+        graphs=graphs,
+        runtime=RuntimeOptions(
+            runtime, precision, threads=threads, allow_slow=allow_slow, device=device
+        ),
+        tokenizer=tokenizer,
+        checkpoint=checkpoint_options_from({"adapter": adapter, **reading}),
+        cache=None if no_cache else cache or default_cache(),
+        max_excluded=data.how["max_excluded"],
+        layers=layers,
+        any_space=any_space,
+    )
+    bound = confidence is not None
+    options = CompareOptions(
+        gates=Gates(max_recall_drop, min_cosine, on_bound=bound),
+        confidence=0.95 if confidence is None else confidence,
+        seed=seed,
+    )
     with console.steps() as step:
         step("read the test set")
-        test_set = read_data(
-            data,
-            split=values["split"],
-            images=values["images"],
-            columns=_columns(values),
-            max_excluded=run.max_excluded,
-        )
+        test_set = data.read()
+        assert test_set is not None  # --data is required
         done = compare_models(reference, bundle, test_set, run=run, options=options, progress=step)
         step("write the reports")
-        page = write_reports(done.result, out, pictures=done.data.pictures, force=values["force"])
+        page = write_reports(done.result, out, pictures=done.data.pictures, force=force)
     show(done.result)
     click.echo(page)
     fail_if_failed(done.result)
-
-
-def _columns(values: dict[str, Any]) -> Any:
-    from mwa_export.data.test_sets import Columns
-
-    given = {name: values[f"{name}_column"] for name in ("image", "caption", "image_id")}
-    return Columns(**{name: value for name, value in given.items() if value is not None})
-
-
-def _run_options(values: dict[str, Any]) -> Any:
-    from mwa_export.encoder.cache import default_cache
-    from mwa_export.parity.run import RunOptions
-    from mwa_export.runtimes.options import RuntimeOptions
-
-    return RunOptions(
-        graphs=values["graphs"],
-        runtime=RuntimeOptions(
-            values["runtime"],
-            values["precision"],
-            threads=values["threads"],
-            allow_slow=values["allow_slow"],
-            device=values["device"],
-        ),
-        tokenizer=values["tokenizer"],
-        checkpoint=checkpoint_options_from(values),
-        cache=None if values["no_cache"] else values["cache"] or default_cache(),
-        max_excluded=values["max_excluded"],
-        layers=values["layers"],
-        any_space=values["any_space"],
-    )
-
-
-def _compare_options(values: dict[str, Any]) -> Any:
-    from mwa_export.parity.gates import Gates
-    from mwa_export.parity.measure import CompareOptions
-
-    bound = values["confidence"] is not None
-    return CompareOptions(
-        gates=Gates(values["max_recall_drop"], values["min_cosine"], on_bound=bound),
-        confidence=values["confidence"] if bound else 0.95,
-        seed=values["seed"],
-    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH
+from mwa_export.cli.options import PATH, DataSet, data_options
 
 _EXAMPLES = """\b
 Examples:
@@ -21,15 +20,11 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH)
-@click.option(
-    "--data",
-    type=PATH,
-    help="Pictures with captions to calibrate with, in any form that `parity` reads. What is not "
+@data_options(
+    "Pictures with captions to calibrate with, in any form that `parity` reads. What is not "
     "drawn as a sample is held back, to measure recall on.",
+    held_back="Another set to measure recall on.",
 )
-@click.option("--held-back", type=PATH, help="Another set to measure recall on.")
-@click.option("--images", type=PATH, help="Folder of --data's pictures; by default beside it.")
-@click.option("--split", help="Split of --data: of a Karpathy JSON (default: test) or a table.")
 @click.option(
     "--calibration", type=PATH, help="An earlier calibration.json of this bundle, without samples."
 )
@@ -97,7 +92,27 @@ Examples:
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
 @click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")
 @console.verbosity
-def command(bundle: Path, data: Path | None, out: Path | None, **values: Any) -> None:
+def command(
+    bundle: Path,
+    data: DataSet,
+    held_back: DataSet,
+    calibration: Path | None,
+    samples: int,
+    seed: int,
+    method: str,
+    percentile: float,
+    no_smooth: bool,
+    rounding: str,
+    max_recall_drop: float,
+    no_search: bool,
+    keep: tuple[str, ...],
+    dialects: tuple[str, ...],
+    points: int,
+    threads: int | None,
+    tokenizer: Path | None,
+    out: Path | None,
+    force: bool,
+) -> None:
     """Add INT8 graphs to BUNDLE: calibrate, smooth, search precisions, check recall.
 
     The fastest assignment of INT8 and high precision whose recall drop stays inside the budget on
@@ -108,39 +123,34 @@ def command(bundle: Path, data: Path | None, out: Path | None, **values: Any) ->
     from mwa_export.files import check_new_folder
 
     if out is not None:
-        check_new_folder(out, marker=MANIFEST, force=values["force"])
+        check_new_folder(out, marker=MANIFEST, force=force)
 
     from mwa_export.calib.calibrate import CalibrationOptions
     from mwa_export.calib.quantize import QuantizeOptions, quantize
     from mwa_export.cli.quantize_view import show
-    from mwa_export.data.test_sets import read_data
 
     options = QuantizeOptions(
-        calibration=CalibrationOptions(
-            values["method"], values["percentile"], not values["no_smooth"], values["rounding"]
-        ),
-        samples=values["samples"],
-        seed=values["seed"],
-        dialects=values["dialects"],
-        max_recall_drop=values["max_recall_drop"],
-        keep=values["keep"],
-        points=values["points"],
-        search=not values["no_search"],
-        threads=values["threads"],
-        tokenizer=values["tokenizer"],
+        calibration=CalibrationOptions(method, percentile, not no_smooth, rounding),
+        samples=samples,
+        seed=seed,
+        dialects=dialects,
+        max_recall_drop=max_recall_drop,
+        keep=keep,
+        points=points,
+        search=not no_search,
+        threads=threads,
+        tokenizer=tokenizer,
     )
     with console.steps() as step:
         step("read the data")
         done = quantize(
             bundle,
-            None
-            if data is None
-            else read_data(data, split=values["split"], images=values["images"]),
-            held_back=None if values["held_back"] is None else read_data(values["held_back"]),
-            calibration=values["calibration"],
+            data.read(),
+            held_back=held_back.read(),
+            calibration=calibration,
             options=options,
             out=out,
-            force=values["force"],
+            force=force,
             progress=step,
         )
     for warning in done.warnings:

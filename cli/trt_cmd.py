@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH
+from mwa_export.cli.options import PATH, DataSet, data_options
+
+if TYPE_CHECKING:
+    from mwa_export.trt.versions import EnginePrecision
 
 _EXAMPLES = """\b
 Examples:
@@ -80,16 +83,12 @@ Examples:
     metavar="MIN,OPT,MAX",
     help="Tokens of a text, BOS and EOS included; default: from 2 to the model's longest, opt 16.",
 )
-@click.option(
-    "--data",
-    type=PATH,
-    help="Pictures with captions, in any form that `parity` reads: how large values become on them "
+@data_options(
+    "Pictures with captions, in any form that `parity` reads: how large values become on them "
     "decides what stays in float32. Without it, the bundle's conformance vectors do; --bf16 needs "
     "neither. --best measures recall on those of its pictures that are no samples.",
+    held_back="Another set for --best to measure recall on.",
 )
-@click.option("--images", type=PATH, help="Folder of --data's pictures; by default beside it.")
-@click.option("--held-back", type=PATH, help="Another set for --best to measure recall on.")
-@click.option("--split", help="Split of --data: of a Karpathy JSON (default: test) or a table.")
 @click.option(
     "--samples",
     type=click.IntRange(min=16),
@@ -127,13 +126,34 @@ Examples:
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
 @click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")
 @console.verbosity
-def command(bundle: Path, out: Path | None, **values: Any) -> None:
+def command(
+    bundle: Path,
+    precision: str | None,
+    max_recall_drop: float,
+    allow_slow: bool,
+    no_speed_gate: bool,
+    batches: tuple[str, ...],
+    lengths: str | None,
+    data: DataSet,
+    held_back: DataSet,
+    samples: int,
+    workspace: float | None,
+    timing_cache: Path | None,
+    builder_level: int | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    refit: bool,
+    device: int,
+    rebuild: bool,
+    out: Path | None,
+    force: bool,
+) -> None:
     """Add TensorRT engines to BUNDLE, for the GPU of this machine: 8.6, 10 or 11.
 
     Each tower's graph is made in the form that the installed version wants, checked on ONNX
     Runtime against the bundle's conformance vectors, and compiled.
     """
-    if values["precision"] is None:
+    if precision is None:
         raise click.UsageError(
             "say which precision to build: --fp16, --bf16, --int8, --fp8, or --best of them"
         )
@@ -142,66 +162,50 @@ def command(bundle: Path, out: Path | None, **values: Any) -> None:
     from mwa_export.trt.install import load_tensorrt
 
     if out is not None:
-        check_new_folder(out, marker=MANIFEST, force=values["force"])
+        check_new_folder(out, marker=MANIFEST, force=force)
     load_tensorrt()  # before anything is read
     from mwa_export.cli import trt_view
     from mwa_export.engines.best import best_engines
-    from mwa_export.engines.build import build_engines
+    from mwa_export.engines.build import BATCH, EngineOptions, build_engines
+    from mwa_export.trt.build import GIB, BuildOptions
+    from mwa_export.trt.profiles import Span
 
+    best = precision == "best"
+    options = EngineOptions(
+        precision=cast("EnginePrecision", "float16" if best else precision),
+        batches=tuple(Span.parse(text, "batch") for text in batches) or (BATCH,),
+        lengths=None if lengths is None else Span.parse(lengths, "length"),
+        device=device,
+        build=BuildOptions(
+            workspace=None if workspace is None else int(workspace * GIB),
+            timing_cache=timing_cache,
+            level=builder_level,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            refit=refit,
+        ),
+        rebuild=rebuild,
+        samples=samples,
+        speed_gate=not no_speed_gate,
+        allow_slow=allow_slow,
+    )
     done: Any
     with console.steps() as step:
         given: dict[str, Any] = {
-            "data": _read(values["data"], split=values["split"], images=values["images"]),
-            "options": _options(values),
+            "data": data.read(),
+            "options": options,
             "out": out,
-            "force": values["force"],
+            "force": force,
             "progress": step,
         }
-        if values["precision"] == "best":
+        if best:
             done = best_engines(
-                bundle,
-                held_back=_read(values["held_back"]),
-                max_recall_drop=values["max_recall_drop"],
-                **given,
+                bundle, held_back=held_back.read(), max_recall_drop=max_recall_drop, **given
             )
         else:
             done = build_engines(bundle, **given)
     for warning in done.warnings:
         console.warn(warning)
-    show = trt_view.show_best if values["precision"] == "best" else trt_view.show
+    show = trt_view.show_best if best else trt_view.show
     show(done)
     click.echo(done.bundle.path)
-
-
-def _read(path: Path | None, **how: Any) -> Any:
-    if path is None:
-        return None
-    from mwa_export.data.test_sets import read_data
-
-    return read_data(path, **how)
-
-
-def _options(values: dict[str, Any]) -> Any:
-    from mwa_export.engines.build import BATCH, EngineOptions
-    from mwa_export.trt.build import GIB, BuildOptions
-    from mwa_export.trt.profiles import Span
-
-    workspace, lengths = values["workspace"], values["lengths"]
-    return EngineOptions(
-        precision="float16" if values["precision"] == "best" else values["precision"],
-        batches=tuple(Span.parse(text, "batch") for text in values["batches"]) or (BATCH,),
-        lengths=None if lengths is None else Span.parse(lengths, "length"),
-        device=values["device"],
-        build=BuildOptions(
-            workspace=None if workspace is None else int(workspace * GIB),
-            timing_cache=values["timing_cache"],
-            level=values["builder_level"],
-            version_compatible=values["version_compatible"],
-            hardware_compatible=values["hardware_compatible"],
-            refit=values["refit"],
-        ),
-        rebuild=values["rebuild"],
-        samples=values["samples"],
-        speed_gate=not values["no_speed_gate"],
-        allow_slow=values["allow_slow"],
-    )

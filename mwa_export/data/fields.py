@@ -1,221 +1,232 @@
-"""What the readers of test sets share: numbered lines, checked fields, captions by picture."""
+"""Records of a collection, and the fields that they are read from."""
 
 from __future__ import annotations
 
-import json
 import reprlib
-from array import array
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
-from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import DataError
-from mwa_export.inputs.content import Caption
-from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.content import Caption, Kind, Problem, Readable, RowRefusedError
+from mwa_export.inputs.decode import text_of
 
 MAX_ID = 2**63 - 1  # ids are kept as int64
-_BOM = b"\xef\xbb\xbf"
+IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "filename", "path", "url")
+CAPTION_COLUMNS = ("caption", "captions", "text", "title")
+
+Place = list[Any]
+"""Where a picture lies: file, size and time of change; in a tar also member, offset and size."""
 
 
-def unreadable(path: Path, error: OSError) -> DataError:
-    """The error for a file that the system does not let us read."""
-    return DataError(f"{path}: cannot be read ({error.strerror or error}).")
+class Record(NamedTuple):
+    """One record as its file has it. What cannot be used is replaced by the problem with it."""
+
+    where: str  # for messages
+    image: str | Place | Readable | bytes | Problem | None = None  # text: a path, as written
+    captions: tuple[Caption | Problem, ...] = ()
+    key: str | None = None  # the name that the file gives it; None: its path, or its number
+    image_id: object = None  # tells pictures apart; None: the path does
+    split: str | None = None
+    columns: tuple[object, ...] = ()  # what is carried along
+    numbered: bool = False  # captions are named by key and number, also where there is only one
+    problem: Problem | None = None  # with the record as a whole
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a UTF-8 file with their numbers from 1, ends kept and a BOM dropped.
+class Reader(Protocol):
+    """Reads one file format."""
 
-    Only a newline ends a line, as a caption may hold the other characters Unicode calls line ends.
+    @property
+    def root(self) -> str:
+        """Folder or URL that paths of pictures are relative to."""
+        ...
 
-    Raises:
-        DataError: the file cannot be read, or a line is not UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield number, (line.removeprefix(_BOM) if number == 1 else line).decode()
-                except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{path}:{number}: is not UTF-8 ({error.reason} at byte {error.start}). "
-                        "Expected text. Save the file as UTF-8."
-                    ) from error
-    except OSError as error:
-        raise unreadable(path, error) from error
+    def records(self) -> Iterator[Record]:
+        """Every record, in order.
+
+        Raises:
+            DataError: the file as a whole cannot be read.
+        """
+        ...
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON lines file, each with its place "file:line". Blank lines are skipped.
+@dataclass(frozen=True)
+class Fields:
+    """The names under which a record of one file has its fields."""
 
-    Raises:
-        DataError: the file cannot be read, or a line is no JSON object.
-    """
-    for number, line in text_lines(path):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield where, json_object(line, where)
+    image: str | None = None
+    captions: tuple[str, ...] = ()
+    id: str | None = None
+    split: str | None = None
+    carried: tuple[str, ...] = ()
 
-
-def json_object(source: str | bytes, where: str) -> dict[str, Any]:
-    """Parse one JSON object.
-
-    Raises:
-        DataError: it is something else.
-    """
-    try:
-        value = json.loads(source)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is not JSON ({error}). Expected one JSON object.") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: is {reprlib.repr(value)}. Expected a JSON object.")
-    return value
-
-
-def text_field(value: object, what: str, where: str) -> str:
-    """A text that is not blank. ``what`` and ``where`` are for the message.
-
-    Raises:
-        DataError: it is missing, blank, or something else than a text.
-    """
-    if not isinstance(value, str):
-        found = "missing" if value is None else reprlib.repr(value)
-        raise DataError(f"{where}: {what} is {found}. Expected a text.")
-    if not value.strip():
-        raise DataError(f"{where}: {what} is blank. Fill it in or remove it.")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can escape
-            raise DataError(
-                f"{where}: {what} is {reprlib.repr(value)}, which is not Unicode. Mend it."
-            ) from error
-    return value
-
-
-def id_field(value: object, what: str, where: str) -> int:
-    """An id: an integer from 0 that fits in int64.
-
-    Raises:
-        DataError: it is something else.
-    """
-    if type(value) is not int or not 0 <= value <= MAX_ID:
-        found = "missing" if value is None else reprlib.repr(value)
-        raise DataError(f"{where}: {what} is {found}. Expected an integer from 0.")
-    return value
-
-
-def caption_fields(record: Mapping[str, Any], column: str, where: str) -> list[str]:
-    """The captions of a JSON object: a text or a list under ``column``.
-
-    Only where ``column`` is the usual `caption`, `captions` serves as well.
-
-    Raises:
-        DataError: there is neither, there are both, or a caption is blank or no text.
-    """
-    usual = column == "caption"
-    if usual and None not in (record.get(column), record.get("captions")):
-        raise DataError(f"{where}: has `caption` and `captions`. Expected one. Remove the other.")
-    name = "captions" if usual and record.get(column) is None else column
-    value = record.get(name)
-    if value is None:
-        raise DataError(
-            f"{where}: has no `{column}`{' and no `captions`' if usual else ''}. "
-            f"It has: {names(record)}. "
-            "Name another with --caption-column."
+    def record(self, values: Mapping[str, Any], where: str) -> Record:
+        """The record with these values. ``where`` is for messages."""
+        given = None if self.id is None else values.get(self.id)
+        split = None if self.split is None else values.get(self.split)
+        return Record(
+            where,
+            None if self.image is None else image_field(values, self.image),
+            self.captions_of(values),
+            None if given is None else escaped(str(given)),
+            given,
+            None if split in (None, "") else str(split),
+            tuple(values.get(name) for name in self.carried),
         )
-    if not isinstance(value, list):
-        return [text_field(value, f"`{name}`", where)]
-    return [text_field(item, f"`{name}`[{n}]", where) for n, item in enumerate(value)]
+
+    def captions_of(self, values: Mapping[str, Any]) -> tuple[Caption | Problem, ...]:
+        """A record's captions: a text, or a list of texts."""
+        if not self.captions:
+            return ()
+        found = [name for name in self.captions if values.get(name) not in (None, "", [])]
+        if len(found) > 1:
+            both = " and ".join(f"`{name}`" for name in found)
+            return (Problem("malformed", f"has {both}. Expected one of them. Remove the other."),)
+        name = found[0] if found else self.captions[0]
+        value = values.get(name)
+        if isinstance(value, list) and value:
+            return tuple(text_field(item, f"`{name}`[{n}]") for n, item in enumerate(value))
+        if value == [] or name not in values:
+            return (Problem("null", f"has no `{name}`. It has: {names(values)}."),)
+        return (text_field(value, f"`{name}`"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of a table's columns. One that is not named is found by its usual names."""
+
+    image: str | None = None
+    caption: str | None = None
+    id: str | None = None
+    carried: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> set[str]:
+        """Names that a header may have, without regard to case."""
+        given = (self.image, self.caption, self.id, *self.carried, "split")
+        every = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *(name for name in given if name))
+        return {name.casefold() for name in every}
+
+    def find(self, there: Collection[str], kinds: tuple[Kind, ...], where: str) -> Fields:
+        """The fields of a file that has the columns ``there``, without regard to case.
+
+        Raises:
+            DataError: a column is missing.
+        """
+        missing: list[str] = []
+
+        def column(name: str | None, usual: tuple[str, ...] = (), what: str = "") -> str:
+            found = _match((name,) if name else usual, there)
+            if found is None:
+                missing.append(name or f"for {what} ({', '.join(usual)})")
+            return found or ""
+
+        image = column(self.image, IMAGE_COLUMNS, "pictures") if "image" in kinds else None
+        captions: tuple[str, ...] = ()
+        if "text" in kinds:
+            captions = (column(self.caption, CAPTION_COLUMNS, "captions"),)
+            pair = CAPTION_COLUMNS[:2]
+            if self.caption is None and captions[0].casefold() in pair:
+                captions = tuple(_match((name,), there) or name for name in pair)
+        id = None if self.id is None else column(self.id)
+        carried = tuple(column(name) for name in self.carried)
+        if missing:
+            raise DataError(
+                f"{where}: has no column {names(missing)}. It has: {names(there)}. "
+                "Name columns that it has."
+            )
+        return Fields(image, captions, id, _match(("split",), there), carried)
+
+    def refuse(self, where: str) -> None:
+        """Raise DataError if columns are named, for a source that has none."""
+        if self != Columns():
+            raise DataError(f"{where}: has no columns. Only tables have. Name no columns.")
+
+
+def _match(wanted: Iterable[str], there: Collection[str]) -> str | None:
+    """The first of the wanted names that there is, without regard to case."""
+    folded = {name.casefold(): name for name in reversed(list(there))}
+    for name in wanted:
+        if name in there or name.casefold() in folded:
+            return name if name in there else folded[name.casefold()]
+    return None
+
+
+def has_caption(there: Collection[str]) -> bool:
+    """Whether one of the columns is known to hold captions."""
+    return _match(CAPTION_COLUMNS, there) is not None
+
+
+def image_field(values: Mapping[str, Any], name: str) -> str | bytes | Problem:
+    """A picture's path or bytes, or the struct of both that `datasets` writes."""
+    value = values.get(name)
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and not value:
+        return Problem("empty", f"`{name}` is empty. Expected a picture.")
+    if isinstance(value, bytes) or (isinstance(value, str) and value.strip()):
+        return value
+    if name not in values:
+        return Problem("null", f"has no `{name}`. It has: {names(values)}.")
+    if value is None:
+        return Problem("null", f"`{name}` is null. Expected a picture.")
+    found = "blank" if isinstance(value, str) else reprlib.repr(value)
+    return Problem("not-a-picture", f"`{name}` is {found}. Expected the path of a picture.")
+
+
+def text_field(value: object, what: str) -> str | Problem:
+    """A text that can be tokenized. ``what`` is for the message."""
+    try:
+        return text_of(value, what=what)
+    except RowRefusedError as error:
+        if isinstance(value, str) and any("\udc80" <= letter <= "\udcff" for letter in value):
+            return Problem("not-text", f"{what} is not UTF-8. Save the file as UTF-8.")
+        return error.problem
+
+
+def id_field(value: object, what: str) -> int | Problem:
+    """An id: an integer from 0 that fits in int64."""
+    if type(value) is int and 0 <= value <= MAX_ID:
+        return value
+    found = "missing" if value is None else reprlib.repr(value)
+    return Problem("malformed", f"{what} is {found}. Expected an integer from 0.")
+
+
+def of_split(records: Iterable[Record], split: str, name: str) -> Iterator[Record]:
+    """Records of one split, and those that cannot be told.
+
+    Raises:
+        DataError: there are no splits, or there is no such one.
+    """
+    found: set[str] = set()
+    for record in records:
+        if record.problem is not None:
+            yield record
+        elif record.split is not None:
+            found.add(record.split)
+            if record.split == split:
+                yield record
+        elif not found:
+            raise DataError(
+                f"{record.where}: has no `split`: the file is one. Name no split, and the file of "
+                f"the split {split}."
+            )
+        else:
+            yield record._replace(problem=Problem("malformed", "has no `split`. Add it."))
+    if found and split not in found:
+        raise DataError(
+            f"{name}: has nothing in split {split!r}. It has: {names(sorted(found))}. "
+            "Name one of them."
+        )
+
+
+def escaped(text: str) -> str:
+    """A name that can be stored: lone surrogates are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def names(values: Iterable[object], limit: int = 20) -> str:
     """Names for a message, the first ``limit`` of them."""
     listed = [str(value) for value in values]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return (", ".join(listed[:limit]) + more).encode("utf-8", "backslashreplace").decode() or "none"
-
-
-def split_is_empty(path: Path, split: str, splits: Iterable[str]) -> DataError:
-    """The error for a split without rows, which lists the ``splits`` there are."""
-    return DataError(
-        f"{path}: has no pictures in split {split!r}. It has: {names(sorted(splits))}. "
-        "Name one of them with --split."
-    )
-
-
-class Groups:
-    """Captions grouped by picture. Both keep the order of the file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: dict[Hashable, int] = {}
-        self._pictures: list[Picture] = []
-        self._places: list[str] = []  # where each picture occurred first, for messages
-        self._captions: list[Caption] = []
-        self._owners = array("q")  # row of the picture of each caption
-
-    @property
-    def keys(self) -> list[Hashable]:
-        """What was given to name each picture, by row."""
-        return list(self._rows)
-
-    def add(self, key: Hashable, picture: Picture, where: str, *, what: str = "id") -> int:
-        """Add a picture and return its row.
-
-        Raises:
-            DataError: the key is taken.
-        """
-        if key in self._rows:
-            raise DataError(
-                f"{where}: {what} {key} occurs a second time, after "
-                f"{self._places[self._rows[key]]}. Expected each once. Remove one."
-            )
-        self._rows[key] = row = len(self._pictures)
-        self._pictures.append(picture)
-        self._places.append(where)
-        return row
-
-    def find_or_add(self, key: Hashable, picture: Picture, where: str, *, what: str = "id") -> int:
-        """Row of a picture, which is added if the key is new.
-
-        Raises:
-            DataError: the key belongs to another picture.
-        """
-        row = self._rows.get(key)
-        if row is None:
-            return self.add(key, picture, where)
-        if self._pictures[row] != picture:
-            raise DataError(
-                f"{where}: {what} {key} is {picture}, and at {self._places[row]} it is "
-                f"{self._pictures[row]}. Expected one picture. Correct one of the two."
-            )
-        return row
-
-    def add_captions(self, row: int, captions: Iterable[Caption]) -> None:
-        """Add captions of the picture at ``row``."""
-        before = len(self._captions)
-        self._captions.extend(captions)
-        self._owners.extend([row] * (len(self._captions) - before))
-
-    def data(self, name: str, image_ids: Sequence[int] | None = None) -> RetrievalData:
-        """The finished set. Pictures are numbered by first occurrence unless they have ids.
-
-        Raises:
-            DataError: there are no pictures, or some have no captions.
-        """
-        count = len(self._pictures)
-        if not count:
-            raise DataError(f"{self._path}: holds no pictures. Expected a picture and captions.")
-        owners = np.asarray(self._owners, np.int64)
-        alone = np.flatnonzero(np.bincount(owners, minlength=count) == 0)
-        if alone.size:
-            raise DataError(
-                f"{self._path}: {alone.size} of {count} pictures have no captions, the first is "
-                f"{self._pictures[alone[0]]} ({self._places[alone[0]]}). "
-                "Add their captions or remove them."
-            )
-        ids = np.asarray(range(count) if image_ids is None else image_ids, np.int64)
-        return RetrievalData(name, ids, tuple(self._pictures), tuple(self._captions), ids[owners])
+    return escaped(", ".join(listed[:limit]) + more) or "none"

@@ -1,19 +1,23 @@
-"""Files of a source, local or remote: opening them, and a picture's place and state."""
+"""Files of a collection, local or remote: finding and opening them, and the place of a picture."""
 
 from __future__ import annotations
 
+import glob
 import io
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from mwa_export.data.fields import Place
 from mwa_export.errors import DataError, ImageError
-from mwa_export.inputs.content import Content, Problem
+from mwa_export.inputs.content import Problem
 from mwa_export.inputs.pictures import Picture
 from mwa_export.optional import require
 
+_BRACE = re.compile(r"\{([^{}]*)\}")
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISSOCK, "a socket"),
@@ -56,7 +60,82 @@ def open_file(name: str) -> BinaryIO:
             raise DataError(f"{readable(name)}: is not a plain file. Expected one.")
         return open(name, "rb")
     except OSError as error:
-        raise DataError(f"{readable(name)}: cannot be read ({error.strerror or error}).") from error
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str, error: OSError) -> DataError:
+    """The error for a file or folder that the system does not let us read."""
+    return DataError(f"{readable(name)}: cannot be read ({error.strerror or error}).")
+
+
+def exists(name: str) -> bool:
+    """Whether there is a file or folder of this name."""
+    if is_remote(name):
+        system, path = file_system(name)
+        return bool(system.exists(path))
+    return os.path.exists(name)
+
+
+def is_folder(name: str) -> bool:
+    """Whether this is the name of a folder."""
+    if is_remote(name):
+        system, path = file_system(name)
+        return bool(system.isdir(path))
+    return os.path.isdir(name)
+
+
+def files_in(folder: str) -> list[str]:
+    """Names of the files in a folder, sorted, without those that start with a dot.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    try:
+        if is_remote(folder):
+            system, path = file_system(folder)
+            entries = system.ls(path, detail=True)
+            found = [e["name"].rpartition("/")[2] for e in entries if e["type"] == "file"]
+        else:
+            found = [e.name for e in os.scandir(folder) if e.is_file()]
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return sorted(name for name in found if not name.startswith("."))
+
+
+def expanded(spec: str) -> list[str]:
+    """Files of tars or Parquet that a folder, a glob or `{000..123}` means; else the spec itself.
+
+    Raises:
+        DataError: a glob matches no file.
+    """
+    if (brace := _BRACE.search(spec)) and not os.path.lexists(spec):
+        start, end = spec[: brace.start()], spec[brace.end() :]
+        return [n for part in _alternatives(brace[1]) for n in expanded(start + part + end)]
+    for suffix in (".tar", ".parquet"):
+        if spec.lower().endswith(suffix) and any(c in spec for c in "*?["):
+            return _globbed(spec)
+        folder = not is_remote(spec) and os.path.isdir(spec)
+        if folder and (found := _globbed(os.path.join(glob.escape(spec), "*" + suffix))):
+            return found
+    return [spec]
+
+
+def _globbed(pattern: str) -> list[str]:
+    if is_remote(pattern):
+        system, path = file_system(pattern)
+        found = [str(system.unstrip_protocol(name)) for name in system.glob(path)]
+    else:
+        found = glob.glob(pattern, recursive=True)
+    if not found and not pattern.endswith(("/*.tar", "/*.parquet")):
+        raise DataError(f"{readable(pattern)}: matches no file. Expected one at least.")
+    return sorted(found)
+
+
+def _alternatives(text: str) -> list[str]:
+    if span := re.fullmatch(r"(\d+)\.\.(\d+)", text):
+        width = len(span[1]) if span[1].startswith("0") else 0
+        return [f"{n:0{width}d}" for n in range(int(span[1]), int(span[2]) + 1)]
+    return text.split(",")
 
 
 def readable(name: str) -> str:
@@ -71,7 +150,7 @@ def joined(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}" if is_remote(root) else os.path.join(root, name)
 
 
-def place_of(root: str, name: str) -> tuple[list[Any] | None, Problem | None]:
+def place_of(root: str, name: str) -> tuple[Place | None, Problem | None]:
     """The place of a picture file, or None and the problem.
 
     Of a remote file nothing is looked at: that would be a round trip for each.
@@ -92,19 +171,21 @@ def place_of(root: str, name: str) -> tuple[list[Any] | None, Problem | None]:
     return [name, found.st_size, found.st_mtime_ns], None
 
 
-def picture_at(root: str, place: list[Any], checked: dict[str, None]) -> Content:
-    """A picture from its place: name, size, time, and in a tar member, offset and length.
+def picture_of(root: str, name: str, *member: Any) -> Picture | RemotePicture:
+    """The picture of a file below ``root``; of a tar's ``member``: name, offset and size."""
+    full = joined(root, name)
+    return RemotePicture(full, *member) if is_remote(full) else Picture(Path(full), *member)
 
-    ``checked`` holds the tars that were compared already.
+
+def picture_at(root: str, place: Place, checked: dict[str, None]) -> Picture | RemotePicture:
+    """The picture at a place. ``checked`` holds the tars that were compared already.
 
     Raises:
         DataError: the file is not what it was during the scan.
     """
     name, size, changed, *member = place
     full = joined(root, name)
-    if is_remote(full):
-        return RemotePicture(full, *member[1:])
-    if full not in checked:
+    if not is_remote(full) and full not in checked:
         try:
             found = os.stat(full)
             same = (found.st_size, found.st_mtime_ns) == (size, changed)
@@ -116,16 +197,25 @@ def picture_at(root: str, place: list[Any], checked: dict[str, None]) -> Content
             )
         if member:
             checked[full] = None
-    return Picture(Path(full), *member)
+    return picture_of(root, name, *member)
 
 
 @dataclass(frozen=True, slots=True)
 class RemotePicture:
-    """A picture that fsspec reads; ``offset`` and ``size`` in a tar."""
+    """A picture that fsspec reads: a file, or a member of a tar."""
 
     url: str
+    member: str | None = None
     offset: int = 0
     size: int | None = None
+
+    def __str__(self) -> str:
+        return self.url if self.member is None else f"{self.url}:{self.member}"
+
+    @property
+    def name(self) -> str:
+        """The last part of its name, for people."""
+        return (self.member or self.url).rpartition("/")[2]
 
     def read(self) -> bytes:
         """The encoded picture.
@@ -138,9 +228,9 @@ class RemotePicture:
             end = None if self.size is None else self.offset + self.size
             data = bytes(system.cat_file(path, start=self.offset or None, end=end))
         except FileNotFoundError:
-            raise ImageError(f"{self.url}: no such file. Expected a picture.") from None
+            raise ImageError(f"{self}: no such file. Expected a picture.") from None
         except (OSError, DataError, io.UnsupportedOperation) as error:
-            raise ImageError(f"{self.url}: cannot be read ({error}).") from error
+            raise ImageError(f"{self}: cannot be read ({error}).") from error
         if self.size is not None and len(data) != self.size:
-            raise ImageError(f"{self.url}: {len(data)} of {self.size} bytes. It was cut short.")
+            raise ImageError(f"{self}: {len(data)} of {self.size} bytes. It was cut short.")
         return data

@@ -6,12 +6,18 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from mwa_export.data.fields import unreadable
-from mwa_export.data.files import file_system, is_remote, joined, open_file, place_of, readable
-from mwa_export.data.spool import Entry, text_entry
-from mwa_export.data.webdataset import PICTURES
+from mwa_export.data.fields import Record, text_field
+from mwa_export.data.files import (
+    file_system,
+    is_remote,
+    joined,
+    open_file,
+    place_of,
+    readable,
+    unreadable,
+)
+from mwa_export.data.tars import PICTURES
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind, Problem
 
@@ -35,39 +41,41 @@ class FolderReader:
     pattern: str | None = None  # `*` and `?` stay in one folder, `**/` is any number of them
     kind: Kind = "image"
 
-    def entries(self) -> Iterator[Entry]:
+    def records(self) -> Iterator[Record]:
+        """Every file."""
         wanted = None if self.pattern is None else re.compile(_regex(self.pattern), re.DOTALL)
         for name, problem in self._remote() if is_remote(self.root) else self._local():
+            record = Record(joined(self.root, name), name, key=readable(name), problem=problem)
             if problem is not None:
-                yield readable(name), None, (), problem
+                yield record
             elif self._is_wanted(name) if wanted is None else wanted.fullmatch(name):
-                place, problem = place_of(self.root, name)
-                if self.kind == "text" and place is not None:
-                    yield self._text(name)
-                else:
-                    yield readable(name), place, (), problem
+                if self.kind == "text":
+                    record = record._replace(captions=(self._text(name),))
+                yield record
 
     def _is_wanted(self, name: str) -> bool:
         suffix = name.rpartition("/")[2].rpartition(".")[2].lower()
         return suffix in SUFFIXES if self.kind == "image" else suffix == TEXT_SUFFIX
 
-    def _text(self, name: str) -> Entry:
+    def _text(self, name: str) -> str | Problem:
         """A file's text, read now: a later change of the file is none of the run's."""
+        place, problem = place_of(self.root, name)
+        if place is None and problem is not None:
+            return problem
         try:
             with open_file(joined(self.root, name)) as file:
                 data = file.read(MAX_TEXT + 1)
         except DataError as error:
-            return readable(name), None, (), Problem("unreadable", str(error))
+            return Problem("unreadable", str(error))
         if len(data) > MAX_TEXT:
-            reason = f"the file is above {MAX_TEXT:,} bytes."
-            return readable(name), None, (), Problem("too-large", reason)
-        return text_entry(readable(name), data.removeprefix(b"\xef\xbb\xbf").strip())
+            return Problem("too-large", f"the file is above {MAX_TEXT:,} bytes.")
+        return text_field(data.removeprefix(b"\xef\xbb\xbf").strip(), "the text")
 
     def _local(self) -> Iterator[tuple[str, Problem | None]]:
         try:
             pending = [(iter(self._listed("")), frozenset({_identity(self.root)}))]
         except OSError as error:
-            raise unreadable(Path(self.root), error) from error
+            raise unreadable(self.root, error) from error
         while pending:
             names, above = pending[-1]
             item = next(names, None)

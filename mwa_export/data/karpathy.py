@@ -1,80 +1,105 @@
-"""Karpathy's JSON of COCO and Flickr30k."""
+"""The JSON documents of COCO and Flickr30k: Karpathy's, with splits, and COCO's own."""
 
 from __future__ import annotations
 
 import json
+import os
 import reprlib
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from mwa_export.data.fields import Groups, id_field, split_is_empty, text_field, unreadable
-from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.fields import Record, escaped, id_field, text_field
+from mwa_export.data.files import open_file, readable
 from mwa_export.errors import DataError
-from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.content import Caption, Problem
 
 
-def read_karpathy(
-    path: Path, *, split: str | None = "test", images: Path | None = None
-) -> RetrievalData:
-    """Read one split of a Karpathy JSON. Whether the pictures exist is not looked at.
+@dataclass(frozen=True, slots=True)
+class KarpathyReader:
+    """Karpathy's or COCO's JSON of pictures and captions. The document is parsed in memory.
 
-    Args:
-        path: the JSON file.
-        split: "test", "val", "train" or "restval"; None is "test".
-        images: folder of the pictures; the file's own folder if not given.
-
-    Raises:
-        DataError: not such a file, an empty split, repeated ids, a picture without captions.
+    A picture's key is its file name. Captions are its `sentences`, or the `annotations` with its
+    `id`; an annotation of a picture that is not listed is a record without a picture.
     """
-    path = Path(path)
-    root = path.parent if images is None else Path(images)
-    split = "test" if split is None else split
-    entries = _entries(path)
-    groups = Groups(path)
-    for number, entry in enumerate(entries):
-        if entry["split"] == split:
-            _add(groups, entry, root, f"{path}: images[{number}]")
-    if entries and not groups.keys:
-        raise split_is_empty(path, split, {entry["split"] for entry in entries})
-    image_ids = [entry["imgid"] for entry in entries if entry["split"] == split]
-    return groups.data(f"{path}, split {split}", image_ids)
+
+    name: str
+    root: str
+
+    def records(self) -> Iterator[Record]:
+        """Every picture, then the annotations that belong to none."""
+        document = self._document()
+        captions: dict[object, list[object]] = {}
+        annotations = document.get("annotations")
+        for item in annotations if isinstance(annotations, list) else ():
+            if isinstance(item, dict):
+                captions.setdefault(str(item.get("image_id")), []).append(item.get("caption"))
+        for number, entry in enumerate(document["images"]):
+            where = f"{readable(self.name)}: images[{number}]"
+            if isinstance(entry, dict):
+                yield _record(entry, captions.pop(str(entry.get("id")), []), number, where)
+            else:
+                yield Record(where, problem=_not_karpathy(f"it is {reprlib.repr(entry)}"))
+        for image_id, orphans in captions.items():
+            reason = f"the annotation is of picture {image_id}, which is not listed."
+            problem = Problem("malformed", reason)
+            where = f"{readable(self.name)}: annotations"
+            key = escaped(f"annotations of {image_id}")
+            yield Record(where, None, (problem,) * len(orphans), key, numbered=True)
+
+    def _document(self) -> dict[str, Any]:
+        try:
+            with open_file(self.name) as file:
+                # Half of COCO's file are words of captions once more. Dropped while parsing.
+                document = json.loads(file.read(), object_hook=_without_tokens)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{readable(self.name)}: {_not_karpathy(error).reason}") from error
+        if not isinstance(document, dict) or not isinstance(document.get("images"), list):
+            problem = _not_karpathy("it has no list `images`")
+            raise DataError(f"{readable(self.name)}: {problem.reason}")
+        return document
 
 
-def _add(groups: Groups, entry: dict[str, Any], root: Path, where: str) -> None:
-    filename = text_field(entry.get("filename"), "`filename`", where)
-    folder = entry.get("filepath") or ""  # Flickr30k has none
-    if folder:
-        folder = text_field(folder, "`filepath`", where)
-    where = f"{where}, {filename}"
-    image_id = id_field(entry.get("imgid"), "`imgid`", where)
-    row = groups.add(image_id, Picture(root / folder / filename), where, what="`imgid`")
-    sentences = entry.get("sentences")
-    if not isinstance(sentences, list) or not all(isinstance(item, dict) for item in sentences):
-        raise _not_karpathy(where, f"`sentences` is {reprlib.repr(sentences)}")
-    groups.add_captions(
-        row,
-        [
-            text_field(sentence.get("raw"), f"`raw` of sentence {n}", where)
-            for n, sentence in enumerate(sentences)
-        ],
+def _record(entry: dict[str, Any], captions: list[object], number: int, where: str) -> Record:
+    image, key = _path(entry), f"images[{number}]"
+    file_name = entry.get("filename") or entry.get("file_name")
+    if isinstance(file_name, str):
+        key, where = escaped(file_name), f"{where}, {escaped(file_name)}"
+    split = entry.get("split")
+    name = "id" if "id" in entry and "imgid" not in entry else "imgid"
+    return Record(
+        where,
+        image,
+        _captions(entry, captions),
+        key,
+        id_field(entry.get(name), f"`{name}`"),
+        split if isinstance(split, str) else None,
+        numbered=True,
     )
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
-    try:
-        # Half of COCO's file are words of captions once more. Dropped while they are parsed.
-        document = json.loads(path.read_bytes(), object_hook=_without_tokens)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise _not_karpathy(str(path), str(error)) from error
-    entries = document.get("images") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise _not_karpathy(str(path), "it has no list `images`")
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("split"), str):
-            raise _not_karpathy(str(path), f"images[{number}] has no `split`")
-    return entries
+def _path(entry: dict[str, Any]) -> str | Problem:
+    folder = entry.get("filepath") or ""  # Flickr30k has none
+    file_name = entry.get("filename") or entry.get("file_name")
+    for name, value in (("filename", file_name), ("filepath", folder)):
+        if not isinstance(value, str) or (name == "filename" and not value.strip()):
+            found = "missing" if value is None else reprlib.repr(value)
+            return Problem("malformed", f"`{name}` is {found}. Expected a name.")
+    return os.path.join(folder, str(file_name))
+
+
+def _captions(entry: dict[str, Any], annotated: list[object]) -> tuple[Caption | Problem, ...]:
+    sentences = entry.get("sentences")
+    if sentences is None:
+        return tuple(text_field(text, "its `caption`") for text in annotated)
+    if not isinstance(sentences, list):
+        return (_not_karpathy(f"`sentences` is {reprlib.repr(sentences)}"),)
+    return tuple(
+        text_field(sentence.get("raw"), f"`raw` of sentence {n}")
+        if isinstance(sentence, dict)
+        else _not_karpathy(f"`sentences`[{n}] is {reprlib.repr(sentence)}")
+        for n, sentence in enumerate(sentences)
+    )
 
 
 def _without_tokens(value: dict[str, Any]) -> dict[str, Any]:
@@ -82,8 +107,9 @@ def _without_tokens(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _not_karpathy(where: str, found: str) -> DataError:
-    return DataError(
-        f"{where}: is not a Karpathy JSON ({found}). Expected an object with `images`, each with "
-        "`filename`, `split`, `imgid` and `sentences`, as dataset_coco.json has them."
+def _not_karpathy(found: object) -> Problem:
+    return Problem(
+        "malformed",
+        f"is not a Karpathy JSON ({found}). Expected an object with `images`, each with "
+        "`filename`, `split`, `imgid` and `sentences`, as dataset_coco.json has them.",
     )

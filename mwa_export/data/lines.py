@@ -2,62 +2,83 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 
-from mwa_export.data.files import open_file, place_of, readable
-from mwa_export.data.spool import Entry, text_entry
+from mwa_export.data.fields import Record, text_field
+from mwa_export.data.files import open_file, readable, unreadable
 from mwa_export.inputs.content import Kind, Problem
 
 STANDARD_INPUT = "-"
-MAX_LINE = 16 << 20  # bytes; the rest of a longer line is not kept
-_BOM = b"\xef\xbb\xbf"
+MAX_LINE = 16 << 20  # characters; the rest of a longer line is not kept
+TOO_LONG = Problem("too-large", f"the line is above {MAX_LINE:,} characters.")
 
 
-def byte_lines(name: str) -> Iterator[bytes | None]:
-    """Lines without their ends and a BOM; None for one above `MAX_LINE`.
+def text_lines(name: str, newline: str = "\n") -> Iterator[str | None]:
+    """Lines with their ends, without a byte order mark; None for one above `MAX_LINE`.
+
+    The text is UTF-8, or UTF-16 with its mark. A byte that is not UTF-8 becomes a lone surrogate.
+
+    Args:
+        name: a file, a URL, or `-`.
+        newline: what ends a line, as for `open`.
 
     Raises:
-        DataError: the file cannot be opened.
+        DataError: the file cannot be read.
     """
-    standard = name == STANDARD_INPUT
-    with nullcontext(sys.stdin.buffer) if standard else open_file(name) as file:
-        first = True
-        while line := file.readline(MAX_LINE):
-            if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                    pass
-                yield None
-            else:
-                line = line.removeprefix(_BOM) if first else line
-                yield line.removesuffix(b"\n").removesuffix(b"\r")
-            first = False
+    encoding, errors = "utf-8-sig", "surrogateescape"
+    if name == STANDARD_INPUT:
+        file = sys.stdin.buffer
+    else:
+        file = open_file(name)
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            encoding, errors = "utf-16", "replace"
+        file.seek(0)
+    text = io.TextIOWrapper(file, encoding, errors, newline)
+    try:
+        while line := text.readline(MAX_LINE):
+            if len(line) < MAX_LINE or line.endswith(("\n", "\r")):
+                yield line
+                continue
+            while (rest := text.readline(MAX_LINE)) and not rest.endswith(("\n", "\r")):
+                pass
+            yield None
+    except OSError as error:
+        raise unreadable(name, error) from error
+    finally:
+        text.detach()
+        if name != STANDARD_INPUT:
+            file.close()
 
 
 @dataclass(frozen=True, slots=True)
 class LineReader:
     """A text file. A text's id is its line number from 0, a picture's the path as written.
 
-    A blank line is a failed row of texts, and is passed over in a list of paths. Paths are
-    relative to ``root``, the folder of the list.
+    A blank line is a failed row of texts, and is passed over in a list of paths.
     """
 
     kind: Kind
     name: str
-    root: str
+    images: str | None = None  # folder of the paths; None: the list's own
 
-    def entries(self) -> Iterator[Entry]:
+    @property
+    def root(self) -> str:
+        """Folder of the paths."""
+        return os.path.dirname(self.name) if self.images is None else self.images
+
+    def records(self) -> Iterator[Record]:
         """Every line."""
-        for number, line in enumerate(byte_lines(self.name)):
+        for number, line in enumerate(text_lines(self.name), 1):
+            where = f"{readable(self.name)}:{number}"
             if line is None:
-                problem = Problem("too-large", f"the line is above {MAX_LINE:,} bytes.")
-                yield str(number), None, (), problem
-            elif self.kind == "text":
-                yield text_entry(str(number), line)
+                yield Record(where, problem=TOO_LONG)
+                continue
+            line = line.removesuffix("\n").removesuffix("\r")
+            if self.kind == "text":
+                yield Record(where, captions=(text_field(line, "the text"),))
             elif line.strip():
-                path = os.fsdecode(line)
-                place, obstacle = place_of(self.root, path)
-                yield readable(path), place, (), obstacle
+                yield Record(where, line, key=readable(line))

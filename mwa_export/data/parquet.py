@@ -6,144 +6,228 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mwa_export.data.files import is_remote, joined, open_file, picture_at, place_of, readable
-from mwa_export.data.records import Fields, readable_id
+from mwa_export.data.fields import Columns, Fields, Record, image_field
+from mwa_export.data.files import is_remote, joined, open_file, picture_at, readable, unreadable
 from mwa_export.data.rows import Row, Scan
-from mwa_export.data.spool import duplicate_rows, id_hash
-from mwa_export.errors import DataError
-from mwa_export.inputs.content import Content, Kind, Problem, RowRefusedError
-from mwa_export.inputs.decode import text_of
+from mwa_export.data.spool import duplicate_rows, entries_of, id_hash
+from mwa_export.errors import DataError, ImageError
+from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 
 _BATCH = 64  # rows decoded at a time: pictures may be large
 
 
-class ParquetSource:
-    """Rows of Parquet files, one after another.
+@dataclass(frozen=True, slots=True)
+class ParquetReader:
+    """Parquet files, one after another.
 
-    A cell that holds no picture or no text, because of its type as well, is a failed row; a
-    missing column and a file that is no Parquet are errors of the source. `rows` costs at most
-    one row group more than its rows. The id is the named column, or the row number.
+    A value that holds no picture or no text, because of its type as well, is a problem; a missing
+    column and a file that is not Parquet are errors of all. The key is the named column, or the
+    row number. Paths are relative to ``images``, or to the folder of their file.
     """
 
-    def __init__(self, kind: Kind, name: str, files: tuple[str, ...], fields: Fields) -> None:
+    files: tuple[str, ...]
+    columns: Columns
+    kinds: tuple[Kind, ...]  # what the records need
+    images: str | None = None
+    root: str = ""  # records have whole paths
+
+    def records(self) -> Iterator[Record]:
+        """Every row. Pictures in the files stay there until they are read."""
+        for name in self.files:
+            with opened(name) as parquet:
+                fields, number = self.fields(parquet, name), count()
+                for group in range(parquet.num_row_groups):
+                    row = count()
+                    for batch in batches(parquet, group, fields):
+                        for values in batch.to_pylist():
+                            record = self.record(values, fields, name, next(number))
+                            cell = ParquetPicture(name, fields.image or "", group, next(row))
+                            in_file = isinstance(record.image, bytes)
+                            yield record._replace(image=cell) if in_file else record
+
+    def fields(self, parquet: Any, name: str) -> Fields:
+        """The columns of one open file."""
+        return self.columns.find(parquet.schema_arrow.names, self.kinds, readable(name))
+
+    def record(self, values: dict[str, Any], fields: Fields, name: str, number: int) -> Record:
+        """The ``number``-th record, whose values are in one of the files."""
+        record = fields.record(values, f"{readable(name)}: row {number}")
+        image, root = record.image, os.path.dirname(name) if self.images is None else self.images
+        return record._replace(
+            image=joined(root, image) if isinstance(image, str) else image,
+            key=str(number) if record.key is None else record.key,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetPicture:
+    """A picture in a Parquet file, not yet read."""
+
+    file: str
+    column: str
+    group: int
+    row: int  # of the row group
+
+    def __str__(self) -> str:
+        return f"{readable(self.file)}:{self.name}"
+
+    @property
+    def name(self) -> str:
+        """Row group and row, for people."""
+        return f"{self.group}/{self.row}"
+
+    def read(self) -> bytes:
+        """The encoded picture.
+
+        Raises:
+            ImageError: the file changed, or cannot be read any more.
+        """
+        try:
+            value = _column(self.file, self.group, self.column)[self.row].as_py()
+        except (DataError, LookupError) as error:
+            raise ImageError(f"{self}: cannot be read ({error}).") from error
+        found = image_field({self.column: value}, self.column)
+        if not isinstance(found, bytes):
+            raise ImageError(f"{self}: holds no picture any more. The file changed.")
+        return found
+
+
+@lru_cache(maxsize=2)
+def _column(name: str, group: int, column: str) -> Any:
+    """A column of a row group. Pictures are mostly read in order, many of one group."""
+    with opened(name) as parquet:
+        return parquet.read_row_group(group, columns=[column]).column(0)
+
+
+class ParquetSource:
+    """Rows of Parquet files, one after another. `rows` costs at most one row group more."""
+
+    def __init__(self, kind: Kind, name: str, reader: ParquetReader) -> None:
         self.kind: Kind = kind
         self.name = name
-        self.columns = fields.columns
-        self._files = files
-        self._fields = fields
-        self._content = ""
+        self.columns = reader.columns.carried
+        self._reader = reader
+        self._fields = Fields()
         self._states: list[object] = []
-        self._groups: list[tuple[int, int, int]] = []  # file, row group, first row
+        # File, row group, first record of it in all files, and first row: lists are several rows.
+        self._groups: list[tuple[int, int, int, int]] = []
         self._rows = 0
 
     def scan(self, work: Path) -> Scan:
-        """As `Source.scan`. Reads the bytes once for the fingerprint; decodes only the ids."""
-        digest, ids = hashlib.sha256(repr((self.kind, self._fields)).encode()), bytearray()
+        """Read the bytes once for the fingerprint; decode only ids and lists of captions."""
+        reader = self._reader
+        digest, ids = hashlib.sha256(repr((self.kind, reader.columns)).encode()), bytearray()
         self._groups, self._states, self._rows = [], [], 0
-        for position, name in enumerate(self._files):
+        records = 0
+        for position, name in enumerate(reader.files):
             with open_file(name) as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
             self._states.append(_state(name))
-            with _opened(name) as parquet:
-                content = self._fields.content_of(parquet.schema_arrow.names, readable(name))
-                if self._content not in ("", content):
-                    raise DataError(f"{readable(name)}: has `{content}`, not `{self._content}`.")
-                self._content = content
+            with opened(name) as parquet:
+                fields = reader.fields(parquet, name)
+                if position and fields != self._fields:
+                    raise DataError(f"{readable(name)}: has other columns than the file before it.")
+                self._fields = fields
                 for group in range(parquet.num_row_groups):
-                    self._groups.append((position, group, self._rows))
-                    ids += self._hashes(parquet, group)
-                    self._rows += parquet.metadata.row_group(group).num_rows
+                    self._groups.append((position, group, records, self._rows))
+                    self._scan_group(parquet, group, records, ids)
+                    records += parquet.metadata.row_group(group).num_rows
         return Scan(self._rows, digest.hexdigest(), duplicate_rows(ids))
 
-    def _hashes(self, parquet: Any, group: int) -> bytearray:
-        found, column = bytearray(), self._fields.id
-        if column is not None:
-            number = self._rows
-            for batch in parquet.iter_batches(4096, row_groups=[group], columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    found += id_hash(_id(value, number))
-                    number += 1
-        return found
+    def _scan_group(self, parquet: Any, group: int, number: int, ids: bytearray) -> None:
+        """Count the rows of a row group, and hash their ids where a column has them."""
+        fields, schema = self._fields, parquet.schema_arrow
+        lists = any(_is_list(schema, name) for name in fields.captions)
+        if not lists and fields.id is None:
+            self._rows += parquet.metadata.row_group(group).num_rows
+            return
+        light = Fields(captions=fields.captions if lists else (), id=fields.id)
+        for batch in batches(parquet, group, light, 4096):
+            for values in batch.to_pylist():
+                record = light.record(values, "")
+                id = str(number) if record.key is None else record.key
+                rows = max(1, len(record.captions))
+                for n in range(rows):
+                    ids += id_hash(f"{id}#{n}" if rows > 1 else id)
+                self._rows += rows
+                number += 1
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """As `Source.rows`."""
+        """Rows ``start`` to before ``stop``, from the files."""
         start, stop = max(start, 0), min(stop, self._rows)
-        ends = [first for _, _, first in self._groups[1:]] + [self._rows]
-        for (position, group, first), end in zip(self._groups, ends, strict=True):
-            if first < stop and end > start:
-                yield from self._group(self._files[position], position, group, first, start, stop)
+        ends = [first for *_, first in self._groups[1:]] + [self._rows]
+        for (position, group, record, row), end in zip(self._groups, ends, strict=True):
+            if row < stop and end > start:
+                name = self._reader.files[position]
+                if _state(name) != self._states[position]:
+                    raise DataError(
+                        f"{readable(name)}: changed since the source was scanned. Run the command "
+                        "again."
+                    )
+                yield from self._group(name, group, record, start - row, stop - row)
 
-    def _group(
-        self, name: str, position: int, group: int, first: int, start: int, stop: int
-    ) -> Iterator[Row]:
-        if _state(name) != self._states[position]:
-            raise DataError(
-                f"{readable(name)}: changed since the source was scanned. Run the command again."
-            )
-        extra = [] if self._fields.id is None else [self._fields.id]
-        wanted = list(dict.fromkeys([self._content, *extra, *self.columns]))
-        with _opened(name) as parquet:
-            number = first
-            for batch in parquet.iter_batches(_BATCH, row_groups=[group], columns=wanted):
-                if number >= stop:
+    def _group(self, name: str, group: int, record: int, start: int, stop: int) -> Iterator[Row]:
+        """Some rows of a row group, whose first record is the ``record``-th."""
+        row = 0
+        with opened(name) as parquet:
+            schema = parquet.schema_arrow
+            lists = any(_is_list(schema, column) for column in self._fields.captions)
+            for batch in batches(parquet, group, self._fields):
+                if row >= stop:
                     return
-                low, high = max(start - number, 0), min(stop - number, batch.num_rows)
-                if low < high:
-                    for n, record in enumerate(batch.slice(low, high - low).to_pylist()):
-                        yield self._row(record, number + low + n, os.path.dirname(name))
-                number += batch.num_rows
+                if not lists and row + batch.num_rows <= start:
+                    row += batch.num_rows
+                else:
+                    found = list(self._batch(batch, name, record))
+                    yield from found[max(start - row, 0) : stop - row]
+                    row += len(found)
+                record += batch.num_rows
 
-    def _row(self, record: dict[str, Any], number: int, root: str) -> Row:
-        id = _id(None if self._fields.id is None else record[self._fields.id], number)
-        columns = tuple(record[name] for name in self.columns)
-        value = record[self._content]
-        content: Content | None
-        problem: Problem | None
-        if self.kind == "text":
-            try:
-                content, problem = text_of(value), None
-            except RowRefusedError as error:
-                content, problem = None, error.problem
-        else:
-            content, problem = _picture(value, root)
-        return Row(id, content, columns, problem)
+    def _batch(self, batch: Any, name: str, number: int) -> Iterator[Row]:
+        for n, values in enumerate(batch.to_pylist(), number):
+            record = self._reader.record(values, self._fields, name, n)
+            for id, content, columns, problem in entries_of(record, n, self.kind, ""):
+                if isinstance(content, list):
+                    content = picture_at("", content, {})
+                yield Row(id, content, columns, problem)
 
 
-def _picture(value: object, root: str) -> tuple[Content | None, Problem | None]:
-    if isinstance(value, dict):  # the struct {bytes, path} that `datasets` writes
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return (value, None) if value else (None, Problem("empty", "the picture is empty."))
-    if isinstance(value, str) and value.strip():
-        place, problem = place_of(root, value)
-        return (None, problem) if place is None else (picture_at(root, place, {}), None)
-    if value is None:
-        return None, Problem("null", "the picture is null. Expected bytes or a path.")
-    found = f"of type {type(value).__name__}, or blank"
-    return None, Problem("not-a-picture", f"the picture is {found}. Expected bytes or a path.")
+def batches(parquet: Any, group: int, fields: Fields, size: int = _BATCH) -> Iterator[Any]:
+    """The columns of a row group that are needed, some rows at a time."""
+    wanted = (fields.image, *fields.captions, fields.id, fields.split, *fields.carried)
+    columns = [name for name in dict.fromkeys(wanted) if name in parquet.schema_arrow.names]
+    yield from parquet.iter_batches(size, row_groups=[group], columns=columns)
 
 
-def _id(value: object, number: int) -> str:
-    return str(number) if value is None else readable_id(str(value))
+def _is_list(schema: Any, column: str) -> bool:
+    return column in schema.names and "list" in str(schema.field(column).type).split("<")[0]
 
 
 def _state(name: str) -> object:
-    if is_remote(joined("", name)):
+    if is_remote(name):
         return None
     try:
         found = os.stat(name)
     except OSError as error:
-        raise DataError(f"{readable(name)}: cannot be read ({error.strerror}).") from error
+        raise unreadable(name, error) from error
     return found.st_size, found.st_mtime_ns
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[Any]:
+def opened(name: str) -> Iterator[Any]:
+    """An open `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        DataError: it cannot be read, or is not a whole Parquet file.
+    """
     arrow = require("pyarrow", extra="embed", why="read Parquet")
     parquet = require("pyarrow.parquet", extra="embed", why="read Parquet")
     with open_file(name) as file:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.inputs.content import Content, Kind, Problem
+from mwa_export.inputs.content import Content, Kind, Problem, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Row:
     """One row of the input. It ends as an embedding or as a row of the errors, never as nothing."""
 
     id: str
-    content: Content | None  # None: there is nothing to embed, see ``problem``
+    content: Content | TokenIds | None  # None: there is nothing to embed, see ``problem``
     columns: tuple[object, ...] = ()  # what is carried along, in the order of Source.columns
     problem: Problem | None = None  # why it cannot be embedded, as far as the reader knows
 

@@ -8,41 +8,50 @@ import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.data.files import picture_at
+from mwa_export.data.fields import Reader, Record, escaped, of_split
+from mwa_export.data.files import picture_at, place_of
 from mwa_export.data.rows import Row, Scan
 from mwa_export.errors import DataError
-from mwa_export.inputs.content import Kind, Problem, RowRefusedError
-from mwa_export.inputs.decode import text_of
+from mwa_export.inputs.content import Kind, Problem
 
 Entry = tuple[str, Any, "tuple[object, ...]", "Problem | None"]
-"""Id, place, columns and problem of a row. The place is a text itself, or a picture's place as
-`source_files` makes it, or None beside a problem. All of it can be written as JSON."""
+"""Id, content, columns and problem of a row. The content is a text, token ids, a picture's bytes or
+its place, or None beside a problem."""
 
 
-class Reader(Protocol):
-    """Walks through a source once. Can be pickled."""
+def entries_of(record: Record, number: int, kind: Kind, root: str) -> Iterator[Entry]:
+    """The rows of one kind that a record has: its picture, or each of its captions.
 
-    @property
-    def root(self) -> str:
-        """Folder or URL that places of pictures are relative to."""
-        ...
-
-    def entries(self) -> Iterator[Entry]:
-        """Every row, in order."""
-        ...
-
-
-def text_entry(id: str, value: object, columns: tuple[object, ...] = ()) -> Entry:
-    """The entry of a text, or of the reason why it is none."""
-    try:
-        return id, text_of(value), columns, None
-    except RowRefusedError as error:
-        return id, None, columns, error.problem
+    Args:
+        record: the ``number``-th of the source, from 0.
+        number: names the record where nothing else does.
+        kind: what the rows hold.
+        root: folder or URL that the picture's path is relative to.
+    """
+    image, columns = record.image, record.columns
+    id = str(number) if record.key is None else record.key
+    if record.problem is not None:
+        yield id, None, columns, record.problem
+    elif kind == "text":
+        several = record.numbered or len(record.captions) > 1
+        for n, caption in enumerate(record.captions):
+            name = f"{id}#{n}" if several else id
+            if isinstance(caption, Problem):
+                yield name, None, columns, caption
+            else:
+                yield name, caption, columns, None
+    elif isinstance(image, str):
+        place, problem = place_of(root, image)
+        yield escaped(image) if record.key is None else id, place, columns, problem
+    elif isinstance(image, Problem):
+        yield id, None, columns, image
+    elif image is not None:
+        yield id, image, columns, None
 
 
 class SpooledSource:
@@ -52,16 +61,19 @@ class SpooledSource:
     pictures the copy has the place, size and time of change, which `rows` compares.
     """
 
-    def __init__(self, kind: Kind, name: str, columns: tuple[str, ...], reader: Reader) -> None:
+    def __init__(
+        self, kind: Kind, name: str, columns: tuple[str, ...], reader: Reader, split: str | None
+    ) -> None:
         self.kind: Kind = kind
         self.name = name
         self.columns = columns
         self._reader = reader
+        self._split = split
         self._index: Path | None = None
         self._rows = 0
 
     def scan(self, work: Path) -> Scan:
-        """As `Source.scan`. The fingerprint covers ids, texts, columns, files' sizes and times."""
+        """Spool every row. The fingerprint covers ids, texts, columns, files' sizes and times."""
         digest, offsets, ids = hashlib.sha256(self.kind.encode()), array("q", [0]), bytearray()
         digest.update(json.dumps(self.columns).encode())
         work.mkdir(parents=True, exist_ok=True)
@@ -69,13 +81,15 @@ class SpooledSource:
         position = 0
         try:
             with draft.open("wb") as file:
-                for entry in self._reader.entries():
-                    line = json.dumps(entry).encode() + b"\n"
+                for id, content, columns, problem in self._entries():
+                    columns = columns or (None,) * len(self.columns)
+                    content = {"ids": content} if isinstance(content, tuple) else content
+                    line = json.dumps((id, content, columns, problem)).encode() + b"\n"
                     digest.update(line)
                     file.write(line)
                     position += len(line)
                     offsets.append(position)
-                    ids += id_hash(entry[0])
+                    ids += id_hash(id)
             fingerprint = digest.hexdigest()
             index = work / f"{self.kind}-{fingerprint[:16]}.rows"
             numbers = work / f".{self.kind}-offsets.{os.getpid()}.npy"
@@ -87,8 +101,15 @@ class SpooledSource:
         self._index, self._rows = index, len(offsets) - 1
         return Scan(self._rows, fingerprint, duplicate_rows(ids))
 
+    def _entries(self) -> Iterator[Entry]:
+        records = self._reader.records()
+        if self._split is not None:
+            records = of_split(records, self._split, self.name)
+        for number, record in enumerate(records):
+            yield from entries_of(record, number, self.kind, self._reader.root)
+
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """As `Source.rows`."""
+        """Rows from the spool."""
         if self._index is None:
             raise DataError(f"{self.name}: is not scanned yet.")
         start, stop = max(start, 0), min(stop, self._rows)
@@ -106,10 +127,11 @@ class SpooledSource:
             file.seek(offset)
             checked: dict[str, None] = {}
             for _ in range(start, stop):
-                id, place, columns, problem = json.loads(file.readline())
-                content = place
-                if isinstance(place, list):
-                    content = picture_at(self._reader.root, place, checked)
+                id, content, columns, problem = json.loads(file.readline())
+                if isinstance(content, list):
+                    content = picture_at(self._reader.root, content, checked)
+                elif isinstance(content, dict):
+                    content = tuple(content["ids"])
                 yield Row(id, content, tuple(columns), problem and Problem(*problem))
 
 

@@ -1,197 +1,183 @@
-"""Tables of captions: CSV, TSV or JSON lines, one row per caption."""
+"""Tables: CSV, TSV and JSON lines, among them the indexes of BEiT-3."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import io
+import json
+import os
+import reprlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain, islice
 from typing import Any
 
-from mwa_export.data.fields import (
-    MAX_ID,
-    Groups,
-    caption_fields,
-    json_rows,
-    names,
-    split_is_empty,
-    text_field,
-    text_lines,
-)
-from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.fields import Columns, Fields, Record, names
+from mwa_export.data.files import readable
+from mwa_export.data.index import index_fields
+from mwa_export.data.lines import MAX_LINE, TOO_LONG, text_lines
 from mwa_export.errors import DataError
-from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.content import Kind, Problem
 
 CSV_SUFFIXES = {".csv", ".tsv"}
 JSONL_SUFFIXES = {".jsonl", ".ndjson"}
+_HEADER_LINES = 100  # that a header may have, because of line ends in quotes
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
-    """Names of a table's columns."""
+class TableReader:
+    """A CSV, TSV or JSON lines file.
 
-    image: str = "image"
-    caption: str = "caption"
-    image_id: str | None = None  # None: each picture file is one picture
-
-
-DEFAULT_COLUMNS = Columns()
-
-
-def read_table(
-    path: Path,
-    *,
-    split: str | None = None,
-    images: Path | None = None,
-    columns: Columns = DEFAULT_COLUMNS,
-) -> RetrievalData:
-    """Read a table. Whether the pictures exist is not looked at.
-
-    Args:
-        path: a `.csv`, `.tsv` or `.jsonl` file. A row of JSON may hold a list `captions`.
-        split: only rows with this value in the column `split`. May be left out if the table has
-            no such column, or one value in it.
-        images: folder of the pictures; the file's own folder if not given.
-        columns: names of the columns.
-
-    Raises:
-        DataError: not such a file, a missing column, a blank field, a picture with two ids.
+    A line that cannot be parsed is a problem of its own, named `line N`; an unpaired quote takes
+    the lines up to the next quote with it, as CSV has no other end for it. A column that a CSV
+    header, or the first object of JSON lines, does not have is an error of the whole table; where
+    a later object lacks it, the value is null.
     """
-    path = Path(path)
-    root = path.parent if images is None else Path(images)
-    is_json = path.suffix.lower() in JSONL_SUFFIXES
-    groups = Groups(path)
-    owners: dict[Picture, str] = {}
-    splits: set[str] = set()
-    for where, record in json_rows(path) if is_json else _csv_rows(path, columns):
-        if split is not None:
-            splits.add(found := _split(record, where))
-            if found != split:
-                continue
-        elif record.get("split"):
-            splits.add(str(record["split"]))
-        picture = Picture(root / _field(record, columns.image, "image", where))
-        row = _picture_row(groups, owners, picture, record, columns.image_id, where)
-        if is_json:
-            captions = caption_fields(record, columns.caption, where)
-        else:
-            captions = [_field(record, columns.caption, "caption", where)]
-        groups.add_captions(row, captions)
-    if split is not None and splits and split not in splits:
-        raise split_is_empty(path, split, splits)
-    if split is None and len(splits) > 1:
-        raise DataError(
-            f"{path}: has the splits {names(sorted(splits))}. Expected to be told which: --split"
-        )
-    name = str(path) if split is None else f"{path}, split {split}"
-    return groups.data(name, None if columns.image_id is None else _numbers(groups.keys))
 
+    name: str
+    root: str
+    columns: Columns
+    kinds: tuple[Kind, ...]  # what the records need
 
-def _picture_row(
-    groups: Groups,
-    owners: dict[Picture, str],
-    picture: Picture,
-    record: dict[str, Any],
-    column: str | None,
-    where: str,
-) -> int:
-    if column is None:
-        return groups.find_or_add(picture, picture, where)
-    key = _id(record, column, where)
-    if owners.setdefault(picture, key) != key:
-        raise DataError(
-            f"{where}: {picture} has `{column}` {key}, and {owners[picture]} before. "
-            "Expected one id for each picture. Correct one of the two."
-        )
-    return groups.find_or_add(key, picture, where, what=f"`{column}`")
+    def records(self) -> Iterator[Record]:
+        """Every row."""
+        suffix = os.path.splitext(self.name)[1].lower()
+        return self._json() if suffix in JSONL_SUFFIXES else self._csv(suffix)
 
+    def _bad(self, line: int, problem: Problem) -> Record:
+        return Record(f"{readable(self.name)}:{line}", key=f"line {line}", problem=problem)
 
-def _field(record: dict[str, Any], column: str, option: str, where: str) -> str:
-    if column not in record:
-        raise DataError(
-            f"{where}: has no `{column}`. It has: {names(record)}. "
-            f"Name another with --{option}-column."
-        )
-    return text_field(record[column], f"`{column}`", where)
-
-
-def _id(record: dict[str, Any], column: str, where: str) -> str:
-    value = record.get(column)
-    return str(value) if type(value) is int else _field(record, column, "image-id", where)
-
-
-def _split(record: dict[str, Any], where: str) -> str:
-    if "split" not in record:
-        raise DataError(
-            f"{where}: has no `split`. It has: {names(record)}. "
-            "Expected it because --split was given. Leave that out to read all rows."
-        )
-    return text_field(record["split"], "`split`", where)
-
-
-def _numbers(keys: list[Any]) -> list[int] | None:
-    """Ids that are all integers, as they are; else None, to number them by first occurrence."""
-    if not all(key.isascii() and key.isdecimal() and len(key) < 20 for key in keys):
-        return None
-    ids = [int(key) for key in keys]
-    plain = all(str(number) == key for number, key in zip(ids, keys, strict=True))  # not "007"
-    return ids if plain and max(ids, default=0) <= MAX_ID else None
-
-
-def _csv_rows(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with their places "file:line"; a row of several lines is named by its first."""
-    lines = (line for _, line in text_lines(path))
-    first = next(lines, "")
-    if not first.strip():
-        raise DataError(f"{path}:1: is blank. Expected a header with the names of the columns.")
-    delimiter = _delimiter(first, path)
-    # Strict, as an unpaired quote would otherwise swallow rows up to the next one.
-    reader = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
-    start = 1
-    try:
-        header = [name.strip() for name in next(reader)]
-        _check_header(header, columns, path)
-        start = reader.line_num + 1
-        for fields in reader:
-            where = f"{path}:{start}"
-            start = reader.line_num + 1
-            if not fields:  # a blank line
-                continue
-            if len(fields) != len(header):
-                raise DataError(
-                    f"{where}: has {len(fields)} fields, delimited by {delimiter!r}. Expected "
-                    f"{len(header)}, as the header has. Put quotes around captions that hold it."
+    def _json(self) -> Iterator[Record]:
+        fields: Fields | None = None
+        for number, line in enumerate(text_lines(self.name), 1):
+            if line is None:
+                yield self._bad(number, TOO_LONG)
+            elif line.strip():
+                values = json_object(line)
+                if isinstance(values, Problem):
+                    yield self._bad(number, values)
+                    continue
+                where = f"{readable(self.name)}:{number}"
+                fields = (
+                    fields
+                    or index_fields(values, self.columns, self.kinds, where)
+                    or self.columns.find(values.keys(), self.kinds, where)
                 )
-            yield where, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise DataError(
-            f"{path}:{start}: is not CSV ({error}). Expected fields delimited by {delimiter!r}; "
-            'those that hold it, quotes or newlines in "quotes", with inner ones doubled.'
-        ) from error
+                yield fields.record(values, where)
+
+    def _csv(self, suffix: str) -> Iterator[Record]:
+        lines, first = text_lines(self.name, newline=""), ""
+        for line in islice(lines, _HEADER_LINES):
+            first += line or ""
+            if first.count('"') % 2 == 0:
+                break
+        if not first.strip():
+            raise DataError(
+                f"{readable(self.name)}:1: is blank. Expected a header with the names of the "
+                "columns."
+            )
+        delimiter = _delimiter(first, "\t" if suffix == ".tsv" else ",", self.columns.known)
+        source = _Lines(chain(io.StringIO(first, newline=""), lines))
+        rows = _rows(source, delimiter)
+        header, fields = self._header(next(rows)[1])
+        for number, cells in rows:
+            if isinstance(cells, Problem):
+                yield self._bad(number, cells)
+            elif len(cells) == len(header):
+                values = dict(zip(header, cells, strict=True))
+                yield fields.record(values, f"{readable(self.name)}:{number}")
+            elif cells:  # else a blank line
+                found = (
+                    f"has {len(cells)} fields, delimited by {delimiter!r}. Expected {len(header)}, "
+                    "as the header has. Put quotes around captions that hold it."
+                )
+                yield self._bad(number, Problem("malformed", found))
+
+    def _header(self, cells: list[str] | Problem) -> tuple[list[str], Fields]:
+        if isinstance(cells, Problem):
+            raise DataError(f"{readable(self.name)}:1: {cells.reason}")
+        header = [name.strip() for name in cells]
+        fields = self.columns.find(header, self.kinds, readable(self.name))
+        used = (fields.image, *fields.captions, fields.id, *fields.carried, fields.split)
+        if repeated := {name for name in used if name and header.count(name) > 1}:
+            raise DataError(
+                f"{readable(self.name)}: has columns of the same name: {names(repeated)}. "
+                "Rename them."
+            )
+        return header, fields
 
 
-def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
+class _Lines:
+    """Lines for `csv.reader`, counted, and the quotes in them."""
+
+    def __init__(self, lines: Iterable[str | None]) -> None:
+        self._lines = iter(lines)
+        self.number = 0
+        self.quotes = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.number += 1
+        if line is None:
+            raise csv.Error(f"a line above the limit of {MAX_LINE:,} characters")
+        self.quotes += line.count('"')
+        return line
+
+    def skip_cell(self) -> None:
+        """Pass over the lines up to the quote that ends the current cell."""
+        while self.quotes % 2 and (line := next(self._lines, "")) != "":
+            self.number += 1
+            self.quotes += 0 if line is None else line.count('"')
 
 
-def _check_header(header: list[str], columns: Columns, path: Path) -> None:
-    wanted = {"--image-column": columns.image, "--caption-column": columns.caption}
-    if columns.image_id is not None:
-        wanted["--image-id-column"] = columns.image_id
-    missing = {option: column for option, column in wanted.items() if column not in header}
-    if missing:
-        raise DataError(
-            f"{path}: has no column {names(missing.values())}. It has: {names(header)}. "
-            f"Name another with {names(missing)}."
-        )
-    if repeated := {name for name in header if header.count(name) > 1}:
-        raise DataError(f"{path}: has columns of the same name: {names(repeated)}. Rename them.")
+def _rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Problem]]:
+    """Rows of CSV, each with the number of its first line."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))
+    # Strict, as an unpaired quote would otherwise swallow rows up to the next one.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        start, lines.quotes = lines.number + 1, 0
+        try:
+            yield start, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "limit" in str(error):
+                lines.skip_cell()
+            reason = (
+                f"is not CSV ({error}). Expected fields delimited by {delimiter!r}; those that "
+                'hold it, quotes or newlines in "quotes", with inner ones doubled.'
+            )
+            yield start, Problem("malformed", reason)
 
 
-def _delimiter(header: str, path: Path) -> str:
-    """Only the header is looked at: captions are full of commas."""
+def _delimiter(header: str, usual: str, known: set[str]) -> str:
+    """The delimiter with which a header has the most known names, then the most names at all.
+
+    Only the header is looked at: captions are full of commas.
+    """
+
+    def fitness(delimiter: str) -> tuple[int, int, bool]:
+        try:
+            lines = io.StringIO(header, newline="")
+            cells = next(csv.reader(lines, delimiter=delimiter, strict=True))
+        except csv.Error:
+            return 0, 0, delimiter == usual
+        named = sum(cell.strip().casefold() in known for cell in cells)
+        return named, len(cells), delimiter == usual
+
+    return max((",", ";", "\t"), key=fitness)
+
+
+def json_object(source: str | bytes) -> dict[str, Any] | Problem:
+    """Parse one JSON object."""
     try:
-        return csv.Sniffer().sniff(header, delimiters=",;\t").delimiter
-    except csv.Error:
-        return "\t" if path.suffix.lower() == ".tsv" else ","
+        value = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        return Problem("malformed", f"is not JSON ({error}). Expected one JSON object.")
+    if not isinstance(value, dict):
+        return Problem("malformed", f"is {reprlib.repr(value)}. Expected a JSON object.")
+    return value

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.data.fields import MAX_ID
 from mwa_export.errors import DataError
-from mwa_export.inputs.content import Caption
-from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.content import Caption, Readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class RetrievalData:
 
     name: str  # for people: the file and the split
     image_ids: NDArray[np.int64]  # (n_image,), unique
-    pictures: tuple[Picture, ...]  # n_image
+    pictures: tuple[Readable, ...]  # n_image
     captions: tuple[Caption, ...]  # n_text
     caption_image_ids: NDArray[np.int64]  # (n_text,)
     excluded: tuple[Excluded, ...] = ()
@@ -69,3 +70,86 @@ class RetrievalData:
             caption_image_ids=self.caption_image_ids[kept_captions],
             excluded=self.excluded + excluded,
         )
+
+
+class Groups:
+    """Captions grouped by picture. Both keep the order of the file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._rows: dict[Hashable, int] = {}
+        self._pictures: list[Readable] = []
+        self._places: list[str] = []  # where each picture occurred first, for messages
+        self._captions: list[Caption] = []
+        self._owners = array("q")  # row of the picture of each caption
+
+    def add(self, key: Hashable, picture: Readable, where: str) -> int:
+        """Add a picture and return its row.
+
+        Raises:
+            DataError: the key is taken.
+        """
+        if key in self._rows:
+            raise DataError(
+                f"{where}: the id {key} occurs a second time, after "
+                f"{self._places[self._rows[key]]}. Expected each once. Remove one."
+            )
+        self._rows[key] = row = len(self._pictures)
+        self._pictures.append(picture)
+        self._places.append(where)
+        return row
+
+    def find_or_add(self, key: Hashable, picture: Readable, where: str) -> int:
+        """Row of a picture, which is added if the key is new.
+
+        Raises:
+            DataError: the key belongs to another picture.
+        """
+        row = self._rows.get(key)
+        if row is None:
+            return self.add(key, picture, where)
+        if self._pictures[row] != picture:
+            raise DataError(
+                f"{where}: the id {key} is {picture}, and at {self._places[row]} it is "
+                f"{self._pictures[row]}. Expected one picture. Correct one of the two."
+            )
+        return row
+
+    def add_captions(self, row: int, captions: Iterable[Caption]) -> None:
+        """Add captions of the picture at ``row``."""
+        before = len(self._captions)
+        self._captions.extend(captions)
+        self._owners.extend([row] * (len(self._captions) - before))
+
+    def data(self, name: str, *, numbered: bool = False) -> RetrievalData:
+        """The finished set. Pictures are ``numbered`` in order unless their keys are integers.
+
+        Raises:
+            DataError: there are no pictures, or some have no captions.
+        """
+        count = len(self._pictures)
+        if not count:
+            raise DataError(f"{self._path}: holds no pictures. Expected a picture and captions.")
+        owners = np.asarray(self._owners, np.int64)
+        alone = np.flatnonzero(np.bincount(owners, minlength=count) == 0)
+        if alone.size:
+            raise DataError(
+                f"{self._path}: {alone.size} of {count} pictures have no captions, the first is "
+                f"{self._pictures[alone[0]]} ({self._places[alone[0]]}). "
+                "Add their captions or remove them."
+            )
+        ids = np.asarray((not numbered and _numbers(self._rows)) or range(count), np.int64)
+        return RetrievalData(name, ids, tuple(self._pictures), tuple(self._captions), ids[owners])
+
+
+def _numbers(keys: Iterable[Hashable]) -> list[int] | None:
+    """Keys as integers, or None if one is something else, or another way to write its number."""
+    ids = []
+    for key in keys:
+        # ASCII: int() takes other digits, too. Written back: "007" is not 7.
+        if not isinstance(key, str) or not (key.isascii() and key.isdecimal()) or len(key) > 19:
+            return None
+        ids.append(int(key))
+        if str(ids[-1]) != key or ids[-1] > MAX_ID:
+            return None
+    return ids

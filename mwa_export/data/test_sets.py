@@ -1,140 +1,207 @@
-"""Which reader a test set needs, and what to do about pictures that are not on disk."""
+"""Test sets for everything that measures recall; a bad record is an error."""
 
 from __future__ import annotations
 
 import os
+import reprlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, overload
 
-from mwa_export.data.fields import json_rows, names, unreadable
-from mwa_export.data.index import read_index
-from mwa_export.data.karpathy import read_karpathy
-from mwa_export.data.tables import (
-    CSV_SUFFIXES,
-    DEFAULT_COLUMNS,
-    JSONL_SUFFIXES,
-    Columns,
-    read_table,
-)
-from mwa_export.data.test_set import RetrievalData
-from mwa_export.data.webdataset import read_webdataset
+from mwa_export.data.fields import Columns, Reader, Record, names, of_split
+from mwa_export.data.files import exists, expanded, files_in, is_folder, joined, picture_of
+from mwa_export.data.karpathy import KarpathyReader
+from mwa_export.data.readers import TABLES, reader_of, suffix_of
+from mwa_export.data.tars import TarReader
+from mwa_export.data.test_set import Groups, RetrievalData
 from mwa_export.errors import DataError
+from mwa_export.inputs.content import Problem, Readable
+from mwa_export.inputs.pictures import Picture
 
-__all__ = ["Columns", "read_data"]
-
-_TABLES = CSV_SUFFIXES | JSONL_SUFFIXES
 _COMPRESSED = {".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip"}
+_SHARDS = (".tar", ".parquet")
 _FORMS = (
-    "Expected one of: a Karpathy JSON (.json); an index of BEiT-3 (.jsonl); a table of captions "
-    "(.csv, .tsv or .jsonl), or a folder with one; a WebDataset (.tar), or a folder of such tars."
+    "Expected one of: a Karpathy or COCO JSON (.json); an index of BEiT-3 (.jsonl); a table of "
+    "captions (.csv, .tsv or .jsonl), or a folder with one; Parquet or a WebDataset (.parquet, "
+    ".tar), or a folder of such files."
 )
 
 
-def read_data(
-    path: Path,
-    *,
-    split: str | None = None,
-    images: Path | None = None,
-    columns: Columns = DEFAULT_COLUMNS,
-    max_excluded: int = 0,
-) -> RetrievalData:
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """How a test set is read. A column that is not named is found by its usual names."""
+
+    image_column: str | None = None
+    caption_column: str | None = None
+    image_id_column: str | None = None  # None: each picture file is one picture
+    split: str | None = None  # None: "test" of a Karpathy JSON, else the only one
+    images: str | Path | None = None  # folder of the pictures; None: the data's own
+    max_excluded: int = 0  # pictures that may be missing; the set's ``excluded`` lists them
+
+    @property
+    def columns(self) -> Columns:
+        """The names of columns."""
+        return Columns(self.image_column, self.caption_column, self.image_id_column)
+
+
+TestSet = RetrievalData | str | os.PathLike[str]
+"""A test set, or the path of one."""
+
+
+@overload
+def as_test_set(data: TestSet) -> RetrievalData: ...
+@overload
+def as_test_set(data: TestSet | None) -> RetrievalData | None: ...
+def as_test_set(data: TestSet | None) -> RetrievalData | None:
+    """Read a test set unless it is read already."""
+    return data if data is None or isinstance(data, RetrievalData) else read_data(data)
+
+
+def read_data(path: str | os.PathLike[str], options: DataOptions | None = None) -> RetrievalData:
     """Read a retrieval test set of any form we know.
 
     Args:
-        path: the file or folder.
-        split: for a Karpathy JSON ("test" if not given) or the column `split` of a table.
-        images: folder of the pictures; the file's own folder if not given.
-        columns: names of a table's columns.
-        max_excluded: how many pictures may be missing on disk. The set's ``excluded`` lists them.
+        path: the file or folder, or an address that fsspec opens.
+        options: see DataOptions.
 
     Raises:
         DataError: none of the forms, malformed, incomplete, an option that the form does not
             have, or more pictures missing than allowed.
     """
-    path = Path(path)
-    if images is not None and not Path(images).is_dir():
-        raise DataError(f"{images}: no such folder. Expected the pictures' folder (--images).")
-    data = _read(path, split, images, columns)
-    # os.path: Path.is_file raises where a name is too long.
+    options = options or DataOptions()
+    data = parse_data(path, options)
     missing = [
         row
         for row, picture in enumerate(data.pictures)
-        if picture.member is None and not os.path.isfile(picture.path)
+        # Remote pictures are not looked for: that would be a round trip for each.
+        # os.path: Path.is_file raises where a name is too long.
+        if isinstance(picture, Picture)
+        and picture.member is None
+        and not os.path.isfile(picture.path)
     ]
-    if len(missing) > max_excluded:
+    if len(missing) > options.max_excluded:
         first = names((data.pictures[row] for row in missing[:3]), 3)
         raise DataError(
             f"{data.name}: {len(missing)} of {len(data.pictures)} pictures are missing, the first: "
-            f"{first}. Give the right picture folder (--images), or leave them and their captions "
-            f"out (--max-excluded {len(missing)})."
+            f"{first}. Give the folder that they are in (`images`), or leave them and their "
+            f"captions out: `max_excluded={len(missing)}`"
         )
     return data.without(dict.fromkeys(missing, "no such file"))
 
 
-def _read(path: Path, split: str | None, images: Path | None, columns: Columns) -> RetrievalData:
-    file = _find(path)
-    suffix = file.suffix.lower()
-    if suffix in CSV_SUFFIXES or (suffix in JSONL_SUFFIXES and not _is_index(file, columns)):
-        return read_table(file, split=split, images=images, columns=columns)
-    if columns != DEFAULT_COLUMNS:
+def parse_data(path: str | os.PathLike[str], options: DataOptions | None = None) -> RetrievalData:
+    """Parse a test set, as `read_data` does. Whether the pictures exist is not looked at."""
+    options, spec = options or DataOptions(), str(path)
+    images = None if options.images is None else str(options.images)
+    if images is not None and not is_folder(images):
+        raise DataError(f"{images}: no such folder. Expected the folder of the pictures: `images`")
+    files = _find(spec)
+    reader = reader_of(files[0], files, options.columns, ("image", "text"), images)
+    assert reader is not None  # `_find` knows the forms
+    if isinstance(reader, TarReader):
+        options.columns.refuse(spec)
+        if images is not None:
+            raise DataError(f"{spec}: is a WebDataset, which holds its pictures. Name no folder.")
+    return _grouped(reader, files[0] if len(files) == 1 else spec, options)
+
+
+def _grouped(reader: Reader, path: str, options: DataOptions) -> RetrievalData:
+    """Captions by picture. The first problem is an error."""
+    records, split = reader.records(), options.split
+    if split is None and isinstance(reader, KarpathyReader):
+        records = iter(entries := list(records))
+        split = "test" if any(record.split for record in entries) else None
+    records = _one_split(records, path) if split is None else of_split(records, split, path)
+    groups, owners = Groups(path), dict[Readable, str]()
+    once, numbered = isinstance(reader, KarpathyReader | TarReader), isinstance(reader, TarReader)
+    for record in records:
+        for part in (record.problem, record.image, *record.captions, record.image_id):
+            if isinstance(part, Problem):
+                raise DataError(f"{record.where}: {part.reason}")
+        captions = [part for part in record.captions if not isinstance(part, Problem)]
+        picture = _picture(record.image, reader.root)
+        id = record.key if isinstance(reader, TarReader) else _id(record, options.image_id_column)
+        if id is not None and options.image_id_column is not None:
+            _check_owner(owners, picture, id, record.where)
+        numbered |= id is None
+        add = groups.add if once else groups.find_or_add
+        groups.add_captions(add(id or str(picture), picture, record.where), captions)
+    name = path if split is None else f"{path}, split {split}"
+    return groups.data(name, numbered=numbered)
+
+
+def _one_split(records: Iterable[Record], path: str) -> Iterator[Record]:
+    """All records, which must not be of several splits."""
+    splits: set[str] = set()
+    for record in records:
+        yield record
+        if record.split is not None:
+            splits.add(record.split)
+    if len(splits) > 1:
+        raise DataError(f"{path}: has the splits {names(sorted(splits))}. Name one of them.")
+
+
+def _picture(image: object, root: str) -> Readable:
+    if isinstance(image, str):
+        return picture_of(root, image)
+    if isinstance(image, list):
+        tar, _size, _changed, *member = image
+        return picture_of(root, tar, *member)
+    return cast("Readable", image)
+
+
+def _id(record: Record, column: str | None) -> str | None:
+    """What tells the picture of a record from others; None: its path."""
+    value = record.image_id
+    if type(value) is int or (isinstance(value, str) and value.strip()):
+        return str(value)
+    if column is None:
+        return None
+    found = "missing" if value is None else reprlib.repr(value)
+    raise DataError(
+        f"{record.where}: `{column}` is {found}. Expected a text or an integer as the image id."
+    )
+
+
+def _check_owner(owners: dict[Readable, str], picture: Readable, key: str, where: str) -> None:
+    if owners.setdefault(picture, key) != key:
         raise DataError(
-            f"{file}: has no columns. Only tables have (.csv, .tsv, .jsonl). Leave out "
-            "--image-column, --caption-column and --image-id-column."
+            f"{where}: {picture} has the id {key}, and {owners[picture]} before. "
+            "Expected one id for each picture. Correct one of the two."
         )
-    if suffix == ".json":
-        return read_karpathy(file, split=split, images=images)
-    is_index = suffix in JSONL_SUFFIXES
-    form = "an index of BEiT-3" if is_index else "a WebDataset"
-    if split is not None:
-        raise DataError(
-            f"{file}: is {form}, which has no splits: the file is one. Leave out --split {split}, "
-            "and name the file of that split."
-        )
-    if is_index:
-        return read_index(file, images=images)
-    if images is not None:
-        raise DataError(f"{file}: is {form}, which holds its pictures. Leave out --images.")
-    return read_webdataset(file)
 
 
-def _is_index(path: Path, columns: Columns) -> bool:
-    if columns != DEFAULT_COLUMNS:  # who names columns means a table
-        return False
-    for _, keys in json_rows(path):
-        # An index may lack the text, for which the index's reader has the better message.
-        return "text_segment" in keys or ("image_path" in keys and columns.image not in keys)
-    raise DataError(f"{path}: is empty. {_FORMS}")
-
-
-def _find(path: Path) -> Path:
-    """The file to read; for tars, maybe their folder."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder. {_FORMS}")
-    if path.is_dir():
-        return _find_in_folder(path)
-    suffix = path.suffix.lower()
+def _find(spec: str) -> list[str]:
+    """The file to read, or several tars or Parquet files."""
+    if is_folder(spec):
+        return [joined(spec, name) for name in _find_in_folder(spec, files_in(spec))]
+    suffix = suffix_of(spec)
     if suffix in _COMPRESSED:
-        raise DataError(f"{path}: is compressed. Expected plain files. Decompress it. {_FORMS}")
-    if suffix not in _TABLES | {".json", ".tar"}:
-        raise DataError(f"{path}: is a {suffix or 'nameless'} file. {_FORMS}")
-    return path
+        raise DataError(f"{spec}: is compressed. Expected plain files. Decompress it. {_FORMS}")
+    files = expanded(spec)
+    if files == [spec] and not exists(spec):
+        raise DataError(f"{spec}: no such file or folder. {_FORMS}")
+    if suffix not in {*TABLES, *_SHARDS, ".json"}:
+        raise DataError(f"{spec}: is a {suffix or 'nameless'} file. {_FORMS}")
+    return files
 
 
-def _find_in_folder(folder: Path) -> Path:
-    try:
-        files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-    except OSError as error:
-        raise unreadable(folder, error) from error
-    tars = [file for file in files if file.suffix.lower() == ".tar"]
-    tables = [file for file in files if file.suffix.lower() in _TABLES]
-    if tars and len(tars) == len(files):
-        return folder
-    if tars:
-        others = names((file.name for file in files if file not in tars), 3)
-        raise DataError(f"{folder}: has {len(tars)} tars and other files: {others}. {_FORMS}")
+def _find_in_folder(folder: str, files: list[str]) -> list[str]:
+    for suffix in _SHARDS:
+        shards = [name for name in files if suffix_of(name) == suffix]
+        if shards and len(shards) == len(files):
+            return shards
+        if shards:
+            others = names((name for name in files if name not in shards), 3)
+            raise DataError(
+                f"{folder}: has {len(shards)} {suffix} and other files: {others}. {_FORMS}"
+            )
+    tables = [name for name in files if suffix_of(name) in TABLES]
     if len(tables) > 1:
-        found = names(file.name for file in tables)
+        found = names(tables)
         raise DataError(f"{folder}: has {len(tables)} tables: {found}. Name the file itself.")
     if not tables:
-        found = names((file.name for file in files), 5)
+        found = names(files, 5)
         raise DataError(f"{folder}: is a folder without a table or tars (files: {found}). {_FORMS}")
-    return tables[0]
+    return tables

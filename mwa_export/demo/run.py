@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 
 from mwa_export.calib.quantize import Quantized, QuantizeOptions, quantize
 from mwa_export.cpu import fast_int8, instruction_sets
-from mwa_export.data.karpathy import read_karpathy
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.test_sets import read_data
 from mwa_export.demo.scenes import write_scenes
 from mwa_export.encoder.open import open_bundle
 from mwa_export.export.export import ExportOptions, bundle_from_model
@@ -120,7 +120,7 @@ _INT8 = RuntimeOptions("onnxruntime", "int8", allow_slow=True)
 
 
 def _draw(folder: Path, count: int, seed: int) -> RetrievalData:
-    return read_karpathy(write_scenes(folder, family="target", count=count, seed=seed))
+    return read_data(write_scenes(folder, family="target", count=count, seed=seed))
 
 
 def _draw_unseen(folder: Path, count: int, seed: int) -> RetrievalData:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from mwa_export.data.rows import Row, Source
 from mwa_export.embed.pipeline import Channel, Clock, Line
 from mwa_export.embed.rows import Collected, OnRows, checked_rows, ignore, stable
-from mwa_export.inputs.content import RowRefusedError
+from mwa_export.inputs.content import Caption, RowRefusedError
 from mwa_export.inputs.decode import text_of
-from mwa_export.inputs.tokenizer import PAD, Tokenizer
+from mwa_export.inputs.tokenizer import BOS, EOS, PAD, Tokenizer
 from mwa_export.runtimes.backend import Backend
 from mwa_export.vectors.job import RowError, Shard
 from mwa_export.vectors.shards import Embedded
@@ -99,7 +99,7 @@ def _tokenized(
 ) -> _Tokenized:
     """Read a shard's texts, window by window."""
     entry, known = _Tokenized(shard), dict[bytes, int]()
-    window: list[tuple[int, Row, str]] = []
+    window: list[tuple[int, Row, Caption]] = []
 
     def encode() -> None:
         line.check()
@@ -112,7 +112,7 @@ def _tokenized(
             entry.errors.append(error)
             continue
         try:
-            window.append((number, row, text_of(row.content)))
+            window.append((number, row, _caption(row.content, tokenizer)))
         except RowRefusedError as refusal:
             reason = stable(str(refusal))
             entry.errors.append(RowError(number, row.id, refusal.code, reason))
@@ -122,16 +122,32 @@ def _tokenized(
     return entry
 
 
+def _caption(content: object, tokenizer: Tokenizer) -> Caption:
+    """A text, or the token ids of one, that can be embedded."""
+    if not isinstance(content, tuple):
+        return text_of(content)
+    if max(content) > tokenizer.mask_id:
+        reason = f"token id {max(content)}. Expected 0 to {tokenizer.mask_id}, the tokenizer's."
+        raise RowRefusedError("not-text", reason)
+    return content
+
+
 def _encode(
-    window: Sequence[tuple[int, Row, str]],
+    window: Sequence[tuple[int, Row, Caption]],
     entry: _Tokenized,
     known: dict[bytes, int],
     tokenizer: Tokenizer,
     workers: int,
 ) -> None:
-    different = list(dict.fromkeys(text for _number, _row, text in window))
+    different = dict.fromkeys(caption for _number, _row, caption in window)
+    texts = [caption for caption in different if isinstance(caption, str)]
+    encoded = iter(tokenizer.encode_all(texts, threads=workers))
     places = {}
-    for text, ids in zip(different, tokenizer.encode_all(different, threads=workers), strict=True):
+    for text in different:
+        if isinstance(text, str):
+            ids = next(encoded)
+        else:
+            ids = np.array([BOS, *text[: tokenizer.max_length - 2], EOS], np.int32).tobytes()
         place = known.setdefault(ids, len(known))
         if place == len(entry.different):
             entry.different.append(ids)

@@ -30,7 +30,7 @@ from mwa_export.encoder.batches import (
 from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import ImageError
 from mwa_export.files import new_file
-from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.content import Readable
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.backend import Backend
 from mwa_export.spec import Embeddings
@@ -58,7 +58,7 @@ class Cache:
     def pictures(
         self,
         encoder: Encoder,
-        pictures: Sequence[Picture],
+        pictures: Sequence[Readable],
         progress: Progress | None = None,
     ) -> tuple[Embeddings, dict[int, str]]:
         """Embed pictures like `Encoder.embed_pictures`, from the cache where it can be."""
@@ -111,10 +111,10 @@ class Cache:
         return self.folder / _hash_json(key)
 
 
-def hash_pictures(pictures: Sequence[Picture]) -> str:
+def hash_pictures(pictures: Sequence[Readable]) -> str:
     """Hex sha256 over the bytes of every picture, in order; an unreadable one counts as such."""
 
-    def one(picture: Picture) -> bytes:
+    def one(picture: Readable) -> bytes:
         try:
             return hashlib.sha256(picture.read()).digest()
         except ImageError as error:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mwa_export.encoder.batches import IMAGE_BATCH, TEXT_BATCH, embed_token_ids, scatter
 from mwa_export.errors import DataError, ImageError
-from mwa_export.inputs.content import Caption, Content
+from mwa_export.inputs.content import Caption, Content, Readable
 from mwa_export.inputs.decode import picture_of, refusals
 from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.tokenizer import Tokenizer, encode_captions
@@ -144,7 +144,7 @@ class Encoder:
 
     def embed_pictures(
         self,
-        pictures: Sequence[Picture],
+        pictures: Sequence[Readable],
         *,
         batch: int = IMAGE_BATCH,
         on_rows: Callable[[int], None] = ignore,

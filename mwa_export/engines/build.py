@@ -13,7 +13,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.samples import take_samples
-from mwa_export.data.test_set import RetrievalData
+from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
 from mwa_export.engines.graphs import (
     CALIBRATED,
@@ -67,7 +67,7 @@ class EnginesBuilt:
 
 def build_engines(
     path: str | os.PathLike[str],
-    data: RetrievalData | str | os.PathLike[str] | None = None,
+    data: TestSet | None = None,
     *,
     options: EngineOptions | None = None,
     out: Path | None = None,
@@ -95,7 +95,7 @@ def build_engines(
             engine of 8 bits that is slower than float16.
     """
     options, progress = options or EngineOptions(), progress or Silent()
-    data = test_set_of(data)
+    data = as_test_set(data)
     progress("look for TensorRT and a GPU")
     version = load_tensorrt().__version__
     device = select_device(options.device)

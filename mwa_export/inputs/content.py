@@ -7,8 +7,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 from mwa_export.errors import ImageError
 
 Kind = Literal["image", "text"]
-Caption = str | tuple[int, ...]
-"""A text, or token ids without BOS and EOS, as the indexes of BEiT-3 store them."""
+TokenIds = tuple[int, ...]
+"""Token ids without BOS and EOS, as the indexes of BEiT-3 store them."""
+Caption = str | TokenIds
+"""A text, or the token ids of one."""
 Code = Literal[
     "missing",
     "empty",
@@ -25,7 +27,7 @@ Code = Literal[
 
 
 class Problem(NamedTuple):
-    """Why a row cannot be embedded."""
+    """Why a row cannot be used."""
 
     code: Code
     reason: str  # a sentence for people
@@ -49,6 +51,11 @@ class RowRefusedError(ImageError):
 
 class Readable(Protocol):
     """Encoded bytes that are not read yet: a file, a member of a tar, something remote."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the name, for people; `str()` gives all of it."""
+        ...
 
     def read(self) -> bytes:
         """Read all bytes.

@@ -11,7 +11,7 @@ import numpy as np
 
 from mwa_export.bundle.manifest import MANIFEST
 from mwa_export.data.test_set import RetrievalData
-from mwa_export.data.test_sets import read_data
+from mwa_export.data.test_sets import DataOptions, TestSet, read_data
 from mwa_export.encoder.cache import Cache
 from mwa_export.encoder.encoder import Encoder
 from mwa_export.encoder.open import (
@@ -56,7 +56,7 @@ class RunOptions:
 def compare_models(
     reference: str | os.PathLike[str],
     candidate: str | os.PathLike[str],
-    data: RetrievalData | str | os.PathLike[str],
+    data: TestSet,
     *,
     run: RunOptions | None = None,
     options: CompareOptions | None = None,
@@ -75,7 +75,7 @@ def compare_models(
     run, progress = run or RunOptions(), progress or Silent()
     if not isinstance(data, RetrievalData):
         progress("read the test set")
-        data = read_data(Path(data), max_excluded=run.max_excluded)
+        data = read_data(data, DataOptions(max_excluded=run.max_excluded))
     progress("open the bundle and check its conformance vectors")
     checked = open_bundle(
         candidate, graphs=run.graphs, runtime=run.runtime, lent_tokenizer=run.tokenizer

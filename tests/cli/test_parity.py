@@ -112,7 +112,7 @@ def test_quiet_run_says_nothing_on_stderr(files: Path, tmp_path: Path) -> None:
     [
         (("--images", "nowhere"), "no such folder"),
         (("--split", "dev"), "has no `split`"),
-        (("--caption-column", "title"), "has no `title`"),
+        (("--caption-column", "title"), "has no column title"),
         (("--tokenizer", "nothing.spm"), "nothing.spm: cannot be read"),
         (("--adapter", "nothing.safetensors"), "nothing.safetensors"),
         (("--graph", "text.int8.onnx"), "The bundle has: vision.onnx, text.onnx"),
@@ -140,7 +140,7 @@ def test_missing_pictures_stop_the_run_and_say_how_to_go_on(
     (tmp_path / "data" / "004.png").unlink()
     message = parity_refused(data=data)
     assert "1 of 20 pictures are missing" in message
-    assert "--max-excluded 1" in message
+    assert "max_excluded=1" in message
 
 
 def test_excluded_pictures_are_shown(files: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mwa_export.data.webdataset import read_webdataset
+from mwa_export.data.test_sets import parse_data
 from mwa_export.errors import DataError
 
 
@@ -56,7 +56,7 @@ def test_pictures_are_found_at_their_bytes_with_all_their_captions(
         ("3.json", {"caption": "four"}),
     ]
     path.write_bytes(tar_bytes(members, kind))
-    data = read_webdataset(path)
+    data = parse_data(path)
     assert [picture.read() for picture in data.pictures] == [b"second", b"first", b"third"]
     assert [picture.name for picture in data.pictures] == ["2.png", "x" * 95 + ".JPEG", "3.webp"]
     assert data.captions == ("three", "one", "two, 2.5", "four")
@@ -68,19 +68,21 @@ def test_pictures_are_found_at_their_bytes_with_all_their_captions(
 def test_tars_of_a_folder_are_one_set_in_order_of_their_names(tmp_path: Path) -> None:
     write(tmp_path, [("2.jpg", b"two"), ("2.txt", "b")], "1.tar")
     write(tmp_path, PAIR, "0.tar")
-    data = read_webdataset(tmp_path)
+    data = parse_data(tmp_path)
     assert [picture.read() for picture in data.pictures] == [b"one", b"two"]
     assert data.caption_image_ids.tolist() == [0, 1]
     write(tmp_path, PAIR, "2.tar")
-    with pytest.raises(DataError, match=r"2\.tar:1: key 1 occurs a second time, after .*0\.tar:1"):
-        read_webdataset(tmp_path)
+    with pytest.raises(
+        DataError, match=r"2\.tar:1: the id 1 occurs a second time, after .*0\.tar:1"
+    ):
+        parse_data(tmp_path)
 
 
 def test_equal_captions_in_both_files_count_once(tmp_path: Path) -> None:
     path = write(tmp_path, [*PAIR, ("1.json", {"caption": "a caption", "key": "1"})])
-    assert read_webdataset(path).captions == ("a caption",)
+    assert parse_data(path).captions == ("a caption",)
     path = write(tmp_path, [*PAIR, ("1.json", {"caption": None, "width": 3})])
-    assert read_webdataset(path).captions == ("a caption",)
+    assert parse_data(path).captions == ("a caption",)
 
 
 @pytest.mark.parametrize(
@@ -99,10 +101,10 @@ def test_equal_captions_in_both_files_count_once(tmp_path: Path) -> None:
         ([("1.jpg", b""), ("1.txt", " \n ")], "has no captions"),
         ([("1.jpg", b""), ("1.json", {"width": 3})], "has no captions.*found .jpg, .json"),
         ([("1.jpg", b""), ("1.json", {"captions": []})], "has no captions"),
-        ([("1.jpg", b""), ("1.json", {"captions": [" "]})], r"1\.json: `captions`\[0\] is blank"),
-        ([("1.jpg", b""), ("1.json", {"caption": 3})], r"1\.json: `caption` is 3"),
-        ([("1.jpg", b""), ("1.json", b"{")], r"1\.json: is not JSON"),
-        ([("1.jpg", b""), ("1.txt", b"\xff")], r"1\.txt: is not UTF-8"),
+        ([("1.jpg", b""), ("1.json", {"captions": [" "]})], r"tar:1: `captions`\[0\] is blank"),
+        ([("1.jpg", b""), ("1.json", {"caption": 3})], r"tar:1: `caption` is of type int"),
+        ([("1.jpg", b""), ("1.json", b"{")], r"1\.json is not JSON"),
+        ([("1.jpg", b""), ("1.txt", b"\xff")], r"1\.txt is not UTF-8"),
         ([*PAIR, ("1.json", {"captions": ["a", "b"]})], r"\.txt has 1 captions, its \.json 2, and"),
         ([*PAIR, ("1.JPG", b"")], r"a\.tar:1\.JPG: occurs a second time"),
     ],
@@ -111,7 +113,7 @@ def test_incomplete_keys_are_named(
     tmp_path: Path, members: list[tuple[str, Any]], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        read_webdataset(write(tmp_path, members))
+        parse_data(write(tmp_path, members))
 
 
 def test_links_are_refused_and_folders_skipped(tmp_path: Path) -> None:
@@ -127,18 +129,18 @@ def test_links_are_refused_and_folders_skipped(tmp_path: Path) -> None:
             info.size = 1
             tar.addfile(info, io.BytesIO(b"a"))
         if kind == tarfile.DIRTYPE:
-            assert read_webdataset(path).captions == ("a",)
+            assert parse_data(path).captions == ("a",)
         else:
-            with pytest.raises(DataError, match=r"0\.jpg: is a link"):
-                read_webdataset(path)
+            with pytest.raises(DataError, match=r"a\.tar:0: is a link"):
+                parse_data(path)
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 def test_a_compressed_tar_is_refused_whatever_its_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(gzip.compress(tar_bytes(PAIR)))
-    with pytest.raises(DataError, match=r"is compressed with gzip.*Decompress it"):
-        read_webdataset(path)
+    with pytest.raises(DataError, match=r"is compressed.*Decompress it"):
+        parse_data(path)
 
 
 WHOLE = tar_bytes([*PAIR, ("2.jpg", b"two" * 400), ("2.txt", "another")])
@@ -152,14 +154,14 @@ def test_a_tar_cut_anywhere_is_refused(
     path = tmp_path_factory.getbasetemp() / "cut.tar"
     path.write_bytes(WHOLE[:length])
     with pytest.raises(DataError, match=r"is not a whole tar.*write it again"):
-        read_webdataset(path)
+        parse_data(path)
 
 
 def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cut.tar"
     path.write_bytes(tar_bytes(PAIR)[: 4 * tarfile.BLOCKSIZE])
     with pytest.raises(DataError, match="cut short at byte 2048"):
-        read_webdataset(path)
+        parse_data(path)
 
 
 def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
@@ -168,19 +170,19 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
     damaged[4 * tarfile.BLOCKSIZE] ^= 1  # the header of 2.jpg
     path.write_bytes(damaged)
     with pytest.raises(DataError, match="no end, and no header either, at byte 2048"):
-        read_webdataset(path)
+        parse_data(path)
 
 
 def test_members_after_the_end_are_not_ignored(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(tar_bytes(PAIR) + tar_bytes([("2.jpg", b""), ("2.txt", "b")]))
     with pytest.raises(DataError, match="is not a whole tar"):
-        read_webdataset(path)
+        parse_data(path)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent\.tar: cannot be read"):
-        read_webdataset(tmp_path / "absent.tar")
+    with pytest.raises(DataError, match=r"absent\.tar: no such file"):
+        parse_data(tmp_path / "absent.tar")
 
 
 @given(st.binary(max_size=1500))
@@ -190,7 +192,7 @@ def test_random_bytes_are_a_data_error(
     path = tmp_path_factory.getbasetemp() / "random.tar"
     path.write_bytes(content)
     with pytest.raises(DataError):
-        read_webdataset(path)
+        parse_data(path)
 
 
 HEADERS = [tar_bytes([(name, b"x"), ("1.txt", "a")]) for name in ("1.jpg", "é" * 80 + ".jpg")]
@@ -209,7 +211,7 @@ def test_headers_that_lie_are_read_or_a_data_error(
     path = tmp_path_factory.getbasetemp() / "lies.tar"
     path.write_bytes(tar[:start] + header + tar[start + tarfile.BLOCKSIZE :])
     try:
-        data = read_webdataset(path)
+        data = parse_data(path)
     except DataError:
         return
-    assert all(len(picture.read()) == picture.size for picture in data.pictures)
+    assert all(len(picture.read()) == getattr(picture, "size", -1) for picture in data.pictures)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mwa_export.data.test_set import Excluded
-from mwa_export.data.test_sets import Columns, read_data
+from mwa_export.data.test_sets import DataOptions, read_data
 from mwa_export.errors import DataError
 
 PAIRS = [("a.jpg", "one"), ("b.jpg", "two"), ("a.jpg", "three")]
@@ -104,12 +104,14 @@ def test_a_folder_with_one_form_is_read(
     folder.mkdir()
     make(folder / name)
     (folder / ".DS_Store").write_bytes(b"")
-    assert len(read_data(folder, images=None if make is tar else pictures).captions) == 3
+    assert (
+        len(read_data(folder, DataOptions(images=None if make is tar else pictures)).captions) == 3
+    )
 
 
 def test_naming_columns_makes_json_lines_a_table(pictures: Path) -> None:
     path = index(pictures / "i.jsonl")
-    data = read_data(path, columns=Columns("image_path", "text_segment", "image_id"))
+    data = read_data(path, DataOptions("image_path", "text_segment", "image_id"))
     assert data.captions == ("one", "two", "three")
     assert data.image_ids.tolist() == [0, 1]
 
@@ -126,23 +128,23 @@ def test_missing_pictures_are_counted_and_named_and_nothing_is_left_out(tmp_path
     (tmp_path / "2.jpg").write_bytes(b"")
     message = (
         r"t\.jsonl: 4 of 5 pictures are missing, the first: .*0\.jpg, .*1\.jpg, .*3\.jpg\. "
-        r".*--images.*--max-excluded 4"
+        r"Give the folder .* \(images\), or leave .* out \(max_excluded=4\)"
     )
     with pytest.raises(DataError, match=message):
         read_data(path)
     with pytest.raises(DataError, match=message):
-        read_data(path, max_excluded=3)
+        read_data(path, DataOptions(max_excluded=3))
 
 
 def test_missing_pictures_are_left_out_and_listed_when_allowed(pictures: Path) -> None:
     (pictures / "a.jpg").unlink()
-    data = read_data(karpathy(pictures / "k.json"), max_excluded=1)
+    data = read_data(karpathy(pictures / "k.json"), DataOptions(max_excluded=1))
     assert data.captions == ("two",)
     assert data.image_ids.tolist() == [1]
     assert data.excluded == (Excluded(str(pictures / "a.jpg"), "no such file", 2),)
     (pictures / "b.jpg").unlink()
     with pytest.raises(DataError, match="none of the 2 pictures can be used"):
-        read_data(pictures / "k.json", max_excluded=9)
+        read_data(pictures / "k.json", DataOptions(max_excluded=9))
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "."])
@@ -155,15 +157,15 @@ def test_names_no_file_can_have_are_missing_pictures(tmp_path: Path, name: str) 
 @pytest.mark.parametrize(
     ("make", "name", "options", "message"),
     [
-        (index, "i.jsonl", {"split": "test"}, "an index of BEiT-3, which has no splits.*--split"),
-        (tar, "w.tar", {"split": "test"}, "a WebDataset, which has no splits.*--split test"),
-        (karpathy, "k.json", {"split": "dev"}, "no pictures in split 'dev'. It has: test"),
+        (index, "i.jsonl", {"split": "test"}, "has no `split`: the file is one.*Name no split"),
+        (tar, "w.tar", {"split": "test"}, "has no `split`: the file is one"),
+        (karpathy, "k.json", {"split": "dev"}, "nothing in split 'dev'. It has: test"),
         (table, "t.csv", {"split": "test"}, "has no `split`"),
-        (tar, "w.tar", {"images": Path()}, "holds its pictures. Leave out --images"),
-        (tar, "w.tar", {"columns": Columns("x")}, "has no columns.*Leave out --image-column"),
-        (karpathy, "k.json", {"columns": Columns("x")}, "has no columns"),
-        (table, "t.csv", {"columns": Columns("x")}, "no column x. It has: image, caption"),
-        (table, "t.csv", {"images": Path("absent")}, "absent: no such folder.*--images"),
+        (tar, "w.tar", {"images": Path()}, "holds its pictures. Name no folder"),
+        (tar, "w.tar", {"image_column": "x"}, "has no columns.*Name no columns"),
+        (karpathy, "k.json", {"image_column": "x"}, "has no columns"),
+        (table, "t.csv", {"image_column": "x"}, "no column x. It has: image, caption"),
+        (table, "t.csv", {"images": Path("absent")}, "absent: no such folder"),
     ],
 )
 def test_options_a_form_does_not_have_are_refused(
@@ -174,16 +176,17 @@ def test_options_a_form_does_not_have_are_refused(
     message: str,
 ) -> None:
     with pytest.raises(DataError, match=message):
-        read_data(make(pictures / name), **options)
+        read_data(make(pictures / name), DataOptions(**options))
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("set.parquet", r"is a \.parquet file\. Expected one of: a Karpathy JSON"),
+        ("set.docx", r"is a \.docx file\. Expected one of: a Karpathy or COCO JSON"),
         ("set", r"is a nameless file\. Expected one of"),
         ("set.tar.gz", "is compressed.*Decompress it"),
-        ("set.jsonl", "is empty. Expected one of"),
+        ("set.jsonl", "holds no pictures"),
+        ("set.parquet", "not a whole Parquet file"),
         ("set.json", "not a Karpathy JSON"),
         ("set.tar", "not a whole tar"),
     ],
@@ -209,7 +212,7 @@ def test_ambiguous_folders_are_refused_with_what_they_hold(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"has 2 tables: i\.jsonl, t\.csv\. Name the file itself"):
         read_data(tmp_path)
     tar(tmp_path / "w.tar")
-    with pytest.raises(DataError, match=r"has 1 tars and other files: 1\.jpg, i\.jsonl, t\.csv"):
+    with pytest.raises(DataError, match=r"has 1 .tar and other files: 1\.jpg, i\.jsonl, t\.csv"):
         read_data(tmp_path)
 
 

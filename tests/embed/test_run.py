@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Row
+from mwa_export.data.sources import open_source
 from mwa_export.embed.plan import Slice
 from mwa_export.embed.run import Execution, rehearse
 from mwa_export.encoder.open import load
@@ -54,6 +55,28 @@ def test_every_row_is_a_vector_or_an_error(bundle: Path, embedded: Path) -> None
     ]
     assert errors(embedded)[2]["reason"] == "the text is null"
     assert verify(embedded).whole
+
+
+def test_token_ids_of_an_index_have_the_vectors_of_their_texts(
+    bundle: Path, tmp_path: Path
+) -> None:
+    tokenizer = Bundle.open(bundle).tokenizer()
+    captions = ["abcd efgh", "ijkl", "abcd efgh", "mnop " * 90]
+    lines = [
+        {"image_path": "a.png", "image_id": n, "text_segment": tokenizer.encode(text)[1:-1]}
+        for n, text in enumerate(captions)
+    ]
+    lines.append({**lines[0], "text_segment": [5, 10**6]})
+    path = tmp_path / "index.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    embed(bundle, [open_source("text", str(path), {})], tmp_path / "out")
+    ids, vectors = vectors_of(tmp_path / "out", "texts")
+    assert ids == ["0", "1", "2", "3"]
+    expected = load(bundle, ONNX).embed_texts(captions)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    [error] = errors(tmp_path / "out")
+    assert (error["id"], error["code"]) == ("4", "not-text")
+    assert "token id 1000000" in error["reason"]
 
 
 def test_nothing_but_the_output_is_left(embedded: Path) -> None:

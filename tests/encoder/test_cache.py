@@ -55,7 +55,8 @@ class Counting:
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Picture, ...]:
     monkeypatch.setattr(cache, "_PICTURES", 8)  # three chunks
     monkeypatch.setattr(cache, "_TEXTS", 8)
-    return read_data(write_test_set(tmp_path / "data")).pictures
+    data = read_data(write_test_set(tmp_path / "data"))
+    return tuple(picture for picture in data.pictures if isinstance(picture, Picture))
 
 
 TEXTS = [[0, *range(4, 4 + n % 7), 2] for n in range(30)]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.data.rows import Row, Scan
+from mwa_export.data.rows import Row, Scan, Source
 from mwa_export.embed.run import Execution, Summary, run
 from mwa_export.inputs.content import Kind, Problem
 from mwa_export.runtimes.options import RuntimeOptions
@@ -78,7 +78,7 @@ def pictures(count: int, bad: Sequence[int] = (), **more: Any) -> ListSource:
 
 def embed(
     bundle: Path,
-    sources: Sequence[ListSource],
+    sources: Sequence[Source],
     out: Path,
     how: Execution | None = None,
     **options: Any,

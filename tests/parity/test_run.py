@@ -101,7 +101,7 @@ def test_unreadable_pictures_are_left_out_only_if_allowed(files: Path, tmp_path:
     (tmp_path / "data" / "003.png").write_bytes(b"no picture")
     (tmp_path / "data" / "007.png").unlink()
     arguments = files / "checkpoint.pth", files / "bundle"
-    with pytest.raises(DataError, match=r"1 of 20 pictures are missing.*--max-excluded 1"):
+    with pytest.raises(DataError, match=r"1 of 20 pictures are missing.*max_excluded=1"):
         compare_models(*arguments, tmp_path / "data")
     with pytest.raises(DataError, match=r"1 of 19 pictures cannot be read.*003\.png.*excluded 2"):
         compare_models(*arguments, tmp_path / "data", run=RunOptions(max_excluded=1))

@@ -14,7 +14,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.quantize import QuantizeOptions, quantize
 from mwa_export.calib.samples import take_samples
-from mwa_export.data.karpathy import read_karpathy
+from mwa_export.data.test_sets import read_data
 from mwa_export.demo.run import KEPT, assets
 from mwa_export.demo.scenes import write_scenes
 from mwa_export.encoder.open import open_bundle
@@ -110,7 +110,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint, spm = assets()
     model = load_model(ModelSource(checkpoint))
     bundle_from_model(model, folder / "bundle", ExportOptions(tokenizer=spm))
-    data = read_karpathy(write_scenes(folder / "data", family="target", count=16, seed=7))
+    data = read_data(write_scenes(folder / "data", family="target", count=16, seed=7))
     samples = take_samples(open_bundle(folder / "bundle"), data, 16, seed=0)
     plainly = CalibrationOptions(method="minmax", smooth=False)  # quick
     kept = folder / "kept"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mwa_export.errors import ImageError
 from mwa_export.files import new_folder
-from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.content import Readable
 from mwa_export.parity.reports.junit import junit_from_parity
 from mwa_export.parity.reports.markdown import markdown_from_parity
 from mwa_export.parity.reports.page import html_from_parity, thumbnail_rows
@@ -22,7 +22,7 @@ def write_reports(
     result: Parity,
     out: Path,
     *,
-    pictures: tuple[Picture, ...] = (),
+    pictures: tuple[Readable, ...] = (),
     force: bool = False,
 ) -> Path:
     """Write report.json, report.md, junit.xml and report.html.
@@ -51,7 +51,7 @@ def write_reports(
     return Path(out) / "report.html"
 
 
-def _thumbnails(result: Parity, pictures: tuple[Picture, ...]) -> Mapping[int, bytes]:
+def _thumbnails(result: Parity, pictures: tuple[Readable, ...]) -> Mapping[int, bytes]:
     """JPEG bytes of the pictures that the gallery shows; none where one cannot be read any more."""
     found: dict[int, bytes] = {}
     for row in thumbnail_rows(result) if pictures else ():

@@ -1,0 +1,48 @@
+"""The reader of a collection that has records with fields, by the extension of its name."""
+
+from __future__ import annotations
+
+import os
+
+from mwa_export.data.fields import Columns, Reader
+from mwa_export.data.karpathy import KarpathyReader
+from mwa_export.data.parquet import ParquetReader
+from mwa_export.data.tables import CSV_SUFFIXES, JSONL_SUFFIXES, TableReader
+from mwa_export.data.tars import TarReader
+from mwa_export.inputs.content import Kind
+
+TABLES = CSV_SUFFIXES | JSONL_SUFFIXES
+
+
+def suffix_of(name: str) -> str:
+    """The extension of a file or URL, in lower case."""
+    return os.path.splitext(name)[1].lower()
+
+
+def reader_of(
+    spec: str, files: list[str], columns: Columns, kinds: tuple[Kind, ...], images: str | None
+) -> Reader | None:
+    """The reader of a table, JSON document, Parquet files or tars; None for another form.
+
+    Args:
+        spec: the collection, as it was named.
+        files: what that stands for, see `files.expanded`.
+        columns: names of columns.
+        kinds: what the records need.
+        images: folder of the pictures; the collection's own folder if not given.
+
+    Raises:
+        DataError: columns are named and the form has none.
+    """
+    suffix = suffix_of(files[0]) if files else ""
+    root = os.path.dirname(spec) if images is None else images
+    if suffix == ".parquet":
+        return ParquetReader(tuple(files), columns, kinds, images)
+    if suffix == ".tar":
+        return TarReader("", tuple(files), columns, kinds)
+    if suffix in TABLES:
+        return TableReader(spec, root, columns, kinds)
+    if suffix == ".json":
+        columns.refuse(spec)
+        return KarpathyReader(spec, root)
+    return None
