@@ -2,9 +2,11 @@
 
 BEiT-3 base, 224 pixels, random weights of which every tensor matters, adapters of 64 with LayerNorm
 `in`, no enhancer. Exported, calibrated on drawn pictures and random ids, every layer in INT8, then
-`mwa-export bench` with all peers: batch 8, interleaved, medians of the rounds; captions have
-lengths as assumed for COCO (8 to 30 tokens), and peers pad them to 64, as the reference does.
+what `mwa-export bench` measures, with other tools' quantizers and the machine's GEMM peak beside it
+(`peers/`): batch 8, interleaved, medians of the rounds; captions have lengths as assumed for COCO
+(8 to 30 tokens), and peers pad them to 64, as the reference does.
 
+    pip install "mwa-export[bench]" nncf optimum-onnx   # what is missing is listed as not measured
     python benchmarks/cpu.py --name vnni
     python benchmarks/cpu.py --size tiny --rounds 3 --peers eager,onnx --out-folder /tmp/smoke
 
@@ -24,11 +26,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from peers.peak import kernels
+from peers.quantizers import QUANTIZERS
 
 from mwa_export.bench.inputs import COCO_LEAST, COCO_MEAN, COCO_MOST, COCO_SPREAD
-from mwa_export.bench.peers import PEERS
-from mwa_export.bench.report import HEAD as BENCH_HEAD
-from mwa_export.bench.report import peak_sentence, rows_of, skipped_lines
+from mwa_export.bench.peers import PEERS, chosen_peers
+from mwa_export.bench.report import peak_sentence, skipped_lines, table_of
 from mwa_export.bench.result import Bench, Figure, Section
 from mwa_export.bench.run import BenchOptions, run_bench
 from mwa_export.bundle.bundle import Bundle
@@ -46,6 +49,7 @@ from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 8
+EVERY = PEERS | QUANTIZERS
 EAGER = PEERS["eager"].name
 PLAIN = PEERS["onnx"].name
 MARK = " (slow here: this CPU has no INT8 instructions)"
@@ -76,13 +80,13 @@ def main() -> None:
             BenchOptions(
                 batches=(BATCH,),
                 rounds=options.rounds,
-                peers=tuple(options.peers.split(",")),
                 threads=options.threads,
-                peak=options.peak,
                 allow_slow=True,
             ),
             model=model,
             data=data,
+            peers=chosen_peers(options.peers.split(","), EVERY),
+            peak=kernels if options.peak else None,
             progress=Printed(),
         )
     rows = target_rows(bench)
@@ -111,7 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=64, help="pictures and texts to calibrate")
     parser.add_argument("--threads", type=int)
     slow = fast_bfloat16(instruction_sets()) is False
-    every = [name for name in PEERS if not (slow and "bf16" in name)]
+    every = [name for name in EVERY if not (slow and "bf16" in name)]
     parser.add_argument(
         "--peers",
         default=",".join(every),
@@ -280,8 +284,8 @@ def table(bench: Bench, rows: Sequence[Row]) -> str:
         lines.append(f"| {row.what} | {row.target} | {found} | {reached} | {peak} | {row.who} |")
     for section in bench.sections:
         lines += ["", f"{section.tower}, batch {section.batch}. {peak_sentence(section)}", ""]
-        lines += ["| " + " | ".join(BENCH_HEAD) + " |", "| --- |" + " ---: |" * 8]
-        lines += ["| " + " | ".join(cells) + " |" for cells in rows_of(section)]
+        head, *cells = ["| " + " | ".join(row) + " |" for row in table_of(section)]
+        lines += [head, "| --- |" + " ---: |" * (head.count("|") - 2), *cells]
     skipped = skipped_lines(bench)
     if skipped:
         lines += ["", "Not measured:", "", *(f"- {line}" for line in skipped)]

@@ -21,7 +21,7 @@ from mwa_export.cli.options import (
 _EXAMPLES = """\b
 Examples:
   mwa-export bench bundle --reference checkpoint-29.pth --data dataset_coco.json --images coco
-  mwa-export bench bundle --reference checkpoint-29.pth --peers eager,compile,nncf --batch 32
+  mwa-export bench bundle --reference checkpoint-29.pth --peers eager,compile,onnx --batch 32
   mwa-export bench bundle --peers none --runtime openvino --tower text --lengths 16
 """
 
@@ -36,15 +36,16 @@ Examples:
     "runtimes",
     multiple=True,
     metavar="NAME",
-    help="Of ours: onnxruntime, openvino, cuda, tensorrt. Repeatable; default: all that run here.",
+    help="Runtime of the bundle: onnxruntime, openvino, cuda or tensorrt. Repeatable. Default: all "
+    "that run here.",
 )
 @click.option(
     "--peers",
     default="all",
     show_default=True,
     metavar="LIST",
-    help="all, none, or a list with commas: eager, eager-bf16, compile, onnx, ort-dynamic, "
-    "ort-static-uint8, ort-static-int8, optimum, openvino, openvino-bf16, nncf.",
+    help="all, none, or a list with commas: eager, eager-bf16, compile, onnx, openvino, "
+    "openvino-bf16.",
 )
 @click.option(
     "--tower",
@@ -72,14 +73,17 @@ Examples:
     type=click.IntRange(min=3),
     default=15,
     show_default=True,
-    help="Each runs every contender once.",
+    help="How often each contender runs; ratios are taken within a round.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Of everyone; default: usable cores.")
 @click.option(
-    "--allow-slow", is_flag=True, help="Ours also in what this CPU runs slower than float32 (INT8)."
+    "--threads", type=click.IntRange(min=1), help="Threads per contender. Default: available cores."
+)
+@click.option(
+    "--allow-slow",
+    is_flag=True,
+    help="Allow precisions that are slower than float32 on this CPU, such as INT8.",
 )
 @device_option
-@click.option("--no-peak", is_flag=True, help="Do not measure the machine's GEMM peak.")
 @click.option("-o", "--out", type=PATH, default="bench", show_default=True, help="Folder to make.")
 @click.option("--force", is_flag=True, help="Replace an earlier benchmark.")
 @reading_options
@@ -98,7 +102,6 @@ def command(
     threads: int | None,
     allow_slow: bool,
     device: int,
-    no_peak: bool,
     out: Path,
     force: bool,
     **reading: Any,
@@ -113,6 +116,7 @@ def command(
 
     check_new_folder(out, marker=MARKER, force=force)  # before the minutes of work
 
+    from mwa_export.bench.peers import chosen_peers
     from mwa_export.bench.run import BenchOptions, reference_of, run_bench
     from mwa_export.bundle.bundle import Bundle
 
@@ -122,24 +126,23 @@ def command(
         batches=tuple(dict.fromkeys(batches)),
         rounds=rounds,
         runtimes=runtimes,
-        peers=tuple(name.strip() for name in peers.split(",") if name.strip()),
         lengths=lengths,
         threads=threads,
-        peak=not no_peak,
         allow_slow=allow_slow,
         device=device,
     )
+    chosen = chosen_peers(name.strip() for name in peers.split(",") if name.strip())
     with console.steps() as step:
         step("read the bundle")
         opened = Bundle.open(bundle)
         if data.path is not None:
             step("read the test set")
         test_set, model = data.read(), None
-        if reference is not None and options.peers != ("none",):
+        if reference is not None and chosen:
             step("read the checkpoint")
             options_of_reference = checkpoint_options_from({"adapter": adapter, **reading})
             model = reference_of(opened, reference, options_of_reference)
-        result = run_bench(opened, options, model=model, data=test_set, progress=step)
+        result = run_bench(opened, options, model=model, data=test_set, peers=chosen, progress=step)
         step("write the results")
         page = write_bench(result, out, force=force)
     _show(result)
@@ -148,15 +151,16 @@ def command(
 
 def _show(result: Any) -> None:
     from mwa_export.bench.chart import heading
-    from mwa_export.bench.report import HEAD, peak_sentence, rows_of, skipped_lines, window_sentence
+    from mwa_export.bench.report import skipped_lines, table_of, window_sentence
     from mwa_export.report.text import printable
 
-    fits = [column for column, name in enumerate(HEAD) if name not in ("calls", "GOP/s")]
     for section in result.sections:
-        rows = [[printable(row[column]) for column in fits] for row in rows_of(section)]
-        console.table(rows, [HEAD[column] for column in fits], title=heading(section))
-        sentences = (f"Baseline: {section.baseline}.", window_sentence(section))
-        click.echo(textwrap.fill(" ".join((*sentences, peak_sentence(section))), 80))
+        table = table_of(section)
+        fits = [column for column, name in enumerate(table[0]) if name not in ("calls", "GOP/s")]
+        head, *rows = [[printable(row[column]) for column in fits] for row in table]
+        console.table(rows, head, title=heading(section))
+        sentences = f"Baseline: {section.baseline}. {window_sentence(section)}"
+        click.echo(textwrap.fill(sentences, 80))
         click.echo()
     for line in skipped_lines(result):
         click.echo(printable(f"not measured: {line}"))

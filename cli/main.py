@@ -14,7 +14,7 @@ from mwa_export.errors import MwaExportError
 from mwa_export.version import __version__
 
 _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloaded until they run
-    "bench": "Measure speed beside PyTorch, ONNX Runtime, OpenVINO and other peers.",
+    "bench": "Measure speed beside PyTorch and a plain ONNX export.",
     "demo": "The whole job on a small trained model that ships with the package.",
     "doctor": "Say what this machine can run, and what to install.",
     "embed": "Embed pictures and texts, millions of them, every row accounted for.",

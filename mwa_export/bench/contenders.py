@@ -37,6 +37,26 @@ class Contender:
     open: Callable[[Tower], Run]  # may take minutes; raises where it cannot run
 
 
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One GEMM of one library. The fastest of a precision is the machine's peak."""
+
+    precision: str
+    tool: str
+    shape: tuple[int, int, int]  # rows, inner, columns
+    run: Callable[[], object]
+    copies: int = 1  # GEMMs of this shape in a run, side by side
+
+    @property
+    def name(self) -> str:
+        return f"{self.precision} {'x'.join(map(str, self.shape))} {self.tool}"
+
+    @property
+    def operations(self) -> int:
+        rows, inner, columns = self.shape
+        return 2 * rows * inner * columns * self.copies
+
+
 def reason_of(error: BaseException) -> str:
     """Why a contender does not run: in one line, and without the folders of this machine."""
     text = " ".join(str(error).split()) or "no message"

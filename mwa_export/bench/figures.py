@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bench.contenders import Contender
+from mwa_export.bench.contenders import Contender, Kernel
 from mwa_export.bench.ours import our_name
 from mwa_export.bench.peers import PEERS
 from mwa_export.bench.result import Figure, Peak
 from mwa_export.bench.timing import Turn, percentile, quartiles, same_round_ratios
-from mwa_export.bench_peak import Kernel, best_kernels, peak_of, speeds
 
 # What ratios and cosines refer to: the first of these that ran, else the first contender.
 BASELINES = (PEERS["eager"].name, our_name("onnxruntime", "float32"))
@@ -52,16 +51,39 @@ def figures_from_turns(
     """
     names = [item.contender.name for item in timed]
     baseline = timed[names.index(next((n for n in BASELINES if n in names), names[0]))]
-    best = {kernel.precision: kernel for kernel in best_kernels(kernels, turns)}
+    best = _fastest(kernels, turns)
     right = _embeddings(baseline) if cosines else None
     figures = []
     for item in timed:
         kernel = best.get(item.contender.precision)
-        peak = None if kernel is None else speeds(kernel, turns)
+        peak = None if kernel is None else _speeds(kernel, turns)
         expected = None if item is baseline else right
         figures.append(_figure(item, baseline, peak, expected, rows))
-    peaks = tuple(peak_of(kernel, turns) for kernel in best.values())
+    peaks = tuple(
+        Peak(kernel.precision, _median_speed(kernel, turns) / 1e9, kernel.tool, kernel.shape)
+        for kernel in best.values()
+    )
     return tuple(figures), baseline.contender.name, peaks
+
+
+def _fastest(kernels: Sequence[Kernel], turns: Mapping[str, Sequence[Turn]]) -> dict[str, Kernel]:
+    """Precision -> the kernel that is fastest in the median."""
+    return {
+        precision: max(
+            (kernel for kernel in kernels if kernel.precision == precision),
+            key=lambda kernel: _median_speed(kernel, turns),
+        )
+        for precision in dict.fromkeys(kernel.precision for kernel in kernels)
+    }
+
+
+def _speeds(kernel: Kernel, turns: Mapping[str, Sequence[Turn]]) -> list[float]:
+    """Operations per second in each round."""
+    return [kernel.operations / turn.seconds for turn in turns[kernel.name]]
+
+
+def _median_speed(kernel: Kernel, turns: Mapping[str, Sequence[Turn]]) -> float:
+    return statistics.median(_speeds(kernel, turns))
 
 
 def _figure(

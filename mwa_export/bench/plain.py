@@ -1,17 +1,100 @@
-"""The plain ONNX export that users have without this project: the peer of the merged graphs."""
+"""What peers start from: the unmerged reference and its plain ONNX export; and runs of the latter.
+
+The plain export is what users have without this project: the peer of the merged graphs.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
+import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.model.reference import ReferenceModel
-from mwa_export.spec import Tower
+from mwa_export.bench.contenders import CannotRunError, Run
+from mwa_export.bench.inputs import Batch, Pool, padded
+from mwa_export.inputs.preprocess import normalize
+from mwa_export.optional import require
+from mwa_export.runtimes.ort_session import session
+from mwa_export.spec import Embeddings, Tower
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mwa_export.model.reference import ReferenceModel
+
+Feed = dict[str, NDArray[Any]]
+
+
+class ReferenceTower:
+    """One tower of the reference and its plain export, each made when first asked for."""
+
+    def __init__(
+        self,
+        reference: Callable[[], ReferenceModel],
+        tower: Tower,
+        pool: Pool,
+        folder: Path,
+        threads: int,
+    ) -> None:
+        self.tower = tower
+        self.folder = folder  # exists; for this tower alone
+        self.threads = threads
+        self._reference = reference
+        self._pool = pool
+        self._path: Path | None = None
+        self._failure: CannotRunError | None = None
+
+    @property
+    def encode(self) -> Callable[..., Tensor]:
+        """The tower as a function of tensors."""
+        reference = self._reference()
+        return reference.encode_image if self.tower == "vision" else reference.encode_text
+
+    @property
+    def path(self) -> Path:
+        """The `.onnx` file.
+
+        Raises:
+            CannotRunError: the export failed, now or earlier.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._path is None:
+            try:
+                self._path = self._export()
+            except Exception as error:  # of the exporter, of whatever type
+                first = " ".join(str(error).split())
+                self._failure = CannotRunError(
+                    f"torch.onnx.export failed: {type(error).__name__}: {first}"
+                )
+                raise self._failure from error
+        return self._path
+
+    def feed(self, batch: Batch) -> Feed:
+        """The graph's inputs from a batch."""
+        if self.tower == "vision":
+            return {"image": normalize(batch[0])}
+        return {"token_ids": batch[0], "padding_mask": batch[1]}
+
+    def calibration(self) -> Iterator[Feed]:
+        """The rows that were held back for quantizers, one at a time."""
+        return (self.feed(self._batch([row])) for row in self._pool.calibration)
+
+    def _batch(self, rows: Sequence[Any]) -> Batch:
+        if self.tower == "vision":
+            return (np.stack(rows),)
+        return padded(rows, self._reference().config.backbone.max_text_length)
+
+    def _export(self) -> Path:
+        try:
+            require("onnxscript", extra="export", why="export with torch.onnx")
+        except Exception as error:
+            raise CannotRunError(f"needs onnxscript: pip install onnxscript ({error})") from error
+        feed = self.feed(self._batch([self._pool.calibration[0]] * 2))
+        return plain_export(self._reference(), self.tower, feed, self.folder / f"{self.tower}.onnx")
 
 
 def plain_export(
@@ -28,6 +111,7 @@ def plain_export(
     Returns:
         ``path``. The batch is dynamic, all else is as in ``feed``.
     """
+    import torch
 
     class Plain(torch.nn.Module):
         def __init__(self) -> None:
@@ -54,3 +138,52 @@ def plain_export(
             verbose=False,
         )
     return path
+
+
+def plain_onnxruntime(start: ReferenceTower) -> Run:
+    """The plain graph on ONNX Runtime in float32."""
+    return on_onnxruntime(start, start.path)
+
+
+def plain_openvino(start: ReferenceTower) -> Run:
+    """The plain graph on OpenVINO in float32."""
+    return on_openvino(start, str(start.path), {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def plain_openvino_bfloat16(start: ReferenceTower) -> Run:
+    """The plain graph on OpenVINO in bfloat16."""
+    return on_openvino(start, str(start.path), {"INFERENCE_PRECISION_HINT": "bf16"})
+
+
+def on_onnxruntime(start: ReferenceTower, path: Path) -> Run:
+    """Run a graph with the inputs of the plain export on ONNX Runtime, set up like our own."""
+    runner = session(path, threads=start.threads)
+
+    def run(batch: Batch) -> Embeddings:
+        return cast(Embeddings, runner.run(None, start.feed(batch))[0])
+
+    return run
+
+
+def on_openvino(start: ReferenceTower, model: Any, settings: dict[str, Any]) -> Run:
+    """Run a graph with the inputs of the plain export on OpenVINO.
+
+    Args:
+        start: the inputs and the threads.
+        model: a model of OpenVINO, or the path of a graph.
+        settings: of OpenVINO.
+
+    Raises:
+        CannotRunError: this processor lacks the precision.
+    """
+    core = require("openvino", extra="openvino", why="run this peer").Core()
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if settings.get("INFERENCE_PRECISION_HINT") == "bf16" and "BF16" not in able:
+        raise CannotRunError("this processor has no bfloat16")
+    settings = {"INFERENCE_NUM_THREADS": start.threads, **settings}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def run(batch: Batch) -> Embeddings:
+        return np.array(request.infer(start.feed(batch))[0], np.float32)
+
+    return run

@@ -4,43 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, cast
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, cast
 
 from mwa_export.bench.contenders import Run
 from mwa_export.bench.inputs import Batch
+from mwa_export.bench.plain import ReferenceTower
 from mwa_export.inputs.preprocess import normalize
-from mwa_export.model.reference import ReferenceModel
-from mwa_export.spec import Embeddings, Tower
+from mwa_export.spec import Embeddings
 
-Encode = Callable[..., Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Encode = Callable[..., "Tensor"]
 
 
-def eager(reference: ReferenceModel, tower: Tower) -> Run:
+def eager(start: ReferenceTower) -> Run:
     """The reference in float32."""
-    return _run(_encoder(reference, tower), tower)
+    return _run(start, start.encode)
 
 
-def eager_bfloat16(reference: ReferenceModel, tower: Tower) -> Run:
+def eager_bfloat16(start: ReferenceTower) -> Run:
     """The reference under PyTorch's own autocast to bfloat16."""
-    return _run(_encoder(reference, tower), tower, autocast=True)
+    return _run(start, start.encode, autocast=True)
 
 
-def compiled(reference: ReferenceModel, tower: Tower) -> Run:
+def compiled(start: ReferenceTower) -> Run:
     """The reference through torch.compile, which compiles at the first call of every shape."""
+    import torch
+
     torch.compiler.reset()
-    return _run(torch.compile(_encoder(reference, tower), dynamic=False), tower)
+    return _run(start, torch.compile(start.encode, dynamic=False))
 
 
-def _encoder(reference: ReferenceModel, tower: Tower) -> Encode:
-    return reference.encode_image if tower == "vision" else reference.encode_text
+def _run(start: ReferenceTower, encode: Encode, *, autocast: bool = False) -> Run:
+    import torch
 
-
-def _run(encode: Encode, tower: Tower, *, autocast: bool = False) -> Run:
     def run(batch: Batch) -> Embeddings:
-        arrays = (normalize(batch[0]),) if tower == "vision" else batch
+        arrays = (normalize(batch[0]),) if start.tower == "vision" else batch
         context: Any = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
         with torch.inference_mode(), context:
             embeddings = encode(*(torch.from_numpy(array) for array in arrays))

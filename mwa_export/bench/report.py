@@ -12,9 +12,11 @@ from mwa_export.bench.result import Bench, Figure, Section
 from mwa_export.files import new_folder
 from mwa_export.report.numbers import DASH
 
-MARKER = "bench.json"  # of a folder that was made here, and may be replaced when forced
+MARKER = "bench.json"  # of a folder that was made here, and may be replaced with --force
+_PEAK_MEANS = " Peak is its share of the fastest GEMM of the same precision in the same round."
 _BUSY = 0.3  # of the cores
-HEAD = ("contender", "rows/s", "speed", "p50 ms", "p99 ms", "calls", "GOP/s", "peak", "cosine")
+_HEAD = ("contender", "rows/s", "speed", "p50 ms", "p99 ms", "calls", "GOP/s", "peak", "cosine")
+_PEAK = _HEAD.index("peak")
 
 
 def write_bench(result: Bench, out: Path, *, force: bool = False) -> Path:
@@ -62,9 +64,13 @@ def markdown_from_bench(result: Bench) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def rows_of(section: Section) -> list[tuple[str, ...]]:
-    """The cells of a section's table under HEAD, the fastest first."""
-    return [_row(figure, section) for figure in reversed(by_speed(section))]
+def table_of(section: Section) -> list[tuple[str, ...]]:
+    """A section's table: its head, then a row per contender, the fastest first.
+
+    Without a measured peak there is no column for it.
+    """
+    rows = [_HEAD, *(_row(figure, section) for figure in reversed(by_speed(section)))]
+    return rows if section.peaks else [row[:_PEAK] + row[_PEAK + 1 :] for row in rows]
 
 
 def peak_sentence(section: Section) -> str:
@@ -91,6 +97,7 @@ def window_sentence(section: Section) -> str:
 def method(result: Bench) -> list[str]:
     """What a reader has to know to trust the figures, or to distrust them."""
     settings = result.settings
+    peaks = any(section.peaks for section in result.sections)
     lines = [
         f"Every one of {settings.rounds} rounds runs each contender once, in a shuffled order "
         f"(seed {settings.seed}), after each has run every shape of input once untimed.",
@@ -101,7 +108,7 @@ def method(result: Bench) -> list[str]:
         "are not.",
         "ORT is ONNX Runtime. GOP/s counts the multiply-accumulates of the GEMMs that a contender "
         "runs, as two, padding included: merged graphs have fewer of them, so compare speed, not "
-        "GOP/s. Peak is its share of the fastest GEMM of the same precision in the same round.",
+        f"GOP/s.{_PEAK_MEANS if peaks else ''}",
         f"Pictures: {settings.pictures}. Captions: {settings.captions}.",
         f"Peers pad every caption to {settings.max_length} tokens, as the reference does. Ours "
         "sorts the captions of a round by length and pads each batch to its longest.",
@@ -114,8 +121,8 @@ def method(result: Bench) -> list[str]:
         )
     if not settings.real:
         lines.append(
-            "Where inputs are random, static quantizers were calibrated with noise: their speed "
-            "counts, their embeddings mean nothing, and no cosines are given."
+            "Where inputs are random, quantizers among the peers were calibrated with noise: their "
+            "speed counts, their embeddings mean nothing, and no cosines are given."
         )
     return lines
 
@@ -146,7 +153,7 @@ def _section(section: Section, rounds: int) -> str:
         f"## {heading(section)}",
         f"Baseline: {_escape(section.baseline)}. {window_sentence(section)} "
         f"{peak_sentence(section)}".rstrip(),
-        _table(HEAD, rows_of(section)),
+        _table(*table_of(section)),
     ]
     return "\n\n".join(lines)
 
@@ -181,7 +188,7 @@ def _without_nan(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], *rows: Sequence[str]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *([_escape(c) for c in r] for r in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from mwa_export.spec import Tower
 
 _PACKAGES = (
     *("mwa-export", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "onnx"),
-    *("onnxscript", "nncf", "optimum", "optimum-onnx"),
+    "onnxscript",
 )
 
 SCHEMA = 1
@@ -140,10 +141,15 @@ def _section(data: dict[str, Any]) -> Section:
     return Section(**data | parts)
 
 
-def this_machine(threads: int) -> Machine:
-    """The processor, the system and the versions of all that takes part."""
+def this_machine(threads: int, packages: Iterable[str] = ()) -> Machine:
+    """The processor, the system and the versions of all that takes part.
+
+    Args:
+        threads: of each contender.
+        packages: whose versions count beside those that always do.
+    """
     versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *packages):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mwa_export.bench.contenders import quiet, reason_of
+from mwa_export.bench.contenders import Kernel, quiet, reason_of
 from mwa_export.bench.inputs import Pool, caption_pool, picture_pool
 from mwa_export.bench.ours import our_contenders
-from mwa_export.bench.peers import PEERS, Peers, chosen_peers
+from mwa_export.bench.peers import PEERS, Peer, contender
+from mwa_export.bench.plain import ReferenceTower
 from mwa_export.bench.result import Bench, Section, Settings, Skipped, this_machine
 from mwa_export.bench.section import (
     SEED,
@@ -25,7 +27,6 @@ from mwa_export.bench.section import (
     window_rows,
 )
 from mwa_export.bench.timing import FEWEST_ROUNDS
-from mwa_export.bench_peak import Kernel, kernels
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
 from mwa_export.data.test_set import RetrievalData
@@ -39,6 +40,10 @@ from mwa_export.version import __version__
 
 if TYPE_CHECKING:
     from mwa_export.model.load import Model
+    from mwa_export.model.reference import ReferenceModel
+
+OpenPeak = Callable[[int], Sequence[Kernel]]
+"""Number of threads -> GEMMs that are timed in the same rounds; each has run once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +54,8 @@ class BenchOptions:
     batches: tuple[int, ...] = (1, 8)
     rounds: int = 15
     runtimes: tuple[str, ...] = ()  # of ours; none: all
-    peers: tuple[str, ...] = ("all",)  # names of bench_peers.PEERS, "all" or "none"
     lengths: str | None = None  # "coco", a number of tokens, None: the test set's, else "coco"
     threads: int | None = None  # None: the cores this process may use
-    peak: bool = True  # measure the machine's GEMM peak too
     allow_slow: bool = False  # ours also in what this CPU runs slower than float32
     device: int = 0  # number of the GPU
 
@@ -61,7 +64,6 @@ class BenchOptions:
             raise UsageError(f"{self.rounds} rounds. Expected at least {FEWEST_ROUNDS}.")
         if not self.batches or min(self.batches) < 1:
             raise UsageError(f"batch sizes {self.batches}. Expected one or more, from 1.")
-        chosen_peers(self.peers)
 
 
 def run_bench(
@@ -70,6 +72,8 @@ def run_bench(
     *,
     model: Model | None = None,
     data: RetrievalData | None = None,
+    peers: Sequence[Peer] = tuple(PEERS.values()),
+    peak: OpenPeak | None = None,
     progress: Progress | None = None,
 ) -> Bench:
     """Time every contender that runs here; those that do not are listed with their reason.
@@ -79,13 +83,16 @@ def run_bench(
         options: see BenchOptions.
         model: the checkpoint that the bundle was made from; peers need it.
         data: a test set; without it inputs are random, and cosines are left out.
+        peers: what the bundle is compared with: some of PEERS, or others.
+        peak: opens GEMMs to time in the same rounds, of whose speed shares are given.
         progress: told about every step.
 
     Raises:
-        UsageError: an option, a runtime or a peer that does not exist.
+        UsageError: an option or a runtime that does not exist.
         MwaExportError: nothing at all can run.
     """
-    return _Bencher(bundle, options or BenchOptions(), model, data, progress or Silent()).run()
+    run = _Run(bundle, options or BenchOptions(), model, data, peers, progress or Silent())
+    return run.bench(peak)
 
 
 def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Model:
@@ -117,19 +124,21 @@ def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Mode
     return model
 
 
-class _Bencher:
+class _Run:
+    """One benchmark."""
+
     def __init__(
         self,
         bundle: Bundle,
         options: BenchOptions,
         model: Model | None,
         data: RetrievalData | None,
+        peers: Sequence[Peer],
         progress: Progress,
     ) -> None:
         self.bundle, self.options, self.model, self.data = bundle, options, model, data
-        self.progress = progress
+        self.peers, self.progress = peers, progress
         self.threads = options.threads or cores()
-        self.max_length = bundle.manifest.model.backbone.max_text_length
         self.ours = our_contenders(
             bundle,
             options.runtimes,
@@ -137,22 +146,19 @@ class _Bencher:
             allow_slow=options.allow_slow,
             device=options.device,
         )
-        self.peer_names = chosen_peers(options.peers)
 
-    def run(self) -> Bench:
+    def bench(self, peak: OpenPeak | None) -> Bench:
         sections: list[Section] = []
-        machine = this_machine(self.threads)  # first, before we are its load
+        packages = dict.fromkeys(name for peer in self.peers for name in peer.packages)
+        machine = this_machine(self.threads, packages)  # first, before we are its load
         pools = {tower: self._pool(tower) for tower in self.options.towers}
         with _torch_threads(self.threads), tempfile.TemporaryDirectory() as folder:
-            found: list[Kernel] = []
-            if self.options.peak:
+            kernels: Sequence[Kernel] = ()
+            if peak is not None:
                 self.progress("open the GEMMs of the machine's peak")
-                found = kernels(self.threads)
-            peers = None
-            if self.model is not None:
-                peers = Peers(self.model, Path(folder), self.threads)
+                kernels = peak(self.threads)
             for tower, pool in pools.items():
-                sections += self._tower(tower, pool, peers, found)
+                sections += self._tower(tower, pool, Path(folder), kernels)
                 gc.collect()
                 release()
         manifest = self.bundle.manifest
@@ -166,13 +172,20 @@ class _Bencher:
                 seed=SEED,
                 pictures="not measured" if pictures is None else pictures.words,
                 captions="not measured" if captions is None else captions.words,
-                max_length=self.max_length,
+                max_length=manifest.model.backbone.max_text_length,
                 real=all(pool.real for pool in pools.values()),
             ),
             sections=tuple(sections),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             version=__version__,
         )
+
+    @cached_property
+    def _reference(self) -> ReferenceModel:
+        from mwa_export.model.reference import reference_from_tensors
+
+        assert self.model is not None
+        return reference_from_tensors(self.model.config, self.model.tensors)
 
     def _pool(self, tower: Tower) -> Pool:
         wanted = self.options.rounds * max(
@@ -183,24 +196,27 @@ class _Bencher:
         return caption_pool(self.bundle, self.data, self.options.lengths, wanted, SEED)
 
     def _tower(
-        self, tower: Tower, pool: Pool, peers: Peers | None, found: list[Kernel]
+        self, tower: Tower, pool: Pool, folder: Path, kernels: Sequence[Kernel]
     ) -> list[Section]:
         """Open everything for one tower, then measure batch by batch."""
-        contenders = list(self.ours)
-        if peers is not None:
-            contenders = [*peers.contenders(self.peer_names, tower, pool), *contenders]
         opened: list[Opened] = []
         skipped: list[Skipped] = []
-        if peers is None:
-            reason = "needs the checkpoint of this bundle (`reference`)"
-            skipped += [Skipped(PEERS[name].name, "peer", reason) for name in self.peer_names]
+        contenders = list(self.ours)
+        if self.model is None:
+            reason = "needs the checkpoint that this bundle was made from"
+            skipped += [Skipped(peer.name, "peer", reason) for peer in self.peers]
+        else:
+            own = folder / tower
+            own.mkdir()
+            start = ReferenceTower(lambda: self._reference, tower, pool, own, self.threads)
+            contenders = [*(contender(peer, start) for peer in self.peers), *contenders]
         self.progress(f"open everything that runs the {tower} tower", len(contenders))
-        for contender in contenders:
+        for item in contenders:
             try:
                 with quiet():
-                    opened.append(Opened(contender, contender.open(tower)))
-            except errors_of(contender) as error:
-                skipped.append(Skipped(contender.name, contender.kind, reason_of(error)))
+                    opened.append(Opened(item, item.open(tower)))
+            except errors_of(item) as error:
+                skipped.append(Skipped(item.name, item.kind, reason_of(error)))
             self.progress.advance(1)
             gc.collect()
             release()
@@ -209,7 +225,7 @@ class _Bencher:
                 Workload(self.bundle.manifest, tower, batch, pool),
                 opened,
                 skipped,
-                found,
+                kernels,
                 rounds=self.options.rounds,
                 progress=self.progress,
             )

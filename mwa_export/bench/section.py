@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mwa_export.bench.contenders import Contender, Run, quiet, reason_of
+from mwa_export.bench.contenders import Contender, Kernel, Run, quiet, reason_of
 from mwa_export.bench.figures import Timed, figures_from_turns
 from mwa_export.bench.inputs import (
     TEXT_WINDOW,
@@ -19,7 +19,6 @@ from mwa_export.bench.inputs import (
 )
 from mwa_export.bench.result import Section, Skipped
 from mwa_export.bench.timing import Entry, interleave, one_turn
-from mwa_export.bench_peak import Kernel
 from mwa_export.bundle.manifest import Manifest
 from mwa_export.errors import MwaExportError
 from mwa_export.progress import Progress

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from mwa_export.bench.contenders import Contender, reason_of
+from mwa_export.bench.contenders import Contender, Kernel, reason_of
 from mwa_export.bench.figures import Timed, figures_from_turns, mean_cosine
 from mwa_export.bench.ours import our_name
 from mwa_export.bench.peers import PEERS
 from mwa_export.bench.result import Kind
 from mwa_export.bench.timing import Turn
-from mwa_export.bench_peak import Kernel, kernels
 from mwa_export.errors import BundleError
 
 EAGER, ORT = PEERS["eager"].name, our_name("onnxruntime", "float32")
@@ -111,56 +108,6 @@ def test_random_inputs_give_no_cosines() -> None:
     items = [timed(EAGER, (1, 1, 1)), timed(ORT, (1, 1, 1))]
     figures, _, _ = figures_from_turns(items, [], {}, rows=4, cosines=False)
     assert {f.cosine for f in figures} == {None}
-
-
-def test_kernels_run_in_every_precision_that_is_installed() -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("onnx")
-    found = kernels(2, [(32, 64, 96)])
-    ran = {(kernel.tool, kernel.precision) for kernel in found}
-    assert ran >= {("PyTorch", "float32"), ("ONNX Runtime", "float32"), ("ONNX Runtime", "int8")}
-    assert len({kernel.name for kernel in found}) == len(found)
-    for kernel in found:
-        assert kernel.operations == kernel.copies * 2 * 32 * 64 * 96
-        assert kernel.copies == (2 if "per thread" in kernel.tool else 1)
-
-
-def test_int8_kernel_really_runs_in_int8() -> None:
-    ov = pytest.importorskip("openvino")
-    pytest.importorskip("openvino.opset13")
-    from mwa_export.bench_peak import _openvino_gemm
-
-    compiled = ov.Core().compile_model(_openvino_gemm(ov, (64, 128, 64), quantized=True), "CPU")
-    info = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
-    gemms = [i for i in info if i["layerType"].value in ("FullyConnected", "MatMul")]
-    assert [i["runtimePrecision"].value for i in gemms] in (["i8"], ["u8"])
-
-
-def test_onnxruntime_int8_kernel_really_runs_in_int8(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
-    ort = pytest.importorskip("onnxruntime")
-    from mwa_export.bench_peak import _write_onnx_gemm
-
-    _write_onnx_gemm(tmp_path / "gemm.onnx", (64, 128, 64), quantized=True)
-    options = ort.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "run.onnx")
-    ort.InferenceSession(tmp_path / "gemm.onnx", options, providers=["CPUExecutionProvider"])
-    run = [node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node]
-    assert "MatMul" not in run
-    assert any("MatMulInteger" in op for op in run)
-
-
-@pytest.mark.parametrize("has", [True, False])
-def test_no_peak_of_bfloat16_without_instructions_for_it(
-    has: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch = pytest.importorskip("torch")
-    from mwa_export import bench_peak
-
-    sets = frozenset({"avx512_bf16"} if has else {"avx2"})
-    monkeypatch.setattr(bench_peak, "instruction_sets", lambda: sets)
-    found = bench_peak._torch((32, 64, 96), torch.get_num_threads())
-    assert ("bfloat16" in {kernel.precision for kernel in found}) is has
 
 
 def test_reason_is_one_line_without_folders() -> None:

@@ -18,8 +18,8 @@ from mwa_export.bench.chart import svg_from_bench
 from mwa_export.bench.report import (
     markdown_from_bench,
     method,
-    rows_of,
     skipped_lines,
+    table_of,
     write_bench,
 )
 from mwa_export.bench.result import SCHEMA, Bench
@@ -61,7 +61,9 @@ def test_existing_folder_is_replaced_only_with_force(tmp_path: Path) -> None:
 
 
 def test_table_has_the_fastest_first_and_shows_a_broken_peer() -> None:
-    rows = rows_of(sample().sections[0])
+    head, *rows = table_of(sample().sections[0])
+    assert head[0] == "contender"
+    assert head[7] == "peak"
     assert [row[0] for row in rows] == [OURS, BROKEN, PEER]
     assert rows[0][1:6] == ("16.2", "4.70 x", "262.7", "425.5", "45")
     assert rows[0][7:] == ("61 %", "0.9991")
@@ -72,7 +74,16 @@ def test_table_has_the_fastest_first_and_shows_a_broken_peer() -> None:
 def test_without_cosines_the_baseline_has_none_either() -> None:
     section = sample().sections[0]
     plain = replace(section, figures=(figure(PEER, "peer", 1.0), figure(OURS, "ours", 2.0)))
-    assert {row[8] for row in rows_of(plain)} == {DASH}
+    assert {row[8] for row in table_of(plain)[1:]} == {DASH}
+
+
+def test_without_a_peak_there_is_no_column_and_no_word_of_it() -> None:
+    text = sample().sections[1]
+    head, *rows = table_of(text)
+    assert "peak" not in head
+    assert {len(row) for row in rows} == {len(head)}
+    assert "Peak is" in "".join(method(sample()))
+    assert "Peak is" not in "".join(method(replace(sample(), sections=(text,))))
 
 
 def test_skipped_contenders_are_told_once_with_their_reason() -> None:

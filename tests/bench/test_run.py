@@ -12,15 +12,15 @@ import pytest
 from commands import files_below, refused, run, save
 from configs import MWA
 
-from mwa_export import bench_peak
-from mwa_export.bench import ours, pytorch
+from mwa_export.bench import ours
 from mwa_export.bench.ours import our_name
-from mwa_export.bench.peers import PEERS, chosen_peers
+from mwa_export.bench.peers import PEERS, Peer, chosen_peers
 from mwa_export.bench.result import Bench, Figure, Section
 from mwa_export.bench.run import BenchOptions, run_bench
 from mwa_export.bench.timing import interleave
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import MwaExportError, UsageError
+from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import random_tensors
 
 ORT = our_name("onnxruntime", "float32")
@@ -28,8 +28,7 @@ ORT = our_name("onnxruntime", "float32")
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small kernels, no waiting."""
-    monkeypatch.setattr(bench_peak, "SHAPES", ((32, 64, 32),))
+    """No waiting between contenders."""
     monkeypatch.setattr("mwa_export.bench.timing.time.sleep", lambda _seconds: None)
 
 
@@ -57,7 +56,7 @@ def test_run_with_checkpoint_and_data_measures_peers_beside_ours(
     outcome = run(
         *("bench", files / "bundle", "--reference", files / "checkpoint.pth"),
         *("--data", files / "data", "--rounds", 3, "--batch", 4, "-o", out),
-        *("--peers", "eager,onnx,ort-dynamic,nncf", "--runtime", "onnxruntime"),
+        *("--peers", "eager,onnx", "--runtime", "onnxruntime"),
         *("--tower", "text", "--threads", 1),
     )
     assert outcome.status == 0, outcome
@@ -71,9 +70,8 @@ def test_run_with_checkpoint_and_data_measures_peers_beside_ours(
     figures = by_name(section)
     assert figures[ORT].cosine == pytest.approx(1, abs=1e-5)
     told = {*figures, *(item.name for item in section.skipped)}
-    assert told >= {PEERS[name].name for name in ("eager", "onnx", "ort-dynamic", "nncf")}
-    assert {peak.precision for peak in section.peaks} >= {"float32"}
-    assert (figures[ORT].peak_share or 0) > 0
+    assert told >= {PEERS[name].name for name in ("eager", "onnx")}
+    assert section.peaks == ()
     eager = figures[PEERS["eager"].name]
     assert figures[ORT].calls == eager.calls == 24
     # Operations per row: fewer for the merged graph, and without padding to the whole length.
@@ -88,7 +86,7 @@ def test_without_checkpoint_the_bundle_is_measured_and_peers_say_what_they_need(
 ) -> None:
     outcome = run(
         *("bench", files / "bundle", "--rounds", 3, "--batch", 1, "--tower", "text", "-q"),
-        *("--no-peak", "--lengths", 12, "--runtime", "onnxruntime", "-o", tmp_path / "b"),
+        *("--lengths", 12, "--runtime", "onnxruntime", "-o", tmp_path / "b"),
     )
     assert outcome.status == 0, outcome
     assert outcome.stderr == ""
@@ -99,28 +97,26 @@ def test_without_checkpoint_the_bundle_is_measured_and_peers_say_what_they_need(
     assert section["peaks"] == []
     skipped = {item["name"]: item["reason"] for item in section["skipped"]}
     assert set(skipped) >= {peer.name for peer in PEERS.values()}
-    assert "--reference" in skipped[PEERS["compile"].name]
     assert "not measured: PyTorch eager float32: needs the checkpoint" in outcome.stdout
+    assert "peak" not in outcome.stdout
 
 
 def test_peer_that_fails_is_listed_and_the_others_are_measured(
-    files: Path, monkeypatch: pytest.MonkeyPatch
+    files: Path,
 ) -> None:
-    from mwa_export.model.load import ModelSource, load_model
-
-    def opens_but_fails(*_args: object) -> Any:
+    def opens_but_fails(_start: object) -> Any:
         def run(_batch: object) -> Any:
             raise RuntimeError("no compiler")
 
         return run
 
-    monkeypatch.setattr(pytorch, "compiled", opens_but_fails)
     model = load_model(ModelSource(files / "checkpoint.pth"))
-    options = BenchOptions(("vision",), (2,), 3, ("onnxruntime",), ("compile", "eager"), peak=False)
-    result = run_bench(Bundle.open(files / "bundle"), options, model=model)
+    options = BenchOptions(("vision",), (2,), 3, ("onnxruntime",))
+    peers = (Peer("another tool", "torch", "float32", opens_but_fails), PEERS["eager"])
+    result = run_bench(Bundle.open(files / "bundle"), options, model=model, peers=peers)
     (section,) = result.sections
     reasons = {item.name: item.reason for item in section.skipped}
-    assert reasons[PEERS["compile"].name] == "RuntimeError: no compiler"
+    assert reasons["another tool"] == "RuntimeError: no compiler"
     assert {PEERS["eager"].name, ORT} <= set(by_name(section))
 
 
@@ -131,9 +127,9 @@ def test_bug_in_a_contender_of_ours_is_not_hidden(
         raise TypeError("a bug")
 
     monkeypatch.setattr(ours, "_backend", broken)
-    options = BenchOptions(("vision",), (1,), 3, ("onnxruntime",), ("none",), peak=False)
+    options = BenchOptions(("vision",), (1,), 3, ("onnxruntime",))
     with pytest.raises(TypeError, match="a bug"):
-        run_bench(Bundle.open(files / "bundle"), options)
+        run_bench(Bundle.open(files / "bundle"), options, peers=())
 
 
 def test_nothing_that_runs_is_an_error_with_every_reason(
@@ -143,9 +139,9 @@ def test_nothing_that_runs_is_an_error_with_every_reason(
         raise MwaExportError("not here")
 
     monkeypatch.setattr(ours, "_backend", missing)
-    options = BenchOptions(("vision",), (1,), 3, ("onnxruntime",), ("none",), peak=False)
+    options = BenchOptions(("vision",), (1,), 3, ("onnxruntime",))
     with pytest.raises(MwaExportError, match=r"nothing runs the vision tower.*float32: not here"):
-        run_bench(Bundle.open(files / "bundle"), options)
+        run_bench(Bundle.open(files / "bundle"), options, peers=())
 
 
 def test_every_shape_is_warmed_up_before_the_clock_runs(
@@ -165,8 +161,8 @@ def test_every_shape_is_warmed_up_before_the_clock_runs(
 
     monkeypatch.setattr(ours, "_backend", lambda *_args: Backend())
     monkeypatch.setattr("mwa_export.bench.section.interleave", watched)
-    options = BenchOptions(("text",), (4,), 4, ("onnxruntime",), ("none",), "coco", peak=False)
-    run_bench(Bundle.open(files / "bundle"), options)
+    options = BenchOptions(("text",), (4,), 4, ("onnxruntime",), "coco")
+    run_bench(Bundle.open(files / "bundle"), options, peers=())
     before, timed = set(seen[: timing[0]]), set(seen[timing[0] :])
     assert len(timed) > 2
     assert timed <= before
@@ -221,9 +217,9 @@ def test_existing_folder_is_refused_before_the_work(files: Path, tmp_path: Path)
 
 
 def test_chosen_peers_keep_their_order_and_all_is_all() -> None:
-    assert chosen_peers(["nncf", "eager"]) == ["eager", "nncf"]
-    assert chosen_peers(["all"]) == list(PEERS)
-    assert chosen_peers(["none"]) == chosen_peers([]) == []
+    assert chosen_peers(["openvino", "eager"]) == (PEERS["eager"], PEERS["openvino"])
+    assert chosen_peers(["all"]) == tuple(PEERS.values())
+    assert chosen_peers(["none"]) == chosen_peers([]) == ()
 
 
 def test_help_names_every_peer_and_runtime() -> None:

@@ -1,4 +1,4 @@
-"""The fastest GEMM that this machine's libraries reach, per precision: what a share is a share of.
+"""The GEMMs of this machine's libraries, of which the fastest per precision is its peak.
 
 Measured, not computed from a data sheet: clock rates under wide instructions, and how many cores a
 virtual machine really has, are known to nobody else.
@@ -8,44 +8,21 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mwa_export.bench.result import Peak
-from mwa_export.bench.timing import Turn, quartiles
+from mwa_export.bench.contenders import Kernel
 from mwa_export.cpu import cores, fast_bfloat16, instruction_sets
 from mwa_export.runtimes.ort_session import session
 from mwa_export.spec import Port
 
 Shape = tuple[int, int, int]  # rows, inner, columns
-
 # The FFN of BEiT-3 base over a batch of 8 pictures, and a large square.
 SHAPES: tuple[Shape, ...] = ((1576, 768, 3072), (2048, 2048, 2048))
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """One GEMM of one library."""
-
-    precision: str
-    tool: str
-    shape: Shape
-    run: Callable[[], object]
-    copies: int = 1  # GEMMs of this shape in a run, side by side
-
-    @property
-    def name(self) -> str:
-        return f"{self.precision} {'x'.join(map(str, self.shape))} {self.tool}"
-
-    @property
-    def operations(self) -> int:
-        rows, inner, columns = self.shape
-        return 2 * rows * inner * columns * self.copies
 
 
 def kernels(threads: int, shapes: Sequence[Shape] = ()) -> list[Kernel]:
@@ -66,30 +43,6 @@ def kernels(threads: int, shapes: Sequence[Shape] = ()) -> list[Kernel]:
     for kernel in found:
         kernel.run()
     return found
-
-
-def best_kernels(kernels: Sequence[Kernel], turns: Mapping[str, Sequence[Turn]]) -> list[Kernel]:
-    """For each precision the kernel that is fastest in the median."""
-    best: dict[str, Kernel] = {}
-    for kernel in kernels:
-        known = best.get(kernel.precision)
-        if known is None or _median(kernel, turns) > _median(known, turns):
-            best[kernel.precision] = kernel
-    return list(best.values())
-
-
-def peak_of(kernel: Kernel, turns: Mapping[str, Sequence[Turn]]) -> Peak:
-    """A kernel's median speed."""
-    return Peak(kernel.precision, _median(kernel, turns), kernel.tool, kernel.shape)
-
-
-def speeds(kernel: Kernel, turns: Mapping[str, Sequence[Turn]]) -> list[float]:
-    """Operations per second in each round."""
-    return [kernel.operations / turn.seconds for turn in turns[kernel.name]]
-
-
-def _median(kernel: Kernel, turns: Mapping[str, Sequence[Turn]]) -> float:
-    return quartiles(speeds(kernel, turns))[1] / 1e9
 
 
 def _openvino(shape: Shape, threads: int) -> list[Kernel]:
