@@ -16,7 +16,7 @@ from mwa_export.calib.samples import Samples
 from mwa_export.demo.run import assets
 from mwa_export.demo.scenes import picture_from_seed
 from mwa_export.export.export import ExportOptions, bundle_from_model
-from mwa_export.inputs.decode import picture_of
+from mwa_export.inputs.decode import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
@@ -109,7 +109,7 @@ def _samples(bundle: Bundle) -> Samples:
     rng = np.random.default_rng(1)
     pixels = [
         pixels_from_image(
-            picture_of(picture_from_seed("target", 1, index).jpeg, "drawing"),
+            decode_picture(picture_from_seed("target", 1, index).jpeg, "drawing"),
             backbone.image_size,
         )
         for index in range(_SAMPLES)

@@ -23,7 +23,7 @@ from mwa_export.encoder.open import open_bundle
 from mwa_export.engines.graphs import CALIBRATED, engine_graph
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.files import sha256_of
-from mwa_export.inputs.decode import picture_of
+from mwa_export.inputs.decode import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.inputs.tokenizer import pad
 from mwa_export.model.load import ModelSource, load_model
@@ -132,7 +132,7 @@ def _drawn(bundle: Bundle, rows: int, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     pixels = [
         pixels_from_image(
-            picture_of(picture_from_seed("target", seed, index).jpeg, "drawing"),
+            decode_picture(picture_from_seed("target", seed, index).jpeg, "drawing"),
             backbone.image_size,
         )
         for index in range(rows)

@@ -42,7 +42,7 @@ from mwa_export.cpu import instruction_sets
 from mwa_export.demo.scenes import picture_from_seed
 from mwa_export.export.export import bundle_from_model
 from mwa_export.graphs.edit import FloatGraph
-from mwa_export.inputs.decode import picture_of
+from mwa_export.inputs.decode import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
@@ -133,7 +133,7 @@ def make_samples(bundle: Bundle, count: int, seed: int) -> Samples:
     pixels = []
     for index in range(count):
         picture = picture_from_seed("target", seed, index)
-        image = picture_of(picture.jpeg, "drawing")
+        image = decode_picture(picture.jpeg, "drawing")
         pixels.append(pixels_from_image(image, backbone.image_size))
     lengths = rng.integers(6, 29, count)
     texts = tuple((0, *rng.integers(4, backbone.vocab_size, n).tolist(), 2) for n in lengths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import warnings
 from typing import NoReturn
 
 import click
@@ -71,6 +72,8 @@ def main() -> NoReturn:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.default_int_handler)
+    # What Pillow warns of costs nothing: a picture is decoded, or it is an error with a reason.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         cli.main(prog_name="mwa-export", standalone_mode=False)
     except MwaExportError as error:

@@ -63,6 +63,10 @@ class TokenizerError(MwaExportError):
 class ImageError(MwaExportError):
     """A picture cannot be read, or pixels have the wrong shape or type."""
 
+    def __init__(self, message: str, code: str = "unreadable") -> None:
+        super().__init__(message)
+        self.code = code  # for programs; one of inputs.content.Code
+
 
 class DataError(MwaExportError):
     """A retrieval data set is incomplete or malformed."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from mwa_export.errors import DataError
-from mwa_export.inputs.content import Caption, Kind, Problem, Readable, RowRefusedError
-from mwa_export.inputs.decode import text_of
+from mwa_export.inputs.content import Caption, Kind, Problem, Readable
+from mwa_export.inputs.decode import RowRefusedError, text_of
 
 MAX_ID = 2**63 - 1  # ids are kept as int64
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "filename", "path", "url")

@@ -18,7 +18,6 @@ from mwa_export.data.rows import Row, Source
 from mwa_export.embed.pipeline import Channel, Clock, Line, StoppedError
 from mwa_export.embed.rows import Collected, OnRows, checked_rows, ignore, stable
 from mwa_export.errors import ImageError
-from mwa_export.inputs.content import RowRefusedError
 from mwa_export.inputs.decode import pixels_of
 from mwa_export.runtimes.backend import Backend
 from mwa_export.vectors.job import RowError, Shard
@@ -147,6 +146,5 @@ def _decode(row: int, item: Row, target: NDArray[np.uint8], clock: Clock) -> Row
         with clock.working("decode"):
             target[:] = pixels_of(content, item.id, target.shape[0])
     except ImageError as error:
-        code = error.code if isinstance(error, RowRefusedError) else "unreadable"
-        return RowError(row, item.id, code, stable(str(error)))
+        return RowError(row, item.id, error.code, stable(str(error)))
     return None

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from mwa_export.data.rows import Row, Source
 from mwa_export.embed.pipeline import Channel, Clock, Line
 from mwa_export.embed.rows import Collected, OnRows, checked_rows, ignore, stable
-from mwa_export.inputs.content import Caption, RowRefusedError
-from mwa_export.inputs.decode import text_of
+from mwa_export.inputs.content import Caption
+from mwa_export.inputs.decode import RowRefusedError, text_of
 from mwa_export.inputs.tokenizer import BOS, EOS, PAD, Tokenizer
 from mwa_export.runtimes.backend import Backend
 from mwa_export.vectors.job import RowError, Shard

@@ -17,7 +17,7 @@ from PIL import Image
 from mwa_export.encoder.batches import IMAGE_BATCH, TEXT_BATCH, embed_token_ids, scatter
 from mwa_export.errors import DataError, ImageError
 from mwa_export.inputs.content import Caption, Content, Readable
-from mwa_export.inputs.decode import picture_of, refusals
+from mwa_export.inputs.decode import decode_picture
 from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.tokenizer import Tokenizer, encode_captions
 from mwa_export.progress import ignore
@@ -195,9 +195,7 @@ class Encoder:
         Raises:
             ImageError: it cannot be read or decoded.
         """
-        image = picture_of(content, name)
-        with refusals(name):
-            return self.prepare(image)
+        return self.prepare(decode_picture(content, name))
 
     def encode(self, captions: Sequence[Caption]) -> list[list[int]]:
         """Captions -> token ids with BOS and EOS, cut to ``max_length``.

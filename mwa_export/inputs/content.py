@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
-
-from mwa_export.errors import ImageError
+from typing import Literal, NamedTuple, Protocol
 
 Kind = Literal["image", "text"]
 TokenIds = tuple[int, ...]
@@ -31,22 +29,6 @@ class Problem(NamedTuple):
 
     code: Code
     reason: str  # a sentence for people
-
-
-class RowRefusedError(ImageError):
-    """A row that cannot be embedded. ``code`` is for programs, the message for people."""
-
-    def __init__(self, code: Code, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-    @property
-    def problem(self) -> Problem:
-        """This error as a value."""
-        return Problem(self.code, str(self))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.code, str(self))
 
 
 class Readable(Protocol):

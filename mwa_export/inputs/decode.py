@@ -1,8 +1,4 @@
-"""The one decoder of pictures, and the validation of texts: content to pixels or to a clean text.
-
-Whatever Pillow raises on a damaged file becomes one error of one type, with a code for programs and
-a sentence for people.
-"""
+"""The one image decoder, and the check of texts: a usable value, or one error with its reason."""
 
 from __future__ import annotations
 
@@ -11,116 +7,175 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mwa_export.errors import ImageError
-from mwa_export.inputs.content import Content, RowRefusedError
+from mwa_export.errors import DataError, ImageError
+from mwa_export.inputs.content import Code, Content, Problem
 from mwa_export.inputs.preprocess import pixels_from_image
 
-MAX_PIXELS = 2 * 89_478_485  # where Pillow itself stops: about 512 MiB of RGB
-MAX_CHARACTERS = 1_000_000  # of a text; tokenizing this many takes well under a second
-FORMATS = tuple(
-    re.findall(
-        r"\w+",
-        "AVIF BLP BMP CUR DCX DDS DIB FITS FLI FTEX GBR GIF ICNS ICO IM IMT JPEG JPEG2000 MCIDAS "
-        "MSP PCD PCX PIXAR PNG PPM PSD QOI SGI SPIDER SUN TGA TIFF WEBP XBM XPM XVTHUMB",
-    )
+FORMATS = (
+    *("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "AVIF", "TIFF", "JPEG2000"),
+    *("BLP", "CUR", "DCX", "DDS", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "IMT"),
+    *("MCIDAS", "MSP", "PCD", "PCX", "PIXAR", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA"),
+    *("XBM", "XPM", "XVTHUMB"),
 )
-"""Raster formats that Pillow decodes inside this process.
+"""Pillow's names of the formats that are read. Pillow decodes all of them inside this process.
 
-Left out: PostScript (Pillow starts Ghostscript), WMF and EMF (drawn by Windows), and formats that
-Pillow recognizes but leaves to other programs (BUFR, FPX, GRIB, HDF5, MIC, MPEG).
+Left out: EPS starts Ghostscript; IPTC opens whatever it holds, EPS included; WMF, EMF, BUFR, GRIB,
+HDF5 and MPEG need a handler from elsewhere; FPX and MIC are containers of other formats.
 """
-_REFUSED = {
-    b"%!PS": "PostScript",
-    b"\xc5\xd0\xd3\xc6": "PostScript",
-    b"%PDF": "a PDF document",
-    b"\xd7\xcd\xc6\x9a": "a Windows metafile",
-    b"\x01\x00\x00\x00": "a Windows metafile",
-    b"<svg": "SVG",
-    b"<?xm": "XML",
-}
+
+MAX_PIXELS = 2 * 89_478_485  # where Pillow itself stops: about 512 MiB of RGB
+MAX_SIDE = 1 << 20  # pixels; resizing a longer line overflows Pillow's tables
+MAX_CHARACTERS = 1_000_000  # of a text; tokenizing this many takes well under a second
+
+_REFUSED = (  # how files of well-known formats begin that are not read
+    ("PostScript (EPS)", rb"%!|\xc5\xd0\xd3\xc6"),
+    ("PDF", rb"%PDF"),
+    ("SVG", rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg\b"),
+    ("WMF", rb"\xd7\xcd\xc6\x9a"),
+    ("EMF", rb"\x01\0\0\0.{36} EMF"),
+    ("HEIC", rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)"),
+    ("AVIF (by this version of Pillow)", rb".{4}ftypavi[fs]"),
+    ("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
+    ("FlashPix or MIC", rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),
+    ("HDF5", rb"\x89HDF\r\n"),
+    ("GRIB", rb"GRIB"),
+    ("BUFR", rb"BUFR"),
+    ("MPEG", rb"\0\0\x01[\xb3\xba]"),
+    ("IPTC", rb"\x1c[\x01-\x09]"),
+)
+_OPENS_MORE = ("EPS", "IPTC")  # of the formats left out
+_READ_TO_NAME = 1024  # bytes
 
 
-def picture_of(
-    content: Content | Image.Image, name: str, *, max_pixels: int = MAX_PIXELS
+class RowRefusedError(DataError):
+    """A text that cannot be embedded. ``code`` is for programs, the message for people."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code: Code = code
+
+    @property
+    def problem(self) -> Problem:
+        """The code and the message as a value."""
+        return Problem(self.code, str(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.code, str(self))
+
+
+def decode_picture(
+    content: Content | Image.Image, name: str | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Read and fully decode a picture: the first frame, without applying its EXIF orientation.
+    """Decode a picture fully, to RGB.
+
+    The first frame of an animation is taken; the EXIF orientation is not applied.
 
     Args:
-        content: encoded bytes, something that reads them, or a picture that Pillow has opened.
-        name: for messages.
-        max_pixels: refuse larger pictures before decoding them.
+        content: where the picture lies, its encoded bytes, or a picture that Pillow has opened.
+        name: what messages call it; by default where it lies.
+        max_pixels: refuse larger pictures before they are decoded.
 
     Raises:
-        ImageError: it cannot be read or decoded; a `RowRefusedError` wherever the code is known.
+        ImageError: it cannot be read or decoded, or is of a format that is not in FORMATS.
     """
+    if name is None:
+        name = "picture" if isinstance(content, bytes | Image.Image) else str(content)
     if isinstance(content, str):
-        raise RowRefusedError("not-a-picture", f"{name}: is a text. Expected a picture.")
+        raise ImageError(f"{name}: is a text. Expected a picture.", "not-a-picture")
     if isinstance(content, Image.Image):
-        data, opened = b"", content
+        image = content
     else:
-        data, opened = content if isinstance(content, bytes) else content.read(), None
+        data = content if isinstance(content, bytes) else content.read()
         if not data:
-            raise RowRefusedError("empty", f"{name}: is empty. Expected a picture.")
-    with refusals(name, data):
-        image = opened or Image.open(io.BytesIO(data), formats=formats())
-        if image.width * image.height > max_pixels:
-            raise RowRefusedError(
-                "too-large",
-                f"{name}: is {image.width} x {image.height}. Expected {max_pixels} pixels at most.",
-            )
+            raise ImageError(f"{name}: is empty. Expected a picture.", "empty")
+        formats = _formats()
+        with _one_error(name, data[:_READ_TO_NAME]):
+            image = Image.open(io.BytesIO(data), formats=formats)
+    _check(image, name, max_pixels)
+    with _one_error(name):
         image.load()
-        return image
+    _check(image, name, max_pixels)  # icons have their size in two places
+    with _one_error(name):
+        image = image if image.mode == "RGB" else image.convert("RGB")
+    return image
 
 
 def pixels_of(
     content: Content | Image.Image, name: str, size: int, *, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """Decode a picture and resize it for the model. Returns (size, size, 3) uint8 RGB.
+    """Decode a picture and resize it as `preprocess.pixels_from_image` does.
 
-    Raises:
-        ImageError: see `picture_of`.
+    Returns (size, size, 3) uint8. Arguments and errors are those of `decode_picture`.
     """
-    image = picture_of(content, name, max_pixels=max_pixels)
-    with refusals(name):
-        return pixels_from_image(image, size)
+    return pixels_from_image(decode_picture(content, name, max_pixels=max_pixels), size)
+
+
+@contextmanager
+def _one_error(name: str, head: bytes = b"") -> Iterator[None]:
+    """Turn all that Pillow may raise into ImageError. No code of ours goes inside.
+
+    Its plugins raise nearly anything on damaged files: struct.error, zlib.error, OverflowError,
+    NotImplementedError, and warnings where Python was told to raise these.
+    """
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: cannot be decoded: {_unknown(head)}", "not-a-picture") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: has too many pixels ({error}).", "too-large") from error
+    except MemoryError as error:
+        raise ImageError(f"{name}: does not fit in memory.", "too-large") from error
+    except Exception as error:
+        cut = isinstance(error, EOFError) or "truncated" in str(error)
+        reason = f"{name}: cannot be decoded ({type(error).__name__}: {error})."
+        raise ImageError(reason, "truncated" if cut else "unreadable") from error
+
+
+def _check(image: Image.Image, name: str, max_pixels: int) -> None:
+    """Refuse a picture by its header."""
+    if image.format in _OPENS_MORE:
+        raise ImageError(
+            f"{name}: was opened as {image.format}, which can start another program. If you trust "
+            'it, give what its convert("RGB") returns.',
+            "not-a-picture",
+        )
+    width, height = image.size
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise ImageError(
+            f"{name}: is {width} x {height}. Expected {max_pixels} pixels at most, and {MAX_SIDE} "
+            "on a side.",
+            "too-large",
+        )
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: is {width} x {height}. Expected pixels.", "unreadable")
+
+
+def _unknown(head: bytes) -> str:
+    """Why Pillow does not identify a file that starts like this."""
+    for name, start in _REFUSED:
+        if re.match(start, head, re.DOTALL | re.IGNORECASE):
+            return f"{name} is not read here. Convert it to PNG or JPEG."
+    return (
+        f"it is not a picture, or its header is damaged; it starts with {head[:16]!r}. Expected "
+        "JPEG, PNG, WebP, TIFF or another raster format."
+    )
 
 
 @cache
-def formats() -> tuple[str, ...]:
-    """Those of FORMATS that the installed Pillow has."""
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this version of Pillow knows; it raises KeyError at any other."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-@contextmanager
-def refusals(name: str, data: bytes = b"") -> Iterator[None]:
-    """Turn whatever Pillow raises into one ImageError that names the picture."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        known = _REFUSED.get(data[:4])
-        found = f"{known}, which is not decoded" if known else f"no picture we know: {data[:16]!r}"
-        reason = f"{name}: is {found}. Expected PNG, JPEG, WebP or another raster format."
-        raise RowRefusedError("not-a-picture", reason) from error
-    except Image.DecompressionBombError as error:
-        raise RowRefusedError("too-large", f"{name}: has too many pixels ({error}).") from error
-    except MemoryError as error:
-        raise RowRefusedError("too-large", f"{name}: does not fit in memory.") from error
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        cut = isinstance(error, EOFError) or "truncated" in str(error)
-        reason = f"{name}: cannot be decoded ({type(error).__name__}: {error})."
-        raise RowRefusedError("truncated" if cut else "unreadable", reason) from error
-
-
 def text_of(content: object, *, what: str = "the text") -> str:
-    """Validate a text before it is tokenized, decoding UTF-8 bytes.
+    """Check that a text can be tokenized, and return it.
 
     Raises:
         RowRefusedError: it is null, blank, not Unicode, binary, or above `MAX_CHARACTERS`.

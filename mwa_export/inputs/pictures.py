@@ -6,7 +6,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from mwa_export.inputs.content import RowRefusedError
+from mwa_export.errors import ImageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,31 +23,29 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """The last part of its path, for people."""
+        """The last part of its name, for people."""
         return self.path.name if self.member is None else self.member.rpartition("/")[2]
 
     def read(self) -> bytes:
-        """Read the encoded picture.
+        """The encoded picture. A pipe, a device or a folder is refused and not waited for.
 
         Raises:
-            RowRefusedError: there is no such file, it is a folder, pipe or device, or it cannot be
-                read in full.
+            ImageError: there is no such file, or it cannot be read in full.
         """
         try:
-            if not stat.S_ISREG(self.path.stat().st_mode):  # opening a pipe waits for a writer
-                raise RowRefusedError(
-                    "unreadable", f"{self}: is not a regular file. Expected a picture."
-                )
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise ImageError(f"{self}: is not a plain file. Expected a picture.")
             with self.path.open("rb") as file:
                 file.seek(self.offset)
-                data = file.read() if self.size is None else file.read(self.size)
+                data = file.read(-1 if self.size is None else self.size)
         except FileNotFoundError:
-            raise RowRefusedError("missing", f"{self}: no such file. Expected a picture.") from None
-        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+            raise ImageError(f"{self}: no such file. Expected a picture.", "missing") from None
+        except (OSError, ValueError, OverflowError) as error:  # ValueError: NUL in the name
             reason = getattr(error, "strerror", None) or error
-            raise RowRefusedError("unreadable", f"{self}: cannot be read ({reason}).") from error
+            raise ImageError(f"{self}: cannot be read ({reason}).") from error
+        except MemoryError as error:
+            raise ImageError(f"{self}: does not fit in memory.", "too-large") from error
         if self.size is not None and len(data) != self.size:
-            raise RowRefusedError(
-                "truncated", f"{self}: {len(data)} of {self.size} bytes. The tar was cut short."
-            )
+            found = f"{len(data)} of {self.size} bytes"
+            raise ImageError(f"{self}: {found}. The tar was cut short.", "truncated")
         return data

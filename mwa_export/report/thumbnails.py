@@ -1,24 +1,24 @@
-"""Small pictures for reports."""
+"""Small pictures for reports and contact sheets."""
 
 from __future__ import annotations
 
 import io
 
 from mwa_export.inputs.content import Content
-from mwa_export.inputs.decode import picture_of, refusals
+from mwa_export.inputs.decode import decode_picture
 
-THUMBNAIL = 160  # pixels of the longer side
+THUMBNAIL = 160  # pixels of the longer side, in the parity report
+_QUALITY = 80  # of the JPEG
 
 
-def thumbnail(content: Content, name: str, size: int = THUMBNAIL, *, quality: int = 75) -> bytes:
-    """Reduce a picture to a JPEG whose longer side has ``size`` pixels; ``name`` is for messages.
+def thumbnail(picture: Content, longest: int) -> bytes:
+    """Encode a picture as a small JPEG, the longer side at most ``longest`` pixels.
 
     Raises:
         ImageError: it cannot be read or decoded.
     """
-    image, buffer = picture_of(content, name), io.BytesIO()
-    with refusals(name):
-        small = image.convert("RGB")
-        small.thumbnail((size, size))
-        small.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+    small = decode_picture(picture)
+    small.thumbnail((longest, longest))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue()

@@ -68,9 +68,8 @@ def html_from_search(found: Found) -> str:
 
 def _shown(picture: Picture | Readable | bytes) -> tuple[str, str]:
     """A thumbnail as base64, or "" and the reason why there is none."""
-    name = "bytes" if isinstance(picture, bytes) else str(picture)
     try:
-        return b64encode(thumbnail(picture, name, THUMBNAIL, quality=80)).decode(), ""
+        return b64encode(thumbnail(picture, THUMBNAIL)).decode(), ""
     except ImageError as error:
         return "", str(error)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,8 +9,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mwa_export.errors import ImageError
-from mwa_export.inputs.decode import pixels_of
-from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.preprocess import normalize, pixels_from_image
 
 
@@ -53,25 +49,6 @@ def test_whole_picture_is_squeezed_into_the_square() -> None:
 def test_resize_is_bicubic() -> None:
     expected = picture().resize((16, 16), Image.Resampling.BICUBIC)
     assert np.array_equal(pixels_from_image(picture(), 16), np.asarray(expected))
-
-
-def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees
-    picture().save(tmp_path / "turned.png", exif=exif)
-    picture().save(tmp_path / "plain.png")
-    turned, plain = (Image.open(tmp_path / name) for name in ("turned.png", "plain.png"))
-    assert np.array_equal(pixels_from_image(turned, 16), pixels_from_image(plain, 16))
-
-
-def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.jpg"
-    picture().save(broken)
-    broken.write_bytes(broken.read_bytes()[:400])
-    for path, message in ((broken, "cannot be decoded"), (tmp_path / "no.jpg", "no such file")):
-        with pytest.raises(ImageError, match=message) as caught:
-            pixels_of(Picture(path), str(path), 16)
-        assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8)])

@@ -13,7 +13,7 @@ from mwa_export.parity.reports.junit import junit_from_parity
 from mwa_export.parity.reports.markdown import markdown_from_parity
 from mwa_export.parity.reports.page import html_from_parity, thumbnail_rows
 from mwa_export.parity.result import Parity
-from mwa_export.report.thumbnails import thumbnail
+from mwa_export.report.thumbnails import THUMBNAIL, thumbnail
 
 MARKER = "report.json"  # of a folder that was made here, and may be replaced when forced
 
@@ -56,7 +56,7 @@ def _thumbnails(result: Parity, pictures: tuple[Readable, ...]) -> Mapping[int, 
     found: dict[int, bytes] = {}
     for row in thumbnail_rows(result) if pictures else ():
         try:
-            found[row] = thumbnail(pictures[row], str(pictures[row]))
+            found[row] = thumbnail(pictures[row], THUMBNAIL)
         except ImageError:
             continue  # the gallery shows its name instead
     return found

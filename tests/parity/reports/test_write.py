@@ -18,13 +18,13 @@ from parity_samples import identical_parity, sample_parity
 from PIL import Image
 
 from mwa_export.data.test_set import Excluded
-from mwa_export.errors import BundleError, ImageError
+from mwa_export.errors import BundleError
 from mwa_export.inputs.pictures import Picture
 from mwa_export.parity.reports import write as report_write
 from mwa_export.parity.reports.page import thumbnail_rows
 from mwa_export.parity.reports.write import write_reports
 from mwa_export.parity.result import Parity
-from mwa_export.report.thumbnails import THUMBNAIL, thumbnail
+from mwa_export.report.thumbnails import THUMBNAIL
 
 FILES = ["junit.xml", "report.html", "report.json", "report.md"]
 SMALL = sample_parity(60, examples=4)
@@ -189,22 +189,6 @@ def test_only_pictures_that_are_shown_are_read(out: Path, pictures: tuple[Pictur
             picture.path.unlink()
     html = write_reports(SMALL, out, pictures=pictures).read_text(encoding="utf-8")
     assert len(thumbnails_in(html)) == 2 * len(SMALL.examples)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
-@pytest.mark.parametrize("size", [(1, 1), (12, 8), (2000, 3), (3, 2000), (320, 160)])
-def test_thumbnail_is_small_whatever_the_picture(
-    mode: str, size: tuple[int, int], tmp_path: Path
-) -> None:
-    made = Image.open(io.BytesIO(thumbnail(saved(tmp_path / "a.png", size, mode), "a")))
-    assert (made.format, made.mode) == ("JPEG", "RGB")
-    assert max(made.size) <= THUMBNAIL
-    assert max(made.size) == min(THUMBNAIL, max(size)), "never enlarged, never smaller than asked"
-
-
-def test_thumbnail_of_no_picture_is_an_image_error(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="no such file"):
-        thumbnail(Picture(tmp_path / "gone.jpg"), "gone")
 
 
 def test_names_that_are_no_text_stop_no_report(out: Path, tmp_path: Path) -> None:
