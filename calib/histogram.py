@@ -7,13 +7,9 @@ batches, nor on their order.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import math
 import struct
-import zlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,53 +99,6 @@ class Histogram:
         """16 hex digits that two histograms share only if they are the same."""
         numbers = struct.pack("<dd", self._limit, self._amax)
         return hashlib.sha256(numbers + self._counts.astype("<i8").tobytes()).hexdigest()[:16]
-
-    def to_json(self) -> dict[str, Any]:
-        """For `from_json`; the counts are compressed, a few kB."""
-        packed = zlib.compress(self._counts.astype("<i8").tobytes(), 9)
-        return {
-            "limit": self._limit,
-            "amax": self._amax,
-            "counts": base64.b64encode(packed).decode("ascii"),
-        }
-
-    @classmethod
-    def from_json(cls, data: Any) -> Histogram:
-        """What `to_json` wrote.
-
-        Raises:
-            CalibrationError: the fields are missing, damaged or contradict each other.
-        """
-        try:
-            limit, amax = float(data["limit"]), float(data["amax"])
-            packed = base64.b64decode(data["counts"], validate=True)
-            unpacking = zlib.decompressobj()
-            raw = unpacking.decompress(packed, 8 * BINS + 1)  # and no more, whatever is in there
-        except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
-            raise CalibrationError(
-                f"no histogram ({error!r}). Expected limit, amax and compressed counts."
-            ) from error
-        if len(raw) != 8 * BINS or not unpacking.eof:
-            raise CalibrationError(
-                f"a histogram with {len(raw)} bytes of counts, or cut off. Expected {8 * BINS}."
-            )
-        found = cls()
-        found._counts = np.frombuffer(raw, "<i8").astype(np.int64)
-        found._limit, found._amax = limit, amax
-        if not found._is_possible():
-            raise CalibrationError(
-                f"a histogram with limit {limit:g} and amax {amax:g} that does not fit its "
-                f"{found.count} values. Expected what `to_json` wrote."
-            )
-        return found
-
-    def _is_possible(self) -> bool:
-        """Whether some values have this state."""
-        if not (math.isfinite(self._amax) and self._amax >= 0 and self._counts.min() >= 0):
-            return False
-        filled = np.flatnonzero(self._counts)
-        top = int(filled[-1]) if len(filled) else 0
-        return self._limit == _limit_for(self._amax) and int(self._amax / self.width) == top
 
 
 def _limit_for(value: float) -> float:

@@ -59,20 +59,6 @@ def learned_rounding(
     return np.where(better, learned, nearest)
 
 
-def rounding_error(
-    weight: Floats, quantized: NDArray[np.int8], scales: Floats, gram: NDArray[np.float32] | Doubles
-) -> float:
-    """Squared error of the layer's output over all tokens: trace(Dᵀ G D).
-
-    Args:
-        weight: (in, out).
-        quantized: (in, out).
-        scales: (out,).
-        gram: (in, in), G.
-    """
-    return float(_errors(weight, quantized, scales, gram.astype(np.float64)).sum())
-
-
 def _errors(weight: Floats, quantized: NDArray[np.int8], scales: Floats, gram: Doubles) -> Doubles:
     """(out,) squared error of each output channel."""
     difference = weight - quantized * scales.astype(np.float64)

@@ -58,11 +58,6 @@ class SearchResult:
     sensitivity: dict[SiteKey, float]
     saving: dict[SiteKey, float]
 
-    @property
-    def evaluations(self) -> int:
-        """How often the held-back data was embedded."""
-        return len(self.measured)
-
 
 def rank_sites(
     sensitivity: Mapping[SiteKey, float], saving: Mapping[SiteKey, float]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.manifest import Graph, GraphFile
+from mwa_export.bundle.manifest import GraphFile
 from mwa_export.calib.calibration import Calibration
 from mwa_export.calib.dialects import Dialect
 from mwa_export.calib.insert import quantized_graph
@@ -71,8 +71,3 @@ class Variants:
             self.calibration.check_fits(self.bundle, tower, sites)
             self._towers[tower] = graph, sites
         return self._towers[tower]
-
-
-def described(file: GraphFile, conformance: float | None) -> Graph:
-    """The description of a graph with its measured conformance."""
-    return replace(file[1], conformance=conformance)

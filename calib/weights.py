@@ -20,19 +20,16 @@ LARGEST = 127
 # A column of zeros is exact with any scale. This one is an ordinary number in float16 as well, so
 # that no runtime divides by 0 or by a subnormal.
 _SCALE_OF_ZEROS = np.float32(1 / LARGEST)
-_SHRINK = np.linspace(0.99, 0.8, 20)  # of the largest weight, tried in the search
 
 
-def weight_scales(weight: Floats, *, search: bool = False) -> Floats:
+def weight_scales(weight: Floats) -> Floats:
     """The scale of each output channel.
 
     Args:
         weight: (in, out), finite.
-        search: also try grids that clip the largest weights of a channel, down to 0.8 of the
-            largest, and take what makes the least squared error of the channel's weights.
 
     Returns:
-        (out,) positive; largest magnitude / 127 without ``search``.
+        (out,) positive: the largest magnitude / 127.
 
     Raises:
         CalibrationError: a weight is not finite.
@@ -46,16 +43,7 @@ def weight_scales(weight: Floats, *, search: bool = False) -> Floats:
         )
     full = (largest / LARGEST).astype(np.float32)
     scales: Floats = np.where(full >= np.finfo(np.float32).tiny, full, _SCALE_OF_ZEROS)
-    if not search:
-        return scales
-    best: Floats = scales.copy()
-    least = _squared_error(weight, scales)
-    for ratio in _SHRINK:
-        tried = np.maximum(scales * np.float32(ratio), np.finfo(np.float32).tiny)
-        error = _squared_error(weight, tried)
-        best[error < least] = tried[error < least]
-        least = np.minimum(error, least)
-    return best
+    return scales
 
 
 def quantize_weight(weight: Floats, scales: Floats) -> NDArray[np.int8]:
@@ -105,9 +93,3 @@ def float8_weight(weight: Floats, scale: Floats) -> NDArray[Any]:
     """
     limit = FLOAT8.largest
     return rounded(np.clip(weight / scale, -limit, limit).astype(np.float32), FLOAT8)
-
-
-def _squared_error(weight: Floats, scales: Floats) -> NDArray[np.float64]:
-    """(out,) of rounding to nearest."""
-    difference = weight - quantize_weight(weight, scales) * scales
-    return np.asarray(np.square(difference, dtype=np.float64).sum(axis=0))

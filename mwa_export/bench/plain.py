@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.bench.contenders import CannotRunError, Run
+from mwa_export.bench.contenders import CannotRunError, Run, reason_of
 from mwa_export.bench.inputs import Batch, Pool, padded
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.optional import require
@@ -64,12 +64,10 @@ class ReferenceTower:
             raise self._failure
         if self._path is None:
             try:
+                require("onnxscript", extra="bench", why="export with torch.onnx")
                 self._path = self._export()
             except Exception as error:  # of the exporter, of whatever type
-                first = " ".join(str(error).split())
-                self._failure = CannotRunError(
-                    f"torch.onnx.export failed: {type(error).__name__}: {first}"
-                )
+                self._failure = CannotRunError(f"the plain export failed: {reason_of(error)}")
                 raise self._failure from error
         return self._path
 
@@ -89,10 +87,6 @@ class ReferenceTower:
         return padded(rows, self._reference().config.backbone.max_text_length)
 
     def _export(self) -> Path:
-        try:
-            require("onnxscript", extra="export", why="export with torch.onnx")
-        except Exception as error:
-            raise CannotRunError(f"needs onnxscript: pip install onnxscript ({error})") from error
         feed = self.feed(self._batch([self._pool.calibration[0]] * 2))
         return plain_export(self._reference(), self.tower, feed, self.folder / f"{self.tower}.onnx")
 

@@ -12,7 +12,7 @@ import pytest
 from commands import files_below, refused, run, save
 from configs import MWA
 
-from mwa_export.bench import ours
+from mwa_export.bench import ours, plain
 from mwa_export.bench.ours import our_name
 from mwa_export.bench.peers import PEERS, Peer, chosen_peers
 from mwa_export.bench.result import Bench, Figure, Section
@@ -118,6 +118,26 @@ def test_peer_that_fails_is_listed_and_the_others_are_measured(
     reasons = {item.name: item.reason for item in section.skipped}
     assert reasons["another tool"] == "RuntimeError: no compiler"
     assert {PEERS["eager"].name, ORT} <= set(by_name(section))
+
+
+def test_plain_export_that_fails_is_tried_once_and_every_peer_that_needs_it_says_why(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def fails(*_args: object) -> Any:
+        tried.append(1)
+        raise RuntimeError("no decomposition\nfor aten::x")
+
+    monkeypatch.setattr(plain, "plain_export", fails)
+    model = load_model(ModelSource(files / "checkpoint.pth"))
+    options = BenchOptions(("text",), (2,), 3, ("onnxruntime",))
+    peers = chosen_peers(["onnx", "openvino"])
+    result = run_bench(Bundle.open(files / "bundle"), options, model=model, peers=peers)
+    reasons = {item.name: item.reason for item in result.sections[0].skipped}
+    expected = "the plain export failed: RuntimeError: no decomposition for aten::x"
+    assert [reasons[peer.name] for peer in peers] == [expected] * 2
+    assert len(tried) == 1
 
 
 def test_bug_in_a_contender_of_ours_is_not_hidden(

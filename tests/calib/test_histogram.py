@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import math
-import zlib
 from typing import Any
 
 import numpy as np
@@ -182,76 +179,3 @@ def test_digest_depends_on_counts_and_amax_and_limit() -> None:
     digests = {found.digest() for found in histograms}
     assert len(digests) == len(histograms)
     assert all(len(digest) == 16 for digest in digests)
-
-
-@given(SEEDS, st.integers(0, 300))
-@settings(deadline=None)
-def test_json_brings_everything_back(seed: int, size: int) -> None:
-    found = of(spread(np.random.default_rng(seed), size))
-    again = Histogram.from_json(json.loads(json.dumps(found.to_json())))
-    assert state(again) == state(found)
-    again.add(floats([3]))  # and it can go on counting
-    found.add(floats([3]))
-    assert state(again) == state(found)
-
-
-def test_json_is_small() -> None:
-    values = np.random.default_rng(0).standard_normal(1_000_000).astype(np.float32)
-    assert len(json.dumps(of(values).to_json())) < 4000
-
-
-def packed(counts: list[int]) -> str:
-    return base64.b64encode(zlib.compress(np.array(counts, "<i8").tobytes())).decode()
-
-
-def counts_with(filled: dict[int, int]) -> str:
-    counts = [0] * BINS
-    for index, count in filled.items():
-        counts[index] = count
-    return packed(counts)
-
-
-def test_the_least_json_that_is_accepted() -> None:
-    """What the damaged ones below start from."""
-    data = {"limit": 2.0, "amax": 1.0, "counts": counts_with({1024: 5, 0: 2})}
-    assert Histogram.from_json(data).count == 7
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"limit": 3.0},  # no power of two
-        {"limit": 3.0, "counts": counts_with({682: 5})},  # though the bin would be right
-        {"limit": 4.0, "counts": counts_with({512: 5})},  # twice what amax needs
-        {"limit": math.inf},
-        {"limit": "wide"},
-        {"limit": None},
-        {"amax": -1.0},
-        {"amax": math.nan},
-        {"amax": math.inf},
-        {"limit": 1.0, "amax": math.inf},
-        {"limit": 1.0, "amax": math.nan},
-        {"amax": 2.0},  # on the limit
-        {"amax": 1.5},  # of a bin without values
-        {"counts": counts_with({1024: 5, 0: -2})},
-        {"counts": counts_with({1024: 5, 1100: 1})},  # values above amax
-        {"counts": counts_with({})},  # no values, but amax
-        {"counts": packed([0] * 1024 + [5] + [0] * 1022)},
-        {"counts": packed([0] * 1024 + [5] + [0] * 1024)},
-        {"counts": base64.b64encode(zlib.compress(bytes(8 * BINS + 1))).decode()},
-        {"counts": counts_with({1024: 5})[:-8]},
-        {"counts": "not base64!"},
-        {"counts": base64.b64encode(b"not zlib").decode()},
-        {"counts": 7},
-    ],
-)
-def test_damaged_json_is_refused(damage: dict[str, Any]) -> None:
-    data = {"limit": 2.0, "amax": 1.0, "counts": counts_with({1024: 5, 0: 2})}
-    with pytest.raises(CalibrationError):
-        Histogram.from_json({**data, **damage})
-
-
-@pytest.mark.parametrize("data", [None, [], "text", {}, {"limit": 2.0, "amax": 1.0}])
-def test_json_of_something_else_is_refused(data: Any) -> None:
-    with pytest.raises(CalibrationError, match="no histogram"):
-        Histogram.from_json(data)

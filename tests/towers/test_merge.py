@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
+from torch_tower import TorchTower
 
 from mwa_export.errors import MergeError
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.spec import HEAD_DIM, ImageInput, ModelConfig, Tower
-from mwa_export.torch_tower import TorchTower
 from mwa_export.towers import merge
 from mwa_export.towers.extract import tower_from_model
 from mwa_export.towers.merge import merge_tower
