@@ -12,6 +12,7 @@ import numpy as np
 
 from mwa_export.bench.section import merged_plan
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import EnginePrecision
 from mwa_export.bundle.manifest import write_manifest
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.samples import Samples, take_samples
@@ -31,7 +32,7 @@ from mwa_export.model.synthetic import beit3_config, random_tensors, training_ar
 from mwa_export.progress import Progress
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
 from mwa_export.towers.macs import count_macs
-from mwa_export.trt.versions import EnginePrecision, is_typed
+from mwa_export.trt.versions import is_typed
 
 VISION_BATCHES = (1, 8, 32, 128)
 TEXT_SHAPES = ((1, 16), (32, 16), (128, 16), (128, 64))  # rows, tokens
@@ -195,13 +196,14 @@ def _graphs(
     """Write the graphs to compile. Tower -> precision -> what it is."""
     (folder / "graphs").mkdir(exist_ok=True)
     made: dict[str, dict[str, Any]] = {tower: {} for tower in TOWERS}
+    typed = is_typed(major)
     for tower in TOWERS:
         for precision in precisions:
-            if not is_typed(major) and precision not in ("float16", "int8"):
+            if not typed and precision not in ("float16", "int8"):
                 continue
             batches = list(samples.batches(tower))
             graph = engine_graph(
-                bundle, tower, precision, major, folder / "graphs", progress, batches=batches
+                bundle, tower, precision, typed, folder / "graphs", progress, batches=batches
             )
             made[tower][precision] = {
                 "file": f"graphs/{graph.path.name}",

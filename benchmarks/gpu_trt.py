@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import Engine, Profile
+from mwa_export.bundle.fields import json_from_value, value_from_json
 from mwa_export.files import sha256_of
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
-from mwa_export.trt.buffers import Gpu
 from mwa_export.trt.build import BuildOptions, engine_from_onnx
-from mwa_export.trt.device import Device, open_driver, select_device
-from mwa_export.trt.engine import Engine, load_engine
-from mwa_export.trt.install import check_driver, load_tensorrt
+from mwa_export.trt.device import Device
+from mwa_export.trt.install import find_tensorrt, load_tensorrt
 from mwa_export.trt.layers import read_inspection
-from mwa_export.trt.log import Messages
-from mwa_export.trt.profiles import Profile, Span, profiles_of
-from mwa_export.trt.run import EngineRunner
+from mwa_export.trt.profiles import Span, profiles_of
+from mwa_export.trt.run import EngineRunner, open_runners
 from mwa_export.trt.timing import time_interleaved
 from mwa_export.trt.versions import major_of
 
@@ -49,18 +47,17 @@ def measure(
     """
     folder = work / name
     meta = json.loads((folder / "meta.json").read_text())
-    trt = load_tensorrt()
-    gpu = select_device(device)
-    check_driver(trt.__version__, gpu)
-    if major_of(trt.__version__) != meta["major"]:
+    tensorrt, gpu = find_tensorrt(device)
+    major = major_of(tensorrt.version)
+    if major != meta["major"]:
         raise SystemExit(
-            f"{folder}: was prepared for TensorRT {meta['major']}, and {trt.__version__} is "
-            f"installed. Prepare again with --tensorrt {major_of(trt.__version__)}"
+            f"{folder}: was prepared for TensorRT {meta['major']}, and {tensorrt.version} is "
+            f"installed. Prepare again with --tensorrt {major}"
         )
     bundle = Bundle.open(folder / "bundle")
     inputs = dict(np.load(folder / "inputs.npz"))
     result: dict[str, Any] = {
-        "tensorrt": trt.__version__,
+        "tensorrt": tensorrt.version,
         "gpu": gpu.name,
         "capability": list(gpu.capability),
         "driver": gpu.driver,
@@ -79,7 +76,8 @@ def measure(
                 result["left_out"][f"{tower} {precision}"] = f"{type(error).__name__}: {error}"
         if not engines:
             continue
-        with _opened(trt, gpu, bundle, engines) as runners:
+        held = {precision: (bundle, engine) for precision, engine in engines.items()}
+        with open_runners(tensorrt, gpu, held) as runners:
             progress(f"{name}, {tower} tower: time {', '.join(engines)}")
             found: dict[str, Any] = {p: {"shapes": {}} for p in engines}
             for shape in meta["macs"][tower]:
@@ -101,7 +99,7 @@ def measure(
                     "build_seconds": engines[precision].seconds,
                     "scratch_bytes": runner.scratch,
                     "cuda_graphs": runner.graphs,
-                    "inspection": read_inspection(runner.inspect(trt)).to_json(),
+                    "inspection": read_inspection(runner.inspect()).to_json(),
                 }
                 embedded.setdefault(precision, {})[tower] = _embed(runner, bundle, tower, inputs)
             result["towers"][tower] = found
@@ -121,11 +119,11 @@ def _built(
     level: int | None,
     progress: Progress,
 ) -> Engine:
-    version = load_tensorrt().__version__
+    version = load_tensorrt().version
     file = folder / "engines" / f"{tower}.{precision}.{gpu.sm}.trt{version}.engine"
     note = file.with_suffix(".json")
     if file.exists() and note.exists():
-        known = Engine.from_json(json.loads(note.read_text()))
+        known = value_from_json(Engine, json.loads(note.read_text()), str(note))
         if (known.graph, known.gpu) == (graph["sha256"], gpu.name):
             return known
     start = time.perf_counter()
@@ -153,36 +151,13 @@ def _built(
         flags=(),
         seconds=round(time.perf_counter() - start, 1),
     )
-    note.write_text(json.dumps(engine.to_json(), indent=1), encoding="utf-8")
+    note.write_text(json.dumps(json_from_value(engine), indent=1), encoding="utf-8")
     return engine
 
 
 def _profiles(bundle: Bundle, tower: Tower) -> tuple[Profile, ...]:
-    longest = int(bundle.manifest.preprocessing["text"]["max_length"])
-    lengths = None if tower == "vision" else Span(2, 16, longest)
+    lengths = None if tower == "vision" else Span(2, 16, bundle.manifest.max_length)
     return profiles_of(bundle.graph(tower)[1].spec, (Span(1, 32, 128),), lengths)
-
-
-@contextmanager
-def _opened(
-    trt: Any, device: Device, bundle: Bundle, engines: dict[str, Engine]
-) -> Iterator[dict[str, EngineRunner]]:
-    gpu, kept = Gpu(open_driver(), device), []
-    runners: dict[str, EngineRunner] = {}
-    try:
-        for precision, engine in engines.items():
-            messages = Messages()
-            runtime, loaded = load_engine(trt, bundle, engine, device, messages)
-            kept.append((runtime, loaded))
-            spec = bundle.graph(engine.tower)[1].spec
-            runners[precision] = EngineRunner(trt, gpu, loaded, engine, spec, messages)
-        yield runners
-    finally:
-        for runner in runners.values():
-            runner.close()
-        runners.clear()
-        kept.clear()
-        gpu.close()
 
 
 def _batches(bundle: Bundle, tower: Tower, shape: str) -> Sequence[Any]:

@@ -159,7 +159,6 @@ def with_outliers(bundle: Bundle, out: Path) -> Bundle:
                 divide[site.name] = scale
             (folder / path.name).unlink()
             apply_smoothing(graph, sites, divide).write(folder / path.name)
-        bundle.manifest.files.clear()
         write_manifest(folder, bundle.manifest)
     return Bundle.open(out)
 

@@ -148,8 +148,8 @@ def main() -> None:
         "pictures": pictures,
         "captions": len(data.captions),
         "seed": SEED,
-        "int8_layers_kept": quantization["kept"],
-        "calibration": quantization["data"],
+        "int8_layers_kept": quantization.kept,
+        "calibration": quantization.data,
         "runtimes": figures,
         "machine": {
             "cpu": cpu_name(),

@@ -91,7 +91,7 @@ class Calibration:
                 f"{bundle.path} has {bundle.manifest.space_id[:16]}: another model. Calibrate it "
                 "with samples: `data`"
             )
-        if self.graphs.get(tower) != bundle.manifest.files[path.name]["sha256"]:
+        if self.graphs.get(tower) != bundle.manifest.files[path.name].sha256:
             raise CalibrationError(
                 f"{path}: is not the graph that the calibration was made from (another export of "
                 "the same model). Calibrate it with samples: `data`"

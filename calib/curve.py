@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mwa_export.calib.precision_search import Measured, SearchResult, speedup
+from mwa_export.calib.precision_search import SearchResult, Trial, speedup
 from mwa_export.files import new_file
 from mwa_export.report.svg import Scale, ticks
 from mwa_export.spec import Tower
@@ -65,7 +65,7 @@ def write_curve(
         path.write_text(draw(points, len(result.sensitivity), max_drop), encoding="utf-8")
 
 
-def _point(measured: Measured, result: SearchResult, high_ms: Mapping[Tower, float]) -> Point:
+def _point(measured: Trial, result: SearchResult, high_ms: Mapping[Tower, float]) -> Point:
     towers: tuple[Tower, ...] = ("vision", "text")
     # One number for two towers: time of one picture and one text together.
     before = sum(high_ms[tower] for tower in towers)

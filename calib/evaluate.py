@@ -15,8 +15,9 @@ import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import Graph, GraphFile
+from mwa_export.bundle.quantization import Measured
 from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS, Dialect
-from mwa_export.calib.precision_search import Measured, SiteKey
+from mwa_export.calib.precision_search import SiteKey, Trial
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
@@ -90,15 +91,15 @@ class HeldBack:
         self.progress(f"embed held-back captions: {label}", len(self.data.captions))
         return encoder.embed_captions(self.data.captions, on_rows=self.progress.advance)
 
-    def measure(self, int8: frozenset[SiteKey], backend: Backend, label: str) -> Measured:
+    def measure(self, int8: frozenset[SiteKey], backend: Backend, label: str) -> Trial:
         """Embed everything with a backend that has these sites in INT8, and compare."""
         images = self.embed("vision", backend, label)
         return self.compare(int8, images, self.embed("text", backend, label))
 
-    def compare(self, int8: frozenset[SiteKey], images: Embeddings, texts: Embeddings) -> Measured:
+    def compare(self, int8: frozenset[SiteKey], images: Embeddings, texts: Embeddings) -> Trial:
         """These embeddings beside those of float32."""
         drop = self.drop(images, texts)
-        return Measured(int8, drop.worst, self.cosines(images, texts), drop.to_json())
+        return Trial(int8, drop.worst, self.cosines(images, texts), drop.to_json())
 
     def drop(self, images: Embeddings, texts: Embeddings) -> RecallDrop:
         """Recall with these embeddings beside that of float32."""
@@ -108,7 +109,7 @@ class HeldBack:
             recall(images, texts, owners, image_ids=ids),
         )
 
-    def cosines(self, images: Embeddings, texts: Embeddings) -> dict[str, float]:
+    def cosines(self, images: Embeddings, texts: Embeddings) -> dict[Tower, float]:
         """Mean cosine with float32 by tower."""
         return {
             "vision": float((self.images * images).sum(axis=1).mean()),
@@ -126,11 +127,11 @@ class Evaluator:
     threads: int | None = None
     _embedded: dict[tuple[Tower, frozenset[str]], Embeddings] = field(default_factory=dict)
 
-    def __call__(self, int8: frozenset[SiteKey]) -> Measured:
+    def __call__(self, int8: frozenset[SiteKey]) -> Trial:
         """Recall drop and cosines with these sites in INT8; with none at all, float32 itself."""
         if not int8:
             drop = self.held_back.drop(self.held_back.images, self.held_back.texts)
-            return Measured(int8, 0.0, dict.fromkeys(TOWERS, 1.0), drop.to_json())
+            return Trial(int8, 0.0, dict.fromkeys(TOWERS, 1.0), drop.to_json())
         parts: dict[Tower, Embeddings] = {}
         for tower in TOWERS:
             names = frozenset(key.name for key in int8 if key.tower == tower)
@@ -250,7 +251,7 @@ def milliseconds(
 
 
 def with_conformance(bundle: Bundle, file: GraphFile, threads: int | None) -> Graph:
-    """The graph's description with its cosine, where a runtime for it is here."""
+    """The graph with its cosine, if its runtime is installed here."""
     dialect, tower = DIALECTS[file[1].dialect], file[1].spec.tower
     if dialect.name not in CPU_DIALECTS or find_spec(dialect.name) is None:
         return file[1]
@@ -265,7 +266,7 @@ def measure_runtimes(
     samples: Samples,
     budget: float,
     progress: Progress,
-) -> tuple[dict[str, Any], ...]:
+) -> tuple[Measured, ...]:
     """Recall and speed of every runtime that is here, for the manifest and for `auto`.
 
     Args:
@@ -280,7 +281,7 @@ def measure_runtimes(
     backends: dict[str, Backend] = {
         "float32": OnnxBackend(bundle, threads=evaluator.threads, check=False)
     }
-    entries: list[dict[str, Any]] = []
+    found: dict[tuple[str, str], Trial] = {}
     for name in dict.fromkeys(graph.dialect for _path, graph in files):
         if name not in CPU_DIALECTS or find_spec(name) is None:
             continue
@@ -289,42 +290,32 @@ def measure_runtimes(
         }
         label = f"{name} int8"
         backends[label] = backend_of(bundle, DIALECTS[name], graphs, evaluator.threads)
-        if name == evaluator.dialect.name:
-            entries.append(_entry(name, "int8", evaluator(chosen), budget))
-        else:
-            entries.append(
-                _entry(name, "int8", held_back.measure(chosen, backends[label], label), budget)
-            )
+        measured_before = name == evaluator.dialect.name
+        found[name, "int8"] = (
+            evaluator(chosen)
+            if measured_before
+            else held_back.measure(chosen, backends[label], label)
+        )
     if find_spec("openvino") is not None and fast_bfloat16(instruction_sets()):
         dialect = DIALECTS["openvino"]
         label = "openvino bfloat16"
         backends[label] = backend_of(bundle, dialect, {}, evaluator.threads, precision="bfloat16")
-        entries.append(
-            _entry(
-                "openvino",
-                "bfloat16",
-                held_back.measure(frozenset(), backends[label], label),
-                budget,
-            )
-        )
-    for entry in entries:
-        if (entry["runtime"], entry["precision"]) == ("openvino", "int8"):
-            # Without VNNI its sums overflow: what it lost here says nothing of other CPUs.
-            entry["overflowed"] = fast_int8(instruction_sets()) is False
+        found["openvino", "bfloat16"] = held_back.measure(frozenset(), backends[label], label)
     progress("time every runtime beside float32 on ONNX Runtime")
     times = milliseconds(backends, samples)
-    for entry in entries:
-        label = f"{entry['runtime']} {entry['precision']}"
-        entry["speedup"] = {t: times[t]["float32"] / times[t][label] for t in TOWERS}
-    return tuple(entries)
-
-
-def _entry(runtime: str, precision: str, measured: Measured, budget: float) -> dict[str, Any]:
-    return {
-        "runtime": runtime,
-        "precision": precision,
-        "recall_drop": round(measured.drop, 6),
-        "passed": bool(measured.drop <= budget + SLACK),
-        "mean_cosine": {tower: round(c, 7) for tower, c in measured.cosine.items()},
-        "recall": measured.detail,
-    }
+    return tuple(
+        Measured(
+            runtime=runtime,
+            precision=precision,
+            recall_drop=round(trial.drop, 6),
+            passed=bool(trial.drop <= budget + SLACK),
+            mean_cosine={tower: round(c, 7) for tower, c in trial.cosine.items()},
+            recall=trial.detail,
+            # Without VNNI OpenVINO's sums overflow: its drop here says nothing of other CPUs.
+            overflowed=fast_int8(instruction_sets()) is False
+            if (runtime, precision) == ("openvino", "int8")
+            else None,
+            speedup={t: times[t]["float32"] / times[t][f"{runtime} {precision}"] for t in TOWERS},
+        )
+        for (runtime, precision), trial in found.items()
+    )

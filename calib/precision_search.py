@@ -25,19 +25,19 @@ class SiteKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What an assignment does on the held-back data."""
+class Trial:
+    """Recall and cosine of an assignment on the held-back data."""
 
     int8: frozenset[SiteKey]
     drop: float  # points, of the recall figure that lost most; negative if all gained
-    cosine: dict[str, float]  # mean with float32, by tower
+    cosine: dict[Tower, float]  # mean with float32, by tower
     detail: dict[str, Any]  # recall figures, for the record
 
 
 class Evaluate(Protocol):
     """Measures an assignment. Expensive: embeds the held-back data."""
 
-    def __call__(self, int8: frozenset[SiteKey]) -> Measured: ...
+    def __call__(self, int8: frozenset[SiteKey]) -> Trial: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class Kept:
 class SearchResult:
     """The choice, and everything that was measured on the way."""
 
-    chosen: Measured
+    chosen: Trial
     kept: tuple[Kept, ...]  # in the order in which they gave up INT8
-    measured: tuple[Measured, ...]  # all, from the fewest to the most INT8 sites
+    measured: tuple[Trial, ...]  # all, from the fewest to the most INT8 sites
     sensitivity: dict[SiteKey, float]
     saving: dict[SiteKey, float]
 
@@ -101,9 +101,9 @@ def search(
         was.
     """
     ranked = rank_sites(sensitivity, saving)
-    known: dict[frozenset[SiteKey], Measured] = {}
+    known: dict[frozenset[SiteKey], Trial] = {}
 
-    def keep(sites: Sequence[SiteKey]) -> Measured:
+    def keep(sites: Sequence[SiteKey]) -> Trial:
         int8 = frozenset(ranked).difference(sites)
         if int8 not in known:
             known[int8] = evaluate(int8)
@@ -125,7 +125,7 @@ def search(
     keep(ranked)
     passing = [m for m in known.values() if m.drop <= max_drop or not m.int8]
 
-    def worth(measured: Measured) -> tuple[float, int, float]:
+    def worth(measured: Trial) -> tuple[float, int, float]:
         saved = sum(saving.get(site, 0.0) for site in measured.int8)
         return saved, len(measured.int8), -measured.drop
 
@@ -158,7 +158,7 @@ def _reason(
     site: SiteKey,
     sensitivity: Mapping[SiteKey, float],
     saving: Mapping[SiteKey, float],
-    everything: Measured,
+    everything: Trial,
     max_drop: float,
 ) -> str:
     total = sum(sensitivity.values()) or 1.0

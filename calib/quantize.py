@@ -1,4 +1,4 @@
-"""The job behind `mwa-export quantize`: from a float32 bundle and data to INT8 graphs in it."""
+"""Quantize a float32 bundle: calibrate, choose precisions, add INT8 graphs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.manifest import Graph, GraphFile, Manifest, write_manifest
+from mwa_export.bundle.manifest import GraphFile, write_manifest
+from mwa_export.bundle.quantization import HeldBackData, Measured, Quantization
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
@@ -44,7 +44,7 @@ SENSITIVITY_ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """How to quantize; what to quantize is the bundle."""
+    """Options of `quantize_bundle`."""
 
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     samples: int = SAMPLES
@@ -65,7 +65,7 @@ class Quantized:
     bundle: Bundle
     calibration: Calibration
     result: SearchResult | None  # None: nothing was measured, for want of data
-    measured: tuple[dict[str, Any], ...]  # per runtime and precision, as in the manifest
+    quantization: Quantization  # as in the manifest
     warnings: tuple[str, ...]
 
 
@@ -123,7 +123,7 @@ def quantize(
     kept = _kept(variants, options.keep)
     evaluator, few, result = None, None, None
     times: dict[Tower, float] = {}
-    measured: tuple[dict[str, Any], ...] = ()
+    measured: tuple[Measured, ...] = ()
     warnings: tuple[str, ...]
     if held_back is None:
         chosen = frozenset(_all_sites(variants)) - kept
@@ -154,13 +154,26 @@ def quantize(
         if result is not None:
             write_curve(folder, result, times, options.max_recall_drop)
         progress("write the manifest")
-        manifest = _manifest(bundle, graphs, measured, variants, chosen, held_back, options)
-        write_manifest(folder, manifest)
-    return Quantized(Bundle(Path(out or path), manifest), found, result, measured, warnings)
+        quantization = Quantization(
+            mwa_export=__version__,
+            calibration=CALIBRATION,
+            data=found.data,
+            max_recall_drop=options.max_recall_drop,
+            held_back=None
+            if held_back is None
+            else HeldBackData(held_back.name, len(held_back.pictures), len(held_back.captions)),
+            measured=measured,
+            kept={tower: _high_precision(variants, tower, chosen) for tower in TOWERS},
+        )
+        others = [graph for graph in bundle.manifest.graphs if graph.precision != "int8"]
+        manifest = write_manifest(
+            folder, replace(bundle.manifest, graphs=(*others, *graphs), quantization=quantization)
+        )
+    return Quantized(Bundle(Path(out or path), manifest), found, result, quantization, warnings)
 
 
 def _dialects(names: tuple[str, ...]) -> tuple[Dialect, ...]:
-    """Those asked for, or those of the CPU runtimes that are installed."""
+    """The dialects asked for, or those of the CPU runtimes that are installed."""
     if "all" in names:
         names = tuple(DIALECTS)
     if not names:
@@ -169,7 +182,7 @@ def _dialects(names: tuple[str, ...]) -> tuple[Dialect, ...]:
 
 
 def _primary(dialects: tuple[Dialect, ...]) -> Dialect:
-    """What the search measures on: the fastest runtime here that a graph was asked for."""
+    """The dialect that the search measures: of the fastest runtime here that was asked for."""
     named = {dialect.name for dialect in dialects}
     # Without INT8 instructions OpenVINO is slow at it, and less exact.
     fastest_first: tuple[str, ...] = CPU_DIALECTS
@@ -187,6 +200,14 @@ def _all_sites(variants: Variants) -> list[SiteKey]:
 
 def _names(int8: frozenset[SiteKey], tower: Tower) -> frozenset[str]:
     return frozenset(key.name for key in int8 if key.tower == tower)
+
+
+def _high_precision(
+    variants: Variants, tower: Tower, chosen: frozenset[SiteKey]
+) -> tuple[str, ...]:
+    """Layers of a tower that are not in INT8."""
+    names = (site.name for site in variants.sites(tower))
+    return tuple(name for name in names if SiteKey(tower, name) not in chosen)
 
 
 def _kept(variants: Variants, patterns: tuple[str, ...]) -> frozenset[SiteKey]:
@@ -220,7 +241,7 @@ def _search(
     options: QuantizeOptions,
     progress: Progress,
 ) -> tuple[SearchResult, dict[Tower, float]]:
-    """The search's result, and milliseconds per row of each tower with nothing in INT8."""
+    """Result of the search, and milliseconds per row of each tower without INT8."""
     variants = evaluator.variants
     sites = [key for key in _all_sites(variants) if key not in kept]
     few = samples.first(SENSITIVITY_ROWS)
@@ -241,9 +262,9 @@ def _search(
 def _savings(
     evaluator: Evaluator, int8: frozenset[SiteKey], samples: Samples
 ) -> tuple[dict[SiteKey, float], dict[Tower, float]]:
-    """What INT8 saves at each site, and what a tower takes without it, on the search's runtime.
+    """Time that INT8 saves at each site, and time of each tower without INT8.
 
-    Both in milliseconds per row.
+    Both in milliseconds per row, on the runtime of the search.
     """
     variants, dialect = evaluator.variants, evaluator.dialect
     with TemporaryDirectory(prefix="mwa-export-") as folder:
@@ -267,7 +288,7 @@ def _savings(
 
 
 def _coarse(data: RetrievalData, budget: float) -> tuple[str, ...]:
-    """A warning where one query more or less is already above the budget."""
+    """A warning if a single query exceeds the budget."""
     step = 100 / len(data.pictures)
     if step <= budget:
         return ()
@@ -288,45 +309,8 @@ def _nothing_passes(result: SearchResult, budget: float) -> str:
 
 
 def _remove_old(bundle: Bundle, folder: Path) -> None:
-    """INT8 graphs of an earlier calibration go: a bundle holds one calibration."""
+    """Remove the INT8 graphs of an earlier calibration: a bundle holds one calibration."""
     for graph in bundle.manifest.graphs:
         if graph.precision == "int8":
             (folder / graph.file).unlink()
             (folder / f"{graph.file}.data").unlink(missing_ok=True)
-
-
-def _manifest(
-    bundle: Bundle,
-    graphs: list[Graph],
-    measured: tuple[dict[str, Any], ...],
-    variants: Variants,
-    chosen: frozenset[SiteKey],
-    held_back: RetrievalData | None,
-    options: QuantizeOptions,
-) -> Manifest:
-    old = bundle.manifest
-    kept = {
-        tower: [
-            site.name for site in variants.sites(tower) if SiteKey(tower, site.name) not in chosen
-        ]
-        for tower in TOWERS
-    }
-    counted = held_back and {
-        "name": held_back.name,
-        "pictures": len(held_back.pictures),
-        "captions": len(held_back.captions),
-    }
-    return replace(
-        old,
-        graphs=(*(g for g in old.graphs if g.precision != "int8"), *graphs),
-        quantization={
-            "mwa_export": __version__,
-            "calibration": CALIBRATION,
-            "data": variants.calibration.data,
-            "max_recall_drop": options.max_recall_drop,
-            "held_back": counted,
-            "measured": list(measured),
-            "kept": kept,
-        },
-        files={},
-    )

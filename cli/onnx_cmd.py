@@ -74,7 +74,7 @@ def command(
         for warning in model.warnings:
             console.warn(warning)
         bundle = bundle_from_model(model, out, options, on_step=step)
-    worst = max(bundle.manifest.export["largest_difference_from_reference"].values())
+    worst = max(bundle.manifest.export.largest_difference_from_reference.values())
     if tokenizer is None:
         console.say("no --tokenizer was given: the bundle takes token ids only, not texts")
     console.say(f"largest difference from the PyTorch reference: {worst:.1e}")

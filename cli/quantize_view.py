@@ -1,14 +1,15 @@
-"""What `quantize` prints: what was chosen, what it costs, what it gains, what stayed and why."""
+"""Output of `quantize`: layers in INT8, recall and speed, and why layers were kept."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mwa_export.cli import console
 
 if TYPE_CHECKING:
+    from mwa_export.bundle.quantization import Measured
     from mwa_export.calib.quantize import Quantized
 
 _SHOWN = 8  # kept layers; tradeoff.json has all
@@ -16,17 +17,16 @@ _SHOWN = 8  # kept layers; tradeoff.json has all
 
 def show(done: Quantized) -> None:
     """Print the result on stdout."""
-    quantization = done.bundle.manifest.quantization
-    assert quantization is not None
+    found = done.quantization
     console.table(_layers(done), title="Layers in INT8")
-    if done.measured:
-        held = quantization["held_back"]
+    if found.measured and found.held_back is not None:
         title = (
-            f"Against float32 on ONNX Runtime, on {held['pictures']:,} held-back pictures with "
-            f"{held['captions']:,} captions"
+            f"Against float32 on ONNX Runtime, on {found.held_back.pictures:,} held-back pictures "
+            f"with {found.held_back.captions:,} captions"
         )
         header = ("", "worst recall drop", "budget", "cosine", "speed: vision", "text")
-        console.table([_row(entry, quantization) for entry in done.measured], header, title=title)
+        rows = [_row(entry, found.max_recall_drop) for entry in found.measured]
+        console.table(rows, header, title=title)
     if done.result is not None and done.result.kept:
         click.echo("Kept in high precision:")
         for kept in done.result.kept[:_SHOWN]:
@@ -36,24 +36,22 @@ def show(done: Quantized) -> None:
 
 
 def _layers(done: Quantized) -> list[tuple[str, str]]:
-    kept = (done.bundle.manifest.quantization or {})["kept"]
     rows = []
-    for tower in ("vision", "text"):
+    for tower, kept in done.quantization.kept.items():
         total = sum(site.tower == tower for site in done.calibration.sites)
-        rows.append((f"{tower} tower", f"{total - len(kept[tower])} of {total}"))
+        rows.append((f"{tower} tower", f"{total - len(kept)} of {total}"))
     return rows
 
 
-def _row(entry: dict[str, Any], quantization: dict[str, Any]) -> tuple[str, ...]:
-    drop, cosines = entry["recall_drop"], entry["mean_cosine"]
-    verdict = "passes" if entry["passed"] else "FAILS"
+def _row(entry: Measured, budget: float) -> tuple[str, ...]:
+    verdict = "passes" if entry.passed else "FAILS"
     return (
-        f"{_RUNTIMES[entry['runtime']]} {entry['precision']}",
-        f"{drop:+.2f} points" if drop else "none",
-        f"{verdict} {quantization['max_recall_drop']:g}",
-        f"{min(cosines.values()):.5f}",
-        f"{entry['speedup']['vision']:.2f} x",
-        f"{entry['speedup']['text']:.2f} x",
+        f"{_RUNTIMES[entry.runtime]} {entry.precision}",
+        f"{entry.recall_drop:+.2f} points" if entry.recall_drop else "none",
+        f"{verdict} {budget:g}",
+        f"{min(entry.mean_cosine.values()):.5f}",
+        f"{entry.speedup['vision']:.2f} x",
+        f"{entry.speedup['text']:.2f} x",
     )
 
 

@@ -11,7 +11,7 @@ from mwa_export.cli import console
 from mwa_export.cli.options import PATH, DataSet, data_options
 
 if TYPE_CHECKING:
-    from mwa_export.trt.versions import EnginePrecision
+    from mwa_export.bundle.engine import EnginePrecision
 
 _EXAMPLES = """\b
 Examples:

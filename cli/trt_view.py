@@ -1,4 +1,4 @@
-"""What `mwa-export trt` says on the terminal."""
+"""Output of `mwa-export trt`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show(done: EnginesBuilt) -> None:
-    """What was built, and from what."""
+    """Print the engines and the graphs they were built from."""
     for engine in done.engines:
         size = (done.bundle.path / engine.file).stat().st_size / 1e6
         state = (
@@ -35,7 +35,7 @@ def show(done: EnginesBuilt) -> None:
 
 
 def show_best(done: Best) -> None:
-    """The table of what was tried, and what was kept."""
+    """Print what was measured of each precision, and which one was kept."""
     base = next((c for c in done.candidates if c.precision == "float16" and c.speed), None)
     console.table(
         [_row(candidate, base, done.winner) for candidate in done.candidates],

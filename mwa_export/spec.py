@@ -138,13 +138,6 @@ class Port:
     shape: tuple[Dim, ...]
     dtype: Literal["float32", "int64", "uint8"]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"shape": list(self.shape)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Port:
-        return cls(data["name"], tuple(data["shape"]), data["dtype"])
-
 
 @dataclass(frozen=True, slots=True)
 class TowerSpec:

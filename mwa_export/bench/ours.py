@@ -11,7 +11,6 @@ from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.open import open_backend
 from mwa_export.runtimes.options import PRECISIONS, RuntimeOptions
 from mwa_export.spec import Tower
-from mwa_export.trt.engine import engines_of
 
 NAMES = {
     "onnxruntime": "ORT",
@@ -47,7 +46,7 @@ def our_contenders(
     for runtime in runtimes:
         if runtime not in NAMES:
             raise UsageError(f"no runtime is called {runtime!r}. Expected: {', '.join(NAMES)}.")
-    built = {engine.precision for engine in engines_of(bundle)}
+    built = {engine.precision for engine in bundle.manifest.engines}
     return [
         _contender(
             bundle,

@@ -12,7 +12,7 @@ from mwa_export.bench.result import Bench, Figure, Section
 from mwa_export.files import new_folder
 from mwa_export.report.numbers import DASH
 
-MARKER = "bench.json"  # of a folder that was made here, and may be replaced with --force
+MARKER = "bench.json"  # of a folder that was made here, and may be replaced when forced
 _PEAK_MEANS = " Peak is its share of the fastest GEMM of the same precision in the same round."
 _BUSY = 0.3  # of the cores
 _HEAD = ("contender", "rows/s", "speed", "p50 ms", "p99 ms", "calls", "GOP/s", "peak", "cosine")

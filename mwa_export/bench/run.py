@@ -113,7 +113,7 @@ def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Mode
 
     manifest = bundle.manifest
     model, _ = model_like(path, manifest.model, options, source=str(bundle.path))
-    tokenizer = manifest.tokenizer and manifest.files[manifest.tokenizer]["sha256"]
+    tokenizer = manifest.tokenizer and manifest.files[manifest.tokenizer].sha256
     found = space_id(model.config, model.tensors, manifest.preprocessing, tokenizer)
     if found != manifest.space_id:
         raise UsageError(

@@ -179,7 +179,7 @@ def _without_input(run: Callable[[], object]) -> Callable[[Any], None]:
 
 def merged_plan(manifest: Manifest, tower: Tower) -> TowerPlan:
     """The structure of a bundle's own graphs."""
-    return _plan(manifest.model, tower, frozenset(manifest.export["merges"]))
+    return _plan(manifest.model, tower, frozenset(manifest.export.merges))
 
 
 def unmerged_plan(config: ModelConfig, tower: Tower) -> TowerPlan:

@@ -5,12 +5,19 @@ Reading needs numpy only, neither torch nor the checkpoint.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-from mwa_export.bundle.manifest import CONFORMANCE, MANIFEST, SCHEMA, Conformance, Graph, Manifest
-from mwa_export.errors import BundleError, UsageError
+from mwa_export.bundle.manifest import (
+    CONFORMANCE,
+    MANIFEST,
+    REMEDY,
+    Conformance,
+    Graph,
+    Manifest,
+    read_manifest,
+)
+from mwa_export.errors import BundleError
 from mwa_export.files import sha256_of
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.spec import Tower
@@ -32,13 +39,13 @@ class Bundle:
             BundleError: no bundle, an unknown schema, or a file that is missing or changed.
         """
         folder = Path(path)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         for name, entry in manifest.files.items():
             file = folder / name
             if not file.is_file():
-                raise BundleError(f"{file}: is missing, and {MANIFEST} names it. {_REMEDY}")
-            if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
-                raise BundleError(f"{file}: is not the file that {MANIFEST} describes. {_REMEDY}")
+                raise BundleError(f"{file}: is missing, and {MANIFEST} names it. {REMEDY}")
+            if file.stat().st_size != entry.bytes or sha256_of(file) != entry.sha256:
+                raise BundleError(f"{file}: is not the file that {MANIFEST} describes. {REMEDY}")
         return cls(folder, manifest)
 
     def graph(
@@ -72,36 +79,9 @@ class Bundle:
                 "Export again with `tokenizer=FILE.spm` to embed texts."
             )
         if self._tokenizer is None:
-            max_length = self.manifest.preprocessing["text"]["max_length"]
-            self._tokenizer = Tokenizer.from_file(self.path / file, max_length=max_length)
+            longest = self.manifest.max_length
+            self._tokenizer = Tokenizer.from_file(self.path / file, max_length=longest)
         return self._tokenizer
 
     def conformance(self) -> Conformance:
         return Conformance.load(self.path / CONFORMANCE)
-
-
-_REMEDY = "The bundle was changed or only partly copied: copy it again, or export it again."
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise BundleError(
-            f"{folder}: is no bundle ({MANIFEST} is missing). Expected a folder made by "
-            "`mwa-export onnx CHECKPOINT -o FOLDER`."
-        )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        schema = data["schema"]
-        if schema != SCHEMA:
-            raise BundleError(
-                f"{path}: has schema version {schema!r}, and this version reads {SCHEMA}. "
-                "Use the mwa-export that made it, or export again."
-            )
-        manifest = Manifest.from_json(data)
-        for name in (CONFORMANCE, manifest.tokenizer, *(graph.file for graph in manifest.graphs)):
-            if name is not None and name not in manifest.files:
-                raise ValueError(f"files lacks {name}")
-        return manifest
-    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-        raise BundleError(f"{path}: is not a manifest ({error!r}). {_REMEDY}") from error

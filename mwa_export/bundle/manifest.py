@@ -1,26 +1,28 @@
-"""manifest.json: what a bundle holds, typed, and how it is written."""
+"""The manifest of a bundle: every field of manifest.json, and the conformance vectors."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.bundle.engine import Engine
+from mwa_export.bundle.fields import json_from_value, value_from_json
+from mwa_export.bundle.quantization import Quantization
+from mwa_export.errors import BundleError, MwaExportError
 from mwa_export.files import sha256_of
-from mwa_export.spec import ModelConfig, Port, TowerSpec
+from mwa_export.spec import ModelConfig, Tower, TowerSpec
 
 SCHEMA = 1
-
 MANIFEST = "manifest.json"
-
 CONFORMANCE = "conformance.npz"
-
 TOKENIZER = "tokenizer/beit3.spm"
+REMEDY = "The bundle was changed or only partly copied: copy it again, or export it again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +38,41 @@ class Graph:
     conformance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        exact = {} if self.conformance is None else {"conformance": self.conformance}
-        return {
-            "file": self.file,
-            "tower": self.spec.tower,
-            "precision": self.precision,
-            "dialect": self.dialect,
-            "opset": self.opset,
-            "inputs": [port.to_json() for port in self.spec.inputs],
-            "output": self.spec.output.to_json(),
-            **exact,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Graph:
-        inputs = tuple(Port.from_json(port) for port in data["inputs"])
-        spec = TowerSpec(data["tower"], inputs, Port.from_json(data["output"]))
-        return cls(
-            data["file"],
-            spec,
-            data["precision"],
-            data["dialect"],
-            data["opset"],
-            data.get("conformance"),
-        )
+        """JSON data, with the fields of the spec beside the others."""
+        data = {**json_from_value(self), **json_from_value(self.spec)}
+        order = ("file", "tower", "precision", "dialect", "opset", "inputs", "output")
+        return {name: data[name] for name in (*order, "conformance") if name in data}
 
 
 GraphFile = tuple[Path, Graph]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint file that the bundle was exported from."""
+
+    file: str
+    sha256: str
+    layout: str
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Record of the export."""
+
+    mwa_export: str  # version
+    sources: tuple[Source, ...]
+    warnings: tuple[str, ...]
+    merges: tuple[str, ...]  # the merge steps that were applied
+    largest_difference_from_reference: Mapping[Tower, float]  # of an embedding's components
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """Size and hash of a file in the bundle."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,44 +81,41 @@ class Manifest:
 
     space_id: str
     model: ModelConfig
-    preprocessing: dict[str, Any]
+    preprocessing: Mapping[str, Any]
     graphs: tuple[Graph, ...]
     tokenizer: str | None  # its file; None: the bundle takes token ids only
-    export: dict[str, Any]  # how it was made: version, sources, merge steps, measured differences
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> bytes, sha256
-    engines: tuple[dict[str, Any], ...] = ()
-    quantization: dict[str, Any] | None = None  # how the int8 graphs were made, and their recall
+    export: Export
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+    engines: tuple[Engine, ...] = ()
+    quantization: Quantization | None = None
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens, BOS and EOS included."""
+        return int(self.preprocessing["text"]["max_length"])
 
     def to_json(self) -> dict[str, Any]:
+        """JSON data, in the order of the file."""
+        data = {**json_from_value(self), "model": self.model.to_json()}
+        order = ("space_id", "model", "preprocessing", "tokenizer", "graphs", "engines", "export")
         return {
             "schema": SCHEMA,
-            "space_id": self.space_id,
-            "model": self.model.to_json(),
-            "preprocessing": self.preprocessing,
-            "tokenizer": self.tokenizer,
+            **{name: data[name] for name in order},
             "graphs": [graph.to_json() for graph in self.graphs],
-            "engines": list(self.engines),
-            "export": self.export,
-            **({} if self.quantization is None else {"quantization": self.quantization}),
-            "files": self.files,
+            **{name: data[name] for name in ("quantization", "files") if name in data},
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:
-        return cls(
-            space_id=data["space_id"],
-            model=ModelConfig.from_json(data["model"]),
-            preprocessing=data["preprocessing"],
-            graphs=tuple(Graph.from_json(graph) for graph in data["graphs"]),
-            tokenizer=data["tokenizer"],
-            export=data["export"],
-            files={
-                name: {"bytes": entry["bytes"], "sha256": entry["sha256"]}
-                for name, entry in data["files"].items()
-            },
-            engines=tuple(data["engines"]),
-            quantization=data.get("quantization"),
-        )
+        """Read JSON data.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError, MwaExportError: it is not a manifest.
+        """
+        # A graph and its spec share one JSON object.
+        graphs = [{**graph, "spec": graph} for graph in data["graphs"]]
+        model = ModelConfig.from_json(data["model"])
+        return value_from_json(cls, {**data, "model": model, "graphs": graphs}, "manifest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +137,52 @@ class Conformance:
             return cls(**{name: arrays[name] for name in cls.__slots__})
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Hash every file in the folder and write manifest.json beside them."""
-    for file in sorted(_files(folder)):
-        name = file.relative_to(folder).as_posix()
-        manifest.files[name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-    text = json.dumps(manifest.to_json(), indent=2)
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write manifest.json for the files that are in the folder.
+
+    Returns:
+        What was written: the manifest with the size and sha256 of every file.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    files = {
+        path.relative_to(folder).as_posix(): StoredFile(path.stat().st_size, sha256_of(path))
+        for path in paths
+    }
+    written = replace(manifest, files=files)
+    text = json.dumps(written.to_json(), indent=2)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return written
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if path.is_file() and path.name != MANIFEST:
-            yield path
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a bundle. The files it names are not checked.
+
+    Raises:
+        BundleError: no manifest, another schema, or a field that is missing or malformed.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            f"{folder}: is not a bundle ({MANIFEST} is missing). Expected a folder made by "
+            "`mwa-export onnx CHECKPOINT -o FOLDER`."
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        schema = data["schema"]
+        if schema == SCHEMA:
+            return _complete(Manifest.from_json(data))
+    except (ValueError, KeyError, TypeError, AttributeError, MwaExportError) as error:
+        reason = error if isinstance(error, ValueError | MwaExportError) else repr(error)
+        raise BundleError(f"{path}: is not a manifest ({reason}). {REMEDY}") from error
+    raise BundleError(
+        f"{path}: has schema version {schema!r}, and this version reads {SCHEMA}. "
+        "Use the mwa-export that made it, or export again."
+    )
+
+
+def _complete(manifest: Manifest) -> Manifest:
+    """Check that every file the bundle is used with has an entry in ``files``."""
+    for name in (CONFORMANCE, manifest.tokenizer, *(graph.file for graph in manifest.graphs)):
+        if name is not None and name not in manifest.files:
+            raise ValueError(f"files lacks {name}")
+    return manifest

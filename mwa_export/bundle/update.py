@@ -1,4 +1,4 @@
-"""Change a bundle as a whole: a new folder beside it takes its place when everything is written."""
+"""Change a bundle atomically: a new folder takes its place when everything is written."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mwa_export.files import link_or_copy, new_folder
 def changed_bundle(
     bundle: Bundle, out: Path | None = None, *, force: bool = False
 ) -> Iterator[Path]:
-    """Yield a folder with the bundle's files, to add to; it takes the bundle's place on success.
+    """Yield a new folder with the bundle's files, which takes the bundle's place on success.
 
-    The files are links to the old ones, so they must be replaced and never written into. The
-    caller writes the manifest.
+    The files may be links to the old ones: replace them, never write into them. The caller writes
+    the manifest.
 
     Args:
         bundle: to change.

@@ -195,7 +195,7 @@ def _files_used(bundle: Bundle, choice: Choice, kinds: Sequence[Kind]) -> dict[s
     if "text" in kinds and manifest.tokenizer is not None:
         used.append(manifest.tokenizer)
     found = {
-        name: entry["sha256"]
+        name: entry.sha256
         for name, entry in manifest.files.items()
         if any(name == file or name.startswith(file + ".") for file in used)
     }

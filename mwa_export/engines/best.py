@@ -1,4 +1,4 @@
-"""Build and measure engines in every precision, and keep the fastest within the recall budget."""
+"""Build engines of every precision, measure them here, and keep the fastest within the budget."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import (
+    Engine,
+    EnginePrecision,
+    MeasuredEngines,
+    RunTime,
+    with_engines,
+)
 from mwa_export.bundle.manifest import write_manifest
+from mwa_export.bundle.quantization import HeldBackData
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibration import CALIBRATION
 from mwa_export.calib.evaluate import HeldBack
-from mwa_export.calib.precision_search import Measured
+from mwa_export.calib.precision_search import Trial
 from mwa_export.calib.samples import split_data
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.open import open_bundle
@@ -32,22 +39,21 @@ from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.compare import Compared, compare_engines
-from mwa_export.trt.device import Device, select_device
-from mwa_export.trt.engine import Engine, with_engines
-from mwa_export.trt.install import check_driver, load_tensorrt
-from mwa_export.trt.versions import EnginePrecision, check_precision
+from mwa_export.trt.device import Device
+from mwa_export.trt.install import find_tensorrt
+from mwa_export.trt.versions import TensorRt
 
 CANDIDATES: tuple[EnginePrecision, ...] = ("float16", "bfloat16", "int8", "float8")
 
 
 @dataclass
 class Candidate:
-    """A precision on trial."""
+    """A precision that is tried."""
 
     precision: EnginePrecision
     engines: dict[Tower, Engine] = field(default_factory=dict)
     speed: dict[Tower, Compared] = field(default_factory=dict)
-    recall: Measured | None = None  # None: there was no data to measure it on
+    recall: Trial | None = None  # None: there was no data to measure it on
     problem: str | None = None  # why it cannot be taken
 
     @property
@@ -58,7 +64,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """What was tried, and what the bundle got."""
+    """Result of `best_engines`."""
 
     bundle: Bundle
     device: Device
@@ -99,15 +105,13 @@ def best_engines(
     """
     options, progress = options or EngineOptions(), progress or Silent()
     progress("look for TensorRT and a GPU")
-    version = load_tensorrt().__version__
-    device = select_device(options.device)
-    check_driver(version, device)
+    tensorrt, device = find_tensorrt(options.device)
     bundle = Bundle.open(path)
     if data is not None and held_back is None:
         data, held_back = split_data(data, options.samples, options.seed)
     candidates = [Candidate(precision) for precision in CANDIDATES]
     for candidate in candidates:
-        candidate.problem = _not_tried(candidate.precision, bundle, version, device, held_back)
+        candidate.problem = _not_tried(candidate.precision, bundle, tensorrt, device, held_back)
     # Beside the bundle, so that its files and the engines need not be copied.
     with TemporaryDirectory(prefix=".mwa-export-", dir=Path(path).absolute().parent) as scratch:
         trial = Path(scratch) / "bundle"
@@ -139,13 +143,13 @@ def fastest(candidates: Sequence[Candidate]) -> Candidate | None:
 def _not_tried(
     precision: EnginePrecision,
     bundle: Bundle,
-    version: str,
+    tensorrt: TensorRt,
     device: Device,
     held_back: RetrievalData | None,
 ) -> str | None:
-    """Why a precision is not built; None: nothing speaks against it."""
+    """Why a precision is not built; None if it is."""
     try:
-        check_precision(precision, version, device)
+        tensorrt.check_precision(precision, device)
     except UsageError as error:
         return str(error)
     if precision in CALIBRATED and CALIBRATION not in bundle.manifest.files:
@@ -163,7 +167,7 @@ def _build_all(
     options: EngineOptions,
     progress: Progress,
 ) -> tuple[str, ...]:
-    """Build what can be built into a copy of the bundle. Returns warnings."""
+    """Build the candidates into a copy of the bundle. Returns warnings."""
     warnings: list[str] = []
     for candidate in candidates:
         if candidate.problem is not None:
@@ -236,7 +240,7 @@ def _publish(
     *,
     force: bool,
 ) -> Bundle:
-    """The bundle with the winner's engines and what was measured; the others are not kept."""
+    """Write the bundle with the winner's engines and measurements; the others are dropped."""
     measured = None if winner.recall is None else _measured(winner, data, budget)
     engines = [replace(engine, measured=measured) for engine in winner.engines.values()]
     with changed_bundle(bundle, out, force=force) as folder:
@@ -245,28 +249,26 @@ def _publish(
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)  # an older one of the same name: a link to the old file
             link_or_copy(trial / engine.file, target)
-        manifest = replace(
-            bundle.manifest, engines=with_engines(bundle.manifest.engines, engines), files={}
-        )
-        write_manifest(folder, manifest)
+        added = with_engines(bundle.manifest.engines, engines)
+        manifest = write_manifest(folder, replace(bundle.manifest, engines=added))
     return Bundle(Path(out or bundle.path), manifest)
 
 
-def _measured(winner: Candidate, data: RetrievalData | None, budget: float) -> dict[str, Any]:
-    """What the manifest keeps of the winner, the same for both towers' engines."""
+def _measured(winner: Candidate, data: RetrievalData | None, budget: float) -> MeasuredEngines:
+    """Record of the winner, the same for both towers' engines."""
     assert winner.recall is not None
-    return {
-        "recall_drop": round(winner.recall.drop, 6),
-        "passed": bool(winner.recall.drop <= budget + SLACK),
-        "max_recall_drop": budget,
-        "mean_cosine": {tower: round(c, 7) for tower, c in winner.recall.cosine.items()},
-        "recall": winner.recall.detail,
-        "held_back": data and {"name": data.name, "pictures": len(data.pictures)},
-        "milliseconds": {
-            tower: {"batch": c.timing.batch, "length": c.timing.length, "run": c.timing.median_ms}
+    return MeasuredEngines(
+        recall_drop=round(winner.recall.drop, 6),
+        passed=bool(winner.recall.drop <= budget + SLACK),
+        max_recall_drop=budget,
+        mean_cosine={tower: round(c, 7) for tower, c in winner.recall.cosine.items()},
+        recall=winner.recall.detail,
+        held_back=None if data is None else HeldBackData(data.name, len(data.pictures)),
+        milliseconds={
+            tower: RunTime(c.timing.batch, c.timing.length, c.timing.median_ms)
             for tower, c in winner.speed.items()
         },
-    }
+    )
 
 
 def _problems(candidates: Sequence[Candidate]) -> str:

@@ -1,4 +1,4 @@
-"""The job behind `mwa-export trt`: from a bundle to TensorRT engines in it, for the GPU here."""
+"""Build TensorRT engines for the GPU of this machine and add them to a bundle."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import Engine, EnginePrecision, Profile, with_engines
 from mwa_export.bundle.manifest import write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.samples import take_samples
@@ -27,29 +28,29 @@ from mwa_export.files import sha256_of
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.build import BuildOptions, engine_from_onnx
-from mwa_export.trt.device import Device, select_device
-from mwa_export.trt.engine import Engine, engine_name, engines_of, obstacle, with_engines
-from mwa_export.trt.install import check_driver, load_tensorrt
-from mwa_export.trt.profiles import Profile, Span, profiles_of, text_lengths
-from mwa_export.trt.versions import EnginePrecision, check_precision, major_of
+from mwa_export.trt.device import Device
+from mwa_export.trt.engine import engine_name, obstacle
+from mwa_export.trt.install import find_tensorrt
+from mwa_export.trt.profiles import Span, profiles_of, text_lengths
+from mwa_export.trt.versions import TensorRt
 
 BATCH = Span(1, 32, 128)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What to build for a bundle."""
+    """Options of `build_engines`."""
 
     precision: EnginePrecision = "float16"
     batches: tuple[Span, ...] = (BATCH,)  # a profile each
     lengths: Span | None = None  # of texts; None: all that the model has
     device: int = 0
     build: BuildOptions = field(default_factory=BuildOptions)
-    rebuild: bool = False  # also where an engine for all this is there
+    rebuild: bool = False  # also build engines that the bundle already has
     samples: int = 64  # pictures and captions to measure on
     seed: int = 0
-    speed_gate: bool = True  # time 8 bits beside float16
-    allow_slow: bool = False  # and keep what is slower
+    speed_gate: bool = True  # compare the speed of 8-bit engines with float16
+    allow_slow: bool = False  # keep 8-bit engines that are slower than float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,10 @@ class EnginesBuilt:
     bundle: Bundle
     device: Device
     engines: tuple[Engine, ...]  # of both towers, for this machine
-    built: frozenset[str]  # the files of those that are new
-    graphs: tuple[EngineGraph, ...]  # what the new ones were compiled from
+    built: frozenset[str]  # files of the new engines
+    graphs: tuple[EngineGraph, ...]  # that the new engines were compiled from
     warnings: tuple[str, ...] = ()
-    speeds: tuple[Speed, ...] = ()  # of the new ones that were timed beside float16
+    speeds: tuple[Speed, ...] = ()  # of new engines that were compared with float16
 
 
 def build_engines(
@@ -97,22 +98,18 @@ def build_engines(
     options, progress = options or EngineOptions(), progress or Silent()
     data = as_test_set(data)
     progress("look for TensorRT and a GPU")
-    version = load_tensorrt().__version__
-    device = select_device(options.device)
-    check_driver(version, device)
-    check_precision(options.precision, version, device)
+    tensorrt, device = find_tensorrt(options.device)
+    tensorrt.check_precision(options.precision, device)
     progress("open the bundle")
     bundle = Bundle.open(path)
     if options.precision in CALIBRATED:
         needs_calibration(bundle)
-    profiles = {tower: _profiles(bundle, tower, options) for tower in TOWERS}
-    present = {
-        tower: None
-        if options.rebuild
-        else _present(bundle, tower, profiles[tower], version, device, options)
+    jobs = [
+        _Job(tower, _profiles(bundle, tower, options), tensorrt, device, options, progress)
         for tower in TOWERS
-    }
-    missing = [tower for tower in TOWERS if present[tower] is None]
+    ]
+    present = {job.tower: None if options.rebuild else job.present(bundle) for job in jobs}
+    missing = [job for job in jobs if present[job.tower] is None]
     kept = tuple(engine for engine in present.values() if engine is not None)
     if not missing and out is None:
         return EnginesBuilt(bundle, device, kept, frozenset(), ())
@@ -120,13 +117,13 @@ def build_engines(
     if data is not None and missing and options.precision != "bfloat16":  # nothing to measure
         samples = take_samples(open_bundle(path), data, options.samples, options.seed)
     done: list[_Added] = []
-    for tower in missing:
-        batches = () if samples is None else samples.batches(tower)
-        job = _Job(tower, profiles[tower], version, device, options, progress, batches)
+    for job in missing:
+        if samples is not None:
+            job = replace(job, batches=tuple(samples.batches(job.tower)))
         try:
             added = _add(bundle, job, None if done else out, force=force)
         except MwaExportError as error:
-            if done:  # what was built stays: it took minutes
+            if done:  # the first engine is kept: it took minutes
                 ways = f"`mwa-export trt` with `engine_precision={options.precision}`"
                 error.args = (
                     f"{error} {done[0].engine.file} was built and is kept. Go on with: {ways}",
@@ -153,16 +150,26 @@ class _Job:
 
     tower: Tower
     profiles: tuple[Profile, ...]
-    version: str
+    tensorrt: TensorRt
     device: Device
     options: EngineOptions
     progress: Progress
-    batches: Iterable[tuple[Any, ...]]  # to measure on, beside the conformance vectors
+    batches: Iterable[tuple[Any, ...]] = ()  # to measure on, beside the conformance vectors
+
+    def present(self, bundle: Bundle) -> Engine | None:
+        """An engine of the bundle that is what this job would build, and can be used here."""
+        version, options = self.tensorrt.version, self.options
+        wanted = (self.tower, options.precision, version, self.profiles, options.build.flags)
+        for engine in bundle.manifest.engines:
+            has = (engine.tower, engine.precision, engine.tensorrt, engine.profiles, engine.flags)
+            if has == wanted and obstacle(engine, bundle.manifest, version, self.device) is None:
+                return engine
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class _Added:
-    """An engine that was built, and the bundle that has it."""
+    """A new engine, and the bundle with it."""
 
     bundle: Bundle
     graph: EngineGraph
@@ -182,13 +189,12 @@ def _add(bundle: Bundle, job: _Job, out: Path | None, *, force: bool) -> _Added:
             check_speed(speed)
         job.progress("write the manifest")
         engines = with_engines(bundle.manifest.engines, [engine])
-        manifest = replace(bundle.manifest, engines=engines, files={})
-        write_manifest(folder, manifest)
+        manifest = write_manifest(folder, replace(bundle.manifest, engines=engines))
     return _Added(Bundle(Path(out or bundle.path), manifest), graph, engine, warnings, speed)
 
 
 def _speed(bundle: Bundle, job: _Job, folder: Path, engine: Engine) -> Speed | None:
-    """Time a new engine of 8 bits beside float16; None: that is not asked for."""
+    """Compare the speed of a new 8-bit engine with float16; None: not asked for."""
     if engine.precision not in GATED or not job.options.speed_gate:
         return None
     with TemporaryDirectory(prefix="mwa-export-") as scratch:
@@ -200,58 +206,39 @@ def _speed(bundle: Bundle, job: _Job, folder: Path, engine: Engine) -> Speed | N
 
 def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, Engine]:
     """A float16 engine for the same shapes: the bundle's, or one that is built to compare with."""
-    options = replace(job.options, precision="float16", rebuild=False)
-    found = _present(bundle, job.tower, job.profiles, job.version, job.device, options)
+    job = replace(job, options=replace(job.options, precision="float16"))
+    found = job.present(bundle)
     if found is not None:
         return bundle, found
     job.progress(f"{job.tower} tower: build float16, to compare with")
-    _graph, engine, _warnings = _build(bundle, replace(job, options=options), scratch)
+    _graph, engine, _warnings = _build(bundle, job, scratch)
     return Bundle(scratch, bundle.manifest), engine
 
 
 def _copied(bundle: Bundle, out: Path, *, force: bool) -> Bundle:
-    """The bundle as it is, at another place."""
+    """Copy the bundle."""
     with changed_bundle(bundle, out, force=force) as folder:
-        manifest = replace(bundle.manifest, files={})
-        write_manifest(folder, manifest)
+        manifest = write_manifest(folder, bundle.manifest)
     return Bundle(out, manifest)
 
 
 def _profiles(bundle: Bundle, tower: Tower, options: EngineOptions) -> tuple[Profile, ...]:
     lengths = None
     if tower == "text":
-        longest = int(bundle.manifest.preprocessing["text"]["max_length"])
-        lengths = text_lengths(options.lengths, longest)
+        lengths = text_lengths(options.lengths, bundle.manifest.max_length)
     return profiles_of(bundle.graph(tower)[1].spec, options.batches, lengths)
 
 
-def _present(
-    bundle: Bundle,
-    tower: Tower,
-    profiles: tuple[Profile, ...],
-    version: str,
-    device: Device,
-    options: EngineOptions,
-) -> Engine | None:
-    """An engine of the bundle that is what was asked for, and can be used here."""
-    for engine in engines_of(bundle):
-        wanted = (tower, options.precision, version, profiles, options.build.flags)
-        has = (engine.tower, engine.precision, engine.tensorrt, engine.profiles, engine.flags)
-        if has == wanted and obstacle(engine, bundle.manifest, version, device) is None:
-            return engine
-    return None
-
-
 def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine, tuple[str, ...]]:
-    """Build one engine into the bundle's new folder. The last are warnings."""
-    options, version = job.options, job.version
+    """Build one engine into the bundle's new folder. Returns warnings last."""
+    options, version = job.options, job.tensorrt.version
     name = engine_name(job.tower, options.precision, version, job.device)
     with TemporaryDirectory(prefix="mwa-export-") as scratch:
         graph = engine_graph(
             bundle,
             job.tower,
             options.precision,
-            major_of(version),
+            job.tensorrt.typed,
             Path(scratch),
             job.progress,
             batches=job.batches,

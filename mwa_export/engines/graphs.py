@@ -1,4 +1,4 @@
-"""The graph that an engine is compiled from: typed for TensorRT 10 and 11, float32 for 8.6."""
+"""Make the graph that an engine is compiled from: typed for TensorRT 10 and 11, else float32."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import EnginePrecision
 from mwa_export.bundle.manifest import Conformance, Graph
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
@@ -27,7 +28,6 @@ from mwa_export.runtimes.backend import BFLOAT16_COSINE, expected_cosine
 from mwa_export.runtimes.ort_session import run_graph, session
 from mwa_export.runtimes.trt import LEAST_8_BITS
 from mwa_export.spec import Tower
-from mwa_export.trt.versions import EnginePrecision, is_typed
 from mwa_export.version import __version__
 
 CALIBRATED: tuple[EnginePrecision, ...] = ("int8", "float8")
@@ -39,17 +39,17 @@ _MANY = 0.1  # of the GEMMs in float32: enough to be felt
 
 @dataclass(frozen=True, slots=True)
 class EngineGraph:
-    """What is compiled, and where it comes from."""
+    """A graph to compile."""
 
     path: Path
     sources: tuple[str, ...]  # sha256 of the bundle's files that it was made from
-    float32: tuple[str, ...]  # nodes that stay in float32, of a typed graph
-    cosine: float  # least one with the conformance vectors, on ONNX Runtime
-    float32_gemms: float = 0.0  # their share of all GEMMs
+    float32: tuple[str, ...]  # nodes of a typed graph that stay in float32
+    cosine: float  # the least with the conformance vectors, on ONNX Runtime
+    float32_gemms: float = 0.0  # share of the GEMMs that stay in float32
 
     @property
     def advice(self) -> str | None:
-        """What would be faster, if many GEMMs are in float32."""
+        """A faster precision, if many GEMMs are in float32."""
         if self.float32_gemms < _MANY:
             return None
         return (
@@ -62,22 +62,22 @@ def engine_graph(
     bundle: Bundle,
     tower: Tower,
     precision: EnginePrecision,
-    major: int,
+    typed: bool,
     folder: Path,
     progress: Progress,
     *,
     batches: Iterable[Inputs] = (),
     keep: Collection[str] = (),
 ) -> EngineGraph:
-    """Make the graph of a tower in the form that a version of TensorRT wants.
+    """Make the graph of a tower in the form that a version of TensorRT needs.
 
     Args:
         bundle: with its float32 graphs, and for int8 and float8 with its calibration.
         tower: which.
         precision: of the engine.
-        major: of TensorRT. From 10 on the graph is typed: float16 except where a measured value
-            does not fit, INT8 and float8 as Q/DQ with float16 scales; or bfloat16. For 8.6, which
-            has neither float8 nor bfloat16, it stays float32.
+        typed: for TensorRT 10 and later: float16 except where a measured value does not fit, INT8
+            and float8 as Q/DQ with float16 scales; or bfloat16. Otherwise, for 8.6, which has
+            neither float8 nor bfloat16, the graph stays float32.
         folder: where the graph is written.
         progress: told about each step.
         batches: inputs to measure on, beside the conformance vectors.
@@ -91,14 +91,13 @@ def engine_graph(
     """
     own = bundle.graph(tower)
     vectors = bundle.conformance()
-    typed = is_typed(major)
     assert typed or precision in ("float16", "int8"), "check_precision comes first"
     dialect = _dialect(precision, typed)
-    sources = [bundle.manifest.files[own[1].file]["sha256"]]
+    sources = [bundle.manifest.files[own[1].file].sha256]
     graph, float32 = FloatGraph.load(own[0]), tuple[str, ...]()
     if dialect is not None:
         graph = _quantized(bundle, tower, graph, dialect)
-        sources.append(bundle.manifest.files[CALIBRATION]["sha256"])
+        sources.append(bundle.manifest.files[CALIBRATION].sha256)
     graph = cast_first(graph)
     if precision == "bfloat16":
         graph, float32 = _parts(to_bfloat16(graph.whole(), opset=_OPSET, keep_float32=keep))
@@ -121,7 +120,7 @@ def engine_graph(
 
 
 def _dialect(precision: EnginePrecision, typed: bool) -> Dialect | None:
-    """How Q/DQ are written, for a precision that has them."""
+    """The dialect of the Q/DQ nodes; None for a precision without them."""
     if precision == "float8":
         return FLOAT8
     if precision == "int8":
@@ -130,7 +129,7 @@ def _dialect(precision: EnginePrecision, typed: bool) -> Dialect | None:
 
 
 def _share(graph: FloatGraph, float32: Collection[str]) -> float:
-    """The part of the GEMMs that is in float32."""
+    """Share of the GEMMs that are in float32."""
     products = [node.name for node in graph.nodes if node.op_type == "MatMul"]
     return sum(name in float32 for name in products) / max(1, len(products))
 
@@ -150,11 +149,12 @@ def needs_calibration(bundle: Bundle) -> Path:
 
 
 def _quantized(bundle: Bundle, tower: Tower, graph: FloatGraph, dialect: Dialect) -> FloatGraph:
-    """Q/DQ at every layer that the bundle's calibration has, but those that quantize kept."""
+    """The graph with Q/DQ at every calibrated layer, except those that `quantize` kept."""
     calibration = Calibration.load(needs_calibration(bundle))
     sites = find_sites(graph)
     calibration.check_fits(bundle, tower, sites)
-    kept = (bundle.manifest.quantization or {}).get("kept", {}).get(tower, [])
+    quantization = bundle.manifest.quantization
+    kept = () if quantization is None else quantization.kept[tower]
     int8 = [site.name for site in sites if site.name not in kept]
     if not int8:
         raise CalibrationError(
@@ -213,7 +213,7 @@ def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = Fal
 
 
 def _check_cosine(bundle: Bundle, tower: Tower, precision: EnginePrecision, found: float) -> None:
-    """16 bits must be close; int8 as close as the graphs that quantize measured, if there are."""
+    """Check the cosine: int8 must reach that of the graphs of `quantize`, if it measured any."""
     least = LEAST_8_BITS if precision == "float8" else BFLOAT16_COSINE
     if precision == "int8":
         measured = [

@@ -1,4 +1,4 @@
-"""How large every value of a float32 graph becomes: what decides where float16 would overflow."""
+"""Measure the largest magnitude of every value in a float32 graph, to find float16 overflows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def largest_magnitudes(
 ) -> dict[str, float]:
     """Run a float32 graph and keep the largest magnitude of each float value that a node makes.
 
-    Texts are run without their padding. A padded score has 30000 subtracted, by design: float16
-    holds that beside any score that fits on its own, so it says nothing about the model.
+    Texts are run without their padding. A padded score has 30000 subtracted by design, which fits
+    float16 with any score that fits on its own, so it says nothing about the model.
 
     Args:
         file: the graph; the session is opened once for each group of values.
@@ -32,7 +32,7 @@ def largest_magnitudes(
         progress: told about each group.
 
     Returns:
-        Value -> largest magnitude; not a number or infinite where one was.
+        Value -> largest magnitude; NaN or infinity if one occurred.
     """
     path, graph = file
     tower = graph.spec.tower
@@ -49,14 +49,14 @@ def largest_magnitudes(
         runner = session_with_outputs(path, [n for n in group if n != graph.spec.output.name])
         for feed in feeds:
             for name, values in zip(group, runner.run(group, feed), strict=True):
-                # np.maximum, unlike max, keeps what is not a number.
+                # np.maximum, unlike max, keeps NaN.
                 found[name] = float(np.maximum(found[name], np.abs(values).max(initial=0)))
         progress.advance(len(group))
     return found
 
 
 def _float_values(model: onnx.ModelProto) -> list[str]:
-    """The float32 values that nodes make, in the order of the graph."""
+    """Names of the float32 values that nodes compute, in the order of the graph."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     kinds = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
     made = [value for node in model.graph.node for value in node.output]
@@ -64,7 +64,7 @@ def _float_values(model: onnx.ModelProto) -> list[str]:
 
 
 def _without_padding(ids: NDArray[Any], mask: NDArray[Any]) -> Iterator[Inputs]:
-    """The rows of a batch of texts, those of equal length together."""
+    """The rows of a batch of texts without padding, grouped by length."""
     lengths = (mask == 0).sum(axis=1)
     for length in np.unique(lengths):
         rows = lengths == length

@@ -1,4 +1,4 @@
-"""The job behind `mwa-export refit`: another adapter in a bundle's engines, without a build."""
+"""Make a bundle for another adapter by exchanging the weights in the engines of this one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import onnx
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import REFIT, Engine
 from mwa_export.bundle.manifest import MANIFEST, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph
@@ -22,23 +23,23 @@ from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.trt import TensorRtBackend
-from mwa_export.spec import TOWERS, Tower
+from mwa_export.spec import TOWERS
 from mwa_export.towers.steps import STEPS
-from mwa_export.trt.device import Device, select_device
-from mwa_export.trt.engine import REFIT, Engine, engines_of, obstacle
-from mwa_export.trt.install import check_driver, load_tensorrt
+from mwa_export.trt.device import Device
+from mwa_export.trt.engine import obstacle
+from mwa_export.trt.install import find_tensorrt
 from mwa_export.trt.refit import refitted
-from mwa_export.trt.versions import major_of
+from mwa_export.trt.versions import is_typed, major_of
 
 
 @dataclass(frozen=True, slots=True)
 class Refitted:
-    """What became of it."""
+    """Result of `refit_bundle`."""
 
     bundle: Bundle
     device: Device
     engines: tuple[Engine, ...]  # with the new weights
-    left_out: tuple[str, ...]  # a sentence for each of the old bundle's that has none
+    left_out: tuple[str, ...]  # the old bundle's other engines, each with the reason
     seconds: float  # of the exchange itself
 
 
@@ -77,12 +78,10 @@ def refit_bundle(
     progress = progress or Silent()
     check_new_folder(out, marker=MANIFEST, force=force)
     progress("look for TensorRT and a GPU")
-    version = load_tensorrt().__version__
-    gpu = select_device(device)
-    check_driver(version, gpu)
+    tensorrt, gpu = find_tensorrt(device)
     progress("open the bundle")
     old = Bundle.open(path)
-    engines, left_out = _exchangeable(old, version, gpu)
+    engines, left_out = _exchangeable(old, tensorrt.version, gpu)
     progress("read the checkpoint")
     size = old.manifest.model.backbone.image_size
     model = load_model(source, options=adapter_options, image_size=size)
@@ -94,22 +93,20 @@ def refit_bundle(
         )
         with changed_bundle(new, out, force=force) as folder:
             start = time.perf_counter()
-            made = [_exchange(old, new, engine, gpu, folder, progress) for engine in engines]
+            made = tuple(_exchange(old, new, engine, gpu, folder, progress) for engine in engines)
             seconds = time.perf_counter() - start
             progress("write the manifest")
-            entries = tuple(engine.to_json() for engine in made)
-            manifest = replace(new.manifest, engines=entries, files={})
-            write_manifest(folder, manifest)
+            manifest = write_manifest(folder, replace(new.manifest, engines=made))
             _verify(Bundle(folder, manifest), made, device, progress)
-    return Refitted(Bundle(Path(out), manifest), gpu, tuple(made), left_out, seconds)
+    return Refitted(Bundle(Path(out), manifest), gpu, made, left_out, seconds)
 
 
 def _exchangeable(
     bundle: Bundle, version: str, device: Device
 ) -> tuple[list[Engine], tuple[str, ...]]:
-    """The engines that can be refitted here, and why the others cannot be."""
+    """The engines that can be refitted here, and the reasons for the others."""
     fit, reasons = [], []
-    for engine in engines_of(bundle):
+    for engine in bundle.manifest.engines:
         reason = obstacle(engine, bundle.manifest, version, device) or _fixed(engine)
         if reason is None:
             fit.append(engine)
@@ -125,7 +122,7 @@ def _exchangeable(
 
 
 def _fixed(engine: Engine) -> str | None:
-    """Why an engine's weights cannot be exchanged at all."""
+    """Why the weights of an engine cannot be exchanged anywhere; None if they can."""
     if engine.precision in CALIBRATED:
         return (
             f"{engine.precision} scales belong to the weights they were calibrated with; quantize "
@@ -139,9 +136,9 @@ def _fixed(engine: Engine) -> str | None:
 
 
 def _same_export(old: Bundle) -> ExportOptions:
-    """How the old bundle was exported, as far as it says."""
+    """Options of the old bundle's export, as far as it records them."""
     manifest = old.manifest
-    merged = manifest.export["merges"]
+    merged = manifest.export.merges
     return ExportOptions(
         image_input="uint8"
         if old.graph("vision")[1].spec.inputs[0].dtype == "uint8"
@@ -196,16 +193,21 @@ def _exchange(
 
 
 def _compiled(bundle: Bundle, engine: Engine, folder: Path, progress: Progress) -> EngineGraph:
-    """The graph of a bundle, typed as the engine's was."""
+    """The graph of a bundle, in the form that the engine was compiled from."""
     folder.mkdir()
-    tower: Tower = engine.tower
-    major = major_of(engine.tensorrt)
-    kept = engine.float32 or ()
-    return engine_graph(bundle, tower, engine.precision, major, folder, progress, keep=kept)
+    return engine_graph(
+        bundle,
+        engine.tower,
+        engine.precision,
+        is_typed(major_of(engine.tensorrt)),
+        folder,
+        progress,
+        keep=engine.float32 or (),
+    )
 
 
 def structural_difference(one: Path, other: Path) -> str | None:
-    """What differs between two graphs beside the values of their weights; None: nothing does.
+    """The first difference between two graphs other than the values of weights; None if none.
 
     Args:
         one: an ONNX file.
@@ -244,11 +246,11 @@ def _kind(found: tuple[int, tuple[int, ...]] | None) -> str:
 
 
 def _verify(bundle: Bundle, engines: Sequence[Engine], device: int, progress: Progress) -> None:
-    """Every pair of engines reproduces the new bundle's conformance vectors."""
+    """Check that every pair of engines reproduces the new bundle's conformance vectors."""
     for precision in dict.fromkeys(engine.precision for engine in engines):
         pair = [engine for engine in engines if engine.precision == precision]
         if {engine.tower for engine in pair} != set(TOWERS):
-            continue  # half a pair runs nothing
+            continue  # one tower alone runs nothing
         progress(f"check the {precision} engines against the reference")
         with TensorRtBackend(bundle, engines=pair, device=device):
             pass

@@ -1,22 +1,22 @@
-"""An engine of 8 bits has to be faster than the float16 one, or its cost in recall buys nothing."""
+"""Refuse 8-bit engines that are slower than float16: they would cost recall for nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import Engine
 from mwa_export.errors import EngineError
 from mwa_export.trt.compare import Compared, compare_engines
 from mwa_export.trt.device import Device
-from mwa_export.trt.engine import Engine
 
 GATED = ("int8", "float8")
-"""Precisions whose engines are held against float16."""
+"""Precisions whose engines are compared with float16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """An engine beside the float16 engine of its tower."""
+    """Speed of an engine, compared with the float16 engine of its tower."""
 
     engine: Engine
     ours: Compared
@@ -24,12 +24,12 @@ class Speed:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as float16, without copies."""
+        """Speed relative to float16, without copies."""
         return self.float16.timing.median_ms / self.ours.timing.median_ms
 
     @property
     def sentence(self) -> str:
-        """The figures, for people."""
+        """The comparison in words."""
         timing = self.ours.timing
         of = f"{timing.batch} x {timing.length} tokens" if timing.length else f"{timing.batch} rows"
         return (
@@ -40,7 +40,7 @@ class Speed:
 
     @property
     def reasons(self) -> str:
-        """What the inspector found, for people; "" if nothing."""
+        """Possible causes that the inspector found, in words; "" if none."""
         return "; ".join(self.ours.inspection.reasons(self.engine.precision))
 
 
@@ -62,7 +62,7 @@ def measure_speed(
 
 
 def check_speed(speed: Speed) -> None:
-    """Raise EngineError if an engine is slower than float16; says what the inspector found."""
+    """Raise EngineError if an engine is slower than float16, with possible causes."""
     if speed.ratio >= 1:
         return
     option = f"`engine_precision={speed.engine.precision}`"

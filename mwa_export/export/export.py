@@ -8,15 +8,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import (
     CONFORMANCE,
     MANIFEST,
     TOKENIZER,
+    Export,
     Graph,
     Manifest,
+    Source,
     write_manifest,
 )
 from mwa_export.export.verify import TOLERANCE, conformance_vectors, verify_graph
@@ -138,15 +139,18 @@ def bundle_from_model(
             preprocessing=preprocessing,
             graphs=tuple(graphs),
             tokenizer=None if tokenizer is None else TOKENIZER,
-            export={
-                "mwa_export": __version__,
-                "sources": [_source(file.path, file.layout) for file in model.files],
-                "warnings": list(model.warnings),
-                "merges": [step for step in STEPS if step in steps],
-                "largest_difference_from_reference": differences,
-            },
+            export=Export(
+                mwa_export=__version__,
+                sources=tuple(
+                    Source(file.path.name, sha256_of(file.path), file.layout)
+                    for file in model.files
+                ),
+                warnings=tuple(model.warnings),
+                merges=tuple(step for step in STEPS if step in steps),
+                largest_difference_from_reference=differences,
+            ),
         )
-        write_manifest(folder, manifest)
+        manifest = write_manifest(folder, manifest)
     return Bundle(Path(out), manifest)
 
 
@@ -185,7 +189,3 @@ def _copy_tokenizer(folder: Path, tokenizer: Path | None) -> str | None:
     target.parent.mkdir()
     shutil.copyfile(tokenizer, target)
     return sha256_of(target)
-
-
-def _source(path: Path, layout: str) -> dict[str, Any]:
-    return {"file": path.name, "sha256": sha256_of(path), "layout": layout}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from mwa_export.bundle.engine import Engine, MeasuredEngines
 from mwa_export.bundle.manifest import Manifest
+from mwa_export.bundle.quantization import Measured
 from mwa_export.cpu import fast_bfloat16, fast_int8
 from mwa_export.errors import RuntimeUnavailableError
 from mwa_export.runtimes.machine import Machine
 from mwa_export.runtimes.options import AUTO, LABELS, NVIDIA, RuntimeOptions
-from mwa_export.trt.engine import Engine, usable_engines
+from mwa_export.trt.engine import usable_engines
 
 ORDER = (
     ("tensorrt", "int8"),
@@ -86,7 +87,7 @@ def _worth_saying(manifest: Manifest, runtime: str, precision: str, machine: Mac
     if runtime not in NVIDIA:
         return True
     if runtime == "tensorrt":
-        built = {engine.get("precision") for engine in manifest.engines} or {"float16"}
+        built = {engine.precision for engine in manifest.engines} or {"float16"}
         return machine.nvidia and precision in built
     return machine.nvidia
 
@@ -113,14 +114,18 @@ def _obstacle(
         found = _measured(manifest, runtime, precision, machine)
         if found is None:
             return f"its recall was not measured for this bundle (`precision={precision}` runs it)"
-        if found.get("overflowed") and fast_int8(machine.sets) is not False:
+        if (
+            isinstance(found, Measured)
+            and found.overflowed
+            and fast_int8(machine.sets) is not False
+        ):
             return (
                 "its recall was measured on a CPU where its sums overflow. Measure it here: "
                 f"`mwa-export quantize` (`precision={precision}` runs it)"
             )
-        if not found["passed"]:
+        if not found.passed:
             return (
-                f"it dropped {found['recall_drop']:.2f} points of recall, above the bundle's "
+                f"it dropped {found.recall_drop:.2f} points of recall, above the bundle's "
                 f"budget (`precision={precision}` runs it)"
             )
     return None
@@ -152,8 +157,8 @@ def _reason(
     parts = ["it was asked for" if options.runtime == runtime else "the fastest that can run here"]
     found = _measured(manifest, runtime, precision, machine)
     if found is not None:
-        verdict = "inside" if found["passed"] else "ABOVE"
-        drop = max(0.0, found["recall_drop"])
+        verdict = "inside" if found.passed else "ABOVE"
+        drop = max(0.0, found.recall_drop)
         parts.append(f"worst recall drop {drop:.2f} points, {verdict} this bundle's budget")
     elif precision != "float32":
         parts.append("its recall was not measured for this bundle")
@@ -201,14 +206,14 @@ def _engines(manifest: Manifest, precision: str, machine: Machine) -> tuple[Engi
 
 def _measured(
     manifest: Manifest, runtime: str, precision: str, machine: Machine
-) -> dict[str, Any] | None:
-    """What was measured for this bundle; of engines, for those that would be run."""
+) -> Measured | MeasuredEngines | None:
+    """What was measured for this bundle, or for the engines that would be run."""
     if runtime == "tensorrt":
         found = [engine.measured for engine in _engines(manifest, precision, machine)]
         return found[0] if found and found.count(found[0]) == len(found) else None
-    entries = (manifest.quantization or {}).get("measured", [])
+    entries = () if manifest.quantization is None else manifest.quantization.measured
     wanted = (runtime, precision)
-    return next((e for e in entries if (e["runtime"], e["precision"]) == wanted), None)
+    return next((e for e in entries if (e.runtime, e.precision) == wanted), None)
 
 
 def _need(runtime: str, machine: Machine) -> None:

@@ -1,27 +1,25 @@
-"""TensorRT behind the Backend interface: a bundle's engines for the GPU here. Needs no torch."""
+"""TensorRT backend: runs the engines of a bundle on the GPU of this machine. Needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import Engine, EnginePrecision
 from mwa_export.bundle.manifest import GraphFile
 from mwa_export.errors import EngineError
 from mwa_export.inputs.preprocess import arrays_of
 from mwa_export.runtimes.backend import BFLOAT16_COSINE, check_conformance, expected_cosine
 from mwa_export.spec import TOWERS, Embeddings, Tower
-from mwa_export.trt.buffers import Gpu
-from mwa_export.trt.device import Device, open_driver, select_device
-from mwa_export.trt.engine import Engine, load_engine, usable_engines
-from mwa_export.trt.install import check_driver, load_tensorrt
-from mwa_export.trt.log import Messages
-from mwa_export.trt.run import EngineRunner
-from mwa_export.trt.versions import EnginePrecision
+from mwa_export.trt.device import Device
+from mwa_export.trt.engine import usable_engines
+from mwa_export.trt.install import find_tensorrt
+from mwa_export.trt.run import EngineRunner, open_runners
 
 # The least cosine of 8 bits where quantize measured none: far from noise, no claim of quality.
 LEAST_8_BITS = 0.9
@@ -29,7 +27,7 @@ _16_BITS = ("float16", "bfloat16")
 
 
 class TensorRtBackend:
-    """Two engines on one GPU. One caller at a time; `close` gives the memory back."""
+    """The engines of both towers on one GPU. One caller at a time; `close` releases the memory."""
 
     def __init__(
         self,
@@ -58,11 +56,9 @@ class TensorRtBackend:
             BundleError: an engine is not the file that the manifest describes.
             VerificationError: the engines compute something else than the reference.
         """
-        trt = load_tensorrt()
-        self.device = select_device(device)
-        check_driver(trt.__version__, self.device)
+        tensorrt, self.device = find_tensorrt(device)
         self.image_size = bundle.manifest.model.backbone.image_size
-        chosen = engines or _newest(bundle, precision, trt.__version__, self.device)
+        chosen = engines or _newest(bundle, precision, tensorrt.version, self.device)
         self.engines: dict[Tower, Engine] = {engine.tower: engine for engine in chosen}
         self.precision = chosen[0].precision
         floats = {tower: bundle.graph(tower)[1] for tower in TOWERS}
@@ -78,23 +74,14 @@ class TensorRtBackend:
             )
             for tower, engine in self.engines.items()
         }
-        self._gpu = Gpu(open_driver(), self.device)
-        self._runtimes = []  # each must outlive its engine
-        self.runners: dict[Tower, EngineRunner] = {}
-        try:
-            for tower, engine in self.engines.items():
-                messages = Messages()
-                runtime, loaded = load_engine(trt, bundle, engine, self.device, messages)
-                self._runtimes.append((runtime, loaded))
-                spec = floats[tower].spec
-                self.runners[tower] = EngineRunner(
-                    trt, self._gpu, loaded, engine, spec, messages, graphs=graphs
-                )
+        held = {tower: (bundle, engine) for tower, engine in self.engines.items()}
+        with ExitStack() as stack:
+            self.runners: dict[Tower, EngineRunner] = stack.enter_context(
+                open_runners(tensorrt, self.device, held, graphs=graphs)
+            )
             if check:
                 check_conformance(self, bundle, least=_least(bundle, self.precision))
-        except BaseException:
-            self.close()
-            raise
+            self._opened = stack.pop_all()
 
     @property
     def name(self) -> str:
@@ -102,13 +89,8 @@ class TensorRtBackend:
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether CUDA graphs are used; False too where the driver could not record one."""
+        """Whether CUDA graphs are used; False also if the driver cannot record one."""
         return all(runner.graphs for runner in self.runners.values())
-
-    @property
-    def device_bytes(self) -> int:
-        """Memory on the GPU for activations, inputs and outputs; the weights come on top."""
-        return self._gpu.bytes + sum(runner.scratch for runner in self.runners.values())
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
         spec = self.graphs["vision"][1].spec
@@ -123,25 +105,14 @@ class TensorRtBackend:
         """TensorRT fuses blocks and shows none of them."""
 
     def close(self) -> None:
-        """Give the GPU's memory back."""
-        for runner in self.runners.values():
-            runner.close()
-        self.runners.clear()  # contexts before engines, engines before their runtimes
-        while self._runtimes:
-            runtime, loaded = self._runtimes.pop()
-            del loaded
-            del runtime
-        self._gpu.close()
+        """Release the engines and all memory on the GPU."""
+        self._opened.close()
+        self.runners.clear()
 
     def __enter__(self) -> TensorRtBackend:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 

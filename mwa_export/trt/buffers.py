@@ -1,4 +1,4 @@
-"""Memory, streams, events and graphs on the GPU, through the driver's library alone."""
+"""Memory, streams, events and CUDA graphs, through the driver's library alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """One tensor's memory on the GPU and beside it, page-locked, on the host."""
+    """Memory of one tensor on the GPU, and its page-locked counterpart on the host."""
 
     device: int  # address
     host: int  # address
@@ -35,16 +35,15 @@ class Buffer:
 
 
 class Gpu:
-    """What is allocated on one GPU; everything goes when it is closed."""
+    """Allocations on one GPU, all released by `close`."""
 
     def __init__(self, driver: Driver, device: Device) -> None:
         self._driver, self._device = driver, device
         self._allocated: list[tuple[str, Any]] = []  # the function that frees, and what
         self._graphs: list[ctypes.c_void_p] = []
-        self.bytes = 0  # of device memory
 
     def make_current(self) -> None:
-        """For the calling thread: CUDA remembers the current device for each thread."""
+        """Make the GPU current for the calling thread; CUDA keeps that per thread."""
         self._driver.call("cuCtxSetCurrent", ctypes.c_void_p(self._device.context))
 
     def buffers(self, sizes: Mapping[str, int]) -> dict[str, Buffer]:
@@ -65,36 +64,33 @@ class Gpu:
 
     def stream(self) -> ctypes.c_void_p:
         """A stream that does not wait for the default one."""
-        made = ctypes.c_void_p()
-        self._driver.call("cuStreamCreate", ctypes.byref(made), ctypes.c_uint(_NON_BLOCKING))
-        self._allocated.append(("cuStreamDestroy_v2", made))
-        return made
+        return self._made("cuStreamCreate", "cuStreamDestroy_v2", _NON_BLOCKING)
 
     def event(self) -> ctypes.c_void_p:
-        """An event, not yet recorded: waiting for it does not wait."""
-        made = ctypes.c_void_p()
-        self._driver.call("cuEventCreate", ctypes.byref(made), ctypes.c_uint(_NO_TIMING))
-        self._allocated.append(("cuEventDestroy_v2", made))
-        return made
+        """An event; waiting for it returns at once until it is recorded."""
+        return self._made("cuEventCreate", "cuEventDestroy_v2", _NO_TIMING)
 
     def timer(self) -> ctypes.c_void_p:
-        """An event that remembers when it happened."""
+        """An event that records its time."""
+        return self._made("cuEventCreate", "cuEventDestroy_v2", 0)
+
+    def _made(self, create: str, destroy: str, flags: int) -> ctypes.c_void_p:
         made = ctypes.c_void_p()
-        self._driver.call("cuEventCreate", ctypes.byref(made), ctypes.c_uint(0))
-        self._allocated.append(("cuEventDestroy_v2", made))
+        self._driver.call(create, ctypes.byref(made), ctypes.c_uint(flags))
+        self._allocated.append((destroy, made))
         return made
 
     def milliseconds(self, start: ctypes.c_void_p, end: ctypes.c_void_p) -> float:
-        """Time between two timers, on the GPU. Waits for the second one."""
+        """Time on the GPU between two timers. Waits for the second one."""
         self.finish(end)
         found = ctypes.c_float()
         self._driver.call("cuEventElapsedTime", ctypes.byref(found), start, end)
         return found.value
 
     def capture(self, stream: ctypes.c_void_p, work: Callable[[], bool]) -> ctypes.c_void_p | None:
-        """Record what ``work`` gives to a stream, instead of doing it, as a graph to launch.
+        """Record what ``work`` gives to a stream as a graph to launch, without running it.
 
-        Returns None where it cannot be recorded; nothing was done then.
+        Returns None if it cannot be recorded; nothing was run then.
         """
         recorded, made = ctypes.c_void_p(), ctypes.c_void_p()
         try:
@@ -117,24 +113,24 @@ class Gpu:
         return made
 
     def launch(self, graph: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
-        """Do what was recorded, on the same buffers."""
+        """Run a recorded graph, on the same buffers."""
         self._driver.call("cuGraphLaunch", graph, stream)
 
     def discard(self, graph: ctypes.c_void_p) -> None:
-        """Give a graph back. It may not be running."""
+        """Release a graph, which must not be running."""
         self._graphs.remove(graph)
         self._driver.call("cuGraphExecDestroy", graph)
 
     def record(self, event: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
-        """The event happens when the stream has done what it was given so far."""
+        """Record an event behind the work that the stream has so far."""
         self._driver.call("cuEventRecord", event, stream)
 
     def wait(self, stream: ctypes.c_void_p, event: ctypes.c_void_p) -> None:
-        """What the stream is given from now on comes after the event."""
+        """Let later work of the stream wait for an event."""
         self._driver.call("cuStreamWaitEvent", stream, event, ctypes.c_uint(0))
 
     def finish(self, event: ctypes.c_void_p) -> None:
-        """Wait here until the event has happened."""
+        """Block until an event has happened."""
         self._driver.call("cuEventSynchronize", event)
 
     def upload(self, buffer: Buffer, nbytes: int, stream: ctypes.c_void_p) -> None:
@@ -158,7 +154,7 @@ class Gpu:
         )
 
     def close(self) -> None:
-        """Free everything, the newest first. Nothing may be running."""
+        """Release everything, the newest first. Nothing may be running."""
         if self._allocated:
             self.make_current()
         while self._graphs:
@@ -166,7 +162,6 @@ class Gpu:
         while self._allocated:
             name, what = self._allocated.pop()
             self._driver.call(name, what)
-        self.bytes = 0
 
     def _buffer(self, nbytes: int) -> Buffer:
         device, host = ctypes.c_uint64(), ctypes.c_void_p()
@@ -174,5 +169,4 @@ class Gpu:
         self._allocated.append(("cuMemFree_v2", device))
         self._driver.call("cuMemAllocHost_v2", ctypes.byref(host), ctypes.c_size_t(nbytes))
         self._allocated.append(("cuMemFreeHost", host))
-        self.bytes += nbytes
         return Buffer(device.value, host.value or 0, nbytes)

@@ -6,24 +6,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mwa_export.bundle.engine import (
+    HARDWARE_COMPATIBLE,
+    REFIT,
+    VERSION_COMPATIBLE,
+    EnginePrecision,
+    Profile,
+    ShapeRange,
+)
 from mwa_export.errors import BundleError, EngineError, OptionsError, ProfileError, UsageError
 from mwa_export.files import new_file
 from mwa_export.progress import Progress, Silent
 from mwa_export.trt.device import Device
 from mwa_export.trt.install import load_tensorrt
-from mwa_export.trt.log import Messages, logger_for
-from mwa_export.trt.profiles import Profile, ShapeRange
-from mwa_export.trt.versions import (
-    EnginePrecision,
-    check_precision,
-    network_flags,
-    own_kernels_only,
-    parser_problem,
-    set_precision,
-    watch,
-)
+from mwa_export.trt.log import Messages
+from mwa_export.trt.versions import TensorRt
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -35,9 +34,9 @@ _SHOWN = 3  # parser errors in a message
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How to build; what to build is the graph."""
+    """Options of a build."""
 
-    workspace: int | None = None  # bytes of scratch memory; None: all that the device has
+    workspace: int | None = None  # bytes of scratch memory; None: unlimited
     timing_cache: Path | None = None  # read if it exists, written after the build
     level: int | None = None  # 0 (fast build) to 5 (fast engine); None: TensorRT's own
     version_compatible: bool = False  # later versions of the same major one may load it
@@ -52,14 +51,14 @@ class BuildOptions:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What an engine must be loaded or refitted with, for the manifest."""
-        names = ("version_compatible", "hardware_compatible", "refit")
+        """Options that decide where an engine can be loaded and refitted, for the manifest."""
+        names = (VERSION_COMPATIBLE, HARDWARE_COMPATIBLE, REFIT)
         return tuple(name for name in names if getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """How a build went."""
+    """Result of a build."""
 
     seconds: float
     warnings: tuple[str, ...] = ()
@@ -82,14 +81,14 @@ def engine_from_onnx(
             int8.
         profiles: shapes to build for, one or more, each with every input of the graph.
         out: the engine's file; appears whole or not at all.
-        precision: what 8.6 is allowed to run in; later versions find it in the graph.
-            Bfloat16 and float8 only there.
+        precision: what 8.6 may run in; later versions read it from the graph, and only they have
+            bfloat16 and float8.
         device: from `select_device`; its memory is named in errors.
         options: see BuildOptions.
         progress: told about the phases of the build (not by 8.6).
 
     Returns:
-        How it went. The engine is written first: that its timing cache cannot be is a warning.
+        Build time, and a warning if the timing cache cannot be written: the engine is then kept.
 
     Raises:
         MissingPackageError: TensorRT is not installed.
@@ -97,7 +96,7 @@ def engine_from_onnx(
         ProfileError: profiles that do not fit the graph's inputs.
         UsageError: options that this GPU cannot serve.
     """
-    trt = load_tensorrt()
+    tensorrt = load_tensorrt()
     options = options or BuildOptions()
     if options.hardware_compatible and device.capability < (8, 0):
         raise UsageError(
@@ -109,18 +108,18 @@ def engine_from_onnx(
             "`hardware_compatible`: such engines run on every GPU from Ampere on, and float8 needs "
             "Ada or Hopper. Leave the option out, or build with `engine_precision=int8`."
         )
-    check_precision(precision, trt.__version__, device)
+    tensorrt.check_precision(precision, device)
     messages = Messages()
-    builder = _builder(trt, messages, device)
-    network = builder.create_network(network_flags(trt))
-    _parse(trt, network, onnx_path, logger_for(trt, messages), messages)
+    builder = _builder(tensorrt, messages, device)
+    network = builder.create_network(tensorrt.network_flags())
+    _parse(tensorrt, network, onnx_path, messages)
     config = builder.create_builder_config()
-    _configure(trt, config, precision, options)
+    _configure(tensorrt, config, precision, options)
     for profile in profiles:
         _add_profile(builder, network, config, profile, onnx_path)
     _use_timing_cache(config, options.timing_cache)
     phases = _Phases(onnx_path.stem, progress or Silent())
-    watch(trt, config, on_start=phases.start, on_step=phases.step)
+    tensorrt.watch(config, phases.start, phases.step)
     start = time.perf_counter()
     blob = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
@@ -134,7 +133,7 @@ def engine_from_onnx(
 
 
 class _Phases:
-    """Shows the outermost phases of a build and the steps of the one that was shown last."""
+    """Shows the outermost phases of a build, and the steps of the latest."""
 
     def __init__(self, label: str, progress: Progress) -> None:
         self._label, self._progress = label, progress
@@ -157,54 +156,54 @@ class _Phases:
         return not self.interrupted
 
     def _guard(self, show: Callable[[], None]) -> None:
-        """An interrupt must not fly through TensorRT: it ends the build by the next answer."""
+        """Keep KeyboardInterrupt out of TensorRT's callback; cancel the build at its next step."""
         try:
             show()
         except KeyboardInterrupt:
             self.interrupted = True
 
 
-def _builder(trt: Any, messages: Messages, device: Device) -> trt.Builder:
+def _builder(tensorrt: TensorRt, messages: Messages, device: Device) -> trt.Builder:
     try:
-        return trt.Builder(logger_for(trt, messages))
-    except TypeError as error:  # what the bindings raise where the library gives no builder
+        return tensorrt.trt.Builder(tensorrt.logger(messages))
+    except TypeError as error:  # raised by the bindings if the library returns no builder
         raise EngineError(
-            f"TensorRT {trt.__version__} cannot start on {device.name} "
+            f"TensorRT {tensorrt.version} cannot start on {device.name} "
             f"({messages.reason or error}). Check that this version supports the GPU and that the "
             "driver works (nvidia-smi)."
         ) from error
 
 
 def _parse(
-    trt: Any,
-    network: trt.INetworkDefinition,
-    path: Path,
-    logger: trt.ILogger,
-    messages: Messages,
+    tensorrt: TensorRt, network: trt.INetworkDefinition, path: Path, messages: Messages
 ) -> None:
-    parser = trt.OnnxParser(network, logger)
+    parser: trt.OnnxParser = tensorrt.trt.OnnxParser(network, tensorrt.logger(messages))
     # From the path, so that weights in a data file are found.
     if parser.parse_from_file(str(path)):
         return
-    problems = [parser_problem(trt, parser.get_error(i)) for i in range(parser.num_errors)]
+    problems = [tensorrt.parser_problem(parser.get_error(i)) for i in range(parser.num_errors)]
     details = listed(problems) or messages.reason or "no reason given"
     raise EngineError(
-        f"{path}: TensorRT {trt.__version__} cannot read this graph. {details}. Make the graph "
+        f"{path}: TensorRT {tensorrt.version} cannot read this graph. {details}. Make the graph "
         "again with this version of mwa-export, or use a newer TensorRT."
     )
 
 
-def listed(problems: Sequence[str]) -> str:
-    """The first problems, and how many more there are."""
+def listed(problems: Sequence[str], separator: str = "; ") -> str:
+    """The first problems and the number of the others, for a message."""
     more = len(problems) - _SHOWN
-    return "; ".join([*problems[:_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+    return separator.join([*problems[:_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _configure(
-    trt: Any, config: trt.IBuilderConfig, precision: EnginePrecision, options: BuildOptions
+    tensorrt: TensorRt,
+    config: trt.IBuilderConfig,
+    precision: EnginePrecision,
+    options: BuildOptions,
 ) -> None:
-    set_precision(trt, config, precision)
-    own_kernels_only(trt, config)
+    trt = tensorrt.trt
+    tensorrt.allow_precision(config, precision)
+    tensorrt.own_kernels_only(config)
     # Layer names and precisions stay readable in the engine, for reports.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace is not None:
@@ -244,7 +243,7 @@ def _add_profile(
 
 
 def _use_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
-    """Measured times of kernels, from an earlier build if there is one."""
+    """Use measured kernel times, from an earlier build if there is one."""
     if path is None:
         return
     try:
@@ -262,7 +261,7 @@ def _use_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
 
 
 def _write_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> tuple[str, ...]:
-    """Write what was measured. Returns a warning where that is refused."""
+    """Write measured kernel times. Returns a warning if that fails."""
     if path is None:
         return ()
     try:

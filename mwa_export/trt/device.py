@@ -1,4 +1,4 @@
-"""The GPU and its driver, asked through the driver's own library: no CUDA toolkit, no torch."""
+"""GPUs and their driver, through the driver's own library: needs no CUDA toolkit and no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME_BYTES = 256
 
 
 class DeviceMemoryError(RuntimeUnavailableError):
-    """The GPU has not enough memory."""
+    """The GPU does not have enough memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Device:
 
     @property
     def sm(self) -> str:
-        """ "sm90" """
+        """Name of its architecture: "sm90"."""
         return f"sm{self.capability[0]}{self.capability[1]}"
 
 
@@ -86,7 +86,7 @@ def open_driver() -> Driver:
 
 
 class Driver:
-    """Calls to libcuda, whose results are checked."""
+    """libcuda, with every result checked."""
 
     def __init__(self, library: Any) -> None:
         self._library = library

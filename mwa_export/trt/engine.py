@@ -1,123 +1,47 @@
-"""The engines of a bundle: what its manifest says about them, and when one may be loaded.
+"""Choose and load the engines of a bundle.
 
-An engine is code for one GPU and one version of TensorRT. So only a file whose hash stands in the
-manifest is handed to TensorRT, and only where it was made for.
+An engine is code for one GPU and one version of TensorRT. Only a file whose sha256 the manifest
+records is handed to TensorRT, and only on a machine that it was built for.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import (
+    ENGINES,
+    HARDWARE_COMPATIBLE,
+    VERSION_COMPATIBLE,
+    Engine,
+    EnginePrecision,
+)
 from mwa_export.bundle.manifest import Manifest
 from mwa_export.errors import BundleError, EngineError
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.device import Device
-from mwa_export.trt.log import Messages, logger_for
-from mwa_export.trt.profiles import Profile, ShapeRange
-from mwa_export.trt.versions import EnginePrecision, major_of
+from mwa_export.trt.log import Messages
+from mwa_export.trt.versions import TensorRt, major_of
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-"""Precision -> the option of `mwa-export trt` that makes it."""
-ENGINES = "engines"  # the folder of a bundle that holds them
-VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compatible"
-REFIT = "refit"  # these three: of Engine.flags
 _AMPERE = (8, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """One engine, as the manifest describes it."""
-
-    file: str  # relative to the bundle
-    sha256: str
-    tower: Tower
-    precision: EnginePrecision
-    tensorrt: str  # the version that made it
-    gpu: str  # its name
-    capability: tuple[int, int]
-    profiles: tuple[Profile, ...]
-    sources: tuple[str, ...]  # sha256 of the bundle's files that it was made from
-    graph: str  # sha256 of the graph that was compiled: the same, typed or with Q/DQ
-    flags: tuple[str, ...]  # BuildOptions.flags
-    seconds: float  # of the build
-    # Recall with the other tower's engine of this precision, and speed, where it was measured.
-    measured: dict[str, Any] | None = None
-    float32: tuple[str, ...] | None = None  # nodes of a typed graph that stay so; None: not noted
-
-    def to_json(self) -> dict[str, Any]:
-        """As the manifest keeps it."""
-        optional = ("measured", "float32")
-        return {
-            **{n: v for n, v in asdict(self).items() if n not in optional or v is not None},
-            "capability": list(self.capability),
-            "sources": list(self.sources),
-            "flags": list(self.flags),
-            **({} if self.float32 is None else {"float32": list(self.float32)}),
-            "profiles": [[shapes.to_json() for shapes in profile] for profile in self.profiles],
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Engine:
-        """The other way round.
-
-        Raises:
-            KeyError, TypeError, ValueError: not such a description.
-        """
-        major, minor = data["capability"]
-        profiles = (
-            tuple(ShapeRange.from_json(shapes) for shapes in profile)
-            for profile in data["profiles"]
-        )
-        if data["tower"] not in TOWERS or data["precision"] not in get_args(EnginePrecision):
-            raise ValueError(f"{data['tower']} {data['precision']}")
-        known = {name: data[name] for name in ("file", "sha256", "tower", "precision", "gpu")}
-        return cls(
-            **known,
-            tensorrt=data["tensorrt"],
-            capability=(int(major), int(minor)),
-            profiles=tuple(profiles),
-            sources=tuple(data["sources"]),
-            graph=data["graph"],
-            flags=tuple(data["flags"]),
-            seconds=float(data["seconds"]),
-            measured=data.get("measured"),
-            float32=None if data.get("float32") is None else tuple(data["float32"]),
-        )
-
-
 def engine_name(tower: Tower, precision: EnginePrecision, version: str, device: Device) -> str:
-    """The file of an engine: one bundle may serve several machines."""
+    """The file name of an engine. One bundle may have engines for several machines."""
     return f"{ENGINES}/{tower}.{precision}.{device.sm}.trt{version}.engine"
 
 
-def engines_of(bundle: Bundle) -> tuple[Engine, ...]:
-    """Every engine that the manifest describes.
-
-    Raises:
-        BundleError: a description that this version cannot read.
-    """
-    return _engines_in(bundle.manifest, str(bundle.path))
-
-
-def _engines_in(manifest: Manifest, name: str) -> tuple[Engine, ...]:
-    try:
-        return tuple(Engine.from_json(entry) for entry in manifest.engines)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(
-            f"{name}: describes an engine that cannot be read ({error!r}). Build the "
-            "engines again: `mwa-export trt` with `rebuild`"
-        ) from error
-
-
 def obstacle(engine: Engine, manifest: Manifest, version: str, device: Device) -> str | None:
-    """Why an engine cannot be used here; None: nothing speaks against it.
+    """Why an engine cannot be used here; None if it can.
 
     Args:
         engine: one of the bundle's.
@@ -125,7 +49,7 @@ def obstacle(engine: Engine, manifest: Manifest, version: str, device: Device) -
         version: of the TensorRT that is installed.
         device: the GPU.
     """
-    if not {entry["sha256"] for entry in manifest.files.values()}.issuperset(engine.sources):
+    if not {entry.sha256 for entry in manifest.files.values()}.issuperset(engine.sources):
         return "it was made from a graph or a calibration that the bundle no longer has"
     if not _version_fits(engine, version):
         later = " or a later one" if VERSION_COMPATIBLE in engine.flags else ""
@@ -144,7 +68,7 @@ def obstacle(engine: Engine, manifest: Manifest, version: str, device: Device) -
 def usable_engines(
     manifest: Manifest, precision: str, version: str, device: Device, name: str = "the bundle"
 ) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
-    """The engines for this machine, the vision tower's first; and why a tower has none.
+    """The engines for this machine, the vision tower's first, and why a tower has none.
 
     Args:
         manifest: of the bundle.
@@ -155,9 +79,8 @@ def usable_engines(
     """
     usable, reasons = [], []
     flag = f"`engine_precision={precision}`"
-    engines = _engines_in(manifest, name)
     for tower in TOWERS:
-        found = [e for e in engines if (e.tower, e.precision) == (tower, precision)]
+        found = [e for e in manifest.engines if (e.tower, e.precision) == (tower, precision)]
         obstacles = {e.file: obstacle(e, manifest, version, device) for e in found}
         fit = [engine for engine in found if obstacles[engine.file] is None]
         if fit:
@@ -176,56 +99,101 @@ def usable_engines(
     return tuple(usable), tuple(reasons)
 
 
-def load_engine(
-    trt: Any, bundle: Bundle, engine: Engine, device: Device, messages: Messages | None = None
-) -> tuple[trt.Runtime, trt.ICudaEngine]:
+@dataclass(eq=False, slots=True)
+class LoadedEngine(AbstractContextManager["LoadedEngine"]):
+    """An engine in TensorRT. Leaving it releases the context, the engine and the runtime.
+
+    TensorRT wants them released in this order, so nothing else may keep a reference to them.
+    """
+
+    tensorrt: TensorRt
+    description: Engine
+    messages: Messages  # filled with what TensorRT says while the engine lives
+    runtime: trt.Runtime | None
+    engine: trt.ICudaEngine | None
+    context: trt.IExecutionContext | None = None
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of device memory that a context takes for activations."""
+        return self.tensorrt.scratch_bytes(self.engine)
+
+    def create_context(self) -> None:
+        """Make the engine ready to run.
+
+        Raises:
+            EngineError: TensorRT gives no context, mostly for want of memory.
+        """
+        engine: trt.ICudaEngine = self.engine
+        self.context = engine.create_execution_context()
+        if self.context is None:
+            raise EngineError(
+                f"{self.description.file}: its activations need {self.scratch / (1 << 30):.2f} GiB "
+                f"on {self.description.gpu}, which are not free "
+                f"({self.messages.reason or 'no reason given'}). End what else uses the GPU, or "
+                "build engines for smaller batches: `mwa-export trt` with `batch`"
+            )
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Type of an input or output; 8.6 takes int32 where the graph has int64."""
+        engine: trt.ICudaEngine = self.engine
+        found: np.dtype[Any] = np.dtype(self.tensorrt.trt.nptype(engine.get_tensor_dtype(name)))
+        return found
+
+    def inspect(self) -> str:
+        """JSON of the engine inspector, for the shapes of the context's last run."""
+        engine: trt.ICudaEngine = self.engine
+        inspector: trt.EngineInspector = engine.create_engine_inspector()
+        inspector.execution_context = self.context
+        kind = self.tensorrt.trt.LayerInformationFormat.JSON
+        return str(inspector.get_engine_information(kind))
+
+    def serialize(self) -> bytes:
+        """The engine as a file's content."""
+        engine: trt.ICudaEngine = self.engine
+        return bytes(engine.serialize())
+
+    def __exit__(self, *_error: object) -> None:
+        self.context = None
+        self.engine = None
+        self.runtime = None
+
+
+def load_engine(tensorrt: TensorRt, bundle: Bundle, engine: Engine, device: Device) -> LoadedEngine:
     """Check an engine's bytes and load them.
 
     Args:
-        trt: the module.
-        bundle: that has it.
-        engine: one that `usable_engine` returned.
+        tensorrt: the version that is installed.
+        bundle: the bundle of the engine.
+        engine: one that `usable_engines` returned.
         device: the current GPU.
-        messages: filled with what TensorRT says, now and while the engine lives.
-
-    Returns:
-        The runtime, which must outlive the engine, and the engine.
 
     Raises:
         BundleError: the file is missing or not the one that the manifest describes. TensorRT never
             sees it.
         EngineError: it cannot be used here, or TensorRT cannot load it.
     """
-    reason = obstacle(engine, bundle.manifest, trt.__version__, device)
+    reason = obstacle(engine, bundle.manifest, tensorrt.version, device)
     if reason is not None:
         raise EngineError(f"{bundle.path / engine.file}: cannot be loaded: {reason}.")
     blob = _checked_bytes(bundle.path / engine.file, engine.sha256)
-    messages = messages or Messages()
-    runtime = trt.Runtime(logger_for(trt, messages))
+    messages = Messages()
+    runtime: trt.Runtime = tensorrt.trt.Runtime(tensorrt.logger(messages))
     if VERSION_COMPATIBLE in engine.flags:
-        runtime.engine_host_code_allowed = True  # it carries a runtime of its own; its hash is ours
+        runtime.engine_host_code_allowed = True  # it carries its own runtime, covered by the hash
     loaded = runtime.deserialize_cuda_engine(blob)
     if loaded is None:
         memory = " It needs more memory than is free: end what else uses the GPU."
         raise EngineError(
-            f"{bundle.path / engine.file}: TensorRT {trt.__version__} cannot load it "
+            f"{bundle.path / engine.file}: TensorRT {tensorrt.version} cannot load it "
             f"({messages.reason or 'no reason given'})."
             f"{memory if messages.out_of_memory else ' Build it again: `rebuild`'}"
         )
-    return runtime, loaded
-
-
-def with_engines(
-    old: tuple[dict[str, Any], ...], new: Iterable[Engine]
-) -> tuple[dict[str, Any], ...]:
-    """The manifest's engines with new ones; those of the same files go."""
-    added = [engine.to_json() for engine in new]
-    files = {entry["file"] for entry in added}
-    return (*(entry for entry in old if entry.get("file") not in files), *added)
+    return LoadedEngine(tensorrt, engine, messages, runtime, loaded)
 
 
 def _checked_bytes(path: Path, sha256: str) -> bytes:
-    """The bytes that are loaded are the bytes that were hashed."""
+    """Read a file once, so that the bytes that are loaded are the bytes that were hashed."""
     try:
         blob = path.read_bytes()
     except OSError as error:

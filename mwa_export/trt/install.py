@@ -1,38 +1,50 @@
-"""TensorRT as it is installed here: the module, or what to install; and whether the driver is new
-enough for it."""
+"""The TensorRT that is installed, the GPU it runs on, and whether the driver is new enough."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
 from importlib import metadata
-from types import ModuleType
 
 from mwa_export.errors import EngineError, MissingPackageError, RuntimeUnavailableError
 from mwa_export.optional import require
 from mwa_export.trt.device import DRIVER, Device, select_device
-from mwa_export.trt.versions import major_of
+from mwa_export.trt.versions import TensorRt, tensorrt_from_module
 
 _CUDA_MAJORS = range(11, 16)  # in names of packages: tensorrt-cu13-bindings
 
 
-def load_tensorrt() -> ModuleType:
-    """The module `tensorrt`, of a version that we build for.
+def load_tensorrt() -> TensorRt:
+    """Import TensorRT.
 
     Raises:
         MissingPackageError: not installed, or its libraries cannot be loaded.
         EngineError: another version than 8.6, 10 or 11.
     """
     module = require("tensorrt", extra="tensorrt", why="build and run engines")
-    major_of(module.__version__)
-    return module
+    return tensorrt_from_module(module)
+
+
+def find_tensorrt(device: int = 0) -> tuple[TensorRt, Device]:
+    """Import TensorRT, and make the GPU current that it will run on.
+
+    Args:
+        device: number of the GPU.
+
+    Raises:
+        MissingPackageError, EngineError: see `load_tensorrt`.
+        RuntimeUnavailableError: no such GPU, or a driver that is too old.
+    """
+    tensorrt, gpu = load_tensorrt(), select_device(device)
+    check_driver(tensorrt.version, gpu)
+    return tensorrt, gpu
 
 
 def check_driver(version: str, device: Device) -> None:
-    """Raise RuntimeUnavailableError if the driver is too old for the CUDA that TensorRT brings.
+    """Raise RuntimeUnavailableError if the driver is too old for the CUDA of TensorRT.
 
-    Within a major version of CUDA every driver will do; where TensorRT was not installed by pip,
-    nothing tells which CUDA it needs, and TensorRT itself will.
+    Any driver of the same CUDA major version will do. If TensorRT was not installed by pip, the
+    CUDA version that it needs is unknown here, and TensorRT itself reports a mismatch.
 
     Args:
         version: of TensorRT.
@@ -61,7 +73,7 @@ def _cuda_of(version: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class EngineHost:
-    """TensorRT and the GPU that it would run on; or why there are not both."""
+    """TensorRT and the GPU that it would run on, or the reason why one is missing."""
 
     version: str = ""  # of TensorRT
     device: Device | None = None
@@ -75,12 +87,10 @@ def engine_host(device: int = 0) -> EngineHost:
         device: number of the GPU.
     """
     try:
-        version = load_tensorrt().__version__
-        found = select_device(device)
-        check_driver(version, found)
+        tensorrt, found = find_tensorrt(device)
     except (EngineError, MissingPackageError, RuntimeUnavailableError) as error:
         return EngineHost(missing=str(error).rstrip("."))
-    return EngineHost(version, found)
+    return EngineHost(tensorrt.version, found)
 
 
 def driver_here() -> bool:

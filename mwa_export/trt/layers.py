@@ -1,8 +1,8 @@
-"""What TensorRT made of a graph: its layers as plain data, and what may have cost speed.
+"""Layers of an engine, and reasons why it may be slower than its precision promises.
 
 The engine inspector's JSON differs between versions (a layer is an object in engines built with
-detailed verbosity, else its name; types are "Half" or "Row major linear FP16 format"), so what is
-not understood is left out, and never an error.
+detailed verbosity, else its name; types are "Half" or "Row major linear FP16 format"), so unknown
+entries are left out and are never an error.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ class Layer:
 
     @property
     def is_attention(self) -> bool:
-        """Whether it is attention as one kernel."""
+        """Whether it is fused attention."""
         return bool(_ATTENTION.search(self.tactic) or _ATTENTION.search(self.kind))
 
     @property
     def is_reformat(self) -> bool:
-        """Whether it only copies, to another layout or type."""
+        """Whether it only copies to another layout or type."""
         return bool(_REFORMAT.match(self.kind)) or self.name.startswith("Reformatting CopyNode")
 
     @property
     def is_opaque(self) -> bool:
-        """Whether it is a whole part of the graph that the inspector does not look into."""
+        """Whether it is a part of the graph that the inspector does not look into."""
         return bool(_OPAQUE.search(self.name) or _OPAQUE.search(self.kind))
 
 
@@ -72,11 +72,11 @@ class Inspection:
 
     @property
     def gemms(self) -> dict[str, int]:
-        """How many GEMMs compute in which type; a GEMM has the smallest type of its inputs."""
+        """Number of GEMMs by the type they compute in, the smallest of their inputs' types."""
         return dict(Counter(_smallest(layer) for layer in self.layers if layer.is_gemm))
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, without the layers."""
+        """Counts for a report, without the layers."""
         return {
             "layers": len(self.layers),
             "gemms": self.gemms,
@@ -86,10 +86,10 @@ class Inspection:
         }
 
     def reasons(self, precision: str) -> tuple[str, ...]:
-        """What may keep an engine from being as fast as its precision promises.
+        """Possible reasons why an engine is slower than its precision promises.
 
         Args:
-            precision: that it was built for.
+            precision: of the engine.
         """
         sentences = []
         wanted = {precision, "unknown"}
@@ -119,7 +119,7 @@ class Inspection:
 
 
 def read_inspection(text: str) -> Inspection:
-    """The layers in an inspector's JSON; none where it is not what we know.
+    """The layers in an inspector's JSON; none if its form is unknown.
 
     Args:
         text: of `EngineInspector.get_engine_information`.
@@ -153,7 +153,7 @@ def _type(port: dict[str, Any]) -> str | None:
 
 
 def _smallest(layer: Layer) -> str:
-    """The type that a layer computes in: biases and scales are wider than what is multiplied."""
+    """The type that a layer computes in; biases and scales are wider than the factors."""
     order = [name for _pattern, name in _TYPES]
     known = [kind for kind in layer.inputs if kind in order]
     return min(known, key=order.index) if known else "unknown"

@@ -1,13 +1,9 @@
-"""What TensorRT says while it works: kept, so that an error can give the reason."""
+"""Messages of TensorRT, kept so that an error can give the reason."""
 
 from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import tensorrt as trt
 
 log = logging.getLogger(__name__)
 
@@ -21,44 +17,24 @@ _PREFIX = re.compile(r"^(?:\d+: )?\[[\w./]+::\w+::\d+\] (?:Error Code \d+: )?")
 
 
 class Messages:
-    """The errors of one build or load, and how much memory was asked for in vain."""
+    """Errors of one build or load, and the largest amount of memory that was refused."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.requested = 0  # bytes, the largest
-        self._out_of_memory = False
+        self.out_of_memory = False  # an error says so; tactics skipped for memory do not count
 
     def add(self, text: str, *, error: bool) -> None:
-        """Take a message."""
+        """Record a message."""
         found = _REQUESTED.search(text)
         if found is not None:
             self.requested = max(self.requested, *(int(n) for n in found.groups() if n))
         if error:
-            self._out_of_memory |= _OUT_OF_MEMORY.search(text) is not None
+            self.out_of_memory |= _OUT_OF_MEMORY.search(text) is not None
             self.errors.append(_PREFIX.sub("", text.strip()))
-            log.debug("TensorRT error: %s", text)
-        else:
-            log.debug("TensorRT: %s", text)
-
-    @property
-    def out_of_memory(self) -> bool:
-        """Whether memory was the reason, and not only a way that was left out for it."""
-        return self._out_of_memory
+        log.debug("TensorRT%s: %s", " error" if error else "", text)
 
     @property
     def reason(self) -> str:
-        """The first error, which the others follow from; "" if nothing was said."""
+        """The first error, which the others follow from; "" if there was none."""
         return self.errors[0].rstrip(". ") if self.errors else ""
-
-
-def logger_for(trt: Any, messages: Messages) -> trt.ILogger:
-    """A logger that fills ``messages`` and shows everything under -v."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # only known at run time
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            messages.add(msg, error=int(severity) <= int(trt.Logger.ERROR))
-
-    return Log()

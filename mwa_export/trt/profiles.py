@@ -1,22 +1,21 @@
-"""The shapes an engine is built for: a least, a usual and a largest one for every input."""
+"""Optimization profiles: minimum, optimum and maximum shape of every input of an engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from mwa_export.bundle.engine import Profile, ShapeRange
 from mwa_export.errors import ProfileError
 from mwa_export.spec import Port, TowerSpec
 
 BATCH, LENGTH = "batch", "length"  # the dynamic axes, as TowerSpec names them
 _OPTIONS = {BATCH: "`batch`", LENGTH: "`lengths`"}
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Sizes of one dynamic axis: the least, the one to be fastest at, the largest."""
+    """Range of one dynamic axis; the engine is fastest at ``opt``."""
 
     min: int
     opt: int
@@ -53,48 +52,6 @@ class Span:
         return span
 
 
-@dataclass(frozen=True, slots=True)
-class ShapeRange:
-    """The shapes of one input, (axes,) each."""
-
-    name: str  # of the input
-    min: Shape
-    opt: Shape
-    max: Shape
-
-    def __post_init__(self) -> None:
-        shapes = (self.min, self.opt, self.max)
-        if len({len(shape) for shape in shapes}) != 1:
-            raise ProfileError(
-                f"{self.name}: the shapes {self.min}, {self.opt} and {self.max} differ in length. "
-                "Expected one size for every axis in each."
-            )
-        for axis, (low, usual, high) in enumerate(zip(*shapes, strict=True)):
-            if not 0 <= low <= usual <= high:
-                raise ProfileError(
-                    f"{self.name}: axis {axis} has min {low}, opt {usual} and max {high}. Expected "
-                    "0 <= min <= opt <= max."
-                )
-
-    def to_json(self) -> dict[str, Any]:
-        """As the manifest keeps it."""
-        return {
-            "name": self.name,
-            "min": list(self.min),
-            "opt": list(self.opt),
-            "max": list(self.max),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ShapeRange:
-        """The other way round."""
-        return cls(data["name"], tuple(data["min"]), tuple(data["opt"]), tuple(data["max"]))
-
-
-Profile = tuple[ShapeRange, ...]
-"""All inputs of a tower."""
-
-
 def profile_of(spec: TowerSpec, batch: Span, lengths: Span | None = None) -> Profile:
     """The shapes of every input of a tower.
 
@@ -113,16 +70,16 @@ def profile_of(spec: TowerSpec, batch: Span, lengths: Span | None = None) -> Pro
 def profiles_of(
     spec: TowerSpec, batches: Sequence[Span], lengths: Span | None = None
 ) -> tuple[Profile, ...]:
-    """A profile for each range of batches; see `profile_of`."""
+    """One profile for each range of batches; see `profile_of`."""
     return tuple(profile_of(spec, batch, lengths) for batch in batches)
 
 
 def text_lengths(given: Span | None, max_length: int) -> Span:
-    """The lengths of texts, BOS and EOS included.
+    """The range of text lengths in tokens, BOS and EOS included.
 
     Args:
         given: by the user; None: from the shortest text to the longest, fastest at 16 tokens,
-            which most captions have.
+            the length of a typical caption.
         max_length: of the model.
 
     Raises:

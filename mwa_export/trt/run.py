@@ -1,98 +1,114 @@
-"""Run one engine: copies and computation overlap, with two sets of buffers and three streams.
+"""Run engines: copies and computation overlap, with two sets of buffers and three streams.
 
-What repeats in shape is recorded once, as a CUDA graph, and then launched as a whole: a tower is
-hundreds of kernels, and a small batch waits for the CPU to give them to the GPU one by one.
+Shapes that repeat are recorded once as a CUDA graph, which is then launched as a whole: a tower has
+hundreds of kernels, and a small batch would wait for the CPU to launch them one by one.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import Engine
 from mwa_export.errors import EngineError, ProfileError
 from mwa_export.spec import Embeddings, TowerSpec
 from mwa_export.trt.buffers import Buffer, Gpu
-from mwa_export.trt.engine import Engine
-from mwa_export.trt.log import Messages
+from mwa_export.trt.device import Device, open_driver
+from mwa_export.trt.engine import LoadedEngine, load_engine
 from mwa_export.trt.shapes import Arrays, Piece, pieces
-from mwa_export.trt.versions import scratch_bytes
+from mwa_export.trt.versions import TensorRt
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 SETS = 2
+Name = TypeVar("Name", bound=str)
 _Shapes = tuple[int, tuple[tuple[int, ...], ...]]  # the profile, and the shape of each input
 
 
+@contextmanager
+def open_runners(
+    tensorrt: TensorRt,
+    device: Device,
+    engines: Mapping[Name, tuple[Bundle, Engine]],
+    *,
+    graphs: bool = True,
+) -> Iterator[dict[Name, EngineRunner]]:
+    """Load engines and allocate what they need to run. All of it is released at the end.
+
+    Args:
+        tensorrt: the version that is installed.
+        device: the current GPU.
+        engines: each with the bundle, or the folder, that holds it.
+        graphs: record shapes that repeat as CUDA graphs.
+
+    Raises:
+        BundleError, EngineError: see `load_engine` and `EngineRunner`.
+        DeviceMemoryError: no memory for inputs and outputs.
+    """
+    with ExitStack() as stack:
+        gpu = stack.enter_context(closing(Gpu(open_driver(), device)))
+        runners = {}
+        for name, (bundle, engine) in engines.items():
+            loaded = stack.enter_context(load_engine(tensorrt, bundle, engine, device))
+            spec = bundle.graph(engine.tower)[1].spec
+            runner = EngineRunner(gpu, loaded, spec, graphs=graphs)
+            runners[name] = stack.enter_context(closing(runner))
+        yield runners
+
+
 class _Set:
-    """Buffers of one run, and the events that say how far it is."""
+    """Buffers of one run, and the events that mark its progress."""
 
     def __init__(self, gpu: Gpu, sizes: dict[str, int]) -> None:
         self.buffers: dict[str, Buffer] = gpu.buffers(sizes)
         self.uploaded, self.computed, self.downloaded = (gpu.event() for _ in range(3))
-        self.ran: _Shapes | None = None  # the last that TensorRT ran by itself
+        self.ran: _Shapes | None = None  # the last shapes that TensorRT ran by itself
         self.graph: ctypes.c_void_p | None = None  # of the runner's present shapes
 
 
 class EngineRunner:
-    """An engine with its execution context. One caller at a time, from any thread.
+    """Runs one engine. One caller at a time, from any thread.
 
     While one piece of a batch is computed, the next one is copied to the GPU and the last one's
     result back. Piece i and piece i + 2 share buffers, so i is taken out before i + 2 goes in.
     """
 
     def __init__(
-        self,
-        trt: Any,
-        gpu: Gpu,
-        loaded: trt.ICudaEngine,
-        engine: Engine,
-        spec: TowerSpec,
-        messages: Messages,
-        *,
-        graphs: bool = True,
+        self, gpu: Gpu, loaded: LoadedEngine, spec: TowerSpec, *, graphs: bool = True
     ) -> None:
         """Allocate what the largest shapes of the engine's profiles need.
 
         Args:
-            trt: the module.
             gpu: where memory comes from.
-            loaded: the engine, deserialized.
-            engine: its description.
+            loaded: the engine; its owner releases it after this is closed.
             spec: the tower's inputs and output.
-            messages: what TensorRT says, for errors.
             graphs: record shapes that repeat as CUDA graphs.
 
         Raises:
             EngineError: no execution context, mostly for want of memory.
             DeviceMemoryError: no memory for inputs and outputs.
         """
-        self._gpu, self._engine, self._spec, self._messages = gpu, engine, spec, messages
+        self._gpu, self._loaded, self._spec = gpu, loaded, spec
+        self._engine = loaded.description
+        loaded.create_context()
         names = [*(port.name for port in spec.inputs), spec.output.name]
-        self._loaded = loaded
-        # 8.6 takes int32 where the graph has int64.
-        self._dtypes = {n: np.dtype(trt.nptype(loaded.get_tensor_dtype(n))) for n in names}
-        self._context: trt.IExecutionContext = loaded.create_execution_context()
-        if self._context is None:
-            need = scratch_bytes(trt, loaded) / (1 << 30)
-            raise EngineError(
-                f"{engine.file}: its activations need {need:.2f} GiB on {engine.gpu}, which are "
-                f"not free ({messages.reason or 'no reason given'}). End what else uses the GPU, "
-                "or build engines for smaller batches: `mwa-export trt` with `batch`"
-            )
-        self.scratch = scratch_bytes(trt, loaded)  # bytes of device memory for activations
+        self._dtypes = {name: loaded.dtype(name) for name in names}
+        self.scratch = loaded.scratch  # bytes of device memory for activations
         sizes = {name: self._largest(name) for name in names}
         self._sets = [_Set(gpu, sizes) for _ in range(SETS)]
         self._up, self._compute, self._down = (gpu.stream() for _ in range(3))
         self._timers = (gpu.timer(), gpu.timer())
         self._profile = -1
         self._shapes: _Shapes | None = None  # that the recorded graphs are for
-        self.graphs = graphs  # False too once the driver could not record one
+        self.graphs = graphs  # also False if the driver cannot record one
         self.launched = 0  # runs that were launches of a graph
 
     def run(self, arrays: Arrays) -> Embeddings:
@@ -121,7 +137,7 @@ class EngineRunner:
         return np.concatenate(results) if results else np.empty((0, width), np.float32)
 
     def load(self, batches: Sequence[Arrays]) -> tuple[Piece, ...]:
-        """Put batches on the GPU, to be computed again and again by `milliseconds`.
+        """Copy batches to the GPU, for `milliseconds` to compute repeatedly.
 
         Args:
             batches: SETS of them at most, each small enough for one run.
@@ -144,11 +160,11 @@ class EngineRunner:
         return tuple(loaded)
 
     def milliseconds(self, loaded: Sequence[Piece], runs: int) -> float:
-        """Time of one run on the GPU, without copies: the mean of some in a row.
+        """Mean time of a run on the GPU, without copies.
 
         Args:
             loaded: from `load`; they take turns.
-            runs: how many.
+            runs: number of runs in a row.
 
         Raises:
             EngineError: TensorRT refuses to run.
@@ -161,20 +177,17 @@ class EngineRunner:
         self._gpu.record(end, self._compute)
         return self._gpu.milliseconds(start, end) / runs
 
-    def inspect(self, trt: Any) -> str:
-        """What the engine inspector says, as JSON; best after a run, when shapes are known."""
-        loaded: trt.ICudaEngine = self._loaded
-        inspector: trt.EngineInspector = loaded.create_engine_inspector()
-        inspector.execution_context = self._context
-        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    def inspect(self) -> str:
+        """JSON of the engine inspector; most complete after a run, when shapes are known."""
+        return self._loaded.inspect()
 
     def close(self) -> None:
-        """Give the recorded graphs back, before the engine goes."""
+        """Release the recorded graphs, before the engine goes."""
         self._gpu.make_current()
         self._forget_graphs()
 
     def _start(self, used: _Set, piece: Piece) -> None:
-        """Give a piece to the GPU; nothing here waits, but where shapes change."""
+        """Start a piece on the GPU. Waits only when shapes change."""
         gpu = self._gpu
         self._upload(used, piece)
         gpu.wait(self._compute, used.uploaded)
@@ -193,10 +206,11 @@ class EngineRunner:
         self._gpu.record(used.uploaded, self._up)
 
     def _execute(self, used: _Set, piece: Piece) -> None:
-        """Compute what lies in a set's buffers.
+        """Compute what is in a set's buffers.
 
-        A graph is recorded when a set sees the same shapes twice: TensorRT wants to have run them
-        once by itself. Graphs of other shapes go, as they belong to the context's earlier state.
+        A graph is recorded when a set sees the same shapes twice: TensorRT has to run them once by
+        itself first. Graphs of other shapes are dropped, as they belong to an earlier state of the
+        context.
         """
         shapes = piece.profile, tuple(array.shape for array in piece.arrays)
         if shapes != self._shapes:
@@ -215,8 +229,8 @@ class EngineRunner:
         used.ran = shapes
 
     def _bind(self, used: _Set, piece: Piece) -> None:
-        """Tell the context what the next run is: profile, shapes, addresses."""
-        context: trt.IExecutionContext = self._context
+        """Set profile, shapes and addresses of the next run."""
+        context: trt.IExecutionContext = self._loaded.context
         if piece.profile != self._profile:
             handle = self._compute.value or 0
             self._demand(context.set_optimization_profile_async(piece.profile, handle))
@@ -227,7 +241,7 @@ class EngineRunner:
             self._demand(context.set_tensor_address(name, buffer.device))
 
     def _enqueue(self) -> bool:
-        context: trt.IExecutionContext = self._context
+        context: trt.IExecutionContext = self._loaded.context
         return bool(context.execute_async_v3(self._compute.value or 0))
 
     def _forget_graphs(self) -> None:
@@ -260,5 +274,5 @@ class EngineRunner:
         if not done:
             raise EngineError(
                 f"{self._engine.file}: TensorRT refuses to run it "
-                f"({self._messages.reason or 'no reason given'}). Build it again: `rebuild`"
+                f"({self._loaded.messages.reason or 'no reason given'}). Build it again: `rebuild`"
             )

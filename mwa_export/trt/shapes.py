@@ -1,4 +1,4 @@
-"""Which of an engine's profiles serves a batch, and how inputs are cut and padded to fit it."""
+"""Cut and pad batches to fit the profiles of an engine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.bundle.engine import Profile
 from mwa_export.errors import ProfileError
 from mwa_export.inputs.tokenizer import PAD
 from mwa_export.spec import TowerSpec
-from mwa_export.trt.profiles import BATCH, LENGTH, Profile, Span
+from mwa_export.trt.profiles import BATCH, LENGTH, Span
 
 _PADDING = {"token_ids": PAD, "padding_mask": 1}  # what a text is made longer with, exactly
 Arrays = tuple[NDArray[Any], ...]
@@ -20,10 +21,10 @@ Arrays = tuple[NDArray[Any], ...]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a batch, as one run of the engine takes it."""
+    """The part of a batch that one run of the engine takes."""
 
     arrays: Arrays  # of the shapes that the profile allows
-    rows: int  # that are real; those behind them only fill up
+    rows: int  # real ones; any that follow are filling
     profile: int  # its index
 
 
@@ -57,7 +58,7 @@ def pieces(spec: TowerSpec, profiles: Sequence[Profile], arrays: Arrays) -> list
     for start in range(0, len(arrays[0]), most):
         part = tuple(array[start : start + most] for array in arrays)
         rows = len(part[0])
-        # Of those that are large enough, the smallest: it is built for such batches.
+        # The smallest that is large enough: it is built for such batches.
         chosen = min(
             (i for i in fit if rows <= spans[i][BATCH].max), key=lambda i: spans[i][BATCH].max
         )
@@ -66,7 +67,7 @@ def pieces(spec: TowerSpec, profiles: Sequence[Profile], arrays: Arrays) -> list
 
 
 def _spans(spec: TowerSpec, profile: Profile) -> dict[str, Span]:
-    """The sizes of the dynamic axes in a profile."""
+    """Ranges of the dynamic axes in a profile."""
     shapes = {entry.name: entry for entry in profile}
     first = spec.inputs[0]
     entry = shapes[first.name]
@@ -78,7 +79,7 @@ def _spans(spec: TowerSpec, profile: Profile) -> dict[str, Span]:
 
 
 def _check_fixed(spec: TowerSpec, profile: Profile, arrays: Arrays) -> None:
-    """The axes that no batch may change: pixels and channels of a picture."""
+    """Check the fixed axes: pixels and channels of an image."""
     largest = {entry.name: entry.max for entry in profile}
     for port, array in zip(spec.inputs, arrays, strict=True):
         expected = tuple(

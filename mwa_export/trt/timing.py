@@ -1,4 +1,4 @@
-"""How fast engines are: measured in turns, after a warm-up, on more than one batch."""
+"""Time engines in turns, after a warm-up, on more than one batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import Profile
 from mwa_export.inputs.preprocess import arrays_of
 from mwa_export.inputs.tokenizer import BOS, EOS
 from mwa_export.spec import Tower
-from mwa_export.trt.profiles import Profile
 from mwa_export.trt.run import SETS, EngineRunner
 from mwa_export.trt.shapes import Arrays
 
@@ -22,12 +22,12 @@ WARM_UP, ROUNDS, RUNS = 3, 9, 10
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One engine at one shape."""
+    """Times of one engine at one shape."""
 
     batch: int  # rows
-    length: int | None  # tokens of each; None: pictures
-    milliseconds: tuple[float, ...]  # of a run, on the device without copies; one per round
-    called: tuple[float, ...]  # of a call with its copies, on the caller's clock; one per round
+    length: int | None  # tokens of each text; None: images
+    milliseconds: tuple[float, ...]  # per run, on the device without copies; one per round
+    called: tuple[float, ...]  # milliseconds per call, copies included; one per round
 
     @property
     def median_ms(self) -> float:
@@ -35,13 +35,8 @@ class Timing:
 
     @property
     def rows_per_second(self) -> float:
-        """On the device, without copies."""
+        """Throughput on the device, without copies."""
         return 1000 * self.batch / self.median_ms
-
-    @property
-    def rows_per_second_called(self) -> float:
-        """With the copies of a call, which do not overlap with those of another call."""
-        return 1000 * self.batch / statistics.median(self.called)
 
 
 def time_interleaved(
@@ -114,6 +109,6 @@ def batches_of(bundle: Bundle, tower: Tower, rows: int, length: int | None = Non
 
 
 def usual_shape(profile: Profile) -> tuple[int, int | None]:
-    """Rows, and tokens of a text, that a profile is fastest at."""
+    """Optimum rows of a profile, and tokens of a text."""
     first = profile[0].opt
     return first[0], first[1] if len(first) == 2 else None

@@ -219,7 +219,7 @@ def test_two_rounds_are_refused(files: Path, folder: Path) -> None:
 def test_folder_that_is_no_bundle_is_refused(
     bench_refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    assert "is no bundle" in bench_refused(bundle=tmp_path / "nothing")
+    assert "is not a bundle" in bench_refused(bundle=tmp_path / "nothing")
 
 
 def test_checkpoint_of_another_bundle_is_refused(

@@ -125,7 +125,7 @@ def test_bundle_says_what_it_is(bundle: Path, exported: Bundle) -> None:
 
 @pytest.mark.parametrize("path", ["gone", "bundle/tokenizer", "bundle/vision.onnx"])
 def test_folder_without_manifest_is_no_bundle(path: str, bundle: Path) -> None:
-    with pytest.raises(BundleError, match=r"is no bundle \(manifest.json is missing\)"):
+    with pytest.raises(BundleError, match=r"is not a bundle \(manifest.json is missing\)"):
         Bundle.open(bundle.parent / path)
 
 

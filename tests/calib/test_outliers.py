@@ -54,9 +54,7 @@ def with_outliers(bundle: Bundle, out: Path) -> Bundle:
                     divide[site.name] = scale
             (folder / path.name).unlink()
             apply_smoothing(graph, sites, divide).write(folder / path.name)
-        manifest = Bundle.open(bundle.path).manifest
-        manifest.files.clear()
-        write_manifest(folder, manifest)
+        write_manifest(folder, bundle.manifest)
     return Bundle.open(out)
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mwa_export.calib.precision_search import (
-    Measured,
     SearchResult,
     SiteKey,
+    Trial,
     rank_sites,
     savings,
     search,
@@ -32,12 +32,12 @@ class Recorder:
         self.drops, self.noise = drops, noise or {}
         self.asked: list[frozenset[SiteKey]] = []
 
-    def __call__(self, int8: frozenset[SiteKey]) -> Measured:
+    def __call__(self, int8: frozenset[SiteKey]) -> Trial:
         self.asked.append(int8)
         drop = sum(self.drops[site] for site in int8)
         if int8:
             drop += self.noise.get(len(int8) % 5, 0.0)
-        return Measured(int8, drop, dict.fromkeys(TOWERS, 1.0), {})
+        return Trial(int8, drop, dict.fromkeys(TOWERS, 1.0), {})
 
 
 def run(
@@ -74,7 +74,7 @@ def test_choice_was_measured_inside_the_budget(
     assert len(set(evaluate.asked)) == len(evaluate.asked) == len(result.measured)
     assert {kept.site for kept in result.kept} == set(result.sensitivity) - result.chosen.int8
 
-    def worth(measured: Measured) -> float:
+    def worth(measured: Trial) -> float:
         return sum(result.saving[site] for site in measured.int8)
 
     passing = [m for m in result.measured if m.drop <= budget]

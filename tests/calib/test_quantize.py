@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +13,9 @@ from parity_files import write_test_set
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.quantization import Quantization
 from mwa_export.calib.evaluate import Evaluator
-from mwa_export.calib.precision_search import Measured, SiteKey
+from mwa_export.calib.precision_search import SiteKey, Trial
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.metrics.recall import SLACK
 
@@ -67,7 +67,7 @@ def all_layers(bundle: Path) -> set[str]:
     return {f"{site['tower']}:{site['site']}" for site in sites}
 
 
-def quantization(bundle: Path) -> dict[str, Any]:
+def quantization(bundle: Path) -> Quantization:
     found = Bundle.open(bundle).manifest.quantization
     assert found is not None
     return found
@@ -79,15 +79,16 @@ def test_no_search_quantizes_all_layers_and_measures_the_drop(whole: tuple[Path,
     assert outcome.stdout.endswith(f"{out}\n")
     assert int8_layers(out) == all_layers(out)
     said = quantization(out)
-    assert said["kept"] == {"vision": [], "text": []}
-    assert (said["data"]["pictures"], said["data"]["captions"]) == (16, 16)
-    assert (said["held_back"]["pictures"], said["held_back"]["captions"]) == (20, 40)
-    (int8,) = (entry for entry in said["measured"] if entry["precision"] == "int8")
-    exact, found = int8["recall"]["float32"], int8["recall"]["candidate"]
+    assert said.kept == {"vision": (), "text": ()}
+    assert (said.data["pictures"], said.data["captions"]) == (16, 16)
+    assert said.held_back is not None
+    assert (said.held_back.pictures, said.held_back.captions) == (20, 40)
+    (int8,) = (entry for entry in said.measured if entry.precision == "int8")
+    exact, found = int8.recall["float32"], int8.recall["candidate"]
     worst = max(exact[name] - found[name] for name in exact)
-    assert int8["recall_drop"] == pytest.approx(worst, abs=1e-5)
-    assert int8["passed"] == (worst <= 0.2 + SLACK)
-    assert min(int8["mean_cosine"].values()) > 0.998
+    assert int8.recall_drop == pytest.approx(worst, abs=1e-5)
+    assert int8.passed == (worst <= 0.2 + SLACK)
+    assert min(int8.mean_cosine.values()) > 0.998
     graphs = [graph for graph in Bundle.open(out).manifest.graphs if graph.precision == "int8"]
     assert {graph.dialect for graph in graphs} == {"onnxruntime"}
     assert all(0.99 < (graph.conformance or 0) < 1 for graph in graphs)
@@ -113,7 +114,7 @@ def test_calibration_is_reused_without_data(whole: tuple[Path, Outcome], copy: P
     for name in ("vision.int8.onnxruntime.onnx", "text.int8.onnxruntime.onnx", "calibration.json"):
         assert (copy / name).read_bytes() == (whole[0] / name).read_bytes()
     assert not (copy / "tradeoff.json").exists(), "nothing was measured"
-    assert quantization(copy)["measured"] == []
+    assert quantization(copy).measured == ()
 
     run("quantize", copy, "--calibration", calibration, "--dialect", "tensorrt8")
     dialects = {g.dialect for g in Bundle.open(copy).manifest.graphs if g.precision == "int8"}
@@ -136,8 +137,8 @@ def test_kept_layers_stay_and_force_replaces_only_if_asked(
     kept = {x for x in all_layers(copy) if x == "text:blocks.0.qkv" or ".enhancer." in x}
     assert len(kept) == 5
     assert int8_layers(copy) == all_layers(copy) - kept
-    said = quantization(copy)["kept"]
-    assert {f"{tower}:{name}" for tower in TOWERS for name in said[tower]} == kept
+    said = quantization(copy).kept
+    assert {f"{tower}:{name}" for tower, names in said.items() for name in names} == kept
 
 
 def test_search_stays_inside_the_budget_and_says_what_it_kept(
@@ -165,8 +166,8 @@ def test_search_stays_inside_the_budget_and_says_what_it_kept(
 def test_missed_budget_is_exit_status_1_and_leaves_the_bundle(
     whole: tuple[Path, Outcome], pictures: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lossy(_self: Evaluator, int8: frozenset[SiteKey]) -> Measured:
-        return Measured(int8, 7.5 if int8 else 0.0, {"vision": 0.9, "text": 1.0}, {})
+    def lossy(_self: Evaluator, int8: frozenset[SiteKey]) -> Trial:
+        return Trial(int8, 7.5 if int8 else 0.0, {"vision": 0.9, "text": 1.0}, {})
 
     monkeypatch.setattr(Evaluator, "__call__", lossy)
     before = files_below(copy.parent)

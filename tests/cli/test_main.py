@@ -50,7 +50,7 @@ def test_every_export_option_gives_a_verified_bundle(
 ) -> None:
     assert run("onnx", checkpoint, "-o", tmp_path / "bundle", *options, "-q")[0] == 0
     bundle = Bundle.open(tmp_path / "bundle")
-    differences = bundle.manifest.export["largest_difference_from_reference"]
+    differences = bundle.manifest.export.largest_difference_from_reference
     assert max(differences.values()) <= TOLERANCE
     OnnxBackend(bundle)  # checks the conformance vectors
 
@@ -99,7 +99,7 @@ def test_warnings_reach_the_user_and_the_manifest(
     path = write_checkpoint(CONFIGS["sequential"])
     _, _, err = run("onnx", path, "-o", tmp_path / "bundle", "-q")
     assert "warning: ffn_option is sequential" in err
-    warnings = Bundle.open(tmp_path / "bundle").manifest.export["warnings"]
+    warnings = Bundle.open(tmp_path / "bundle").manifest.export.warnings
     assert "never applies" in warnings[0]
 
 

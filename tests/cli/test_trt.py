@@ -18,7 +18,6 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines import graphs
 from mwa_export.trt import install
-from mwa_export.trt.engine import engines_of
 
 
 @pytest.fixture(scope="session")
@@ -70,10 +69,10 @@ def test_engines_of_both_towers_join_the_bundle(trt: FakeTensorRT, bundle: Path)
         after[name] == content for name, content in before.items() if name != "manifest.json"
     )
     opened = Bundle.open(bundle)  # checks every hash
-    assert {engine.file for engine in engines_of(opened)} == names
-    for engine in engines_of(opened):
+    assert {engine.file for engine in opened.manifest.engines} == names
+    for engine in opened.manifest.engines:
         assert (engine.gpu, engine.capability) == ("NVIDIA H200", (9, 0))
-        assert engine.sources == (opened.manifest.files[f"{engine.tower}.onnx"]["sha256"],)
+        assert engine.sources == (opened.manifest.files[f"{engine.tower}.onnx"].sha256,)
 
 
 def test_profiles_come_from_the_options(trt: FakeTensorRT, bundle: Path) -> None:
@@ -152,7 +151,7 @@ def test_typed_precisions_come_from_the_graph_alone(
     assert kinds & {*small.values()} == ({small[precision]} if precision in small else set())
     assert not trt.called("config.set_flag")
     assert {entry["precision"] for entry in entries(tmp_path / "out")} == {precision}
-    engines = engines_of(Bundle.open(tmp_path / "out"))
+    engines = Bundle.open(tmp_path / "out").manifest.engines
     assert {engine.precision for engine in engines} == {precision}
 
 
@@ -359,4 +358,4 @@ def test_an_old_driver_is_refused(
 
 
 def test_what_is_no_bundle_is_refused(trt: FakeTensorRT, tmp_path: Path) -> None:
-    assert "is no bundle" in refused("trt", tmp_path, "--fp16")
+    assert "is not a bundle" in refused("trt", tmp_path, "--fp16")

@@ -78,9 +78,10 @@ def test_int8_was_calibrated_and_judged_on_pictures_outside_the_test_set(
     assert len({SEED, SAMPLES_SEED, HELD_BACK_SEED}) == 3
     quantization = Bundle.open(result.folder / "bundle").manifest.quantization
     assert quantization is not None
-    assert quantization["data"]["pictures"] == SAMPLES
-    assert quantization["data"]["name"].endswith(f"seed {SAMPLES_SEED}")
-    assert quantization["held_back"]["pictures"] == HELD_BACK
+    assert quantization.data["pictures"] == SAMPLES
+    assert quantization.data["name"].endswith(f"seed {SAMPLES_SEED}")
+    assert quantization.held_back is not None
+    assert quantization.held_back.pictures == HELD_BACK
     shown = {path.read_bytes() for path in (result.folder / "data" / "images").glob("*.jpg")}
     others = ((SAMPLES_SEED, SAMPLES), (HELD_BACK_SEED, HELD_BACK))
     for seed, count in others:

@@ -16,15 +16,15 @@ from trt_fake_gpu import LateDriver, LateTensorRT
 from trt_files import calibrated_bundle
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import RunTime
 from mwa_export.calib.evaluate import HeldBack
-from mwa_export.calib.precision_search import Measured
+from mwa_export.calib.precision_search import Trial
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines.best import Candidate, fastest
 from mwa_export.engines.build import EngineOptions, build_engines
 from mwa_export.runtimes import open as runtimes
 from mwa_export.runtimes.open import open_backend
 from mwa_export.trt.compare import Compared
-from mwa_export.trt.engine import engines_of
 from mwa_export.trt.layers import Inspection
 from mwa_export.trt.profiles import Span
 from mwa_export.trt.timing import Timing
@@ -77,7 +77,7 @@ def bundle(calibrated: Path, tmp_path: Path) -> Path:
 
 
 def precisions(bundle: Path) -> dict[str, str]:
-    return {engine.tower: engine.precision for engine in engines_of(Bundle.open(bundle))}
+    return {engine.tower: engine.precision for engine in Bundle.open(bundle).manifest.engines}
 
 
 def best(bundle: Path, files: Path, *more: Any) -> str:
@@ -120,10 +120,10 @@ def test_what_drops_too_much_recall_is_not_taken_and_says_so(
 ) -> None:
     measure = HeldBack.measure
 
-    def worse(self: Any, int8: Any, backend: Any, label: str) -> Measured:
+    def worse(self: Any, int8: Any, backend: Any, label: str) -> Trial:
         found = measure(self, int8, backend, label)
         drop = 1.5 if "8" in label.removesuffix("16") else 0.0
-        return Measured(found.int8, drop, found.cosine, found.detail)
+        return Trial(found.int8, drop, found.cosine, found.detail)
 
     monkeypatch.setattr(HeldBack, "measure", worse)
     said = best(bundle, files)
@@ -137,7 +137,7 @@ def test_without_data_8_bits_are_not_tried(trt: LateTensorRT, bundle: Path) -> N
     assert precisions(bundle) == {"vision": "float16", "text": "float16"}
     assert "int8: nothing to measure its recall on. Give --data" in outcome.stderr
     assert "recall was not measured" in outcome.stderr
-    assert all(engine.measured is None for engine in engines_of(Bundle.open(bundle)))
+    assert all(engine.measured is None for engine in Bundle.open(bundle).manifest.engines)
 
 
 def test_a_bundle_without_calibration_gets_the_best_of_16_bits(
@@ -154,12 +154,13 @@ def test_what_was_measured_is_recorded_and_lets_auto_take_it(
     trt: LateTensorRT, bundle: Path, files: Path
 ) -> None:
     best(bundle, files, "--max-recall-drop", 100)
-    one, other = (engine.measured for engine in engines_of(Bundle.open(bundle)))
+    one, other = (engine.measured for engine in Bundle.open(bundle).manifest.engines)
     assert one == other
     assert one is not None
-    assert one["passed"]
-    assert one["held_back"]["pictures"] > 16
-    assert one["milliseconds"]["vision"] == {"batch": 2, "length": None, "run": 1.0}
+    assert one.passed
+    assert one.held_back is not None
+    assert one.held_back.pictures > 16
+    assert one.milliseconds["vision"] == RunTime(2, None, 1.0)
     choice = open_backend(Bundle.open(bundle)).choice
     assert (choice.runtime, choice.precision) == ("tensorrt", "int8")
     assert "inside this bundle's budget" in choice.reason
@@ -168,8 +169,8 @@ def test_what_was_measured_is_recorded_and_lets_auto_take_it(
 def test_a_budget_that_nothing_meets_changes_nothing(
     trt: LateTensorRT, bundle: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bad(self: Any, int8: Any, backend: Any, label: str) -> Measured:
-        return Measured(int8, 7.0, {"vision": 0.5, "text": 0.5}, {})
+    def bad(self: Any, int8: Any, backend: Any, label: str) -> Trial:
+        return Trial(int8, 7.0, {"vision": 0.5, "text": 0.5}, {})
 
     monkeypatch.setattr(HeldBack, "measure", bad)
     before = files_below(bundle.parent)
@@ -278,7 +279,7 @@ def test_float16_of_the_bundle_is_compared_with_if_it_is_there(
     )
     assert set(trt.graphs) == {"vision.int8.onnx", "text.int8.onnx"}
     assert [round(speed.ratio, 6) for speed in done.speeds] == [2.0, 2.0]
-    assert len(engines_of(Bundle.open(bundle))) == 4
+    assert len(Bundle.open(bundle).manifest.engines) == 4
 
 
 def test_16_bits_are_not_held_against_themselves(

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from manifests import quantization
 from onnx import TensorProto, numpy_helper
 from trt_files import calibrated_bundle
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import EnginePrecision
 from mwa_export.bundle.manifest import write_manifest
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines import graphs
@@ -24,7 +26,7 @@ from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.graphs.lint.check import lint
 from mwa_export.progress import Silent
 from mwa_export.spec import Tower
-from mwa_export.trt.versions import EnginePrecision
+from mwa_export.trt.versions import is_typed
 
 TOWER = pytest.mark.parametrize("tower", ["vision", "text"])
 FLOAT16, FLOAT, INT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT8
@@ -49,7 +51,8 @@ def made(
     batches: Iterable[Inputs] = (),
 ) -> tuple[EngineGraph, onnx.ModelProto]:
     """A graph for an engine, and its content."""
-    graph = engine_graph(bundle, tower, precision, major, folder, Silent(), batches=batches)
+    typed = is_typed(major)
+    graph = engine_graph(bundle, tower, precision, typed, folder, Silent(), batches=batches)
     return graph, onnx.load(graph.path)
 
 
@@ -135,7 +138,7 @@ def test_float8_graph_has_the_sites_of_int8(
     assert {types[n.output[0]] for n in pairs if n.op_type == "DequantizeLinear"} == {FLOAT16}
     assert 0.98 <= graph.cosine < 0.99999
     assert not lint(model, "tensorrt-float8")
-    hashes = {name: entry["sha256"] for name, entry in calibrated.manifest.files.items()}
+    hashes = {name: entry.sha256 for name, entry in calibrated.manifest.files.items()}
     assert graph.sources == (hashes[f"{tower}.onnx"], hashes["calibration.json"])
 
 
@@ -156,7 +159,7 @@ def test_graph_for_8_is_float32_at_opset_17(
 def test_sources_are_the_files_that_a_graph_was_made_from(
     calibrated: Bundle, tmp_path: Path
 ) -> None:
-    hashes = {name: entry["sha256"] for name, entry in calibrated.manifest.files.items()}
+    hashes = {name: entry.sha256 for name, entry in calibrated.manifest.files.items()}
     half, _model = made(calibrated, "text", tmp_path)
     assert half.sources == (hashes["text.onnx"],)
     whole, _model = made(calibrated, "text", tmp_path, precision="int8")
@@ -167,8 +170,8 @@ def test_sources_are_the_files_that_a_graph_was_made_from(
 def test_layers_that_quantize_kept_have_no_pairs(
     precision: EnginePrecision, calibrated: Bundle, tmp_path: Path
 ) -> None:
-    kept = {"quantization": {"kept": {"text": ["blocks.0.qkv"]}}}
-    bundle = Bundle(calibrated.path, replace(calibrated.manifest, **kept))  # type: ignore[arg-type]
+    kept = quantization(kept={"text": ("blocks.0.qkv",)})
+    bundle = Bundle(calibrated.path, replace(calibrated.manifest, quantization=kept))
     counts = []
     for one in (calibrated, bundle):
         _graph, model = made(one, "text", tmp_path, precision=precision)
@@ -180,9 +183,9 @@ def test_layers_that_quantize_kept_have_no_pairs(
 def test_a_tower_that_is_kept_whole_has_no_int8_graph(calibrated: Bundle, tmp_path: Path) -> None:
     _graph, model = made(calibrated, "text", tmp_path, precision="int8")
     names = [n.name for n in model.graph.node if n.op_type == "QuantizeLinear"]
-    sites = [name.removesuffix(".input.QuantizeLinear") for name in names]
-    kept: dict[str, Any] = {"quantization": {"kept": {"text": sites}}}
-    bundle = Bundle(calibrated.path, replace(calibrated.manifest, **kept))
+    sites = tuple(name.removesuffix(".input.QuantizeLinear") for name in names)
+    kept = quantization(kept={"text": sites})
+    bundle = Bundle(calibrated.path, replace(calibrated.manifest, quantization=kept))
     with pytest.raises(CalibrationError, match="every layer of the text tower"):
         made(bundle, "text", tmp_path, precision="int8")
 

@@ -26,7 +26,6 @@ from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import AdapterConfig
-from mwa_export.trt.engine import engines_of
 
 ADDED = ("adaptmlp", "enhancer", "ffn_enhance")
 
@@ -129,10 +128,10 @@ def test_the_new_bundle_is_that_of_its_checkpoint(
     built(tmp_path / "plain")
     for one, other in zip(embedded(tmp_path / "new"), embedded(tmp_path / "plain"), strict=True):
         assert np.array_equal(one, other), "as if it had been built"
-    for engine in engines_of(new):
+    for engine in new.manifest.engines:
         assert engine.flags == ("refit",)
         assert engine.measured is None
-        assert engine.sources == (new.manifest.files[f"{engine.tower}.onnx"]["sha256"],)
+        assert engine.sources == (new.manifest.files[f"{engine.tower}.onnx"].sha256,)
 
 
 def test_base_and_adapter_file_are_taken_as_onnx_takes_them(

@@ -11,12 +11,13 @@ from commands import run
 from onnx import TensorProto
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import EnginePrecision
 from mwa_export.engines.graphs import engine_graph
 from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.progress import Silent
 from mwa_export.runtimes.ort_session import run_graph, session
-from mwa_export.trt.versions import EnginePrecision
+from mwa_export.trt.versions import is_typed
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_other_graphs_stay_as_they_are(bytes_bundle: Bundle, files: Path) -> Non
 def test_every_engine_graph_turns_bytes_into_floats_that_tensorrt_has(
     precision: EnginePrecision, major: int, kind: int, bytes_bundle: Bundle, tmp_path: Path
 ) -> None:
-    graph = engine_graph(bytes_bundle, "vision", precision, major, tmp_path, Silent())
+    graph = engine_graph(bytes_bundle, "vision", precision, is_typed(major), tmp_path, Silent())
     model = onnx.load(graph.path)
     assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     (cast,) = (node for node in model.graph.node if "image" in node.input)

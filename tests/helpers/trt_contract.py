@@ -1,7 +1,8 @@
 """Which names of TensorRT a source file uses: walks the syntax tree, knowing types a little.
 
-The name `trt` is the module. What it returns is followed through calls, attributes, assignments and
-annotations (`config: trt.IBuilderConfig`), with the return types that the bindings tell.
+The name `trt` is the module, also as an attribute (`self.trt`). What it returns is followed through
+calls, attributes, assignments and annotations (`config: trt.IBuilderConfig`), with the return types
+that the bindings tell.
 """
 
 from __future__ import annotations
@@ -132,6 +133,9 @@ class _Walker(ast.NodeVisitor):
         return None
 
     def _attribute(self, node: ast.Attribute) -> _Type | None:
+        if node.attr == MODULE:
+            self._type(node.value)
+            return _Type("module")
         if _is_self(node.value):
             return self._fields.get(node.attr)
         owner = self._type(node.value)

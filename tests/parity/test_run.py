@@ -160,7 +160,13 @@ def refused_runs(files: Path, tmp_path: Path) -> dict[str, tuple[Any, ...]]:
     text = str(bundle / "text.onnx")
     return {
         "other weights": (other, bundle, RunOptions(), UsageError, "another weights.*any-space"),
-        "no bundle": (checkpoint, tmp_path / "folder", RunOptions(), BundleError, "is no bundle"),
+        "no bundle": (
+            checkpoint,
+            tmp_path / "folder",
+            RunOptions(),
+            BundleError,
+            "is not a bundle",
+        ),
         "folder": (tmp_path / "folder", bundle, RunOptions(), BundleError, "without manifest.json"),
         "absent": (tmp_path / "x.pth", bundle, RunOptions(), MwaExportError, "x.pth"),
         "reading a bundle": (

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import measured, quantization
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import Graph, Manifest
@@ -42,11 +43,8 @@ def with_graphs(manifest: Manifest, *kinds: tuple[str, str]) -> Manifest:
 
 def with_recall(manifest: Manifest, *entries: tuple[str, str, float]) -> Manifest:
     """Recall drops that were measured, against a budget of 0.2 points."""
-    measured = [
-        {"runtime": r, "precision": p, "recall_drop": drop, "passed": drop <= 0.2}
-        for r, p, drop in entries
-    ]
-    return dataclasses.replace(manifest, quantization={"measured": measured})
+    found = quantization(*(measured(*entry) for entry in entries))
+    return dataclasses.replace(manifest, quantization=found)
 
 
 INT8 = (("int8", "openvino"), ("int8", "onnxruntime"))
@@ -102,9 +100,8 @@ def test_auto_takes_only_precisions_whose_recall_was_measured_and_passed(plain: 
 def test_recall_that_was_measured_with_overflowing_sums_counts_only_where_they_overflow(
     plain: Manifest,
 ) -> None:
-    manifest = with_recall(with_graphs(plain, *INT8), ("openvino", "int8", 7.8), GOOD[1])
-    assert manifest.quantization is not None
-    manifest.quantization["measured"][0]["overflowed"] = True
+    found = quantization(measured("openvino", "int8", 7.8, overflowed=True), measured(*GOOD[1]))
+    manifest = dataclasses.replace(with_graphs(plain, *INT8), quantization=found)
     choice = choose(manifest, RuntimeOptions(), Machine(VNNI, CPUS))
     assert (choice.runtime, choice.precision) == ("onnxruntime", "int8")
     assert any("Measure it here: mwa-export quantize" in reason for reason in choice.rejected)

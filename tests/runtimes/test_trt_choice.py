@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import refused, run
+from manifests import measured_engines
 from trt_fake_gpu import LateDriver, LateTensorRT
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import with_engines
 from mwa_export.bundle.manifest import Manifest
 from mwa_export.encoder.open import load
 from mwa_export.errors import RuntimeUnavailableError
@@ -24,7 +26,6 @@ from mwa_export.runtimes.machine import Machine, this_machine
 from mwa_export.runtimes.open import open_backend
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.trt.device import Device
-from mwa_export.trt.engine import engines_of, with_engines
 from mwa_export.trt.install import EngineHost
 
 CPUS = frozenset({"onnxruntime", "openvino"})
@@ -62,10 +63,10 @@ def here(trt: LateTensorRT) -> Machine:
 
 def as_precision(manifest: Manifest, precision: Any, drop: float | None = None) -> Manifest:
     """The manifest with its engines once more, in another precision."""
-    measured = None if drop is None else {"recall_drop": drop, "passed": drop <= 0.2}
+    measured = None if drop is None else measured_engines(drop)
     found = [
         replace(e, file=f"engines/{e.tower}.{precision}", precision=precision, measured=measured)
-        for e in engines_of(Bundle(Path("bundle"), manifest))
+        for e in manifest.engines
     ]
     return replace(manifest, engines=with_engines(manifest.engines, found))
 
@@ -177,7 +178,7 @@ def test_embed_runs_engines_and_goes_on_with_the_same_ones_only(
     (engine,) = (name for name in manifest["bundle_files"] if name.startswith("engines/vision"))
     assert manifest["inputs"]["images"]["batch"] == 32
     assert manifest["bundle_files"][engine] == next(
-        e.sha256 for e in engines_of(Bundle.open(bundle)) if e.file == engine
+        e.sha256 for e in Bundle.open(bundle).manifest.engines if e.file == engine
     )
     shutil.rmtree(out / "images")
     (out / "manifest.json").unlink()

@@ -257,7 +257,7 @@ def test_without_an_output_or_its_part_there_is_nothing_to_search(
     assert "holds no images, it holds texts" in message
     assert run("search", tmp_path / "texts", "a", "-q", "--runtime", "onnxruntime").status == 0
     message = refused("search", out, "a", "--bundle", tmp_path / "gone")
-    assert "is no bundle" in message
+    assert "is not a bundle" in message
     assert "no such file" in refused("search", out, "--image", tmp_path / "gone.jpg")
 
 

@@ -10,7 +10,7 @@ import pytest
 from configs import CONFIGS
 
 from mwa_export.bench.section import merged_plan, unmerged_plan
-from mwa_export.bundle.manifest import Manifest
+from mwa_export.bundle.manifest import Export, Manifest
 from mwa_export.model.synthetic import beit3_config, random_tensors
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
 from mwa_export.towers.export import onnx_from_tower
@@ -21,7 +21,7 @@ from mwa_export.towers.steps import STEPS
 
 
 def manifest(config: ModelConfig, merges: tuple[str, ...] = tuple(STEPS)) -> Manifest:
-    return Manifest("id", config, {}, (), None, {"merges": list(merges)})
+    return Manifest("id", config, {}, (), None, Export("0", (), (), merges, {}))
 
 
 def macs_of_graph(path: Path, sizes: dict[str, int]) -> int:

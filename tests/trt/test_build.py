@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from trt_fake import GIB, VERSIONS, FakeTensorRT, ParserError
 
+from mwa_export.bundle.engine import EnginePrecision, ShapeRange
 from mwa_export.errors import EngineError, ProfileError, UsageError
 from mwa_export.trt.build import BuildOptions, engine_from_onnx
 from mwa_export.trt.device import Device
-from mwa_export.trt.profiles import ShapeRange
-from mwa_export.trt.versions import EnginePrecision
 
 H200 = Device(0, "NVIDIA H200", (9, 0), 140 * GIB, 100 * GIB, 13000)
 PROFILE = (ShapeRange("image", (1, 3, 4, 4), (8, 3, 4, 4), (32, 3, 4, 4)),)

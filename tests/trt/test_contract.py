@@ -176,16 +176,17 @@ CALL = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import tensorrt_bindings as trt
-from mwa_export import trt_versions
-print(trt_versions.major_of(trt.__version__), trt_versions.network_flags(trt))
+from mwa_export.trt.versions import major_of, tensorrt_from_module
+tensorrt = tensorrt_from_module(trt)
+print(major_of(tensorrt.version), tensorrt.network_flags())
 class Config:
     def __init__(self): self.called = []
     def __getattr__(self, name): return lambda *a: self.called.append((name, *a))
 config = Config()
-trt_versions.set_precision(trt, config, "int8")
-trt_versions.own_kernels_only(trt, config)
+tensorrt.allow_precision(config, "int8")
+tensorrt.own_kernels_only(config)
 print([str(a) for call in config.called for a in call])
-trt_versions.watch(trt, config, on_start=print, on_step=lambda name: name == "go on")
+tensorrt.watch(config, print, lambda name: name == "go on")
 monitor = vars(config).get("progress_monitor")
 print(None if monitor is None else monitor.step_complete("go on", 1))
 """

@@ -72,7 +72,10 @@ def test_missing_tensorrt_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("major", VERSIONS)
 def test_supported_versions_are_taken(major: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeTensorRT(major).install(monkeypatch)
-    assert load_tensorrt() is fake
+    found = load_tensorrt()
+    assert found.trt is fake
+    assert found.version == VERSIONS[major]
+    assert found.typed == (major >= 10)
 
 
 @pytest.mark.parametrize("version", ["7.2.3", "8.5.3.1", "9.3.0", "12.0.0", "unknown"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from dataclasses import replace
@@ -10,22 +11,16 @@ from typing import Any
 
 import pytest
 from configs import MWA
+from manifests import EXPORT
 from trt_fake import GIB, FakeTensorRT
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.manifest import Manifest
+from mwa_export.bundle.engine import Engine, ShapeRange, with_engines
+from mwa_export.bundle.manifest import Manifest, StoredFile
 from mwa_export.errors import BundleError, EngineError
 from mwa_export.trt.device import Device
-from mwa_export.trt.engine import (
-    Engine,
-    engine_name,
-    engines_of,
-    load_engine,
-    obstacle,
-    usable_engines,
-    with_engines,
-)
-from mwa_export.trt.profiles import ShapeRange
+from mwa_export.trt.engine import engine_name, load_engine, obstacle, usable_engines
+from mwa_export.trt.versions import TensorRt
 
 H200 = Device(0, "NVIDIA H200", (9, 0), 140 * GIB, 100 * GIB, 13000)
 L4 = Device(0, "NVIDIA L4", (8, 9), 24 * GIB, 20 * GIB, 13000)
@@ -58,16 +53,11 @@ def bundle_with(folder: Path, *engines: Engine) -> Bundle:
         preprocessing={},
         graphs=(),
         tokenizer=None,
-        export={},
-        files={"vision.onnx": {"bytes": 1, "sha256": "the graph"}},
-        engines=tuple(engine.to_json() for engine in engines),
+        export=EXPORT,
+        files={"vision.onnx": StoredFile(1, "the graph")},
+        engines=engines,
     )
     return Bundle(folder, manifest)
-
-
-def test_descriptions_survive_the_manifest(tmp_path: Path) -> None:
-    flagged = replace(ENGINE, flags=("refit", "version_compatible"))
-    assert engines_of(bundle_with(tmp_path, ENGINE, flagged)) == (ENGINE, flagged)
 
 
 def vision_engine(
@@ -76,17 +66,6 @@ def vision_engine(
     """The vision tower's engine for a machine, or why there is none."""
     found, reasons = usable_engines(bundle.manifest, precision, version, device)
     return next((e for e in found if e.tower == "vision"), reasons[0])
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [{"tower": "audio"}, {"precision": "int3"}, {"capability": [9]}, {"profiles": [[{}]]}],
-)
-def test_damaged_descriptions_are_refused(damage: dict[str, Any], tmp_path: Path) -> None:
-    bundle = bundle_with(tmp_path)
-    manifest = replace(bundle.manifest, engines=({**ENGINE.to_json(), **damage},))
-    with pytest.raises(BundleError, match="--rebuild"):
-        engines_of(Bundle(tmp_path, manifest))
 
 
 def test_files_are_named_after_what_they_run_on() -> None:
@@ -143,16 +122,50 @@ def test_a_missing_engine_says_how_to_build_it(tmp_path: Path) -> None:
 
 def test_an_engine_is_loaded(tmp_path: Path) -> None:
     trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, ENGINE)
-    runtime, loaded = load_engine(trt, bundle, ENGINE, H200)
-    assert runtime is not None
-    assert loaded is not None
+    with load_engine(TensorRt(trt), bundle, ENGINE, H200) as loaded:
+        assert loaded.engine is not None
     assert trt.called("load") == [(b"an engine", False)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_context_engine_and_runtime_are_released_in_this_order(fails: bool, tmp_path: Path) -> None:
+    released: list[str] = []
+
+    class Counted:
+        """Says when the last reference to it is gone."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __del__(self) -> None:
+            released.append(self.name)
+
+        def create_execution_context(self) -> Counted:
+            return Counted("context")
+
+    class Runtime(Counted):
+        def __init__(self, logger: Any) -> None:
+            super().__init__("runtime")
+
+        def deserialize_cuda_engine(self, blob: bytes) -> Counted:
+            return Counted("engine")
+
+    trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, ENGINE)
+    vars(trt)["Runtime"] = Runtime
+    with (
+        contextlib.suppress(ZeroDivisionError),
+        load_engine(TensorRt(trt), bundle, ENGINE, H200) as loaded,
+    ):
+        loaded.create_context()
+        assert not released
+        assert 1 / (not fails)
+    assert released == ["context", "engine", "runtime"]
 
 
 def test_code_inside_an_engine_is_allowed_only_where_it_was_built_in(tmp_path: Path) -> None:
     engine = replace(ENGINE, flags=("version_compatible",))
     trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, engine)
-    load_engine(trt, bundle, engine, H200)
+    load_engine(TensorRt(trt), bundle, engine, H200)
     assert trt.called("load") == [(b"an engine", True)]
 
 
@@ -164,14 +177,14 @@ def test_tensorrt_never_sees_a_file_that_the_manifest_does_not_describe(
     path = tmp_path / ENGINE.file
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(BundleError, match="--rebuild"):
-        load_engine(trt, bundle, ENGINE, H200)
+        load_engine(TensorRt(trt), bundle, ENGINE, H200)
     assert not trt.calls
 
 
 def test_an_engine_for_another_gpu_is_never_loaded(tmp_path: Path) -> None:
     trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, ENGINE)
     with pytest.raises(EngineError, match="it needs NVIDIA H200"):
-        load_engine(trt, bundle, ENGINE, L4)
+        load_engine(TensorRt(trt), bundle, ENGINE, L4)
     assert not trt.calls
 
 
@@ -183,10 +196,10 @@ def test_a_load_that_fails_says_why(text: str, advice: str, tmp_path: Path) -> N
     trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, ENGINE)
     trt.loads, trt.messages = False, [(1, text)]
     with pytest.raises(EngineError, match=rf"cannot load it \({text}\).*{advice}"):
-        load_engine(trt, bundle, ENGINE, H200)
+        load_engine(TensorRt(trt), bundle, ENGINE, H200)
 
 
 def test_new_engines_replace_those_of_the_same_file() -> None:
-    old = (ENGINE.to_json(), replace(ENGINE, file="other").to_json())
+    old = (ENGINE, replace(ENGINE, file="other"))
     new = replace(ENGINE, seconds=1.0)
-    assert with_engines(old, [new]) == (old[1], new.to_json())
+    assert with_engines(old, [new]) == (old[1], new)

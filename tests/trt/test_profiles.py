@@ -7,9 +7,10 @@ from configs import MWA
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mwa_export.bundle.engine import ShapeRange
 from mwa_export.errors import ProfileError
 from mwa_export.spec import text_spec, vision_spec
-from mwa_export.trt.profiles import ShapeRange, Span, profile_of, profiles_of, text_lengths
+from mwa_export.trt.profiles import Span, profile_of, profiles_of, text_lengths
 
 SIZE = MWA.backbone.image_size
 
@@ -68,11 +69,6 @@ def test_shapes_out_of_order_are_refused() -> None:
         ShapeRange("image", (1, 2), (1, 3), (1, 1))
     with pytest.raises(ProfileError, match="differ in length"):
         ShapeRange("image", (1, 2), (1, 2, 3), (1, 2))
-
-
-def test_shapes_survive_the_manifest() -> None:
-    shapes = ShapeRange("image", (1, 2), (3, 4), (5, 6))
-    assert ShapeRange.from_json(shapes.to_json()) == shapes
 
 
 def test_lengths_default_to_all_that_the_model_has() -> None:

@@ -1,0 +1,94 @@
+"""TensorRT engines as the manifest describes them. Plain data: TensorRT is not called here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mwa_export.bundle.quantization import HeldBackData, RecallFigures
+from mwa_export.errors import ProfileError
+from mwa_export.spec import Tower
+
+EnginePrecision = Literal["float16", "bfloat16", "int8", "float8"]
+ENGINES = "engines"  # the bundle's folder for them
+VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compatible"
+REFIT = "refit"  # these three: in Engine.flags
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeRange:
+    """The shapes that an engine accepts for one input, and the one it is fastest at."""
+
+    name: str  # of the input
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    def __post_init__(self) -> None:
+        shapes = (self.min, self.opt, self.max)
+        if len({len(shape) for shape in shapes}) != 1:
+            raise ProfileError(
+                f"{self.name}: the shapes {self.min}, {self.opt} and {self.max} differ in length. "
+                "Expected one size for every axis in each."
+            )
+        for axis, (low, usual, high) in enumerate(zip(*shapes, strict=True)):
+            if not 0 <= low <= usual <= high:
+                raise ProfileError(
+                    f"{self.name}: axis {axis} has min {low}, opt {usual} and max {high}. Expected "
+                    "0 <= min <= opt <= max."
+                )
+
+
+Profile = tuple[ShapeRange, ...]
+"""The shapes of all inputs of a tower."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunTime:
+    """Time of one run on the GPU, without copies."""
+
+    batch: int  # rows
+    length: int | None  # tokens of each text; None: images
+    run: float  # milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredEngines:
+    """Recall and speed of a pair of engines, against float32."""
+
+    recall_drop: float  # points lost by the worst of TR@1/5/10 and IR@1/5/10
+    passed: bool  # the drop is within the budget
+    max_recall_drop: float  # the budget
+    mean_cosine: Mapping[Tower, float]
+    recall: RecallFigures
+    held_back: HeldBackData | None
+    milliseconds: Mapping[Tower, RunTime]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One TensorRT engine."""
+
+    file: str  # relative to the bundle
+    sha256: str
+    tower: Tower
+    precision: EnginePrecision
+    tensorrt: str  # the version that built it
+    gpu: str  # the name of the GPU it was built on
+    capability: tuple[int, int]  # compute capability of that GPU
+    profiles: tuple[Profile, ...]
+    sources: tuple[str, ...]  # sha256 of the bundle's files that it was made from
+    graph: str  # sha256 of the graph that was compiled, which is typed or has Q/DQ
+    flags: tuple[str, ...]  # BuildOptions.flags
+    seconds: float  # build time
+    measured: MeasuredEngines | None = None
+    float32: tuple[str, ...] | None = None  # float32 nodes of a typed graph; None: not recorded
+
+
+def with_engines(old: Iterable[Engine], new: Iterable[Engine]) -> tuple[Engine, ...]:
+    """All engines; new ones replace old ones of the same file."""
+    added = tuple(new)
+    files = {engine.file for engine in added}
+    return (*(engine for engine in old if engine.file not in files), *added)

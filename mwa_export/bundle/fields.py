@@ -1,0 +1,74 @@
+"""Dataclasses to JSON data and back, by their annotations: each entry is declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def json_from_value(value: Any) -> Any:
+    """JSON data of a value. A field whose default is None is left out while it is None."""
+    if is_dataclass(value):
+        pairs = ((field, getattr(value, field.name)) for field in fields(value))
+        return {
+            f.name: json_from_value(v) for f, v in pairs if v is not None or f.default is not None
+        }
+    if isinstance(value, Mapping):
+        return {name: json_from_value(entry) for name, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [json_from_value(entry) for entry in value]
+    return value
+
+
+def value_from_json(kind: type[T], data: object, where: str) -> T:
+    """Read a value of an annotated type. Names that a dataclass has no field for are ignored.
+
+    Args:
+        kind: a dataclass, or anything that annotates its fields: a scalar, a Literal, a tuple, a
+            Mapping, a union of scalars, or one of these and None.
+        data: parsed JSON; dataclasses in it may be read already.
+        where: the place of the data, for errors: "engines[0]".
+
+    Raises:
+        ValueError: the data is of another kind, or a field is missing whose default is not None.
+        MwaExportError: a dataclass refuses its values.
+    """
+    found: T = _read(kind, data, where)
+    return found
+
+
+def _read(kind: Any, data: Any, where: str) -> Any:
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any or type(data) is kind or (kind is float and type(data) is int):
+        return data
+    if origin is Literal and data in parts:
+        return data
+    if origin in (Union, UnionType):
+        return data if type(data) in parts else _read(parts[0], data, where)
+    if origin is tuple and isinstance(data, list):
+        kinds = parts[:1] * len(data) if parts[-1] is Ellipsis else parts
+        if len(kinds) == len(data):
+            entries = enumerate(zip(kinds, data, strict=True))
+            return tuple(_read(each, entry, f"{where}[{i}]") for i, (each, entry) in entries)
+    if origin is Mapping and isinstance(data, dict):
+        return {
+            _read(parts[0], name, where): _read(parts[1], entry, f"{where}.{name}")
+            for name, entry in data.items()
+        }
+    if is_dataclass(kind) and isinstance(data, dict):
+        return _dataclass(kind, data, where)
+    raise ValueError(f"{where}: {data!r} is not {getattr(kind, '__name__', kind)}")
+
+
+def _dataclass(kind: Any, data: dict[str, Any], where: str) -> Any:
+    hints, values = get_type_hints(kind), {}
+    for field in fields(kind):
+        if field.name in data:
+            values[field.name] = _read(hints[field.name], data[field.name], f"{where}.{field.name}")
+        elif field.default is not None:
+            raise ValueError(f"{where}: has no {field.name}")
+    return kind(**values)

@@ -1,0 +1,48 @@
+"""Record of a quantization in the manifest: samples, budget, measured recall and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mwa_export.spec import Tower
+
+RecallFigures = Mapping[str, Mapping[str, float]]
+"""Percent by figure ("TR@1"), for "float32" and for the "candidate"."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBackData:
+    """The data that recall was measured on."""
+
+    name: str
+    pictures: int
+    captions: int | None = None  # None: not recorded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Recall and speed of a precision on a CPU runtime, against float32 on ONNX Runtime."""
+
+    runtime: str
+    precision: str
+    recall_drop: float  # points lost by the worst of TR@1/5/10 and IR@1/5/10
+    passed: bool  # the drop is within the budget
+    mean_cosine: Mapping[Tower, float]
+    recall: RecallFigures
+    overflowed: bool | None = None  # OpenVINO's int8: measured on a CPU where its sums overflow
+    speedup: Mapping[Tower, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """The last run of `mwa-export quantize`."""
+
+    mwa_export: str  # version
+    calibration: str  # its file
+    data: Mapping[str, Any]  # the samples, as the calibration describes them
+    max_recall_drop: float  # the budget, in points
+    held_back: HeldBackData | None  # None: recall was not measured
+    measured: tuple[Measured, ...]
+    kept: Mapping[Tower, tuple[str, ...]]  # layers that stay in high precision

@@ -1,0 +1,258 @@
+"""manifest.json and its dataclasses: nothing is lost on the way, and nothing malformed gets in."""
+
+from __future__ import annotations
+
+import functools
+import json
+import operator
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from configs import CONFIGS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from manifests import EXPORT
+from paths import HELPERS
+
+from mwa_export.bundle.engine import Engine, MeasuredEngines, Profile, RunTime, ShapeRange
+from mwa_export.bundle.manifest import (
+    MANIFEST,
+    Export,
+    Graph,
+    Manifest,
+    Source,
+    StoredFile,
+    read_manifest,
+    write_manifest,
+)
+from mwa_export.bundle.quantization import HeldBackData, Measured, Quantization
+from mwa_export.errors import BundleError
+from mwa_export.spec import Port, TowerSpec
+
+SAMPLE = (HELPERS / "manifest_sample.json").read_text(encoding="utf-8")
+"""Written before the manifest had types: two towers, INT8, engines with and without recall."""
+
+# --- any manifest -------------------------------------------------------------------------------
+
+TOWER = st.sampled_from(["vision", "text"])
+NUMBER = st.one_of(st.integers(-5, 5), st.floats(allow_nan=False, allow_infinity=False))
+NAMES = st.lists(st.text(max_size=3), max_size=2).map(tuple)
+SIZES = st.lists(st.integers(0, 9), min_size=3, max_size=3).map(sorted)
+
+
+def by_tower(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(TOWER, values)
+
+
+@st.composite
+def profiles(draw: st.DrawFn) -> Profile:
+    def shapes(name: str) -> ShapeRange:
+        axes = draw(st.lists(SIZES, min_size=1, max_size=3))
+        low, usual, high = zip(*axes, strict=True)
+        return ShapeRange(name, low, usual, high)
+
+    return tuple(shapes(name) for name in draw(NAMES))
+
+
+def exactly(kind: Any, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Of a dataclass: these fields as said, the others of text."""
+    others = {name: st.text(max_size=3) for name in kind.__slots__ if name not in fields}
+    return st.builds(kind, **others, **fields)
+
+
+RECALL = st.dictionaries(st.text(max_size=3), st.dictionaries(st.text(max_size=3), NUMBER))
+HELD_BACK = exactly(HeldBackData, pictures=st.integers(), captions=st.none() | st.integers())
+MEASURED = {
+    "recall_drop": NUMBER,
+    "passed": st.booleans(),
+    "mean_cosine": by_tower(NUMBER),
+    "recall": RECALL,
+}
+ENGINE = exactly(
+    Engine,
+    tower=TOWER,
+    precision=st.sampled_from(["float16", "bfloat16", "int8", "float8"]),
+    capability=st.tuples(st.integers(0, 20), st.integers(0, 9)),
+    profiles=st.lists(profiles(), max_size=2).map(tuple),
+    sources=NAMES,
+    flags=NAMES,
+    seconds=NUMBER,
+    float32=st.none() | NAMES,
+    measured=st.none()
+    | exactly(
+        MeasuredEngines,
+        **MEASURED,
+        max_recall_drop=NUMBER,
+        held_back=st.none() | HELD_BACK,
+        milliseconds=by_tower(
+            exactly(RunTime, batch=st.integers(), length=st.none() | st.integers(), run=NUMBER)
+        ),
+    ),
+)
+QUANTIZATION = exactly(
+    Quantization,
+    data=st.dictionaries(st.text(max_size=3), st.text(max_size=3) | NUMBER),
+    max_recall_drop=NUMBER,
+    held_back=st.none() | HELD_BACK,
+    measured=st.lists(
+        exactly(
+            Measured,
+            **MEASURED,
+            overflowed=st.none() | st.booleans(),
+            speedup=by_tower(NUMBER),
+        ),
+        max_size=2,
+    ).map(tuple),
+    kept=by_tower(NAMES),
+)
+PORT = exactly(
+    Port,
+    shape=st.lists(st.integers(1, 9) | st.text(max_size=3), max_size=3).map(tuple),
+    dtype=st.sampled_from(["float32", "int64", "uint8"]),
+)
+GRAPH = exactly(
+    Graph,
+    spec=st.builds(TowerSpec, TOWER, st.lists(PORT, max_size=2).map(tuple), PORT),
+    opset=st.integers(1, 30),
+    conformance=st.none() | NUMBER,
+)
+MANIFESTS = exactly(
+    Manifest,
+    model=st.sampled_from(list(CONFIGS.values())),
+    preprocessing=st.dictionaries(st.text(max_size=3), st.lists(NUMBER, max_size=2)),
+    graphs=st.lists(GRAPH, max_size=2).map(tuple),
+    tokenizer=st.none() | st.text(max_size=3),
+    export=exactly(
+        Export,
+        sources=st.lists(exactly(Source), max_size=2).map(tuple),
+        warnings=NAMES,
+        merges=NAMES,
+        largest_difference_from_reference=by_tower(NUMBER),
+    ),
+    files=st.dictionaries(st.text(max_size=3), exactly(StoredFile, bytes=st.integers(0))),
+    engines=st.lists(ENGINE, max_size=2).map(tuple),
+    quantization=st.none() | QUANTIZATION,
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(MANIFESTS)
+def test_a_manifest_survives_its_file(manifest: Manifest) -> None:
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+
+
+def test_a_file_is_written_again_to_the_byte() -> None:
+    read = Manifest.from_json(json.loads(SAMPLE))
+    assert json.dumps(read.to_json(), indent=2) + "\n" == SAMPLE
+    assert [engine.measured is None for engine in read.engines] == [False, True]
+    assert read.quantization is not None
+    assert [entry.overflowed for entry in read.quantization.measured] == [False, None]
+
+
+# --- fields that are unknown, missing or malformed ------------------------------------------------
+
+
+def objects(data: Any) -> Iterator[dict[str, Any]]:
+    """All objects with fixed fields in a manifest; those with names of files and so on left out."""
+    if isinstance(data, dict):
+        if "schema" in data or {"file", "bytes", "runtime", "recall_drop", "kept"} & data.keys():
+            yield data
+        for value in data.values():
+            yield from objects(value)
+    if isinstance(data, list):
+        for value in data:
+            yield from objects(value)
+
+
+def test_unknown_fields_are_ignored() -> None:
+    data = json.loads(SAMPLE)
+    found = list(objects(data))
+    for each in found:
+        each["a field of a later version"] = {"of": ["any", "kind"]}
+    assert len(found) > 15
+    assert Manifest.from_json(data) == Manifest.from_json(json.loads(SAMPLE))
+
+
+def written(folder: Path, data: Any) -> Path:
+    (folder / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+    return folder
+
+
+def parent(data: Any, place: tuple[Any, ...]) -> Any:
+    """What contains a place in JSON data."""
+    return functools.reduce(operator.getitem, place[:-1], data)
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "said"),
+    [
+        (("engines", 0, "tower"), "audio", "engines[0].tower: 'audio'"),
+        (("engines", 1, "precision"), "int3", "engines[1].precision: 'int3'"),
+        (("engines", 0, "capability"), [9], "engines[0].capability: [9]"),
+        (("engines", 0, "profiles", 0, 1), {}, "engines[0].profiles[0][1]: has no name"),
+        (("engines", 0, "profiles", 0, 1, "min"), [7, 2], "axis 0 has min 7, opt 2"),
+        (("engines", 0, "measured", "passed"), "yes", "engines[0].measured.passed: 'yes'"),
+        (("quantization",), [], "quantization: [] is not Quantization"),
+        (("quantization", "measured", 0, "recall_drop"), None, "recall_drop: None is not float"),
+        (("quantization", "kept"), {"audio": []}, "quantization.kept: 'audio'"),
+        (("graphs", 1, "inputs", 0, "shape"), 7, "graphs[1].spec.inputs[0].shape: 7"),
+        (("export", "merges"), "qkv", "export.merges: 'qkv'"),
+        (("files", "vision.onnx", "bytes"), True, "vision.onnx.bytes: True is not int"),
+    ],
+)
+def test_a_malformed_field_is_one_error_that_names_it(
+    place: tuple[Any, ...], wrong: Any, said: str, tmp_path: Path
+) -> None:
+    data = json.loads(SAMPLE)
+    parent(data, place)[place[-1]] = wrong
+    with pytest.raises(BundleError, match=r"manifest\.json: is not a manifest") as error:
+        read_manifest(written(tmp_path, data))
+    assert said in str(error.value)
+
+
+def places(data: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value in JSON data."""
+    entries = data.items() if isinstance(data, dict) else enumerate(data)
+    for name, value in entries:
+        yield (*at, name)
+        if isinstance(value, dict | list):
+            yield from places(value, (*at, name))
+
+
+@given(
+    st.sampled_from(list(places(json.loads(SAMPLE)))),
+    st.sampled_from([None, True, 0, 1.5, "", "text", [], [None], {}, {"text": 1}, "gone"]),
+)
+def test_no_damage_raises_anything_but_a_bundle_error(
+    tmp_path_factory: pytest.TempPathFactory, place: tuple[Any, ...], wrong: Any
+) -> None:
+    data = json.loads(SAMPLE)
+    if wrong == "gone":
+        del parent(data, place)[place[-1]]
+    else:
+        parent(data, place)[place[-1]] = wrong
+    try:
+        read = read_manifest(written(tmp_path_factory.mktemp("damaged"), data))
+    except BundleError:
+        return
+    again = json.loads(json.dumps(read.to_json()))
+    assert Manifest.from_json(again) == read
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def test_writing_returns_what_was_written_and_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "data.bin").write_bytes(b"12345")
+    (tmp_path / "conformance.npz").write_bytes(b"")
+    given = Manifest("id", CONFIGS["plain"], {}, (), None, EXPORT, {"old": StoredFile(1, "gone")})
+    before = replace(given)
+    written = write_manifest(tmp_path, given)
+    assert given == before
+    assert list(written.files) == ["conformance.npz", "sub/data.bin"]
+    assert written.files["sub/data.bin"].bytes == 5
+    assert read_manifest(tmp_path) == written

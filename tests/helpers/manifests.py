@@ -1,0 +1,41 @@
+"""Entries of a manifest for tests: as much of them as a test cares for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mwa_export.bundle.engine import MeasuredEngines
+from mwa_export.bundle.manifest import Export
+from mwa_export.bundle.quantization import Measured, Quantization
+from mwa_export.spec import Tower
+
+EXPORT = Export("0.1.0", (), (), (), {})
+BUDGET = 0.2
+
+
+def measured(runtime: str, precision: str, drop: float, **more: Any) -> Measured:
+    """A recall drop that was measured on a CPU runtime, against a budget of 0.2 points."""
+    return Measured(
+        runtime=runtime,
+        precision=precision,
+        recall_drop=drop,
+        passed=drop <= BUDGET,
+        mean_cosine={},
+        recall={},
+        speedup={},
+        **more,
+    )
+
+
+def measured_engines(drop: float) -> MeasuredEngines:
+    """A recall drop that was measured with engines, against the same budget."""
+    return MeasuredEngines(drop, drop <= BUDGET, BUDGET, {}, {}, None, {})
+
+
+def quantization(
+    *entries: Measured, kept: Mapping[Tower, tuple[str, ...]] | None = None
+) -> Quantization:
+    """A run of `quantize` that measured this, and kept these layers in high precision."""
+    layers: dict[Tower, tuple[str, ...]] = {"vision": (), "text": (), **(kept or {})}
+    return Quantization("0.1.0", "calibration.json", {}, BUDGET, None, entries, layers)
