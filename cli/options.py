@@ -61,62 +61,50 @@ _COLUMNS = (
         "out.",
     ),
 )
+_HOW = ("image_column", "caption_column", "image_id_column", "max_excluded")
 
 
 def data_options(
     what: str, *, required: bool = False, held_back: str | None = None
 ) -> Callable[[F], F]:
-    """--data and how it is read; with ``held_back``, the same for --held-back.
-
-    The command gets ``data`` and ``held_back`` as `DataSet`.
+    """--data and how it is read, as the parameter ``data``, a `DataSet`.
 
     Args:
         what: help of --data.
         required: whether the command needs --data.
-        held_back: help of --held-back; None: there is no such option.
+        held_back: help of --held-back, which is read with the same columns and becomes the
+            parameter ``held_back``; None: there is no such option.
     """
-    sets = {"data": what} | ({} if held_back is None else {"held_back": held_back})
-    options = [*_COLUMNS]
-    for name, words in sets.items():
-        flag = "--" + name.replace("_", "-")
-        prefix = "--" if name == "data" else f"{flag}-"
-        needed = required and name == "data"
+    sets = {"data": ("--data", "--", what)}
+    if held_back is not None:
+        sets["held_back"] = ("--held-back", "--held-back-", held_back)
+    options: list[Callable[[Any], Any]] = []
+    for name, (flag, prefix, words) in sets.items():
+        images = f"Folder of the pictures of {flag}; default: beside it."
+        split = f"Split of {flag}; default: test, of a Karpathy JSON."
         options += [
-            click.option(flag, metavar="DATA", required=needed, help=words),
-            click.option(
-                f"{prefix}images",
-                f"{name}_images",
-                metavar="FOLDER",
-                help=f"Folder of the pictures of {flag}. Default: beside it.",
-            ),
-            click.option(
-                f"{prefix}split",
-                f"{name}_split",
-                metavar="NAME",
-                help=f"Split of {flag}. Default: test, of a Karpathy JSON.",
-            ),
+            click.option(flag, name, metavar="DATA", required=required, help=words),
+            click.option(f"{prefix}images", f"{name}_images", metavar="FOLDER", help=images),
+            click.option(f"{prefix}split", f"{name}_split", metavar="NAME", help=split),
         ]
 
     def decorate(command: F) -> F:
         @wraps(command)
         def with_data(**values: Any) -> Any:
-            from mwa_export.errors import UsageError
-
-            names = ("image_column", "caption_column", "image_id_column", "max_excluded")
-            how = {name: values.pop(name) for name in names}
-            found = {}
-            for name in sets:
+            how = {name: values.pop(name) for name in _HOW}
+            stray = "" if any(values[name] for name in sets) or not any(how.values()) else "--data"
+            for name, (flag, *_) in sets.items():
                 own = {key: values.pop(f"{name}_{key}") for key in ("images", "split")}
-                found[name] = DataSet(values.pop(name), how | own)
-                if found[name].path is None and any(own.values()):
-                    flag = "--" + name.replace("_", "-")
-                    raise UsageError(f"a folder of pictures and a split belong to {flag}.")
-            if not any(data.path for data in found.values()) and any(how.values()):
-                raise UsageError("columns and excluded pictures belong to --data.")
-            return command(**values, **found)
+                values[name] = DataSet(values[name], how | own)
+                stray = flag if values[name].path is None and any(own.values()) else stray
+            if stray:
+                from mwa_export.errors import UsageError
+
+                raise UsageError(f"options that belong to {stray} were given without it.")
+            return command(**values)
 
         result: Any = with_data
-        for option in reversed(options):
+        for option in reversed((*options, *_COLUMNS)):
             result = option(result)
         return cast("F", result)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from mwa_export.errors import DataError
-from mwa_export.inputs.content import Caption, Kind, Problem, Readable
+from mwa_export.inputs.content import Caption, Code, Kind, Problem, Readable
 from mwa_export.inputs.decode import RowRefusedError, text_of
 
 MAX_ID = 2**63 - 1  # ids are kept as int64
@@ -71,24 +71,25 @@ class Fields:
             None if given is None else escaped(str(given)),
             given,
             None if split in (None, "") else str(split),
-            tuple(values.get(name) for name in self.carried),
+            tuple([values.get(name) for name in self.carried]),
         )
 
     def captions_of(self, values: Mapping[str, Any]) -> tuple[Caption | Problem, ...]:
         """A record's captions: a text, or a list of texts."""
-        if not self.captions:
-            return ()
+        if len(self.captions) == 1 and isinstance(text := values.get(self.captions[0]), str):
+            return (text_field(text, f"`{self.captions[0]}`"),)  # mostly, and fast
         found = [name for name in self.captions if values.get(name) not in (None, "", [])]
         if len(found) > 1:
             both = " and ".join(f"`{name}`" for name in found)
             return (Problem("malformed", f"has {both}. Expected one of them. Remove the other."),)
-        name = found[0] if found else self.captions[0]
-        value = values.get(name)
-        if isinstance(value, list) and value:
+        for name in found or self.captions[:1]:
+            value = values.get(name)
+            if value == [] or name not in values:
+                return (Problem("null", f"has no `{name}`. It has: {names(values)}."),)
+            if not isinstance(value, list):
+                return (text_field(value, f"`{name}`"),)
             return tuple(text_field(item, f"`{name}`[{n}]") for n, item in enumerate(value))
-        if value == [] or name not in values:
-            return (Problem("null", f"has no `{name}`. It has: {names(values)}."),)
-        return (text_field(value, f"`{name}`"),)
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +163,13 @@ def image_field(values: Mapping[str, Any], name: str) -> str | bytes | Problem:
     value = values.get(name)
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes) and not value:
-        return Problem("empty", f"`{name}` is empty. Expected a picture.")
     if isinstance(value, bytes) or (isinstance(value, str) and value.strip()):
         return value
     if name not in values:
         return Problem("null", f"has no `{name}`. It has: {names(values)}.")
-    if value is None:
-        return Problem("null", f"`{name}` is null. Expected a picture.")
-    found = "blank" if isinstance(value, str) else reprlib.repr(value)
-    return Problem("not-a-picture", f"`{name}` is {found}. Expected the path of a picture.")
+    found = "null" if value is None else "blank" if isinstance(value, str) else reprlib.repr(value)
+    code: Code = "null" if value is None else "not-a-picture"
+    return Problem(code, f"`{name}` is {found}. Expected the path of a picture.")
 
 
 def text_field(value: object, what: str) -> str | Problem:
@@ -200,18 +198,15 @@ def of_split(records: Iterable[Record], split: str, name: str) -> Iterator[Recor
     """
     found: set[str] = set()
     for record in records:
-        if record.problem is not None:
+        found |= {record.split} if record.split is not None else set()
+        if record.problem is not None or record.split == split:
             yield record
-        elif record.split is not None:
-            found.add(record.split)
-            if record.split == split:
-                yield record
         elif not found:
             raise DataError(
                 f"{record.where}: has no `split`: the file is one. Name no split, and the file of "
                 f"the split {split}."
             )
-        else:
+        elif record.split is None:
             yield record._replace(problem=Problem("malformed", "has no `split`. Add it."))
     if found and split not in found:
         raise DataError(
@@ -227,6 +222,6 @@ def escaped(text: str) -> str:
 
 def names(values: Iterable[object], limit: int = 20) -> str:
     """Names for a message, the first ``limit`` of them."""
-    listed = [str(value) for value in values]
+    listed = [text if len(text := str(value)) < 200 else f"{text[:200]}..." for value in values]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return escaped(", ".join(listed[:limit]) + more) or "none"

@@ -72,8 +72,9 @@ class LineReader:
 
     def records(self) -> Iterator[Record]:
         """Every line."""
+        name = readable(self.name)
         for number, line in enumerate(text_lines(self.name), 1):
-            where = f"{readable(self.name)}:{number}"
+            where = f"{name}:{number}"
             if line is None:
                 yield Record(where, problem=TOO_LONG)
                 continue

@@ -58,12 +58,11 @@ class ParquetReader:
 
     def record(self, values: dict[str, Any], fields: Fields, name: str, number: int) -> Record:
         """The ``number``-th record, whose values are in one of the files."""
-        record = fields.record(values, f"{readable(name)}: row {number}")
-        image, root = record.image, os.path.dirname(name) if self.images is None else self.images
-        return record._replace(
-            image=joined(root, image) if isinstance(image, str) else image,
-            key=str(number) if record.key is None else record.key,
-        )
+        record = fields.record(values, f"{name}: row {number}")
+        image, key = record.image, record.key
+        if isinstance(image, str):
+            image = joined(os.path.dirname(name) if self.images is None else self.images, image)
+        return record._replace(image=image, key=str(number) if key is None else key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def reader_of(
     if suffix == ".parquet":
         return ParquetReader(tuple(files), columns, kinds, images)
     if suffix == ".tar":
-        return TarReader("", tuple(files), columns, kinds)
+        return TarReader(tuple(files), columns, kinds)
     if suffix in TABLES:
         return TableReader(spec, root, columns, kinds)
     if suffix == ".json":

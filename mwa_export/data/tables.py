@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 from mwa_export.data.fields import Columns, Fields, Record, names
 from mwa_export.data.files import readable
@@ -48,7 +48,7 @@ class TableReader:
         return Record(f"{readable(self.name)}:{line}", key=f"line {line}", problem=problem)
 
     def _json(self) -> Iterator[Record]:
-        fields: Fields | None = None
+        name, fields = readable(self.name), cast("Fields | None", None)
         for number, line in enumerate(text_lines(self.name), 1):
             if line is None:
                 yield self._bad(number, TOO_LONG)
@@ -57,7 +57,7 @@ class TableReader:
                 if isinstance(values, Problem):
                     yield self._bad(number, values)
                     continue
-                where = f"{readable(self.name)}:{number}"
+                where = f"{name}:{number}"
                 fields = (
                     fields
                     or index_fields(values, self.columns, self.kinds, where)
@@ -79,13 +79,12 @@ class TableReader:
         delimiter = _delimiter(first, "\t" if suffix == ".tsv" else ",", self.columns.known)
         source = _Lines(chain(io.StringIO(first, newline=""), lines))
         rows = _rows(source, delimiter)
-        header, fields = self._header(next(rows)[1])
+        (header, fields), name = self._header(next(rows)[1]), readable(self.name)
         for number, cells in rows:
             if isinstance(cells, Problem):
                 yield self._bad(number, cells)
             elif len(cells) == len(header):
-                values = dict(zip(header, cells, strict=True))
-                yield fields.record(values, f"{readable(self.name)}:{number}")
+                yield fields.record(dict(zip(header, cells, strict=True)), f"{name}:{number}")
             elif cells:  # else a blank line
                 found = (
                     f"has {len(cells)} fields, delimited by {delimiter!r}. Expected {len(header)}, "

@@ -6,10 +6,10 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from mwa_export.data.fields import Columns, Fields, Place, Record, text_field
-from mwa_export.data.files import joined, open_file, place_of, readable
+from mwa_export.data.files import open_file, place_of, readable
 from mwa_export.data.tables import json_object
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Caption, Kind, Problem
@@ -20,16 +20,16 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 _MAX_TEXT = 16 << 20  # bytes of a member that is read during the scan
 _OPEN = 1 << 16  # samples of a tar that wait for more members, which bounds the memory
 
-_Sample = dict[str, "_Member"]
-"""Members of one key by extension."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Member:
+class _Member(NamedTuple):
     name: str
     offset: int
     size: int
     problem: Problem | None
+
+
+_Sample = dict[str, _Member]
+"""Members of one key by extension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +41,24 @@ class TarReader:
     what followed is not known.
     """
 
-    root: str
     tars: tuple[str, ...]
     columns: Columns  # carried: fields of KEY.json
     kinds: tuple[Kind, ...]  # what the records need
+    root: str = ""  # tars have whole paths
 
     def records(self) -> Iterator[Record]:
         """Every sample, in the order of their first members."""
         for name in self.tars:
-            full = joined(self.root, name)
-            place, problem = place_of(self.root, name)
-            if place is None:
-                raise DataError(f"{readable(full)}: {problem and problem.reason}")
-            with open_file(full) as file:
-                _refuse_compressed(file, readable(full))
-                yield from _Tar(file, readable(full), place, self).records()
+            with open_file(name) as file:
+                start = file.read(8)
+                for magic, kind in _COMPRESSED.items():
+                    if start.startswith(magic):
+                        raise DataError(
+                            f"{readable(name)}: is compressed with {kind}. Expected a plain tar, "
+                            "as pictures are read from anywhere in it. Decompress it."
+                        )
+                place, _problem = place_of("", name)
+                yield from _Tar(file, readable(name), place or [name, None, None], self).records()
 
 
 class _Tar:
@@ -204,16 +207,6 @@ def _check_end(file: BinaryIO, end: int, name: str) -> None:
         if block.strip(b"\0"):
             raise _damaged(name, f"no end, and no header either, at byte {end}")
         block = file.read(2**20)
-
-
-def _refuse_compressed(file: BinaryIO, name: str) -> None:
-    start = file.read(8)
-    for magic, kind in _COMPRESSED.items():
-        if start.startswith(magic):
-            raise DataError(
-                f"{name}: is compressed with {kind}. Expected a plain tar, as pictures are read "
-                "from anywhere in it. Decompress it."
-            )
 
 
 def _damaged(name: str, found: str) -> DataError:

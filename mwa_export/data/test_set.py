@@ -83,40 +83,34 @@ class Groups:
         self._captions: list[Caption] = []
         self._owners = array("q")  # row of the picture of each caption
 
-    def add(self, key: Hashable, picture: Readable, where: str) -> int:
-        """Add a picture and return its row.
+    def add(
+        self,
+        key: Hashable,
+        picture: Readable,
+        captions: Iterable[Caption],
+        where: str,
+        *,
+        once: bool,
+    ) -> None:
+        """Add captions of a picture, which may have come before unless it comes ``once``.
 
         Raises:
             DataError: the key is taken.
         """
-        if key in self._rows:
+        row = self._rows.setdefault(key, len(self._pictures))
+        if row == len(self._pictures):
+            self._pictures.append(picture)
+            self._places.append(where)
+        elif once:
             raise DataError(
-                f"{where}: the id {key} occurs a second time, after "
-                f"{self._places[self._rows[key]]}. Expected each once. Remove one."
+                f"{where}: the id {key} occurs a second time, after {self._places[row]}. "
+                "Expected each once. Remove one."
             )
-        self._rows[key] = row = len(self._pictures)
-        self._pictures.append(picture)
-        self._places.append(where)
-        return row
-
-    def find_or_add(self, key: Hashable, picture: Readable, where: str) -> int:
-        """Row of a picture, which is added if the key is new.
-
-        Raises:
-            DataError: the key belongs to another picture.
-        """
-        row = self._rows.get(key)
-        if row is None:
-            return self.add(key, picture, where)
-        if self._pictures[row] != picture:
+        elif self._pictures[row] != picture:
             raise DataError(
                 f"{where}: the id {key} is {picture}, and at {self._places[row]} it is "
                 f"{self._pictures[row]}. Expected one picture. Correct one of the two."
             )
-        return row
-
-    def add_captions(self, row: int, captions: Iterable[Caption]) -> None:
-        """Add captions of the picture at ``row``."""
         before = len(self._captions)
         self._captions.extend(captions)
         self._owners.extend([row] * (len(self._captions) - before))

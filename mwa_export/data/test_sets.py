@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, overload
 
-from mwa_export.data.fields import Columns, Reader, Record, names, of_split
+from mwa_export.data.fields import Columns, Reader, Record, escaped, names, of_split
 from mwa_export.data.files import exists, expanded, files_in, is_folder, joined, picture_of
 from mwa_export.data.karpathy import KarpathyReader
 from mwa_export.data.readers import TABLES, reader_of, suffix_of
@@ -118,15 +118,17 @@ def _grouped(reader: Reader, path: str, options: DataOptions) -> RetrievalData:
     for record in records:
         for part in (record.problem, record.image, *record.captions, record.image_id):
             if isinstance(part, Problem):
-                raise DataError(f"{record.where}: {part.reason}")
+                raise DataError(f"{escaped(record.where)}: {part.reason}")
         captions = [part for part in record.captions if not isinstance(part, Problem)]
         picture = _picture(record.image, reader.root)
         id = record.key if isinstance(reader, TarReader) else _id(record, options.image_id_column)
-        if id is not None and options.image_id_column is not None:
-            _check_owner(owners, picture, id, record.where)
+        if id and options.image_id_column and owners.setdefault(picture, id) != id:
+            raise DataError(
+                f"{record.where}: {picture} has the id {id}, and {owners[picture]} before. "
+                "Expected one id for each picture. Correct one of the two."
+            )
         numbered |= id is None
-        add = groups.add if once else groups.find_or_add
-        groups.add_captions(add(id or str(picture), picture, record.where), captions)
+        groups.add(id or str(picture), picture, captions, record.where, once=once)
     name = path if split is None else f"{path}, split {split}"
     return groups.data(name, numbered=numbered)
 
@@ -162,14 +164,6 @@ def _id(record: Record, column: str | None) -> str | None:
     raise DataError(
         f"{record.where}: `{column}` is {found}. Expected a text or an integer as the image id."
     )
-
-
-def _check_owner(owners: dict[Readable, str], picture: Readable, key: str, where: str) -> None:
-    if owners.setdefault(picture, key) != key:
-        raise DataError(
-            f"{where}: {picture} has the id {key}, and {owners[picture]} before. "
-            "Expected one id for each picture. Correct one of the two."
-        )
 
 
 def _find(spec: str) -> list[str]:

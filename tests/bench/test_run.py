@@ -195,7 +195,7 @@ def test_every_shape_is_warmed_up_before_the_clock_runs(
         (("--peers", "none,eager"), "none was given together"),
         (("--runtime", "tflite"), "no runtime is called 'tflite'. Expected: onnxruntime"),
         (("--data", "nowhere.json"), "nowhere.json: no such file"),
-        (("--images", "pictures"), "belong to --data"),
+        (("--images", "pictures"), "belong to --data were given without it"),
         (("--lengths", "400"), "from 3 to 62"),
         (("--reference", "nothing.pth"), "nothing.pth"),
     ],

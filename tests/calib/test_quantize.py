@@ -163,6 +163,29 @@ def test_search_stays_inside_the_budget_and_says_what_it_kept(
             assert lost >= sum(saved[layer] for layer in kept) - 1e-9, "the fastest is chosen"
 
 
+def test_both_sets_may_be_splits_of_one_table_with_headings_of_its_own(
+    files: Path, pictures: Path, tmp_path: Path
+) -> None:
+    with (tmp_path / "both.csv").open("w") as table:
+        table.write("photo;words;split\n")
+        for line in (pictures / "captions.jsonl").read_text().splitlines()[:34]:
+            record = json.loads(line)
+            split = "fit" if int(record["image"][:3]) < 16 else "measure"
+            table.writelines(f"{record['image']};{text};{split}\n" for text in record["captions"])
+        table.write("gone.png;nowhere;measure\n")
+    outcome = run(
+        *("quantize", files / "bundle", "--data", tmp_path / "both.csv", "--images", pictures),
+        *("--image-column", "Photo", "--caption-column", "words", "--split", "fit"),
+        *("--held-back", tmp_path / "both.csv", "--held-back-images", pictures),
+        *("--held-back-split", "measure", "--max-excluded", 1),
+        *("--samples", 16, "--no-search", "--points", 0, *QUICK, "-o", tmp_path / "bundle"),
+    )
+    assert outcome.status == 0, outcome
+    said = quantization(tmp_path / "bundle")
+    assert said.held_back is not None
+    assert (said.data["pictures"], said.held_back.pictures, said.held_back.captions) == (16, 18, 36)
+
+
 def test_missed_budget_is_exit_status_1_and_leaves_the_bundle(
     whole: tuple[Path, Outcome], pictures: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

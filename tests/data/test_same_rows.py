@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mwa_export.cli.options import DataSet, data_options
 from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.data.test_sets import DataOptions, parse_data, read_data
-from mwa_export.errors import DataError
+from mwa_export.errors import DataError, OptionsError
 from mwa_export.inputs.content import Kind
 
 Rows = list[tuple[str, str]]
@@ -117,6 +117,45 @@ def by_the_options(flag: str) -> Callable[[str], Rows]:
         return found
 
     return read
+
+
+def parsed(arguments: list[str]) -> dict[str, DataSet]:
+    """What a command with both sets gets."""
+    found: dict[str, DataSet] = {}
+
+    @click.command()
+    @data_options("help", held_back="help")
+    def command(**sets: DataSet) -> None:
+        found.update(sets)
+
+    command.main(arguments, standalone_mode=False)
+    return found
+
+
+def test_the_columns_are_those_of_both_sets_and_the_split_is_of_one() -> None:
+    columns = ["--image-column", "a", "--caption-column", "b", "--max-excluded", "2"]
+    one = ["--data", "x", "--split", "s", "--images", "i"]
+    other = ["--held-back", "y", "--held-back-split", "t", "--held-back-images", "j"]
+    sets = parsed([*columns, *one, *other])
+    expected = {"data": ("x", "s", "i"), "held_back": ("y", "t", "j")}
+    for name, (path, split, images) in expected.items():
+        assert sets[name].path == path
+        options = DataOptions(**sets[name].how)
+        assert options == DataOptions("a", "b", None, split, images, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--images", "x"], "--data"),
+        (["--held-back", "x", "--split", "y"], "--data"),
+        (["--data", "x", "--held-back-split", "y"], "--held-back"),
+        (["--caption-column", "x"], "--data"),
+    ],
+)
+def test_options_of_a_set_that_is_not_there_are_refused(arguments: list[str], flag: str) -> None:
+    with pytest.raises(OptionsError, match=f"belong to {flag} were given without it"):
+        parsed(arguments)
 
 
 def by_embed(path: str, tmp_path: Path) -> tuple[set[str], list[str]]:
