@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import UnionType
@@ -61,7 +62,8 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         }
     if is_dataclass(kind) and isinstance(data, dict):
         return _dataclass(kind, data, where)
-    raise ValueError(f"{where}: {data!r} is not {getattr(kind, '__name__', kind)}")
+    expected = f"one of {parts}" if origin is Literal else getattr(kind, "__name__", kind)
+    raise ValueError(f"{where}: {reprlib.repr(data)} is not {expected}")
 
 
 def _dataclass(kind: Any, data: dict[str, Any], where: str) -> Any:
