@@ -109,11 +109,11 @@ class Encoder:
                 "embed_images([image])"
             )
         rows = enumerate(images)
-        parts = [np.empty((0, self.dim), np.float32)]
+        parts = []
         while items := list(islice(rows, batch)):
             pixels = [self._pixels_of_image(row, image) for row, image in items]
             parts.append(self.backend.embed_images(np.stack(pixels)))
-        return np.concatenate(parts)
+        return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
     def embed_texts(self, texts: Iterable[str], *, batch: int = TEXT_BATCH) -> Embeddings:
         """Embed texts. A single str is refused: its letters would be embedded one by one.

@@ -76,7 +76,7 @@ def test_pictures_may_lie_elsewhere_or_have_absolute_paths(tmp_path: Path) -> No
             r"images\[0\], 1\.jpg: `raw` of sentence 0 is blank",
         ),
         ([entry(1, sentences=[{}])], "`raw` of sentence 0 is null"),
-        ([entry(1, sentences=[{"raw": "\ud800"}])], "no valid Unicode"),
+        ([entry(1, sentences=[{"raw": "\ud800"}])], "not valid Unicode"),
         ([entry(1, sentences=["a"])], r"not a Karpathy JSON \(`sentences`\[0\] is 'a'"),
         ([entry(1, imgid="1")], r"images\[0\], 1\.jpg: `imgid` is '1'\. Expected an integer"),
         ([entry(1, imgid=True)], "`imgid` is True"),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mwa_export.cli.options import DataSet, data_options
 from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.data.test_sets import DataOptions, parse_data, read_data
-from mwa_export.errors import DataError, OptionsError
+from mwa_export.errors import DataError, UsageError
 from mwa_export.inputs.content import Kind
 
 Rows = list[tuple[str, str]]
@@ -154,7 +154,7 @@ def test_the_columns_are_those_of_both_sets_and_the_split_is_of_one() -> None:
     ],
 )
 def test_options_of_a_set_that_is_not_there_are_refused(arguments: list[str], flag: str) -> None:
-    with pytest.raises(OptionsError, match=f"belong to {flag} were given without it"):
+    with pytest.raises(UsageError, match=f"belong to {flag} were given without it"):
         parsed(arguments)
 
 

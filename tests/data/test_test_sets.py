@@ -128,7 +128,7 @@ def test_missing_pictures_are_counted_and_named_and_nothing_is_left_out(tmp_path
     (tmp_path / "2.jpg").write_bytes(b"")
     message = (
         r"t\.jsonl: 4 of 5 pictures are missing, the first: .*0\.jpg, .*1\.jpg, .*3\.jpg\. "
-        r"Give the folder .* \(images\), or leave .* out \(max_excluded=4\)"
+        r"Give the folder .* \(`images`\), or leave .* out: `max_excluded=4`"
     )
     with pytest.raises(DataError, match=message):
         read_data(path)

@@ -38,5 +38,5 @@ def test_pictures_keep_their_order_whatever_the_batch(tmp_path: Path, batch: int
 
 def test_broken_picture_stops_the_run_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"x\.jpg\): is no picture"):
+    with pytest.raises(ImageError, match=r"x\.jpg\): cannot be decoded"):
         encoder_on(Telling()).embed_images([tmp_path / "x.jpg"])

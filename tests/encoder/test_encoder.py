@@ -130,7 +130,7 @@ def test_the_picture_that_fails_is_named(
     for bad, named in (
         (tmp_path / "missing.jpg", "missing.jpg: no such file"),
         (cut, r"image 1 \(.*cut.png\): cannot be decoded"),
-        (b"<html>", r"image 1 \(bytes\): is no picture"),
+        (b"<html>", r"image 1 \(bytes\): cannot be decoded"),
         (b"", r"image 1 \(bytes\): is empty"),
         (lazy, r"image 1 \(PngImageFile\): cannot be decoded"),
         (3, "image 1: is of type int"),

@@ -166,7 +166,7 @@ def test_adapter_file_without_metadata_works_with_options(base: Path, tmp_path: 
     path = tmp_path / "adapter.pth"
     torch.save({name: tensors[name] for name in left}, path)
     source = ModelSource(base=base, adapter=path)
-    with pytest.raises(UsageError, match="--adapter-scale NUMBER --ffn-option"):
+    with pytest.raises(UsageError, match="`adapter_scale=NUMBER`, `ffn_option="):
         load_model(source)
     model = load_model(source, options=AdapterOptions(adapter_scale=0.6, ffn_option="parallel"))
     assert model.config == MWA
@@ -175,12 +175,12 @@ def test_adapter_file_without_metadata_works_with_options(base: Path, tmp_path: 
 
 def test_adapter_file_alone_says_how_to_use_it(trained: Callable[..., Path], base: Path) -> None:
     adapter = _split(trained(), base)
-    with pytest.raises(AdapterError, match=f"{adapter}: is an adapter file.*--base BASE --adapter"):
+    with pytest.raises(AdapterError, match=f"{adapter}: is an adapter file.*`base=BASE` `adapter="):
         load_model(ModelSource(adapter))
 
 
 def test_base_alone_says_that_an_adapter_brings_the_heads(base: Path) -> None:
-    message = r"captioning or pretraining \(mlm_head\).*use --base and --adapter"
+    message = r"captioning or pretraining \(mlm_head\).*use `base` and `adapter`"
     with pytest.raises(CheckpointError, match=message):
         load_model(ModelSource(base))
 

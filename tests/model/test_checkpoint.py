@@ -160,7 +160,7 @@ def test_moving_average_is_read_when_asked_for(tensors: Tensors, tmp_path: Path)
 
 
 def test_missing_moving_average_says_what_there_is(tensors: Tensors, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no `model_ema`, only module, args\. Leave --ema"):
+    with pytest.raises(CheckpointError, match=r"no `model_ema`, only module, args\. Leave `ema`"):
         read_checkpoint(_module(tmp_path, tensors), ema=True)
     with pytest.raises(CheckpointError, match="a safetensors file has no `model_ema`"):
         read_checkpoint(_safetensors(tmp_path, tensors), ema=True)

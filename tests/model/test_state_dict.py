@@ -84,9 +84,9 @@ def test_args_of_the_training_script_are_read_from_the_file(
 
 
 SCALE, OPTION, NORM = (
-    "--adapter-scale NUMBER",
-    "--ffn-option parallel|sequential",
-    "--adapter-layernorm in|out",
+    "`adapter_scale=NUMBER`",
+    "`ffn_option=parallel|sequential`",
+    "`adapter_layernorm=in|out`",
 )
 
 
@@ -101,14 +101,14 @@ SCALE, OPTION, NORM = (
         ("mwa", {"ffn_adapter_scalar": "0.6"}, [OPTION]),
     ],
 )
-def test_missing_options_are_asked_for_by_exactly_their_flags(
+def test_missing_options_are_asked_for_by_exactly_their_names(
     name: str, args: dict[str, Any], needed: list[str]
 ) -> None:
     with pytest.raises(UsageError) as error:
         _infer(expected_shapes(CONFIGS[name]), args)
     message = str(error.value)
     assert message.startswith(str(PATH))
-    assert message.endswith("Give: " + " ".join(needed))
+    assert message.endswith("Give: " + ", ".join(needed))
 
 
 @pytest.mark.parametrize("name", ["mwa", "norm_in_learned", "norm_out", "text_mode", "sequential"])
@@ -123,7 +123,7 @@ def test_flags_win_over_args_with_a_warning(checkpoint: Path) -> None:
     model = load_model(ModelSource(checkpoint), options=AdapterOptions(adapter_scale=0.25))
     assert MWA.adapter is not None
     assert model.config.adapter == replace(MWA.adapter, scale=0.25)
-    assert model.warnings == ("--adapter-scale 0.25 overrides the 0.6 stored in checkpoint-0.pth.",)
+    assert model.warnings == ("`adapter_scale=0.25` overrides the 0.6 stored in checkpoint-0.pth.",)
 
 
 def test_flag_that_agrees_with_the_file_is_no_reason_to_warn(checkpoint: Path) -> None:
@@ -151,10 +151,18 @@ def test_sequential_adapters_are_left_out_with_a_warning(
         ("text_mode", {"ffn_mode": "vision"}, "'vision', and it holds the adapters of 'text'"),
         ("mwa", {"ffn_adapter_layernorm_option": "in"}, "LayerNorm is 'in'.*tensors lack"),
         ("norm_out", {"ffn_adapter_layernorm_option": "none"}, "is 'none'.*tensors include"),
-        ("mwa", {"ffn_adapter_layernorm_option": "before"}, "is 'before'. Expected one of: none"),
-        ("mwa", {"ffn_adapter_scalar": "learnable_scalar"}, "carry no trained scale. Give --adapt"),
+        (
+            "mwa",
+            {"ffn_adapter_layernorm_option": "before"},
+            "=before`: expected one of none",
+        ),
+        (
+            "mwa",
+            {"ffn_adapter_scalar": "learnable_scalar"},
+            "no trained scale. Give one: `adapt",
+        ),
         ("mwa", {"ffn_adapter_scalar": "inf"}, "the adapter scale is inf. Expected a finite"),
-        ("mwa", {"ffn_option": "both"}, "is 'both'. Expected one of: parallel, sequential"),
+        ("mwa", {"ffn_option": "both"}, "ffn_option=both`: expected one of parallel, sequential"),
     ],
 )
 def test_args_that_contradict_the_tensors_are_refused(
@@ -167,22 +175,22 @@ def test_args_that_contradict_the_tensors_are_refused(
 
 def test_scale_cannot_be_given_where_one_was_trained() -> None:
     config = CONFIGS["norm_in_learned"]
-    with pytest.raises(UsageError, match="Leave --adapter-scale out"):
+    with pytest.raises(UsageError, match="Leave `adapter_scale` out"):
         _infer(expected_shapes(config), training_options(config), AdapterOptions(adapter_scale=1.0))
 
 
 @pytest.mark.parametrize(
-    ("options", "flag"),
+    ("options", "field"),
     [
-        (AdapterOptions(adapter_scale=1.0), "--adapter-scale"),
-        (AdapterOptions(adapter_layernorm="in"), "--adapter-layernorm"),
-        (AdapterOptions(ffn_option="parallel"), "--ffn-option"),
+        (AdapterOptions(adapter_scale=1.0), "adapter_scale"),
+        (AdapterOptions(adapter_layernorm="in"), "adapter_layernorm"),
+        (AdapterOptions(ffn_option="parallel"), "ffn_option"),
     ],
 )
 def test_adapter_flags_are_refused_where_there_are_no_adapters(
-    options: AdapterOptions, flag: str
+    options: AdapterOptions, field: str
 ) -> None:
-    with pytest.raises(UsageError, match=f"has no adapters, so {flag} cannot apply"):
+    with pytest.raises(UsageError, match=f"has no adapters, so `{field}` cannot apply"):
         _infer(expected_shapes(CONFIGS["plain"]), {}, options)
 
 

@@ -182,13 +182,13 @@ def test_both_kinds_of_gates_are_listed() -> None:
 
 @pytest.mark.parametrize("limit", [-0.1, -1e-12, 100.1, math.inf, math.nan])
 def test_impossible_drop_is_refused(limit: float) -> None:
-    with pytest.raises(UsageError, match=r"max_recall_drop is .*Expected 0 to 100"):
+    with pytest.raises(UsageError, match=r"max_recall_drop=.*expected 0 to 100"):
         Gates(max_recall_drop=limit)
 
 
 @pytest.mark.parametrize("limit", [-1.1, 1.0001, 99.9, math.nan])
 def test_impossible_cosine_is_refused(limit: float) -> None:
-    with pytest.raises(UsageError, match=r"min_cosine is .*Expected -1 to 1"):
+    with pytest.raises(UsageError, match=r"min_cosine=.*expected -1 to 1"):
         Gates(min_cosine=limit)
 
 

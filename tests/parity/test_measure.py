@@ -94,12 +94,12 @@ def test_without_gates_everything_passes() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"confidence": 0.49}, "confidence is 0.49"),
-        ({"confidence": 1.0}, "confidence is 1.0"),
-        ({"confidence": 95}, "confidence is 95. Expected 0.5 to below 1"),
-        ({"confidence": float("nan")}, "confidence is nan"),
-        ({"resamples": 99}, "99 resamples. Expected at least 100"),
-        ({"examples": -1}, "-1 examples"),
+        ({"confidence": 0.49}, "confidence=0.49"),
+        ({"confidence": 1.0}, "confidence=1.0"),
+        ({"confidence": 95}, "confidence=95`: expected 0.5 to below 1"),
+        ({"confidence": float("nan")}, "confidence=nan"),
+        ({"resamples": 99}, "resamples=99`: expected at least 100"),
+        ({"examples": -1}, "examples=-1"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
@@ -248,9 +248,9 @@ def with_nan(array: Floats) -> Floats:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r, c, o: ("a.pth", c, o), "mixture of embeddings and paths"),
-        (lambda r, c, o: (r, Path("bundle"), o), "mixture of embeddings and paths"),
-        (lambda r, c, o: (r, c, "test.json"), "mixture of embeddings and paths"),
+        (lambda r, c, o: ("a.pth", c, o), "given a str for a side"),
+        (lambda r, c, o: (r, Path("bundle"), o), "Path for a side.*compare_models"),
+        (lambda r, c, o: (r, c, "test.json"), "Expected rows of the images"),
         (
             lambda r, c, o: (r, tuple(unit(a[:, :7]) for a in c), o),
             r"widths: reference 8 \(images\) and 8 \(texts\), candidate 7 and 7",

@@ -121,7 +121,7 @@ def test_other_image_size_is_another_space_whose_stages_are_told_apart(
     assert states(result)["preprocessing"] == "not measured"
     assert "size: 32 against 64" in result.stages[1].detail
     assert states(result)["graph"] == "changed"
-    with pytest.raises(UsageError, match=r"32 pixels.*64 pixels.*Leave --layers out"):
+    with pytest.raises(UsageError, match=r"32 pixels.*64 pixels.*Leave `layers` out"):
         compare_models(*arguments, run=RunOptions(any_space=True, layers=True))
 
 
