@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, overload
+from typing import cast
 
 from mwa_export.data.fields import Columns, Reader, Record, escaped, names, of_split
 from mwa_export.data.files import exists, expanded, files_in, is_folder, joined, picture_of
@@ -49,10 +49,6 @@ TestSet = RetrievalData | str | os.PathLike[str]
 """A test set, or the path of one."""
 
 
-@overload
-def as_test_set(data: TestSet) -> RetrievalData: ...
-@overload
-def as_test_set(data: TestSet | None) -> RetrievalData | None: ...
 def as_test_set(data: TestSet | None) -> RetrievalData | None:
     """Read a test set unless it is read already."""
     return data if data is None or isinstance(data, RetrievalData) else read_data(data)

@@ -124,7 +124,7 @@ def build_engines(
             added = _add(bundle, job, None if done else out, force=force)
         except MwaExportError as error:
             if done:  # the first engine is kept: it took minutes
-                ways = f"`mwa-export trt` with `engine_precision={options.precision}`"
+                ways = f"`mwa-export trt {bundle.path}` with `engine_precision={options.precision}`"
                 error.args = (
                     f"{error} {done[0].engine.file} was built and is kept. Go on with: {ways}",
                 )

@@ -116,7 +116,7 @@ def _exchangeable(
         found = "; ".join(reasons) or "it has no engines"
         raise EngineError(
             f"{bundle.path}: has no engines of both towers whose weights can be exchanged here. "
-            f"{found}. Build them with `mwa-export trt`: `engine_precision=float16` `refit`"
+            f"{found}. Build them: `mwa-export trt {bundle.path}` with `engine_precision=float16` `refit`"
         )
     return fit, tuple(reasons)
 
@@ -158,7 +158,8 @@ def _exchange(
             raise EngineError(
                 f"{old.path / engine.file}: was compiled from another graph than this version of "
                 "mwa-export makes, so nothing says that the weights fit. Build it again: "
-                f"`mwa-export trt` with `engine_precision={engine.precision}` `refit` `rebuild`"
+                f"`mwa-export trt {old.path}` with `engine_precision={engine.precision}` `refit` "
+                "`rebuild`"
             )
         after = _compiled(new, engine, Path(scratch) / "new", progress)
         more = sorted(set(after.float32) - set(before.float32))

@@ -88,7 +88,7 @@ def usable_engines(
         elif not found:
             reasons.append(
                 f"{name} has no {precision} engine for the {tower} tower. Build it: "
-                f"mwa-export trt BUNDLE {flag}"
+                f"`mwa-export trt` with {flag}"
             )
         else:
             details = "; ".join(f"{file}: {reason}" for file, reason in obstacles.items())

@@ -97,15 +97,15 @@ def test_pictures_of_noise_are_refused(sides: Sides, tmp_path: Path) -> None:
 
 
 def test_random_tokens_are_refused(sides: Sides, many: RetrievalData) -> None:
-    class Encoder:
-        prepare = staticmethod(sides[1].prepare)
+    rng = np.random.default_rng(0)
 
-        def encode(self, captions: list[str]) -> list[list[int]]:
-            rng = np.random.default_rng(0)
-            return [[0, *rng.integers(4, 64000, 20).tolist(), 2] for _caption in captions]
+    class RandomIds:
+        def encode(self, text: str) -> list[int]:
+            return [0, *rng.integers(4, 64000, 20).tolist(), 2]
 
+    encoder = replace(sides[1], tokenizer=RandomIds())  # type: ignore[arg-type]
     with pytest.raises(CalibrationError, match="as random ids do and texts do not"):
-        take_samples(Encoder(), many, 20, 0)  # type: ignore[arg-type]
+        take_samples(encoder, many, 20, 0)
 
 
 def test_unreadable_picture_is_named(sides: Sides, tmp_path: Path) -> None:

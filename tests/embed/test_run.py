@@ -269,7 +269,7 @@ def test_carried_columns_keep_their_types_and_a_misfit_is_an_error(
     row = table.slice(1050, 1).to_pylist()[0]
     assert [row[n] for n in names] == [5, 7.0, "\\udcff", "{}", "late"]
     assert json.loads(table.slice(3, 1).to_pylist()[0]["deep"]) == {"deep": 3}
-    with pytest.raises(UsageError, match="--columns scale"):
+    with pytest.raises(UsageError, match="columns=scale"):
         embed(bundle, [ListSource("text", rows, ("scale",))], tmp_path / "reserved")
 
 

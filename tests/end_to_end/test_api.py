@@ -45,11 +45,9 @@ def test_every_example_of_the_page_runs(folder: Path) -> None:
     printed = {}
     for name, code in BLOCKS.items():
         if name == "quantize":  # the defaults calibrate with 256 pictures
-            code = code.replace(
-                'read_data("data")', 'read_data("data"), options=QuantizeOptions(samples=16)'
-            )
+            quick = "QuantizeOptions(samples=16, search=False, max_recall_drop=100, points=0)"
+            code = code.replace("out=", f"options={quick}, out=")
             code = "from mwa_export.calib.quantize import QuantizeOptions\n" + code
-            code = code.replace("samples=16", "samples=16, search=False, max_recall_drop=100")
         printed[name] = run(code, folder)
     assert printed["compare"].startswith("False -50.0")
     assert printed["embed"] == "40 True\n"

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from commands import files_below, refused, run
 from torch import Tensor
 
+from mwa_export.export import export as module
 from mwa_export.files import new_file, new_folder
 from mwa_export.towers import merge
 from mwa_export.towers.forward import TowerPlan
@@ -125,9 +127,9 @@ def test_old_bundle_comes_back_when_the_new_one_cannot_be_renamed(
         (errno.EFBIG, "the file system or a limit of this shell allows no file of this size."),
     ],
 )
-@pytest.mark.parametrize("step", ["tempfile.mkdtemp", "mwa_export.export.export.onnx_from_tower"])
+@pytest.mark.parametrize("step", [(tempfile, "mkdtemp"), (module, "onnx_from_tower")])
 def test_disk_that_refuses_is_explained(
-    step: str,
+    step: tuple[Any, str],
     code: int,
     reason: str,
     checkpoint: Path,
@@ -138,7 +140,7 @@ def test_disk_that_refuses_is_explained(
     def refuse(*_args: Any, **_kwargs: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(step, refuse)
+    monkeypatch.setattr(*step, refuse)
     assert export_refused(checkpoint) == f"{folder / 'bundle'}: cannot be written: {reason}"
 
 
@@ -262,7 +264,7 @@ def test_graph_that_computes_something_else_is_never_written(
                 patch.setattr(merge, "fold_norm", slightly_wrong)
             return merge_tower(plan, *arguments)
 
-    monkeypatch.setattr("mwa_export.export.export.merge_tower", merge_one_tower_wrongly)
+    monkeypatch.setattr(module, "merge_tower", merge_one_tower_wrongly)
     message = export_refused(checkpoint, "--force", status=1)
     assert message.startswith(f"the exported {tower} tower differs from the PyTorch reference: ")
     assert "allowed 2e-05. Nothing was written" in message

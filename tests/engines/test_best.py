@@ -22,7 +22,7 @@ from mwa_export.calib.precision_search import Trial
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines.best import Candidate, fastest
 from mwa_export.engines.build import EngineOptions, build_engines
-from mwa_export.runtimes import open as runtimes
+from mwa_export.runtimes import machine
 from mwa_export.runtimes.open import open_backend
 from mwa_export.trt.compare import Compared
 from mwa_export.trt.layers import Inspection
@@ -53,7 +53,7 @@ USUAL = costs(float16=2.0, bfloat16=2.5, int8=1.0, float8=1.5)
 def driver(monkeypatch: pytest.MonkeyPatch) -> LateDriver:
     driver = LateDriver()
     driver.install(monkeypatch)
-    monkeypatch.setattr(runtimes, "driver_here", lambda: True)
+    monkeypatch.setattr(machine, "driver_here", lambda: True)
     return driver
 
 

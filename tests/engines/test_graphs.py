@@ -289,7 +289,7 @@ def test_many_gemms_in_float32_are_told_and_bfloat16_advised(
         else:
             assert graph.advice is not None
             assert f"{share:.0%} of the GEMMs compute in float32" in graph.advice
-            assert "--bf16" in graph.advice
+            assert "engine_precision=bfloat16" in graph.advice
     assert shares == [False, True]
 
 
@@ -335,7 +335,9 @@ def test_8_is_refused_where_it_could_choose_float16_for_large_values(
     files: Path, tmp_path: Path
 ) -> None:
     bundle = with_large_values(files, tmp_path / "bundle", 2.0**16)
-    with pytest.raises(VerificationError, match=r"grown reaches .*float16 ends at 65504.*--bf16"):
+    with pytest.raises(
+        VerificationError, match=r"grown reaches .*float16 ends at 65504.*precision=bfloat16"
+    ):
         made(bundle, "text", tmp_path, major=8)
 
 
@@ -343,7 +345,7 @@ def test_a_graph_that_computes_something_else_is_refused(
     calibrated: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected: dict[EnginePrecision, tuple[str, str]] = {
-        "float16": ("0.99800", "Build --bf16"),
+        "float16": ("0.99800", "Use `engine_precision=bfloat16`"),
         "bfloat16": ("0.99800", "Build --fp16"),
         "float8": ("0.90000", "or build --fp16"),
     }

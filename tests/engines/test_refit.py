@@ -168,7 +168,7 @@ def test_engines_that_cannot_be_refitted_are_refused_with_what_to_build(
     assert run("trt", bundle, "--fp16").status == 0
     message = refused("refit", bundle, *arguments)
     assert "built without --refit" in message
-    assert message.endswith(f"mwa-export trt {bundle} --fp16 --refit")
+    assert message.endswith(f"`mwa-export trt {bundle}` with --fp16 --refit")
     folder = tmp_path_factory.mktemp("refit") / "bundle"
     int8 = calibrated_bundle(files / "bundle", data, folder).path
     options = ("--int8", "--refit", "--no-speed-gate", "-o", tmp_path / "int8")

@@ -144,7 +144,7 @@ def test_layers_cannot_be_seen_on_openvino_and_that_is_said(quantized: Path) -> 
 
     options = RuntimeOptions("openvino", "int8", allow_slow=True)
     side = open_bundle(quantized, runtime=options)
-    with pytest.raises(UsageError, match="--runtime onnxruntime, or leave --layers out"):
+    with pytest.raises(UsageError, match="`runtime=onnxruntime`, or leave `layers` out"):
         check_layers(open_bundle(quantized), side)
 
 

@@ -130,7 +130,7 @@ def test_what_would_be_slower_than_float32_is_refused_unless_told(
     plain: Manifest, precision: str
 ) -> None:
     manifest, machine = with_graphs(plain, *INT8), Machine(PLAIN, CPUS)
-    with pytest.raises(RuntimeUnavailableError, match=r"slower than float32.*--allow-slow"):
+    with pytest.raises(RuntimeUnavailableError, match=r"slower than float32.*allow_slow"):
         choose(manifest, RuntimeOptions("openvino", precision), machine)
     told = RuntimeOptions("openvino", precision, allow_slow=True)
     assert choose(manifest, told, machine).precision == precision
@@ -238,11 +238,10 @@ def test_laws_of_choosing(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"runtime": "tflite"}, "--runtime tflite: unknown"),
-        ({"precision": "int4"}, "--precision int4"),
-        ({"runtime": "onnxruntime", "precision": "bfloat16"}, "--precision bfloat16"),
-        ({"threads": 0}, "--threads 0: expected 1 or more"),
-        ({"streams": -1}, "--streams -1"),
+        ({"runtime": "tflite"}, "runtime=tflite`: expected auto"),
+        ({"precision": "int4"}, "precision=int4"),
+        ({"runtime": "onnxruntime", "precision": "bfloat16"}, "precision=bfloat16"),
+        ({"threads": 0}, "threads=0`: expected 1 or more"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -252,7 +251,7 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
 
 def test_torch_needs_the_checkpoint_and_then_is_the_reference(files: Path) -> None:
     bundle = Bundle.open(files / "bundle")
-    with pytest.raises(UsageError, match="--reference CHECKPOINT"):
+    with pytest.raises(UsageError, match="reference=CHECKPOINT"):
         open_backend(bundle, RuntimeOptions("torch"))
     given_ = RuntimeOptions("torch", reference=files / "checkpoint.pth")
     opened = open_backend(bundle, given_)

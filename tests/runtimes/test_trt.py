@@ -100,7 +100,7 @@ def test_engines_of_every_typed_precision_run(
     wanted = exact.embed_images(pictures(5)), exact.embed_texts(*texts(5, 7))
     for one, other in zip(found, wanted, strict=True):
         assert least <= least_cosine(one, other) < 0.999999
-    with pytest.raises(EngineError, match=r"has no float16 engine.*--fp16"):
+    with pytest.raises(EngineError, match=r"has no float16 engine.*precision=float16"):
         TensorRtBackend(bundle)
 
 
@@ -179,7 +179,7 @@ def test_fixed_shapes_are_filled_up(newest: LateTensorRT, folder: Path) -> None:
 
 def test_shapes_outside_every_profile_are_refused(newest: LateTensorRT, folder: Path) -> None:
     with TensorRtBackend(built(folder, "--lengths", "2,4,8"), check=False) as backend:
-        with pytest.raises(ProfileError, match=r"text of 9 tokens.*at most 8.*--lengths"):
+        with pytest.raises(ProfileError, match=r"text of 9 tokens.*at most 8.*lengths="):
             backend.embed_texts(*texts(2, 9))
         with pytest.raises(ProfileError, match=r"vision/image: .*Expected \(batch, 3, 32, 32\)"):
             backend.embed_images(pictures(2)[:, :16])
@@ -201,7 +201,7 @@ def test_too_little_memory_says_how_much_is_needed(
 ) -> None:
     bundle = built(folder)
     driver.limit = 100_000
-    with pytest.raises(RuntimeUnavailableError, match=r"need 0\.\d+ GiB more.*--batch"):
+    with pytest.raises(RuntimeUnavailableError, match=r"need 0\.\d+ GiB more.*batch"):
         TensorRtBackend(bundle)
     assert driver.allocated == 0
     driver.limit, newest.contexts, newest.scratch = 1 << 40, False, 3 << 30
@@ -237,6 +237,6 @@ def test_engines_of_another_model_do_not_pass(
 def test_a_bundle_without_engines_says_how_to_build_them(
     newest: LateTensorRT, driver: LateDriver, files: Path
 ) -> None:
-    with pytest.raises(EngineError, match="Build it: mwa-export trt"):
+    with pytest.raises(EngineError, match="Build it: `mwa-export trt`"):
         TensorRtBackend(Bundle.open(files / "bundle"))
     assert driver.allocated == 0

@@ -220,7 +220,7 @@ def test_out_of_memory_says_how_much_was_needed_and_what_to_lower(
     ]
     message = refused(tmp_path, EngineError, workspace=8 * GIB)
     assert "asked for a piece of 4.0 GiB, and 100.0 of 140.0 GiB were free" in message
-    assert "(image up to 32x3x4x4) with --batch or --lengths" in message
+    assert "(image up to 32x3x4x4) with `batch` or `lengths`" in message
     assert "--workspace (below the 8.0 GiB that were allowed)" in message
 
 
@@ -240,7 +240,7 @@ def test_a_builder_that_does_not_start_is_explained(trt: FakeTensorRT, tmp_path:
 def test_timing_cache_of_another_gpu_is_refused(newest: FakeTensorRT, tmp_path: Path) -> None:
     newest.accepts_cache = False
     message = refused(tmp_path, UsageError, timing_cache=tmp_path / "times")
-    assert "times: is no timing cache, or was made on another GPU" in message
+    assert "times`: is no timing cache, or was made on another GPU" in message
 
 
 def test_hardware_compatible_engines_need_ampere(newest: FakeTensorRT, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mwa_export.trt.versions import LIMITED, SUPPORTED
 SOURCES = [
     path
     for folder in ("mwa_export", "calib", "cli", "benchmarks")
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for path in sorted((ROOT / folder).rglob("*.py"))
     if "trt." in path.read_text(encoding="utf-8")
 ]
 GUARD = ROOT / "mwa_export" / "trt_versions.py"

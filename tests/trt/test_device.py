@@ -47,7 +47,7 @@ def test_a_driver_that_fails_is_explained(
 
 
 def test_a_gpu_that_is_not_there_is_refused(driver: FakeDriver) -> None:
-    with pytest.raises(RuntimeUnavailableError, match=r"--device 1: .* has 1 .* Expected 0 to 0"):
+    with pytest.raises(RuntimeUnavailableError, match=r"device=1`: .* has 1 .* Expected 0 to 0"):
         select_device(1)
     driver.count = 0
     with pytest.raises(RuntimeUnavailableError, match="finds no GPU"):

@@ -97,14 +97,16 @@ def test_an_engine_says_what_it_needs(
         assert obstacle(engine, bundle.manifest, version, device) is None
         assert vision_engine(bundle, version, device) == engine
         return
-    assert re.search(rf"{reason}.*--fp16 --rebuild", str(vision_engine(bundle, version, device)))
+    assert re.search(
+        rf"{reason}.*precision=float16` `rebuild`", str(vision_engine(bundle, version, device))
+    )
 
 
 def test_an_engine_of_a_graph_that_changed_is_stale(tmp_path: Path) -> None:
     bundle = bundle_with(tmp_path, replace(ENGINE, sources=("the graph", "an older calibration")))
     reason = str(vision_engine(bundle, VERSION, H200))
     assert "a calibration that the bundle no longer has" in reason
-    assert reason.endswith("--rebuild")
+    assert reason.endswith("`rebuild`")
 
 
 def test_of_several_engines_the_one_for_this_gpu_is_taken(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_of_several_engines_the_one_for_this_gpu_is_taken(tmp_path: Path) -> Non
 def test_a_missing_engine_says_how_to_build_it(tmp_path: Path) -> None:
     bundle = bundle_with(tmp_path, ENGINE)
     reason = str(vision_engine(bundle, VERSION, H200, "int8"))
-    assert re.search(r"no int8 engine for the vision .*mwa-export trt .* --int8$", reason)
+    assert re.search(r"no int8 engine for the vision .*mwa-export trt` with .*=int8`$", reason)
 
 
 def test_an_engine_is_loaded(tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_tensorrt_never_sees_a_file_that_the_manifest_does_not_describe(
     trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, ENGINE)
     path = tmp_path / ENGINE.file
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(BundleError, match="--rebuild"):
+    with pytest.raises(BundleError, match="`rebuild`"):
         load_engine(TensorRt(trt), bundle, ENGINE, H200)
     assert not trt.calls
 
@@ -190,7 +192,7 @@ def test_an_engine_for_another_gpu_is_never_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "advice"),
-    [("Magic tag does not match", "--rebuild"), ("out of memory", "end what else uses the GPU")],
+    [("Magic tag does not match", "`rebuild`"), ("out of memory", "end what else uses the GPU")],
 )
 def test_a_load_that_fails_says_why(text: str, advice: str, tmp_path: Path) -> None:
     trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, ENGINE)
