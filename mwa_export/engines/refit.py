@@ -116,7 +116,8 @@ def _exchangeable(
         found = "; ".join(reasons) or "it has no engines"
         raise EngineError(
             f"{bundle.path}: has no engines of both towers whose weights can be exchanged here. "
-            f"{found}. Build them: `mwa-export trt {bundle.path}` with `engine_precision=float16` `refit`"
+            f"{found}. Build them: `mwa-export trt {bundle.path}` with "
+            "`engine_precision=float16` `refit`"
         )
     return fit, tuple(reasons)
 

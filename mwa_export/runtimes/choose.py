@@ -181,7 +181,7 @@ def _need_engines(manifest: Manifest, machine: Machine) -> None:
     """Raise RuntimeUnavailableError if TensorRT was asked for and can run nothing at all."""
     if not manifest.engines or machine.engines is None or machine.engines.device is None:
         raise RuntimeUnavailableError(
-            f"`runtime` tensorrt: {_no_engines(manifest, 'float16', machine)}."
+            f"`runtime=tensorrt`: {_no_engines(manifest, 'float16', machine)}."
         )
 
 

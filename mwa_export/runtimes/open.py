@@ -106,7 +106,7 @@ def _open_torch(
     if options.reference is not None:
         return TorchBackend(load_model(ModelSource(options.reference), image_size=size))
     raise UsageError(
-        f"`runtime` torch: {bundle.path} does not carry the checkpoint that it was made from. Name "
+        f"`runtime=torch`: {bundle.path} does not carry the checkpoint that it was made from. Name "
         "it: `reference=CHECKPOINT`"
     )
 

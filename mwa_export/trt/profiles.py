@@ -91,7 +91,7 @@ def text_lengths(given: Span | None, max_length: int) -> Span:
         raise ProfileError(
             f"`lengths`: max length {given.max} is above {max_length}, the longest text of this "
             f"model. Expected at most `lengths={given.min},{min(given.opt, max_length)},"
-            f"{max_length}."
+            f"{max_length}`."
         )
     if given.max < 2:
         raise ProfileError("`lengths`: max length 1 holds no text: BOS and EOS alone are 2 tokens.")

@@ -278,7 +278,7 @@ def test_missing_calibration_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ("space", "another model. Calibrate it with --data"),
+        ("space", "another model. Calibrate it"),
         ("graph", "is not the graph that the calibration was made from"),
         ("sites", r"has nothing for blocks\.0\.qkv"),
         ("width", r"has nothing for blocks\.0\.qkv"),

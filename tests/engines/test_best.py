@@ -242,7 +242,7 @@ def test_int8_that_is_slower_than_float16_is_not_shipped_silently(
     )
     assert "1 GEMMs compute in float16 (blocks.0.fc1.MatMul)" in message
     assert "1 layers only copy" in message
-    assert "--int8 --allow-slow adds it nevertheless" in message
+    assert "--int8 with --allow-slow adds it nevertheless" in message
     assert files_below(bundle.parent) == before
     assert driver.allocated == 0
 

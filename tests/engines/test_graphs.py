@@ -346,8 +346,8 @@ def test_a_graph_that_computes_something_else_is_refused(
 ) -> None:
     expected: dict[EnginePrecision, tuple[str, str]] = {
         "float16": ("0.99800", "Use `engine_precision=bfloat16`"),
-        "bfloat16": ("0.99800", "Build --fp16"),
-        "float8": ("0.90000", "or build --fp16"),
+        "bfloat16": ("0.99800", "Use `engine_precision=float16`"),
+        "float8": ("0.90000", "or build with `engine_precision=float16`"),
     }
     for precision, (least, advice) in expected.items():
         for found in (float(least) - 1e-4, float("nan")):

@@ -152,5 +152,5 @@ def test_a_bundle_does_not_run_on_torch_and_named_graphs_exclude_a_precision(fil
     with pytest.raises(UsageError, match="PyTorch runs checkpoints"):
         open_bundle(files / "bundle", runtime=RuntimeOptions("torch"))
     options = RuntimeOptions("onnxruntime", "int8")
-    with pytest.raises(UsageError, match="--precision int8 names others"):
+    with pytest.raises(UsageError, match="precision=int8` names others"):
         open_bundle(files / "bundle", graphs=["text.onnx"], runtime=options)

@@ -104,7 +104,7 @@ def test_recall_that_was_measured_with_overflowing_sums_counts_only_where_they_o
     manifest = dataclasses.replace(with_graphs(plain, *INT8), quantization=found)
     choice = choose(manifest, RuntimeOptions(), Machine(VNNI, CPUS))
     assert (choice.runtime, choice.precision) == ("onnxruntime", "int8")
-    assert any("Measure it here: mwa-export quantize" in reason for reason in choice.rejected)
+    assert any("Measure it here: `mwa-export quantize`" in reason for reason in choice.rejected)
     here = choose(manifest, RuntimeOptions(allow_slow=True), Machine(PLAIN, CPUS))
     assert any("dropped 7.80 points" in reason for reason in here.rejected)
 

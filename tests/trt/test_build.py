@@ -221,7 +221,7 @@ def test_out_of_memory_says_how_much_was_needed_and_what_to_lower(
     message = refused(tmp_path, EngineError, workspace=8 * GIB)
     assert "asked for a piece of 4.0 GiB, and 100.0 of 140.0 GiB were free" in message
     assert "(image up to 32x3x4x4) with `batch` or `lengths`" in message
-    assert "--workspace (below the 8.0 GiB that were allowed)" in message
+    assert "`workspace` (below the 8.0 GiB that were allowed)" in message
 
 
 def test_memory_that_only_cost_a_tactic_is_no_reason(newest: FakeTensorRT, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ SOURCES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
     if "trt." in path.read_text(encoding="utf-8")
 ]
-GUARD = ROOT / "mwa_export" / "trt_versions.py"
+GUARD = ROOT / "mwa_export" / "trt" / "versions.py"
 
 
 @pytest.fixture(scope="session")

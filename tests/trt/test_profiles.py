@@ -40,7 +40,7 @@ def test_one_number_fixes_an_axis() -> None:
 def test_other_spans_are_refused_with_what_was_given(text: str, found: str) -> None:
     with pytest.raises(ProfileError) as error:
         Span.parse(text, "batch")
-    assert str(error.value).startswith(f"--batch {text}: {found}")
+    assert str(error.value).startswith(f"`batch` {text}: {found}")
 
 
 def test_every_axis_of_a_tower_gets_its_sizes() -> None:
@@ -60,7 +60,7 @@ def test_each_range_of_batches_is_a_profile_of_its_own() -> None:
 
 
 def test_a_text_tower_without_lengths_is_refused() -> None:
-    with pytest.raises(ProfileError, match=r"text/token_ids: .* length .*--lengths MIN,OPT,MAX"):
+    with pytest.raises(ProfileError, match=r"text/token_ids: .* length .*`lengths` MIN,OPT,MAX"):
         profile_of(text_spec(MWA.backbone), Span(1, 8, 32))
 
 
@@ -78,7 +78,7 @@ def test_lengths_default_to_all_that_the_model_has() -> None:
 
 
 def test_lengths_that_no_text_has_are_refused() -> None:
-    with pytest.raises(ProfileError, match=r"max length 65 is above 64.*--lengths 2,64,64"):
+    with pytest.raises(ProfileError, match=r"max length 65 is above 64.*lengths=2,64,64"):
         text_lengths(Span(2, 65, 65), 64)
     with pytest.raises(ProfileError, match="holds no text"):
         text_lengths(Span(1, 1, 1), 64)
