@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +20,9 @@ def new_file(path: Path) -> Iterator[Path]:
     path = Path(path)
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        partial = Path(name)
+        partial = _beside(path)
         try:
+            partial.touch(0o600, exist_ok=False)
             yield partial
             _with_usual_mode(partial)
             partial.replace(path)
@@ -47,9 +46,10 @@ def new_folder(path: Path, *, marker: str, force: bool = False) -> Iterator[Path
     check_new_folder(path, marker=marker, force=force)
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        partial = _beside(path)
         old = partial.with_name(partial.name + ".old")
         try:
+            partial.mkdir(0o700)
             yield partial
             partial.chmod(0o777 & ~_umask())
             if path.exists() or path.is_symlink():
@@ -65,6 +65,14 @@ def new_folder(path: Path, *, marker: str, force: bool = False) -> Iterator[Path
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 old.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name beside ``path`` that nothing has.
+
+    Chosen before anything is made: a signal that arrives while the system makes it finds the name.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
 
 
 def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
@@ -133,7 +141,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def _with_usual_mode(path: Path) -> None:
-    """mkstemp makes private files; give the mode that open() would have given."""
+    """Give a private file the mode that open() would have given."""
     path.chmod(0o666 & ~_umask())
 
 
