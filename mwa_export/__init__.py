@@ -15,19 +15,27 @@ from mwa_export.version import __version__
 
 if TYPE_CHECKING:
     from mwa_export.bundle.bundle import Bundle
-    from mwa_export.calib.quantize import quantize
+    from mwa_export.calib.quantize import QuantizeOptions, quantize
     from mwa_export.embed.run import embed
     from mwa_export.encoder.encoder import Encoder
     from mwa_export.encoder.open import load
-    from mwa_export.engines.build import build_engines
+    from mwa_export.engines.build import EngineOptions, build_engines
     from mwa_export.errors import *  # noqa: F403  # every exception is public
-    from mwa_export.export.export import export
-    from mwa_export.parity.measure import compare
+    from mwa_export.export.export import ExportOptions, export
+    from mwa_export.parity.gates import Gates
+    from mwa_export.parity.measure import CompareOptions, compare
     from mwa_export.parity.run import compare_models
     from mwa_export.runtimes.options import RuntimeOptions
     from mwa_export.search.run import Query, search
+    from mwa_export.vectors.job import EmbedOptions
 
 _WHERE = {
+    "QuantizeOptions": "calib.quantize",
+    "Gates": "parity.gates",
+    "ExportOptions": "export.export",
+    "EngineOptions": "engines.build",
+    "EmbedOptions": "vectors.job",
+    "CompareOptions": "parity.measure",
     "Bundle": "bundle.bundle",
     "Encoder": "encoder.encoder",
     "Query": "search.run",
@@ -43,7 +51,13 @@ _WHERE = {
 }
 __all__ = [
     "Bundle",
+    "CompareOptions",
+    "EmbedOptions",
     "Encoder",
+    "EngineOptions",
+    "ExportOptions",
+    "Gates",
+    "QuantizeOptions",
     "Query",
     "RuntimeOptions",
     "__version__",
