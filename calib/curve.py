@@ -131,7 +131,7 @@ def draw(points: list[Point], sites: int, max_drop: float) -> str:
         )
         parts.append(_text(_LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
     for tick in ticks(1.0, max(fastest, 1.01)):
-        parts.append(_text(x(tick), _HEIGHT - _BOTTOM + 20, f"{tick:g} x", "middle"))
+        parts.append(_text(x(tick), _HEIGHT - _BOTTOM + 20, f"{tick:g}x", "middle"))
     parts.append(_line(_LEFT, y(max_drop), _WIDTH - _RIGHT, y(max_drop), "limit"))
     parts.append(_text(_LEFT + 6, y(max_drop) - 6, f"budget {max_drop:g} points", "start", "over"))
     parts.append(_text(_LEFT, 44, "worst drop of a recall figure, points", "start"))
@@ -141,7 +141,7 @@ def draw(points: list[Point], sites: int, max_drop: float) -> str:
     for point in sorted(points, key=lambda p: p.chosen):  # the chosen one is drawn on top
         cls, radius = ("chosen", 6) if point.chosen else ("point", 4.5)
         what = (
-            f"{point.int8} of {sites} layers in INT8: {point.speedup:.2f} x, drop {point.drop:+.2f}"
+            f"{point.int8} of {sites} layers in INT8: {point.speedup:.2f}x, drop {point.drop:+.2f}"
         )
         parts.append(
             f'<circle class="{cls}" cx="{x(point.speedup):.1f}" cy="{y(point.drop):.1f}" '

@@ -163,10 +163,10 @@ def _reason(
 ) -> str:
     total = sum(sensitivity.values()) or 1.0
     share = 100 * sensitivity[site] / total
-    words = f"INT8 here changes the embedding by {sensitivity[site]:.1e} ({share:.0f} % of all)"
+    words = f"INT8 here changes the embedding by {sensitivity[site]:.1e} ({share:.0f}% of all)"
     time = sum(saving.values())
     if time > 0:
-        words += f" and saves {100 * saving.get(site, 0.0) / time:.0f} % of the time INT8 saves"
+        words += f" and saves {100 * saving.get(site, 0.0) / time:.0f}% of the time INT8 saves"
     return (
         f"{words}; with every layer in INT8 the drop is {everything.drop:.2f} points, "
         f"allowed {max_drop:.2f}"

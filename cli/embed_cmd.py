@@ -33,7 +33,11 @@ _READ = (
     click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, list, table, tars."),
     click.option("--texts", metavar="SOURCE", help="Texts: table, lines, or - for standard input."),
     click.option("--columns", metavar="A,B", help="Columns of the source to carry along."),
-    click.option("--id-column", metavar="NAME", help="Of a table; default: its path, or row."),
+    click.option(
+        "--id-column",
+        metavar="NAME",
+        help="Column with the ids. Default: the path, or the row number.",
+    ),
     click.option(
         "--image-column",
         metavar="NAME",
@@ -57,7 +61,7 @@ _OUTPUT = (
         type=click.Choice(["float32", "float16", "int8"]),
         default="float32",
         show_default=True,
-        help="Of the stored vectors; int8 has a scale per row.",
+        help="Type of the stored vectors; int8 has a scale per row.",
     ),
     click.option(
         "--format",
@@ -83,7 +87,7 @@ _RUN = (
         help="What the bundle runs on.",
     ),
     click.option("--precision", default="auto", show_default=True, help="float32, int8, ..."),
-    click.option("--threads", type=click.IntRange(min=1), help="Of the runtime; default: cores."),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores."),
     click.option("--allow-slow", is_flag=True, help="Also what this CPU runs slower than float32."),
     device_option,
     click.option("--batch", type=click.IntRange(min=1), help="Rows that the model gets at once."),

@@ -62,7 +62,7 @@ def cli() -> None:
     """Take trained BEiT-3 and MultiWay-Adapter retrieval models into production.
 
     A checkpoint becomes a bundle (`mwa-export onnx`), and every other command reads or adds to a
-    bundle. See the whole way in two minutes: `mwa-export demo`.
+    bundle. See the full pipeline in two minutes: `mwa-export demo`.
     """
 
 

@@ -54,9 +54,11 @@ Examples:
     type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8", "float8"]),
     default="float32",
     show_default=True,
-    help="Of the bundle's graphs; auto is what would be run if nothing were said.",
+    help="Precision of the bundle's graphs. auto: what mwa-export would pick by default.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Of the runtime; default: all cores.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads for both sides. Default: all cores."
+)
 @click.option(
     "--allow-slow",
     is_flag=True,
@@ -93,7 +95,7 @@ Examples:
     help="Hold the recall gate against the bound of this interval (0.95) instead of the "
     "measured drop.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Bootstrap seed.")
 @click.option("--layers", is_flag=True, help="Compare block by block too.")
 @click.option(
     "--cache", type=PATH, help="Folder for the reference's embeddings; default: ~/.cache/mwa-export"

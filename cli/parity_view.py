@@ -73,7 +73,7 @@ def _show_recall(result: Parity) -> None:
                     percent(change.float32, n) if exact else p,
                 )
             )
-    interval = f"{result.confidence * 100:g} % interval"
+    interval = f"{result.confidence * 100:g}% interval"
     head = ("in %", "reference", "candidate", "points", interval, "won", "lost")
     console.table(rows, (*head, "float32" if exact else "p"))
     if exact:
@@ -87,7 +87,7 @@ def _show_ranks(result: Parity) -> None:
             f"{d.mean_rank[0]:.2f} to {d.mean_rank[1]:.2f}",
             f"{d.median_rank[0]:g} to {d.median_rank[1]:g}",
             f"{d.changed_ranks:,} of {d.queries:,}",
-            f"{share(d.overlap)} %",
+            f"{share(d.overlap)}%",
             count(d.margins.flipped),
         )
         for d in result.directions

@@ -35,7 +35,7 @@ Examples:
     show_default=True,
     help="Pictures to calibrate with, and a caption of each.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of samples.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
 @click.option(
     "--method",
     type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
@@ -48,7 +48,7 @@ Examples:
     type=click.FloatRange(50, 100, min_open=True),
     default=99.99,
     show_default=True,
-    help="Of the method percentile.",
+    help="Percentile, for the method of this name.",
 )
 @click.option("--no-smooth", is_flag=True, help="Leave activations and weights as they are.")
 @click.option(
@@ -56,7 +56,7 @@ Examples:
     type=click.Choice(["nearest", "learned"]),
     default="nearest",
     show_default=True,
-    help="Of the weights; learned takes minutes more and loses less.",
+    help="Rounding of the weights; learned takes minutes more and loses less.",
 )
 @click.option(
     "--max-recall-drop",
@@ -87,7 +87,7 @@ Examples:
     show_default=True,
     help="Extra points of the trade-off curve; each embeds the held-back data once.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Of the runtime; default: all cores.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
 @click.option("--tokenizer", type=PATH, help="A .spm, for a bundle that carries none.")
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
 @click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")

@@ -50,8 +50,8 @@ def _row(entry: Measured, budget: float) -> tuple[str, ...]:
         f"{entry.recall_drop:+.2f} points" if entry.recall_drop else "none",
         f"{verdict} {budget:g}",
         f"{min(entry.mean_cosine.values()):.5f}",
-        f"{entry.speedup['vision']:.2f} x",
-        f"{entry.speedup['text']:.2f} x",
+        f"{entry.speedup['vision']:.2f}x",
+        f"{entry.speedup['text']:.2f}x",
     )
 
 

@@ -26,7 +26,10 @@ Examples:
 @click.command(epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH)
 @click.option(
-    "--fp16", "precision", flag_value="float16", help="Float16, but what measures too large for it."
+    "--fp16",
+    "precision",
+    flag_value="float16",
+    help="Build float16 engines; layers whose values overflow float16 stay in float32.",
 )
 @click.option(
     "--bf16",

@@ -68,7 +68,7 @@ def _row(candidate: Candidate, base: Candidate | None, winner: Candidate) -> lis
     ]
     ratio = ""
     if base is not None and candidate.speed:
-        ratio = f"{base.milliseconds / candidate.milliseconds:.2f} x"
+        ratio = f"{base.milliseconds / candidate.milliseconds:.2f}x"
     drop = "" if candidate.recall is None else f"{max(0.0, candidate.recall.drop):.2f}"
     passed = "passes, slower" if candidate.problem is None else "no"
     return [candidate.precision, *times, ratio, drop, "kept" if candidate is winner else passed]

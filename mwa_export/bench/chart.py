@@ -78,7 +78,7 @@ def _panel(section: Section, top: float) -> str:
     for tick in ticks(0.0, most):
         x = _LEFT + tick * scale
         parts.append(_line(x, top + _HEAD - 4, x, bottom, "grid"))
-        parts.append(_text(x, bottom + 15, f"{tick:g} x", "middle", "tick"))
+        parts.append(_text(x, bottom + 15, f"{tick:g}x", "middle", "tick"))
     x = _LEFT + scale
     parts.append(_line(x, top + _HEAD - 4, x, bottom, "one"))
     for row, figure in enumerate(figures):
@@ -100,7 +100,7 @@ def _bar(figure: Figure, y: float, scale: float) -> Sequence[str]:
         _text(
             max(high, _LEFT + width) + 8,
             y + 12,
-            f"{figure.ratio:.2f} x, {rate(figure)}/s",
+            f"{figure.ratio:.2f}x, {rate(figure)}/s",
             "start",
             f"value{own}",
         ),

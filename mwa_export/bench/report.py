@@ -159,12 +159,12 @@ def _section(section: Section, rounds: int) -> str:
 
 
 def _row(figure: Figure, section: Section) -> tuple[str, ...]:
-    share = DASH if figure.peak_share is None else f"{100 * figure.peak_share:.0f} %"
+    share = DASH if figure.peak_share is None else f"{100 * figure.peak_share:.0f}%"
     has_cosines = any(other.cosine is not None for other in section.figures)
     return (
         figure.name,
         rate(figure),
-        f"{figure.ratio:.2f} x",
+        f"{figure.ratio:.2f}x",
         f"{figure.p50_ms:,.1f}",
         f"{figure.p99_ms:,.1f}",
         f"{figure.calls}",

@@ -95,7 +95,7 @@ class MaxErrors:
         if self.percent:
             if done < _ENOUGH and not last:
                 return
-            allowed, over = f"{self.value:g} %", failed > self.value / 100 * done
+            allowed, over = f"{self.value:g}%", failed > self.value / 100 * done
         else:
             allowed, over = f"{self.value:g}", failed > self.value
         if over:

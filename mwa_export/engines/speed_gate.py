@@ -33,7 +33,7 @@ class Speed:
         timing = self.ours.timing
         of = f"{timing.batch} x {timing.length} tokens" if timing.length else f"{timing.batch} rows"
         return (
-            f"{self.engine.tower} tower: {self.engine.precision} runs {self.ratio:.2f} x as fast "
+            f"{self.engine.tower} tower: {self.engine.precision} runs {self.ratio:.2f}x as fast "
             f"as float16 ({timing.median_ms:.2f} and {self.float16.timing.median_ms:.2f} ms for "
             f"{of}, without copies)"
         )

@@ -51,14 +51,14 @@ def _recall_gate(figure: str, change: RecallChange, gates: Gates, confidence: fl
     found = bound if gates.on_bound else measured
     passed = found <= limit + SLACK
     number = _apart(abs(found), limit, passed)
-    moved = f"{change.reference:.2f} % to {change.candidate:.2f} %"
+    moved = f"{change.reference:.2f}% to {change.candidate:.2f}%"
     if gates.on_bound:
         message = (
-            f"{figure} may have dropped by {number} points with {confidence * 100:g} % confidence "
+            f"{figure} may have dropped by {number} points with {confidence * 100:g}% confidence "
             f"(measured: {moved}), allowed {limit:g}"
         )
     elif measured == 0:
-        message = f"{figure} is the same ({change.reference:.2f} %), allowed to drop by {limit:g}"
+        message = f"{figure} is the same ({change.reference:.2f}%), allowed to drop by {limit:g}"
     else:
         verb = "dropped" if measured > 0 else "rose"
         message = f"{figure} {verb} by {number} points ({moved}), allowed to drop by {limit:g}"

@@ -77,7 +77,7 @@ def test_confidence_holds_the_gate_against_the_bound(files: Path, tmp_path: Path
     assert run(*arguments, "-o", tmp_path / "point").status == 0
     outcome = run(*arguments, "--confidence", 0.9, "-o", tmp_path / "bound")
     assert outcome.status == 1  # 20 pictures cannot prove a drop below 0.2 points
-    assert "with 90 % confidence" in outcome.stderr
+    assert "with 90% confidence" in outcome.stderr
     result = json.loads((tmp_path / "bound" / "report.json").read_text())
     assert result["confidence"] == 0.9
     assert {gate["passed"] for gate in result["gates"]} == {False}

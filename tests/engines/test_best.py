@@ -238,7 +238,7 @@ def test_int8_that_is_slower_than_float16_is_not_shipped_silently(
     before = files_below(bundle.parent)
     message = refused("trt", bundle, "--int8", "--batch", 2)
     assert (
-        "vision tower: int8 runs 0.80 x as fast as float16 (1.25 and 1.00 ms for 2 rows" in message
+        "vision tower: int8 runs 0.80x as fast as float16 (1.25 and 1.00 ms for 2 rows" in message
     )
     assert "1 GEMMs compute in float16 (blocks.0.fc1.MatMul)" in message
     assert "1 layers only copy" in message
@@ -253,7 +253,7 @@ def test_a_slow_engine_is_added_with_a_warning_where_that_is_asked_for(
     trt.milliseconds, trt.layers = costs(float16=1.0, int8=1.25), slow_layers
     outcome = run("trt", bundle, "--int8", "--batch", 2, "--allow-slow")
     assert outcome.status == 0, outcome
-    assert "int8 runs 0.80 x as fast" in outcome.stderr
+    assert "int8 runs 0.80x as fast" in outcome.stderr
     assert "GEMMs compute in float16" in outcome.stderr
     assert precisions(bundle) == {"vision": "int8", "text": "int8"}
 

@@ -104,14 +104,14 @@ def test_gain_passes_a_limit_of_zero() -> None:
 def test_no_drop_is_zero_and_not_minus_zero() -> None:
     gate = judge(Gates(0.0), both())["TR@1 drop"]
     assert math.copysign(1, gate.found) == 1
-    assert "is the same (80.00 %)" in gate.message
+    assert "is the same (80.00%)" in gate.message
     assert "-0.00" not in gate.message
 
 
 def test_message_of_a_recall_gate_names_the_figure_and_all_numbers() -> None:
     gate = judge(Gates(0.25), both(ir5=change(5, lost=4)))["IR@5 drop"]
     assert gate.message == (
-        "IR@5 dropped by 0.80 points (80.00 % to 79.20 %), allowed to drop by 0.25"
+        "IR@5 dropped by 0.80 points (80.00% to 79.20%), allowed to drop by 0.25"
     )
     assert gate.found == pytest.approx(0.8)
     assert (gate.limit, gate.passed) == (0.25, False)
@@ -124,8 +124,8 @@ def test_bound_gate_holds_the_interval_against_the_limit() -> None:
     assert failed(results) == ["TR@1 drop"]
     assert results["TR@1 drop"].found == 0.7
     assert results["TR@1 drop"].message == (
-        "TR@1 may have dropped by 0.70 points with 95 % confidence "
-        "(measured: 80.00 % to 79.80 %), allowed 0.2"
+        "TR@1 may have dropped by 0.70 points with 95% confidence "
+        "(measured: 80.00% to 79.80%), allowed 0.2"
     )
 
 

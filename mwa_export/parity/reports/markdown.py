@@ -37,7 +37,7 @@ def markdown_from_parity(result: Parity) -> str:
         _gates(result),
         _examples(result),
         f"<sub>mwa-export {result.version}, {result.created}. Intervals: "
-        f"{result.confidence * 100:g} %, "
+        f"{result.confidence * 100:g}%, "
         f"paired bootstrap over images, {result.resamples:,} resamples, seed {result.seed}.</sub>",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -67,7 +67,7 @@ def _recall_table(result: Parity) -> str:
                 )
             )
     head = ("recall", "reference", *(["candidate's float32"] if exact else []), "candidate")
-    interval = f"{result.confidence * 100:g} % interval"
+    interval = f"{result.confidence * 100:g}% interval"
     return _table((*head, "points", interval, "won", "lost", "McNemar p"), rows)
 
 
@@ -79,7 +79,7 @@ def _ranks_table(result: Parity) -> str:
             f"{mean:.2f} → {new_mean:.2f}",
             f"{median:g} → {new_median:g}",
             f"{direction.changed_ranks:,} of {direction.queries:,}",
-            f"{share(direction.overlap)} %",
+            f"{share(direction.overlap)}%",
         )
 
     head = ("direction", "mean rank", "median rank", "queries of another rank", "same top 10")

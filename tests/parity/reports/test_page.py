@@ -109,7 +109,7 @@ def test_verdict_comes_first_and_names_the_failed_gate() -> None:
     (_, heading), *_ = page.all("h1")
     assert heading == f"✗ Fails: {worst.message.rstrip('.')}"
     others = [gate.name for gate in result.gates if not gate.passed and gate is not worst]
-    first = page.text[: page.text.index("compared with")]
+    first = page.text[: page.text.index("reference:")]
     assert all(name in first for name in others)
     assert page.all("title")[0][1].startswith("Fails: ")
 
