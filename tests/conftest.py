@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from commands import files_below, refused, save
 from configs import CONFIGS, MWA
 from embed_samples import embed, pictures, texts
 from parity_files import export, write_test_set, write_tokenizer
+from paths import GOLDEN, SHARED_GOLDEN
 
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
@@ -118,3 +121,19 @@ def embedded(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("embedded") / "out"
     embed(files / "bundle", [pictures(21, bad=(3, 20)), texts(30)], out)
     return out
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count aloud which of the authors' cases were tested, and which are not in this checkout."""
+    found: Counter[tuple[str, str]] = Counter()
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            if match := re.search(r"[\[-](golden|shared)-", getattr(report, "nodeid", "")):
+                found[match[1], outcome] += 1
+    for kind, folder in (("golden", GOLDEN), ("shared", SHARED_GOLDEN)):
+        ran = found[kind, "passed"] + found[kind, "failed"]
+        if ran or found[kind, "skipped"]:
+            terminalreporter.write_line(
+                f"{folder}: {ran} tests of the authors' cases ran, "
+                f"{found[kind, 'skipped']} were skipped because their cases are not there"
+            )
