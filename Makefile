@@ -1,9 +1,9 @@
-# Two commands do all the set-up: `make demo` and `make test`.
+# Every command does all the set-up it needs: `make demo`, `make test`, `make quick`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -11,6 +11,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/pytest
+
+quick: $(VENV)/installed
+	$(BIN)/pytest -m "not slow"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
