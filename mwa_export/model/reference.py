@@ -174,7 +174,7 @@ def _add_adapters(layer: nn.Module, config: ModelConfig) -> None:
 
 def _torchscale() -> tuple[Any, Any]:
     """Torchscale's BEiT3 class and its EncoderConfig class."""
-    with _training_only_packages():
+    with training_only_packages():
         try:
             model = importlib.import_module("torchscale.model.BEiT3")
             config = importlib.import_module("torchscale.architecture.config")
@@ -187,7 +187,7 @@ def _torchscale() -> tuple[Any, Any]:
 
 
 @contextmanager
-def _training_only_packages() -> Iterator[None]:
+def training_only_packages() -> Iterator[None]:
     """Let torchscale import where timm or fairscale do not.
 
     The real packages are used where they import. Elsewhere (timm pulls in torchvision, whose

@@ -1,4 +1,8 @@
-"""Models with inputs and the embeddings that are right: our own, and the golden ones if present."""
+"""Models with inputs and the embeddings that are right: our own, and those of the authors' code.
+
+Names tell where a case comes from: `own-` is random, `golden-` is committed, `shared-` is in the
+folder beside the checkout, or skipped.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,11 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-from configs import CONFIGS, GOLDEN
+import pytest
+from configs import CONFIGS
 from naive import embed
 from numpy.typing import NDArray
+from paths import GOLDEN, SHARED_GOLDEN
 
 from mwa_export.inputs.noise import random_texts
 from mwa_export.model.adapters import training_options
@@ -52,27 +58,40 @@ def own_case(name: str) -> Case:
 
 
 @cache
-def golden_case(name: str) -> Case:
+def golden_case(folder: Path) -> Case:
     """A checkpoint and what the authors' own code computes for it."""
-    folder = GOLDEN / name
-    facts = json.loads((folder / "case.json").read_text())
+    if not folder.is_dir():
+        pytest.skip(f"{folder.parent} has no {folder.name}")
+    facts = json.loads((folder / "case.json").read_text(encoding="utf-8"))
     options = None
     if facts["layout"] == "raw":
         options = AdapterOptions(
             adapter_scale=float(facts["ffn_adapter_scalar"]), ffn_option=facts["ffn_option"]
         )
+    source = ModelSource(folder / "checkpoint.pth")
+    if (base := facts.get("base")) is not None:
+        base_file = folder.parent / base / "checkpoint.pth"
+        source = ModelSource(base=base_file, adapter=folder / "adapter.pth")
     arrays = np.load(folder / "io.npz")
     return Case(
-        load_model(ModelSource(folder / "checkpoint.pth"), options=options),
+        load_model(source, options=options),
         **{key: arrays[key] for key in ("image", "token_ids", "padding_mask", "vision", "text")},
     )
 
 
 _UNUSED = ("logit_scale", "beit3.vision_embed.mask_token")
+_COMMITTED = sorted(path.parent for path in GOLDEN.glob("*/case.json"))
+_LARGE = (
+    "beit3_plain",
+    "mwa_both_enhance",
+    "mwa_both_ln_in_learnable",
+    "mwa_ln_out",
+    "mwa_raw_state_dict",
+    "mwa_text_mode",
+)
 
-ALL: dict[str, Callable[[], Case]] = {f"own-{name}": partial(own_case, name) for name in CONFIGS}
-if GOLDEN.is_dir():
-    ALL |= {
-        f"golden-{path.parent.name}": partial(golden_case, path.parent.name)
-        for path in sorted(Path(GOLDEN).glob("*/case.json"))
-    }
+ALL: dict[str, Callable[[], Case]] = {
+    **{f"own-{name}": partial(own_case, name) for name in CONFIGS},
+    **{f"golden-{folder.name}": partial(golden_case, folder) for folder in _COMMITTED},
+    **{f"shared-{name}": partial(golden_case, SHARED_GOLDEN / name) for name in _LARGE},
+}

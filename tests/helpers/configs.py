@@ -1,9 +1,6 @@
-"""Small models of every kind, and where the golden cases would be."""
+"""Small models of every kind."""
 
 from __future__ import annotations
-
-import pytest
-from paths import SHARED
 
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
@@ -26,7 +23,3 @@ CONFIGS: dict[str, ModelConfig] = {
     "vision_mode": ModelConfig(BACKBONE, AdapterConfig("vision", 16, "in", 0.6, "parallel"), True),
     "sequential": ModelConfig(BACKBONE, AdapterConfig("both", 16, "none", 0.6, "sequential")),
 }
-
-GOLDEN = SHARED / "golden"
-SPM = SHARED / "spm" / "beit3.spm"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden cases are not here")

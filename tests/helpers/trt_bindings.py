@@ -1,26 +1,16 @@
-"""What the genuine Python bindings of TensorRT offer, found without a GPU and without TensorRT.
+"""What the genuine Python bindings of TensorRT offer: names, enum values and signatures.
 
-The bindings are small wheels on the package index. They import once a few symbols of the libraries
-exist, so a stub of them is compiled; nothing of it is ever called. What they offer is written down
-as JSON by a process of its own, one per version.
+The files in `trt_offers/` are committed, one per version; `make_trt_offers.py` writes them.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-OFFER = "offer.json"
-TIMEOUT = 120  # seconds, of a download
+from paths import HELPERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +22,16 @@ class Bindings:
     version: str
     libraries: tuple[str, ...]
 
+    @property
+    def file(self) -> Path:
+        """What this version offers, as JSON."""
+        return HELPERS / "trt_offers" / f"tensorrt-{self.version}.json"
+
+    def offer(self) -> dict[str, Any]:
+        """Everything that this version offers."""
+        found: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+        return found
+
 
 _COMMON = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 VERSIONS = (
@@ -39,129 +39,3 @@ VERSIONS = (
     Bindings(10, "tensorrt-cu13-bindings", "10.16.1.11", _COMMON),
     Bindings(11, "tensorrt-cu13-bindings", "11.4.0.106", _COMMON),
 )
-SYMBOLS = (
-    "createInferBuilder_INTERNAL",
-    "createInferRefitter_INTERNAL",
-    "createInferRuntime_INTERNAL",
-    "createNvOnnxParserRefitter_INTERNAL",
-    "createNvOnnxParser_INTERNAL",
-    "getBuilderPluginRegistry",
-    "getNvOnnxParserVersion",
-    "getPluginRegistry",
-    "initLibNvInferPlugins",
-    # Of 8.6 only: parsers that later versions do not have.
-    "_ZN11nvuffparser15createUffParserEv",
-    "_ZN11nvuffparser8FieldMapC1EPKcPKvNS_9FieldTypeEi",
-    "_ZN14nvcaffeparser117createCaffeParserEv",
-    "_ZN14nvcaffeparser123shutdownProtobufLibraryEv",
-)
-
-INSPECT = r"""
-import json, re, sys
-import tensorrt_bindings as trt
-
-def parts(text):
-    # Parameters of a signature: cut at commas that no bracket encloses.
-    found, depth, start = [], 0, 0
-    for index, letter in enumerate(text):
-        depth += (letter in "([{<") - (letter in ")]}>")
-        if letter == "," and depth == 0:
-            found.append(text[start:index])
-            start = index + 1
-    return [part.strip() for part in [*found, text[start:]] if part.strip()]
-
-def kind(text):
-    return re.split(r"[.:\s]", text.strip())[-1]
-
-def signatures(name, doc):
-    found = []
-    for line in (doc or "").splitlines():
-        match = re.match(rf"(?:\d+\. )?{re.escape(name)}\((.*)\) -> (.*)$", line.strip())
-        if match and "*args" not in match[1]:
-            names = [re.split(r"[:=]", part)[0].strip() for part in parts(match[1])]
-            needed = [p for p in parts(match[1]) if "=" not in re.sub(r"<[^>]*>", "", p)]
-            skip = 1 if names[:1] == ["self"] else 0
-            found.append({
-                "parameters": names[skip:],
-                "needed": len(needed) - skip,
-                "returns": kind(match[2]),
-            })
-    return found
-
-def member(owner, name):
-    value = getattr(owner, name, None)
-    if isinstance(value, property):
-        match = re.search(r"-> (.*)", value.fget.__doc__ or "") if value.fget else None
-        return {"property": kind(match[1]) if match else None}
-    return {"signatures": signatures(name, getattr(value, "__doc__", None))}
-
-offer = {"version": trt.__version__, "functions": [], "classes": {}}
-for name in dir(trt):
-    value = getattr(trt, name)
-    if not isinstance(value, type):
-        offer["functions"].append(name)
-        continue
-    values = list(getattr(value, "__members__", {}))
-    members = {n: member(value, n) for n in dir(value) if not n.startswith("_")}
-    init = signatures("__init__", getattr(value.__init__, "__doc__", None))
-    offer["classes"][name] = {"values": values, "members": members, "init": init}
-json.dump(offer, open(sys.argv[1], "w"))
-"""
-
-
-def offer_of(bindings: Bindings, cache: Path) -> dict[str, Any]:
-    """Everything that a version offers, as INSPECT writes it. Skips the test if it cannot be had.
-
-    Args:
-        bindings: which version.
-        cache: a folder that stays from run to run; filled where it is empty.
-    """
-    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    folder = cache / f"{bindings.package}-{bindings.version}-{python}"
-    if not (folder / OFFER).is_file():
-        environment = importable(bindings, folder)
-        command = [sys.executable, "-c", INSPECT, str(folder / f"{OFFER}.part")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        (folder / f"{OFFER}.part").replace(folder / OFFER)
-    found: dict[str, Any] = json.loads((folder / OFFER).read_text(encoding="utf-8"))
-    return found
-
-
-def importable(bindings: Bindings, folder: Path) -> dict[str, str]:
-    """The environment of a process that can `import tensorrt_bindings`."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("the bindings are inspected on Linux only")
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler (gcc) for the stub that the bindings are loaded with")
-    packages, libraries = folder / "packages", folder / "libraries"
-    if not (packages / "tensorrt_bindings").is_dir():
-        with zipfile.ZipFile(_download(bindings, folder)) as wheel:
-            wheel.extractall(folder / "unpacked")
-        (folder / "unpacked").replace(packages)
-    libraries.mkdir(exist_ok=True)
-    source = folder / "stub.c"
-    source.write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in SYMBOLS))
-    for name in bindings.libraries:
-        path = libraries / f"lib{name}.so.{bindings.major}"
-        command = [compiler, "-shared", "-fPIC", "-o", str(path), str(source)]
-        subprocess.run(command, check=True, capture_output=True)
-    keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return {**keep, "PYTHONPATH": str(packages), "LD_LIBRARY_PATH": str(libraries)}
-
-
-def _download(bindings: Bindings, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = f"{bindings.package}=={bindings.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-    command += ["--disable-pip-version-check", "--only-binary=:all:", "-d", str(folder), wanted]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"{wanted}: the package index does not answer")
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-        pytest.skip(f"{wanted} cannot be downloaded for this Python: {reason}")
-    return wheels[0]

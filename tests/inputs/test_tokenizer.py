@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
-from configs import GOLDEN, SPM
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import GOLDEN, REAL_SPM, SHARED_GOLDEN
 
+from mwa_export.demo.run import assets
 from mwa_export.inputs.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, pad
 
 TEXTS = ["a red bus on the road", "two dogs play in the snow", "the cat sat on the mat"]
@@ -35,10 +37,17 @@ def spm() -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.skipif(not SPM.is_file(), reason="the real tokenizer model is not here")
-def test_golden_ids_are_reproduced() -> None:
-    tokenizer = Tokenizer.from_file(SPM)
-    cases = [json.loads(line) for line in (GOLDEN / "tokenizer.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize(
+    ("golden", "model"),
+    [(GOLDEN, assets()[1]), (SHARED_GOLDEN, REAL_SPM)],
+    ids=["golden-tokens", "shared-tokens"],
+)
+def test_golden_ids_are_reproduced(golden: Path, model: Path) -> None:
+    if not (golden.is_dir() and model.is_file()):
+        pytest.skip(f"{golden} or {model} is not there")
+    tokenizer = Tokenizer.from_file(model)
+    lines = (golden / "tokenizer.jsonl").read_text(encoding="utf-8").splitlines()
+    cases = [json.loads(line) for line in lines]
     assert len(cases) > 20
     for case in cases:
         assert tokenizer.encode(case["text"]) == case["token_ids"], case["text"]

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from make_trt_offers import UnavailableError, genuine_offer, importable
 from paths import ROOT
-from trt_bindings import VERSIONS, Bindings, importable, offer_of
+from trt_bindings import VERSIONS, Bindings
 from trt_contract import Use, missing, uses_in
 
 from mwa_export.trt.versions import LIMITED, SUPPORTED
@@ -32,9 +33,9 @@ def cache_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def offers(cache_folder: Path) -> dict[int, dict[str, Any]]:
+def offers() -> dict[int, dict[str, Any]]:
     """What each version offers, by its major number."""
-    return {bindings.major: offer_of(bindings, cache_folder) for bindings in VERSIONS}
+    return {bindings.major: bindings.offer() for bindings in VERSIONS}
 
 
 @cache
@@ -192,15 +193,29 @@ print(None if monitor is None else monitor.step_complete("go on", 1))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bindings", VERSIONS, ids=lambda b: b.version)
+def test_committed_offers_are_those_of_the_genuine_module(
+    bindings: Bindings, cache_folder: Path
+) -> None:
+    try:
+        assert genuine_offer(bindings, cache_folder) == bindings.offer()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("bindings", VERSIONS, ids=lambda b: b.version)
 def test_choices_by_version_run_with_the_genuine_module(
-    bindings: Bindings, cache_folder: Path, offers: dict[int, dict[str, Any]]
+    bindings: Bindings, cache_folder: Path
 ) -> None:
-    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    folder = cache_folder / f"{bindings.package}-{bindings.version}-{python}"
+    try:
+        environment = importable(bindings, cache_folder)
+    except UnavailableError as error:
+        pytest.skip(str(error))
     done = subprocess.run(
         [sys.executable, "-c", CALL, str(ROOT)],
-        env=importable(bindings, folder),
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
