@@ -182,7 +182,7 @@ def test_actors_fit_the_cluster_and_are_no_more_than_shards(
 def test_no_room_for_an_actor_is_refused_and_not_waited_for(
     options: RayOptions, runtime: str
 ) -> None:
-    with pytest.raises(ClusterError, match="--ray-actors"):
+    with pytest.raises(ClusterError, match="`ray_actors="):
         size_pool(options, job(runtime), {"CPU": 8.0}, 10)
 
 
