@@ -60,6 +60,7 @@ def bundle(files: Path) -> Bundle:
     return Bundle.open(files / "bundle")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
     bundle: Bundle,
