@@ -49,6 +49,7 @@ def by_name(section: Section) -> dict[str, Figure]:
     return {figure.name: figure for figure in section.figures}
 
 
+@pytest.mark.slow
 def test_run_with_checkpoint_and_data_measures_peers_beside_ours(
     files: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_without_checkpoint_the_bundle_is_measured_and_peers_say_what_they_need(
     assert "peak" not in outcome.stdout
 
 
+@pytest.mark.slow
 def test_peer_that_fails_is_listed_and_the_others_are_measured(
     files: Path,
 ) -> None:
@@ -120,6 +122,7 @@ def test_peer_that_fails_is_listed_and_the_others_are_measured(
     assert {PEERS["eager"].name, ORT} <= set(by_name(section))
 
 
+@pytest.mark.slow
 def test_plain_export_that_fails_is_tried_once_and_every_peer_that_needs_it_says_why(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

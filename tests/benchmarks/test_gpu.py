@@ -22,6 +22,8 @@ from mwa_export.model.synthetic import random_tensors
 from mwa_export.progress import Silent
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "benchmarks"
 TINY = ModelConfig(
     BackboneConfig(

@@ -18,6 +18,8 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.model.load import ModelSource, load_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -21,6 +21,8 @@ from mwa_export.graphs.edit import FloatGraph
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.spec import TOWERS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bundle(files: Path) -> Bundle:

@@ -19,6 +19,8 @@ from mwa_export.calib.precision_search import SiteKey, Trial
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.metrics.recall import SLACK
 
+pytestmark = pytest.mark.slow
+
 TOWERS = ("vision", "text")
 QUICK = ("--dialect", "onnxruntime", "--threads", 1)
 ONE_LAYER = (

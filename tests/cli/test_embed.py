@@ -73,6 +73,7 @@ def watched(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_the_output_is_that_of_an_uninterrupted_run(
     bundle: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -112,6 +113,7 @@ def _spin(seconds: float) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_asked_to_stop_says_how_to_go_on(
     bundle: Path,
@@ -160,6 +162,7 @@ def test_json_lines_tell_the_run(bundle: Path, tmp_path: Path) -> None:
     assert events[-1]["counts"]["images"] == {"rows": 80, "embedded": 78, "failed": 2, "skipped": 0}
 
 
+@pytest.mark.slow
 def test_too_many_errors_exit_with_status_1(bundle: Path, tmp_path: Path) -> None:
     done = embed(bundle, tmp_path / "out", "--max-errors", "1")
     assert done.returncode == 1
@@ -168,6 +171,7 @@ def test_too_many_errors_exit_with_status_1(bundle: Path, tmp_path: Path) -> Non
     assert embed(bundle, tmp_path / "out", "--max-errors", "3").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs mount points")
 def test_a_full_disk_ends_cleanly_and_the_run_goes_on(
     bundle: Path, whole: dict[str, bytes], tmp_path: Path

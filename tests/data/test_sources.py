@@ -304,6 +304,7 @@ def test_remote_pictures_are_read(spec: str, tmp_path: Path) -> None:
         system.rm("/mwa", recursive=True)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_by_objects_per_row(tmp_path: Path) -> None:
     count = 200_000
     with (tmp_path / "t.txt").open("w") as file:

@@ -60,6 +60,7 @@ def bundle(files: Path) -> Bundle:
     return Bundle.open(files / "bundle")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
     bundle: Bundle,
@@ -182,7 +183,7 @@ def test_actors_fit_the_cluster_and_are_no_more_than_shards(
 def test_no_room_for_an_actor_is_refused_and_not_waited_for(
     options: RayOptions, runtime: str
 ) -> None:
-    with pytest.raises(ClusterError, match="--ray-actors"):
+    with pytest.raises(ClusterError, match="`ray_actors="):
         size_pool(options, job(runtime), {"CPU": 8.0}, 10)
 
 

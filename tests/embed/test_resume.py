@@ -53,6 +53,7 @@ def _killing(limit: int, after: bool) -> Any:
     return replace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_a_run_that_ends_at_any_rename_goes_on_to_the_same_bytes(
     bundle: Path, tmp_path: Path, after: bool

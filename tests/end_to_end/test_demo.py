@@ -28,6 +28,8 @@ from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.model.checkpoint import read_checkpoint
 from mwa_export.model.load import ModelSource, load_model
 
+pytestmark = pytest.mark.slow
+
 PICTURES = 120
 
 
