@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, RUNTIMES, device_option
+from mwa_export.cli.options import PATH, runtime_options
 
 if TYPE_CHECKING:
-    from mwa_export.data.rows import Source
     from mwa_export.embed.plan import Slice
+    from mwa_export.embed.run import Executor
     from mwa_export.inputs.content import Kind
+    from mwa_export.runtimes.options import RuntimeOptions
+    from mwa_export.vectors.job import Dtype, Format
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,17 +81,7 @@ _OUTPUT = (
     click.option("--faiss", is_flag=True, help="Write a FAISS index (inner product) as well."),
 )
 _RUN = (
-    click.option(
-        "--runtime",
-        type=RUNTIMES,
-        default="auto",
-        show_default=True,
-        help="What the bundle runs on.",
-    ),
-    click.option("--precision", default="auto", show_default=True, help="float32, int8, ..."),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores."),
-    click.option("--allow-slow", is_flag=True, help="Also what this CPU runs slower than float32."),
-    device_option,
+    runtime_options(),
     click.option("--batch", type=click.IntRange(min=1), help="Rows that the model gets at once."),
     click.option(
         "--workers", type=click.IntRange(min=1), help="Threads that decode; default: cores."
@@ -127,7 +119,36 @@ def _options(command: F) -> F:
 @click.argument("bundle", type=PATH, required=False)
 @_options
 @console.verbosity
-def command(bundle: Path | None, out: Path | None, verify: Path | None, **values: Any) -> None:
+def command(
+    bundle: Path | None,
+    images: str | None,
+    texts: str | None,
+    columns: str | None,
+    id_column: str | None,
+    image_column: str | None,
+    text_column: str | None,
+    image_root: str | None,
+    split: str | None,
+    limit: int | None,
+    out: Path | None,
+    dtype: Dtype,
+    format: Format,
+    shard_size: int | None,
+    faiss: bool,
+    runtime: RuntimeOptions,
+    batch: int | None,
+    workers: int | None,
+    shard: str | None,
+    engine: str,
+    ray_address: str | None,
+    ray_actors: str | None,
+    ray_cpus: int | None,
+    ray_gpus: float | None,
+    max_errors: str | None,
+    dry_run: bool,
+    log_json: str | None,
+    verify: Path | None,
+) -> None:
     """Embed pictures and texts with BUNDLE into a folder of Parquet or .npy files.
 
     Every row of the input ends as a vector or as a row of errors.parquet. A run that was stopped,
@@ -143,40 +164,35 @@ def command(bundle: Path | None, out: Path | None, verify: Path | None, **values
         raise click.UsageError("Missing BUNDLE or -o OUT. See: mwa-export embed --help")
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.cli import embed_view
+    from mwa_export.data.sources import SourceOptions, open_source
     from mwa_export.embed.progress import MaxErrors
     from mwa_export.embed.run import Execution, rehearse, run
-    from mwa_export.runtimes.options import RuntimeOptions
     from mwa_export.vectors.job import EmbedOptions
 
-    sources = _sources(values)
-    limit = values["max_errors"]
-    options = EmbedOptions(
-        values["dtype"], values["format"], values["shard_size"], values["batch"], values["limit"]
-    )
-    runtime = RuntimeOptions(
-        values["runtime"],
-        values["precision"],
-        values["threads"],
-        allow_slow=values["allow_slow"],
-        device=values["device"],
-    )
-    part, opened = _slice(values["shard"]), Bundle.open(bundle)
-    if values["dry_run"]:
+    carried = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
+    how = SourceOptions(id_column, image_column, text_column, carried, split, image_root)
+    named: tuple[tuple[Kind, str | None], ...] = (("image", images), ("text", texts))
+    sources = [open_source(kind, spec, how) for kind, spec in named if spec is not None]
+    options = EmbedOptions(dtype, format, shard_size, batch, limit)
+    part, opened = _slice(shard), Bundle.open(bundle)
+    if dry_run:
         embed_view.show_rehearsal(
             rehearse(opened, sources, out, options=options, runtime=runtime, part=part)
         )
         return
-    how = Execution(
-        workers=values["workers"],
+    execution = Execution(
+        workers=workers,
         part=part,
-        max_errors=None if limit is None else MaxErrors.parse(limit),
-        faiss=values["faiss"],
-        executor=_executor(values),
+        max_errors=None if max_errors is None else MaxErrors.parse(max_errors),
+        faiss=faiss,
+        executor=_executor(engine, ray_address, ray_actors, ray_cpus, ray_gpus),
     )
-    with _stoppable(out), embed_view.watching(values["log_json"]) as watch:
-        summary = run(opened, sources, out, options=options, runtime=runtime, how=how, watch=watch)
+    with _stoppable(out), embed_view.watching(log_json) as watch:
+        summary = run(
+            opened, sources, out, options=options, runtime=runtime, how=execution, watch=watch
+        )
         watch.finished(summary)
-    embed_view.show(summary, quiet=values["log_json"] == "-")
+    embed_view.show(summary, quiet=log_json == "-")
 
 
 def main() -> NoReturn:
@@ -185,14 +201,6 @@ def main() -> NoReturn:
 
     sys.argv.insert(1, "embed")
     run_command()
-
-
-def _sources(values: dict[str, Any]) -> list[Source]:
-    from mwa_export.data.sources import open_source
-
-    specs: tuple[tuple[Kind, str | None], ...]
-    specs = ("image", values["images"]), ("text", values["texts"])
-    return [open_source(kind, spec, values) for kind, spec in specs if spec is not None]
 
 
 def _slice(text: str | None) -> Slice | None:
@@ -206,23 +214,23 @@ def _slice(text: str | None) -> Slice | None:
     return Slice(int(index), int(of))
 
 
-def _executor(values: dict[str, Any]) -> Any:
+def _executor(
+    engine: str,
+    address: str | None,
+    actors: str | None,
+    cpus: int | None,
+    gpus: float | None,
+) -> Executor | None:
     """The executor that was asked for; None: this process."""
-    given = [name for name in values if name.startswith("ray_") and values[name] is not None]
-    if values["engine"] == "local":
-        if given:
-            raise click.UsageError(f"--{given[0].replace('_', '-')} is for --engine ray.")
+    given = {"address": address, "actors": actors, "cpus": cpus, "gpus": gpus}
+    if engine == "local":
+        for name, value in given.items():
+            if value is not None:
+                raise click.UsageError(f"--ray-{name} is for --engine ray.")
         return None
     from mwa_export.embed.ray_engine import RayOptions, ray_executor
 
-    return ray_executor(
-        RayOptions(
-            address=values["ray_address"],
-            cpus=values["ray_cpus"],
-            gpus=values["ray_gpus"],
-            actors=_actors(values["ray_actors"]),
-        )
-    )
+    return ray_executor(RayOptions(address=address, cpus=cpus, gpus=gpus, actors=_actors(actors)))
 
 
 def _actors(text: str | None) -> tuple[int, int] | None:

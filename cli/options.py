@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from mwa_export.encoder.open import CheckpointOptions
     from mwa_export.model.load import ModelSource
     from mwa_export.model.state_dict import AdapterOptions
+    from mwa_export.runtimes.options import RuntimeOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH: Any = click.Path(path_type=Path)
-
-
-RUNTIMES = click.Choice(["auto", "onnxruntime", "openvino", "cuda", "tensorrt"])
 
 
 def device_option(command: F) -> F:
@@ -30,6 +28,58 @@ def device_option(command: F) -> F:
     return click.option(
         "--device", type=kind, default=0, show_default=True, help="GPU, for TensorRT and CUDA."
     )(command)
+
+
+_RUNTIMES = click.Choice(["auto", "onnxruntime", "openvino", "cuda", "tensorrt"])
+_PRECISIONS = click.Choice(["auto", "float32", "bfloat16", "float16", "int8", "float8"])
+
+
+def runtime_options(runtime: str = "auto", precision: str = "auto") -> Callable[[F], F]:
+    """What a bundle runs on, as the parameter ``runtime``, a `RuntimeOptions`.
+
+    Args:
+        runtime: default of --runtime.
+        precision: default of --precision.
+    """
+    names = ("runtime", "precision", "threads", "allow_slow", "device")
+    options: list[Callable[[Any], Any]] = [
+        click.option(
+            "--runtime",
+            type=_RUNTIMES,
+            default=runtime,
+            show_default=True,
+            help="What the bundle runs on.",
+        ),
+        click.option(
+            "--precision",
+            type=_PRECISIONS,
+            default=precision,
+            show_default=True,
+            help="Precision of the bundle's graphs. auto: the fastest here.",
+        ),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all."),
+        click.option(
+            "--allow-slow",
+            is_flag=True,
+            help="Allow precisions that are slower than float32 on this CPU, such as INT8.",
+        ),
+        device_option,
+    ]
+
+    def decorate(command: F) -> F:
+        @wraps(command)
+        def with_runtime(**values: Any) -> Any:
+            from mwa_export.runtimes.options import RuntimeOptions
+
+            chosen: RuntimeOptions = RuntimeOptions(**{name: values.pop(name) for name in names})
+            return command(runtime=chosen, **values)
+
+        result: Any = with_runtime
+        for option in reversed(options):
+            result = option(result)
+        return cast("F", result)
+
+    return decorate
 
 
 @dataclass(frozen=True, slots=True)

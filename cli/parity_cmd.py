@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mwa_export.cli import console
 from mwa_export.cli.options import (
     PATH,
-    RUNTIMES,
     DataSet,
     checkpoint_options_from,
     data_options,
-    device_option,
     reading_options,
+    runtime_options,
 )
+
+if TYPE_CHECKING:
+    from mwa_export.runtimes.options import RuntimeOptions
 
 _EXAMPLES = """\b
 Examples:
@@ -42,29 +44,7 @@ Examples:
     metavar="FILE",
     help="Graph of the bundle to check, or any .onnx file, in place of --precision. Repeatable.",
 )
-@click.option(
-    "--runtime",
-    type=RUNTIMES,
-    default="onnxruntime",
-    show_default=True,
-    help="What runs the bundle; a checkpoint always runs on PyTorch.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8", "float8"]),
-    default="float32",
-    show_default=True,
-    help="Precision of the bundle's graphs. auto: what mwa-export would pick by default.",
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads for both sides. Default: all cores."
-)
-@click.option(
-    "--allow-slow",
-    is_flag=True,
-    help="Also what this CPU runs slower than float32 (INT8, bfloat16).",
-)
-@device_option
+@runtime_options("onnxruntime", "float32")
 @click.option(
     "--tokenizer",
     type=PATH,
@@ -111,11 +91,7 @@ def command(
     adapter: Path | None,
     data: DataSet,
     graphs: tuple[str, ...],
-    runtime: str,
-    precision: str,
-    threads: int | None,
-    allow_slow: bool,
-    device: int,
+    runtime: RuntimeOptions,
     tokenizer: Path | None,
     any_space: bool,
     max_recall_drop: float,
@@ -148,13 +124,10 @@ def command(
     from mwa_export.parity.gates import Gates
     from mwa_export.parity.measure import CompareOptions
     from mwa_export.parity.run import RunOptions, compare_models
-    from mwa_export.runtimes.options import RuntimeOptions
 
     run = RunOptions(
         graphs=graphs,
-        runtime=RuntimeOptions(
-            runtime, precision, threads=threads, allow_slow=allow_slow, device=device
-        ),
+        runtime=runtime,
         tokenizer=tokenizer,
         checkpoint=checkpoint_options_from({"adapter": adapter, **reading}),
         cache=None if no_cache else cache or default_cache(),

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, RUNTIMES, device_option
+from mwa_export.cli.options import PATH, runtime_options
 
 if TYPE_CHECKING:
+    from mwa_export.runtimes.options import RuntimeOptions
     from mwa_export.search.result import Found
 
 _EXAMPLES = """\b
@@ -37,14 +38,7 @@ Examples:
 @click.option(
     "--bundle", type=PATH, help="Embeds the query; default: the bundle that OUTPUT was made with."
 )
-@click.option(
-    "--runtime",
-    type=RUNTIMES,
-    default="auto",
-    show_default=True,
-    help="What the bundle runs on.",
-)
-@device_option
+@runtime_options()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--html", type=PATH, help="Write a contact sheet: one page with the pictures found.")
 @click.option(
@@ -60,8 +54,7 @@ def command(
     k: int,
     where: str | None,
     bundle: Path | None,
-    runtime: str,
-    device: int,
+    runtime: RuntimeOptions,
     as_json: bool,
     html: Path | None,
     pictures: Path | None,
@@ -71,7 +64,6 @@ def command(
     Every row is compared, so the result is exact. An unfinished OUTPUT is searched as far as it
     is; what is missing is said.
     """
-    from mwa_export.runtimes.options import RuntimeOptions
     from mwa_export.search.page import check_page, write_page
     from mwa_export.search.run import Query, open_output, search_output
 
@@ -86,7 +78,7 @@ def command(
             query,
             k=k,
             bundle=bundle,
-            runtime=RuntimeOptions(runtime, device=device),
+            runtime=runtime,
             pictures=pictures,
             on_rows=step.advance,
         )

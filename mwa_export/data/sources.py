@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mwa_export.data.fields import Columns, Reader
 from mwa_export.data.files import expanded, is_folder, is_remote, readable
@@ -29,16 +27,8 @@ class SourceOptions:
     split: str | None = None  # None: all
     image_root: str | None = None  # folder of the paths in a table or list; None: its own
 
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> SourceOptions:
-        """From the command line's values; names it does not know are passed over."""
-        given = {name: values[name] for name in cls.__slots__ if values.get(name) is not None}
-        if isinstance(columns := given.get("columns"), str):
-            given["columns"] = tuple(name.strip() for name in columns.split(",") if name.strip())
-        return cls(**given)
 
-
-def open_source(kind: Kind, spec: str, options: SourceOptions | Mapping[str, Any]) -> Source:
+def open_source(kind: Kind, spec: str, options: SourceOptions) -> Source:
     """The source of a folder, glob, list, table, JSON, Parquet, tars, or `-` for texts.
 
     A `.txt` is a list, with a text or a path in each line; in a folder or glob of texts each
@@ -51,8 +41,6 @@ def open_source(kind: Kind, spec: str, options: SourceOptions | Mapping[str, Any
         DataError: nothing is there, or this kind cannot be read from it, or an option is given
             that the source does not have.
     """
-    if not isinstance(options, SourceOptions):
-        options = SourceOptions.from_values(options)
     image, text = (options.image_column, None) if kind == "image" else (None, options.text_column)
     columns = Columns(image, text, options.id_column, options.columns)
     files = [spec] if spec == STANDARD_INPUT else expanded(spec)

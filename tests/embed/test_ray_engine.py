@@ -214,11 +214,10 @@ def test_options_of_ray_that_make_no_sense_are_refused(
 def test_options_reach_the_executor() -> None:
     from mwa_export.cli.embed_cmd import _executor
 
-    asked = {"ray_address": "auto", "ray_cpus": 2, "ray_gpus": 0.5, "ray_actors": "1-8"}
-    executor = _executor({"engine": "ray", **asked})
+    executor: Any = _executor("ray", "auto", "1-8", 2, 0.5)
     assert executor.keywords["options"] == RayOptions("auto", None, 2, 0.5, (1, 8))
-    asked = dict.fromkeys(asked, None) | {"ray_actors": "3"}
-    assert _executor({"engine": "ray", **asked}).keywords["options"] == RayOptions(actors=(3, 3))
+    executor = _executor("ray", None, "3", None, None)
+    assert executor.keywords["options"] == RayOptions(actors=(3, 3))
 
 
 def test_a_missing_ray_names_the_extra(

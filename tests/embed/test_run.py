@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Row
-from mwa_export.data.sources import open_source
+from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.embed.plan import Slice
 from mwa_export.embed.run import Execution, rehearse
 from mwa_export.encoder.open import load
@@ -69,7 +69,7 @@ def test_token_ids_of_an_index_have_the_vectors_of_their_texts(
     lines.append({**lines[0], "text_segment": [5, 10**6]})
     path = tmp_path / "index.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    embed(bundle, [open_source("text", str(path), {})], tmp_path / "out")
+    embed(bundle, [open_source("text", str(path), SourceOptions())], tmp_path / "out")
     ids, vectors = vectors_of(tmp_path / "out", "texts")
     assert ids == ["0", "1", "2", "3"]
     expected = load(bundle, ONNX).embed_texts(captions)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
 from unittest import mock
 
 from embed_samples import ListSource, pictures, texts
 
-from mwa_export.cli import embed_cmd
 from mwa_export.cli.main import main
+from mwa_export.data import sources
+from mwa_export.data.sources import SourceOptions
+from mwa_export.inputs.content import Kind
 
 
-def _sources(values: dict[str, Any]) -> list[ListSource]:
-    made = []
-    for name, make in (("images", pictures), ("texts", texts)):
-        if values[name]:
-            count = int(values[name].removeprefix("list:"))
-            made.append(make(count, bad=(5, 40)) if name == "images" else make(count))
-    return made
+def open_source(kind: Kind, spec: str, _options: SourceOptions) -> ListSource:
+    count = int(spec.removeprefix("list:"))
+    return pictures(count, bad=(5, 40)) if kind == "image" else texts(count)
 
 
 if __name__ == "__main__":
-    with mock.patch.object(embed_cmd, "_sources", _sources):
+    with mock.patch.object(sources, "open_source", open_source):
         main()
