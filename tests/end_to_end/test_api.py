@@ -40,6 +40,7 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_example_of_the_page_runs(folder: Path) -> None:
     """In the order of the page, because later ones read what earlier ones wrote."""
     printed = {}

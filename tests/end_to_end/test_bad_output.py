@@ -217,6 +217,7 @@ def test_installed_command_reports_the_same_way(tmp_path: Path, folder: Path) ->
 # --- runs that end early, and graphs that are wrong -----------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signal_", "old"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_interrupted_run_leaves_nothing_behind(
     signal_: signal.Signals, old: bool, checkpoint: Path, folder: Path

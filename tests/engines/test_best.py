@@ -29,6 +29,8 @@ from mwa_export.trt.layers import Inspection
 from mwa_export.trt.profiles import Span
 from mwa_export.trt.timing import Timing
 
+pytestmark = pytest.mark.slow
+
 Cost = Callable[[onnx.ModelProto], float]
 
 
