@@ -27,6 +27,8 @@ from mwa_export.model.synthetic import random_tensors
 from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import AdapterConfig
 
+pytestmark = pytest.mark.slow
+
 ADDED = ("adaptmlp", "enhancer", "ffn_enhance")
 
 
