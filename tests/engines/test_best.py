@@ -107,7 +107,7 @@ def test_the_fastest_precision_inside_the_budget_is_kept(
     rows = {line.split()[0]: line.split() for line in said.splitlines() if "x " in line}
     assert rows["int8"][1:4] == ["1.00", "1.00", "2.00x"]
     assert rows["int8"][-1] == "kept"
-    assert rows["bfloat16"][1:4] == ["2.50", "2.50", "0.80"]
+    assert rows["bfloat16"][1:4] == ["2.50", "2.50", "0.80x"]
     assert rows["float16"][-2:] == ["passes,", "slower"]
     new = set(files_below(bundle.parent)) - before
     names = {
