@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.progress import ignore
+
 TOP = 10
 NO_WRONG_ITEM = 2.0  # the margin when every item is right: the largest two unit vectors allow
 _SCORES = 1 << 25  # of a block: 128 MiB
@@ -36,10 +38,6 @@ class Ranking:
     def recall(self, k: int) -> float:
         """Percent of queries with a right item among their k best."""
         return 100.0 * int((self.ranks <= k).sum()) / len(self.ranks)
-
-
-def ignore(_rows: int) -> None:
-    """The progress callback of those who do not watch."""
 
 
 def rank(

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import RecallError
-from mwa_export.metrics.ranking import Floats, Ranking, ignore, rank
+from mwa_export.metrics.ranking import Floats, Ranking, rank
+from mwa_export.progress import ignore
 
 MAX_RECALL_DROP = 0.2  # percentage points
 
