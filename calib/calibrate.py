@@ -1,4 +1,4 @@
-"""From samples to a calibration: smoothing, ranges and, if asked for, learned rounding."""
+"""Calibrate from samples: smoothing, ranges and, if asked for, learned rounding."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ROUNDINGS = ("nearest", "learned")
 
 @dataclass(frozen=True, slots=True)
 class CalibrationOptions:
-    """How to choose ranges and rounding."""
+    """Options of a calibration: ranges and rounding."""
 
     method: str = AUTO  # one of ranges.METHODS, or the best of them for each tensor
     percentile: float = 99.99

@@ -1,4 +1,4 @@
-"""The result of a calibration, as it is kept in a bundle: calibration.json and its arrays.
+"""Result of a calibration as stored in a bundle: calibration.json and its arrays.
 
 With it, quantized graphs of any dialect are made again without the data.
 """
@@ -30,7 +30,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class SiteCalibration:
-    """What one site needs to be quantized."""
+    """Range, smoothing and rounding of one site."""
 
     tower: Tower
     site: str  # Site.name

@@ -28,7 +28,7 @@ ROWS = 512  # sample rows per site, drawn uniformly over all tokens of all sampl
 
 @dataclass
 class ChannelStats:
-    """What the first pass keeps of a site."""
+    """Statistics of a site from the first pass."""
 
     low: Floats  # (width,) least value of each channel
     high: Floats  # (width,) largest

@@ -1,4 +1,4 @@
-"""The trade-off that the precision search saw: recall drop over speed, as JSON and as a picture."""
+"""Trade-off found by the precision search, recall drop over speed, as JSON and SVG."""
 
 from __future__ import annotations
 

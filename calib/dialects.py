@@ -1,4 +1,4 @@
-"""The form in which each runtime wants its quantized graph, and why."""
+"""Forms in which the runtimes want a quantized graph, and why."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mwa_export.errors import OptionsError
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a runtime wants activations, weights and the rest."""
+    """Number formats and placement of Q/DQ that a runtime wants."""
 
     name: str
     runtime: str  # for people
@@ -24,7 +24,7 @@ class Dialect:
 
     @property
     def suffix(self) -> str:
-        """Of the file's name: `vision.int8.openvino.onnx`."""
+        """Part of the file's name: `vision.int8.openvino.onnx`."""
         return f"int8.{self.name}"
 
     @property

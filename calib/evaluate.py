@@ -1,4 +1,4 @@
-"""What an assignment of precisions costs and gains: recall on held-back data, cosine, speed."""
+"""Evaluate an assignment of precisions: recall on held-back data, cosine, speed."""
 
 from __future__ import annotations
 

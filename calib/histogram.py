@@ -22,7 +22,7 @@ _CHUNK = 1 << 17  # values counted at a time: the temporaries stay in the cache
 
 
 class Histogram:
-    """How often each magnitude |x| was seen, in constant memory.
+    """Histogram of magnitudes |x| in constant memory.
 
     Bin i counts i * width <= |x| < (i + 1) * width. A value on the limit is outside and doubles it:
     so ``limit`` is above ``amax``, at most twice ``amax``, and never below SMALLEST_LIMIT.
@@ -42,7 +42,7 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """Of one bin."""
+        """Width of one bin."""
         return self._limit / BINS
 
     @property
@@ -59,7 +59,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many values were seen."""
+        """Number of values seen."""
         return int(self._counts.sum())
 
     def add(self, values: NDArray[np.float32]) -> None:

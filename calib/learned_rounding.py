@@ -1,4 +1,4 @@
-"""Round weights so that the layer's output changes least, not the weights (arXiv 2210.17323).
+"""Round weights so that the layer's output changes least (arXiv 2210.17323).
 
 Rows of the weight are rounded one after the other, and the rows still to come take over as much of
 the error made so far as they can. What they can is in the Gram matrix XᵀX of the layer's input.

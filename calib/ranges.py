@@ -1,4 +1,4 @@
-"""From a histogram to the range of an int8 grid. Knows nothing about graphs or layers.
+"""Choose the range of an int8 grid from a histogram. Knows nothing about graphs or layers.
 
 A range is one number, amax: the symmetric grid has the 255 values k * amax / 127, k from -127 to
 127, and clips what is larger.

@@ -1,4 +1,4 @@
-"""Which pictures and captions a calibration sees: a seeded choice, hashed, and not noise."""
+"""Draw the pictures and captions of a calibration: seeded, hashed, and checked for noise."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Samples:
         return len(self.pixels) if tower == "vision" else len(self.sequences)
 
     def first(self, rows: int) -> Samples:
-        """The same with at most so many pictures and captions."""
+        """Limit the samples to ``rows`` pictures and captions."""
         return Samples(self.pixels[:rows], self.sequences[:rows], self.sha256, self.name, self.seed)
 
 

@@ -1,4 +1,4 @@
-"""Where a graph can be quantized: activations that feed a large GEMM, and what can absorb a scale.
+"""Find the sites to quantize: activations that feed a large GEMM, and what can absorb a scale.
 
 A site is one activation tensor with all the GEMMs that read it: they share one quantization. What
 runs on one token only (the last block after the merge) is no site: there is no time to be saved.
@@ -88,7 +88,7 @@ def _single_token_values(graph: FloatGraph) -> set[str]:
 
 
 def _folds(graph: FloatGraph, tensor: str, width: int) -> tuple[NormFold | ReluFold, ...]:
-    """What makes the channels of a tensor, if a scale can be folded into all of it."""
+    """Producers of a tensor's channels, if a scale can be folded into all of them."""
     node = graph.producer(tensor)
     if node is None:
         return ()

@@ -103,7 +103,7 @@ def layer_error(
 def _quantized_error(
     rows: Floats, levels: Floats, scales: Floats, amax: float, wanted: Floats
 ) -> float:
-    """The same for weights that are integers already stored as float32, which BLAS multiplies."""
+    """Error for integer weights stored as float32, which BLAS multiplies."""
     step = np.float32(amax / 127)
     quantized = np.clip(np.rint(rows / step), -127, 127)
     found = quantized @ levels

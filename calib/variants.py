@@ -29,7 +29,7 @@ class Variants:
     _towers: dict[Tower, tuple[FloatGraph, tuple[Site, ...]]] = field(default_factory=dict)
 
     def sites(self, tower: Tower) -> tuple[Site, ...]:
-        """What can be quantized in a tower."""
+        """Sites of a tower."""
         return self._tower(tower)[1]
 
     def write(

@@ -1,4 +1,4 @@
-"""What people see: steps with their times, tables, warnings. The only place that uses rich."""
+"""Terminal output: steps with their times, tables, warnings. The only place that uses rich."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `embed` shows: a line of progress with the bottleneck, JSON lines, and how a run ended."""
+"""Output of `embed`: progress with the bottleneck, JSON lines, and the summary."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def show(summary: Summary, *, quiet: bool) -> None:
 
 
 def _account(folder: str, total: Counts, *, complete: bool) -> str:
-    """Every row by what became of it; the equation was checked before the manifest was written."""
+    """Rows by outcome; the sums were checked before the manifest was written."""
     parts = f"{total.embedded:,} embedded + {total.failed:,} failed + {total.skipped:,} skipped"
     if complete:
         return f"{folder}: {parts} = {total.rows:,} rows"

@@ -83,7 +83,7 @@ def __getattr__(name: str) -> object:
 
 
 class _Package(ModuleType):
-    """This package, in which three functions are called like the sub-packages they come from.
+    """The package's module class, for three functions that share a sub-package's name.
 
     Importing a sub-package makes it an attribute of its parent, so `mwa_export.embed` would be the
     function or the module, whichever came last. Here it is always the function; the modules are

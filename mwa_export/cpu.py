@@ -1,4 +1,4 @@
-"""What this machine's processor can do fast, and which of its cores we may use."""
+"""Instruction sets of this processor, and the cores that this process may use."""
 
 from __future__ import annotations
 

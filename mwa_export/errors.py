@@ -1,4 +1,4 @@
-"""Every error a user can cause. The library raises these; the command line prints them."""
+"""Errors that a user can cause. The library raises these; the command line prints them."""
 
 from __future__ import annotations
 

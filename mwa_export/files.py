@@ -101,7 +101,7 @@ def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the disks differ."""
+    """Hard-link a file; copy it if the disks differ."""
     try:
         os.link(source, target)
     except OSError:

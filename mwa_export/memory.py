@@ -1,4 +1,4 @@
-"""Hand freed memory back to the system. Knows nothing else."""
+"""Return freed memory to the operating system."""
 
 from __future__ import annotations
 

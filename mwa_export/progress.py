@@ -1,4 +1,4 @@
-"""How the library reports progress, to whoever displays it."""
+"""Callbacks through which the library reports progress."""
 
 from __future__ import annotations
 

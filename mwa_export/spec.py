@@ -141,7 +141,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class TowerSpec:
-    """What goes into a tower and what comes out."""
+    """Inputs and outputs of a tower."""
 
     tower: Tower
     inputs: tuple[Port, ...]

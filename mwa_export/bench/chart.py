@@ -34,7 +34,7 @@ text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", 
 
 
 def svg_from_bench(result: Bench) -> str:
-    """The whole document. A bar is how many times as fast as the baseline a contender is."""
+    """Draw the chart. A bar is a contender's speed relative to the baseline."""
     panels, y = [], 0.0
     for section in result.sections:
         panels.append(_panel(section, y))
@@ -60,7 +60,7 @@ def rate(figure: Figure) -> str:
 
 
 def heading(section: Section) -> str:
-    """Which tower, how large a batch."""
+    """Title of a section: its tower and batch size."""
     what = "pictures" if section.tower == "vision" else "captions"
     return f"{section.tower} tower, batch of {section.batch}: {what} per second"
 

@@ -1,4 +1,4 @@
-"""A contender: a name and a factory of something that embeds a batch. Knows no runtime."""
+"""A contender: a name, and a factory for a function that embeds a batch."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _root(error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Other tools talk on stdout, which is ours for the result, and warn about their own habits."""
+    """Keep other tools' output off stdout, which carries results, and mute their warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

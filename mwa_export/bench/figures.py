@@ -1,4 +1,4 @@
-"""From timed turns to figures: medians of same-round ratios, percentiles, shares of the peak."""
+"""Compute figures from timed turns: medians of same-round ratios, percentiles, peak shares."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def mean_cosine(found: NDArray[np.float32], right: NDArray[np.float32]) -> float
 
 
 def _embeddings(timed: Timed) -> NDArray[np.float32]:
-    """Everything a contender computed, in the order of the windows' rows. (rounds * rows, D)."""
+    """Embeddings of every round, in the order of the windows' rows. (rounds * rows, D)."""
     rounds = []
     for turn, calls in zip(timed.turns, timed.rows, strict=True):
         order = [row for rows in calls for row in rows]

@@ -1,4 +1,4 @@
-"""What a benchmark feeds: real rows of a test set, or random ones of plausible size."""
+"""Inputs of a benchmark: rows of a test set, or random ones of plausible size."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def pictures_in_order(batch: int) -> Split:
 
 
 def captions_by_length(batch: int) -> Split:
-    """Our way: sort a window by length, pad each batch to its longest."""
+    """Sort a window by length and pad each batch to its longest, as mwa-export does."""
 
     def split(window: Sequence[Sequence[int]]) -> list[Part]:
         return [
@@ -134,7 +134,7 @@ def captions_by_length(batch: int) -> Split:
 
 
 def captions_padded(batch: int, length: int) -> Split:
-    """The reference's way: in the order they come, every caption padded to ``length``."""
+    """Pad every caption to ``length`` and keep the order, as the reference does."""
 
     def split(window: Sequence[Sequence[int]]) -> list[Part]:
         parts: list[Part] = []

@@ -60,7 +60,7 @@ def our_contenders(
 
 
 def our_name(runtime: str, precision: str) -> str:
-    """What the report calls a contender of ours."""
+    """The name of one of our contenders in the report."""
     return f"mwa-export, {NAMES[runtime]} {precision}"
 
 

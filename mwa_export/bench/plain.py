@@ -1,4 +1,4 @@
-"""What peers start from: the unmerged reference and its plain ONNX export; and runs of the latter.
+"""The unmerged reference and its plain ONNX export, from which every peer starts.
 
 The plain export is what users have without this project: the peer of the merged graphs.
 """

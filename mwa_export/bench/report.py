@@ -74,7 +74,7 @@ def table_of(section: Section) -> list[tuple[str, ...]]:
 
 
 def peak_sentence(section: Section) -> str:
-    """What the machine's GEMMs reach, or nothing if that was not measured."""
+    """Describe the GEMM peak of this machine; empty if it was not measured."""
     if not section.peaks:
         return ""
     listed = ", ".join(
@@ -85,7 +85,7 @@ def peak_sentence(section: Section) -> str:
 
 
 def window_sentence(section: Section) -> str:
-    """What one round of a section is."""
+    """Describe one round of a section."""
     if section.mean_length is None:
         return f"A round is {section.window} pictures for every contender."
     return (
@@ -95,7 +95,7 @@ def window_sentence(section: Section) -> str:
 
 
 def method(result: Bench) -> list[str]:
-    """What a reader has to know to trust the figures, or to distrust them."""
+    """Describe how the figures were measured."""
     settings = result.settings
     peaks = any(section.peaks for section in result.sections)
     lines = [
@@ -128,7 +128,7 @@ def method(result: Bench) -> list[str]:
 
 
 def skipped_lines(result: Bench) -> list[str]:
-    """What did not run, each with its reason and where; the same reason is told once."""
+    """List what did not run, and why. Equal reasons are merged."""
     where: dict[tuple[str, str], list[str]] = {}
     for section in result.sections:
         for item in section.skipped:
@@ -175,7 +175,7 @@ def _row(figure: Figure, section: Section) -> tuple[str, ...]:
 
 
 def _cosine(value: float | None) -> str:
-    """Four digits: a contender is broken or it is not, `parity` knows what precision costs."""
+    """Format a cosine with four digits; `parity` measures what precision costs."""
     return DASH if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 

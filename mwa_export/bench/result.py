@@ -24,7 +24,7 @@ Kind = Literal["ours", "peer"]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What it ran on."""
+    """Hardware and software versions of a run."""
 
     cpu: str
     cores: int  # that this process may use
@@ -37,7 +37,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How it was measured."""
+    """Settings of a run."""
 
     rounds: int
     seed: int
@@ -142,7 +142,7 @@ def _section(data: dict[str, Any]) -> Section:
 
 
 def this_machine(threads: int, packages: Iterable[str] = ()) -> Machine:
-    """The processor, the system and the versions of all that takes part.
+    """Processor, system and package versions.
 
     Args:
         threads: of each contender.

@@ -39,7 +39,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What every contender of a section has to do."""
+    """Work of a section, the same for every contender."""
 
     manifest: Manifest
     tower: Tower
@@ -52,7 +52,7 @@ class Workload:
         return window_rows(self.tower, self.batch)
 
     def split(self, contender: Contender) -> Split:
-        """How this contender cuts a window into batches."""
+        """Cut a window into batches for this contender."""
         if self.tower == "vision":
             return pictures_in_order(self.batch)
         if contender.kind == "ours":
@@ -138,7 +138,7 @@ def window_rows(tower: Tower, batch: int) -> int:
 
 
 def errors_of(contender: Contender) -> type[Exception]:
-    """Other people's code may fail in any way; ours only with a message."""
+    """Exceptions that opening or running a contender may raise: any for a peer, ours otherwise."""
     return Exception if contender.kind == "peer" else MwaExportError
 
 

@@ -24,7 +24,7 @@ SETTLE = 0.05  # seconds between contenders: idle threads of the last one stop s
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[W]):
-    """What is timed: cut a window of work into batches, and run each of them."""
+    """One timed function, and how it cuts a window into batches."""
 
     split: Callable[[W], Sequence[Any]]
     run: Callable[[Any], Any]
@@ -91,7 +91,7 @@ def one_turn(entry: Entry[W], window: W, *, clock: Callable[[], float] = time.pe
 
 
 def same_round_ratios(baseline: Sequence[Turn], turns: Sequence[Turn]) -> list[float]:
-    """How many times as fast as the baseline, in each round."""
+    """Speed relative to the baseline in each round."""
     return [b.seconds / t.seconds for b, t in zip(baseline, turns, strict=True)]
 
 

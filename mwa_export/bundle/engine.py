@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
-    """The shapes that an engine accepts for one input, and the one it is fastest at."""
+    """Shapes that an engine accepts for one input, and the one it is optimized for."""
 
     name: str  # of the input
     min: Shape

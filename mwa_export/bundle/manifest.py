@@ -120,7 +120,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Conformance:
-    """A few inputs and what the PyTorch reference makes of them, for runtimes to check."""
+    """A few inputs with the PyTorch reference's outputs, for runtimes to check."""
 
     pixels: NDArray[np.uint8]  # (B, H, W, 3)
     token_ids: NDArray[np.int64]  # (B, T)

@@ -58,7 +58,7 @@ class FolderReader:
         return suffix in SUFFIXES if self.kind == "image" else suffix == TEXT_SUFFIX
 
     def _text(self, name: str) -> str | Problem:
-        """A file's text, read now: a later change of the file is none of the run's."""
+        """Read the text of a file during the scan, so that later changes do not affect the run."""
         place, problem = place_of(self.root, name)
         if place is None and problem is not None:
             return problem

@@ -62,7 +62,7 @@ class IndexFields(Fields):
 def index_fields(
     values: Mapping[str, Any], columns: Columns, kinds: tuple[Kind, ...], where: str
 ) -> IndexFields | None:
-    """The fields of an index, or None if its first line ``values`` is that of a table."""
+    """The fields of a BEiT-3 index, or None if ``values``, its first line, is a table's."""
     pair = {"image_path", "image_id"} <= values.keys() and not has_caption(values)
     if columns.image or columns.caption or not ("text_segment" in values or pair):
         return None

@@ -1,4 +1,4 @@
-"""What `embed` reads: numbered rows of pictures or texts in a fixed order, from any source."""
+"""Numbered rows of pictures or texts in a fixed order: the input of `embed`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What is known of a source before anything is embedded."""
+    """Result of scanning a source: its row count, fingerprint and duplicate ids."""
 
     rows: int
     fingerprint: str  # hex; changes when the rows, their order or their files (size, time) do
@@ -33,7 +33,7 @@ class Scan:
 
 
 class Source(Protocol):
-    """Where rows come from. Can be pickled once it is scanned: workers read their part alone.
+    """A source of rows. Can be pickled once it is scanned, so that workers read their own part.
 
     The order is the same in every run over the same input. Memory does not grow with the rows, or
     by a few bytes each.
@@ -41,7 +41,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What the rows hold."""
+        """Whether the rows hold images or texts."""
         ...
 
     @property

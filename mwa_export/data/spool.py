@@ -55,7 +55,7 @@ def entries_of(record: Record, number: int, kind: Kind, root: str) -> Iterator[E
 
 
 class SpooledSource:
-    """What a reader finds, kept in the work folder. 24 bytes a row in memory during the scan.
+    """Records of a reader, stored in the work folder. The scan takes 24 bytes of memory per row.
 
     Texts are read from the copy, so a change of the source cannot mix two of its states. Of
     pictures the copy has the place, size and time of change, which `rows` compares.

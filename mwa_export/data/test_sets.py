@@ -150,7 +150,7 @@ def _picture(image: object, root: str) -> Readable:
 
 
 def _id(record: Record, column: str | None) -> str | None:
-    """What tells the picture of a record from others; None: its path."""
+    """The id of a record's picture; None: its path identifies it."""
     value = record.image_id
     if type(value) is int or (isinstance(value, str) and value.strip()):
         return str(value)

@@ -155,7 +155,7 @@ def _mask(
     stretch: float,
     centre: tuple[float, float],
 ) -> Plane:
-    """How much of each pixel the thing covers: (side, side) in 0 to 1."""
+    """Coverage of each pixel by the thing: (side, side), 0 to 1."""
     k = _OVERSAMPLING
     image = Image.new("L", (side * k, side * k))
     draw = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""What a demo scene is, and how people would tell it. Knows nothing about pixels or files."""
+"""Demo scenes as data, and captions that describe them. No pixels, no files."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ _ON = {"sky": ("against", "in front of"), "night": ("against", "under")}
 
 @dataclass(frozen=True, slots=True)
 class _Detail:
-    """Which attributes a caption tells, each as the probability of a mention."""
+    """Probability that a caption mentions each attribute."""
 
     count: float = 1.0
     size: float = 0.0

@@ -1,4 +1,4 @@
-"""Stages that run beside each other: bounded channels between them, and the times of each.
+"""Stages that run concurrently, with bounded channels between them and the times of each.
 
 A stage that fails or is stopped wakes all others, so that nothing hangs.
 """

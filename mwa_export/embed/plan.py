@@ -1,4 +1,4 @@
-"""From a bundle, sources and options to a job: scans the sources, chooses the runtime."""
+"""Plan a job from a bundle, sources and options: scan the sources, choose the runtime."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Plan:
             yield from (s for s in shards(entry, doubled) if part is None or part.takes(s))
 
     def source(self, shard: Shard) -> Source:
-        """Where a shard's rows come from."""
+        """The source of a shard's rows."""
         return next(source for source in self.sources if source.kind == shard.kind)
 
 

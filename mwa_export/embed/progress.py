@@ -1,4 +1,4 @@
-"""How far a run of `embed` is, how fast, what limits it, and when it has failed too often."""
+"""Progress of a run of `embed`: rows, speed, bottleneck, and the limit on failed rows."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Snapshot:
 
 
 class Watch(Protocol):
-    """Whoever shows a run. Called from several threads."""
+    """Callbacks that display a run. Called from several threads."""
 
     def planned(self, plan: Plan, todo: int, shards: int) -> None:
-        """What there is to do: rows that are left, and all shards of this run."""
+        """The plan is made: ``todo`` rows are left, of ``shards`` shards."""
         ...
 
     def progress(self, snapshot: Snapshot) -> None:

@@ -1,4 +1,4 @@
-"""A Ray cluster for a while: the one that is named, or a local one that listens to nobody else."""
+"""Connect to a Ray cluster, or start a local one that accepts no outside connections."""
 
 from __future__ import annotations
 

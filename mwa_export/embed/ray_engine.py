@@ -34,7 +34,7 @@ _CPUS = 4  # of an actor, where there are as many
 
 @dataclass(frozen=True, slots=True)
 class RayOptions:
-    """Where actors run and what each of them gets."""
+    """The Ray cluster to use, and the resources of each actor."""
 
     address: str | None = None  # of a running cluster; None: $RAY_ADDRESS, or a local one
     local_cpus: int | None = None  # of a local cluster; None: all cores
@@ -81,7 +81,7 @@ def run_on_ray(task: Task, *, options: RayOptions | None = None) -> None:
 
 
 def size_pool(options: RayOptions, job: Job, resources: dict[str, float], shards: int) -> Pool:
-    """How many actors of which size fit a cluster; never more than there are shards.
+    """Number and size of the actors that fit a cluster; at most one per shard.
 
     Raises:
         ClusterError: not even one fits, and no number was given for a cluster that grows.
@@ -159,7 +159,7 @@ def _account(task: Task, row: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Orders:
-    """What an actor needs to know. Its sources keep their index in the output folder."""
+    """Everything an actor needs. Its sources keep their index in the output folder."""
 
     output: Output
     sources: tuple[Any, ...]

@@ -72,7 +72,7 @@ def checked_rows(
 
 
 class Collected:
-    """What is known of a shard so far."""
+    """Vectors and errors of a shard so far."""
 
     def __init__(self) -> None:
         self.errors: list[RowError] = []
@@ -110,7 +110,7 @@ class Collected:
 
 
 def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which rows are finite and of unit length. (n,)"""
+    """Mask of the rows that are finite and of unit length. (n,)"""
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("nd,nd->n", vectors, vectors)
         good: NDArray[np.bool_] = np.abs(np.sqrt(squares) - 1) < UNIT_TOLERANCE  # NaN: False

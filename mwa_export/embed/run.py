@@ -240,7 +240,7 @@ def rehearse(
     runtime: RuntimeOptions | None = None,
     part: Slice | None = None,
 ) -> Rehearsal:
-    """What `run` would do. Scans the sources and writes nothing.
+    """Scan the sources and say what `run` would do. Writes nothing.
 
     Raises:
         DataError: as `run`, also for a folder that belongs to another job.

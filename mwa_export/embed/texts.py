@@ -188,7 +188,7 @@ def _vectors(
 
 
 def _batch_end(lengths: NDArray[np.int64], start: int, batch: int) -> int:
-    """Where the batch that begins at ``start`` ends; lengths ascend."""
+    """End of the batch that begins at ``start``; lengths ascend."""
     stop = min(start + batch, len(lengths))
     while stop - start > 1 and (stop - start) * int(lengths[stop - 1]) > _TOKENS:
         stop -= 1

@@ -1,4 +1,4 @@
-"""Embeddings that were computed before: found again by the hash of everything that decides them.
+"""Cache of embeddings, keyed by a hash of everything that decides them.
 
 An entry is a folder named by the hash of its key; in it, one file per chunk of rows. Chunks appear
 whole or not at all, so a run that was stopped goes on where it was. Any change to weights, options,

@@ -33,7 +33,7 @@ _ONE_IMAGE = (str, os.PathLike, bytes, Image.Image)
 
 @dataclass(frozen=True, slots=True)
 class EncoderInfo:
-    """What an encoder is, for reports."""
+    """Description of an encoder, for reports."""
 
     name: str  # for people: "checkpoint-29.pth on PyTorch, float32"
     source: str  # the file or folder; "arrays" if vectors were handed over

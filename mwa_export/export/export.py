@@ -1,4 +1,4 @@
-"""The main job: a model becomes a verified bundle."""
+"""Export a model to a verified bundle."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """How to export; what to export is the model."""
+    """Options of `export`."""
 
     image_input: ImageInput = "float32"
     no_merge: tuple[str, ...] = ()

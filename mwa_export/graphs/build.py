@@ -45,7 +45,7 @@ class GraphBuilder:
     def nodes(
         self, op: str, inputs: Sequence[str], name: str, outputs: int, **attributes: Any
     ) -> list[str]:
-        """The same for a node with several outputs."""
+        """Add a node with several outputs."""
         key = (op, tuple(inputs), outputs, repr(sorted(attributes.items())))
         if key not in self._results:
             label = self._unique(f"{name}.{op}")

@@ -1,4 +1,4 @@
-"""Pixels become floats before anything else: TensorRT takes uint8 inputs to be converted only.
+"""Move the cast of pixels to the front: TensorRT only converts uint8 inputs.
 
 (TensorRT API reference, DataType.UINT8.) Our graphs cut patches out of bytes, which are a quarter
 of the floats, and cast then; that is better on a CPU.
@@ -48,7 +48,7 @@ def cast_first(graph: FloatGraph) -> FloatGraph:
 
 
 def _before_the_cast(graph: FloatGraph) -> list[onnx.NodeProto]:
-    """What moves pixels, and the Cast behind it; nothing if there is no such chain."""
+    """The nodes that move pixels, and the Cast behind them; empty if there is no such chain."""
     bytes_ = [p.name for p in graph.model.graph.input if p.type.tensor_type.elem_type == _UINT8]
     chain: list[onnx.NodeProto] = []
     value = bytes_[0] if bytes_ else None

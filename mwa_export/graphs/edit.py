@@ -1,4 +1,4 @@
-"""A float32 graph in memory: nodes that can be edited, and its weights as arrays beside them."""
+"""An editable float32 graph in memory: nodes, and the weights as arrays beside them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class FloatGraph:
         return self._consumers.get(value, [])
 
     def with_nodes(self, nodes: Iterable[onnx.NodeProto], tensors: dict[str, Array]) -> FloatGraph:
-        """The same graph with other nodes; of the tensors those that a node still reads."""
+        """Replace the nodes of a graph; tensors that no node reads are dropped."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         del model.graph.node[:]

@@ -1,4 +1,4 @@
-"""Which nodes of a tower stay in float32 when it is typed down to 16 bits.
+"""Choose the nodes of a tower that stay in float32 when it is typed down to 16 bits.
 
 Knows how nodes are connected and how large measured values are, not what types cost.
 """
@@ -22,7 +22,7 @@ _PASSES_ON = frozenset(
 
 
 class TowerNodes:
-    """Who makes and who reads a value, and which nodes must stay in float32 for it."""
+    """Producers and consumers of each value, and the nodes that must stay in float32."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes = list(model.graph.node)
@@ -52,7 +52,7 @@ class TowerNodes:
         return kept
 
     def not_in_bfloat16(self) -> set[str]:
-        """What ONNX, or TensorRT, does not have in bfloat16."""
+        """Nodes that ONNX or TensorRT does not support in bfloat16."""
         return {
             node.name
             for node in self.nodes
@@ -65,7 +65,7 @@ class TowerNodes:
         }
 
     def named(self, names: Collection[str]) -> set[str]:
-        """Those that the caller names."""
+        """Nodes that the caller names."""
         absent = sorted(set(names) - {node.name for node in self.nodes})
         if absent:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""A bfloat16 graph as a float32 one that rounds where the other one does.
+"""Rewrite a bfloat16 graph as a float32 one that rounds at the same places.
 
 ONNX Runtime has next to no bfloat16 kernels for CPUs. To check such a graph all the same, every
 value that is bfloat16 in it is computed in float32 and then rounded. That is what a GPU does, which
@@ -53,7 +53,7 @@ def in_float32(graph: FloatGraph) -> FloatGraph:
 
 
 def _rounding(value: str) -> list[onnx.NodeProto]:
-    """From the exact value to the nearest bfloat16, in float32."""
+    """Round to the nearest bfloat16, in float32."""
     exact, small = f"{value}.exact", f"{value}.rounded"
     return [
         helper.make_node("Cast", [exact], [small], name=small, to=TensorProto.BFLOAT16),

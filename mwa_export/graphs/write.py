@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 
 def data_file_of(path: Path) -> Path:
-    """Where the weights of a graph lie if they are not in the graph's own file."""
+    """The file beside a graph that holds its weights."""
     return path.with_name(path.name + ".data")
 
 

@@ -1,4 +1,4 @@
-"""What a row of images or texts can hold, and why one cannot be used."""
+"""Content of a row of images or texts, and the reason why one cannot be used."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def _unknown(head: bytes) -> str:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this version of Pillow knows; it raises KeyError at any other."""
+    """The FORMATS that this version of Pillow knows; it raises KeyError for others."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 

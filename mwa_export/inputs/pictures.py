@@ -1,4 +1,4 @@
-"""Where a picture's bytes lie: in a file, or in a member of a tar."""
+"""The place of a picture's bytes: a file, or a member of a tar."""
 
 from __future__ import annotations
 

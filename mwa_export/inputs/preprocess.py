@@ -54,7 +54,7 @@ def normalize(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def arrays_of(spec: TowerSpec, inputs: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
-    """What a graph takes, in the order of its inputs, from what a tower is given.
+    """Arrays in the order of a graph's inputs, from a tower's inputs.
 
     Args:
         spec: of the graph.

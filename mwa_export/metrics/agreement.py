@@ -1,4 +1,4 @@
-"""How much two sets of embeddings of the same inputs agree, row by row."""
+"""Row-by-row agreement of two sets of embeddings of the same inputs."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Where each query's best right item stands."""
+    """Rank and margin of each query's best right item."""
 
     ranks: Ints  # (n_query,), 1 is best; equal scores in the order of the gallery
     right: Ints  # (n_query,) gallery row of the best right item

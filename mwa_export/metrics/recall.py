@@ -39,7 +39,7 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """What belongs together: the image ids of images and of captions."""
+    """Which images and captions belong together, by image id."""
 
     image_ids: NDArray[Any]  # (n_image,), unique
     caption_image_ids: NDArray[Any]  # (n_text,)
@@ -72,7 +72,7 @@ class Pairs:
 
     @classmethod
     def of(cls, caption_image_ids: Any, image_ids: Any = None) -> Pairs:
-        """From the id of each caption's image; without ``image_ids``, image rows are the ids."""
+        """Pair by the id of each caption's image; without ``image_ids``, ids are image rows."""
         owners = np.asarray(caption_image_ids)
         if image_ids is None:
             if owners.size and (owners.dtype.kind not in "iu" or owners.min() < 0):

@@ -1,4 +1,4 @@
-"""How sure a difference of two recalls is: a paired bootstrap interval, and McNemar's test.
+"""Significance of a difference of two recalls: paired bootstrap interval and McNemar's test.
 
 Knows only which queries were won and lost.
 """

@@ -1,4 +1,4 @@
-"""Adapter files: what training added to a base, on its own. Split a checkpoint, put it together."""
+"""Adapter files, which hold what training added to a base. Split a checkpoint and rejoin it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a checkpoint file: whatever layout users have, as tensors, options and a description.
+"""Read a checkpoint file of any known layout: tensors, options and a description.
 
 Knows files and pickles. Does not know what the tensors mean; see ``layout`` for that.
 """
@@ -166,7 +166,7 @@ def _refused_type(error: Exception) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """What happened, in a line, without the advice that torch puts before it."""
+    """The error in one line, without torch's advice."""
     message = str(error).split("WeightsUnpickler error:")[-1].strip()
     return (message or type(error).__name__).splitlines()[0]
 
@@ -183,7 +183,7 @@ def _args_of(path: Path, args: Any) -> dict[str, Any]:
 
 
 def _state_of(path: Path, data: Mapping[Any, Any], *, ema: bool) -> tuple[str | None, Any]:
-    """Which entry holds the tensors: (its key, the entry), or (None, data) for a raw state dict."""
+    """Find the tensors: (key of their entry, the entry), or (None, data) for a raw state dict."""
     if ema:
         if "model_ema" not in data:
             raise CheckpointError(

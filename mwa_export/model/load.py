@@ -1,4 +1,4 @@
-"""From files to one validated model: checkpoint, or base and adapter, at the wanted image size."""
+"""Load a validated model from a checkpoint, or a base and an adapter, at the wanted image size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Which files make the model: one checkpoint, or a base and an adapter."""
+    """The files of a model: one checkpoint, or a base and an adapter."""
 
     checkpoint: Path | None = None
     base: Path | None = None

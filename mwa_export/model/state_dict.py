@@ -1,4 +1,4 @@
-"""What a state dict says about its model: its configuration, and whether it is complete."""
+"""Infer a model's configuration from its state dict, and check that it is complete."""
 
 from __future__ import annotations
 

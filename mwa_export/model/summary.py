@@ -20,7 +20,7 @@ _PARTS = ("backbone", "adapters", "enhancer", "head")
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What `mwa-export inspect` shows."""
+    """Output of `mwa-export inspect`."""
 
     files: tuple[dict[str, str], ...]
     config: ModelConfig

@@ -1,1 +1,1 @@
-"""What a conversion costs in recall: measure, judge, report."""
+"""Recall parity: measure what a conversion costs, judge and report it."""

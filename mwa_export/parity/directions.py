@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How intervals are made."""
+    """Settings of the bootstrap intervals."""
 
     confidence: float
     resamples: int
@@ -59,7 +59,7 @@ def measure_direction(
 
 
 def with_float32(direction: DirectionResult, exact: Ranking) -> DirectionResult:
-    """The same result with what the candidate had before its precision was reduced beside it."""
+    """Add the candidate's float32 figures, from before its precision was reduced."""
     recalls = tuple(replace(r, float32=exact.recall(r.k)) for r in direction.recalls)
     return replace(direction, recalls=recalls)
 

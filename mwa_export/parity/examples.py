@@ -1,4 +1,4 @@
-"""The queries that got worst: what a person looks at first."""
+"""The queries whose rank dropped most, to look at first."""
 
 from __future__ import annotations
 

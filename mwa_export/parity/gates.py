@@ -13,7 +13,7 @@ from mwa_export.parity.result import DirectionResult, GateResult, RecallChange
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """What is allowed. None leaves a gate out."""
+    """Thresholds of the gates. None leaves a gate out."""
 
     max_recall_drop: float | None = MAX_RECALL_DROP  # points, for each of the six recall figures
     min_cosine: float | None = None  # for every row of both towers

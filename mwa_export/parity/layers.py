@@ -88,7 +88,7 @@ def check_layers(reference: Encoder, candidate: Encoder) -> None:
 
 
 def _shape(side: Encoder) -> str:
-    """What two sides must have in common for their blocks to be comparable."""
+    """Shape that two sides must share for their blocks to be comparable."""
     b = side.config.backbone
     return (
         f"{b.layers} blocks of width {b.embed_dim}, {b.image_size} pixels, "
@@ -120,7 +120,7 @@ def _compare(
 def _common_tokens(
     one: Floats, other: Floats, mask: NDArray[np.int64] | None
 ) -> tuple[Floats, Floats]:
-    """What both sides compute: all real tokens, or token 0 where one side has only that."""
+    """Tokens that both sides compute: all real ones, or token 0 where one side has only that."""
     if one.ndim == 2:  # embeddings
         return one, other
     if one.shape[1] != other.shape[1]:  # the merged last block has one token

@@ -36,7 +36,7 @@ _ARRAYS = "arrays"
 
 @dataclass(frozen=True, slots=True)
 class CompareOptions:
-    """How to measure and what is allowed."""
+    """Options of `compare`: gates, interval and seed."""
 
     gates: Gates = field(default_factory=Gates)
     confidence: float = 0.95  # of the intervals
@@ -55,7 +55,7 @@ class CompareOptions:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What is known about the two sides beyond their embeddings."""
+    """Facts about the two sides beyond their embeddings."""
 
     reference: EncoderInfo
     candidate: EncoderInfo

@@ -1,4 +1,4 @@
-"""What a parity run found, as plain data. Every report is made from this and from nothing else.
+"""Result of a parity run as plain data. Every report is made from this alone.
 
 "Reference" is what decides, "candidate" what is checked. Recall is in percent, differences are in
 percentage points and are candidate minus reference: a loss is negative. ``docs/parity.md``
@@ -97,7 +97,7 @@ class CrossCell:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What one stage alone changes: tokenizer, preprocessing, graph, precision."""
+    """Drift caused by one stage alone: tokenizer, preprocessing, graph or precision."""
 
     name: str
     state: Literal["same", "changed", "not measured"]

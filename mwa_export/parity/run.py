@@ -41,7 +41,7 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What to run on, beside what to compare."""
+    """Options of `compare_models` beside those of the measures."""
 
     graphs: tuple[str, ...] = ()  # of the candidate; float32 where none is named
     runtime: RuntimeOptions = ON_ONNX_RUNTIME  # of the candidate, and its threads of both sides

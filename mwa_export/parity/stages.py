@@ -65,7 +65,7 @@ def drift_by_stage(
 
 
 class _Walk:
-    """Where the way has come to, and the stages so far."""
+    """State of the walk from reference to candidate, and the stages so far."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class _Walk:
         self._recall: tuple[float, float] | None = None  # TR@1 and IR@1 here, once they are known
 
     def change_tokenizer(self) -> None:
-        """From the reference's token ids to the candidate's."""
+        """Replace the reference's token ids by the candidate's."""
         ours = self.reference.encode(self.data.captions)
         theirs = self.candidate.encode(self.data.captions)
         differing = sum(one != other for one, other in zip(ours, theirs, strict=True))
@@ -99,7 +99,7 @@ class _Walk:
         return self.to("tokenizer", detail, Vectors(self._here.images, texts))
 
     def change_preprocessing(self) -> None:
-        """From the reference's pixels to the candidate's."""
+        """Replace the reference's pixels by the candidate's."""
         ours, theirs = dict(self.reference.image), dict(self.candidate.image)
         if ours == theirs:
             detail = f"{ours['colour']}, {ours['resize']}, {ours['size']} pixels on both sides"

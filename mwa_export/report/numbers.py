@@ -1,4 +1,4 @@
-"""Numbers as text, the same in every report: no false precision, and no zero that is none."""
+"""Format numbers for reports: no false precision, and no small value shown as zero."""
 
 from __future__ import annotations
 

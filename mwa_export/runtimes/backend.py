@@ -1,4 +1,4 @@
-"""The one small interface behind which every runtime sits."""
+"""The interface that every runtime implements."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def conformance_cosine(backend: Backend, bundle: Bundle, tower: Tower) -> float:
 
 
 def expected_cosine(graph: Graph, *, bfloat16: bool = False) -> float | None:
-    """What a graph of reduced precision must reach elsewhere; None: it is float32, to be exact.
+    """Cosine that a graph of reduced precision must reach; None: float32, compared exactly.
 
     Other processors round differently, so half of the loss that was measured where the graph was
     made is allowed on top, and never less than what bfloat16 alone may cost.

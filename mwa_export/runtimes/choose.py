@@ -1,4 +1,4 @@
-"""Which runtime and precision a bundle is run with on a machine, and why."""
+"""Choose the runtime and precision for a bundle on a machine, with the reasons."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _INSTALL = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What is run, and why."""
+    """The chosen runtime and precision, with the reasons."""
 
     runtime: str
     precision: str
@@ -132,7 +132,7 @@ def _obstacle(
 
 
 def _slow(runtime: str, precision: str, machine: Machine) -> str | None:
-    """Why this processor should not run it; None: nothing speaks against it, or nobody knows."""
+    """Why this processor should not run it; None: no known reason."""
     sets = machine.sets
     if runtime in NVIDIA:
         return None
@@ -207,7 +207,7 @@ def _engines(manifest: Manifest, precision: str, machine: Machine) -> tuple[Engi
 def _measured(
     manifest: Manifest, runtime: str, precision: str, machine: Machine
 ) -> Measured | MeasuredEngines | None:
-    """What was measured for this bundle, or for the engines that would be run."""
+    """Measurements of this bundle, or of the engines that would run."""
     if runtime == "tensorrt":
         found = [engine.measured for engine in _engines(manifest, precision, machine)]
         return found[0] if found and found.count(found[0]) == len(found) else None

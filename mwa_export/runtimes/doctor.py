@@ -35,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Doctor:
-    """Everything that choosing a runtime depends on."""
+    """Report of `mwa-export doctor`."""
 
     version: str  # of mwa-export
     python: str
@@ -74,7 +74,7 @@ def examine() -> Doctor:
 
 
 def advice(found: Doctor) -> tuple[str, ...]:
-    """What would make this machine do more, most useful first."""
+    """What to install on this machine, most useful first."""
     by_name = {part.what.partition(":")[0]: part for part in found.parts}
     sentences = [
         f'{part.what} is not installed. Run: pip install "{part.install}"'
@@ -104,7 +104,7 @@ def _installed(names: tuple[str, ...]) -> str | None:
 
 
 def _gpu() -> str | None:
-    """What the driver's own tool says about the first GPU."""
+    """The first GPU, as nvidia-smi reports it."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None

@@ -1,4 +1,4 @@
-"""What choosing a runtime depends on: processor, installed runtimes, GPU."""
+"""Facts that the choice of a runtime depends on: processor, installed runtimes, GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mwa_export.trt.install import EngineHost, driver_here, engine_host
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What choosing a runtime depends on."""
+    """Facts that the choice of a runtime depends on."""
 
     sets: frozenset[str] | None
     runtimes: frozenset[str]  # "onnxruntime", "openvino", "cuda": installed, and usable as far
@@ -26,7 +26,7 @@ class Machine:
 def this_machine(
     manifest: Manifest | None = None, options: RuntimeOptions | None = None
 ) -> Machine:
-    """What choosing depends on.
+    """Facts about this machine.
 
     Args:
         manifest: of the bundle to run. TensorRT is looked at only if it has engines: importing it

@@ -1,4 +1,4 @@
-"""Every runtime behind one call: open a bundle on the one that is asked for, or on the best."""
+"""Open a bundle on the runtime that is asked for, or on the best."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ NVIDIA = ("tensorrt", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """What to run a bundle on."""
+    """Runtime, precision, threads and device for a bundle."""
 
     runtime: str = AUTO  # or a key of PRECISIONS
     precision: str = AUTO  # or one that the runtime has

@@ -16,7 +16,7 @@ from mwa_export.spec import Embeddings, Tower
 
 
 class TorchBackend:
-    """What every other backend is measured against."""
+    """Backend of the unmerged PyTorch reference, which the others are measured against."""
 
     name = "PyTorch reference float32"
 

@@ -67,7 +67,7 @@ def html_from_search(found: Found) -> str:
 
 
 def _shown(picture: Picture | Readable | bytes) -> tuple[str, str]:
-    """A thumbnail as base64, or "" and the reason why there is none."""
+    """Thumbnail as base64, or "" and the reason why there is none."""
     try:
         return b64encode(thumbnail(picture, THUMBNAIL)).decode(), ""
     except ImageError as error:

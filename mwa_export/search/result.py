@@ -1,4 +1,4 @@
-"""What a search found, as plain data: the terminal, the JSON and the page show nothing else."""
+"""Result of a search as plain data. Terminal, JSON and page are made from this alone."""
 
 from __future__ import annotations
 

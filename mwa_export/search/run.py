@@ -86,7 +86,7 @@ class Searched:
     def hits(
         self, rows: NDArray[np.int64], scores: NDArray[np.float32], locate: Locate
     ) -> tuple[Hit, ...]:
-        """What the shards say about rows that `blocks` counted through, in their order."""
+        """Read ids and carried columns of rows, numbered as `blocks` counts them."""
         starts = np.cumsum([0, *(count for _, count in self.read)])
         shard_of = np.searchsorted(starts, rows, "right") - 1
         found: dict[int, Hit] = {}
@@ -104,7 +104,7 @@ class Searched:
         return tuple(found[rank] for rank in sorted(found))
 
     def warnings(self, searched: int) -> tuple[str, ...]:
-        """What cannot be found, because it is not there."""
+        """Warnings about rows that are not searched."""
         if not self.output.finished:
             written = f"{len(self.read)} of {len(self.read) + self.missing} shards are written"
             return (

@@ -43,7 +43,7 @@ class TowerPlan:
 
 
 class Ops(Protocol[T]):
-    """What an interpreter can do. B batch, T tokens, D width.
+    """Operations of an interpreter. B batch, T tokens, D width.
 
     ``tensor`` names a tensor, or with `.weight` and `.bias` a pair of them, of the tower;
     ``name`` only labels the result.

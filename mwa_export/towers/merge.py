@@ -61,7 +61,7 @@ def by_head(weight: Tensor) -> Tensor:
 
 
 def vision_table(cls_token: Tensor, positions: Tensor, patch_bias: Tensor) -> Tensor:
-    """What is added to [0, patches without bias]. (D,), (N + 1, D), (D,) -> (N + 1, D)."""
+    """Table to add to [0, patches without bias]. (D,), (N + 1, D), (D,) -> (N + 1, D)."""
     table = positions.clone()
     table[0] += cls_token
     table[1:] += patch_bias

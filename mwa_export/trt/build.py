@@ -1,4 +1,4 @@
-"""From an ONNX graph and profiles to a serialized TensorRT engine."""
+"""Build a serialized TensorRT engine from an ONNX graph and profiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job of `embed`: what decides its output, byte by byte, and the shards it is cut into.
+"""A job of `embed`: everything that decides its bytes, and the shards it is cut into.
 
 Knows neither models nor files. What decides nothing (decoding threads, the display) is not in it.
 """
@@ -177,7 +177,7 @@ def shard(entry: Input, number: int, duplicates: NDArray[np.int64] | Sequence[in
 
 
 def differences(old: Job, new: Job) -> list[str]:
-    """What a job would do otherwise than an earlier one, in words; empty: the same output."""
+    """Differences from an earlier job in words; empty if the output is the same."""
     before, after = _flat(old.to_json()), _flat(new.to_json())
     names = dict.fromkeys([*before, *after])
     ignored = {"bundle", *(f"inputs.{folder}.source" for folder in FOLDERS.values())}

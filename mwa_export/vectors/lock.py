@@ -1,4 +1,4 @@
-"""One run per output: a lock that the kernel takes from a process that dies."""
+"""Allow one run per output, with a lock that the kernel releases when the process dies."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _held(path: Path, *, shared: bool, wait: bool = False) -> Iterator[None]:
 
 
 def _say(handle: int, text: str) -> None:
-    """Who holds the lock. Of use to people only, so a full disk does not matter."""
+    """Record the holder's PID. Informational, so write errors are ignored."""
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, text.encode(), 0)

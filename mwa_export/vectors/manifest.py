@@ -1,4 +1,4 @@
-"""manifest.json of a finished output: the job, and what became of every row."""
+"""manifest.json of a finished output: the job, and the counts of every row's outcome."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANIFEST, ERRORS = "manifest.json", "errors.parquet"
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many rows of one source were embedded, failed or were skipped."""
+    """Rows of one source that were embedded, failed or were skipped."""
 
     rows: int  # of the input
     embedded: int

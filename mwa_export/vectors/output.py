@@ -1,4 +1,4 @@
-"""The output folder of `embed`: its job, the ledger of finished shards, and what a kill leaves.
+"""The output folder of `embed`: job, ledger of finished shards, and leftovers of killed runs.
 
     OUT/job.json                    what decides the output
     OUT/images/part-00000.parquet   and texts/

@@ -151,7 +151,7 @@ class _Part:
         self._ids.append(_hashes(stored.ids))
 
     def end(self, total: Counts) -> list[str]:
-        """What was found, the sums included."""
+        """Return the result, sums included."""
         folder = self._folder
         if not total.exact:
             self._findings.append(

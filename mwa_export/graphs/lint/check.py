@@ -36,7 +36,7 @@ def lint(
     weights: Mapping[str, Array] | None = None,
     expect_quantized: bool = True,
 ) -> list[Finding]:
-    """Everything about a graph that breaks a rule, in the order of the graph.
+    """Every violation of a rule, in the order of the graph.
 
     Values are checked where they are present: a model that was loaded without its data file is
     checked by structure, types and shapes.

@@ -1,4 +1,4 @@
-"""What a quantized graph must be, rule by rule, so that its runtime fuses it and recall survives.
+"""Rules that a quantized graph must follow so that its runtime fuses it and recall survives.
 
 Written from what the runtimes need, not from what the inserter does.
 """
@@ -147,7 +147,7 @@ def activation_grids(view: View) -> Iterator[Finding]:
 
 
 def weights(view: View) -> Iterator[Finding]:
-    """How weights are quantized, and who reads them."""
+    """Weights are quantized as the dialect wants, and only GEMMs read them."""
     for node in view.weights:
         name, stored = label(node), view.constants[node.input[0]]
         readers = view.readers(node.output[0])
@@ -222,7 +222,7 @@ def _scale(view: View, node: onnx.NodeProto, dims: tuple[int, ...], rule: str) -
 
 
 def placement(view: View) -> Iterator[Finding]:
-    """Where pairs may stand: before GEMMs that are quantized whole, and nowhere else."""
+    """Q/DQ pairs stand before GEMMs that are quantized whole, and nowhere else."""
     behind, before = view.near_norms()
     for node in view.nodes:
         if node.op_type != "MatMul":
@@ -251,7 +251,7 @@ def placement(view: View) -> Iterator[Finding]:
 
 
 def _misplaced(view: View, pair: onnx.NodeProto) -> Iterator[Finding]:
-    """Whoever reads a dequantized activation and should not."""
+    """Nodes that read a dequantized activation and must not."""
     value = pair.output[0]
     if any(view.origin(output) == value for output in view.outputs):
         yield Finding("edges", label(pair), "becomes an output of the graph")
@@ -274,7 +274,7 @@ def _misplaced(view: View, pair: onnx.NodeProto) -> Iterator[Finding]:
 
 
 def gelu(view: View) -> Iterator[Finding]:
-    """What keeps a GELU from being fused into its GEMM."""
+    """Findings where a node keeps a GELU from being fused into its GEMM."""
     for node in view.nodes if view.form.direct_gelu else ():
         if node.op_type != "Erf":
             continue

@@ -1,4 +1,4 @@
-"""A graph by its connections, for the linter: who makes a value, who reads it, from where it comes.
+"""Connections of a graph for the linter: producers, consumers and origins of values.
 
 Shares no code with what inserts Q/DQ, and looks at how nodes are connected, not at their names.
 """
@@ -26,7 +26,7 @@ CONVERTS = MOVES | {"Cast", "Identity"}
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a dialect's numbers must be."""
+    """Number formats that a dialect requires."""
 
     opset: int
     activation: int  # type of quantized activations
@@ -116,7 +116,7 @@ class View:
         return self.constants[name].load() if name in self.constants else None
 
     def moved(self, value: str) -> Iterator[tuple[onnx.NodeProto, int, bool]]:
-        """Who reads a value, directly or moved: node, which input, whether directly."""
+        """Consumers of a value, directly or after moves: node, input index, whether directly."""
         waiting, seen = [(value, True)], {value}
         while waiting:
             value, direct = waiting.pop()
@@ -129,7 +129,7 @@ class View:
                 waiting += [(output, False) for output in new]
 
     def origin(self, value: str) -> str:
-        """Where a value was before it was moved."""
+        """The value before any node moved it."""
         node = self.producer.get(value)
         while node is not None and node.op_type in MOVES:
             value = node.input[0]
@@ -150,7 +150,7 @@ class View:
 
 
 def label(node: onnx.NodeProto) -> str:
-    """What to call a node."""
+    """A node's name in messages."""
     return node.name or (node.output[0] if node.output else node.op_type)
 
 

@@ -68,7 +68,7 @@ def thumbnail_rows(result: Parity) -> list[int]:
 
 
 def _sentences(result: Parity) -> dict[str, Any]:
-    """Everything the page says in words that depend on the figures."""
+    """Sentences of the page that depend on the figures."""
     ordered = sorted(result.gates, key=lambda gate: gate.passed)
     return {
         "headline": headline(result),

@@ -51,7 +51,7 @@ def is_identical(result: Parity) -> bool:
 
 
 def left_out(result: Parity) -> str:
-    """How many pictures are missing from the test set; empty if none is."""
+    """Sentence on pictures missing from the test set; empty if none is missing."""
     excluded = result.data.excluded
     if not excluded:
         return ""
@@ -61,7 +61,7 @@ def left_out(result: Parity) -> str:
 
 
 def certain_changes(result: Parity) -> str:
-    """Which differences have an interval without zero."""
+    """Sentence on the differences whose interval excludes zero."""
     changed = [
         f"{d.direction.upper()}@{r.k}"
         for d in result.directions
@@ -78,7 +78,7 @@ def certain_changes(result: Parity) -> str:
 
 
 def stage_sentence(stages: tuple[Stage, ...]) -> str:
-    """Which stage costs most at rank 1."""
+    """Sentence on the stage that costs most at rank 1."""
     measured = [(min(n), s) for s in stages if (n := finite([s.tr1, s.ir1]))]
     if not measured:
         return ""
@@ -180,7 +180,7 @@ def drop_limits(result: Parity) -> dict[str, float]:
 
 
 def drift(stage: Stage) -> str:
-    """What a stage changed, in a few words."""
+    """Describe what a stage changed, in a few words."""
     if stage.state != "changed":
         return "none" if stage.state == "same" else stage.state
     parts = [
