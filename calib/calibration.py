@@ -160,7 +160,7 @@ class Calibration:
             return cls(data["space_id"], data["graphs"], data["data"], data["versions"], sites)
         except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise CalibrationError(
-                f"{file}: is no calibration ({error!r}). Calibrate again with samples: `data`"
+                f"{file}: is not a calibration ({error!r}). Calibrate again with samples: `data`"
             ) from error
 
 

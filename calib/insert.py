@@ -58,7 +58,8 @@ def quantized_graph(
     for name in sorted(int8):
         if name not in by_name or name not in calibration:
             raise CalibrationError(
-                f"{name}: is no layer that can be quantized. The graph has: {', '.join(by_name)}."
+                f"{name}: is not a layer that can be quantized. The graph "
+                f"has: {', '.join(by_name)}."
             )
     chosen = {name: calibration[name] for name in by_name if name in int8}
     divide = {name: c.divide for name, c in chosen.items() if c.divide is not None}

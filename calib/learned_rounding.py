@@ -86,7 +86,7 @@ def _factor(gram: Doubles, damping: float) -> Doubles:
             share = max(10 * share, 1e-6)
         if share > _MOST_DAMPING:
             raise CalibrationError(
-                "the products of the activations are no Gram matrix: not positive semidefinite "
+                "the products of the activations are not a Gram matrix: not positive semidefinite "
                 f"even with {share / 10:g} of the mean diagonal added. Calibrate again."
             )
 

@@ -89,7 +89,7 @@ Examples:
 @data_options(
     "Pictures with captions, in any form that `parity` reads: how large values become on them "
     "decides what stays in float32. Without it, the bundle's conformance vectors do; --bf16 needs "
-    "neither. --best measures recall on those of its pictures that are no samples.",
+    "neither. --best measures recall on those of its pictures that are not samples.",
     held_back="Another set for --best to measure recall on.",
 )
 @click.option(

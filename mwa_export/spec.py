@@ -57,7 +57,7 @@ class BackboneConfig:
             below = self.image_size // self.patch_size * self.patch_size
             nearest = [str(size) for size in (below, below + self.patch_size) if size]
             raise UsageError(
-                f"image size {self.image_size} is no multiple of the patch size "
+                f"image size {self.image_size} is not a multiple of the patch size "
                 f"{self.patch_size}. Nearest that works: {' or '.join(nearest)}."
             )
 

@@ -125,7 +125,7 @@ def folder_reader(spec: str, kind: Kind) -> FolderReader:
         pattern = rest + spec[magic.start() :]
         root = root or ("/" if head.startswith("/") else ".")
     if not is_remote(root) and not os.path.isdir(root):
-        raise DataError(f"{readable(root)}: is no folder. Expected one with {kind}s.")
+        raise DataError(f"{readable(root)}: is not a folder. Expected one with {kind}s.")
     return FolderReader(root, pattern, kind)
 
 

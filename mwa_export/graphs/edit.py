@@ -42,7 +42,7 @@ class FloatGraph:
         """Read a graph and its weights.
 
         Raises:
-            BundleError: the file is no ONNX graph.
+            BundleError: the file is not an ONNX graph.
         """
         try:
             model = onnx.load(path)
@@ -50,7 +50,7 @@ class FloatGraph:
             if type(error).__name__ != "DecodeError":
                 raise
             raise BundleError(
-                f"{path}: is no ONNX graph ({error}). Export the bundle again."
+                f"{path}: is not an ONNX graph ({error}). Export the bundle again."
             ) from error
         return cls.of(model)
 

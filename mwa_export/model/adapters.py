@@ -135,7 +135,9 @@ def _check_width(base: Checkpoint, adapter: Checkpoint) -> None:
         return
     proj = base.tensors.get("beit3.vision_embed.proj.weight")
     if proj is None:
-        raise AdapterError(f"{base.path}: is no BEiT-3 base (beit3.vision_embed.proj is missing).")
+        raise AdapterError(
+            f"{base.path}: is not a BEiT-3 base (beit3.vision_embed.proj is missing)."
+        )
     if proj.shape[0] != width:
         raise AdapterError(
             f"{adapter.path}: was trained for width {width} ({name}), and {base.path} has width "

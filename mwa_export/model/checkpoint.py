@@ -90,7 +90,7 @@ def _file_of(path: Path) -> Path:
     file = folder / _DEEPSPEED_FILE
     if not file.is_file():
         raise CheckpointError(
-            f"{path}: is a folder, and {file} is no file. Expected a checkpoint file, or a "
+            f"{path}: is a folder, and {file} is not a file. Expected a checkpoint file, or a "
             f"DeepSpeed folder with a `latest` file that names a folder with {_DEEPSPEED_FILE}."
         )
     ranks = sorted(other.name for other in folder.glob("mp_rank_*_model_states.pt"))

@@ -29,7 +29,7 @@ def check_page(path: Path) -> None:
     if path.is_dir():
         raise BundleError(f"{path}: is a folder. Expected the name of a file, such as found.html.")
     if path.exists() and not path.read_bytes()[:15].lower() == b"<!doctype html>":
-        raise BundleError(f"{path}: exists and is no HTML file. Choose another name for the page.")
+        raise BundleError(f"{path}: exists and is not an HTML file. Choose another name.")
 
 
 def write_page(found: Found, path: Path) -> None:

@@ -255,8 +255,8 @@ def _use_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
         raise UsageError(
-            f"`timing_cache={path}`: is no timing cache, or was made on another GPU or by another "
-            "version of TensorRT. Name a new file; it will be written."
+            f"`timing_cache={path}`: is not a timing cache, or was made on another GPU or by "
+            "another version of TensorRT. Name a new file; it will be written."
         )
 
 

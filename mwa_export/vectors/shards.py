@@ -230,7 +230,7 @@ def _fit(value: Any, name: str, kind: str) -> Any:
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             pass
     raise DataError(
-        f"column {name}: {_shown(value)} is no {kind}, as the first rows of the column are."
+        f"column {name}: {_shown(value)} is not {kind}, as the first rows of the column are."
     )
 
 

@@ -214,7 +214,7 @@ def test_only_the_named_sites_are_quantized(variants: Variants, tmp_path: Path) 
 
 
 def test_unknown_layer_is_refused(variants: Variants, tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match=r"blocks\.9\.qkv: is no layer"):
+    with pytest.raises(CalibrationError, match=r"blocks\.9\.qkv: is not a layer"):
         variants.write("text", {"blocks.9.qkv"}, DIALECTS["onnxruntime"], tmp_path)
 
 

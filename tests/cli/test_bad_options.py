@@ -65,7 +65,7 @@ def test_image_size_that_is_no_multiple_of_the_patch_is_refused(
     checkpoint: Path, export_refused: Callable[..., str]
 ) -> None:
     message = export_refused(checkpoint, "--image-size", 33)
-    assert "image size 33 is no multiple of the patch size 8. Nearest that works: 32" in message
+    assert "image size 33 is not a multiple of the patch size 8. Nearest that works: 32" in message
 
 
 def test_tokenizer_that_is_larger_than_the_vocabulary_is_refused(

@@ -255,7 +255,7 @@ def test_carried_columns_keep_their_types_and_a_misfit_is_an_error(
     out = tmp_path / "out"
     embed(bundle, [ListSource("text", rows, names)], out, shard_size=600, batch=64)
     assert [(e["row"], e["code"]) for e in errors(out)] == [(1050, "column-type")]
-    assert "'no number' is no int64" in errors(out)[0]["reason"]
+    assert "'no number' is not int64" in errors(out)[0]["reason"]
     table = pyarrow.parquet.read_table(out / "texts")
     assert table.num_rows == 1099
     types = {name: str(table.schema.field(name).type) for name in names}

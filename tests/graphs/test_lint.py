@@ -202,7 +202,7 @@ def test_long_list_of_findings_is_cut(tmp_path: Path) -> None:
 def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "g.onnx"
     path.write_bytes(b"\xff" * 100)
-    with pytest.raises(BundleError, match=r"is no ONNX graph"):
+    with pytest.raises(BundleError, match=r"is not an ONNX graph"):
         check(path, "openvino")
 
 

@@ -156,7 +156,7 @@ def test_adapter_cannot_be_put_on_something_else(
 ) -> None:
     adapter = _split(trained(), base)
     other = _save(tmp_path / "other.pth", {"resnet.weight": torch.ones(2)})
-    with pytest.raises(AdapterError, match=f"{other}: is no BEiT-3 base"):
+    with pytest.raises(AdapterError, match=f"{other}: is not a BEiT-3 base"):
         load_model(ModelSource(base=other, adapter=adapter))
 
 

@@ -256,7 +256,7 @@ def test_folder_without_a_model_says_which_file_is_expected(
 ) -> None:
     if latest is not None:
         (tmp_path / "latest").write_text(latest)
-    with pytest.raises(CheckpointError, match=f"{complaint}.*is no file"):
+    with pytest.raises(CheckpointError, match=f"{complaint}.*is not a file"):
         read_checkpoint(tmp_path)
 
 

@@ -241,7 +241,7 @@ def test_the_command_writes_a_contact_sheet_and_replaces_only_such(
         assert page.read_text().count("<img ") == k
     other = tmp_path / "notes.txt"
     other.write_text("mine")
-    assert "is no HTML file" in refused("search", out, "abc", "--html", other)
+    assert "is not an HTML file" in refused("search", out, "abc", "--html", other)
     assert other.read_text() == "mine"
     assert "is a folder" in refused("search", out, "abc", "--html", tmp_path)
 

@@ -240,7 +240,7 @@ def test_a_builder_that_does_not_start_is_explained(trt: FakeTensorRT, tmp_path:
 def test_timing_cache_of_another_gpu_is_refused(newest: FakeTensorRT, tmp_path: Path) -> None:
     newest.accepts_cache = False
     message = refused(tmp_path, UsageError, timing_cache=tmp_path / "times")
-    assert "times`: is no timing cache, or was made on another GPU" in message
+    assert "times`: is not a timing cache, or was made on another GPU" in message
 
 
 def test_hardware_compatible_engines_need_ampere(newest: FakeTensorRT, tmp_path: Path) -> None:

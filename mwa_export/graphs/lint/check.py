@@ -77,14 +77,14 @@ def check(path: Path, dialect: str) -> None:
     Weights in a data file are read one at a time.
 
     Raises:
-        BundleError: the file is no ONNX graph, or it breaks rules; the message names the first.
+        BundleError: the file is not an ONNX graph, or it breaks rules; the message names the first.
     """
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own type is not exported under a stable name
         if type(error).__name__ != "DecodeError":
             raise
-        raise BundleError(f"{path}: is no ONNX graph ({error}). Quantize again.") from error
+        raise BundleError(f"{path}: is not an ONNX graph ({error}). Quantize again.") from error
     found = lint(model, dialect, weights=_DataFile(model, path.parent))
     if not found:
         return

@@ -120,7 +120,8 @@ def pairs(view: View) -> Iterator[Finding]:
         maker = view.producer.get(node.input[0])
         if maker is None or maker.op_type != Q:
             what = node.input[0] if maker is None else label(maker)
-            yield Finding("pairs", label(node), f"dequantizes {what}, which is no QuantizeLinear")
+            message = f"dequantizes {what}, which is not a QuantizeLinear"
+            yield Finding("pairs", label(node), message)
     for source, quantizer in seen.items():
         for node, index in view.readers(source):
             if node.op_type == "MatMul" and index == 0 and _is_linear(view, node):
