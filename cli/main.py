@@ -12,6 +12,7 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.errors import MwaExportError
+from mwa_export.optional import missing_package
 from mwa_export.version import __version__
 
 _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloaded until they run
@@ -79,6 +80,12 @@ def main() -> NoReturn:
     except MwaExportError as error:
         console.fail(error)
         sys.exit(error.exit_status)
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        console.fail(missing)
+        sys.exit(missing.exit_status)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

@@ -7,6 +7,8 @@ from types import ModuleType
 
 from mwa_export.errors import MissingPackageError
 
+_EXTRAS = {"onnx": "export", "safetensors": "export", "torch": "export", "torchscale": "export"}
+
 
 def require(module: str, *, extra: str, why: str) -> ModuleType:
     """Import ``module`` or raise an error with the exact pip line.
@@ -26,3 +28,17 @@ def require(module: str, *, extra: str, why: str) -> ModuleType:
             f"{module} is needed to {why}, and it cannot be imported ({error}). "
             f'Run: pip install "mwa-export[{extra}]"'
         ) from error
+
+
+def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
+    """Describe a failed import of a package that whole modules are built on, such as torch.
+
+    Returns:
+        The error to show, or None if no extra of this package brings the module.
+    """
+    module = (error.name or "").partition(".")[0]
+    if module not in _EXTRAS:
+        return None
+    return MissingPackageError(
+        f'{module} is needed and not installed. Run: pip install "mwa-export[{_EXTRAS[module]}]"'
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,3 +110,37 @@ def test_version_and_unknown_commands() -> None:
     status, _, err = run("onix")
     assert status == 2
     assert "No such command" in err
+
+
+WITHOUT = """
+import sys
+sys.modules[sys.argv.pop(1)] = None
+from mwa_export.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("torch", ("demo", "-o", "new")),
+        ("torch", ("onnx", "none.pth", "-o", "new")),
+        ("torch", ("inspect", "none.pth")),
+        ("onnx", ("onnx", "none.pth", "-o", "new")),
+        ("onnx", ("quantize", "none", "--data", "none.csv")),
+    ],
+)
+def test_a_missing_package_is_one_error_with_the_line_that_installs_it(
+    package: str, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, package, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"{package} is needed" in done.stderr
+    assert "mwa-export[export]" in done.stderr
+    assert not (tmp_path / "new").exists()
