@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import adapter_options_from, model_options, source_from
+from mwa_export.cli.options import model_options, model_options_from, shape_options, source_from
 
 
 @click.command(epilog="\b\nExample:\n  mwa-export inspect checkpoint-29.pth --json\n")
 @model_options
+@shape_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @console.verbosity
 def command(as_json: bool, **model_values: Any) -> None:
@@ -23,7 +24,7 @@ def command(as_json: bool, **model_values: Any) -> None:
     source = source_from(model_values)
     with console.steps() as step:
         step("read the checkpoint")
-        model = load_model(source, options=adapter_options_from(model_values))
+        model = load_model(source, model_options_from(model_values))
     description = describe(model)
     if as_json:
         click.echo(json.dumps(description.to_json(), indent=2))

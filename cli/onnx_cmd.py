@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, adapter_options_from, model_options, source_from
+from mwa_export.cli.options import (
+    PATH,
+    model_options,
+    model_options_from,
+    shape_options,
+    source_from,
+)
 
 _EXAMPLES = """\b
 Examples:
@@ -22,7 +28,7 @@ Examples:
 @model_options
 @click.option("-o", "--out", type=PATH, required=True, help="Folder of the new bundle.")
 @click.option("--tokenizer", type=PATH, help="SentencePiece model (.spm) to put into the bundle.")
-@click.option("--image-size", type=click.IntRange(min=1), help="Pixels; interpolates positions.")
+@shape_options
 @click.option(
     "--input",
     "image_input",
@@ -43,7 +49,6 @@ Examples:
 def command(
     out: Path,
     tokenizer: Path | None,
-    image_size: int | None,
     image_input: Any,
     no_merge: tuple[str, ...],
     force: bool,
@@ -59,6 +64,7 @@ def command(
     from mwa_export.towers.steps import steps_without
 
     source = source_from(model_values)
+    model_options = model_options_from(model_values)
     steps_without(no_merge)
     check_new_folder(out, marker=MANIFEST, force=force)  # before the minutes that loading may take
 
@@ -68,9 +74,7 @@ def command(
     options = ExportOptions(image_input, no_merge, tokenizer, force)
     with console.steps() as step:
         step("read the checkpoint")
-        model = load_model(
-            source, options=adapter_options_from(model_values), image_size=image_size
-        )
+        model = load_model(source, model_options)
         for warning in model.warnings:
             console.warn(warning)
         bundle = bundle_from_model(model, out, options, on_step=step)

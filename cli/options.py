@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -13,8 +13,9 @@ import click
 if TYPE_CHECKING:
     from mwa_export.data.test_set import RetrievalData
     from mwa_export.encoder.open import CheckpointOptions
+    from mwa_export.model.checkpoint import ReadOptions
     from mwa_export.model.load import ModelSource
-    from mwa_export.model.state_dict import AdapterOptions
+    from mwa_export.model.options import ModelOptions
     from mwa_export.runtimes.options import RuntimeOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -163,6 +164,19 @@ def data_options(
 
 _READING = (
     click.option("--ema", is_flag=True, help="Take the moving average (model_ema)."),
+    click.option("--model-key", metavar="KEY", help="Entry of the file that holds the weights."),
+    click.option(
+        "--model-prefix",
+        metavar="PREFIX",
+        default="",
+        help="Take the tensors whose names start so, and cut it off.",
+    ),
+    click.option(
+        "--ignore",
+        multiple=True,
+        metavar="PATTERN",
+        help='Leave out tensors that only training needs, such as "criterion.*". Repeatable.',
+    ),
     click.option(
         "--adapter-scale", type=float, help="ffn_adapter_scalar, where the file does not say."
     ),
@@ -176,16 +190,35 @@ _READING = (
         type=click.Choice(["parallel", "sequential"]),
         help="ffn_option, where the file does not say.",
     ),
+)
+heads_option = click.option(
+    "--heads",
+    type=click.IntRange(min=1),
+    help="Attention heads. Default: as stored, or as BEiT-3 of that width has.",
+)
+_SHAPE = (
     click.option(
-        "--trust-pickle",
-        is_flag=True,
-        help="Allow any pickled type. This can run code: only for files you made.",
+        "--image-size",
+        type=click.IntRange(min=1),
+        help="Pixels; interpolates positions. Default: input_size of training.",
+    ),
+    click.option(
+        "--max-length",
+        type=click.IntRange(min=1),
+        help="Longest text in tokens. Default: num_max_bpe_tokens of training, or 64.",
+    ),
+    heads_option,
+    click.option(
+        "--towers",
+        type=click.Choice(["both", "vision", "text"]),
+        default=None,
+        help="Towers to export. Default: all that the checkpoint has.",
     ),
 )
 
 
 def reading_options(command: F) -> F:
-    """--ema, --trust-pickle and the adapter options: how to read a checkpoint."""
+    """--ema, --ignore and their like, and the adapter options: how to read a checkpoint."""
     for decorator in reversed(_READING):
         command = decorator(command)
     return command
@@ -205,29 +238,42 @@ def model_options(command: F) -> F:
     return command
 
 
+def shape_options(command: F) -> F:
+    """--image-size, --max-length, --heads and --towers: what to make of a checkpoint."""
+    for decorator in reversed(_SHAPE):
+        command = decorator(command)
+    return command
+
+
 def source_from(values: dict[str, Any]) -> ModelSource:
     """Take the file options out of a command's parameters."""
     from mwa_export.model.load import ModelSource
 
-    names = ("checkpoint", "base", "adapter", "ema", "trust_pickle")
-    return ModelSource(**{name: values.pop(name) for name in names})
+    files = {name: values.pop(name) for name in ("checkpoint", "base", "adapter")}
+    return ModelSource(**files, read=_read_options_from(values))
+
+
+def _read_options_from(values: dict[str, Any]) -> ReadOptions:
+    from mwa_export.model.checkpoint import ReadOptions
+
+    names = ("ema", "model_key", "model_prefix", "ignore")
+    return ReadOptions(**{name: values.pop(name) for name in names})
 
 
 def checkpoint_options_from(values: dict[str, Any]) -> CheckpointOptions:
     """Take the options for reading a reference out of a command's parameters."""
     from mwa_export.encoder.open import CheckpointOptions
 
-    options = adapter_options_from(values)
-    names = ("adapter", "ema", "trust_pickle")
-    return CheckpointOptions(**{name: values.pop(name) for name in names}, options=options)
+    read, adapter = _read_options_from(values), values.pop("adapter")
+    return CheckpointOptions(adapter, read, model_options_from(values))
 
 
-def adapter_options_from(values: dict[str, Any]) -> AdapterOptions:
-    """Take the adapter options out of a command's parameters."""
-    from mwa_export.model.state_dict import AdapterOptions
+def model_options_from(values: dict[str, Any]) -> ModelOptions:
+    """Take what the user says about the model out of a command's parameters."""
+    from mwa_export.model.options import ModelOptions
+    from mwa_export.spec import TOWERS
 
-    return AdapterOptions(
-        adapter_scale=values.pop("adapter_scale"),
-        adapter_layernorm=values.pop("adapter_layernorm"),
-        ffn_option=values.pop("ffn_option"),
-    )
+    given = {f.name: values.pop(f.name) for f in fields(ModelOptions) if f.name in values}
+    if (towers := given.get("towers")) is not None:
+        given["towers"] = TOWERS if towers == "both" else (towers,)
+    return ModelOptions(**given)

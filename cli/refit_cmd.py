@@ -10,9 +10,9 @@ import click
 from mwa_export.cli import console
 from mwa_export.cli.options import (
     PATH,
-    adapter_options_from,
     device_option,
     model_options,
+    model_options_from,
     source_from,
 )
 
@@ -51,7 +51,7 @@ def command(bundle: Path, out: Path, force: bool, device: int, **model_values: A
             bundle,
             source,
             out,
-            adapter_options=adapter_options_from(model_values),
+            model_options=model_options_from(model_values),
             device=device,
             force=force,
             progress=step,

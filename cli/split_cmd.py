@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, adapter_options_from, model_options, source_from
+from mwa_export.cli.options import (
+    PATH,
+    heads_option,
+    model_options,
+    model_options_from,
+    source_from,
+)
 
 _EXAMPLES = """\b
 Example:
@@ -19,6 +25,7 @@ Example:
 
 @click.command(epilog=_EXAMPLES)
 @model_options
+@heads_option
 @click.option("-o", "--out", type=PATH, required=True, help="Adapter file (.safetensors) to write.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @console.verbosity
@@ -43,10 +50,9 @@ def command(out: Path, force: bool, base: Path | None, **model_values: Any) -> N
 
     with console.steps() as step:
         step("read both checkpoints")
-        trust_pickle = model_values["trust_pickle"]
         source = source_from({**model_values, "base": None})
-        model = load_model(source, options=adapter_options_from(model_values))
-        base_file = read_checkpoint(base, trust_pickle=trust_pickle)
+        model = load_model(source, model_options_from(model_values))
+        base_file = read_checkpoint(base)
         step("compare them and write the difference")
         added = split(model.tensors, model.config, base_file, out)
     count = sum(tensor.numel() for tensor in added.values())

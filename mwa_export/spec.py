@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ AdapterLayerNorm = Literal["none", "in", "out"]
 FfnOption = Literal["parallel", "sequential"]
 Tower = Literal["vision", "text"]
 
-HEAD_DIM = 64  # BEiT-3 at every size: heads = embed_dim / 64
+HEAD_DIM = 64  # of BEiT-3 base and large: heads = embed_dim / 64
+_HEADS = {1408: 16}  # width -> heads where they are not 64 wide: BEiT-3 giant
 LAYERNORM_EPS = 1e-5  # torchscale EncoderConfig.layernorm_eps, and torch's default in the adapter
 POSITION_OFFSET = 2  # both position tables start at row 2 (a fairseq habit kept by torchscale)
 MAX_TOKENS = 64  # num_max_bpe_tokens of the reference: captions are cut to this many ids
@@ -37,7 +38,10 @@ HEAD_OF_TOWER: dict[Tower, str] = {"vision": "vision_head", "text": "language_he
 
 @dataclass(frozen=True, slots=True)
 class BackboneConfig:
-    """The shape of a BEiT-3, all of it readable from tensor shapes."""
+    """The shape of a BEiT-3. All but ``heads`` and ``max_tokens`` is read from tensor shapes.
+
+    The sizes of a tower that the model does not have are 0.
+    """
 
     embed_dim: int
     ffn_dim: int
@@ -45,15 +49,20 @@ class BackboneConfig:
     vocab_size: int
     image_size: int  # pixels, square
     patch_size: int  # pixels, square
-    text_positions: int  # rows of the text position table that can be used, at most max length
+    text_positions: int  # rows of the text position table that can be used
+    heads: int = 0  # of the attention; 0: as BEiT-3 of that width has
+    max_tokens: int = MAX_TOKENS  # longest caption in training (num_max_bpe_tokens)
 
     def __post_init__(self) -> None:
-        if self.embed_dim % HEAD_DIM:
-            raise UsageError(
-                f"embed_dim is {self.embed_dim}. Expected a multiple of {HEAD_DIM}, "
-                "because BEiT-3 has embed_dim / 64 attention heads."
+        if not self.heads:
+            object.__setattr__(self, "heads", default_heads(self.embed_dim))
+        if self.embed_dim % self.heads:
+            raise OptionsError(
+                "heads",
+                self.heads,
+                f"a number that divides the width of the model, {self.embed_dim}",
             )
-        if self.image_size % self.patch_size:
+        if self.patch_size and self.image_size % self.patch_size:
             below = self.image_size // self.patch_size * self.patch_size
             nearest = [str(size) for size in (below, below + self.patch_size) if size]
             raise UsageError(
@@ -62,17 +71,41 @@ class BackboneConfig:
             )
 
     @property
-    def heads(self) -> int:
-        return self.embed_dim // HEAD_DIM
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.embed_dim // self.heads
 
     @property
     def patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return (self.image_size // self.patch_size) ** 2 if self.patch_size else 0
 
     @property
     def max_text_length(self) -> int:
         """Longest caption in tokens, BOS and EOS included."""
-        return min(MAX_TOKENS, self.text_positions)
+        return min(self.max_tokens, self.text_positions)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON data. Usual values are left out, as in bundles from before they could vary."""
+        data = asdict(self)
+        if self.embed_dim % HEAD_DIM == 0 and self.heads == default_heads(self.embed_dim):
+            del data["heads"]
+        if self.max_tokens == MAX_TOKENS:
+            del data["max_tokens"]
+        return data
+
+
+def default_heads(width: int) -> int:
+    """Attention heads of a BEiT-3 of that width.
+
+    Raises:
+        UsageError: no BEiT-3 has it, so that only the user can know.
+    """
+    if width not in _HEADS and width % HEAD_DIM:
+        raise UsageError(
+            f"the model is {width} wide, which is not a multiple of {HEAD_DIM}, so that its number "
+            "of attention heads cannot be told. Give it: `heads=NUMBER`"
+        )
+    return _HEADS.get(width, width // HEAD_DIM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +142,14 @@ class ModelConfig:
     backbone: BackboneConfig
     adapter: AdapterConfig | None = None
     enhancer: bool = False  # ffn_enhance: one more FFN after each block, shared by both towers
+    towers: tuple[Tower, ...] = TOWERS  # that the weights are of
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON data; ``towers`` only if there is one alone."""
+        data = {**asdict(self), "backbone": self.backbone.to_json(), "towers": list(self.towers)}
+        if self.towers == TOWERS:
+            del data["towers"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelConfig:
@@ -120,6 +158,7 @@ class ModelConfig:
             BackboneConfig(**data["backbone"]),
             None if adapter is None else AdapterConfig(**adapter),
             bool(data["enhancer"]),
+            tuple(cast("Tower", one_of("towers", t, TOWERS)) for t in data.get("towers", TOWERS)),
         )
 
 

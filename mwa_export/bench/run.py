@@ -35,7 +35,7 @@ from mwa_export.errors import UsageError
 from mwa_export.memory import release
 from mwa_export.optional import require
 from mwa_export.progress import Progress, Silent
-from mwa_export.spec import Tower
+from mwa_export.spec import TOWERS, Tower
 from mwa_export.version import __version__
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def run_bench(
         UsageError: an option or a runtime that does not exist.
         MwaExportError: nothing at all can run.
     """
+    bundle.require(*TOWERS, to="benchmark it")
     run = _Run(bundle, options or BenchOptions(), model, data, peers, progress or Silent())
     return run.bench(peak)
 

@@ -17,7 +17,7 @@ from mwa_export.bundle.manifest import (
     Manifest,
     read_manifest,
 )
-from mwa_export.errors import BundleError
+from mwa_export.errors import BundleError, UsageError
 from mwa_export.files import sha256_of
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.spec import Tower
@@ -47,6 +47,15 @@ class Bundle:
             if file.stat().st_size != entry.bytes or sha256_of(file) != entry.sha256:
                 raise BundleError(f"{file}: is not the file that {MANIFEST} describes. {REMEDY}")
         return cls(folder, manifest)
+
+    def require(self, *towers: Tower, to: str) -> None:
+        """Raise UsageError unless the bundle has these towers; ``to`` says what for."""
+        have = self.manifest.towers
+        if lacking := [tower for tower in towers if tower not in have]:
+            raise UsageError(
+                f"{self.path}: holds the {have[0]} tower alone, and to {to} needs the {lacking[0]} "
+                "tower. Export the checkpoint with `towers=both`, or use a bundle that has it."
+            )
 
     def graph(
         self, tower: Tower, *, precision: str = "float32", dialect: str | None = None

@@ -16,7 +16,7 @@ from mwa_export.bundle.fields import json_from_value, value_from_json
 from mwa_export.bundle.quantization import Quantization
 from mwa_export.errors import BundleError, MwaExportError
 from mwa_export.files import sha256_of
-from mwa_export.spec import ModelConfig, Tower, TowerSpec
+from mwa_export.spec import TOWERS, ModelConfig, Tower, TowerSpec
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -88,6 +88,11 @@ class Manifest:
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     engines: tuple[Engine, ...] = ()
     quantization: Quantization | None = None
+
+    @property
+    def towers(self) -> tuple[Tower, ...]:
+        """The towers that the bundle has graphs of."""
+        return tuple(t for t in TOWERS if any(graph.spec.tower == t for graph in self.graphs))
 
     @property
     def max_length(self) -> int:

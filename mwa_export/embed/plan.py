@@ -103,7 +103,8 @@ def plan(
         runtime: what to run on.
 
     Raises:
-        UsageError: no source, or two of one kind, or a column with a name of ours.
+        UsageError: no source, two of one kind, a column with a name of ours, or a kind for which
+            the bundle has no tower.
         DataError: a source is missing or malformed as a whole.
         BundleError: texts, and the bundle has no tokenizer.
         RuntimeUnavailableError: the runtime cannot be had.
@@ -112,6 +113,8 @@ def plan(
     kinds = [source.kind for source in sources]
     if not kinds or len(set(kinds)) != len(kinds):
         raise UsageError("Nothing to embed. Give `images=SOURCE`, `texts=SOURCE`, or both.")
+    for source in sources:
+        bundle.require(_TOWER[source.kind], to=f"embed {source.kind}s")
     if "text" in kinds:
         bundle.tokenizer()
     asked = runtime or RuntimeOptions()

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mwa_export.encoder.batches import IMAGE_BATCH, TEXT_BATCH, embed_token_ids, scatter
-from mwa_export.errors import DataError, ImageError
+from mwa_export.errors import DataError, ImageError, UsageError
 from mwa_export.inputs.content import Caption, Content, Readable
 from mwa_export.inputs.decode import decode_picture
 from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.tokenizer import Tokenizer, encode_captions
 from mwa_export.progress import ignore
 from mwa_export.runtimes.backend import Backend
-from mwa_export.spec import Embeddings, ModelConfig
+from mwa_export.spec import TOWERS, Embeddings, ModelConfig, Tower
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
 """A file's path, the encoded bytes, or a picture that Pillow has opened."""
@@ -61,6 +61,16 @@ class Encoder:
     identity: Mapping[str, Any]  # all that decides its embeddings, for caches
     open_float32: Callable[[], Backend] | None = None  # None: its precision was not reduced
     warnings: tuple[str, ...] = ()
+    towers: tuple[Tower, ...] = TOWERS  # that it has, of a bundle or checkpoint of one alone
+
+    def require(self, *towers: Tower) -> None:
+        """Raise UsageError unless it has these towers."""
+        for tower in towers:
+            if tower not in self.towers:
+                raise UsageError(
+                    f"{self.info.source}: holds the {self.towers[0]} tower alone. This needs the "
+                    f"{tower} tower: export the whole checkpoint, with `towers=both`."
+                )
 
     @property
     def space_id(self) -> str | None:
@@ -100,6 +110,7 @@ class Encoder:
             (n, D) float32 in their order, each row of unit length; (0, D) for none.
 
         Raises:
+            UsageError: the model has no vision tower.
             ImageError: one cannot be read. The message names it, and nothing is returned; to
                 leave bad images out, use `mwa_export.embed`.
         """
@@ -108,6 +119,7 @@ class Encoder:
                 f"embed_images was given one {type(images).__name__}. Expected a list of images: "
                 "embed_images([image])"
             )
+        self.require("vision")
         rows = enumerate(images)
         parts = []
         while items := list(islice(rows, batch)):
@@ -122,6 +134,7 @@ class Encoder:
             (n, D) float32 in their order, each row of unit length; (0, D) for none.
 
         Raises:
+            UsageError: the model has no text tower.
             TokenizerError: the model was opened without a tokenizer.
             DataError: a single text, or something that is not a text.
         """
@@ -130,6 +143,7 @@ class Encoder:
                 f"embed_texts was given one {type(texts).__name__}. Expected a list of texts: "
                 "embed_texts([text])"
             )
+        self.require("text")
         captions = list(texts)
         for row, text in enumerate(captions):
             if not isinstance(text, str):

@@ -16,7 +16,8 @@ from mwa_export.errors import MissingOptionError, UsageError
 from mwa_export.files import sha256_of
 from mwa_export.inputs.preprocess import IMAGE_SPEC, pixels_from_image
 from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
-from mwa_export.model.state_dict import AdapterOptions
+from mwa_export.model.checkpoint import ReadOptions
+from mwa_export.model.options import ModelOptions
 from mwa_export.optional import require
 from mwa_export.runtimes.backend import Backend, GraphBackend
 from mwa_export.runtimes.onnxrt import choose_graphs
@@ -36,9 +37,8 @@ class CheckpointOptions:
     """How to read a checkpoint that serves as the reference; named like those of `onnx`."""
 
     adapter: Path | None = None  # the reference is a base, and this its adapter file
-    ema: bool = False
-    trust_pickle: bool = False
-    options: AdapterOptions = field(default_factory=AdapterOptions)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    options: ModelOptions = field(default_factory=ModelOptions)
 
 
 def load(bundle: str | os.PathLike[str] | Bundle, options: RuntimeOptions | None = None) -> Encoder:
@@ -115,6 +115,7 @@ def open_bundle(
             "runtime": versioned,
         },
         open_float32=partial(_backend, bundle, exact) if reduced else None,
+        towers=manifest.towers,
     )
 
 
@@ -182,6 +183,7 @@ def open_checkpoint(
         carries_tokenizer=like.carries_tokenizer,
         identity={"checkpoint": space, "runtime": runtime, "mwa_export": __version__},
         warnings=(*warnings, *model.warnings),
+        towers=model.towers,
     )
 
 
@@ -209,21 +211,25 @@ def model_like(
     files: dict[str, Path] = (
         {"base": path, "adapter": given.adapter} if given.adapter else {"checkpoint": path}
     )
-    model_source = ModelSource(**files, ema=given.ema, trust_pickle=given.trust_pickle)
-    size, known = config.backbone.image_size, config.adapter
+    model_source = ModelSource(**files, read=given.read)
+    backbone, known = config.backbone, config.adapter
+    options_like = replace(
+        given.options,
+        image_size=backbone.image_size,
+        max_length=backbone.max_text_length,
+        heads=backbone.heads,
+    )
     try:
-        return load_model(model_source, options=given.options, image_size=size), ()
+        return load_model(model_source, options_like), ()
     except MissingOptionError as error:
         if known is None:
             raise
-        of_bundle = AdapterOptions(known.scale, known.layernorm, known.option)
+        of_bundle = ModelOptions(known.scale, known.layernorm, known.option)
         taken = {name: getattr(of_bundle, name) for name in error.fields}
         warning = f"{path}: does not say all adapter options; taken from {source}: " + ", ".join(
             f"`{name}`" for name in taken
         )
-        wanted = replace(given.options, **taken)
-        model = load_model(model_source, options=wanted, image_size=size)
-        return model, (warning,)
+        return load_model(model_source, replace(options_like, **taken)), (warning,)
 
 
 def check_same_space(reference: Encoder, candidate: Encoder) -> None:

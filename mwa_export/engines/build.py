@@ -102,11 +102,14 @@ def build_engines(
     tensorrt.check_precision(options.precision, device)
     progress("open the bundle")
     bundle = Bundle.open(path)
+    if data is not None:
+        bundle.require(*TOWERS, to="measure engines")
     if options.precision in CALIBRATED:
+        bundle.require(*TOWERS, to="calibrate engines")
         needs_calibration(bundle)
     jobs = [
         _Job(tower, _profiles(bundle, tower, options), tensorrt, device, options, progress)
-        for tower in TOWERS
+        for tower in bundle.manifest.towers
     ]
     present = {job.tower: None if options.rebuild else job.present(bundle) for job in jobs}
     missing = [job for job in jobs if present[job.tower] is None]

@@ -20,10 +20,9 @@ from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.files import check_new_folder, sha256_of
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.model.load import ModelSource, load_model
-from mwa_export.model.state_dict import AdapterOptions
+from mwa_export.model.options import ModelOptions
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.trt import TensorRtBackend
-from mwa_export.spec import TOWERS
 from mwa_export.towers.steps import STEPS
 from mwa_export.trt.device import Device
 from mwa_export.trt.engine import obstacle
@@ -48,7 +47,7 @@ def refit_bundle(
     source: ModelSource,
     out: Path,
     *,
-    adapter_options: AdapterOptions | None = None,
+    model_options: ModelOptions | None = None,
     device: int = 0,
     force: bool = False,
     progress: Progress | None = None,
@@ -62,7 +61,7 @@ def refit_bundle(
         path: the bundle whose engines were built for refitting.
         source: the other model, of the same architecture.
         out: the new bundle's folder.
-        adapter_options: what the files do not say.
+        model_options: what the files do not say about the adapters.
         device: number of the GPU.
         force: replace ``out`` if it exists.
         progress: told about each step.
@@ -83,8 +82,14 @@ def refit_bundle(
     old = Bundle.open(path)
     engines, left_out = _exchangeable(old, tensorrt.version, gpu)
     progress("read the checkpoint")
-    size = old.manifest.model.backbone.image_size
-    model = load_model(source, options=adapter_options, image_size=size)
+    backbone = old.manifest.model.backbone
+    options = replace(
+        model_options or ModelOptions(),
+        image_size=backbone.image_size,
+        max_length=backbone.max_text_length,
+        heads=backbone.heads,
+    )
+    model = load_model(source, options)
     parent = Path(out).absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".mwa-export-", dir=parent) as scratch:
@@ -112,10 +117,10 @@ def _exchangeable(
             fit.append(engine)
         else:
             reasons.append(f"{engine.file}: {reason}")
-    if {engine.tower for engine in fit} != set(TOWERS):
+    if {engine.tower for engine in fit} != set(bundle.manifest.towers):
         found = "; ".join(reasons) or "it has no engines"
         raise EngineError(
-            f"{bundle.path}: has no engines of both towers whose weights can be exchanged here. "
+            f"{bundle.path}: lacks engines of its towers whose weights can be exchanged here. "
             f"{found}. Build them: `mwa-export trt {bundle.path}` with "
             "`engine_precision=float16` `refit`"
         )
@@ -251,7 +256,7 @@ def _verify(bundle: Bundle, engines: Sequence[Engine], device: int, progress: Pr
     """Check that every pair of engines reproduces the new bundle's conformance vectors."""
     for precision in dict.fromkeys(engine.precision for engine in engines):
         pair = [engine for engine in engines if engine.precision == precision]
-        if {engine.tower for engine in pair} != set(TOWERS):
+        if {engine.tower for engine in pair} != set(bundle.manifest.towers):
             continue  # one tower alone runs nothing
         progress(f"check the {precision} engines against the reference")
         with TensorRtBackend(bundle, engines=pair, device=device):

@@ -27,11 +27,11 @@ from mwa_export.inputs.preprocess import IMAGE_SPEC
 from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
 from mwa_export.memory import release
 from mwa_export.model.load import Model, ModelSource, load_model
+from mwa_export.model.options import ModelOptions
 from mwa_export.model.space import space_id
-from mwa_export.model.state_dict import AdapterOptions
 from mwa_export.progress import ignore_step
 from mwa_export.runtimes.pytorch import TorchBackend
-from mwa_export.spec import TOWERS, ImageInput, Tower
+from mwa_export.spec import ImageInput, Tower
 from mwa_export.towers.export import onnx_from_tower
 from mwa_export.towers.extract import tower_from_model
 from mwa_export.towers.merge import merge_tower
@@ -57,8 +57,7 @@ def export(
     out: str | os.PathLike[str],
     options: ExportOptions | None = None,
     *,
-    adapter_options: AdapterOptions | None = None,
-    image_size: int | None = None,
+    model_options: ModelOptions | None = None,
     on_step: Callable[[str], None] = ignore_step,
 ) -> Bundle:
     """Export a checkpoint to a verified bundle. Needs the extra `export`.
@@ -67,8 +66,8 @@ def export(
         checkpoint: its file, or a `ModelSource` for a base with an adapter file.
         out: the bundle's folder. It appears complete or not at all.
         options: see ExportOptions.
-        adapter_options: what the file does not say about its adapters.
-        image_size: pixels, if other than the checkpoint's; positions are interpolated.
+        model_options: what the file does not say, or is to be otherwise: adapter options, image
+            size, text length, towers.
         on_step: called with a few words before each step.
 
     Raises:
@@ -78,7 +77,7 @@ def export(
     if not isinstance(checkpoint, ModelSource):
         checkpoint = ModelSource(Path(checkpoint))
     on_step("read the checkpoint")
-    model = load_model(checkpoint, options=adapter_options, image_size=image_size)
+    model = load_model(checkpoint, model_options)
     return bundle_from_model(model, Path(out), options, on_step=on_step)
 
 
@@ -117,7 +116,7 @@ def bundle_from_model(
         tokenizer = _copy_tokenizer(folder, options.tokenizer)
         space = space_id(model.config, model.tensors, preprocessing, tokenizer)
         graphs = []
-        for tower in TOWERS:
+        for tower in model.towers:
             on_step(f"merge and write the {tower} tower")
             graphs.append(_write_tower(model, tower, folder, steps, options, space))
             release()
@@ -130,7 +129,7 @@ def bundle_from_model(
                 folder / graph.file, graph, reference, backbone, tolerance=options.tolerance
             )
             release()
-        conformance_vectors(reference, backbone).save(folder / CONFORMANCE)
+        conformance_vectors(reference, backbone, model.towers).save(folder / CONFORMANCE)
         del reference
         on_step("write the manifest")
         manifest = Manifest(
@@ -142,8 +141,9 @@ def bundle_from_model(
             export=Export(
                 mwa_export=__version__,
                 sources=tuple(
-                    Source(file.path.name, sha256_of(file.path), file.layout)
+                    Source(path.name, sha256_of(path), file.layout)
                     for file in model.files
+                    for path in file.files
                 ),
                 warnings=tuple(model.warnings),
                 merges=tuple(step for step in STEPS if step in steps),

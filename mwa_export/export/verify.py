@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from mwa_export.errors import VerificationError
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.ort_session import run_graph, session
-from mwa_export.spec import BackboneConfig
+from mwa_export.spec import TOWERS, BackboneConfig, Tower
 
 TOLERANCE = 2e-5  # largest allowed difference of any embedding component
 _IMAGE_BATCHES = (1, 3)
@@ -67,14 +68,24 @@ def verify_graph(
     return worst
 
 
-def conformance_vectors(reference: Backend, backbone: BackboneConfig) -> Conformance:
-    """Two small pictures and four short texts with the reference's embeddings."""
+def conformance_vectors(
+    reference: Backend, backbone: BackboneConfig, towers: Collection[Tower] = TOWERS
+) -> Conformance:
+    """Two small pictures and four short texts with the reference's embeddings.
+
+    There are none, in arrays of no rows, for a tower that is not among ``towers``.
+    """
     rng = np.random.default_rng(20230)
-    pixels = _smooth_pixels(rng, 2, backbone.image_size)
-    ids, mask = random_texts(rng, 4, min(12, backbone.max_text_length), backbone.vocab_size)
-    return Conformance(
-        pixels, ids, mask, reference.embed_images(pixels), reference.embed_texts(ids, mask)
-    )
+    pixels = np.empty((0, 0, 0, 3), np.uint8)
+    ids = mask = np.empty((0, 0), np.int64)
+    vision = text = np.empty((0, backbone.embed_dim), np.float32)
+    if "vision" in towers:
+        pixels = _smooth_pixels(rng, 2, backbone.image_size)
+        vision = reference.embed_images(pixels)
+    if "text" in towers:
+        ids, mask = random_texts(rng, 4, min(12, backbone.max_text_length), backbone.vocab_size)
+        text = reference.embed_texts(ids, mask)
+    return Conformance(pixels, ids, mask, vision, text)
 
 
 def _smooth_pixels(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.uint8]:

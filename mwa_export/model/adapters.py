@@ -94,6 +94,9 @@ def split(
 def training_options(config: ModelConfig) -> dict[str, Any]:
     """A configuration's options under the names of the reference's option parser."""
     options: dict[str, Any] = {
+        "input_size": config.backbone.image_size,
+        "num_max_bpe_tokens": config.backbone.max_text_length,
+        "encoder_attention_heads": config.backbone.heads,
         "ffn_adapt": config.adapter is not None,
         "ffn_enhance": config.enhancer,
     }

@@ -1,254 +1,254 @@
-"""Read a checkpoint file of any known layout: tensors, options and a description.
+"""Read a checkpoint of any known layout: tensors, options and a description.
 
-Knows files and pickles. Does not know what the tensors mean; see ``layout`` for that.
+Knows files and what is around the weights in them. Does not know what the tensors mean; see
+``state_dict`` for that.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mwa_export.errors import CheckpointError
+from mwa_export.errors import CheckpointError, OptionsError
+from mwa_export.model.archives import open_archive
+from mwa_export.model.folders import CheckpointFiles, find_files
+from mwa_export.model.names import own_names, without_ignored
+from mwa_export.model.pickled import Placeholder, TensorRef
 from mwa_export.optional import require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-log = logging.getLogger(__name__)
+STATE_KEYS = ("model", "module", "state_dict", "model_state_dict")
+EMA_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
+_ARGS_KEYS = ("args", "hyper_parameters")  # argparse's and Lightning's
+_DEPTH = 3  # of entries in entries: {"model_ema": {"module": {...}, "updates": 7}}
 
-_STATE_KEYS = ("model", "module", "state_dict")
-_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-_DEEPSPEED_FILE = "mp_rank_00_model_states.pt"
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How to find the weights in a file."""
+
+    ema: bool = False  # the moving average, not the last weights
+    model_key: str | None = None  # the entry with the weights; upstream's `model|module` will do
+    model_prefix: str = ""  # take the tensors whose names start so
+    ignore: tuple[str, ...] = ()  # leave out the tensors whose names match, "criterion.*"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of one file, memory-mapped where the format allows, and what came with them."""
+    """The tensors of a checkpoint, memory-mapped where the format allows, and its options."""
 
-    path: Path  # the file that holds the tensors, also when a folder was given
+    path: Path  # the file that holds the tensors, or the index of its shards
     tensors: Mapping[str, Tensor]
-    args: Mapping[str, Any]  # the training options, empty when the file has none
+    args: Mapping[str, Any]  # training options; a Placeholder where one is no plain value
     layout: str  # for people: "model", "module (DeepSpeed)", "raw state dict", ...
     metadata: Mapping[str, str] = field(default_factory=dict)  # safetensors only
+    files: tuple[Path, ...] = ()  # all that were read
+    notes: tuple[str, ...] = ()  # what was left out, for the user
 
 
-def read_checkpoint(path: Path, *, ema: bool = False, trust_pickle: bool = False) -> Checkpoint:
-    """Read a `.pth`/`.pt`/`.safetensors` file or a DeepSpeed folder. Runs no code from the file.
+def read_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoint:
+    """Read a file of torch.save or safetensors, or a DeepSpeed or Hugging Face folder.
+
+    Nothing in the file is run, whatever it holds beside the weights.
 
     Args:
         path: file or folder.
-        ema: take the moving average (`model_ema`) instead of the last weights.
-        trust_pickle: allow any pickled type. Pickles can run code: only for files you made.
+        options: where the weights are, if not in the usual place.
 
     Raises:
-        CheckpointError: missing, truncated, not a checkpoint, holds code, or lacks what was asked.
+        CheckpointError: missing, damaged, not a checkpoint, or lacks what was asked for.
+        AdapterError: the weights of LoRA.
+        OptionsError: the options fit nothing in it.
     """
+    options = options or ReadOptions()
     try:
-        path = _file_of(Path(path))
-        with path.open("rb") as file:
-            start = file.read(8)
+        files = find_files(Path(path))
+        parts = [_read_file(file, files, options) for file in files.weights]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    if len(parts) == 1 and not files.shard_of:
+        (part,) = parts
+    else:
+        part = _joined(files, parts)
+    named = own_names(part.tensors, files.path, prefix=options.model_prefix)
+    left_out = len(part.tensors) - len(named)
+    notes = list(part.notes)
+    if left_out:
+        notes.append(
+            f"{files.path.name}: {left_out} tensors do not start with {options.model_prefix!r} and "
+            "are left out."
+        )
+    kept = without_ignored(named, options.ignore)
+    empty = next((name for name, tensor in kept.items() if tensor.numel() == 0), None)
+    if empty is not None:
+        raise CheckpointError(
+            f"{files.path}: {empty} is empty, as in a DeepSpeed ZeRO-3 checkpoint whose weights "
+            "lie in other files. Run DeepSpeed's zero_to_fp32.py and give its result."
+        )
+    if len(kept) < len(named):
+        notes.append(f"{files.path.name}: {len(named) - len(kept)} tensors are ignored, as asked.")
+    return Checkpoint(
+        path=files.path,
+        tensors=kept,
+        args={**files.config, **part.args},
+        layout=f"{part.layout} ({files.layout})" if files.layout else part.layout,
+        metadata=part.metadata,
+        files=files.weights if len(parts) == 1 else (files.path, *files.weights),
+        notes=tuple(notes),
+    )
+
+
+def _joined(files: CheckpointFiles, parts: list[Checkpoint]) -> Checkpoint:
+    """The shards as one: each tensor out of the shard that the index names."""
+    shards = {part.path: part for part in parts}
+    tensors = {}
+    for name, file in files.shard_of.items():
+        if name not in shards[file].tensors:
+            raise CheckpointError(
+                f"{file}: lacks {name}, which {files.path.name} says it holds. Copy all files of "
+                "the checkpoint again."
+            )
+        tensors[name] = shards[file].tensors[name]
+    args = {name: value for part in parts for name, value in part.args.items()}
+    return Checkpoint(files.path, tensors, args, parts[0].layout)
+
+
+def _read_file(path: Path, files: CheckpointFiles, options: ReadOptions) -> Checkpoint:
+    """One file's tensors by the names in it, with its options."""
+    with path.open("rb") as file:
+        start = file.read(9)
     if not start:
         raise CheckpointError(f"{path}: is empty. Expected a checkpoint: copy it again.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, ema=ema)
-    data = _torch_load(path, start, trust_pickle=trust_pickle)
-    if not isinstance(data, Mapping):
+    if start[8:] == b"{" or (path.suffix == ".safetensors" and start[:1] not in b"P\x80"):
+        return _read_safetensors(path, options)
+    archive = open_archive(path)
+    saved = archive.saved
+    if isinstance(saved, Placeholder) and saved.items:
+        saved = saved.items  # of a class that is a dict
+    if not isinstance(saved, dict):
         raise CheckpointError(
-            f"{path}: holds a {type(data).__name__}. Expected a dict with the model's tensors; "
+            f"{path}: holds {_kind(saved)}. Expected a dict with the model's tensors; "
             "save model.state_dict(), not the model itself."
         )
-    key, state = _state_of(path, data, ema=ema)
-    args = data.get("args") if key is not None else None
-    return Checkpoint(
-        path=path,
-        tensors=_tensors_of(path, state),
-        args=_args_of(path, args),
-        layout=_layout_name(path, key),
-    )
-
-
-def _file_of(path: Path) -> Path:
-    """The file to read: the path itself, or the one that a DeepSpeed folder points to."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or folder. Expected a checkpoint.")
-    folder = path
-    latest = path / "latest"
-    if latest.is_file():
-        folder = path / latest.read_text(encoding="utf-8", errors="replace").strip()
-    file = folder / _DEEPSPEED_FILE
-    if not file.is_file():
-        raise CheckpointError(
-            f"{path}: is a folder, and {file} is not a file. Expected a checkpoint file, or a "
-            f"DeepSpeed folder with a `latest` file that names a folder with {_DEEPSPEED_FILE}."
-        )
-    ranks = sorted(other.name for other in folder.glob("mp_rank_*_model_states.pt"))
-    if len(ranks) > 1:
-        raise CheckpointError(
-            f"{folder}: the model is split over {len(ranks)} tensor-parallel ranks ({ranks[1]} "
-            "...). Expected one. Merge them with DeepSpeed's own tools first."
-        )
-    return file
-
-
-def _torch_load(path: Path, start: bytes, *, trust_pickle: bool) -> Any:
-    torch = require("torch", extra="export", why="read a checkpoint")
-    is_zip = start[:4] == b"PK\x03\x04"
-    if not is_zip and start[:1] != b"\x80":  # neither torch's zip format nor its older pickles
-        raise CheckpointError(
-            f"{path}: is not a PyTorch checkpoint (it starts with {start!r}). Expected a file "
-            "written by torch.save or safetensors, or a DeepSpeed folder."
-        )
-    if is_zip:
-        _check_archive(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", mmap=is_zip, weights_only=not trust_pickle)
-    except Exception as error:  # what a damaged pickle makes the unpickler raise has no limits
-        refused = _refused_type(error)
-        if refused is not None:
-            raise CheckpointError(
-                f"{path}: holds a pickled object of type {refused}, and reading it can run code. "
-                "Expected tensors, plain Python values and argparse.Namespace. Nothing was run. "
-                "If you made this file yourself, add `trust_pickle`."
-            ) from error
-        if trust_pickle and isinstance(error, (ImportError, AttributeError)):
-            raise CheckpointError(
-                f"{path}: holds a pickled object whose type cannot be imported here ({error}). "
-                "Install the package it comes from, or save model.state_dict() alone."
-            ) from error
-        raise CheckpointError(
-            f"{path}: cannot be read ({_reason(error)}). The file is damaged or cut short: "
-            "copy it again."
-        ) from error
-
-
-def _check_archive(path: Path) -> None:
-    """Raise unless the zip file is whole and was written by torch.save."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    # A damaged header may ask for a newer zip (NotImplementedError) or hold an impossible offset.
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(
-            f"{path}: {path.stat().st_size:,} bytes of a PyTorch file without a readable end "
-            f"({error}). The file is damaged or cut short: copy it again."
-        ) from error
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise CheckpointError(
-            f"{path}: is a TorchScript program. Expected a checkpoint with the model's tensors."
-        )
-    if not any(name.endswith("data.pkl") for name in names):
-        raise CheckpointError(
-            f"{path}: is a zip file, but not one of torch.save (it holds "
-            f"{', '.join(names[:3]) or 'nothing'}). Expected a checkpoint."
-        )
-
-
-def _refused_type(error: Exception) -> str | None:
-    """The type that `weights_only` refused, from torch's message; None if it was something else."""
-    if not isinstance(error, pickle.UnpicklingError):
-        return None
-    # "Unsupported global: GLOBAL a.B was not ..." or "unsupported GLOBAL a.b whose module ..."
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    return None if found is None else found[1]
-
-
-def _reason(error: Exception) -> str:
-    """The error in one line, without torch's advice."""
-    message = str(error).split("WeightsUnpickler error:")[-1].strip()
-    return (message or type(error).__name__).splitlines()[0]
-
-
-def _args_of(path: Path, args: Any) -> dict[str, Any]:
-    """The training options as a dict, from what training scripts store under `args`."""
-    if isinstance(args, argparse.Namespace):
-        return dict(vars(args))
-    if args is None or isinstance(args, Mapping):
-        return dict(args or {})
-    raise CheckpointError(
-        f"{path}: its `args` are a {type(args).__name__}. Expected an argparse.Namespace or a dict."
-    )
-
-
-def _state_of(path: Path, data: Mapping[Any, Any], *, ema: bool) -> tuple[str | None, Any]:
-    """Find the tensors: (key of their entry, the entry), or (None, data) for a raw state dict."""
-    if ema:
-        if "model_ema" not in data:
-            raise CheckpointError(
-                f"{path}: has no `model_ema`, only {_some(data)}. Leave `ema` out."
-            )
-        return "model_ema", data["model_ema"]
-    for key in _STATE_KEYS:
-        if isinstance(data.get(key), Mapping):
-            return key, data[key]
-    return None, data
-
-
-def _tensors_of(path: Path, state: Any) -> dict[str, Tensor]:
-    torch = require("torch", extra="export", why="read a checkpoint")
-    if not isinstance(state, Mapping) or not state:
-        raise CheckpointError(f"{path}: the model entry holds no tensors.")
-    tensors: dict[str, Tensor] = {}
+    key, state = _state_of(path, saved, options)
+    args, notes = _args_of(path, saved)
+    tensors = {}
     for name, value in state.items():
-        if not isinstance(name, str) or not torch.is_tensor(value):
+        if not isinstance(name, str):
+            continue
+        if isinstance(value, TensorRef):
+            tensors[name] = archive.tensor(name, value)
+        elif _fills_a_weight(name, value):
             raise CheckpointError(
-                f"{path}: {name!r} is a {type(value).__name__}, not a tensor. Expected a state "
-                f"dict, or a dict with one under {', '.join(_STATE_KEYS)}."
+                f"{path}: {name} is {_kind(value)}. Expected an ordinary (dense) tensor."
             )
-        if value.numel() == 0:
-            raise CheckpointError(
-                f"{path}: {name} is empty, as in a DeepSpeed ZeRO-3 checkpoint whose weights lie "
-                "in other files. Run DeepSpeed's zero_to_fp32.py and give its result."
-            )
-        tensors[_without_prefix(name)] = value
-    return tensors
+    layout = "raw state dict" if key is None else key
+    return Checkpoint(path, tensors, args, layout, notes=notes)
 
 
-def _read_safetensors(path: Path, *, ema: bool) -> Checkpoint:
-    if ema:
-        raise CheckpointError(f"{path}: a safetensors file has no `model_ema`. Leave `ema` out.")
+def _fills_a_weight(name: Any, value: Any) -> bool:
+    """Whether an entry is a tensor, or an object in the place of one."""
+    parameter = isinstance(name, str) and name.endswith((".weight", ".bias", ".scale"))
+    return isinstance(value, TensorRef) or (parameter and isinstance(value, Placeholder))
+
+
+def _state_of(
+    path: Path, saved: dict[Any, Any], options: ReadOptions
+) -> tuple[str | None, dict[Any, Any]]:
+    """Find the tensors: (key of their entry, the entry), or (None, saved) for a raw state dict."""
+    if options.model_key is not None:
+        for key in options.model_key.split("|"):
+            if (state := _tensors_in(saved.get(key))) is not None:
+                return key, state
+        expected = f"the name of an entry of {path} with tensors; it has {_some(saved)}"
+        raise OptionsError("model_key", options.model_key, expected)
+    for key in EMA_KEYS if options.ema else STATE_KEYS:
+        if (state := _tensors_in(saved.get(key))) is not None:
+            return key, state
+    if options.ema:
+        raise CheckpointError(
+            f"{path}: has no moving average ({', '.join(EMA_KEYS)}), only {_some(saved)}. "
+            "Leave `ema` out."
+        )
+    if any(isinstance(value, TensorRef) for value in saved.values()):
+        return None, saved
+    if any(_tensors_in(saved.get(key)) is not None for key in EMA_KEYS):
+        raise CheckpointError(f"{path}: has only a moving average of the weights. Add `ema`.")
+    for key in STATE_KEYS:
+        if isinstance(saved.get(key), Placeholder):
+            raise CheckpointError(
+                f"{path}: `{key}` is {_kind(saved[key])}. Expected a dict with the model's "
+                "tensors; save model.state_dict(), not the model itself."
+            )
+    raise CheckpointError(
+        f"{path}: holds no tensors, only {_some(saved) or 'an empty dict'}. Expected a state dict, "
+        f"or a dict with one under {', '.join(STATE_KEYS)}, or name its entry: `model_key`"
+    )
+
+
+def _tensors_in(entry: Any, depth: int = _DEPTH) -> dict[Any, Any] | None:
+    """The dict that holds tensors: the entry, or what lies under a usual name in it."""
+    entry = entry.items if isinstance(entry, Placeholder) else entry
+    if not isinstance(entry, dict) or depth == 0:
+        return None
+    for key in STATE_KEYS:
+        if (inner := _tensors_in(entry.get(key), depth - 1)) is not None:
+            return inner
+    return entry if any(_fills_a_weight(name, value) for name, value in entry.items()) else None
+
+
+def _args_of(path: Path, saved: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The training options as a dict, and a note if they are there and cannot be read."""
+    for key in _ARGS_KEYS:
+        args = saved.get(key)
+        found = args.attributes() if isinstance(args, Placeholder) else args
+        if isinstance(found, dict):
+            return {name: value for name, value in found.items() if isinstance(name, str)}, ()
+        empty = isinstance(args, Placeholder) and args.name.endswith("Namespace")
+        if args is not None and not empty and not isinstance(args, TensorRef):
+            note = f"{path.name}: its `{key}` are {_kind(args)} and cannot be read."
+            return {}, (note,)
+    return {}, ()
+
+
+def _read_safetensors(path: Path, options: ReadOptions) -> Checkpoint:
+    if options.ema or options.model_key is not None:
+        name = "ema" if options.ema else "model_key"
+        raise CheckpointError(
+            f"{path}: a safetensors file holds one set of weights. Leave `{name}` out."
+        )
     safetensors = require("safetensors", extra="export", why="read a .safetensors file")
+    require("torch", extra="export", why="read a checkpoint")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     except (safetensors.SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path}: is not a whole safetensors file ({_reason(error)}). Copy it again."
+            f"{path}: is not a whole safetensors file ({reason}). Copy it again."
         ) from error
     try:
         args = json.loads(metadata.get("args", "{}"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: `args` in its metadata is not JSON ({error}).") from error
-    tensors = _tensors_of(path, state)
-    return Checkpoint(path, tensors, _args_of(path, args), "safetensors", metadata)
+    if not isinstance(args, dict):
+        raise CheckpointError(f"{path}: `args` in its metadata is not a JSON object.")
+    return Checkpoint(path, tensors, args, "safetensors", metadata)
 
 
-def _without_prefix(name: str) -> str:
-    for prefix in _PREFIXES:
-        while name.startswith(prefix):
-            name = name[len(prefix) :]
-    return name
-
-
-def _layout_name(path: Path, key: str | None) -> str:
-    if path.name == _DEEPSPEED_FILE:
-        return f"{key or 'raw'} (DeepSpeed)"
-    return key or "raw state dict"
+def _kind(value: Any) -> str:
+    """What a value is, for messages."""
+    if isinstance(value, Placeholder):
+        return value.name if " " in value.name else f"an object made by {value.name}"
+    return "a tensor" if isinstance(value, TensorRef) else f"a {type(value).__name__}"
 
 
 def _some(names: Mapping[Any, Any]) -> str:
-    shown = ", ".join(str(name) for name in list(names)[:5])
+    shown = ", ".join(str(name)[:40] for name in list(names)[:5] if isinstance(name, str))
     return f"{shown}, ..." if len(names) > 5 else shown

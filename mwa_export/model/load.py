@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,19 +12,21 @@ from torch import Tensor
 
 from mwa_export.errors import AdapterError, CheckpointError
 from mwa_export.model.adapters import combine
-from mwa_export.model.checkpoint import Checkpoint, read_checkpoint
+from mwa_export.model.checkpoint import Checkpoint, ReadOptions, read_checkpoint
+from mwa_export.model.options import ModelOptions, StoredOptions
+from mwa_export.model.pickled import Placeholder
 from mwa_export.model.state_dict import (
     EXTRA_VISION_ROWS,
     POSITIONS,
-    AdapterOptions,
     Shape,
     check_shapes,
     config_from_shapes,
     expected_shapes,
 )
-from mwa_export.spec import ModelConfig
+from mwa_export.spec import HEAD_OF_TOWER, MAX_TOKENS, ModelConfig, Tower
 
-log = logging.getLogger(__name__)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_CHUNK = 1 << 24  # values that are looked at together
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,7 @@ class ModelSource:
     checkpoint: Path | None = None
     base: Path | None = None
     adapter: Path | None = None
-    ema: bool = False
-    trust_pickle: bool = False
+    read: ReadOptions = field(default_factory=ReadOptions)  # of the checkpoint, or the adapter
 
     def __post_init__(self) -> None:
         pair = (self.base is not None, self.adapter is not None)
@@ -54,40 +55,54 @@ class Model:
     tensors: Mapping[str, Tensor]  # exactly those of expected_shapes(config)
     files: tuple[Checkpoint, ...]
     warnings: tuple[str, ...]
+    only: tuple[Tower, ...] | None = None  # the towers to export; None: all it has
+
+    @property
+    def towers(self) -> tuple[Tower, ...]:
+        """The towers to export. The config and the embedding space are those of the whole model."""
+        return self.only or self.config.towers
 
 
-def load_model(
-    source: ModelSource,
-    *,
-    options: AdapterOptions | None = None,
-    image_size: int | None = None,
-) -> Model:
+def load_model(source: ModelSource, options: ModelOptions | None = None) -> Model:
     """Read, infer, validate and, for another image size, interpolate the vision positions.
 
     Args:
         source: the files.
-        options: adapter options that the files do not carry.
-        image_size: pixels; None keeps the size of the checkpoint.
+        options: what the files do not say, or is to be otherwise.
 
     Raises:
         CheckpointError, UsageError, AdapterError: see their messages.
     """
-    files, tensors = _read(source)
-    # A base checkpoint may bring the head of its pretraining task, which retrieval does not use.
-    allow = ("mlm_head.",) if source.base is not None else ()
-    shapes: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    files, tensors, notes = _read(source)
     path = files[-1].path
-    options = options or AdapterOptions()
-    config = config_from_shapes(shapes, files[-1].args, options, path)
-    check_shapes(shapes, config, path, allow=allow)
+    stored = StoredOptions(files[-1].args, path)
+    shapes: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    options = options or ModelOptions()
+    if len(files) == 2:
+        StoredOptions(files[0].args, files[0].path).refuse_unsupported()
+    config = config_from_shapes(shapes, stored, options)
+    origin = {name: file.path for file in files for name in file.tensors}
+    check_shapes(shapes, config, path, origin)
     needed = {name: tensors[name] for name in expected_shapes(config)}
-    _check_values(needed, path)
-    if image_size is not None and image_size != config.backbone.image_size:
-        resized = replace(config.backbone, image_size=image_size)
+    _check_values(needed, origin)
+    size = options.image_size or (stored.natural("input_size") if "vision" in config.towers else 0)
+    if size and "vision" in config.towers and size != config.backbone.image_size:
+        if options.image_size is None:
+            if size % config.backbone.patch_size:
+                raise CheckpointError(
+                    f"{path}: its stored option input_size is {size}. Expected a multiple of the "
+                    f"patch size {config.backbone.patch_size}; or give `image_size`."
+                )
+            notes.append(
+                f"{path.name}: was trained at {size} x {size} pixels (input_size), and the "
+                f"positions are for {config.backbone.image_size}. They are interpolated."
+            )
+        resized = replace(config.backbone, image_size=size)
         config = replace(config, backbone=resized)
         table = resize_positions(needed[POSITIONS["vision"]], resized.patches)
         needed[POSITIONS["vision"]] = table
-    return Model(config, needed, files, _warnings(config, files[-1], options))
+    notes += _warnings(config, stored, options)
+    return Model(config, needed, files, tuple(notes), options.towers)
 
 
 def resize_positions(table: Tensor, patches: int) -> Tensor:
@@ -105,55 +120,88 @@ def resize_positions(table: Tensor, patches: int) -> Tensor:
     return torch.cat([extra, grid.permute(0, 2, 3, 1).reshape(new * new, -1)])
 
 
-def _read(source: ModelSource) -> tuple[tuple[Checkpoint, ...], Mapping[str, Tensor]]:
-    def read(path: Path) -> Checkpoint:
-        return read_checkpoint(path, ema=source.ema, trust_pickle=source.trust_pickle)
-
+def _read(source: ModelSource) -> tuple[tuple[Checkpoint, ...], Mapping[str, Tensor], list[str]]:
+    """The files, their tensors together, and notes on what was left out."""
     if source.checkpoint is not None:
-        checkpoint = read(source.checkpoint)
+        checkpoint = read_checkpoint(source.checkpoint, source.read)
         if checkpoint.metadata.get("base") is not None:
             raise AdapterError(
                 f"{checkpoint.path}: is an adapter file. Give it with its base: "
                 f"`base=BASE` `adapter={checkpoint.path}`"
             )
-        return (checkpoint,), checkpoint.tensors
+        return (checkpoint,), checkpoint.tensors, list(checkpoint.notes)
     assert source.base is not None
     assert source.adapter is not None
-    base, adapter = (
-        read_checkpoint(source.base, trust_pickle=source.trust_pickle),
-        read(source.adapter),
+    base, adapter = read_checkpoint(source.base), read_checkpoint(source.adapter, source.read)
+    base, notes = _without_heads(base)
+    return (base, adapter), combine(base, adapter), [*base.notes, *adapter.notes, *notes]
+
+
+def _without_heads(base: Checkpoint) -> tuple[Checkpoint, list[str]]:
+    """The base without the heads of its pretraining tasks, and a note that counts them."""
+    heads = [n for n in base.tensors if _is_head(n)]
+    if not heads:
+        return base, []
+    counts = Counter(name.split(".")[0] for name in heads)
+    listed = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+    note = (
+        f"{base.path.name}: {len(heads)} tensors of heads that retrieval does not use are left "
+        f"out: {listed}."
     )
-    return (base, adapter), combine(base, adapter)
+    kept = {name: tensor for name, tensor in base.tensors.items() if name not in heads}
+    return replace(base, tensors=kept), [note]
 
 
-def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+def _is_head(name: str) -> bool:
+    """Whether the tensor is of a head that retrieval does not have, by upstream's names."""
+    first = name.split(".")[0]
+    if first in HEAD_OF_TOWER.values():
+        return False
+    return "head" in first or first in ("pooler", "fc_norm", "scorer")
+
+
+def _check_values(tensors: Mapping[str, Tensor], origin: Mapping[str, Path]) -> None:
+    """Raise CheckpointError unless every value is a number that float32 can hold."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{path}: {name} is {tensor.dtype}. Expected floating point.")
-        if not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
+        path = origin[name]
+        if tensor.dtype not in _DTYPES:
             raise CheckpointError(
-                f"{path}: {name} has {count} values that are not finite (NaN or infinite) of "
-                f"{tensor.numel()}. Training diverged or the file is damaged; take an earlier one."
+                f"{path}: {name} is {tensor.dtype}. Expected float32, float16, bfloat16 or float64."
+            )
+        flat = tensor.detach().reshape(-1)
+        parts = (torch.isfinite(part.float()) for part in torch.split(flat, _CHUNK))
+        count = sum(part.numel() - int(part.sum()) for part in parts)
+        if count:
+            raise CheckpointError(
+                f"{path}: {name} has {count} values that are not finite in float32 (NaN, infinite "
+                f"or above 3.4e38) of {tensor.numel()}. Training diverged or the file is damaged; "
+                "take an earlier one."
             )
 
 
-def _warnings(config: ModelConfig, file: Checkpoint, options: AdapterOptions) -> tuple[str, ...]:
+def _warnings(config: ModelConfig, stored: StoredOptions, options: ModelOptions) -> list[str]:
     found = []
     if config.adapter is not None and config.adapter.option == "sequential":
         found.append(
             "ffn_option is sequential: the reference implementation never applies the adapters "
             "then, so they are left out here too."
         )
-    for name, given, stored in (
-        ("adapter_scale", options.adapter_scale, file.args.get("ffn_adapter_scalar")),
-        ("ffn_option", options.ffn_option, file.args.get("ffn_option")),
-        (
-            "adapter_layernorm",
-            options.adapter_layernorm,
-            file.args.get("ffn_adapter_layernorm_option"),
-        ),
+    if "text" in config.towers and not options.max_length and "num_max_bpe_tokens" not in stored:
+        found.append(
+            f"{stored.path.name}: does not say how long its texts were (num_max_bpe_tokens). They "
+            f"are cut to {min(MAX_TOKENS, config.backbone.text_positions)} tokens, as by default "
+            "in training. For another length: `max_length`"
+        )
+    for name, in_file in (
+        ("adapter_scale", "ffn_adapter_scalar"),
+        ("ffn_option", "ffn_option"),
+        ("adapter_layernorm", "ffn_adapter_layernorm_option"),
+        ("image_size", "input_size"),
+        ("max_length", "num_max_bpe_tokens"),
+        ("heads", "encoder_attention_heads"),
     ):
-        if given is not None and stored is not None and str(given) != str(stored):
-            found.append(f"`{name}={given}` overrides the {stored} stored in {file.path.name}.")
-    return tuple(found)
+        given, kept = getattr(options, name), stored.values.get(in_file)
+        if given is not None and kept is not None and str(given) != str(kept):
+            shown = kept.name if isinstance(kept, Placeholder) else str(kept)[:40]
+            found.append(f"`{name}={given}` overrides the {shown} stored in {stored.path.name}.")
+    return found

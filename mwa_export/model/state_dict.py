@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
 
-from mwa_export.errors import CheckpointError, MissingOptionError, UsageError
+from mwa_export.errors import CheckpointError, OptionsError, UsageError
+from mwa_export.model.adapter_config import adapter_config
+from mwa_export.model.options import ModelOptions, StoredOptions
 from mwa_export.spec import (
+    ADAPTER_OF_TOWER,
+    BRANCH_OF_TOWER,
+    HEAD_OF_TOWER,
+    MAX_TOKENS,
+    POSITION_OFFSET,
+    TOWERS,
     AdapterConfig,
-    AdapterLayerNorm,
-    AdapterMode,
     BackboneConfig,
-    FfnOption,
     ModelConfig,
-    one_of,
+    Tower,
+    default_heads,
 )
 
 Shape = tuple[int, ...]
 
+MIN_TOKENS = 3  # BOS, one token, EOS
 POSITIONS = {
     "vision": "beit3.encoder.embed_positions.A.weight",
     "text": "beit3.encoder.embed_positions.B.weight",
@@ -38,120 +43,172 @@ _OTHER_HEADS = (  # a tensor whose name starts so, and the task it belongs to
 )
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterOptions:
-    """Options given by the user, for what the file does not say; None: take it from the file."""
+def tower_of(name: str) -> Tower | None:
+    """The tower that a tensor belongs to; None: both, or neither."""
+    for tower in TOWERS:
+        if ADAPTER_OF_TOWER[tower] in name or (
+            f".{BRANCH_OF_TOWER[tower]}." in name
+            or name.startswith((f"beit3.{tower}_embed.", f"{HEAD_OF_TOWER[tower]}."))
+        ):
+            return tower
+    return None
 
-    adapter_scale: float | None = None  # ffn_adapter_scalar
-    adapter_layernorm: AdapterLayerNorm | None = None  # ffn_adapter_layernorm_option
-    ffn_option: FfnOption | None = None
+
+def towers_in(shapes: Mapping[str, Shape]) -> tuple[Tower, ...]:
+    """The towers that tensors are there of, beside those that training alone uses."""
+    found = {tower_of(name) for name in shapes if name not in UNUSED and ".adaptmlp_" not in name}
+    return tuple(tower for tower in TOWERS if tower in found)
 
 
 def config_from_shapes(
-    shapes: Mapping[str, Shape],
-    args: Mapping[str, Any],
-    options: AdapterOptions,
-    path: Path,
+    shapes: Mapping[str, Shape], stored: StoredOptions, options: ModelOptions
 ) -> ModelConfig:
-    """Infer the model from tensor shapes, and its options from ``args`` or ``options``.
+    """Infer the model from tensor shapes, and from its options what no shape tells.
 
     Args:
-        shapes: tensor name -> shape, names without `module.` prefixes.
-        args: the training options stored in the file, possibly none.
-        options: what the user gave; wins over ``args``.
-        path: for messages.
+        shapes: tensor name -> shape, by the model's own names.
+        stored: the training options in the file, possibly none.
+        options: what the user gave; wins over ``stored``. The image size is that of the positions:
+            see `load_model` for another.
 
     Raises:
         CheckpointError: not a BEiT-3 retrieval checkpoint, or shapes that contradict each other.
         UsageError: an option is stored nowhere and was not given, or two sources disagree.
     """
-    _check_task(shapes, path)
-    backbone = _backbone(shapes, path)
-    adapter = _adapter(shapes, args, options, path)
-    enhancer = _any(shapes, ".enhancemlp.")
-    if "ffn_enhance" in args and bool(args["ffn_enhance"]) != enhancer:
+    path = stored.path
+    _check_task(shapes, stored)
+    stored.refuse_unsupported()
+    towers = _towers(shapes, options, path)
+    backbone = _backbone(shapes, towers, stored, options)
+    adapter = adapter_config(shapes, towers, stored, options)
+    enhancer = any(".enhancemlp." in name for name in shapes)
+    if bool(stored.get("ffn_enhance", enhancer)) != enhancer:
         raise UsageError(
-            f"{path}: its args say ffn_enhance={args['ffn_enhance']}, and its tensors "
+            f"{path}: its args say ffn_enhance={stored.get('ffn_enhance')}, and its tensors "
             f"{'include' if enhancer else 'lack'} enhancemlp. The file was put together wrongly."
         )
-    return ModelConfig(backbone, adapter, enhancer)
+    return ModelConfig(backbone, adapter, enhancer, towers)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Every tensor the model needs for inference, by its name in the checkpoint."""
     b = config.backbone
     d, f = b.embed_dim, b.ffn_dim
-    shapes: dict[str, Shape] = {
-        "beit3.text_embed.weight": (b.vocab_size, d),
-        "beit3.vision_embed.cls_token": (1, 1, d),
-        "beit3.vision_embed.proj.weight": (d, 3, b.patch_size, b.patch_size),
-        "beit3.vision_embed.proj.bias": (d,),
-        POSITIONS["vision"]: (b.patches + EXTRA_VISION_ROWS, d),
-        POSITIONS["text"]: (b.text_positions + 2, d),
-        "vision_head.weight": (d, d),
-        "language_head.weight": (d, d),
-    }
-    for branch in "AB":
-        shapes.update(_norm(f"beit3.encoder.layer_norm.{branch}", d))
+    shapes: dict[str, Shape] = {}
+    if "text" in config.towers:
+        shapes["beit3.text_embed.weight"] = (b.vocab_size, d)
+        shapes[POSITIONS["text"]] = (b.text_positions + POSITION_OFFSET, d)
+    if "vision" in config.towers:
+        shapes["beit3.vision_embed.cls_token"] = (1, 1, d)
+        shapes.update(_linear("beit3.vision_embed.proj", d, 3, b.patch_size, b.patch_size))
+        shapes[POSITIONS["vision"]] = (b.patches + EXTRA_VISION_ROWS, d)
+    branches = [BRANCH_OF_TOWER[tower] for tower in config.towers]
+    for tower in config.towers:
+        shapes[f"{HEAD_OF_TOWER[tower]}.weight"] = (d, d)
+        shapes.update(_norm(f"beit3.encoder.layer_norm.{BRANCH_OF_TOWER[tower]}", d))
     for index in range(b.layers):
         layer = f"beit3.encoder.layers.{index}"
-        for branch in "AB":
+        for branch in branches:
             for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
                 shapes.update(_linear(f"{layer}.self_attn.{name}.{branch}", d, d))
             shapes.update(_norm(f"{layer}.self_attn.inner_attn_ln.{branch}", d))
             shapes.update(_norm(f"{layer}.self_attn_layer_norm.{branch}", d))
             shapes.update(_norm(f"{layer}.final_layer_norm.{branch}", d))
             shapes.update(_ffn(f"{layer}.ffn.{branch}", d, f))
-        if config.adapter is not None:
-            for name in ("text", "vision"):
-                if config.adapter.mode in (name, "both"):
-                    shapes.update(_adapter_shapes(f"{layer}.adaptmlp_{name}", d, config.adapter))
+        for tower in config.towers:
+            if config.adapter is not None and config.adapter.has_adapter(tower):
+                name = f"{layer}.{ADAPTER_OF_TOWER[tower]}"
+                shapes.update(_adapter_shapes(name, d, config.adapter))
         if config.enhancer:
             shapes.update(_ffn(f"{layer}.enhancemlp", d, f))
     return shapes
 
 
 def check_shapes(
-    shapes: Mapping[str, Shape], config: ModelConfig, path: Path, *, allow: Iterable[str] = ()
+    shapes: Mapping[str, Shape],
+    config: ModelConfig,
+    path: Path,
+    origin: Mapping[str, Path] | None = None,
 ) -> None:
     """Raise CheckpointError listing the first missing, unexpected and mis-shaped tensors.
 
-    ``allow`` holds name prefixes that may be present without being used.
+    Args:
+        shapes: tensor name -> shape.
+        config: as inferred from them.
+        path: for messages.
+        origin: the file of each tensor, if there are several; a base and an adapter.
     """
     expected = expected_shapes(config)
     missing = [name for name in expected if name not in shapes]
-    ignored = (*UNUSED, *allow)
-    unexpected = [n for n in shapes if n not in expected and not n.startswith(tuple(ignored))]
-    misshaped = [
-        f"{name} is {_by(shapes[name])}, expected {_by(shape)}"
-        for name, shape in expected.items()
-        if name in shapes and shapes[name] != shape
+    others = [tower for tower in TOWERS if tower not in config.towers]
+    unexpected = [
+        name
+        for name in shapes
+        if name not in expected and name not in UNUSED and tower_of(name) not in others
     ]
+    misshaped = [name for name, shape in expected.items() if shapes.get(name, shape) != shape]
+    found = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": [
+            f"{name} is {_by(shapes[name])}, expected {_by(expected[name])}" for name in misshaped
+        ],
+    }
     problems = [
-        f"{len(found)} {kind}: {'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}"
-        for kind, found in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshaped),
-        )
-        if found
+        f"{len(names)} {kind}: {'; '.join(names[:4])}{'; ...' if len(names) > 4 else ''}"
+        for kind, names in found.items()
+        if names
     ]
-    if problems:
-        raise CheckpointError(
-            f"{path}: the tensors do not make up a BEiT-3 retrieval model with "
-            f"{config.backbone.layers} layers of width {config.backbone.embed_dim}. "
-            + ". ".join(problems)
-            + "."
-        )
-
-
-def _check_task(shapes: Mapping[str, Shape], path: Path) -> None:
-    if "vision_head.weight" in shapes and "language_head.weight" in shapes:
+    if not problems:
         return
+    if origin and (at_fault := {origin[name] for name in (*unexpected, *misshaped)}):
+        path = min(at_fault)
+    advice = ""
+    if unexpected and not missing and not misshaped:
+        advice = f" To leave tensors out that only training needs: `ignore={unexpected[0]}`"
+    elif missing and len(config.towers) > 1:
+        whole = [t for t in TOWERS if not any(tower_of(name) in (t, None) for name in missing)]
+        if whole:
+            advice = f" To export the {whole[0]} tower alone: `towers={whole[0]}`"
+    raise CheckpointError(
+        f"{path}: the tensors do not make up a BEiT-3 retrieval model with "
+        f"{config.backbone.layers} layers of width {config.backbone.embed_dim}. "
+        f"{'. '.join(problems)}.{advice}"
+    )
+
+
+def _towers(shapes: Mapping[str, Shape], options: ModelOptions, path: Path) -> tuple[Tower, ...]:
+    """The towers to read: all that are whole, but of one alone nothing is asked of the other."""
+    found = towers_in(shapes)
+    for tower in options.towers or ():
+        if tower not in found:
+            raise CheckpointError(
+                f"{path}: has no {tower} tower, so `towers={tower}` cannot be exported. It has: "
+                f"{', '.join(found) or 'none'}."
+            )
+    if options.towers is None or len(options.towers) == len(found):
+        return found
+    (other,) = (tower for tower in found if tower not in options.towers)
+    whole = all(
+        name in shapes
+        for name in (
+            POSITIONS[other],
+            f"{HEAD_OF_TOWER[other]}.weight",
+            f"beit3.encoder.layer_norm.{BRANCH_OF_TOWER[other]}.weight",
+        )
+    )
+    return found if whole else options.towers
+
+
+def _check_task(shapes: Mapping[str, Shape], stored: StoredOptions) -> None:
+    if any(f"{head}.weight" in shapes for head in HEAD_OF_TOWER.values()):
+        return
+    path = stored.path
     if not any(name.startswith("beit3.") for name in shapes):
+        some = "; ".join(list(shapes)[:1])
         raise CheckpointError(
-            f"{path}: its tensors ({'; '.join(list(shapes)[:3])}; ...) are not those of a BEiT-3. "
-            "Expected names like beit3.encoder.layers.0.self_attn.q_proj.A.weight."
+            f"{path}: its tensors ({some}; ...) are not those of a BEiT-3. Expected names such as "
+            "beit3.text_embed.weight; where the file puts something before them: `model_prefix`"
         )
     found = next(
         (task for start, task in _OTHER_HEADS if any(name.startswith(start) for name in shapes)),
@@ -164,143 +221,89 @@ def _check_task(shapes: Mapping[str, Shape], path: Path) -> None:
     )
 
 
-def _backbone(shapes: Mapping[str, Shape], path: Path) -> BackboneConfig:
+def _backbone(
+    shapes: Mapping[str, Shape],
+    towers: tuple[Tower, ...],
+    stored: StoredOptions,
+    options: ModelOptions,
+) -> BackboneConfig:
+    path = stored.path
+
     def shape(name: str, rank: int) -> Shape:
         if name not in shapes or len(shapes[name]) != rank:
             found = _by(shapes[name]) if name in shapes else "missing"
             raise CheckpointError(f"{path}: {name} is {found}. Expected a rank {rank} tensor.")
         return shapes[name]
 
-    width, channels, patch, _ = shape("beit3.vision_embed.proj.weight", 4)
-    if channels != 3:
-        raise CheckpointError(f"{path}: the model reads {channels} channels. Expected 3 (RGB).")
-    rows = shape(POSITIONS["vision"], 2)[0]
-    side = math.isqrt(max(rows - EXTRA_VISION_ROWS, 0))
-    if side == 0 or side * side != rows - EXTRA_VISION_ROWS:
-        raise CheckpointError(
-            f"{path}: {POSITIONS['vision']} has {rows} rows. Expected a square number of patches "
-            f"plus {EXTRA_VISION_ROWS}."
-        )
-    text_rows = shape(POSITIONS["text"], 2)[0]
-    if text_rows < 5:
-        raise CheckpointError(
-            f"{path}: {POSITIONS['text']} has {text_rows} rows. Expected 5 or more."
-        )
-    layers = {
-        int(m[1]) for m in (re.match(r"beit3\.encoder\.layers\.(\d+)\.", n) for n in shapes) if m
-    }
-    if not layers:
-        raise CheckpointError(f"{path}: has no encoder layers (beit3.encoder.layers.0 ...).")
+    width = patch = side = text_rows = vocabulary = 0
+    if "vision" in towers:
+        width, channels, patch, _ = shape("beit3.vision_embed.proj.weight", 4)
+        if channels != 3:
+            raise CheckpointError(f"{path}: the model reads {channels} channels. Expected 3 (RGB).")
+        rows = shape(POSITIONS["vision"], 2)[0]
+        side = math.isqrt(max(rows - EXTRA_VISION_ROWS, 0))
+        if side == 0 or side * side != rows - EXTRA_VISION_ROWS:
+            raise CheckpointError(
+                f"{path}: {POSITIONS['vision']} has {rows} rows. Expected a square number of "
+                f"patches plus {EXTRA_VISION_ROWS}."
+            )
+    if "text" in towers:
+        vocabulary, text_width = shape("beit3.text_embed.weight", 2)
+        width = width or text_width
+        text_rows = shape(POSITIONS["text"], 2)[0]
+        if text_rows < 5:
+            raise CheckpointError(
+                f"{path}: {POSITIONS['text']} has {text_rows} rows. Expected 5 or more."
+            )
+    layers = _layers(shapes, path)
+    positions = max(text_rows - POSITION_OFFSET, 0)
     return BackboneConfig(
         embed_dim=width,
-        ffn_dim=shape("beit3.encoder.layers.0.ffn.A.fc1.weight", 2)[0],
-        layers=max(layers) + 1,
-        vocab_size=shape("beit3.text_embed.weight", 2)[0],
+        ffn_dim=shape(f"beit3.encoder.layers.0.ffn.{BRANCH_OF_TOWER[towers[0]]}.fc1.weight", 2)[0],
+        layers=layers,
+        vocab_size=vocabulary,
         image_size=side * patch,
         patch_size=patch,
-        text_positions=text_rows - 2,
+        text_positions=positions,
+        heads=_heads(width, stored, options),
+        max_tokens=_max_tokens(positions, stored, options) if "text" in towers else MAX_TOKENS,
     )
 
 
-def _adapter(
-    shapes: Mapping[str, Shape], args: Mapping[str, Any], options: AdapterOptions, path: Path
-) -> AdapterConfig | None:
-    present = [name for name in ("text", "vision") if _any(shapes, f".adaptmlp_{name}.")]
-    if bool(args.get("ffn_adapt", bool(present))) != bool(present):
-        raise UsageError(
-            f"{path}: its args say ffn_adapt={args['ffn_adapt']}, and it holds "
-            f"{'adapters' if present else 'no adapters'}. The file was put together wrongly."
-        )
-    if not present:
-        _refuse_useless(options, path)
-        return None
-    mode = cast(AdapterMode, "both" if len(present) == 2 else present[0])
-    if args.get("ffn_mode", mode) != mode:
-        raise UsageError(
-            f"{path}: its args say ffn_mode={args['ffn_mode']!r}, and it holds the adapters of "
-            f"{mode!r}. The file was put together wrongly."
-        )
-    down = next((n for n in shapes if ".adaptmlp_" in n and n.endswith("down_proj.weight")), None)
-    if down is None or len(shapes[down]) != 2:
-        raise CheckpointError(
-            f"{path}: {down or 'adaptmlp_*.down_proj.weight'} is "
-            f"{_by(shapes[down]) if down else 'missing'}. Expected a rank 2 tensor."
-        )
-    absent: dict[str, str] = {}  # option -> what it can be
-    layernorm = _layernorm(shapes, args, options, path, absent)
-    scale = _scale(shapes, args, options, path, absent)
-    ffn_option = options.ffn_option or args.get("ffn_option")
-    if ffn_option is None:
-        absent["ffn_option"] = "|".join(get_args(FfnOption))
-    if absent:
-        raise MissingOptionError(
-            f"{path}: holds adapters, but neither its tensors nor its args say how they were "
-            "trained. Give: " + ", ".join(f"`{name}={value}`" for name, value in absent.items()),
-            tuple(absent),
-        )
-    one_of("ffn_option", str(ffn_option), get_args(FfnOption))
-    return AdapterConfig(mode, shapes[down][0], layernorm, scale, cast(FfnOption, ffn_option))
-
-
-def _layernorm(
-    shapes: Mapping[str, Shape],
-    args: Mapping[str, Any],
-    options: AdapterOptions,
-    path: Path,
-    absent: dict[str, str],
-) -> AdapterLayerNorm:
-    stored = _any(shapes, ".adapter_layer_norm_before.")
-    value = options.adapter_layernorm or args.get("ffn_adapter_layernorm_option")
-    if value is None and not stored:
-        return "none"
-    if value is None:  # `in` and `out` have the same tensors
-        absent["adapter_layernorm"] = "in|out"
-        return "none"
-    one_of("ffn_adapter_layernorm_option", value, get_args(AdapterLayerNorm))
-    if (value != "none") != stored:
-        raise UsageError(
-            f"{path}: the adapter LayerNorm is {value!r} by its options, and its tensors "
-            f"{'include' if stored else 'lack'} adapter_layer_norm_before."
-        )
-    return cast(AdapterLayerNorm, value)
-
-
-def _scale(
-    shapes: Mapping[str, Shape],
-    args: Mapping[str, Any],
-    options: AdapterOptions,
-    path: Path,
-    absent: dict[str, str],
-) -> float | None:
-    learnable = any(".adaptmlp_" in name and name.endswith(".scale") for name in shapes)
-    if learnable:
-        if options.adapter_scale is not None:
-            raise UsageError(
-                f"{path}: its adapters carry a trained scale. Leave `adapter_scale` out."
+def _layers(shapes: Mapping[str, Shape], path: Path) -> int:
+    """The number of layers, which the names have to count without a gap."""
+    numbers = {m[1] for m in (re.match(r"beit3\.encoder\.layers\.(\d+)\.", n) for n in shapes) if m}
+    if not numbers:
+        raise CheckpointError(f"{path}: has no encoder layers (beit3.encoder.layers.0 ...).")
+    for index in range(len(numbers)):
+        if str(index) not in numbers:
+            raise CheckpointError(
+                f"{path}: has tensors of {len(numbers)} encoder layers, and none of layer {index}. "
+                "Expected them to be numbered from 0 without a gap."
             )
-        return None
-    value = options.adapter_scale
-    if value is None:
-        value = args.get("ffn_adapter_scalar")
-    if value is None:
-        absent["adapter_scale"] = "NUMBER"
-        return 0.0
-    try:
-        scale = float(value)
-    except (TypeError, ValueError):
+    return len(numbers)
+
+
+def _heads(width: int, stored: StoredOptions, options: ModelOptions) -> int:
+    heads = options.heads or stored.natural("encoder_attention_heads") or default_heads(width)
+    if width % heads:
+        raise OptionsError("heads", heads, f"a number that divides the model's width, {width}")
+    return heads
+
+
+def _max_tokens(positions: int, stored: StoredOptions, options: ModelOptions) -> int:
+    """Longest text in tokens: as given, as stored, or as the reference cuts by default."""
+    length = options.max_length or stored.natural("num_max_bpe_tokens")
+    if length is None or (length == MAX_TOKENS and options.max_length is None):
+        return MAX_TOKENS  # which every file has that chose nothing; cut to the positions
+    if not MIN_TOKENS <= length <= positions:
+        name = "`max_length`" if options.max_length else "num_max_bpe_tokens"
         raise UsageError(
-            f"{path}: its args say ffn_adapter_scalar={value!r}, and its adapters carry no trained "
-            "scale. Give one: `adapter_scale=NUMBER`"
-        ) from None
-    if not math.isfinite(scale):
-        raise UsageError(f"{path}: the adapter scale is {scale}. Expected a finite number.")
-    return scale
-
-
-def _refuse_useless(options: AdapterOptions, path: Path) -> None:
-    given = [f"`{name}`" for name, value in asdict(options).items() if value is not None]
-    if given:
-        raise UsageError(f"{path}: has no adapters, so {', '.join(given)} cannot apply.")
+            f"{stored.path}: texts of {length} tokens ({name}) do not fit. Expected {MIN_TOKENS} "
+            f"to {positions}, for which the model has positions."
+        )
+    # The usual length keeps the id of the embedding space that the model always had.
+    return MAX_TOKENS if length == min(MAX_TOKENS, positions) else length
 
 
 def _adapter_shapes(prefix: str, width: int, adapter: AdapterConfig) -> dict[str, Shape]:
@@ -321,16 +324,12 @@ def _ffn(prefix: str, width: int, hidden: int) -> dict[str, Shape]:
     }
 
 
-def _linear(prefix: str, rows: int, columns: int) -> dict[str, Shape]:
-    return {f"{prefix}.weight": (rows, columns), f"{prefix}.bias": (rows,)}
+def _linear(prefix: str, rows: int, *columns: int) -> dict[str, Shape]:
+    return {f"{prefix}.weight": (rows, *columns), f"{prefix}.bias": (rows,)}
 
 
 def _norm(prefix: str, width: int) -> dict[str, Shape]:
     return {f"{prefix}.weight": (width,), f"{prefix}.bias": (width,)}
-
-
-def _any(shapes: Mapping[str, Shape], part: str) -> bool:
-    return any(part in name for name in shapes)
 
 
 def _by(shape: Shape) -> str:

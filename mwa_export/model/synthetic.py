@@ -55,9 +55,7 @@ def training_args(config: ModelConfig) -> argparse.Namespace:
     """The options that the authors' training script would have stored beside such weights."""
     return argparse.Namespace(
         task="coco_retrieval",
-        input_size=config.backbone.image_size,
         vocab_size=config.backbone.vocab_size,
-        num_max_bpe_tokens=64,
         **training_options(config),
     )
 

@@ -29,7 +29,7 @@ from mwa_export.parity.result import Parity, Vectors
 from mwa_export.parity.stages import drift_by_stage
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.options import RuntimeOptions
-from mwa_export.spec import Embeddings
+from mwa_export.spec import TOWERS, Embeddings
 
 
 class Finished(NamedTuple):
@@ -86,18 +86,13 @@ def compare_models(
 
 
 def open_reference(path: Path, candidate: Encoder, run: RunOptions) -> Encoder:
-    """The reference: a bundle if the path is a folder, else a checkpoint.
+    """The reference: a bundle if the path holds a manifest, else a checkpoint.
 
     Raises:
-        BundleError: a folder that is no bundle, or options that only checkpoints have.
+        BundleError: a bundle, and options that only checkpoints have.
     """
-    if not path.is_dir():
-        return open_checkpoint(path, candidate, run.checkpoint, tokenizer=run.tokenizer)
     if not (path / MANIFEST).is_file():
-        raise BundleError(
-            f"{path}: is a folder without {MANIFEST}. Expected a checkpoint file, or a bundle made "
-            "by `mwa-export onnx`."
-        )
+        return open_checkpoint(path, candidate, run.checkpoint, tokenizer=run.tokenizer)
     if run.checkpoint != CheckpointOptions():
         raise BundleError(
             f"{path}: is a bundle, and options for reading a checkpoint were given. Leave them out."
@@ -123,6 +118,8 @@ def compare_sides(
     """
     run, progress = run or RunOptions(), progress or Silent()
     # What can be refused is refused now, and not after the hours that embedding may take.
+    for side in (reference, candidate):
+        side.require(*TOWERS)
     if not run.any_space:
         check_same_space(reference, candidate)
     for side in (reference, candidate):

@@ -14,7 +14,7 @@ from mwa_export.bundle.manifest import Graph, GraphFile
 from mwa_export.errors import BundleError
 from mwa_export.runtimes.backend import Probe, check_conformance, expected_cosine
 from mwa_export.runtimes.ort_session import probe_graph, run_graph, session
-from mwa_export.spec import TOWERS, Embeddings, Port, Tower, TowerSpec
+from mwa_export.spec import Embeddings, Port, Tower, TowerSpec
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -57,14 +57,15 @@ class OnnxBackend:
         self._config = bundle.manifest.model
         self.image_size = self._config.backbone.image_size
         self._cuda = cuda
-        chosen = {tower: (graphs or {}).get(tower) or bundle.graph(tower) for tower in TOWERS}
+        towers = bundle.manifest.towers
+        chosen = {tower: (graphs or {}).get(tower) or bundle.graph(tower) for tower in towers}
         self.graphs: dict[Tower, GraphFile] = chosen
         self._sessions = {
             tower: session(path, threads=threads, cuda=cuda)
             for tower, (path, _graph) in chosen.items()
         }
         if check:
-            known = [tower for tower in TOWERS if chosen[tower][1] in bundle.manifest.graphs]
+            known = [tower for tower in chosen if chosen[tower][1] in bundle.manifest.graphs]
             expected = {tower: expected_cosine(chosen[tower][1]) for tower in known}
             least = {tower: cosine for tower, cosine in expected.items() if cosine is not None}
             check_conformance(self, bundle, towers=known, least=least)
@@ -74,7 +75,7 @@ class OnnxBackend:
         """ "float32", "int8", or what each tower has if they differ."""
         precisions = {tower: graph.precision for tower, (_path, graph) in self.graphs.items()}
         if len(set(precisions.values())) == 1:
-            return precisions["vision"]
+            return next(iter(precisions.values()))
         # A graph of another tool is called by its file's name, which mostly names the tower.
         return ", ".join(
             precision if precision.startswith(tower) else f"{tower} {precision}"

@@ -14,7 +14,7 @@ from mwa_export.runtimes.choose import Choice, choose
 from mwa_export.runtimes.machine import this_machine
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.runtimes.options import RuntimeOptions
-from mwa_export.spec import TOWERS, Tower
+from mwa_export.spec import Tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def _open_cpu(
     bundle: Bundle, choice: Choice, options: RuntimeOptions, graphs: dict[Tower, GraphFile]
 ) -> Backend:
     if choice.precision == "int8":
-        for tower in TOWERS:
+        for tower in bundle.manifest.towers:
             graphs.setdefault(tower, bundle.graph(tower, precision="int8", dialect=choice.runtime))
     threads = options.threads or cores()
     if choice.runtime == "onnxruntime":
@@ -76,7 +76,7 @@ def _open_cuda(
     bundle: Bundle, choice: Choice, options: RuntimeOptions, graphs: dict[Tower, GraphFile]
 ) -> Backend:
     if choice.precision == "float16":
-        for tower in TOWERS:
+        for tower in bundle.manifest.towers:
             graphs.setdefault(tower, bundle.graph(tower, precision="float16"))
     return OnnxBackend(bundle, graphs=graphs, check=options.check, cuda=options.device)
 
@@ -100,11 +100,13 @@ def _open_torch(
 ) -> Backend:
     """The unmerged reference, from the checkpoint; the bundle does not carry it."""
     from mwa_export.model.load import ModelSource, load_model
+    from mwa_export.model.options import ModelOptions
     from mwa_export.runtimes.pytorch import TorchBackend
 
     size = bundle.manifest.model.backbone.image_size
     if options.reference is not None:
-        return TorchBackend(load_model(ModelSource(options.reference), image_size=size))
+        like = ModelOptions(image_size=size)
+        return TorchBackend(load_model(ModelSource(options.reference), like))
     raise UsageError(
         f"`runtime=torch`: {bundle.path} does not carry the checkpoint that it was made from. Name "
         "it: `reference=CHECKPOINT`"

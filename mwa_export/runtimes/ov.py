@@ -16,7 +16,7 @@ from mwa_export.errors import BundleError
 from mwa_export.inputs.preprocess import arrays_of
 from mwa_export.optional import require
 from mwa_export.runtimes.backend import check_conformance, expected_cosine
-from mwa_export.spec import TOWERS, Embeddings, Tower
+from mwa_export.spec import Embeddings, Tower
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 """Our name of a precision -> OpenVINO's."""
@@ -54,7 +54,8 @@ class OpenVinoBackend:
         """
         self.image_size = bundle.manifest.model.backbone.image_size
         self.graphs: dict[Tower, GraphFile] = {
-            tower: (graphs or {}).get(tower) or bundle.graph(tower) for tower in TOWERS
+            tower: (graphs or {}).get(tower) or bundle.graph(tower)
+            for tower in bundle.manifest.towers
         }
         self.rest = precision
         threads = threads or cores()
@@ -70,7 +71,7 @@ class OpenVinoBackend:
         }
         if check:
             reduced = precision == "bfloat16"
-            known = [tower for tower in TOWERS if self.graphs[tower][1] in bundle.manifest.graphs]
+            known = [t for t, (_, graph) in self.graphs.items() if graph in bundle.manifest.graphs]
             expected = {t: expected_cosine(self.graphs[t][1], bfloat16=reduced) for t in known}
             least = {tower: cosine for tower, cosine in expected.items() if cosine is not None}
             check_conformance(self, bundle, towers=known, least=least)

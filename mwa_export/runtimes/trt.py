@@ -15,7 +15,7 @@ from mwa_export.bundle.manifest import GraphFile
 from mwa_export.errors import EngineError
 from mwa_export.inputs.preprocess import arrays_of
 from mwa_export.runtimes.backend import BFLOAT16_COSINE, check_conformance, expected_cosine
-from mwa_export.spec import TOWERS, Embeddings, Tower
+from mwa_export.spec import Embeddings, Tower
 from mwa_export.trt.device import Device
 from mwa_export.trt.engine import usable_engines
 from mwa_export.trt.install import find_tensorrt
@@ -61,7 +61,7 @@ class TensorRtBackend:
         chosen = engines or _newest(bundle, precision, tensorrt.version, self.device)
         self.engines: dict[Tower, Engine] = {engine.tower: engine for engine in chosen}
         self.precision = chosen[0].precision
-        floats = {tower: bundle.graph(tower)[1] for tower in TOWERS}
+        floats = {tower: bundle.graph(tower)[1] for tower in bundle.manifest.towers}
         self.graphs: dict[Tower, GraphFile] = {
             tower: (
                 bundle.path / engine.file,
@@ -80,7 +80,9 @@ class TensorRtBackend:
                 open_runners(tensorrt, self.device, held, graphs=graphs)
             )
             if check:
-                check_conformance(self, bundle, least=_least(bundle, self.precision))
+                check_conformance(
+                    self, bundle, towers=tuple(held), least=_least(bundle, self.precision)
+                )
             self._opened = stack.pop_all()
 
     @property
@@ -128,7 +130,7 @@ def _newest(
 def _least(bundle: Bundle, precision: EnginePrecision) -> dict[Tower, float]:
     """The least cosine that engines of a precision must reach."""
     least: dict[Tower, float] = {}
-    for tower in TOWERS:
+    for tower in bundle.manifest.towers:
         measured = [
             expected_cosine(graph)
             for graph in bundle.manifest.graphs

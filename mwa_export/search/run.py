@@ -171,11 +171,13 @@ def open_output(folder: Path, where: str | None = None) -> Searched:
     return Searched(output, have[where])
 
 
-def encoder_of(output: Output, path: Path | None, options: RuntimeOptions | None) -> Encoder:
+def encoder_of(
+    output: Output, query: Query, path: Path | None, options: RuntimeOptions | None
+) -> Encoder:
     """Open the bundle that embeds the query: one that is named, or the one that the output names.
 
     Raises:
-        UsageError: it makes vectors of another embedding space.
+        UsageError: it makes vectors of another embedding space, or lacks the query's tower.
         BundleError: it is not there any more.
     """
     bundle = Bundle.open(path or output.job.bundle)
@@ -186,6 +188,7 @@ def encoder_of(output: Output, path: Path | None, options: RuntimeOptions | None
             f"{output.job.space_id[:16]}. They cannot be compared. Name the bundle that made "
             "them, or another form of the same model: `bundle`"
         )
+    bundle.require("text" if query.text is not None else "vision", to="search with this query")
     return load(bundle, options)
 
 
@@ -215,7 +218,7 @@ def search_output(
         UsageError: the bundle makes vectors of another embedding space.
         ImageError: the query's picture cannot be read.
     """
-    encoder = encoder_of(searched.output, bundle, runtime)
+    encoder = encoder_of(searched.output, query, bundle, runtime)
     if query.image is not None:
         vector = encoder.embed_images([query.image])[0]
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mwa_export.spec import HEAD_DIM
 from mwa_export.towers.forward import TowerPlan, run
 
 Shape = tuple[int, ...]
@@ -82,7 +81,7 @@ class _CountOps:
 
     def attention_of_one(self, q: Shape, x: Shape, mask: Shape | None, block: str) -> Shape:
         batch, tokens, width = x
-        heads = width // HEAD_DIM
+        heads = self._backbone.heads
         self.macs += 2 * batch * width * width  # key heads on the query, value heads on the result
         self.macs += 2 * batch * heads * tokens * width
         return q

@@ -13,7 +13,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mwa_export.spec import HEAD_DIM
 from mwa_export.towers.forward import TowerPlan, has_joint_down, has_joint_up
 
 Tensors = dict[str, Tensor]
@@ -34,9 +33,9 @@ def fold_norm(
     return weight * gamma, folded.to(weight.dtype)
 
 
-def fold_attention_scale(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores are q k / sqrt(64), and the root is a power of two: scaling W and b is exact."""
-    scale = HEAD_DIM**-0.5
+def fold_attention_scale(weight: Tensor, bias: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Scores are q k / sqrt(head_dim). For 64 the root is a power of two: scaling is exact."""
+    scale = head_dim**-0.5
     return weight * scale, bias * scale
 
 
@@ -51,13 +50,13 @@ def stack_columns(*linears: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return weight, torch.stack([b for _, b in linears]).sum(0)
 
 
-def by_head(weight: Tensor) -> Tensor:
-    """The rows of a projection, head by head. (D, D) -> (heads, 64, D).
+def by_head(weight: Tensor, head_dim: int) -> Tensor:
+    """The rows of a projection, head by head. (D, D) -> (heads, head_dim, D).
 
     With a single query, q (K x) = (K^T q) x and Σ a (V x) = V (Σ a x) head by head: two small
     products per query replace the key and value GEMMs over all tokens.
     """
-    return weight.view(-1, HEAD_DIM, weight.shape[1])
+    return weight.view(-1, head_dim, weight.shape[1])
 
 
 def vision_table(cls_token: Tensor, positions: Tensor, patch_bias: Tensor) -> Tensor:
@@ -98,9 +97,9 @@ def merge_tower(
         if "layernorm" in merged.merges:
             _fold_block_norms(out, merged, block)
         if "last-token" in merged.merges and index == plan.backbone.layers - 1:
-            _absorb_key_and_value(out, block)
+            _absorb_key_and_value(out, merged, block)
         elif "qkv" in merged.merges:
-            _fuse_qkv(out, block)
+            _fuse_qkv(out, merged, block)
         _merge_adapter(out, merged, block)
     if "layernorm" in merged.merges:
         _fold_norm_into(out, "norm", ["head"])
@@ -128,20 +127,21 @@ def _fold_norm_into(tensors: Tensors, norm: str, linears: Iterable[str]) -> None
         _put(tensors, linear, fold_norm(gamma, beta, weight, bias))
 
 
-def _fuse_qkv(tensors: Tensors, block: str) -> None:
-    query = fold_attention_scale(*_take(tensors, f"{block}.q"))
+def _fuse_qkv(tensors: Tensors, plan: TowerPlan, block: str) -> None:
+    query = fold_attention_scale(*_take(tensors, f"{block}.q"), plan.backbone.head_dim)
     key_weight, key_bias = _take(tensors, f"{block}.k")
     # q (k + b) adds the same q b to all scores of a query, and softmax does not see it.
     key = key_weight, torch.zeros_like(key_bias)
     _put(tensors, f"{block}.qkv", stack_rows(query, key, _take(tensors, f"{block}.v")))
 
 
-def _absorb_key_and_value(tensors: Tensors, block: str) -> None:
-    _put(tensors, f"{block}.q", fold_attention_scale(*_take(tensors, f"{block}.q")))
+def _absorb_key_and_value(tensors: Tensors, plan: TowerPlan, block: str) -> None:
+    head_dim = plan.backbone.head_dim
+    _put(tensors, f"{block}.q", fold_attention_scale(*_take(tensors, f"{block}.q"), head_dim))
     key, _ = _take(tensors, f"{block}.k")  # its bias cancels in softmax, as above
     value, bias = _take(tensors, f"{block}.v")
-    tensors[f"{block}.key_heads"] = by_head(key)
-    tensors[f"{block}.value_heads"] = by_head(value)
+    tensors[f"{block}.key_heads"] = by_head(key, head_dim)
+    tensors[f"{block}.value_heads"] = by_head(value, head_dim)
     tensors[f"{block}.value_bias"] = bias  # passes through: attention weights sum to 1
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.graphs.build import GraphBuilder
-from mwa_export.spec import HEAD_DIM, LAYERNORM_EPS
+from mwa_export.spec import LAYERNORM_EPS
 from mwa_export.towers.forward import TowerPlan
 
 Arrays = MutableMapping[str, NDArray[np.float32]]
@@ -86,7 +86,7 @@ class OnnxOps:
     def attention(
         self, q: str, k: str, v: str, mask: str | None, name: str, *, scaled: bool
     ) -> str:
-        heads = self._ints([0, 0, self._plan.backbone.heads, HEAD_DIM])
+        heads = self._ints([0, 0, *self._heads])
         q, k, v = (
             self._graph.node(
                 "Transpose", [self._graph.node("Reshape", [x, heads], name)], name, perm=perm
@@ -94,7 +94,7 @@ class OnnxOps:
             for x, perm in ((q, [0, 2, 1, 3]), (k, [0, 2, 3, 1]), (v, [0, 2, 1, 3]))
         )
         if not scaled:
-            q = self._graph.node("Mul", [q, self._float(HEAD_DIM**-0.5)], name)
+            q = self._graph.node("Mul", [q, self._float(self._heads[1] ** -0.5)], name)
         scores = self._graph.node("MatMul", [q, k], f"{name}.scores")  # (B, heads, asking, T)
         if mask is not None:
             scores = self._graph.node("Add", [scores, mask], f"{name}.scores")
@@ -108,7 +108,7 @@ class OnnxOps:
         node, name = self._graph.node, f"{block}.attn"
         key = self._weight(f"{block}.key_heads")  # (heads, 64, D)
         value = self._weight(f"{block}.value_heads", perm=(0, 2, 1))  # (heads, D, 64)
-        q = node("Reshape", [q, self._ints([0, self._plan.backbone.heads, HEAD_DIM])], name)
+        q = node("Reshape", [q, self._ints([0, *self._heads])], name)
         q = node("Transpose", [q], name, perm=[1, 0, 2])  # (heads, B, 64)
         asking = node("MatMul", [q, key], f"{name}.query")
         asking = node("Transpose", [asking], f"{name}.query", perm=[1, 0, 2])  # (B, heads, D)
@@ -201,6 +201,11 @@ class OnnxOps:
     @property
     def _width(self) -> int:
         return self._plan.backbone.embed_dim
+
+    @property
+    def _heads(self) -> tuple[int, int]:
+        """Their number, and the width of each."""
+        return self._plan.backbone.heads, self._plan.backbone.head_dim
 
     def _norm_width(self, tensor: str) -> int:
         wide = tensor.endswith(".mid_norm")

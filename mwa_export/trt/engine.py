@@ -24,7 +24,7 @@ from mwa_export.bundle.engine import (
 )
 from mwa_export.bundle.manifest import Manifest
 from mwa_export.errors import BundleError, EngineError
-from mwa_export.spec import TOWERS, Tower
+from mwa_export.spec import Tower
 from mwa_export.trt.device import Device
 from mwa_export.trt.log import Messages
 from mwa_export.trt.versions import TensorRt, major_of
@@ -79,7 +79,7 @@ def usable_engines(
     """
     usable, reasons = [], []
     flag = f"`engine_precision={precision}`"
-    for tower in TOWERS:
+    for tower in manifest.towers:
         found = [e for e in manifest.engines if (e.tower, e.precision) == (tower, precision)]
         obstacles = {e.file: obstacle(e, manifest, version, device) for e in found}
         fit = [engine for engine in found if obstacles[engine.file] is None]

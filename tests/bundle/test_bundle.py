@@ -30,6 +30,7 @@ from mwa_export.errors import BundleError, VerificationError
 from mwa_export.export import export as module
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.model.load import ModelSource, load_model
+from mwa_export.model.options import ModelOptions
 from mwa_export.model.synthetic import random_tensors, training_args
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.spec import AdapterConfig, ModelConfig, Tower
@@ -75,7 +76,9 @@ class Files:
         image_size: int | None = None,
         **options: Any,
     ) -> Bundle:
-        model = load_model(ModelSource(checkpoint or self.checkpoint()), image_size=image_size)
+        model = load_model(
+            ModelSource(checkpoint or self.checkpoint()), ModelOptions(image_size=image_size)
+        )
         return bundle_from_model(
             model, self.folder / out, ExportOptions(**{"tokenizer": self.spm, **options})
         )
@@ -154,7 +157,7 @@ def _manifest_without(name: str) -> Callable[[dict[str, Any]], str]:
         _manifest_with(graphs=None),
         _manifest_with(model=[]),
         _manifest_with(model={"backbone": {"width": 1}, "enhancer": True}),
-        _manifest_with(model={"backbone": {**asdict(BACKBONE), "embed_dim": 100}, "enhancer": 0}),
+        _manifest_with(model={"backbone": {**asdict(BACKBONE), "embed_dim": 101}, "enhancer": 0}),
         _manifest_with(files=[]),
         _manifest_with(files={"vision.onnx": {}}),
         _manifest_with(files={"vision.onnx": "sha"}),

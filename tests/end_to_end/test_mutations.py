@@ -143,7 +143,7 @@ def no_unit_length(patch: Patch, case: Case) -> Case:
 
 
 def no_attention_scale(patch: Patch, case: Case) -> Case:
-    patch.setattr(merge, "fold_attention_scale", lambda weight, bias: (weight, bias))
+    patch.setattr(merge, "fold_attention_scale", lambda weight, bias, _: (weight, bias))
     return case
 
 

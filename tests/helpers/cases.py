@@ -22,7 +22,7 @@ from paths import GOLDEN, SHARED_GOLDEN
 from mwa_export.inputs.noise import random_texts
 from mwa_export.model.adapters import training_options
 from mwa_export.model.load import Model, ModelSource, load_model
-from mwa_export.model.state_dict import AdapterOptions
+from mwa_export.model.options import ModelOptions
 from mwa_export.model.synthetic import random_tensors
 
 Floats = NDArray[np.float32]
@@ -65,7 +65,7 @@ def golden_case(folder: Path) -> Case:
     facts = json.loads((folder / "case.json").read_text(encoding="utf-8"))
     options = None
     if facts["layout"] == "raw":
-        options = AdapterOptions(
+        options = ModelOptions(
             adapter_scale=float(facts["ffn_adapter_scalar"]), ffn_option=facts["ffn_option"]
         )
     source = ModelSource(folder / "checkpoint.pth")
@@ -74,7 +74,7 @@ def golden_case(folder: Path) -> Case:
         source = ModelSource(base=base_file, adapter=folder / "adapter.pth")
     arrays = np.load(folder / "io.npz")
     return Case(
-        load_model(source, options=options),
+        load_model(source, options),
         **{key: arrays[key] for key in ("image", "token_ids", "padding_mask", "vision", "text")},
     )
 

@@ -13,7 +13,7 @@ from PIL import Image
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.model.load import ModelSource, load_model
-from mwa_export.model.state_dict import AdapterOptions
+from mwa_export.model.options import ModelOptions
 from mwa_export.parity.result import Parity
 
 PIECES = 80  # of the tokenizer; the small models have 90 rows
@@ -49,11 +49,10 @@ def export(
     out: Path,
     tokenizer: Path | None,
     *,
-    options: AdapterOptions | None = None,
-    image_size: int | None = None,
+    options: ModelOptions | None = None,
 ) -> Bundle:
     """The bundle of a checkpoint."""
-    model = load_model(ModelSource(checkpoint), options=options, image_size=image_size)
+    model = load_model(ModelSource(checkpoint), options)
     return bundle_from_model(model, out, ExportOptions(tokenizer=tokenizer))
 
 

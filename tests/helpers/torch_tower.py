@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mwa_export.spec import HEAD_DIM, LAYERNORM_EPS
+from mwa_export.spec import LAYERNORM_EPS
 from mwa_export.towers.forward import TowerPlan, run
 
 
@@ -27,12 +27,17 @@ class TorchTower(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Inputs as in ``plan.spec``. Returns (B, D), unit L2 norm, in the weights' dtype."""
-        return run(_TorchOps(self.get_parameter), self.plan, inputs)
+        return run(_TorchOps(self.get_parameter, self.plan.backbone.head_dim), self.plan, inputs)
 
 
 class _TorchOps:
-    def __init__(self, tensor: Callable[[str], Tensor]) -> None:
+    def __init__(self, tensor: Callable[[str], Tensor], head_dim: int) -> None:
         self._tensor = tensor
+        self._head_dim = head_dim
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, heads, D / heads)."""
+        return x.view(*x.shape[:-1], -1, self._head_dim)
 
     def _optional(self, name: str) -> Tensor | None:
         try:
@@ -74,9 +79,9 @@ class _TorchOps:
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, name: str, *, scaled: bool
     ) -> Tensor:
         batch, asking, width = q.shape
-        q, k, v = (_by_head(x).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (self._by_head(x).transpose(1, 2) for x in (q, k, v))
         if not scaled:
-            q = q * HEAD_DIM**-0.5
+            q = q * self._head_dim**-0.5
         scores = q @ k.transpose(-1, -2)  # (B, heads, asking, T)
         if mask is not None:
             scores = scores.masked_fill(mask, float("-inf"))
@@ -84,7 +89,7 @@ class _TorchOps:
 
     def attention_of_one(self, q: Tensor, x: Tensor, mask: Tensor | None, block: str) -> Tensor:
         key, value = self._tensor(f"{block}.key_heads"), self._tensor(f"{block}.value_heads")
-        asking = torch.einsum("bhc,hcd->bhd", _by_head(q).squeeze(1), key)
+        asking = torch.einsum("bhc,hcd->bhd", self._by_head(q).squeeze(1), key)
         scores = asking @ x.transpose(1, 2)  # (B, heads, T)
         if mask is not None:
             scores = scores.masked_fill(mask.squeeze(1), float("-inf"))
@@ -119,11 +124,6 @@ class _TorchOps:
 
     def unit(self, x: Tensor) -> Tensor:
         return functional.normalize(x.squeeze(1), dim=-1)
-
-
-def _by_head(x: Tensor) -> Tensor:
-    """(B, T, D) -> (B, T, heads, 64)."""
-    return x.view(*x.shape[:-1], -1, HEAD_DIM)
 
 
 def _register(module: nn.Module, name: str, value: nn.Parameter) -> None:

@@ -20,8 +20,9 @@ from mwa_export.errors import AdapterError, BundleError, CheckpointError, UsageE
 from mwa_export.model.adapters import split
 from mwa_export.model.checkpoint import read_checkpoint
 from mwa_export.model.load import Model, ModelSource, load_model
+from mwa_export.model.options import ModelOptions
 from mwa_export.model.space import space_id
-from mwa_export.model.state_dict import AdapterOptions, expected_shapes
+from mwa_export.model.state_dict import expected_shapes
 from mwa_export.model.synthetic import random_tensors, training_args
 from mwa_export.spec import ModelConfig
 
@@ -168,7 +169,7 @@ def test_adapter_file_without_metadata_works_with_options(base: Path, tmp_path: 
     source = ModelSource(base=base, adapter=path)
     with pytest.raises(UsageError, match="`adapter_scale=NUMBER`, `ffn_option="):
         load_model(source)
-    model = load_model(source, options=AdapterOptions(adapter_scale=0.6, ffn_option="parallel"))
+    model = load_model(source, ModelOptions(adapter_scale=0.6, ffn_option="parallel"))
     assert model.config == MWA
     assert _same(model, load_model(ModelSource(_save(tmp_path / "whole.pth", tensors, MWA))))
 

@@ -15,7 +15,8 @@ from naive import resize_positions as naive_resize
 
 from mwa_export.errors import UsageError
 from mwa_export.model.load import ModelSource, load_model, resize_positions
-from mwa_export.model.state_dict import POSITIONS, AdapterOptions
+from mwa_export.model.options import ModelOptions
+from mwa_export.model.state_dict import POSITIONS
 from mwa_export.model.summary import describe
 from mwa_export.spec import ModelConfig
 
@@ -29,7 +30,7 @@ def test_positions_are_interpolated_bicubically(old: int, new: int) -> None:
 
 def test_another_image_size_keeps_the_first_three_rows(checkpoint: Path) -> None:
     small = load_model(ModelSource(checkpoint))
-    large = load_model(ModelSource(checkpoint), image_size=48)
+    large = load_model(ModelSource(checkpoint), ModelOptions(image_size=48))
     before, after = small.tensors[POSITIONS["vision"]], large.tensors[POSITIONS["vision"]]
     assert large.config.backbone.image_size == 48
     assert after.shape == (3 + 36, 128)
@@ -37,13 +38,15 @@ def test_another_image_size_keeps_the_first_three_rows(checkpoint: Path) -> None
 
 
 def test_the_checkpoints_own_image_size_leaves_the_table_alone(checkpoint: Path) -> None:
-    plain, same = (load_model(ModelSource(checkpoint), image_size=size) for size in (None, 32))
+    plain, same = (
+        load_model(ModelSource(checkpoint), ModelOptions(image_size=size)) for size in (None, 32)
+    )
     assert torch.equal(plain.tensors[POSITIONS["vision"]], same.tensors[POSITIONS["vision"]])
 
 
 def test_image_size_that_is_no_multiple_names_the_nearest(checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="40 or 48"):
-        load_model(ModelSource(checkpoint), image_size=45)
+        load_model(ModelSource(checkpoint), ModelOptions(image_size=45))
 
 
 def test_loaded_config_is_the_one_that_was_trained(
@@ -61,7 +64,7 @@ def test_sequential_adapters_are_left_out_with_a_warning(
 
 
 def test_overriding_a_stored_option_is_a_warning(checkpoint: Path) -> None:
-    model = load_model(ModelSource(checkpoint), options=AdapterOptions(adapter_scale=0.3))
+    model = load_model(ModelSource(checkpoint), ModelOptions(adapter_scale=0.3))
     assert model.config.adapter is not None
     assert model.config.adapter.scale == 0.3
     assert "overrides the 0.6" in model.warnings[0]

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from mwa_export.errors import CheckpointError, UsageError
 from mwa_export.model.adapters import training_options
 from mwa_export.model.load import ModelSource, load_model
+from mwa_export.model.options import ModelOptions, StoredOptions
 from mwa_export.model.reference import ReferenceModel
 from mwa_export.model.state_dict import (
     POSITIONS,
     UNUSED,
-    AdapterOptions,
     Shape,
     check_shapes,
     config_from_shapes,
@@ -34,9 +34,9 @@ PATH = Path("checkpoint-29.pth")
 def _infer(
     shapes: dict[str, Shape],
     args: dict[str, Any] | None = None,
-    options: AdapterOptions | None = None,
+    options: ModelOptions | None = None,
 ) -> ModelConfig:
-    return config_from_shapes(shapes, args or {}, options or AdapterOptions(), PATH)
+    return config_from_shapes(shapes, StoredOptions(args or {}, PATH), options or ModelOptions())
 
 
 def test_config_follows_from_shapes_and_args(config: ModelConfig) -> None:
@@ -115,22 +115,19 @@ def test_missing_options_are_asked_for_by_exactly_their_names(
 def test_flags_stand_in_for_args(name: str) -> None:
     adapter = CONFIGS[name].adapter
     assert adapter is not None
-    given_ = AdapterOptions(adapter.scale, adapter.layernorm, adapter.option)
+    given_ = ModelOptions(adapter.scale, adapter.layernorm, adapter.option)
     assert _infer(expected_shapes(CONFIGS[name]), {}, given_) == CONFIGS[name]
 
 
 def test_flags_win_over_args_with_a_warning(checkpoint: Path) -> None:
-    model = load_model(ModelSource(checkpoint), options=AdapterOptions(adapter_scale=0.25))
+    model = load_model(ModelSource(checkpoint), ModelOptions(adapter_scale=0.25))
     assert MWA.adapter is not None
     assert model.config.adapter == replace(MWA.adapter, scale=0.25)
     assert model.warnings == ("`adapter_scale=0.25` overrides the 0.6 stored in checkpoint-0.pth.",)
 
 
 def test_flag_that_agrees_with_the_file_is_no_reason_to_warn(checkpoint: Path) -> None:
-    assert (
-        load_model(ModelSource(checkpoint), options=AdapterOptions(adapter_scale=0.6)).warnings
-        == ()
-    )
+    assert load_model(ModelSource(checkpoint), ModelOptions(adapter_scale=0.6)).warnings == ()
 
 
 def test_sequential_adapters_are_left_out_with_a_warning(
@@ -147,8 +144,12 @@ def test_sequential_adapters_are_left_out_with_a_warning(
         ("mwa", {"ffn_enhance": False}, "ffn_enhance=False, and its tensors include enhancemlp"),
         ("plain", {"ffn_adapt": True}, "ffn_adapt=True, and it holds no adapters"),
         ("mwa", {"ffn_adapt": False}, "ffn_adapt=False, and it holds adapters"),
-        ("mwa", {"ffn_mode": "text"}, "ffn_mode='text', and it holds the adapters of 'both'"),
-        ("text_mode", {"ffn_mode": "vision"}, "'vision', and it holds the adapters of 'text'"),
+        (
+            "mwa",
+            {"ffn_mode": "text"},
+            "ffn_mode='text', and it holds adaptmlp_text and adaptmlp_vision",
+        ),
+        ("text_mode", {"ffn_mode": "vision"}, "'vision', and it holds adaptmlp_text"),
         ("mwa", {"ffn_adapter_layernorm_option": "in"}, "LayerNorm is 'in'.*tensors lack"),
         ("norm_out", {"ffn_adapter_layernorm_option": "none"}, "is 'none'.*tensors include"),
         (
@@ -176,19 +177,19 @@ def test_args_that_contradict_the_tensors_are_refused(
 def test_scale_cannot_be_given_where_one_was_trained() -> None:
     config = CONFIGS["norm_in_learned"]
     with pytest.raises(UsageError, match="Leave `adapter_scale` out"):
-        _infer(expected_shapes(config), training_options(config), AdapterOptions(adapter_scale=1.0))
+        _infer(expected_shapes(config), training_options(config), ModelOptions(adapter_scale=1.0))
 
 
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        (AdapterOptions(adapter_scale=1.0), "adapter_scale"),
-        (AdapterOptions(adapter_layernorm="in"), "adapter_layernorm"),
-        (AdapterOptions(ffn_option="parallel"), "ffn_option"),
+        (ModelOptions(adapter_scale=1.0), "adapter_scale"),
+        (ModelOptions(adapter_layernorm="in"), "adapter_layernorm"),
+        (ModelOptions(ffn_option="parallel"), "ffn_option"),
     ],
 )
 def test_adapter_flags_are_refused_where_there_are_no_adapters(
-    options: AdapterOptions, field: str
+    options: ModelOptions, field: str
 ) -> None:
     with pytest.raises(UsageError, match=f"has no adapters, so `{field}` cannot apply"):
         _infer(expected_shapes(CONFIGS["plain"]), {}, options)
@@ -198,7 +199,11 @@ def test_adapter_flags_are_refused_where_there_are_no_adapters(
     ("name", "shape", "message"),
     [
         ("beit3.vision_embed.proj.weight", (128, 1, 8, 8), "reads 1 channels. Expected 3"),
-        ("beit3.vision_embed.proj.weight", (96, 3, 8, 8), "96. Expected a multiple of 64"),
+        (
+            "beit3.vision_embed.proj.weight",
+            (96, 3, 8, 8),
+            "96 wide, which is not a multiple of 64.*`heads=NUMBER`",
+        ),
         ("beit3.vision_embed.proj.weight", (128, 192), "is 128 x 192. Expected a rank 4"),
         (POSITIONS["vision"], (18, 128), "has 18 rows. Expected a square number of patches plus 3"),
         (POSITIONS["vision"], (3, 128), "has 3 rows. Expected a square"),
@@ -263,4 +268,4 @@ def test_image_size_that_does_not_fit_names_the_ones_that_do(
 ) -> None:
     message = rf"image size {size} is not a multiple of the patch size 8.*works: {nearest}\."
     with pytest.raises(UsageError, match=message):
-        load_model(ModelSource(checkpoint), image_size=size)
+        load_model(ModelSource(checkpoint), ModelOptions(image_size=size))

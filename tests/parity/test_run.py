@@ -25,7 +25,8 @@ from mwa_export.errors import (
     TokenizerError,
     UsageError,
 )
-from mwa_export.model.state_dict import AdapterOptions
+from mwa_export.model.checkpoint import ReadOptions
+from mwa_export.model.options import ModelOptions
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.parity.reports.write import write_reports
 from mwa_export.parity.run import RunOptions, compare_models, compare_sides
@@ -119,12 +120,12 @@ def test_options_that_no_file_holds_are_taken_from_the_bundle_and_said(
 ) -> None:
     raw = tmp_path / "raw.pth"
     torch.save(random_tensors(MWA), raw)
-    options = AdapterOptions(adapter_scale=0.6, ffn_option="parallel")
+    options = ModelOptions(adapter_scale=0.6, ffn_option="parallel")
     export(raw, tmp_path / "bundle", files / "tokenizer-0.spm", options=options)
     result = compare_models(raw, tmp_path / "bundle", data).result
     assert result.passed
     assert [w for w in result.warnings if "`adapter_scale`, `ffn_option`" in w], result.warnings
-    given = CheckpointOptions(options=AdapterOptions(0.1, ffn_option="parallel"))
+    given = CheckpointOptions(options=ModelOptions(0.1, ffn_option="parallel"))
     with pytest.raises(UsageError, match="another model configuration"):
         compare_models(raw, tmp_path / "bundle", data, run=RunOptions(checkpoint=given))
 
@@ -167,12 +168,18 @@ def refused_runs(files: Path, tmp_path: Path) -> dict[str, tuple[Any, ...]]:
             BundleError,
             "is not a bundle",
         ),
-        "folder": (tmp_path / "folder", bundle, RunOptions(), BundleError, "without manifest.json"),
+        "folder": (
+            tmp_path / "folder",
+            bundle,
+            RunOptions(),
+            MwaExportError,
+            "folder without a checkpoint",
+        ),
         "absent": (tmp_path / "x.pth", bundle, RunOptions(), MwaExportError, "x.pth"),
         "reading a bundle": (
             bundle,
             bundle,
-            RunOptions(checkpoint=CheckpointOptions(ema=True)),
+            RunOptions(checkpoint=CheckpointOptions(read=ReadOptions(ema=True))),
             BundleError,
             "is a bundle, and options for reading a checkpoint were given",
         ),
@@ -231,7 +238,12 @@ def test_other_tokenizer_is_another_space(files: Path, data: RetrievalData) -> N
 def test_checkpoint_of_another_image_size_is_resized_as_the_bundle_was(
     files: Path, data: RetrievalData, tmp_path: Path
 ) -> None:
-    export(files / "checkpoint.pth", tmp_path / "64", files / "tokenizer-0.spm", image_size=64)
+    export(
+        files / "checkpoint.pth",
+        tmp_path / "64",
+        files / "tokenizer-0.spm",
+        options=ModelOptions(image_size=64),
+    )
     result = compare_models(files / "checkpoint.pth", tmp_path / "64", data).result
     assert result.passed
     assert states(result)["preprocessing"] == "same"

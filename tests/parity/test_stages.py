@@ -18,6 +18,7 @@ from mwa_export.data.test_sets import read_data
 from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import ImageError, UsageError
 from mwa_export.inputs.tokenizer import Tokenizer
+from mwa_export.model.options import ModelOptions
 from mwa_export.parity import stages
 from mwa_export.parity.run import RunOptions, compare_models, compare_sides
 from mwa_export.spec import Embeddings, Tower
@@ -113,7 +114,12 @@ def test_noise_of_known_strength_is_measured_as_such(
 def test_other_image_size_is_another_space_whose_stages_are_told_apart(
     files: Path, data: RetrievalData, tmp_path: Path
 ) -> None:
-    export(files / "checkpoint.pth", tmp_path / "64", files / "tokenizer-0.spm", image_size=64)
+    export(
+        files / "checkpoint.pth",
+        tmp_path / "64",
+        files / "tokenizer-0.spm",
+        options=ModelOptions(image_size=64),
+    )
     arguments = files / "bundle", tmp_path / "64", data
     with pytest.raises(UsageError, match="another model configuration, picture preprocessing"):
         compare_models(*arguments)

@@ -44,7 +44,9 @@ def test_norm_folds_into_the_linear_behind_it(width: int, out: int, with_bias: b
 def test_scaled_query_gives_scaled_scores(width: int) -> None:
     x, keys, weight, bias = rand(5, width), rand(7, HEAD_DIM), rand(HEAD_DIM, width), rand(HEAD_DIM)
     expected = functional.linear(x, weight, bias) @ keys.T / HEAD_DIM**0.5
-    assert close(functional.linear(x, *merge.fold_attention_scale(weight, bias)) @ keys.T, expected)
+    assert close(
+        functional.linear(x, *merge.fold_attention_scale(weight, bias, HEAD_DIM)) @ keys.T, expected
+    )
 
 
 def test_key_bias_does_not_reach_the_attention_weights() -> None:
@@ -90,8 +92,8 @@ def test_one_query_needs_no_keys_and_values(heads: int, tokens: int) -> None:
     q = query.view(heads, 1, HEAD_DIM) / width
     k, v = (((x @ w.T).view(tokens, heads, HEAD_DIM)).transpose(0, 1) for w in (key, value))
     expected = ((q @ k.transpose(1, 2)).softmax(-1) @ v).flatten()
-    absorbed = (q @ merge.by_head(key)) @ x.T  # (heads, 1, tokens)
-    seen = (absorbed.softmax(-1) @ x) @ merge.by_head(value).transpose(1, 2)
+    absorbed = (q @ merge.by_head(key, HEAD_DIM)) @ x.T  # (heads, 1, tokens)
+    seen = (absorbed.softmax(-1) @ x) @ merge.by_head(value, HEAD_DIM).transpose(1, 2)
     assert close(seen.flatten(), expected)
 
 

@@ -1,0 +1,146 @@
+"""The configuration of the adapters, from a checkpoint's tensors and options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from mwa_export.errors import CheckpointError, MissingOptionError, UsageError
+from mwa_export.model.options import ModelOptions, StoredOptions
+from mwa_export.spec import (
+    ADAPTER_OF_TOWER,
+    AdapterConfig,
+    AdapterLayerNorm,
+    AdapterMode,
+    FfnOption,
+    Tower,
+    one_of,
+)
+
+Shape = tuple[int, ...]
+
+
+def adapter_config(
+    shapes: Mapping[str, Shape],
+    towers: tuple[Tower, ...],
+    stored: StoredOptions,
+    options: ModelOptions,
+) -> AdapterConfig | None:
+    """The adapters of the towers; None if they have none.
+
+    Raises:
+        CheckpointError, UsageError: see `config_from_shapes`.
+        MissingOptionError: an option is stored nowhere and was not given.
+    """
+    path, wanted = stored.path, [ADAPTER_OF_TOWER[tower] for tower in towers]
+    present = [name for name in wanted if any(f".{name}." in key for key in shapes)]
+    _check_stored_mode(wanted, present, stored)
+    if not present:
+        if given := [f"`{name}`" for name in options.of_adapters()]:
+            raise UsageError(f"{path}: has no adapters, so {', '.join(given)} cannot apply.")
+        return None
+    mode = "both" if len(present) == 2 else present[0].removeprefix("adaptmlp_")
+    down = next((n for n in shapes if ".adaptmlp_" in n and n.endswith("down_proj.weight")), None)
+    if down is None or len(shapes[down]) != 2:
+        found = "missing" if down is None else " x ".join(map(str, shapes[down])) or "a scalar"
+        raise CheckpointError(
+            f"{path}: {down or 'adaptmlp_*.down_proj.weight'} is {found}. Expected a rank 2 tensor."
+        )
+    absent: dict[str, str] = {}  # option -> what it can be
+    layernorm = _layernorm(shapes, stored, options, absent)
+    scale = _scale(shapes, stored, options, absent)
+    ffn_option = options.ffn_option or stored.get("ffn_option")
+    if ffn_option is None:
+        absent["ffn_option"] = "|".join(get_args(FfnOption))
+    if absent:
+        raise MissingOptionError(
+            f"{path}: holds adapters, but neither its tensors nor its args say how they were "
+            "trained. Give: " + ", ".join(f"`{name}={value}`" for name, value in absent.items()),
+            tuple(absent),
+        )
+    one_of("ffn_option", str(ffn_option), get_args(FfnOption))
+    return AdapterConfig(
+        cast("AdapterMode", mode), shapes[down][0], layernorm, scale, cast("FfnOption", ffn_option)
+    )
+
+
+def _check_stored_mode(wanted: list[str], present: list[str], stored: StoredOptions) -> None:
+    """Raise UsageError if the stored options tell of other adapters than there are."""
+    adapts, mode = stored.get("ffn_adapt"), stored.get("ffn_mode")
+    if adapts is not None and not adapts and present:
+        raise UsageError(
+            f"{stored.path}: its args say ffn_adapt={adapts}, and it holds adapters. The file was "
+            "put together wrongly."
+        )
+    if mode is not None and (present or adapts):
+        one_of("ffn_mode", str(mode), get_args(AdapterMode))
+        told = [name for name in wanted if mode in ("both", name.removeprefix("adaptmlp_"))]
+        if told != present:
+            raise UsageError(
+                f"{stored.path}: its args say ffn_adapt={adapts} and ffn_mode={mode!r}, and it "
+                f"holds {' and '.join(present) or 'no adapters'}. The file was put together "
+                "wrongly."
+            )
+    elif adapts and not present:
+        raise UsageError(
+            f"{stored.path}: its args say ffn_adapt={adapts}, and it holds no adapters. The file "
+            "was put together wrongly."
+        )
+
+
+def _layernorm(
+    shapes: Mapping[str, Shape],
+    stored: StoredOptions,
+    options: ModelOptions,
+    absent: dict[str, str],
+) -> AdapterLayerNorm:
+    has_tensors = any(".adapter_layer_norm_before." in name for name in shapes)
+    value = options.adapter_layernorm or stored.get("ffn_adapter_layernorm_option")
+    if value is None and not has_tensors:
+        return "none"
+    if value is None:  # `in` and `out` have the same tensors
+        absent["adapter_layernorm"] = "in|out"
+        return "none"
+    one_of("ffn_adapter_layernorm_option", str(value), get_args(AdapterLayerNorm))
+    if (value != "none") != has_tensors:
+        raise UsageError(
+            f"{stored.path}: the adapter LayerNorm is {value!r} by its options, and its tensors "
+            f"{'include' if has_tensors else 'lack'} adapter_layer_norm_before."
+        )
+    return cast("AdapterLayerNorm", value)
+
+
+def _scale(
+    shapes: Mapping[str, Shape],
+    stored: StoredOptions,
+    options: ModelOptions,
+    absent: dict[str, str],
+) -> float | None:
+    if any(".adaptmlp_" in name and name.endswith(".scale") for name in shapes):
+        if options.adapter_scale is not None:
+            raise UsageError(
+                f"{stored.path}: its adapters carry a trained scale. Leave `adapter_scale` out."
+            )
+        return None
+    value: Any = options.adapter_scale
+    if value is None:
+        value = stored.get("ffn_adapter_scalar")
+    if value is None:
+        absent["adapter_scale"] = "NUMBER"
+        return 0.0
+    try:
+        scale = float(value)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{stored.path}: its args say ffn_adapter_scalar={str(value)[:40]!r}, and its adapters "
+            "carry no trained scale. Give one: `adapter_scale=NUMBER`"
+        ) from None
+    # A float32 graph computes with it, and overflows where a Python float does not.
+    if not abs(scale) <= float(np.finfo(np.float32).max):
+        raise UsageError(
+            f"{stored.path}: the adapter scale is {scale}. Expected a finite number that float32 "
+            "can hold."
+        )
+    return scale

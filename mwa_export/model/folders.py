@@ -1,0 +1,161 @@
+"""Find the files of a checkpoint: one file, or a folder of DeepSpeed or Hugging Face."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mwa_export.errors import AdapterError, CheckpointError
+
+_DEEPSPEED = "mp_rank_00_model_states.pt"
+_HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
+_CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFiles:
+    """The files that hold a model's tensors."""
+
+    path: Path  # for messages: the file, or the index of the shards
+    weights: tuple[Path, ...]
+    layout: str  # "", "DeepSpeed", "Hugging Face", "Hugging Face, 2 shards"
+    shard_of: Mapping[str, Path] = field(default_factory=dict)  # tensor -> file, if sharded
+    config: Mapping[str, Any] = field(default_factory=dict)  # of config.json
+
+
+def find_files(path: Path) -> CheckpointFiles:
+    """Find the files of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or one whose tensors lie scattered; the message names the
+            tool that gathers them.
+        AdapterError: a folder of PEFT.
+    """
+    if path.is_file():
+        return CheckpointFiles(path, (path,), _DEEPSPEED_NAMES.get(path.name, ""))
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or folder. Expected a checkpoint.")
+    _refuse_scattered(path)
+    found = _deepspeed(path) or _hugging_face(path)
+    if found is not None:
+        return found
+    inside = [f.name for f in sorted(path.iterdir()) if f.suffix in _CHECKPOINTS]
+    hint = f" Name a file in it: {', '.join(inside[:4])}." if inside else ""
+    raise CheckpointError(
+        f"{path}: is a folder without a checkpoint. Looked for {', '.join(_HUGGING_FACE)} or an "
+        f"index of shards (Hugging Face), `latest` or */{_DEEPSPEED} (DeepSpeed).{hint}"
+    )
+
+
+_DEEPSPEED_NAMES = {_DEEPSPEED: "DeepSpeed"}
+
+
+def _refuse_scattered(folder: Path) -> None:
+    """Refuse folders that no single file speaks for, each with the way to one that does."""
+    if (folder / ".metadata").is_file() or any(folder.glob("*.distcp")):
+        raise CheckpointError(
+            f"{folder}: is a distributed checkpoint of PyTorch (torch.distributed.checkpoint). "
+            "Gather it into one file: python -m torch.distributed.checkpoint.format_utils "
+            f"dcp_to_torch {folder} checkpoint.pth"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise AdapterError(
+            f"{folder}: is a PEFT adapter (LoRA or alike), which is not a MultiWay-Adapter. Merge "
+            "it with PEFT's merge_and_unload() and give the merged checkpoint."
+        )
+    if any(folder.glob("zero_pp_rank_*_mp_rank_00_model_states.pt")):
+        raise _zero3(folder)
+    if not any(folder.glob("mp_rank_*_model_states.pt")) and any(
+        folder.glob("*/zero_pp_rank_*_mp_rank_00_model_states.pt")
+    ):
+        raise _zero3(folder)
+
+
+def _zero3(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: is a DeepSpeed ZeRO-3 checkpoint, whose weights are spread over its ranks. "
+        f"Gather them with the script that DeepSpeed leaves beside it: python zero_to_fp32.py "
+        f"{folder} OUTPUT, and export OUTPUT."
+    )
+
+
+def _deepspeed(folder: Path) -> CheckpointFiles | None:
+    """The model states of a DeepSpeed folder, or of one of its tags."""
+    latest, tag = folder / "latest", folder
+    if not any(folder.glob("mp_rank_*_model_states.pt")):
+        tags = sorted(file.parent for file in folder.glob(f"*/{_DEEPSPEED}"))
+        if latest.is_file():
+            tag = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
+            if tag not in tags:
+                raise CheckpointError(
+                    f"{latest}: names {tag.name}, and {tag / _DEEPSPEED} is not a file. Expected a "
+                    f"folder with {_DEEPSPEED}. Name the one to take: "
+                    f"{', '.join(map(str, tags)) or 'there is none'}."
+                )
+        elif not tags:
+            return None
+        elif len(tags) > 1:
+            raise CheckpointError(
+                f"{folder}: holds {len(tags)} DeepSpeed checkpoints and no file `latest`. Name the "
+                f"one to take: {', '.join(map(str, tags[:4]))}."
+            )
+        else:
+            (tag,) = tags
+    ranks = sorted(other.name for other in tag.glob("mp_rank_*_model_states.pt"))
+    if ranks != [_DEEPSPEED]:
+        raise CheckpointError(
+            f"{tag}: the model is split over {len(ranks)} tensor-parallel ranks ({ranks[-1]} "
+            "...). Expected one. Merge them with DeepSpeed's own tools first."
+        )
+    file = tag / _DEEPSPEED
+    return CheckpointFiles(file, (file,), "DeepSpeed")
+
+
+def _hugging_face(folder: Path) -> CheckpointFiles | None:
+    config_file = folder / "config.json"
+    config = read_json(config_file) if config_file.is_file() else {}
+    for name in _HUGGING_FACE:
+        index, file = folder / f"{name}.index.json", folder / name
+        if index.is_file():
+            shard_of = _shards(index)
+            shards = tuple(dict.fromkeys(shard_of.values()))
+            layout = f"Hugging Face, {len(shards)} shards"
+            return CheckpointFiles(index, shards, layout, shard_of, config)
+        if file.is_file():
+            return CheckpointFiles(file, (file,), "Hugging Face", config=config)
+    return None
+
+
+def _shards(index: Path) -> dict[str, Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index}: has no `weight_map`. Expected the index of a checkpoint.")
+    for name in dict.fromkeys(names.values()):
+        if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
+            raise CheckpointError(
+                f"{index}: names the file {name!r}. Expected names of files beside the index."
+            )
+        if not (index.parent / name).is_file():
+            raise CheckpointError(
+                f"{index}: names {name}, which is missing. Copy all {len(set(names.values()))} "
+                "shards into the folder."
+            )
+    return {tensor: index.parent / name for tensor, name in names.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: it cannot be read, or is something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not JSON that can be read ({error}).") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: holds a {type(data).__name__}. Expected a JSON object.")
+    return data

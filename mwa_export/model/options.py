@@ -1,0 +1,103 @@
+"""Options of a model: what the user gives, what the file has stored, and what neither may ask for.
+
+Stored options have the names of the reference's option parser and of torchscale's `EncoderConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mwa_export.errors import CheckpointError, UsageError
+from mwa_export.model.pickled import Placeholder
+from mwa_export.spec import LAYERNORM_EPS, AdapterLayerNorm, FfnOption, Tower
+
+# What no tensor shows and the exported graph computes in one way only. A stored option with
+# another value would make another model (torchscale's EncoderConfig; timm's names beside them).
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "activation_fn": ("gelu",),
+    "encoder_normalize_before": (True,),
+    "normalize_output": (True,),
+    "no_scale_embedding": (True,),
+    "scale_embedding": (False,),
+    "layernorm_embedding": (False,),
+    "layernorm_eps": (LAYERNORM_EPS,),
+    "subln": (True,),
+    "deepnorm": (False,),
+    "multiway": (True,),
+    "moe_freq": (0,),
+    "use_xmoe": (False,),
+    "rel_pos_buckets": (0,),
+    "max_rel_pos": (0,),
+    "xpos_rel_pos": (False,),
+    "in_chans": (3,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What the user says about a model; None: as the checkpoint says."""
+
+    adapter_scale: float | None = None  # ffn_adapter_scalar
+    adapter_layernorm: AdapterLayerNorm | None = None  # ffn_adapter_layernorm_option
+    ffn_option: FfnOption | None = None
+    image_size: int | None = None  # pixels; another than the positions have interpolates them
+    max_length: int | None = None  # longest text in tokens, BOS and EOS included
+    heads: int | None = None  # of the attention
+    towers: tuple[Tower, ...] | None = None  # to export; None: all that are there
+
+    def of_adapters(self) -> dict[str, Any]:
+        """The adapters' options that were given."""
+        names = ("adapter_scale", "adapter_layernorm", "ffn_option")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOptions:
+    """The training options that a checkpoint has stored."""
+
+    values: Mapping[str, Any]
+    path: Path  # for messages
+
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
+    def get(self, name: str, otherwise: Any = None) -> Any:
+        """The stored value, or ``otherwise`` if there is none.
+
+        Raises:
+            CheckpointError: it is an object, and making it could run code.
+        """
+        value = self.values.get(name)
+        if isinstance(value, Placeholder):
+            raise CheckpointError(
+                f"{self.path}: its stored option {name} is an object of type {value.name}. "
+                "Expected a plain number, text or truth value."
+            )
+        return otherwise if value is None else value
+
+    def natural(self, name: str) -> int | None:
+        """A stored number above 0; None if there is none.
+
+        Raises:
+            CheckpointError: it is something else.
+        """
+        value = self.get(name)
+        if value is None or (type(value) is int and value > 0):
+            return value
+        raise CheckpointError(
+            f"{self.path}: its stored option {name} is {str(value)[:40]!r}. Expected a whole "
+            "number above 0."
+        )
+
+    def refuse_unsupported(self) -> None:
+        """Raise UsageError if an option asks for what the exported graph does not compute."""
+        for name, supported in _FIXED.items():
+            value = self.get(name) if name in self else supported[0]
+            if value not in supported:
+                raise UsageError(
+                    f"{self.path}: was trained with {name}={str(value)[:40]}, and the export "
+                    f"computes {name}={supported[0]} only. This model cannot be exported."
+                )
