@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -209,7 +210,9 @@ def sensitivities(
                 backend = OnnxBackend(variants.bundle, graphs={tower: file}, check=False)
                 got = _embed_samples(backend, tower, samples)
             cosine = (wanted.astype(np.float64) * got).sum(axis=1)
-            found[SiteKey(tower, site.name)] = float(np.maximum(0, 1 - cosine).mean())
+            loss = float(np.maximum(0, 1 - cosine).mean())
+            # A layer that overflows in INT8 is the last to be quantized; NaN has no order.
+            found[SiteKey(tower, site.name)] = loss if math.isfinite(loss) else math.inf
             progress.advance(1)
         release()
     return found

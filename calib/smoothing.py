@@ -7,6 +7,7 @@ strength α is searched for each site on what counts: the error of the layer's o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -109,7 +110,8 @@ def _quantized_error(
     found = quantized @ levels
     found *= scales * step
     found -= wanted
-    return _energy(found) / max(_energy(wanted), 1e-30)
+    error = _energy(found) / max(_energy(wanted), 1e-30)
+    return error if math.isfinite(error) else math.inf  # min() passes over a NaN
 
 
 def _energy(values: Floats) -> float:

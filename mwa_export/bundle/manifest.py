@@ -91,8 +91,9 @@ class Manifest:
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """The towers that the bundle has graphs of."""
-        return tuple(t for t in TOWERS if any(graph.spec.tower == t for graph in self.graphs))
+        """The towers that the bundle has graphs of; before any is written, those of the model."""
+        found = {graph.spec.tower for graph in self.graphs} or self.model.towers
+        return tuple(tower for tower in TOWERS if tower in found)
 
     @property
     def max_length(self) -> int:

@@ -48,8 +48,12 @@ class OnnxOps:
         if f"{tensor}.weight" in self._tensors:
             affine = [self._weight(f"{tensor}.weight"), self._weight(f"{tensor}.bias")]
         else:
-            ones = np.ones(self._norm_width(tensor), np.float32)
-            affine = [self._graph.constant(ones, np.float32, "ones")]
+            # ONNX may leave the zeros out, but ONNX Runtime's transformer optimizer needs them.
+            width = self._norm_width(tensor)
+            affine = [
+                self._graph.constant(np.ones(width, np.float32), np.float32, "ones"),
+                self._graph.constant(np.zeros(width, np.float32), np.float32, "zeros"),
+            ]
         return self._graph.node("LayerNormalization", [x, *affine], tensor, **attributes)
 
     def scale(self, x: str, tensor: str) -> str:
@@ -163,7 +167,7 @@ class OnnxOps:
         return self._graph.node("Add", [x, self._weight("table")], "table")
 
     def with_class_token(self, patches: str) -> str:
-        batch = self._graph.node("Shape", [patches], "cls_token", start=0, end=1)
+        batch = self._size(patches, 0, "cls_token")
         shape = self._graph.node(
             "Concat", [batch, self._ints([1, self._width])], "cls_token.shape", axis=0
         )
@@ -175,11 +179,13 @@ class OnnxOps:
         x = self._graph.node(
             "Gather", [self._weight("token_embedding"), token_ids], "token_embedding", axis=0
         )
-        length = self._graph.node("Shape", [token_ids], "length", start=1, end=2)
-        rows = [self._weight("positions"), self._ints([0]), length, self._ints([0])]
-        return self._graph.node(
-            "Add", [x, self._graph.node("Slice", rows, "positions")], "positions"
-        )
+        # Rows 0 to T - 1 by their numbers: of a Slice, symbolic shape inference cannot tell that it
+        # has T rows, for the table might have fewer.
+        length = self._size(token_ids, 1, "length", as_scalar=True)
+        zero, one = (self._graph.constant(n, np.int64, f"scalar.{n}") for n in (0, 1))
+        rows = self._graph.node("Range", [zero, length, one], "positions")
+        positions = self._graph.node("Gather", [self._weight("positions"), rows], "positions")
+        return self._graph.node("Add", [x, positions], "positions")
 
     def zero_padding(self, x: str, padding_mask: str) -> str:
         mask = self._graph.node("Cast", [padding_mask], "padding_mask", to=1)
@@ -197,6 +203,16 @@ class OnnxOps:
         length = self._graph.node("ReduceL2", [x], "embedding.norm", axes=[-1], keepdims=1)
         length = self._graph.node("Max", [length, self._float(NORM_EPS)], "embedding.norm")
         return self._graph.node("Div", [x, length], "embedding.unit")
+
+    def _size(self, x: str, axis: int, name: str, *, as_scalar: bool = False) -> str:
+        """The size of an axis, (1,) int64, or a scalar.
+
+        Not by `start` and `end` of Shape: TensorRT 8.6 and ONNX Runtime's symbolic shape inference
+        pass over them.
+        """
+        shape = self._graph.node("Shape", [x], name)
+        index = self._graph.constant(axis if as_scalar else [axis], np.int64, f"axis.{axis}")
+        return self._graph.node("Gather", [shape, index], f"{name}.size", axis=0)
 
     @property
     def _width(self) -> int:

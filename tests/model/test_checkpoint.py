@@ -151,7 +151,7 @@ def _renamed_pickle(folder: Path, tensors: Tensors) -> Path:
 
 def _parameters_in_a_subclass(folder: Path, tensors: Tensors) -> Path:
     path = folder / "subclass.pth"
-    state = collections.defaultdict(dict, {n: torch.nn.Parameter(t) for n, t in tensors.items()})
+    state = collections.defaultdict(None, {n: torch.nn.Parameter(t) for n, t in tensors.items()})
     torch.save({"model_state_dict": state, "args": types.SimpleNamespace(**vars(ARGS))}, path)
     return path
 

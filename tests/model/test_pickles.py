@@ -90,7 +90,7 @@ _WAYS = (
     "parameter",
     "tensor type",
 )
-_PLACES: dict[str, Callable[[dict[str, Any], Any], None]] = {
+_PLACES: dict[str, Callable[[dict[Any, Any], Any], None]] = {
     "top": lambda saved, evil: saved.update(extra=evil),
     "optimizer": lambda saved, evil: saved.update(optimizer={"state": {0: [evil]}}),
     "args": lambda saved, evil: setattr(saved["args"], "note", evil),
@@ -107,7 +107,7 @@ def test_code_beside_the_weights_does_not_run_and_does_not_block_them(
 ) -> None:
     marker = tmp_path / "marker"
     for protocol in range(2, 6):
-        saved: dict[str, Any] = {"model": {NAME: torch.ones(2, 2)}}
+        saved: dict[Any, Any] = {"model": {NAME: torch.ones(2, 2)}}
         saved["args"] = argparse.Namespace(ffn_num=64)
         _PLACES[place](saved, _Reduce(marker, how))
         path = tmp_path / f"evil-{protocol}.pth"

@@ -106,7 +106,11 @@ def test_graph_is_clean(
         for n in nodes
     )
     assert max(keys.values()) == 1, "duplicate nodes"
-    small = Counter(i.raw_data for i in model.graph.initializer if i.name.startswith("constant."))
+    small = Counter(
+        (i.data_type, tuple(i.dims), i.raw_data)
+        for i in model.graph.initializer
+        if i.name.startswith("constant.")
+    )
     assert max(small.values()) == 1, "duplicate constants"
     assert len({node.name for node in nodes}) == len(nodes)
 
