@@ -13,7 +13,7 @@ test: $(VENV)/installed
 	$(BIN)/pytest
 
 quick: $(VENV)/installed
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

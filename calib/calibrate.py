@@ -74,7 +74,7 @@ def calibrate(
             finite; the message names the tensor.
     """
     options, progress = options or CalibrationOptions(), progress or Silent()
-    bundle.require(*TOWERS, to="calibrate")
+    bundle.require(*TOWERS, what="calibration")
     sites: list[SiteCalibration] = []
     for tower in TOWERS:
         sites += _calibrate_tower(bundle, tower, samples, options, progress)

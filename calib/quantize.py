@@ -104,7 +104,7 @@ def quantize(
     data, held_back = as_test_set(data), as_test_set(held_back)
     progress("open the bundle and check its conformance vectors")
     bundle = Bundle.open(path)
-    bundle.require(*TOWERS, to="quantize by recall")
+    bundle.require(*TOWERS, what="quantization")
     side = open_bundle(path, lent_tokenizer=options.tokenizer)
     samples: Samples | None = None
     if calibration is not None:

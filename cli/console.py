@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,17 +65,33 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print a warning on stderr, also with -q."""
-    click.echo(f"warning: {words(text)}", err=True)
+    click.echo(f"warning: {_in_one_line(words(text))}", err=True)
 
 
 def fail(error: MwaExportError) -> None:
     """Print an error on stderr."""
-    click.echo(f"error: {words(str(error))}", err=True)
+    click.echo(f"error: {_in_one_line(words(str(error)))}", err=True)
+
+
+def _in_one_line(text: str) -> str:
+    return text.replace("\n", "\\n")
 
 
 def words(text: str) -> str:
     """A message of the library in the words of the command line: options become flags."""
-    return with_flags(text, running) if "`" in text else text
+    return printable(with_flags(text, running) if "`" in text else text)
+
+
+def printable(text: str) -> str:
+    """Text that may quote names out of files, with what moves a cursor or turns lines escaped."""
+    return _UNPRINTABLE.sub(
+        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text
+    )
+
+
+_UNPRINTABLE = re.compile(  # control characters but the line feed, and those of direction
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class _Steps:
@@ -175,5 +192,5 @@ def table(
         numeric = header is not None and index > 0
         output.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        output.add_row(*row)
+        output.add_row(*map(printable, row))
     Console(highlight=False, markup=False, emoji=False).print(output)

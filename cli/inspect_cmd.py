@@ -1,8 +1,9 @@
-"""`mwa-export inspect`: what is in a checkpoint."""
+"""`mwa-export inspect`: what is in a checkpoint or a bundle."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,14 +11,26 @@ import click
 from mwa_export.cli import console
 from mwa_export.cli.options import model_options, model_options_from, shape_options, source_from
 
+_EXAMPLES = """\b
+Examples:
+  mwa-export inspect checkpoint-29.pth --json
+  mwa-export inspect bundle
+"""
 
-@click.command(epilog="\b\nExample:\n  mwa-export inspect checkpoint-29.pth --json\n")
+
+@click.command(epilog=_EXAMPLES)
 @model_options
 @shape_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @console.verbosity
 def command(as_json: bool, **model_values: Any) -> None:
-    """Show what is in CHECKPOINT: model, adapters, options, parameter counts."""
+    """Show what is in CHECKPOINT: model, adapters, options, parameter counts; or in a bundle."""
+    from mwa_export.bundle.manifest import MANIFEST
+
+    checkpoint = model_values["checkpoint"]
+    if checkpoint is not None and (checkpoint / MANIFEST).is_file():
+        _show_bundle(checkpoint, as_json=as_json)
+        return
     from mwa_export.model.load import load_model
     from mwa_export.model.summary import describe
 
@@ -34,4 +47,20 @@ def command(as_json: bool, **model_values: Any) -> None:
         description.parameter_rows(), ("Parameters", "vision tower", "text tower", "file")
     )
     for warning in description.warnings:
+        console.warn(warning)
+
+
+def _show_bundle(path: Path, *, as_json: bool) -> None:
+    from mwa_export.bundle.bundle import Bundle
+    from mwa_export.bundle.summary import bundle_json, bundle_rows, graph_rows
+
+    with console.steps() as step:
+        step("check the bundle's files")
+        bundle = Bundle.open(path)
+    if as_json:
+        click.echo(json.dumps(bundle_json(bundle), indent=2))
+        return
+    console.table(bundle_rows(bundle), title="Bundle")
+    console.table(graph_rows(bundle), ("Graphs", "tower", "precision", "runtime", "MB"))
+    for warning in bundle.manifest.export.warnings:
         console.warn(warning)

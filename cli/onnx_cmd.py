@@ -79,8 +79,12 @@ def command(
             console.warn(warning)
         bundle = bundle_from_model(model, out, options, on_step=step)
     worst = max(bundle.manifest.export.largest_difference_from_reference.values())
-    if tokenizer is None:
+    if tokenizer is None and "text" in bundle.manifest.towers:
         console.say("no --tokenizer was given: the bundle takes token ids only, not texts")
+    elif tokenizer is None and len(model.config.towers) > 1:
+        console.say(
+            "no --tokenizer was given: a text bundle with one will have another embedding space id"
+        )
     console.say(f"largest difference from the PyTorch reference: {worst:.1e}")
     console.say(f"embedding space {bundle.manifest.space_id[:16]}")
     click.echo(bundle.path)

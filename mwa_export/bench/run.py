@@ -91,7 +91,7 @@ def run_bench(
         UsageError: an option or a runtime that does not exist.
         MwaExportError: nothing at all can run.
     """
-    bundle.require(*TOWERS, to="benchmark it")
+    bundle.require(*TOWERS, what="a benchmark")
     run = _Run(bundle, options or BenchOptions(), model, data, peers, progress or Silent())
     return run.bench(peak)
 

@@ -48,12 +48,12 @@ class Bundle:
                 raise BundleError(f"{file}: is not the file that {MANIFEST} describes. {REMEDY}")
         return cls(folder, manifest)
 
-    def require(self, *towers: Tower, to: str) -> None:
-        """Raise UsageError unless the bundle has these towers; ``to`` says what for."""
+    def require(self, *towers: Tower, what: str) -> None:
+        """Raise UsageError unless the bundle has the towers that ``what`` needs."""
         have = self.manifest.towers
         if lacking := [tower for tower in towers if tower not in have]:
             raise UsageError(
-                f"{self.path}: holds the {have[0]} tower alone, and to {to} needs the {lacking[0]} "
+                f"{self.path}: holds the {have[0]} tower alone, and {what} needs the {lacking[0]} "
                 "tower. Export the checkpoint with `towers=both`, or use a bundle that has it."
             )
 

@@ -85,6 +85,22 @@ class Plan:
         return next(source for source in self.sources if source.kind == shard.kind)
 
 
+def check_sources(bundle: Bundle, sources: Sequence[Source]) -> None:
+    """Check that the bundle can embed the sources, before anything is written.
+
+    Raises:
+        UsageError: no source, two of one kind, or a kind for which the bundle has no tower.
+        BundleError: texts, and the bundle has no tokenizer.
+    """
+    kinds = [source.kind for source in sources]
+    if not kinds or len(set(kinds)) != len(kinds):
+        raise UsageError("Nothing to embed. Give `images=SOURCE`, `texts=SOURCE`, or both.")
+    for kind in kinds:
+        bundle.require(_TOWER[kind], what=f"embedding {kind}s")
+    if "text" in kinds:
+        bundle.tokenizer()
+
+
 def plan(
     bundle: Bundle,
     sources: Sequence[Source],
@@ -110,13 +126,8 @@ def plan(
         RuntimeUnavailableError: the runtime cannot be had.
     """
     options = options or EmbedOptions()
+    check_sources(bundle, sources)
     kinds = [source.kind for source in sources]
-    if not kinds or len(set(kinds)) != len(kinds):
-        raise UsageError("Nothing to embed. Give `images=SOURCE`, `texts=SOURCE`, or both.")
-    for source in sources:
-        bundle.require(_TOWER[source.kind], to=f"embed {source.kind}s")
-    if "text" in kinds:
-        bundle.tokenizer()
     asked = runtime or RuntimeOptions()
     choice = choose(bundle.manifest, asked, this_machine(bundle.manifest, asked))
     inputs, duplicates, ordered = [], [], sorted(sources, key=lambda s: list(FOLDERS).index(s.kind))

@@ -14,7 +14,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Source
 from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.embed.pipeline import Channel, Clock, Line
-from mwa_export.embed.plan import Plan, Slice, plan
+from mwa_export.embed.plan import Plan, Slice, check_sources, plan
 from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
 from mwa_export.embed.worker import Worker
 from mwa_export.errors import MwaExportError, OutputDamagedError
@@ -137,6 +137,7 @@ def run(
     """
     how, watch = how or Execution(), watch or Unwatched()
     out = Path(out)
+    check_sources(bundle, sources)
     Output.prepare(out)  # refuses a folder of something else before anything is written
     with locked(out, None if how.part is None else how.part.name):
         Output.prepare(out)  # another run may have finished in between

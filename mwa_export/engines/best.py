@@ -107,7 +107,7 @@ def best_engines(
     progress("look for TensorRT and a GPU")
     tensorrt, device = find_tensorrt(options.device)
     bundle = Bundle.open(path)
-    bundle.require(*TOWERS, to="find the best engines")
+    bundle.require(*TOWERS, what="the choice of the best engines")
     if data is not None and held_back is None:
         data, held_back = split_data(data, options.samples, options.seed)
     candidates = [Candidate(precision) for precision in CANDIDATES]

@@ -103,9 +103,9 @@ def build_engines(
     progress("open the bundle")
     bundle = Bundle.open(path)
     if data is not None:
-        bundle.require(*TOWERS, to="measure engines")
+        bundle.require(*TOWERS, what="measuring engines")
     if options.precision in CALIBRATED:
-        bundle.require(*TOWERS, to="calibrate engines")
+        bundle.require(*TOWERS, what="calibration")
         needs_calibration(bundle)
     jobs = [
         _Job(tower, _profiles(bundle, tower, options), tensorrt, device, options, progress)

@@ -99,9 +99,7 @@ def _smooth_pixels(rng: np.random.Generator, batch: int, size: int) -> NDArray[n
     return np.asarray(np.round(127.5 + 127.5 * np.sin(phase)), np.uint8)
 
 
-def _difference(
-    found: NDArray[np.float32], expected: NDArray[np.float32], tower: Tower
-) -> float:
+def _difference(found: NDArray[np.float32], expected: NDArray[np.float32], tower: Tower) -> float:
     """The largest difference; NaN if an embedding of the graph is not finite."""
     if not np.isfinite(expected).all():
         raise VerificationError(

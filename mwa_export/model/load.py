@@ -80,9 +80,10 @@ def load_model(source: ModelSource, options: ModelOptions | None = None) -> Mode
     options = options or ModelOptions()
     if len(files) == 2:
         StoredOptions(files[0].args, files[0].path).refuse_unsupported()
-    config = config_from_shapes(shapes, stored, options)
+    backbone = files[0].path  # of a base and an adapter, the base
+    config = config_from_shapes(shapes, stored, options, backbone)
     origin = {name: file.path for file in files for name in file.tensors}
-    check_shapes(shapes, config, path, origin)
+    check_shapes(shapes, config, backbone, origin, adapter=path)
     needed = {name: tensors[name] for name in expected_shapes(config)}
     _check_values(needed, origin)
     size = options.image_size or (stored.natural("input_size") if "vision" in config.towers else 0)
@@ -133,7 +134,10 @@ def _read(source: ModelSource) -> tuple[tuple[Checkpoint, ...], Mapping[str, Ten
     assert source.base is not None
     assert source.adapter is not None
     base, adapter = read_checkpoint(source.base), read_checkpoint(source.adapter, source.read)
-    base, notes = _without_heads(base)
+    notes: list[str] = []
+    heads = {f"{head}.weight" for head in HEAD_OF_TOWER.values()}
+    if heads & {*base.tensors, *adapter.tensors}:
+        base, notes = _without_heads(base)  # else they tell what the base is for
     return (base, adapter), combine(base, adapter), [*base.notes, *adapter.notes, *notes]
 
 
@@ -186,6 +190,8 @@ def _warnings(config: ModelConfig, stored: StoredOptions, options: ModelOptions)
             "ffn_option is sequential: the reference implementation never applies the adapters "
             "then, so they are left out here too."
         )
+    if len(config.towers) == 1:
+        found.append(f"{stored.path.name}: holds the {config.towers[0]} tower alone.")
     if "text" in config.towers and not options.max_length and "num_max_bpe_tokens" not in stored:
         found.append(
             f"{stored.path.name}: does not say how long its texts were (num_max_bpe_tokens). They "

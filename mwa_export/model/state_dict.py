@@ -61,7 +61,10 @@ def towers_in(shapes: Mapping[str, Shape]) -> tuple[Tower, ...]:
 
 
 def config_from_shapes(
-    shapes: Mapping[str, Shape], stored: StoredOptions, options: ModelOptions
+    shapes: Mapping[str, Shape],
+    stored: StoredOptions,
+    options: ModelOptions,
+    path: Path | None = None,
 ) -> ModelConfig:
     """Infer the model from tensor shapes, and from its options what no shape tells.
 
@@ -70,21 +73,22 @@ def config_from_shapes(
         stored: the training options in the file, possibly none.
         options: what the user gave; wins over ``stored``. The image size is that of the positions:
             see `load_model` for another.
+        path: of the backbone, for messages, if not that of ``stored``.
 
     Raises:
         CheckpointError: not a BEiT-3 retrieval checkpoint, or shapes that contradict each other.
         UsageError: an option is stored nowhere and was not given, or two sources disagree.
     """
-    path = stored.path
-    _check_task(shapes, stored)
+    path = path or stored.path
+    _check_task(shapes, path, stored)
     stored.refuse_unsupported()
     towers = _towers(shapes, options, path)
-    backbone = _backbone(shapes, towers, stored, options)
+    backbone = _backbone(shapes, towers, stored, options, path)
     adapter = adapter_config(shapes, towers, stored, options)
     enhancer = any(".enhancemlp." in name for name in shapes)
     if bool(stored.get("ffn_enhance", enhancer)) != enhancer:
         raise UsageError(
-            f"{path}: its args say ffn_enhance={stored.get('ffn_enhance')}, and its tensors "
+            f"{stored.path}: its args say ffn_enhance={stored.get('ffn_enhance')}, and its tensors "
             f"{'include' if enhancer else 'lack'} enhancemlp. The file was put together wrongly."
         )
     return ModelConfig(backbone, adapter, enhancer, towers)
@@ -129,6 +133,7 @@ def check_shapes(
     config: ModelConfig,
     path: Path,
     origin: Mapping[str, Path] | None = None,
+    adapter: Path | None = None,
 ) -> None:
     """Raise CheckpointError listing the first missing, unexpected and mis-shaped tensors.
 
@@ -136,7 +141,8 @@ def check_shapes(
         shapes: tensor name -> shape.
         config: as inferred from them.
         path: for messages.
-        origin: the file of each tensor, if there are several; a base and an adapter.
+        origin: the file of each tensor, if there are several: a base and an adapter.
+        adapter: the adapter's file then.
     """
     expected = expected_shapes(config)
     missing = [name for name in expected if name not in shapes]
@@ -163,6 +169,8 @@ def check_shapes(
         return
     if origin and (at_fault := {origin[name] for name in (*unexpected, *misshaped)}):
         path = min(at_fault)
+    elif adapter and all("mlp" in name for name in missing):  # adaptmlp_*, enhancemlp
+        path = adapter
     advice = ""
     if unexpected and not missing and not misshaped:
         advice = f" To leave tensors out that only training needs: `ignore={unexpected[0]}`"
@@ -200,10 +208,9 @@ def _towers(shapes: Mapping[str, Shape], options: ModelOptions, path: Path) -> t
     return found if whole else options.towers
 
 
-def _check_task(shapes: Mapping[str, Shape], stored: StoredOptions) -> None:
+def _check_task(shapes: Mapping[str, Shape], path: Path, stored: StoredOptions) -> None:
     if any(f"{head}.weight" in shapes for head in HEAD_OF_TOWER.values()):
         return
-    path = stored.path
     if not any(name.startswith("beit3.") for name in shapes):
         some = "; ".join(list(shapes)[:1])
         raise CheckpointError(
@@ -214,10 +221,12 @@ def _check_task(shapes: Mapping[str, Shape], stored: StoredOptions) -> None:
         (task for start, task in _OTHER_HEADS if any(name.startswith(start) for name in shapes)),
         "no task (a pretrained backbone without heads)",
     )
+    advice = "To add a trained adapter file to this one, use `base` and `adapter`."
+    if path != stored.path:
+        advice = f"Neither does {stored.path} have these."
     raise CheckpointError(
         f"{path}: is a BEiT-3 for {found}. Supported: image-text retrieval, with "
-        "vision_head.weight and language_head.weight. To add a trained adapter file to this one, "
-        "use `base` and `adapter`."
+        f"vision_head.weight and language_head.weight. {advice}"
     )
 
 
@@ -226,9 +235,8 @@ def _backbone(
     towers: tuple[Tower, ...],
     stored: StoredOptions,
     options: ModelOptions,
+    path: Path,
 ) -> BackboneConfig:
-    path = stored.path
-
     def shape(name: str, rank: int) -> Shape:
         if name not in shapes or len(shapes[name]) != rank:
             found = _by(shapes[name]) if name in shapes else "missing"

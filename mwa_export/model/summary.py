@@ -10,7 +10,6 @@ from mwa_export.spec import (
     ADAPTER_OF_TOWER,
     BRANCH_OF_TOWER,
     HEAD_OF_TOWER,
-    TOWERS,
     ModelConfig,
     Tower,
 )
@@ -40,46 +39,8 @@ class Description:
 
     def rows(self) -> list[tuple[str, str]]:
         """(what, value), for a table."""
-        backbone, adapter = self.config.backbone, self.config.adapter
-        side = backbone.image_size // backbone.patch_size
-        rows = [("file", f"{file['file']} ({file['layout']})") for file in self.files]
-        rows += [
-            ("stored as", ", ".join(self.dtypes)),
-            (
-                "encoder",
-                f"{backbone.layers} layers, width {backbone.embed_dim}, {backbone.heads} heads, "
-                f"FFN {backbone.ffn_dim}",
-            ),
-            (
-                "image",
-                f"{backbone.image_size} x {backbone.image_size} pixels, "
-                f"{side} x {side} patches of {backbone.patch_size}",
-            ),
-            (
-                "text",
-                f"vocabulary {backbone.vocab_size:,}, at most {backbone.max_text_length} tokens",
-            ),
-        ]
-        if adapter is None:
-            rows.append(("adapters", "none"))
-        else:
-            scale = "learned" if adapter.scale is None else f"{adapter.scale:g}"
-            rows += [
-                (
-                    "adapters",
-                    f"mode {adapter.mode}, bottleneck {adapter.bottleneck}, {adapter.option}, "
-                    f"LayerNorm {adapter.layernorm}, scale {scale}",
-                ),
-                (
-                    "",
-                    f"images run {_runs(self.config, 'vision')}, "
-                    f"texts run {_runs(self.config, 'text')}",
-                ),
-            ]
-        rows.append(
-            ("enhancer", "in every block of both towers" if self.config.enhancer else "none")
-        )
-        return rows
+        files = [("file", f"{file['file']} ({file['layout']})") for file in self.files]
+        return [*files, ("stored as", ", ".join(self.dtypes)), *config_rows(self.config)]
 
     def parameter_rows(self) -> list[tuple[str, ...]]:
         """(part, vision, text, file) with thousands separators, and the sum."""
@@ -95,13 +56,57 @@ class Description:
         return [*rows, ("total", *totals)]
 
 
+def config_rows(
+    config: ModelConfig, towers: tuple[Tower, ...] | None = None
+) -> list[tuple[str, str]]:
+    """A model's configuration as (what, value), for a table; of its towers, or of some."""
+    towers = towers or config.towers
+    backbone, adapter = config.backbone, config.adapter
+    rows = [
+        (
+            "encoder",
+            f"{backbone.layers} layers, width {backbone.embed_dim}, {backbone.heads} heads, "
+            f"FFN {backbone.ffn_dim}",
+        )
+    ]
+    if len(towers) == 1:
+        rows.append(("towers", f"{towers[0]} alone"))
+    if "vision" in towers:
+        side = backbone.image_size // backbone.patch_size
+        rows.append(
+            (
+                "image",
+                f"{backbone.image_size} x {backbone.image_size} pixels, "
+                f"{side} x {side} patches of {backbone.patch_size}",
+            )
+        )
+    if "text" in towers:
+        longest = backbone.max_text_length
+        rows.append(("text", f"vocabulary {backbone.vocab_size:,}, at most {longest} tokens"))
+    if adapter is None:
+        rows.append(("adapters", "none"))
+    else:
+        scale = "learned" if adapter.scale is None else f"{adapter.scale:g}"
+        runs = {"vision": "images", "text": "texts"}
+        rows += [
+            (
+                "adapters",
+                f"mode {adapter.mode}, bottleneck {adapter.bottleneck}, {adapter.option}, "
+                f"LayerNorm {adapter.layernorm}, scale {scale}",
+            ),
+            ("", ", ".join(f"{runs[t]} run {_runs(config, t)}" for t in towers)),
+        ]
+    rows.append(("enhancer", "in every block" if config.enhancer else "none"))
+    return rows
+
+
 def describe(model: Model) -> Description:
     """Count parameters by part and by the tower that uses them."""
     parameters = {part: {"vision": 0, "text": 0, "file": 0} for part in _PARTS}
     for name, tensor in model.tensors.items():
         counts = parameters[_part(name)]
         counts["file"] += tensor.numel()
-        for tower in TOWERS:
+        for tower in model.config.towers:
             if _used_by(name, tower, model.config):
                 counts[tower] += tensor.numel()
     return Description(

@@ -188,7 +188,7 @@ def encoder_of(
             f"{output.job.space_id[:16]}. They cannot be compared. Name the bundle that made "
             "them, or another form of the same model: `bundle`"
         )
-    bundle.require("text" if query.text is not None else "vision", to="search with this query")
+    bundle.require("text" if query.text is not None else "vision", what="this query")
     return load(bundle, options)
 
 

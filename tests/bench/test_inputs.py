@@ -24,6 +24,8 @@ from mwa_export.data.test_set import RetrievalData
 from mwa_export.errors import DataError, UsageError
 from mwa_export.inputs.tokenizer import BOS, EOS
 
+pytestmark = pytest.mark.slow
+
 WINDOW = [[BOS, 5, EOS], [BOS, 5, 6, 7, 8, EOS], [BOS, 9, 9, EOS]]
 
 

@@ -27,6 +27,8 @@ from mwa_export.graphs.lint.check import lint
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.spec import TOWERS, Tower
 
+pytestmark = pytest.mark.slow
+
 Written = dict[str, dict[Tower, GraphFile]]  # by dialect
 
 

@@ -174,6 +174,7 @@ def test_mse_finds_a_threshold_far_below_the_largest_value() -> None:
     assert 3 < amax_from(of(values), "mse") < 6
 
 
+@pytest.mark.slow
 @samples
 def test_entropy_is_the_threshold_of_the_literal_search(name: str) -> None:
     found = of(SAMPLES[name]()[::50])  # few enough that there are empty bins

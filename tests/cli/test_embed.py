@@ -19,6 +19,8 @@ from paths import HELPERS
 
 from mwa_export.vectors.verify import verify
 
+pytestmark = pytest.mark.slow
+
 DRIVER = HELPERS / "embed_driver.py"
 KILLS = 20
 

@@ -37,6 +37,7 @@ def test_onnx_writes_a_bundle_that_reproduces_the_reference(
     assert np.abs(backend.embed_texts(*texts) - reference.embed_texts(*texts)).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -76,6 +77,7 @@ def test_inspect_json_is_one_object(checkpoint: Path) -> None:
     assert found["parameters"]["enhancer"]["file"] > 0
 
 
+@pytest.mark.slow
 def test_split_and_combine_export_the_same_model(
     write_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -120,6 +122,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "arguments"),
     [

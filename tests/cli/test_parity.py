@@ -12,6 +12,8 @@ import pytest
 from commands import files_below, refused, run
 from parity_files import write_test_set
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def parity_refused(files: Path, folder: Path) -> Callable[..., str]:

@@ -19,6 +19,8 @@ from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines import graphs
 from mwa_export.trt import install
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def calibrated(files: Path, data: RetrievalData, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -88,6 +88,7 @@ def test_pictures_are_jpeg_files_of_160_by_120_with_something_on_them(family: Fa
         assert set(np.unique(picture.owners)) == set(range(len(picture.scene.groups) + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_picture_has_five_captions_of_sentence_length(family: Family) -> None:
     lengths = []
@@ -103,6 +104,7 @@ def test_each_picture_has_five_captions_of_sentence_length(family: Family) -> No
     assert np.median(lengths) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_first_caption_names_shape_and_colour_of_every_group(family: Family) -> None:
     style = STYLES[family]
@@ -134,6 +136,7 @@ def test_captions_tell_count_and_order_truly() -> None:
     assert seen == {True, False}
 
 
+@pytest.mark.slow
 def test_families_differ_in_things_and_words() -> None:
     words = {}
     for family in FAMILIES:

@@ -94,6 +94,7 @@ def test_nothing_but_the_output_is_left(embedded: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @settings(
     max_examples=15,
     deadline=None,
@@ -147,6 +148,7 @@ def test_the_account_is_exact_for_every_pattern_of_failures(
     assert verify(out).findings == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("format", ["parquet", "npy"])
 def test_every_dtype_and_format_holds_the_same_vectors(

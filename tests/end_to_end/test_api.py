@@ -66,6 +66,7 @@ def test_the_page_shows_every_public_name() -> None:
             assert getattr(mwa_export, name) is getattr(mwa_export.errors, name)
 
 
+@pytest.mark.slow
 def test_public_functions_win_over_sub_packages_of_their_name() -> None:
     code = (
         "import mwa_export.embed.plan, mwa_export.search.scan, mwa_export.export.verify\n"

@@ -201,6 +201,7 @@ def test_file_appears_whole_or_not_at_all(folder: Path) -> None:
     assert files_below(folder) == {"new": b"", "new/file": b"whole"}
 
 
+@pytest.mark.slow
 def test_installed_command_reports_the_same_way(tmp_path: Path, folder: Path) -> None:
     path = tmp_path / "gone.pth"
     done = subprocess.run(

@@ -206,6 +206,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch, Case], Case], tuple[str, ...]]] = {
 _PAIRS = [(mutant, name) for mutant, (_, names) in MUTANTS.items() for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mutant", "name"), _PAIRS)
 def test_mutant_is_noticed(mutant: str, name: str, monkeypatch: Patch, tmp_path: Path) -> None:
     case = MUTANTS[mutant][0](monkeypatch, ALL[name]())

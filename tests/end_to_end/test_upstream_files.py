@@ -20,6 +20,8 @@ from mwa_export.demo.run import assets
 from mwa_export.encoder.open import ON_ONNX_RUNTIME
 from mwa_export.runtimes.ort_session import session
 
+pytestmark = pytest.mark.slow
+
 UPSTREAM = SHARED / "golden" / "upstream"
 TOLERANCE = 2e-5
 CASES = sorted(path.parent.name for path in UPSTREAM.glob("*/case.json"))

@@ -28,6 +28,8 @@ from mwa_export.progress import Silent
 from mwa_export.spec import Tower
 from mwa_export.trt.versions import is_typed
 
+pytestmark = pytest.mark.slow
+
 TOWER = pytest.mark.parametrize("tower", ["vision", "text"])
 FLOAT16, FLOAT, INT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT8
 BFLOAT16, FLOAT8 = TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN

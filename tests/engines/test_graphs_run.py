@@ -19,6 +19,8 @@ from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.trt.timing import batches_of, time_interleaved, usual_shape
 
+pytestmark = pytest.mark.slow
+
 SIZE = MWA.backbone.image_size
 
 

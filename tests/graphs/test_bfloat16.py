@@ -39,6 +39,8 @@ from mwa_export.graphs.small_floats import BFLOAT16, FLOAT8, FLOAT16, SmallFloat
 from mwa_export.graphs.typed import FLOAT32_NODES, to_bfloat16, to_float16
 from mwa_export.runtimes.ort_session import session
 
+pytestmark = pytest.mark.slow
+
 UNIT_NORM = ["Squeeze", "ReduceL2", "Max", "Div"]
 RULES = "tensorrt-bfloat16"
 

@@ -42,6 +42,7 @@ def test_clean_graph_has_no_findings(dialect: str, tower: Tower) -> None:
     assert lint(model, dialect) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("steps", [tuple(STEPS), ()], ids=["merged", "unmerged"])
 @pytest.mark.parametrize("tower", ["vision", "text"])
@@ -86,6 +87,7 @@ def test_dialects_differ_in_what_they_take() -> None:
 # --- one mistake for every rule -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_mistakes_are_found_by_their_rule_alone(rule: str) -> None:
     mistakes = [mistake for mistake in MISTAKES if mistake.rule == rule]

@@ -47,6 +47,7 @@ def test_everything_but_the_unit_norm_is_float16(name: str, kind: str, merged: b
     assert {k for k, v in floats.items() if v == np.float32} == {"constant.1e-12"}
 
 
+@pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize("opset", [17, 19])
 def test_embeddings_are_those_of_float32(

@@ -83,6 +83,7 @@ def test_python_users_and_calibration_get_one_error(
         take_samples(sides[1], data, GOOD, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
 def test_every_other_command_ends_in_one_clear_error(
     files: Path, embedded: Path, name: str, tmp_path: Path

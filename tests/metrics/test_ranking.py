@@ -158,6 +158,7 @@ def test_best_items_are_found_wherever_they_lie(n_gallery: int) -> None:
         assert found.ranks.tolist() == [len(places)]
 
 
+@pytest.mark.slow
 @given(SEEDS, st.integers(2, 30), st.integers(0, 40))
 @settings(deadline=None)
 def test_block_size_changes_nothing(seed: int, n_query: int, extra: int) -> None:

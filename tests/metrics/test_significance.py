@@ -163,6 +163,7 @@ def distance(quantiles: dict[float, float], sample: Floats) -> float:
     return worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "lost", "won"), [(40, 0.1, 0.05), (60, 0.004, 0.0)])
 def test_counting_kinds_is_the_same_as_drawing_images(images: int, lost: float, won: float) -> None:
     gains, sizes = random_set(1, images, lost, won)
@@ -215,6 +216,7 @@ def coverage(
     return 100 * hits / TRIALS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "captions", "together"), [(500, 5, 0.4), (2000, 1, 1.0)], ids=["captions", "images"]
 )
@@ -234,6 +236,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(
     assert 76 <= found <= 90
 
 
+@pytest.mark.slow
 def test_resampling_captions_instead_of_images_would_cover_too_rarely() -> None:
     """The usual mistake: captions of an image change together, and so tell less than they count."""
     images, captions, won, lost, together = 500, 5, 0.01, 0.02, 0.8

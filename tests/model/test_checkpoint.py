@@ -487,6 +487,7 @@ def small_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 # The fixture only holds the intact bytes, so sharing it between examples is fine.
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @given(data=st.data())

@@ -346,7 +346,7 @@ def test_file_without_checksums_is_read(tmp_path: Path) -> None:
     assert torch.equal(read_checkpoint(tmp_path / "fast.pth").tensors[NAME], torch.ones(3))
 
 
-@pytest.mark.parametrize("deep", [b"(" * 200_000, b"]" + b"]" * 200_000 + b"a" * 200_000])
+@pytest.mark.parametrize("deep", [b"(" * 50_000, b"]" * 50_000 + b"a" * 50_000])
 def test_deep_or_broken_pickle_is_one_error(deep: bytes, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "deep.pth", "w") as archive:
         archive.writestr("x/data.pkl", b"\x80\x02" + deep + b".")
@@ -355,7 +355,7 @@ def test_deep_or_broken_pickle_is_one_error(deep: bytes, tmp_path: Path) -> None
 
 
 def test_nested_tuple_as_a_key_does_not_exhaust_the_stack(tmp_path: Path) -> None:
-    pickled = b"\x80\x02}(K\x01" + b"\x85" * 500_000 + b"K\x01u."
+    pickled = b"\x80\x02}(K\x01" + b"\x85" * 100_000 + b"K\x01u."
     with zipfile.ZipFile(tmp_path / "key.pth", "w") as archive:
         archive.writestr("x/data.pkl", pickled)
     with pytest.raises(CheckpointError, match="holds no tensors"):

@@ -55,6 +55,7 @@ def test_untrained_adapters_add_nothing_and_can_be_trained() -> None:
     assert torch.count_nonzero(layer.adaptmlp_text.up_proj.weight.grad) > 0
 
 
+@pytest.mark.slow
 def test_stand_ins_are_gone_after_the_import() -> None:
     code = (
         "import sys, torch\n"

@@ -17,6 +17,8 @@ from mwa_export.graphs.build import GraphBuilder
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.parity.run import RunOptions, compare_models
 
+pytestmark = pytest.mark.slow
+
 
 def test_worst_layer_is_where_the_weights_differ(
     files: Path, data: RetrievalData, tmp_path: Path

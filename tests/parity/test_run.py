@@ -33,6 +33,8 @@ from mwa_export.parity.run import RunOptions, compare_models, compare_sides
 from mwa_export.runtimes.pytorch import TorchBackend
 from mwa_export.spec import Embeddings
 
+pytestmark = pytest.mark.slow
+
 
 def test_bundle_has_parity_with_its_checkpoint(files: Path, data: RetrievalData) -> None:
     result = compare_models(files / "checkpoint.pth", files / "bundle", data).result

@@ -72,6 +72,7 @@ def other_precision(side: Encoder, _files: Path) -> Encoder:
     return replace(side, backend=Noisy(side.backend), open_float32=lambda: side.backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "damage", "towers"),
     [

@@ -26,6 +26,8 @@ from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.open import open_backend
 from mwa_export.runtimes.options import RuntimeOptions
 
+pytestmark = pytest.mark.slow
+
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO not installed")
 RUNTIMES = ["onnxruntime", "torch", pytest.param("openvino", marks=needs_openvino)]
 QUANTIZED = ["onnxruntime", pytest.param("openvino", marks=needs_openvino)]

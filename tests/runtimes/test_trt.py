@@ -23,6 +23,8 @@ from mwa_export.runtimes import trt as backend_tensorrt
 from mwa_export.runtimes.onnxrt import OnnxBackend
 from mwa_export.runtimes.trt import TensorRtBackend
 
+pytestmark = pytest.mark.slow
+
 SIZE, WIDTH = MWA.backbone.image_size, MWA.backbone.embed_dim
 
 

@@ -28,6 +28,8 @@ from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.trt.device import Device
 from mwa_export.trt.install import EngineHost
 
+pytestmark = pytest.mark.slow
+
 CPUS = frozenset({"onnxruntime", "openvino"})
 VNNI = frozenset({"avx2", "avx512_vnni"})
 H200 = Device(0, "NVIDIA H200", (9, 0), 1 << 37, 1 << 36, 13000)

@@ -41,6 +41,7 @@ def test_exported_towers_compute_what_is_right(
     assert difference(ALL[name](), tmp_path, steps=steps) <= TOLERANCE / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_input", ["float32", "uint8"])
 def test_vision_graph_serves_every_batch_size(
     image_input: ImageInput, config: ModelConfig, tmp_path: Path

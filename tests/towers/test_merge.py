@@ -117,6 +117,7 @@ _CHOICES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", _CHOICES)
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_merged_tower_equals_unmerged_tower(config: ModelConfig, tower: Tower, choice: str) -> None:

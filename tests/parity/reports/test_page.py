@@ -156,6 +156,7 @@ def variants() -> dict[str, Parity]:
     return found
 
 
+@pytest.mark.slow
 def test_variants_say_what_is_expected(as_expected: Callable[[str, str], None]) -> None:
     usual = {name: set(outline(made(name)[2]).splitlines()) for name in KINDS}
     text = ""

@@ -1,0 +1,50 @@
+"""Describe a bundle for people and for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.model.summary import config_rows
+
+
+def bundle_json(bundle: Bundle) -> dict[str, Any]:
+    """The manifest as JSON data, with the bundle's path and size in bytes."""
+    manifest = bundle.manifest
+    size = sum(entry.bytes for entry in manifest.files.values())
+    return {"bundle": str(bundle.path), "bytes": size, **manifest.to_json()}
+
+
+def bundle_rows(bundle: Bundle) -> list[tuple[str, str]]:
+    """(what, value), for a table."""
+    manifest = bundle.manifest
+    size = sum(entry.bytes for entry in manifest.files.values())
+    rows = [
+        ("bundle", f"{bundle.path} ({size / 1e6:,.1f} MB)"),
+        ("embedding space", manifest.space_id[:16]),
+        ("made by", f"mwa-export {manifest.export.mwa_export}"),
+        *(("from", f"{source.file} ({source.layout})") for source in manifest.export.sources),
+        *config_rows(manifest.model, manifest.towers),
+    ]
+    if "text" in manifest.towers:
+        carried = manifest.tokenizer or "none: the bundle takes token ids only"
+        rows += [("longest text", f"{manifest.max_length} tokens"), ("tokenizer", carried)]
+    return rows
+
+
+def graph_rows(bundle: Bundle) -> list[tuple[str, ...]]:
+    """(file, tower, precision, for which runtime, MB) of every graph and engine."""
+    manifest = bundle.manifest
+
+    def megabytes(file: str) -> str:
+        sizes = (
+            e.bytes for n, e in manifest.files.items() if n == file or n.startswith(f"{file}.")
+        )
+        return f"{sum(sizes) / 1e6:,.1f}"
+
+    graphs = [(g.file, g.spec.tower, g.precision, g.dialect) for g in manifest.graphs]
+    engines = [
+        (e.file, e.tower, e.precision, f"TensorRT {e.tensorrt} on {e.gpu}")
+        for e in manifest.engines
+    ]
+    return [(*row, megabytes(row[0])) for row in (*graphs, *engines)]
