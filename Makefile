@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick floors lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -14,6 +14,12 @@ test: $(VENV)/installed
 
 quick: $(VENV)/installed
 	$(BIN)/pytest -m "not slow" -n 2
+
+floors: $(VENV)/installed
+	$(BIN)/python .ci/floors.py > $(VENV)/floors.txt
+	$(PYTHON) -m venv $(VENV)-floors
+	$(VENV)-floors/bin/python -m pip install --quiet -c $(VENV)/floors.txt -e ".[dev]"
+	$(VENV)-floors/bin/pytest -m "not slow" -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

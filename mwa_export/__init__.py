@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from mwa_export.engines.build import EngineOptions, build_engines
     from mwa_export.errors import *  # noqa: F403  # every exception is public
     from mwa_export.export.export import ExportOptions, export
+    from mwa_export.model.checkpoint import ReadOptions
+    from mwa_export.model.load import ModelSource
+    from mwa_export.model.options import ModelOptions
     from mwa_export.parity.gates import Gates
     from mwa_export.parity.measure import CompareOptions, compare
     from mwa_export.parity.run import compare_models
@@ -36,6 +39,9 @@ _WHERE = {
     "EngineOptions": "engines.build",
     "EmbedOptions": "vectors.job",
     "CompareOptions": "parity.measure",
+    "ModelOptions": "model.options",
+    "ModelSource": "model.load",
+    "ReadOptions": "model.checkpoint",
     "Bundle": "bundle.bundle",
     "Encoder": "encoder.encoder",
     "Query": "search.run",
@@ -57,8 +63,11 @@ __all__ = [
     "EngineOptions",
     "ExportOptions",
     "Gates",
+    "ModelOptions",
+    "ModelSource",
     "QuantizeOptions",
     "Query",
+    "ReadOptions",
     "RuntimeOptions",
     "__version__",
     "build_engines",
