@@ -63,12 +63,6 @@ def calibrate(
 ) -> Calibration:
     """Measure both towers of a bundle on the samples.
 
-    Args:
-        bundle: with float32 graphs of our own making.
-        samples: pictures and captions.
-        options: see CalibrationOptions.
-        progress: told about every row.
-
     Raises:
         CalibrationError: a graph has nothing to quantize, or an activation is constant or not
             finite; the message names the tensor.

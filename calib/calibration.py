@@ -77,13 +77,7 @@ class Calibration:
         return {site.site: site for site in self.sites if site.tower == tower}
 
     def check_fits(self, bundle: Bundle, tower: Tower, sites: tuple[Site, ...]) -> None:
-        """Raise CalibrationError unless it was made from this tower's graph.
-
-        Args:
-            bundle: whose float32 graph will be quantized.
-            tower: which of them.
-            sites: found in that graph.
-        """
+        """Raise CalibrationError unless it was made from this tower's graph."""
         path, _graph = bundle.graph(tower)
         if self.space_id != bundle.manifest.space_id:
             raise CalibrationError(

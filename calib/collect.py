@@ -112,11 +112,7 @@ def histograms(
     """Second pass: the histogram of each site's smoothed activation.
 
     Args:
-        file: the float32 graph.
-        sites: its sites.
-        samples: what to run.
         divide: for each site that is smoothed, what its channels are divided by, (width,).
-        progress: told about every row.
     """
     found = {site.name: Histogram() for site in sites}
     for site, values in _activations(file, sites, samples, progress, label="histograms"):

@@ -51,8 +51,6 @@ def write_curve(
     """Write tradeoff.json and tradeoff.svg.
 
     Args:
-        folder: where to.
-        result: of the search.
         high_ms: milliseconds per row of each tower with no site in INT8, on the runtime that was
             searched with.
         max_drop: the budget in points.

@@ -163,10 +163,7 @@ def backend_of(
     """The runtime that a dialect is made for, with some graphs replaced; unchecked.
 
     Args:
-        bundle: where the other graphs come from.
         dialect: "openvino" or "onnxruntime".
-        graphs: by tower.
-        threads: of the runtime.
         precision: of what is not INT8, on OpenVINO; None: bfloat16 where the CPU is fast at it.
     """
     if dialect.name == "openvino":
@@ -191,11 +188,8 @@ def sensitivities(
     """Mean of 1 - cosine of the embedding when one site alone is in INT8 and all else in float32.
 
     Args:
-        variants: of the bundle.
         samples: a few; the mean over them is steady because it is one over D components too.
         dialect: of ONNX Runtime, whose float32 is exact; others round what is not INT8 as well.
-        progress: told about every site.
-        exclude: sites that are not asked about.
     """
     found: dict[SiteKey, float] = {}
     exact = OnnxBackend(variants.bundle, check=False)
@@ -271,11 +265,7 @@ def measure_runtimes(
 
     Args:
         evaluator: has the held-back data, and the chosen assignment's embeddings already.
-        files: the graphs that go into the bundle.
-        chosen: the sites that are INT8 in them.
-        samples: to time on.
         budget: recall points that may be lost.
-        progress: told about each step.
     """
     bundle, held_back = evaluator.variants.bundle, evaluator.held_back
     backends: dict[str, Backend] = {

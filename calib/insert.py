@@ -44,13 +44,6 @@ def quantized_graph(
 ) -> FloatGraph:
     """A graph whose chosen sites run in INT8, or float8; all else stays as it is.
 
-    Args:
-        graph: float32.
-        sites: all of its sites.
-        calibration: by site name.
-        dialect: see dialects.
-        int8: names of the sites to quantize.
-
     Raises:
         CalibrationError: a name is no site, or the calibration lacks one.
     """

@@ -94,7 +94,6 @@ def search(
         evaluate: measures an assignment; called once for each.
         max_drop: budget in points.
         points: further assignments along the ranking to measure for the trade-off curve.
-        progress: told about each step.
 
     Returns:
         The fastest assignment that was measured inside the budget; with no site in INT8 if none

@@ -27,7 +27,6 @@ def amax_from(histogram: Histogram, method: str, *, percentile: float = 99.99) -
     """Choose the largest magnitude that the grid still represents.
 
     Args:
-        histogram: of the tensor.
         method: "minmax" clips nothing; "percentile" clips a fixed share of the values; "entropy"
             keeps the distribution's shape (least KL divergence); "mse" makes the least squared
             error.
@@ -60,10 +59,6 @@ def quantization_error(histogram: Histogram, amax: float) -> float:
     Values are taken as evenly spread over their bin, and the error is integrated exactly: a grid
     step may be narrower than a bin. Exact zeros count as part of the first bin, so they add up to
     width² / 3 each, about the same for every amax.
-
-    Args:
-        histogram: of the values.
-        amax: of the grid, above 0.
 
     Raises:
         CalibrationError: the histogram is empty or every value is 0, or amax is not above 0.

@@ -86,10 +86,7 @@ def take_samples(encoder: Encoder, data: RetrievalData, samples: int, seed: int)
     """Draw pictures and one caption of each, decode and encode them, and refuse noise.
 
     Args:
-        encoder: whose preprocessing and tokenizer are used.
-        data: where the samples are drawn from.
         samples: pictures; all are taken where there are fewer.
-        seed: of the choice.
 
     Raises:
         CalibrationError: too few samples, pictures of noise, or captions of random tokens.

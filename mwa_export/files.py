@@ -35,7 +35,6 @@ def new_folder(path: Path, *, marker: str, force: bool = False) -> Iterator[Path
     """Yield a temporary folder beside ``path``; rename it to ``path`` on success, remove it else.
 
     Args:
-        path: the folder to make.
         marker: a file that every such folder holds, see check_new_folder.
         force: replace an existing folder, after everything has been written.
 

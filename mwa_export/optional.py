@@ -14,7 +14,6 @@ def require(module: str, *, extra: str, why: str) -> ModuleType:
     """Import ``module`` or raise an error with the exact pip line.
 
     Args:
-        module: importable name, for example ``"torch"``.
         extra: the optional dependency group of this package that installs it.
         why: what needs it, as the end of the sentence "... is needed to ...".
 

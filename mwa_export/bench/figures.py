@@ -40,10 +40,6 @@ def figures_from_turns(
     """Work out every figure of a section.
 
     Args:
-        timed: at least one contender.
-        kernels: the GEMMs that were timed in the same rounds; may be none.
-        turns: the turns of the kernels by name.
-        rows: of a window.
         cosines: whether the inputs are real, so that cosines mean something.
 
     Returns:

@@ -50,10 +50,7 @@ def picture_pool(bundle: Bundle, data: RetrievalData | None, wanted: int, seed: 
     """Pictures of the test set, resized; without one, noise.
 
     Args:
-        bundle: whose image size counts.
-        data: a test set, or None.
         wanted: rows of all windows together.
-        seed: of the noise.
 
     Raises:
         ImageError: a picture cannot be read.
@@ -76,11 +73,8 @@ def caption_pool(
     """Captions of the test set; without one or with ``lengths``, random ids.
 
     Args:
-        bundle: whose tokenizer and vocabulary count.
-        data: a test set, or None.
         lengths: "coco", a number of tokens, or None for the test set's own (else "coco").
         wanted: rows of all windows together.
-        seed: of ids and lengths.
 
     Raises:
         UsageError: a length that the model cannot take.

@@ -33,13 +33,6 @@ def our_contenders(
 
     Of TensorRT only the precisions that the bundle has engines of, unless it is named.
 
-    Args:
-        bundle: an opened bundle.
-        runtimes: names in NAMES.
-        threads: of each.
-        allow_slow: also what this CPU runs slower than float32.
-        device: number of the GPU.
-
     Raises:
         UsageError: a runtime of another name.
     """

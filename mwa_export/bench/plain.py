@@ -97,8 +97,6 @@ def plain_export(
     """Write one tower of the unmerged reference through torch.onnx.export.
 
     Args:
-        reference: the model.
-        tower: which half of it.
         feed: inputs by name, at least two rows: of one row the exporter makes a constant.
         path: the `.onnx` file; weights may go to a file beside it.
 
@@ -163,9 +161,7 @@ def on_openvino(start: ReferenceTower, model: Any, settings: dict[str, Any]) -> 
     """Run a graph with the inputs of the plain export on OpenVINO.
 
     Args:
-        start: the inputs and the threads.
         model: a model of OpenVINO, or the path of a graph.
-        settings: of OpenVINO.
 
     Raises:
         CannotRunError: this processor lacks the precision.

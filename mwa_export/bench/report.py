@@ -23,9 +23,7 @@ def write_bench(result: Bench, out: Path, *, force: bool = False) -> Path:
     """Write bench.json, bench.md and bench.svg.
 
     Args:
-        result: from `bench.run_bench`.
         out: folder to make; it appears with all three files or not at all.
-        force: replace the folder if an earlier benchmark is in it.
 
     Returns:
         The path of bench.md.

@@ -145,7 +145,6 @@ def this_machine(threads: int, packages: Iterable[str] = ()) -> Machine:
     """Processor, system and package versions.
 
     Args:
-        threads: of each contender.
         packages: whose versions count beside those that always do.
     """
     versions = {"python": platform.python_version()}

@@ -79,13 +79,10 @@ def run_bench(
     """Time every contender that runs here; those that do not are listed with their reason.
 
     Args:
-        bundle: an opened bundle.
-        options: see BenchOptions.
         model: the checkpoint that the bundle was made from; peers need it.
         data: a test set; without it inputs are random, and cosines are left out.
         peers: what the bundle is compared with: some of PEERS, or others.
         peak: opens GEMMs to time in the same rounds, of whose speed shares are given.
-        progress: told about every step.
 
     Raises:
         UsageError: an option or a runtime that does not exist.
@@ -99,7 +96,6 @@ def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Mode
     """Load the checkpoint that a bundle was made from.
 
     Args:
-        bundle: an opened bundle.
         path: the checkpoint, or a base if the options name an adapter.
         options: how to read it; what neither it nor the file says is taken from the bundle.
 

@@ -84,12 +84,7 @@ def measure_section(
     """Warm everything up, time it round by round, work the figures out.
 
     Args:
-        work: tower, batch and rows.
-        opened: the contenders.
         skipped: those that could not be opened; who fails at warm-up joins them.
-        kernels: GEMMs to time in the same rounds.
-        rounds: how many.
-        progress: told about every step.
 
     Raises:
         MwaExportError: no contender runs.

@@ -53,10 +53,7 @@ def interleave(
     Args:
         entries: name -> what to time, warmed up already.
         windows: the work of each round, the same for all entries.
-        seed: of the order within the rounds.
         settle: seconds to wait before each turn.
-        clock: seconds.
-        on_turn: called after each turn.
 
     Returns:
         For each name the turns in the order of the rounds.

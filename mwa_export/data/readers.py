@@ -25,10 +25,7 @@ def reader_of(
     """The reader of a table, JSON document, Parquet files or tars; None for another form.
 
     Args:
-        spec: the collection, as it was named.
         files: what that stands for, see `files.expanded`.
-        columns: names of columns.
-        kinds: what the records need.
         images: folder of the pictures; the collection's own folder if not given.
 
     Raises:

@@ -30,7 +30,6 @@ def entries_of(record: Record, number: int, kind: Kind, root: str) -> Iterator[E
     Args:
         record: the ``number``-th of the source, from 0.
         number: names the record where nothing else does.
-        kind: what the rows hold.
         root: folder or URL that the picture's path is relative to.
     """
     image, columns = record.image, record.columns

@@ -59,7 +59,6 @@ def read_data(path: str | os.PathLike[str], options: DataOptions | None = None) 
 
     Args:
         path: the file or folder, or an address that fsspec opens.
-        options: see DataOptions.
 
     Raises:
         DataError: none of the forms, malformed, incomplete, an option that the form does not

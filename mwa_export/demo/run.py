@@ -81,9 +81,6 @@ def run_demo(
     Args:
         out: folder to make; holds `data/`, `bundle/` and `parity/` afterwards.
         quantize: adds the INT8 graphs; the library itself has no calibration.
-        pictures: number of test pictures, five captions each.
-        force: replace the folder if it exists.
-        progress: told about each step.
     """
     progress = progress or Silent()
     checkpoint, spm = assets()
@@ -162,13 +159,6 @@ def _as_moved(parity: Parity, folder: Path, out: Path) -> Parity:
 def quantize_demo(
     bundle: Path, samples: RetrievalData, held_back: RetrievalData, progress: Progress
 ) -> Quantized:
-    """Add INT8 graphs to the demo's bundle, without the search for precisions.
-
-    Args:
-        bundle: made from the shipped checkpoint; changed in place.
-        samples: pictures with captions to calibrate with.
-        held_back: others, to measure recall on for the manifest.
-        progress: told about each step.
-    """
+    """Add INT8 graphs to the demo's bundle, without the search for precisions."""
     options = QuantizeOptions(samples=SAMPLES, keep=KEPT, search=False, points=0)
     return quantize(bundle, samples, held_back=held_back, options=options, progress=progress)

@@ -53,9 +53,6 @@ def write_scenes(out: Path, *, family: Family, count: int, seed: int, split: str
     Args:
         out: folder, made if missing; gets ``images/<split>_000001.jpg`` ... and ``dataset.json``.
         family: "base" is what the demo model learned first, "target" what its adapters are for.
-        count: number of pictures, five captions each.
-        seed: of the scenes; picture i depends on the seed and i alone.
-        split: name of the split, in the JSON and in the file names.
 
     Returns:
         The path of ``dataset.json``.

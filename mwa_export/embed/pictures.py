@@ -52,13 +52,8 @@ def embed_picture_shards(
     """Embed whole shards, one after another, without a pause between them.
 
     Args:
-        backend: the model.
-        source: of pictures.
-        shards: of that source.
-        batch: pictures at a time.
         columns: what is carried along: names and Arrow types.
         workers: threads that read and decode.
-        clock: takes the times of the stages.
         on_rows: is told after each batch how many rows are done, and how many of them failed.
 
     Raises:

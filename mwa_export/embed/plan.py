@@ -96,11 +96,8 @@ def plan(
     """Scan the sources and decide everything that decides the output.
 
     Args:
-        bundle: an opened bundle.
         sources: at most one of each kind.
         work: an existing folder, in which sources may keep an index.
-        options: see EmbedOptions.
-        runtime: what to run on.
 
     Raises:
         UsageError: no source, or two of one kind, or a column with a name of ours.

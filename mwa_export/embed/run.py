@@ -121,13 +121,10 @@ def run(
     """Embed sources into a folder, or go on where an earlier run stopped.
 
     Args:
-        bundle: an opened bundle.
         sources: at most one of each kind.
         out: a new or empty folder, or that of an earlier run of the same job.
         options: what decides the output.
-        runtime: what to run on.
         how: what does not decide the output.
-        watch: is told of the progress.
 
     Raises:
         DataError: the sources or the folder cannot be used, or belong to another job.

@@ -53,11 +53,6 @@ def embed_text_shards(
     """Embed whole shards, one after another, without a pause between them.
 
     Args:
-        backend: the model.
-        tokenizer: of the model.
-        source: of texts.
-        shards: of that source.
-        batch: texts at a time, at most.
         columns: what is carried along: names and Arrow types.
         workers: threads that tokenize.
         clock: takes the times of the stages; tokenizing counts as decoding.

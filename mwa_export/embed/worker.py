@@ -52,9 +52,7 @@ class Worker:
         """Open the model of a job.
 
         Args:
-            job: from `embed.plan.plan`.
             bundle: opened already; else it is opened at the path that the job names.
-            workers: threads that decode; None: one per core.
             runtime: threads and the like; runtime and precision are those of the job.
 
         Raises:

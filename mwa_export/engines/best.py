@@ -87,7 +87,6 @@ def best_engines(
     """Build engines of every precision, measure speed and recall here, and add the fastest pair.
 
     Args:
-        path: the bundle.
         data: pictures and captions. ``options.samples`` of the pictures are measured for float16's
             range, the others are held back, and recall is measured on them. Without data no engine
             of 8 bits is tried: nothing would say what it costs.
@@ -95,8 +94,6 @@ def best_engines(
         options: see EngineOptions; its precision is not read.
         max_recall_drop: points that each of TR@1/5/10 and IR@1/5/10 may lose against float32.
         out: where the bundle with the engines goes; None: in the place of the old one.
-        force: replace ``out`` if it exists.
-        progress: told about each step.
 
     Raises:
         ParityError: no precision stays inside the budget. The bundle is unchanged.

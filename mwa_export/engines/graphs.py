@@ -73,13 +73,10 @@ def engine_graph(
 
     Args:
         bundle: with its float32 graphs, and for int8 and float8 with its calibration.
-        tower: which.
-        precision: of the engine.
         typed: for TensorRT 10 and later: float16 except where a measured value does not fit, INT8
             and float8 as Q/DQ with float16 scales; or bfloat16. Otherwise, for 8.6, which has
             neither float8 nor bfloat16, the graph stays float32.
         folder: where the graph is written.
-        progress: told about each step.
         batches: inputs to measure on, beside the conformance vectors.
         keep: nodes of a typed graph that stay in float32 in any case.
 
@@ -196,9 +193,6 @@ def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = Fal
     """The least cosine with the reference; NaN if anything is not finite.
 
     Args:
-        path: of the graph.
-        own: the description of the float32 graph.
-        vectors: of the bundle.
         rounded: run it as float32 that is rounded to bfloat16 after every node.
     """
     if rounded:

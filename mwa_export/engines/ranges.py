@@ -29,7 +29,6 @@ def largest_magnitudes(
     Args:
         file: the graph; the session is opened once for each group of values.
         batches: inputs of the tower: (pixels,) uint8, or (token_ids, padding_mask).
-        progress: told about each group.
 
     Returns:
         Value -> largest magnitude; NaN or infinity if one occurred.

@@ -61,11 +61,7 @@ def refit_bundle(
     Args:
         path: the bundle whose engines were built for refitting.
         source: the other model, of the same architecture.
-        out: the new bundle's folder.
         adapter_options: what the files do not say.
-        device: number of the GPU.
-        force: replace ``out`` if it exists.
-        progress: told about each step.
 
     Raises:
         MissingPackageError: TensorRT is not installed.
@@ -209,12 +205,7 @@ def _compiled(bundle: Bundle, engine: Engine, folder: Path, progress: Progress) 
 
 
 def structural_difference(one: Path, other: Path) -> str | None:
-    """The first difference between two graphs other than the values of weights; None if none.
-
-    Args:
-        one: an ONNX file.
-        other: another one.
-    """
+    """The first difference between two graphs other than the values of weights; None if none."""
     first, second = (onnx.load(path).graph for path in (one, other))
     if [port.name for port in first.input] != [port.name for port in second.input]:
         return "the inputs have other names"

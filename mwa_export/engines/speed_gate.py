@@ -49,11 +49,6 @@ def measure_speed(
 ) -> Speed:
     """Time an engine and the float16 engine of its tower, in turns.
 
-    Args:
-        ours: the engine, with the bundle or the folder that holds it.
-        float16: the other.
-        device: the current GPU.
-
     Raises:
         EngineError, ProfileError, DeviceMemoryError: see `compare_engines`.
     """

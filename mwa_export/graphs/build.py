@@ -81,11 +81,7 @@ class GraphBuilder:
         """Check the graph and write it. The builder has no weights afterwards.
 
         Args:
-            path: of the `.onnx` file.
-            inputs: the graph's inputs.
-            output: the graph's output.
             result: the value that becomes the output.
-            metadata: strings for the model's properties.
             external_bytes: weights of more bytes in all go to one data file beside the graph.
 
         Returns:
@@ -126,10 +122,6 @@ def check_structure(model: onnx.ModelProto, initializers: Mapping[str, NDArray[A
 
     Weights stand in as inputs of the same type, so that checking costs no memory; small constants
     stay, because shape inference reads them.
-
-    Args:
-        model: without initializers.
-        initializers: its weights by name.
     """
     check = onnx.ModelProto()
     check.CopyFrom(model)

@@ -20,9 +20,6 @@ def cast_first(graph: FloatGraph) -> FloatGraph:
 
     Nothing but the order changes: the values are the same bits, and the one behind the Cast keeps
     its name.
-
-    Args:
-        graph: a tower of this package.
     """
     chain = _before_the_cast(graph)
     if not chain:

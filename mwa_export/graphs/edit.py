@@ -101,8 +101,6 @@ class FloatGraph:
         """Check the structure and write the graph; the arrays stay.
 
         Args:
-            path: of the `.onnx` file.
-            metadata: strings to add to the model's properties.
             external_bytes: weights of more bytes in all go to one data file beside the graph.
 
         Returns:

@@ -41,7 +41,6 @@ def write_model(
     """Write a model and its weights.
 
     Args:
-        path: of the `.onnx` file.
         model: without initializers; its graph is taken out of it.
         initializers: the weights by name, emptied on the way.
         external_bytes: weights of more bytes in all go to `NAME.data` beside the graph.

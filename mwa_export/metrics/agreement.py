@@ -23,7 +23,6 @@ def check_embeddings(name: str, embeddings: Floats, rows: int) -> Floats:
     Args:
         name: whose they are, for the message: "candidate image embeddings".
         embeddings: (rows, D) of any float type.
-        rows: how many there must be.
 
     Raises:
         RecallError: another shape, not finite, or not of unit length within 2e-3.

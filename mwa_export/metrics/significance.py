@@ -39,8 +39,6 @@ def bootstrap_interval(
         gains: (n,) per image, queries won minus queries lost.
         sizes: (n,) per image, its number of queries, at least 1.
         confidence: 0.95 leaves 2.5 % on each side.
-        resamples: number of bootstrap samples.
-        rng: decides the samples.
 
     Returns:
         The bounds, in percentage points.

@@ -50,10 +50,7 @@ def worst_examples(
 
     Args:
         before: the reference's rankings: text retrieval, image retrieval.
-        after: the candidate's.
         owners: (n_text,) image row of each caption.
-        labels: what rows are called.
-        count: per direction.
     """
     first_caption = np.zeros(len(labels.pictures), np.int64)
     first_caption[owners[::-1]] = np.arange(len(owners))[::-1]

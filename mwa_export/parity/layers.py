@@ -41,12 +41,7 @@ def layer_drift(
     tokens that both sides compute (padding never counts).
 
     Args:
-        reference: decides.
-        candidate: is checked.
-        data: where the sample is drawn from.
         samples: pictures, and as many captions.
-        seed: of the draw.
-        progress: told about every row.
 
     Raises:
         UsageError: the sides do not have the same blocks.

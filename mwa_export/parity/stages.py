@@ -38,14 +38,6 @@ def drift_by_stage(
 ) -> Drift:
     """Measure the four stages. Only what a stage really changes is embedded again.
 
-    Args:
-        reference: where the way begins.
-        candidate: where it ends.
-        data: the test set.
-        first: the reference's embeddings.
-        last: the candidate's.
-        embed: embeds what lies between.
-
     Raises:
         ImageError: a picture that could be read before cannot be read any more.
     """

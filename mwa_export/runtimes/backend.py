@@ -75,9 +75,6 @@ def check_conformance(
     """Raise VerificationError if a runtime does not reproduce the bundle's conformance vectors.
 
     Args:
-        backend: what is checked.
-        bundle: whose vectors.
-        towers: those to check.
         least: for towers of reduced precision, the least cosine that is expected; the others must
             agree to CONFORMANCE_TOLERANCE.
     """

@@ -31,7 +31,6 @@ def this_machine(
     Args:
         manifest: of the bundle to run. TensorRT is looked at only if it has engines: importing it
             and starting a GPU take a while.
-        options: what is asked for.
     """
     found = {name for name in ("onnxruntime", "openvino", "torch") if find_spec(name) is not None}
     if "onnxruntime" in found and cuda_available():

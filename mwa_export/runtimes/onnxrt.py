@@ -44,7 +44,6 @@ class OnnxBackend:
         """Open both towers.
 
         Args:
-            bundle: an opened bundle.
             graphs: a graph per tower, as `choose_graphs` returns them; float32 where none is given.
             threads: for one operator; None uses all cores.
             check: reproduce the conformance vectors with the bundle's own graphs first.

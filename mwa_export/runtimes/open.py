@@ -34,8 +34,6 @@ def open_backend(
     """Open a bundle on the runtime that is asked for, or on the best that `auto` finds.
 
     Args:
-        bundle: an opened bundle.
-        options: see RuntimeOptions.
         graphs: graphs to run in place of those that the precision names; a CPU runtime only.
 
     Raises:

@@ -41,7 +41,6 @@ class OpenVinoBackend:
         """Open both towers.
 
         Args:
-            bundle: an opened bundle.
             graphs: a graph per tower; float32 where none is given.
             threads: in all; None uses all cores that the process may use.
             precision: of what is not INT8, "float32" or "bfloat16".

@@ -42,10 +42,7 @@ class TensorRtBackend:
         """Load both towers' engines.
 
         Args:
-            bundle: an opened bundle.
-            precision: of the engines.
             engines: those to load, of one precision, in place of the newest of ``precision``.
-            device: number of the GPU.
             graphs: record shapes that repeat as CUDA graphs, which saves the CPU's time.
             check: reproduce the conformance vectors first.
 

@@ -203,12 +203,8 @@ def search_output(
 
     Args:
         searched: from `open_output`; it may be unfinished, which the result says.
-        query: what to look for.
-        k: rows to find, at least 1.
         bundle: embeds the query; None: the one that the output names.
-        runtime: what the bundle runs on.
         pictures: the folder that the pictures' ids are relative to; None: see `picture_of`.
-        on_rows: called with the number of rows searched, after each part.
 
     Raises:
         DataError: a damaged output.

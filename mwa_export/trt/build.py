@@ -83,9 +83,6 @@ def engine_from_onnx(
         out: the engine's file; appears whole or not at all.
         precision: what 8.6 may run in; later versions read it from the graph, and only they have
             bfloat16 and float8.
-        device: from `select_device`; its memory is named in errors.
-        options: see BuildOptions.
-        progress: told about the phases of the build (not by 8.6).
 
     Returns:
         Build time, and a warning if the timing cache cannot be written: the engine is then kept.

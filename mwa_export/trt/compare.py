@@ -29,7 +29,6 @@ def compare_engines(
 
     Args:
         engines: by a name of the caller's, each with the bundle, or the folder, that holds it.
-        device: the current GPU.
 
     Raises:
         EngineError: one cannot be loaded or refuses to run.

@@ -41,14 +41,7 @@ def engine_name(tower: Tower, precision: EnginePrecision, version: str, device: 
 
 
 def obstacle(engine: Engine, manifest: Manifest, version: str, device: Device) -> str | None:
-    """Why an engine cannot be used here; None if it can.
-
-    Args:
-        engine: one of the bundle's.
-        manifest: of the bundle.
-        version: of the TensorRT that is installed.
-        device: the GPU.
-    """
+    """Why an engine cannot be used here; None if it can."""
     if not {entry.sha256 for entry in manifest.files.values()}.issuperset(engine.sources):
         return "it was made from a graph or a calibration that the bundle no longer has"
     if not _version_fits(engine, version):
@@ -68,15 +61,7 @@ def obstacle(engine: Engine, manifest: Manifest, version: str, device: Device) -
 def usable_engines(
     manifest: Manifest, precision: str, version: str, device: Device, name: str = "the bundle"
 ) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
-    """The engines for this machine, the vision tower's first, and why a tower has none.
-
-    Args:
-        manifest: of the bundle.
-        precision: of the engines.
-        version: of the TensorRT that is installed.
-        device: the GPU.
-        name: of the bundle, for the sentences.
-    """
+    """The engines for this machine, the vision tower's first, and why a tower has none."""
     usable, reasons = [], []
     flag = f"`engine_precision={precision}`"
     for tower in TOWERS:
@@ -163,10 +148,7 @@ def load_engine(tensorrt: TensorRt, bundle: Bundle, engine: Engine, device: Devi
     """Check an engine's bytes and load them.
 
     Args:
-        tensorrt: the version that is installed.
-        bundle: the bundle of the engine.
         engine: one that `usable_engines` returned.
-        device: the current GPU.
 
     Raises:
         BundleError: the file is missing or not the one that the manifest describes. TensorRT never

@@ -28,9 +28,6 @@ def load_tensorrt() -> TensorRt:
 def find_tensorrt(device: int = 0) -> tuple[TensorRt, Device]:
     """Import TensorRT, and make the GPU current that it will run on.
 
-    Args:
-        device: number of the GPU.
-
     Raises:
         MissingPackageError, EngineError: see `load_tensorrt`.
         RuntimeUnavailableError: no such GPU, or a driver that is too old.
@@ -45,10 +42,6 @@ def check_driver(version: str, device: Device) -> None:
 
     Any driver of the same CUDA major version will do. If TensorRT was not installed by pip, the
     CUDA version that it needs is unknown here, and TensorRT itself reports a mismatch.
-
-    Args:
-        version: of TensorRT.
-        device: with its driver's version.
     """
     needed = _cuda_of(version)
     if needed is not None and device.driver < 1000 * needed:
@@ -81,11 +74,7 @@ class EngineHost:
 
 
 def engine_host(device: int = 0) -> EngineHost:
-    """Look for TensorRT and a GPU, and make the GPU current.
-
-    Args:
-        device: number of the GPU.
-    """
+    """Look for TensorRT and a GPU, and make the GPU current."""
     try:
         tensorrt, found = find_tensorrt(device)
     except (EngineError, MissingPackageError, RuntimeUnavailableError) as error:

@@ -26,7 +26,6 @@ class Span:
         """Read "MIN,OPT,MAX", or one number for all three.
 
         Args:
-            text: what the user gave.
             axis: "batch" or "length"; its option is named in errors.
 
         Raises:
@@ -55,11 +54,6 @@ class Span:
 def profile_of(spec: TowerSpec, batch: Span, lengths: Span | None = None) -> Profile:
     """The shapes of every input of a tower.
 
-    Args:
-        spec: the tower's inputs.
-        batch: rows.
-        lengths: tokens of a text, for a tower that has such an axis.
-
     Raises:
         ProfileError: the tower has lengths and none are given.
     """
@@ -80,7 +74,6 @@ def text_lengths(given: Span | None, max_length: int) -> Span:
     Args:
         given: by the user; None: from the shortest text to the longest, fastest at 16 tokens,
             the length of a typical caption.
-        max_length: of the model.
 
     Raises:
         ProfileError: lengths that no text of this model has.

@@ -31,11 +31,9 @@ def refitted(
     """Serialize an engine with the weights of another graph of the same structure.
 
     Args:
-        bundle: the bundle of the engine.
         engine: built with the flag REFIT.
         graph: the ONNX file with the new weights, of the form that the engine was compiled from.
         weights: its initializers, by name; 8.6 takes them from here, later versions from the file.
-        device: the current GPU.
 
     Raises:
         EngineError: TensorRT cannot load the engine or does not take the weights.

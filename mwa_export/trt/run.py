@@ -44,8 +44,6 @@ def open_runners(
     """Load engines and allocate what they need to run. All of it is released at the end.
 
     Args:
-        tensorrt: the version that is installed.
-        device: the current GPU.
         engines: each with the bundle, or the folder, that holds it.
         graphs: record shapes that repeat as CUDA graphs.
 
@@ -87,9 +85,7 @@ class EngineRunner:
         """Allocate what the largest shapes of the engine's profiles need.
 
         Args:
-            gpu: where memory comes from.
             loaded: the engine; its owner releases it after this is closed.
-            spec: the tower's inputs and output.
             graphs: record shapes that repeat as CUDA graphs.
 
         Raises:
@@ -164,7 +160,6 @@ class EngineRunner:
 
         Args:
             loaded: from `load`; they take turns.
-            runs: number of runs in a row.
 
         Raises:
             EngineError: TensorRT refuses to run.

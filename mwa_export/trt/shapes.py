@@ -36,7 +36,6 @@ def pieces(spec: TowerSpec, profiles: Sequence[Profile], arrays: Arrays) -> list
 
     Args:
         spec: the tower's inputs, in the order of the arrays.
-        profiles: of its engine.
         arrays: (rows, ...) each.
 
     Raises:

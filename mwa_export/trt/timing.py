@@ -51,13 +51,10 @@ def time_interleaved(
     """Time engines of the same tower, each in every round.
 
     Args:
-        runners: by a name of the caller's.
         batches: inputs of one shape, SETS of them; runs take turns on them, so that no run finds
             its own input in the caches.
-        rounds: in each of which every engine has its turn.
         runs: of a turn; its time is their mean.
         warm_up: turns of each engine that do not count.
-        clock: seconds, for the calls with copies.
 
     Raises:
         ProfileError: batches that an engine was not built for.
@@ -89,9 +86,6 @@ def batches_of(bundle: Bundle, tower: Tower, rows: int, length: int | None = Non
     """Random batches for `time_interleaved`: pictures, or texts of one length.
 
     Args:
-        bundle: whose model they are for.
-        tower: of the engines.
-        rows: of a batch.
         length: tokens of a text, BOS and EOS included.
     """
     rng, backbone = np.random.default_rng(0), bundle.manifest.model.backbone

@@ -213,9 +213,6 @@ def tensorrt_from_module(trt: Any) -> TensorRt:
 def major_of(version: str) -> int:
     """The major version, if it is one that we build for.
 
-    Args:
-        version: as TensorRT writes it, "10.16.1.11".
-
     Raises:
         EngineError: another version than 8.6, 10 or 11.
     """

@@ -18,7 +18,6 @@ def locked(folder: Path, part: str | None = None, *, wait: bool = False) -> Iter
     """Hold an output folder, which exists.
 
     Args:
-        folder: the output.
         part: the name of one part of several (`1-of-4`); runs of other parts may run beside it.
         wait: for another holder of the same part, in place of the error.
 

@@ -42,10 +42,6 @@ class Proof:
 def verify(out: Path, *, on_rows: Callable[[int], None] = ignore) -> Proof:
     """Read every byte of an output: hashes, rows, ids, vectors, and that no row is missing.
 
-    Args:
-        out: a finished output.
-        on_rows: is told how many rows more were looked at.
-
     Raises:
         DataError: no manifest, or one that cannot be read; there is nothing to check against.
     """

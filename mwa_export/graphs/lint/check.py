@@ -42,7 +42,6 @@ def lint(
     checked by structure, types and shapes.
 
     Args:
-        model: the graph.
         dialect: whose rules; a key of lint_graph.FORMS.
         weights: stored tensors by name that are not, or not with their values, in the model.
         expect_quantized: whether a graph without any quantized GEMM breaks a rule.

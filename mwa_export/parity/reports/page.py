@@ -37,7 +37,6 @@ def html_from_parity(result: Parity, thumbnails: Mapping[int, bytes] | None = No
     """The whole document.
 
     Args:
-        result: what the page says; nothing else is read.
         thumbnails: image row -> small JPEG file. Rows without one show the picture's name.
     """
     import jinja2

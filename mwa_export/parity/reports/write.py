@@ -28,10 +28,8 @@ def write_reports(
     """Write report.json, report.md, junit.xml and report.html.
 
     Args:
-        result: from `parity.compare`.
         out: folder to make; it appears with all four files or not at all.
         pictures: of the test set, in its order; thumbnails of a few go into report.html.
-        force: replace the folder if an earlier report is in it.
 
     Returns:
         The path of report.html.
