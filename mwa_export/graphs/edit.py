@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,20 @@ from mwa_export.graphs.build import check_structure
 from mwa_export.graphs.write import EXTERNAL_BYTES, write_model
 
 Array = NDArray[Any]
+
+
+def read_model(path: Path, advice: str, *, values: bool = True) -> onnx.ModelProto:
+    """Read a graph, with or without the values in its data file.
+
+    Raises:
+        BundleError: the file is not an ONNX graph; the message ends with the advice.
+    """
+    try:
+        return onnx.load(path, load_external_data=values)
+    except Exception as error:  # protobuf's own type is not exported under a stable name
+        if type(error).__name__ != "DecodeError":
+            raise
+        raise BundleError(f"{path}: is not an ONNX graph ({error}). {advice}") from error
 
 
 @dataclass
@@ -44,15 +59,7 @@ class FloatGraph:
         Raises:
             BundleError: the file is not an ONNX graph.
         """
-        try:
-            model = onnx.load(path)
-        except Exception as error:  # protobuf's own type is not exported under a stable name
-            if type(error).__name__ != "DecodeError":
-                raise
-            raise BundleError(
-                f"{path}: is not an ONNX graph ({error}). Export the bundle again."
-            ) from error
-        return cls.of(model)
+        return cls.of(read_model(path, "Export the bundle again."))
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> FloatGraph:
@@ -63,8 +70,7 @@ class FloatGraph:
 
     def whole(self) -> onnx.ModelProto:
         """A model with its weights inside, for tools that want one."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = deepcopy(self.model)
         for name, array in self.tensors.items():
             model.graph.initializer.append(numpy_helper.from_array(array, name))
         return model
@@ -84,8 +90,7 @@ class FloatGraph:
 
     def with_nodes(self, nodes: Iterable[onnx.NodeProto], tensors: dict[str, Array]) -> FloatGraph:
         """Replace the nodes of a graph; tensors that no node reads are dropped."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = deepcopy(self.model)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         read = {value for node in model.graph.node for value in node.input}
@@ -106,8 +111,7 @@ class FloatGraph:
         Returns:
             The files written.
         """
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = deepcopy(self.model)
         model.graph.name = path.stem
         if metadata:
             known = {entry.key: entry.value for entry in model.metadata_props}

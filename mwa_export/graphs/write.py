@@ -84,12 +84,8 @@ def _tensor(name: str, array: Array, data: IO[bytes] | None) -> bytes:
     if data is not None:
         data.write(b"\0" * (-data.tell() % _ALIGNMENT))
         tensor.data_location = TensorProto.EXTERNAL
-        location = Path(data.name).name
-        for key, value in (
-            ("location", location),
-            ("offset", data.tell()),
-            ("length", array.nbytes),
-        ):
+        where = {"location": Path(data.name).name, "offset": data.tell(), "length": array.nbytes}
+        for key, value in where.items():
             tensor.external_data.add(key=key, value=str(value))
         data.write(_bytes(array))
     return bytes(tensor.SerializeToString(deterministic=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mwa_export.errors import BundleError, UsageError
-from mwa_export.graphs.lint import rules as rules
+from mwa_export.graphs.edit import read_model
+from mwa_export.graphs.lint import rules
 from mwa_export.graphs.lint.rules import RULES, Finding
 from mwa_export.graphs.lint.view import (
     FORMS,
@@ -19,6 +21,7 @@ from mwa_export.graphs.lint.view import (
     Constant,
     View,
     float32_nodes,
+    kind_name,
     label,
 )
 
@@ -78,12 +81,7 @@ def check(path: Path, dialect: str) -> None:
     Raises:
         BundleError: the file is not an ONNX graph, or it breaks rules; the message names the first.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own type is not exported under a stable name
-        if type(error).__name__ != "DecodeError":
-            raise
-        raise BundleError(f"{path}: is not an ONNX graph ({error}). Quantize again.") from error
+    model = read_model(path, "Quantize again.", values=False)
     found = lint(model, dialect, weights=_DataFile(model, path.parent))
     if not found:
         return
@@ -110,8 +108,7 @@ class _DataFile(Mapping[str, Array]):
         }
 
     def __getitem__(self, name: str) -> Array:
-        copy = onnx.TensorProto()
-        copy.CopyFrom(self._tensors[name])  # reading fills the tensor, for as long as it lives
+        copy = deepcopy(self._tensors[name])  # reading fills the tensor, for as long as it lives
         try:
             return numpy_helper.to_array(copy, str(self._folder))
         except (OSError, ValueError, onnx.checker.ValidationError) as error:
@@ -165,7 +162,9 @@ def _types(view: View) -> Iterator[Finding]:
     for node in view.nodes:
         others = {types.get(value, 0) for value in node.output} & {*_FLOATS} - {view.form.real}
         if others:
-            yield Finding("types", label(node), f"computes in {_name(others.pop())}, not float32")
+            yield Finding(
+                "types", label(node), f"computes in {kind_name(others.pop())}, not float32"
+            )
 
 
 def _float32_regions(view: View, types: Mapping[str, int]) -> Iterator[Finding]:
@@ -179,7 +178,7 @@ def _float32_regions(view: View, types: Mapping[str, int]) -> Iterator[Finding]:
                 yield Finding("types", label(node), "the unit norm is not float32")
             elif kinds - {view.form.real}:
                 found = (kinds - {view.form.real}).pop()
-                yield Finding("types", label(node), f"computes in {_name(found)}")
+                yield Finding("types", label(node), f"computes in {kind_name(found)}")
             continue
         sources = [value for value in node.input if value not in view.constants]
         if node.op_type == "Cast":
@@ -214,7 +213,3 @@ def _inferred(view: View) -> dict[str, int]:
     ).graph
     ports = (*inferred.input, *inferred.value_info, *inferred.output)
     return {port.name: port.type.tensor_type.elem_type for port in ports}
-
-
-def _name(kind: int) -> str:
-    return str(TensorProto.DataType.Name(kind)).lower()
