@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ Examples:
 @click.option(
     "--peers",
     default="all",
-    show_default=True,
     metavar="LIST",
     help="all, none, or a list with commas: eager, eager-bf16, compile, onnx, openvino, "
     "openvino-bf16.",
@@ -51,7 +49,6 @@ Examples:
     "--tower",
     type=click.Choice(["vision", "text", "both"]),
     default="both",
-    show_default=True,
     help="Which half of the model.",
 )
 @click.option(
@@ -60,7 +57,6 @@ Examples:
     type=click.IntRange(min=1),
     multiple=True,
     default=(1, 8),
-    show_default=True,
     help="Rows of a call. Repeatable.",
 )
 @click.option(
@@ -72,7 +68,6 @@ Examples:
     "--rounds",
     type=click.IntRange(min=3),
     default=15,
-    show_default=True,
     help="How often each contender runs; ratios are taken within a round.",
 )
 @click.option(
@@ -84,7 +79,7 @@ Examples:
     help="Allow precisions that are slower than float32 on this CPU, such as INT8.",
 )
 @device_option
-@click.option("-o", "--out", type=PATH, default="bench", show_default=True, help="Folder to make.")
+@click.option("-o", "--out", type=PATH, default="bench", help="Folder to make.")
 @click.option("--force", is_flag=True, help="Replace an earlier benchmark.")
 @reading_options
 @console.verbosity
@@ -159,8 +154,7 @@ def _show(result: Any) -> None:
         fits = [column for column, name in enumerate(table[0]) if name not in ("calls", "GOP/s")]
         head, *rows = [[printable(row[column]) for column in fits] for row in table]
         console.table(rows, head, title=heading(section))
-        sentences = f"Baseline: {section.baseline}. {window_sentence(section)}"
-        click.echo(textwrap.fill(sentences, 80))
+        console.paragraph(f"Baseline: {section.baseline}. {window_sentence(section)}")
         click.echo()
     for line in skipped_lines(result):
         click.echo(printable(f"not measured: {line}"))

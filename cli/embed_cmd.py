@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from mwa_export.runtimes.options import RuntimeOptions
     from mwa_export.vectors.job import Dtype, Format
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _EXAMPLES = """\b
 Examples:
   mwa-export embed bundle --images photos -o vectors
@@ -31,93 +29,69 @@ Examples:
   mwa-export embed --verify vectors
 """
 
-_READ = (
-    click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, list, table, tars."),
-    click.option("--texts", metavar="SOURCE", help="Texts: table, lines, or - for standard input."),
-    click.option("--columns", metavar="A,B", help="Columns of the source to carry along."),
-    click.option(
-        "--id-column",
-        metavar="NAME",
-        help="Column with the ids. Default: the path, or the row number.",
-    ),
-    click.option(
-        "--image-column",
-        metavar="NAME",
-        help="Column of a table with the pictures; default: image, path, ...",
-    ),
-    click.option(
-        "--text-column",
-        "--caption-column",
-        "text_column",
-        metavar="NAME",
-        help="Column of a table with the texts; default: caption, text, ...",
-    ),
-    click.option("--image-root", metavar="FOLDER", help="Where a table's paths begin."),
-    click.option("--split", help="Split of a Karpathy JSON or of a table; default: all."),
-    click.option("--limit", type=click.IntRange(min=1), help="Take the first N rows of a source."),
-)
-_OUTPUT = (
-    click.option("-o", "--out", type=PATH, help="Folder to write, or to go on with."),
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "float16", "int8"]),
-        default="float32",
-        show_default=True,
-        help="Type of the stored vectors; int8 has a scale per row.",
-    ),
-    click.option(
-        "--format",
-        type=click.Choice(["parquet", "npy"]),
-        default="parquet",
-        show_default=True,
-        help="npy: vectors in .npy files, all else in Parquet beside them.",
-    ),
-    click.option(
-        "--shard-size",
-        type=click.IntRange(min=1),
-        help="Rows of a file; what a killed run loses at most.  [default: 2048 pictures, "
-        "16384 texts]",
-    ),
-    click.option("--faiss", is_flag=True, help="Write a FAISS index (inner product) as well."),
-)
-_RUN = (
-    runtime_options(),
-    click.option("--batch", type=click.IntRange(min=1), help="Rows that the model gets at once."),
-    click.option(
-        "--workers", type=click.IntRange(min=1), help="Threads that decode; default: cores."
-    ),
-    click.option(
-        "--shard", metavar="I/N", help="This machine's part: every Nth file, from the Ith."
-    ),
-    click.option(
-        "--engine",
-        type=click.Choice(["local", "ray"]),
-        default="local",
-        show_default=True,
-        help="ray: on a Ray cluster; starts a local one where there is none.",
-    ),
-    click.option("--ray-address", help="A running cluster; default: $RAY_ADDRESS, or a local one."),
-    click.option("--ray-actors", metavar="N|MIN-MAX", help="Models held; default: what fits."),
-    click.option("--ray-cpus", type=click.IntRange(min=1), help="Cores per model; default: 4."),
-    click.option("--ray-gpus", type=click.FloatRange(min=0), help="GPUs per model."),
-    click.option(
-        "--max-errors", metavar="N|P%", help="Stop, with exit status 1, when more rows fail."
-    ),
-    click.option("--dry-run", is_flag=True, help="Scan, say what would be done, write nothing."),
-    click.option("--log-json", metavar="FILE|-", help="Progress as JSON lines."),
-    click.option("--verify", type=PATH, metavar="OUT", help="Prove a finished output; no BUNDLE."),
-)
-
-
-def _options(command: F) -> F:
-    for option in reversed((*_READ, *_OUTPUT, *_RUN)):
-        command = option(command)
-    return command
-
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH, required=False)
-@_options
+@click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, list, table, tars.")
+@click.option("--texts", metavar="SOURCE", help="Texts: table, lines, or - for standard input.")
+@click.option("--columns", metavar="A,B", help="Columns of the source to carry along.")
+@click.option(
+    "--id-column",
+    metavar="NAME",
+    help="Column with the ids. Default: the path, or the row number.",
+)
+@click.option(
+    "--image-column",
+    metavar="NAME",
+    help="Column of a table with the pictures; default: image, path, ...",
+)
+@click.option(
+    "--text-column",
+    "--caption-column",
+    "text_column",
+    metavar="NAME",
+    help="Column of a table with the texts; default: caption, text, ...",
+)
+@click.option("--image-root", metavar="FOLDER", help="Where a table's paths begin.")
+@click.option("--split", help="Split of a Karpathy JSON or of a table; default: all.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take the first N rows of a source.")
+@click.option("-o", "--out", type=PATH, help="Folder to write, or to go on with.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "int8"]),
+    default="float32",
+    help="Type of the stored vectors; int8 has a scale per row.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["parquet", "npy"]),
+    default="parquet",
+    help="npy: vectors in .npy files, all else in Parquet beside them.",
+)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    help="Rows of a file; what a killed run loses at most.  [default: 2048 pictures, 16384 texts]",
+)
+@click.option("--faiss", is_flag=True, help="Write a FAISS index (inner product) as well.")
+@runtime_options()
+@click.option("--batch", type=click.IntRange(min=1), help="Rows that the model gets at once.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads that decode; default: cores.")
+@click.option("--shard", metavar="I/N", help="This machine's part: every Nth file, from the Ith.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="ray: on a Ray cluster; starts a local one where there is none.",
+)
+@click.option("--ray-address", help="A running cluster; default: $RAY_ADDRESS, or a local one.")
+@click.option("--ray-actors", metavar="N|MIN-MAX", help="Models held; default: what fits.")
+@click.option("--ray-cpus", type=click.IntRange(min=1), help="Cores per model; default: 4.")
+@click.option("--ray-gpus", type=click.FloatRange(min=0), help="GPUs per model.")
+@click.option("--max-errors", metavar="N|P%", help="Stop, with exit status 1, when more rows fail.")
+@click.option("--dry-run", is_flag=True, help="Scan, say what would be done, write nothing.")
+@click.option("--log-json", metavar="FILE|-", help="Progress as JSON lines.")
+@click.option("--verify", type=PATH, metavar="OUT", help="Prove a finished output; no BUNDLE.")
 @console.verbosity
 def command(
     bundle: Path | None,

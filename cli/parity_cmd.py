@@ -59,7 +59,6 @@ Examples:
     "--max-recall-drop",
     type=click.FloatRange(0, 100),
     default=0.2,
-    show_default=True,
     metavar="POINTS",
     help="Gate on each of TR@1/5/10 and IR@1/5/10.",
 )
@@ -75,13 +74,13 @@ Examples:
     help="Hold the recall gate against the bound of this interval (0.95) instead of the "
     "measured drop.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Bootstrap seed.")
+@click.option("--seed", type=int, default=0, help="Bootstrap seed.")
 @click.option("--layers", is_flag=True, help="Compare block by block too.")
 @click.option(
     "--cache", type=PATH, help="Folder for the reference's embeddings; default: ~/.cache/mwa-export"
 )
 @click.option("--no-cache", is_flag=True, help="Compute the reference again, keep nothing.")
-@click.option("-o", "--out", type=PATH, default="parity", show_default=True, help="Folder to make.")
+@click.option("-o", "--out", type=PATH, default="parity", help="Folder to make.")
 @click.option("--force", is_flag=True, help="Replace an earlier report.")
 @reading_options
 @console.verbosity

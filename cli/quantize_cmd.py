@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,22 +33,19 @@ Examples:
     "--samples",
     type=click.IntRange(min=1),
     default=256,
-    show_default=True,
     help="Pictures to calibrate with, and a caption of each.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
+@click.option("--seed", type=int, default=0, help="Random seed for sampling.")
 @click.option(
     "--method",
     type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
     default="auto",
-    show_default=True,
     help="How a range is chosen; auto takes for each tensor the one with the least output error.",
 )
 @click.option(
     "--percentile",
     type=click.FloatRange(50, 100, min_open=True),
     default=99.99,
-    show_default=True,
     help="Percentile, for the method of this name.",
 )
 @click.option("--no-smooth", is_flag=True, help="Leave activations and weights as they are.")
@@ -55,14 +53,12 @@ Examples:
     "--rounding",
     type=click.Choice(["nearest", "learned"]),
     default="nearest",
-    show_default=True,
     help="Rounding of the weights; learned takes minutes more and loses less.",
 )
 @click.option(
     "--max-recall-drop",
     type=click.FloatRange(0, 100),
     default=0.2,
-    show_default=True,
     metavar="POINTS",
     help="Budget for each of TR@1/5/10 and IR@1/5/10 on the held-back data.",
 )
@@ -84,7 +80,6 @@ Examples:
     "--points",
     type=click.IntRange(0, 20),
     default=5,
-    show_default=True,
     help="Extra points of the trade-off curve; each embeds the held-back data once.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
@@ -97,21 +92,14 @@ def command(
     data: DataSet,
     held_back: DataSet,
     calibration: Path | None,
-    samples: int,
-    seed: int,
     method: str,
     percentile: float,
     no_smooth: bool,
     rounding: str,
-    max_recall_drop: float,
     no_search: bool,
-    keep: tuple[str, ...],
-    dialects: tuple[str, ...],
-    points: int,
-    threads: int | None,
-    tokenizer: Path | None,
     out: Path | None,
     force: bool,
+    **options: Any,
 ) -> None:
     """Add INT8 graphs to BUNDLE: calibrate, smooth, search precisions, check recall.
 
@@ -129,18 +117,8 @@ def command(
     from mwa_export.calib.quantize import QuantizeOptions, quantize
     from mwa_export.cli.quantize_view import show
 
-    options = QuantizeOptions(
-        calibration=CalibrationOptions(method, percentile, not no_smooth, rounding),
-        samples=samples,
-        seed=seed,
-        dialects=dialects,
-        max_recall_drop=max_recall_drop,
-        keep=keep,
-        points=points,
-        search=not no_search,
-        threads=threads,
-        tokenizer=tokenizer,
-    )
+    ranges = CalibrationOptions(method, percentile, not no_smooth, rounding)
+    how = QuantizeOptions(calibration=ranges, search=not no_search, **options)
     with console.steps() as step:
         step("read the data")
         done = quantize(
@@ -148,7 +126,7 @@ def command(
             data.read(),
             held_back=held_back.read(),
             calibration=calibration,
-            options=options,
+            options=how,
             out=out,
             force=force,
             progress=step,

@@ -28,7 +28,7 @@ Examples:
 @click.argument("output", type=PATH)
 @click.argument("text", required=False)
 @click.option("--image", type=PATH, help="Search for what is like this picture, not for a text.")
-@click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="Rows to find.")
+@click.option("-k", type=click.IntRange(min=1), default=5, help="Rows to find.")
 @click.option(
     "--in",
     "where",

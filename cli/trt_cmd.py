@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,7 +62,6 @@ Examples:
     "--max-recall-drop",
     type=click.FloatRange(0, 100),
     default=0.2,
-    show_default=True,
     metavar="POINTS",
     help="Budget of --best for each of TR@1/5/10 and IR@1/5/10, against float32.",
 )
@@ -96,7 +96,6 @@ Examples:
     "--samples",
     type=click.IntRange(min=16),
     default=64,
-    show_default=True,
     help="Pictures of --data to measure on, and a caption of each.",
 )
 @click.option(
@@ -124,7 +123,7 @@ Examples:
 @click.option(
     "--refit", is_flag=True, help="`mwa-export refit` may put another adapter into the engines."
 )
-@click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="GPU.")
+@click.option("--device", type=click.IntRange(min=0), default=0, help="GPU.")
 @click.option("--rebuild", is_flag=True, help="Build also what is there already.")
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
 @click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")
@@ -133,23 +132,20 @@ def command(
     bundle: Path,
     precision: str | None,
     max_recall_drop: float,
-    allow_slow: bool,
     no_speed_gate: bool,
     batches: tuple[str, ...],
     lengths: str | None,
     data: DataSet,
     held_back: DataSet,
-    samples: int,
     workspace: float | None,
     timing_cache: Path | None,
     builder_level: int | None,
     version_compatible: bool,
     hardware_compatible: bool,
     refit: bool,
-    device: int,
-    rebuild: bool,
     out: Path | None,
     force: bool,
+    **others: Any,
 ) -> None:
     """Add TensorRT engines to BUNDLE, for the GPU of this machine: 8.6, 10 or 11.
 
@@ -178,7 +174,6 @@ def command(
         precision=cast("EnginePrecision", "float16" if best else precision),
         batches=tuple(Span.parse(text, "batch") for text in batches) or (BATCH,),
         lengths=None if lengths is None else Span.parse(lengths, "length"),
-        device=device,
         build=BuildOptions(
             workspace=None if workspace is None else int(workspace * GIB),
             timing_cache=timing_cache,
@@ -187,28 +182,15 @@ def command(
             hardware_compatible=hardware_compatible,
             refit=refit,
         ),
-        rebuild=rebuild,
-        samples=samples,
         speed_gate=not no_speed_gate,
-        allow_slow=allow_slow,
+        **others,
     )
-    done: Any
+    build: Any = build_engines
+    if best:
+        build = partial(best_engines, held_back=held_back.read(), max_recall_drop=max_recall_drop)
     with console.steps() as step:
-        given: dict[str, Any] = {
-            "data": data.read(),
-            "options": options,
-            "out": out,
-            "force": force,
-            "progress": step,
-        }
-        if best:
-            done = best_engines(
-                bundle, held_back=held_back.read(), max_recall_drop=max_recall_drop, **given
-            )
-        else:
-            done = build_engines(bundle, **given)
+        done = build(bundle, data.read(), options=options, out=out, force=force, progress=step)
     for warning in done.warnings:
         console.warn(warning)
-    show = trt_view.show_best if best else trt_view.show
-    show(done)
+    (trt_view.show_best if best else trt_view.show)(done)
     click.echo(done.bundle.path)
