@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from mwa_export.parity.reports import charts as draw
@@ -28,6 +27,7 @@ from mwa_export.parity.reports.words import (
 )
 from mwa_export.parity.result import DIRECTION_NAMES, Parity, Which
 from mwa_export.report.numbers import MINUS, cosine, count, p_value, percent, points, share, small
+from mwa_export.report.page import rendered
 from mwa_export.spec import TOWERS
 
 SIDES: tuple[Which, ...] = ("reference", "candidate")
@@ -39,26 +39,19 @@ def html_from_parity(result: Parity, thumbnails: Mapping[int, bytes] | None = No
     Args:
         thumbnails: image row -> small JPEG file. Rows without one show the picture's name.
     """
-    import jinja2
-
-    assets = files("mwa_export") / "assets"
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
     numbers = (count, percent, points, cosine, p_value, share, small)
-    environment.filters |= {function.__name__: function for function in numbers}
-    template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
-    page: str = template.render(
+    page = rendered(
+        "report.html.j2",
+        ["report.css"],
+        {function.__name__: function for function in numbers},
         result=result,
-        css=(assets / "report.css").read_text(encoding="utf-8"),
         thumbnails={row: b64encode(jpeg).decode() for row, jpeg in (thumbnails or {}).items()},
         names=DIRECTION_NAMES,
         sides=SIDES,
         charts=_charts(result),
         **_sentences(result),
     )
-    # File names may hold bytes that are no text; the page has to be encodable all the same.
-    return page.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+    return page.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def thumbnail_rows(result: Parity) -> list[int]:
