@@ -6,9 +6,9 @@ of INT8 layers, so nothing is chosen that was not itself measured inside the bud
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
@@ -34,10 +34,13 @@ class Trial:
     detail: dict[str, Any]  # recall figures, for the record
 
 
-class Evaluate(Protocol):
-    """Measures an assignment. Expensive: embeds the held-back data."""
+Evaluate = Callable[[frozenset[SiteKey]], Trial]
+"""Measures an assignment. Expensive: embeds the held-back data."""
 
-    def __call__(self, int8: frozenset[SiteKey]) -> Trial: ...
+
+def names_of(int8: Collection[SiteKey], tower: Tower) -> frozenset[str]:
+    """The names of one tower's sites."""
+    return frozenset(key.name for key in int8 if key.tower == tower)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +111,9 @@ def search(
             known[int8] = evaluate(int8)
         return known[int8]
 
-    count = len(ranked)
     progress("search the precisions")
     if keep([]).drop > max_drop:
-        low, high = 0, count  # `low` fails, `high` is taken to pass: it is float32 itself
+        low, high = 0, len(ranked)  # `low` fails, `high` is taken to pass: it is float32 itself
         while high - low > 1:
             middle = (low + high) // 2
             if keep(ranked[:middle]).drop <= max_drop:
@@ -120,7 +122,7 @@ def search(
                 low = middle
         _give_back(ranked[:high], saving, keep, max_drop)
     for step in range(points):
-        keep(ranked[: round(count * (step + 1) / (points + 1))])
+        keep(ranked[: round(len(ranked) * (step + 1) / (points + 1))])
     keep(ranked)
     passing = [m for m in known.values() if m.drop <= max_drop or not m.int8]
 
@@ -129,12 +131,13 @@ def search(
         return saved, len(measured.int8), -measured.drop
 
     chosen = max(passing, key=worth)
-    kept = [site for site in ranked if site not in chosen.int8]
     everything = known[frozenset(ranked)]
     return SearchResult(
         chosen=chosen,
         kept=tuple(
-            Kept(site, _reason(site, sensitivity, saving, everything, max_drop)) for site in kept
+            Kept(site, _reason(site, sensitivity, saving, everything, max_drop))
+            for site in ranked
+            if site not in chosen.int8
         ),
         measured=tuple(sorted(known.values(), key=lambda m: (len(m.int8), sorted(m.int8)))),
         sensitivity=dict(sensitivity),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from types import ModuleType
 
 from mwa_export.errors import MissingPackageError
@@ -27,6 +28,17 @@ def require(module: str, *, extra: str, why: str) -> ModuleType:
             f"{module} is needed to {why}, and it cannot be imported ({error}). "
             f'Run: pip install "mwa-export[{extra}]"'
         ) from error
+
+
+def versions_of(*distributions: str) -> dict[str, str]:
+    """The version of each distribution that is installed."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from mwa_export.bench.contenders import CannotRunError, Contender, Run
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import UsageError
-from mwa_export.runtimes.backend import Backend
+from mwa_export.runtimes.backend import Backend, embed
 from mwa_export.runtimes.open import open_backend
 from mwa_export.runtimes.options import PRECISIONS, RuntimeOptions
 from mwa_export.spec import Tower
@@ -61,10 +62,7 @@ def _contender(bundle: Bundle, options: RuntimeOptions) -> Contender:
     runtime, precision = options.runtime, options.precision
 
     def open_(tower: Tower) -> Run:
-        backend = _backend(bundle, options)
-        if tower == "vision":
-            return lambda batch: backend.embed_images(*batch)
-        return lambda batch: backend.embed_texts(*batch)
+        return partial(embed, _backend(bundle, options), tower)
 
     return Contender(our_name(runtime, precision), "ours", runtime, precision, open_)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +14,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Source
 from mwa_export.errors import DataError, OptionsError, UsageError
 from mwa_export.inputs.content import Kind
+from mwa_export.optional import versions_of
 from mwa_export.runtimes.choose import Choice, choose
 from mwa_export.runtimes.machine import this_machine
 from mwa_export.runtimes.options import RuntimeOptions
@@ -31,6 +31,7 @@ from mwa_export.vectors.job import (
     shards,
 )
 from mwa_export.vectors.shards import column_types
+from mwa_export.version import __version__
 
 _SAMPLE = 1000  # rows that decide the types of the carried columns
 _PACKAGES = ("numpy", "pillow", "pyarrow", "sentencepiece")  # whose versions may change bytes
@@ -128,7 +129,10 @@ def plan(
         dtype=options.dtype,
         format=options.format,
         inputs=tuple(inputs),
-        versions=_versions(choice.runtime),
+        versions={
+            "mwa-export": __version__,
+            **versions_of(*_PACKAGES, *_RUNTIME_PACKAGES[choice.runtime]),
+        },
     )
     return Plan(job, bundle, choice, tuple(ordered), tuple(duplicates))
 
@@ -197,15 +201,3 @@ def _files_used(bundle: Bundle, choice: Choice, kinds: Sequence[Kind]) -> dict[s
         if any(name == file or name.startswith(file + ".") for file in used)
     }
     return dict(sorted(found.items()))
-
-
-def _versions(runtime: str) -> dict[str, str]:
-    from mwa_export.version import __version__
-
-    found = {"mwa-export": __version__}
-    for package in (*_PACKAGES, *_RUNTIME_PACKAGES[runtime]):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import EnginePrecision
 from mwa_export.bundle.manifest import Conformance, Graph
@@ -24,7 +22,12 @@ from mwa_export.graphs.lint.check import check
 from mwa_export.graphs.rounded import in_float32
 from mwa_export.graphs.typed import LIMIT, Typed, to_bfloat16, to_float16
 from mwa_export.progress import Progress
-from mwa_export.runtimes.backend import BFLOAT16_COSINE, expected_cosine
+from mwa_export.runtimes.backend import (
+    BFLOAT16_COSINE,
+    inputs_of,
+    least_cosine,
+    measured_cosine,
+)
 from mwa_export.runtimes.ort_session import run_graph, session
 from mwa_export.runtimes.trt import LEAST_8_BITS
 from mwa_export.spec import Tower
@@ -89,21 +92,25 @@ def engine_graph(
     own = bundle.graph(tower)
     vectors = bundle.conformance()
     assert typed or precision in ("float16", "int8"), "check_precision comes first"
-    dialect = _dialect(precision, typed)
+    int8 = DIALECTS["tensorrt" if typed else "tensorrt8"]
+    dialect = {"int8": int8, "float8": FLOAT8}.get(precision)  # of the Q/DQ nodes, if it has any
     sources = [bundle.manifest.files[own[1].file].sha256]
-    graph, float32 = FloatGraph.load(own[0]), tuple[str, ...]()
+    graph, made = FloatGraph.load(own[0]), None
     if dialect is not None:
         graph = _quantized(bundle, tower, graph, dialect)
         sources.append(bundle.manifest.files[CALIBRATION].sha256)
     graph = cast_first(graph)
     if precision == "bfloat16":
-        graph, float32 = _parts(to_bfloat16(graph.whole(), opset=_OPSET, keep_float32=keep))
+        made = to_bfloat16(graph.whole(), opset=_OPSET, keep_float32=keep)
     else:
-        ranges = largest_magnitudes(own, [_inputs(vectors, tower), *batches], progress)
+        ranges = largest_magnitudes(own, [inputs_of(vectors, tower), *batches], progress)
         if typed:
-            graph, float32 = _parts(_float16(graph, ranges, keep))
+            made = _float16(graph, ranges, keep)
         else:
             _check_fits_float16(own[0], ranges)
+    float32: tuple[str, ...] = ()
+    if made is not None:
+        graph, float32 = FloatGraph.of(made.model), made.kept
     path = folder / f"{tower}.{precision}.onnx"
     progress(f"{tower} tower: write the {precision} graph and check it on ONNX Runtime")
     graph.write(path, {"mwa_export.version": __version__, "mwa_export.precision": precision})
@@ -114,15 +121,6 @@ def engine_graph(
     cosine = _cosine(path, own[1], vectors, rounded=precision == "bfloat16")
     _check_cosine(bundle, tower, precision, cosine)
     return EngineGraph(path, tuple(sources), float32, cosine, _share(graph, float32))
-
-
-def _dialect(precision: EnginePrecision, typed: bool) -> Dialect | None:
-    """The dialect of the Q/DQ nodes; None for a precision without them."""
-    if precision == "float8":
-        return FLOAT8
-    if precision == "int8":
-        return DIALECTS["tensorrt" if typed else "tensorrt8"]
-    return None
 
 
 def _share(graph: FloatGraph, float32: Collection[str]) -> float:
@@ -161,11 +159,6 @@ def _quantized(bundle: Bundle, tower: Tower, graph: FloatGraph, dialect: Dialect
     return quantized_graph(graph, sites, calibration.of(tower), dialect, int8)
 
 
-def _parts(typed: Typed) -> tuple[FloatGraph, tuple[str, ...]]:
-    """The graph, and its nodes that stay in float32."""
-    return FloatGraph.of(typed.model), typed.kept
-
-
 def _float16(graph: FloatGraph, ranges: Mapping[str, float], keep: Collection[str]) -> Typed:
     known = {value for node in graph.nodes for value in node.output}
     measured = {value: amax for value, amax in ranges.items() if value in known}
@@ -183,12 +176,6 @@ def _check_fits_float16(path: Path, ranges: Mapping[str, float]) -> None:
         )
 
 
-def _inputs(vectors: Conformance, tower: Tower) -> Inputs:
-    if tower == "vision":
-        return (vectors.pixels,)
-    return vectors.token_ids, vectors.padding_mask
-
-
 def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = False) -> float:
     """The least cosine with the reference; NaN if anything is not finite.
 
@@ -201,21 +188,15 @@ def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = Fal
             in_float32(FloatGraph.load(path)).write(copy)
             return _cosine(copy, own, vectors)
     tower = own.spec.tower
-    found = run_graph(session(path), own, _inputs(vectors, tower))
-    wanted = getattr(vectors, tower)
-    return float((found.astype(np.float64) * wanted).sum(axis=1).min())
+    found = run_graph(session(path), own, inputs_of(vectors, tower))
+    return least_cosine(found, getattr(vectors, tower))
 
 
 def _check_cosine(bundle: Bundle, tower: Tower, precision: EnginePrecision, found: float) -> None:
     """Check the cosine: int8 must reach that of the graphs of `quantize`, if it measured any."""
     least = LEAST_8_BITS if precision == "float8" else BFLOAT16_COSINE
     if precision == "int8":
-        measured = [
-            expected_cosine(graph) or 0.0
-            for graph in bundle.manifest.graphs
-            if (graph.spec.tower, graph.precision) == (tower, "int8") and graph.conformance
-        ]
-        least = min(measured, default=0.0)
+        least = measured_cosine(bundle, tower, "int8") or 0.0
     if not found >= least:
         raise VerificationError(
             f"{bundle.path}: the {precision} graph for the {tower} tower does not compute what the "

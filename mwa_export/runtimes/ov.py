@@ -15,7 +15,7 @@ from mwa_export.cpu import cores
 from mwa_export.errors import BundleError
 from mwa_export.inputs.preprocess import arrays_of
 from mwa_export.optional import require
-from mwa_export.runtimes.backend import check_conformance, expected_cosine
+from mwa_export.runtimes.backend import check_graphs
 from mwa_export.spec import TOWERS, Embeddings, Tower
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -68,11 +68,7 @@ class OpenVinoBackend:
             for tower, (path, _graph) in self.graphs.items()
         }
         if check:
-            reduced = precision == "bfloat16"
-            known = [tower for tower in TOWERS if self.graphs[tower][1] in bundle.manifest.graphs]
-            expected = {t: expected_cosine(self.graphs[t][1], bfloat16=reduced) for t in known}
-            least = {tower: cosine for tower, cosine in expected.items() if cosine is not None}
-            check_conformance(self, bundle, towers=known, least=least)
+            check_graphs(self, bundle, bfloat16=precision == "bfloat16")
 
     @property
     def precision(self) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from importlib import metadata
 
 from mwa_export.errors import EngineError, MissingPackageError, RuntimeUnavailableError
-from mwa_export.optional import require
+from mwa_export.optional import require, versions_of
 from mwa_export.trt.device import DRIVER, Device, select_device
 from mwa_export.trt.versions import TensorRt, tensorrt_from_module
 
@@ -43,7 +42,9 @@ def check_driver(version: str, device: Device) -> None:
     Any driver of the same CUDA major version will do. If TensorRT was not installed by pip, the
     CUDA version that it needs is unknown here, and TensorRT itself reports a mismatch.
     """
-    needed = _cuda_of(version)
+    packages = {f"tensorrt-cu{major}-bindings": major for major in _CUDA_MAJORS}
+    fitting = [packages[n] for n, found in versions_of(*packages).items() if found == version]
+    needed = fitting[0] if fitting else None
     if needed is not None and device.driver < 1000 * needed:
         have = f"{device.driver // 1000}.{device.driver % 1000 // 10}"
         raise RuntimeUnavailableError(
@@ -51,17 +52,6 @@ def check_driver(version: str, device: Device) -> None:
             f"driver runs CUDA {have} at most. Install a newer driver, or TensorRT for this one: "
             f"pip install tensorrt-cu{device.driver // 1000}"
         )
-
-
-def _cuda_of(version: str) -> int | None:
-    for major in _CUDA_MAJORS:
-        try:
-            found = metadata.version(f"tensorrt-cu{major}-bindings")
-        except metadata.PackageNotFoundError:
-            continue
-        if found == version:
-            return major
-    return None
 
 
 @dataclass(frozen=True, slots=True)
