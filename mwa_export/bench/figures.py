@@ -37,13 +37,10 @@ def figures_from_turns(
     rows: int,
     cosines: bool,
 ) -> tuple[tuple[Figure, ...], str, tuple[Peak, ...]]:
-    """Work out every figure of a section.
+    """The figures of a section in the order of ``timed``, the baseline's name, the peaks.
 
     Args:
         cosines: whether the inputs are real, so that cosines mean something.
-
-    Returns:
-        The figures in the order of ``timed``, the baseline's name, the peaks.
     """
     names = [item.contender.name for item in timed]
     baseline = timed[names.index(next((n for n in BASELINES if n in names), names[0]))]

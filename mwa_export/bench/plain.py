@@ -94,14 +94,11 @@ class ReferenceTower:
 def plain_export(
     reference: ReferenceModel, tower: Tower, feed: Mapping[str, NDArray[Any]], path: Path
 ) -> Path:
-    """Write one tower of the unmerged reference through torch.onnx.export.
+    """Write one tower of the unmerged reference through torch.onnx.export, for any batch size.
 
     Args:
         feed: inputs by name, at least two rows: of one row the exporter makes a constant.
         path: the `.onnx` file; weights may go to a file beside it.
-
-    Returns:
-        ``path``. The batch is dynamic, all else is as in ``feed``.
     """
     import torch
 
@@ -111,9 +108,10 @@ def plain_export(
             self.reference = reference
 
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            if tower == "vision":
-                return self.reference.encode_image(*inputs)
-            return self.reference.encode_text(*inputs)
+            encode = (
+                self.reference.encode_image if tower == "vision" else self.reference.encode_text
+            )
+            return encode(*inputs)
 
     batch = torch.export.Dim("batch", min=1, max=4096)
     with warnings.catch_warnings():
@@ -132,24 +130,9 @@ def plain_export(
     return path
 
 
-def plain_onnxruntime(start: ReferenceTower) -> Run:
-    """The plain graph on ONNX Runtime in float32."""
-    return on_onnxruntime(start, start.path)
-
-
-def plain_openvino(start: ReferenceTower) -> Run:
-    """The plain graph on OpenVINO in float32."""
-    return on_openvino(start, str(start.path), {"INFERENCE_PRECISION_HINT": "f32"})
-
-
-def plain_openvino_bfloat16(start: ReferenceTower) -> Run:
-    """The plain graph on OpenVINO in bfloat16."""
-    return on_openvino(start, str(start.path), {"INFERENCE_PRECISION_HINT": "bf16"})
-
-
-def on_onnxruntime(start: ReferenceTower, path: Path) -> Run:
-    """Run a graph with the inputs of the plain export on ONNX Runtime, set up like our own."""
-    runner = session(path, threads=start.threads)
+def on_onnxruntime(start: ReferenceTower, path: Path | None = None) -> Run:
+    """Run the plain export, or a graph made of it, on ONNX Runtime, set up like our own."""
+    runner = session(path or start.path, threads=start.threads)
 
     def run(batch: Batch) -> Embeddings:
         return cast(Embeddings, runner.run(None, start.feed(batch))[0])

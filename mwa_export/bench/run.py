@@ -120,23 +120,21 @@ def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Mode
     return model
 
 
+@dataclass
 class _Run:
     """One benchmark."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        options: BenchOptions,
-        model: Model | None,
-        data: RetrievalData | None,
-        peers: Sequence[Peer],
-        progress: Progress,
-    ) -> None:
-        self.bundle, self.options, self.model, self.data = bundle, options, model, data
-        self.peers, self.progress = peers, progress
-        self.threads = options.threads or cores()
+    bundle: Bundle
+    options: BenchOptions
+    model: Model | None
+    data: RetrievalData | None
+    peers: Sequence[Peer]
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        options, self.threads = self.options, self.options.threads or cores()
         self.ours = our_contenders(
-            bundle,
+            self.bundle,
             options.runtimes,
             threads=self.threads,
             allow_slow=options.allow_slow,
@@ -210,7 +208,7 @@ class _Run:
         for item in contenders:
             try:
                 with quiet():
-                    opened.append(Opened(item, item.open(tower)))
+                    opened.append((item, item.open(tower)))
             except errors_of(item) as error:
                 skipped.append(Skipped(item.name, item.kind, reason_of(error)))
             self.progress.advance(1)

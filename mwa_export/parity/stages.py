@@ -6,7 +6,7 @@ thing and keeps the rest; what a step does to embeddings and recall is that thin
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -56,23 +56,17 @@ def drift_by_stage(
     return Drift(tuple(walk.stages), exact)
 
 
+@dataclass
 class _Walk:
     """State of the walk from reference to candidate, and the stages so far."""
 
-    def __init__(
-        self,
-        reference: Encoder,
-        candidate: Encoder,
-        data: RetrievalData,
-        embed: Embedder,
-        first: Vectors,
-    ) -> None:
-        self.reference, self.candidate = reference, candidate
-        self.data, self.embed = data, embed
-        self.stages: list[Stage] = []
-        self._pairs = Pairs(data.image_ids, data.caption_image_ids)
-        self._here = first
-        self._recall: tuple[float, float] | None = None  # TR@1 and IR@1 here, once they are known
+    reference: Encoder
+    candidate: Encoder
+    data: RetrievalData
+    embed: Embedder
+    here: Vectors
+    recall: tuple[float, float] | None = None  # TR@1 and IR@1 here, once they are known
+    stages: list[Stage] = field(default_factory=list)
 
     def change_tokenizer(self) -> None:
         """Replace the reference's token ids by the candidate's."""
@@ -88,7 +82,7 @@ class _Walk:
             detail += "; the reference cannot read them, so their effect counts under graph"
             return self.stay("tokenizer", "not measured", detail)
         texts = self.embed.texts(self.reference, self.data, sequences=theirs)
-        return self.to("tokenizer", detail, Vectors(self._here.images, texts))
+        return self.to("tokenizer", detail, Vectors(self.here.images, texts))
 
     def change_preprocessing(self) -> None:
         """Replace the reference's pixels by the candidate's."""
@@ -105,7 +99,7 @@ class _Walk:
             self.reference, image=self.candidate.image, prepare=self.candidate.prepare
         )
         images = self.pictures(theirs_on_ours)
-        return self.to("preprocessing", detail, Vectors(images, self._here.texts))
+        return self.to("preprocessing", detail, Vectors(images, self.here.texts))
 
     def pictures(self, encoder: Encoder) -> Embeddings:
         """Embed pictures that both sides could read before."""
@@ -120,10 +114,10 @@ class _Walk:
 
     def to(self, name: str, detail: str, there: Vectors) -> None:
         """Take a step. Towers whose embeddings are equal bit by bit are untouched."""
-        here = self._here
+        here = self.here
         if np.array_equal(here.images, there.images) and np.array_equal(here.texts, there.texts):
             return self.stay(name, "same", f"{detail}: no embedding differs")
-        before, after = self._recall or self._recall_at_1(here), self._recall_at_1(there)
+        before, after = self.recall or self._recall_at_1(here), self._recall_at_1(there)
         self.stages.append(
             Stage(
                 name=name,
@@ -135,11 +129,11 @@ class _Walk:
                 ir1=after[1] - before[1],
             )
         )
-        self._here, self._recall = there, after
+        self.here, self.recall = there, after
         return None
 
     def _recall_at_1(self, vectors: Vectors) -> tuple[float, float]:
-        tr, ir = rank_both(*vectors, self._pairs)
+        tr, ir = rank_both(*vectors, Pairs(self.data.image_ids, self.data.caption_image_ids))
         return tr.recall(1), ir.recall(1)
 
 

@@ -16,6 +16,7 @@ from mwa_export.parity.reports.words import (
     certain_changes,
     cross_sentence,
     drop_limits,
+    figures,
     gate_numbers,
     has_float32,
     headline,
@@ -84,16 +85,12 @@ def _charts(result: Parity) -> dict[str, Any]:
 
     limits = drop_limits(result)
     bars, rows = [], []
-    for d in result.directions:
-        for r in d.recalls:
-            label = f"{d.direction.upper()}@{r.k}"
-            texts = percent(r.reference, d.queries), percent(r.candidate, d.queries)
-            ends = r.reference + r.low, r.reference + r.high
-            bars.append(draw.Bars(label, r.reference, r.candidate, *ends, *texts))
-            limit = -limits[label] if label in limits else None
-            rows.append(
-                draw.Interval(label, r.difference, r.low, r.high, points(r.difference), limit)
-            )
+    for label, n, r in figures(result):
+        texts = percent(r.reference, n), percent(r.candidate, n)
+        ends = r.reference + r.low, r.reference + r.high
+        bars.append(draw.Bars(label, r.reference, r.candidate, *ends, *texts))
+        limit = -limits[label] if label in limits else None
+        rows.append(draw.Interval(label, r.difference, r.low, r.high, points(r.difference), limit))
     towers = [(tower, [n for n in result.layers if n.tower == tower]) for tower in TOWERS]
     lines = [draw.Curve(t, [n.layer for n in ns], [n.snr_db for n in ns]) for t, ns in towers]
     found = {

@@ -25,14 +25,11 @@ def write_reports(
     pictures: tuple[Readable, ...] = (),
     force: bool = False,
 ) -> Path:
-    """Write report.json, report.md, junit.xml and report.html.
+    """Write report.json, report.md, junit.xml and report.html. Returns the path of the last.
 
     Args:
         out: folder to make; it appears with all four files or not at all.
         pictures: of the test set, in its order; thumbnails of a few go into report.html.
-
-    Returns:
-        The path of report.html.
 
     Raises:
         BundleError: the folder exists, or the disk refuses.
