@@ -38,9 +38,9 @@ from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import TOWERS, Tower
-from mwa_export.trt.compare import Compared, compare_engines
 from mwa_export.trt.device import Device
 from mwa_export.trt.install import find_tensorrt
+from mwa_export.trt.timing import Compared, compare_engines
 from mwa_export.trt.versions import TensorRt
 
 CANDIDATES: tuple[EnginePrecision, ...] = ("float16", "bfloat16", "int8", "float8")

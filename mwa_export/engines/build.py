@@ -16,12 +16,7 @@ from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
-from mwa_export.engines.graphs import (
-    CALIBRATED,
-    EngineGraph,
-    engine_graph,
-    needs_calibration,
-)
+from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph, needs_calibration
 from mwa_export.engines.speed_gate import GATED, Speed, check_speed, measure_speed
 from mwa_export.errors import MwaExportError
 from mwa_export.files import sha256_of
@@ -104,10 +99,12 @@ def build_engines(
     bundle = Bundle.open(path)
     if options.precision in CALIBRATED:
         needs_calibration(bundle)
-    jobs = [
-        _Job(tower, _profiles(bundle, tower, options), tensorrt, device, options, progress)
-        for tower in TOWERS
-    ]
+    lengths = {"text": text_lengths(options.lengths, bundle.manifest.max_length)}
+    jobs = []
+    for tower in TOWERS:
+        spec = bundle.graph(tower)[1].spec
+        profiles = profiles_of(spec, options.batches, lengths.get(tower))
+        jobs.append(_Job(tower, profiles, tensorrt, device, options, progress))
     present = {job.tower: None if options.rebuild else job.present(bundle) for job in jobs}
     missing = [job for job in jobs if present[job.tower] is None]
     kept = tuple(engine for engine in present.values() if engine is not None)
@@ -124,15 +121,16 @@ def build_engines(
             added = _add(bundle, job, None if done else out, force=force)
         except MwaExportError as error:
             if done:  # the first engine is kept: it took minutes
-                ways = f"`mwa-export trt {bundle.path}` with `engine_precision={options.precision}`"
                 error.args = (
-                    f"{error} {done[0].engine.file} was built and is kept. Go on with: {ways}",
+                    f"{error} {done[0].engine.file} was built and is kept. Go on with: `mwa-export "
+                    f"trt {bundle.path}` with `engine_precision={options.precision}`",
                 )
             raise
         done.append(added)
         bundle = added.bundle
-    if not missing and out is not None:
-        bundle = _copied(bundle, out, force=force)
+    if not missing and out is not None:  # a copy
+        with changed_bundle(bundle, out, force=force) as folder:
+            bundle = Bundle(out, write_manifest(folder, bundle.manifest))
     return EnginesBuilt(
         bundle,
         device,
@@ -213,20 +211,6 @@ def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, E
     job.progress(f"{job.tower} tower: build float16, to compare with")
     _graph, engine, _warnings = _build(bundle, job, scratch)
     return Bundle(scratch, bundle.manifest), engine
-
-
-def _copied(bundle: Bundle, out: Path, *, force: bool) -> Bundle:
-    """Copy the bundle."""
-    with changed_bundle(bundle, out, force=force) as folder:
-        manifest = write_manifest(folder, bundle.manifest)
-    return Bundle(out, manifest)
-
-
-def _profiles(bundle: Bundle, tower: Tower, options: EngineOptions) -> tuple[Profile, ...]:
-    lengths = None
-    if tower == "text":
-        lengths = text_lengths(options.lengths, bundle.manifest.max_length)
-    return profiles_of(bundle.graph(tower)[1].spec, options.batches, lengths)
 
 
 def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine, tuple[str, ...]]:

@@ -179,8 +179,7 @@ def _check_fits_float16(path: Path, ranges: Mapping[str, float]) -> None:
 def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = False) -> float:
     """The least cosine with the reference; NaN if anything is not finite.
 
-    Args:
-        rounded: run it as float32 that is rounded to bfloat16 after every node.
+    ``rounded``: run it as float32 that is rounded to bfloat16 after every node.
     """
     if rounded:
         with TemporaryDirectory(prefix="mwa-export-") as scratch:

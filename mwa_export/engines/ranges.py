@@ -21,17 +21,12 @@ _GROUP = 48  # values that are kept in memory at a time
 def largest_magnitudes(
     file: GraphFile, batches: Iterable[Inputs], progress: Progress
 ) -> dict[str, float]:
-    """Run a float32 graph and keep the largest magnitude of each float value that a node makes.
+    """The largest magnitude of each float value that a node makes; NaN or infinity if one occurred.
 
     Texts are run without their padding. A padded score has 30000 subtracted by design, which fits
     float16 with any score that fits on its own, so it says nothing about the model.
 
-    Args:
-        file: the graph; the session is opened once for each group of values.
-        batches: inputs of the tower: (pixels,) uint8, or (token_ids, padding_mask).
-
-    Returns:
-        Value -> largest magnitude; NaN or infinity if one occurred.
+    ``batches``: inputs of the tower: (pixels,) uint8, or (token_ids, padding_mask).
     """
     path, graph = file
     tower = graph.spec.tower

@@ -219,15 +219,12 @@ def structural_difference(one: Path, other: Path) -> str | None:
         kinds = [shape.get(name) for shape in shapes]
         if kinds[0] != kinds[1]:
             return f"the weight {name} {_kind(kinds[0])} in one and {_kind(kinds[1])} in the other"
-    return _different_nodes(first.node, second.node)
-
-
-def _different_nodes(one: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto]) -> str | None:
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            return f"the node {a.name} ({a.op_type}) and the node {b.name} ({b.op_type}) differ"
-    if len(one) != len(other):
-        return f"{len(one)} nodes and {len(other)} nodes"
+    for node, twin in zip(first.node, second.node, strict=False):
+        if node != twin:
+            ops = f"{node.name} ({node.op_type}) and the node {twin.name} ({twin.op_type})"
+            return f"the node {ops} differ"
+    if len(first.node) != len(second.node):
+        return f"{len(first.node)} nodes and {len(second.node)} nodes"
     return None
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import Engine
 from mwa_export.errors import EngineError
-from mwa_export.trt.compare import Compared, compare_engines
 from mwa_export.trt.device import Device
+from mwa_export.trt.timing import Compared, compare_engines
 
 GATED = ("int8", "float8")
 """Precisions whose engines are compared with float16."""
@@ -60,12 +60,10 @@ def check_speed(speed: Speed) -> None:
     """Raise EngineError if an engine is slower than float16, with possible causes."""
     if speed.ratio >= 1:
         return
-    option = f"`engine_precision={speed.engine.precision}`"
     why = f" In the engine: {speed.reasons}." if speed.reasons else ""
     raise EngineError(
         f"{speed.sentence}, so the engine is not added.{why} Build with "
-        "`engine_precision=float16`, or `best`, which keeps "
-        f"the fastest; {option} with `allow_slow` adds it nevertheless, and `no_speed_gate` does "
-        "not "
-        "measure."
+        "`engine_precision=float16`, or `best`, which keeps the fastest; "
+        f"`engine_precision={speed.engine.precision}` with `allow_slow` adds it nevertheless, and "
+        "`no_speed_gate` does not measure."
     )

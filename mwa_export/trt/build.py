@@ -14,7 +14,6 @@ from mwa_export.bundle.engine import (
     VERSION_COMPATIBLE,
     EnginePrecision,
     Profile,
-    ShapeRange,
 )
 from mwa_export.errors import BundleError, EngineError, OptionsError, ProfileError, UsageError
 from mwa_export.files import new_file
@@ -296,8 +295,4 @@ def _why_not_built(
 
 
 def _words(profile: Profile) -> str:
-    return ", ".join(f"{entry.name} up to {_by(entry)}" for entry in profile)
-
-
-def _by(entry: ShapeRange) -> str:
-    return "x".join(map(str, entry.max))
+    return ", ".join(f"{entry.name} up to {'x'.join(map(str, entry.max))}" for entry in profile)

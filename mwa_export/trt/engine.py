@@ -145,10 +145,7 @@ class LoadedEngine(AbstractContextManager["LoadedEngine"]):
 
 
 def load_engine(tensorrt: TensorRt, bundle: Bundle, engine: Engine, device: Device) -> LoadedEngine:
-    """Check an engine's bytes and load them.
-
-    Args:
-        engine: one that `usable_engines` returned.
+    """Check the bytes of an engine that `usable_engines` returned, and load them.
 
     Raises:
         BundleError: the file is missing or not the one that the manifest describes. TensorRT never

@@ -20,8 +20,7 @@ def load_tensorrt() -> TensorRt:
         MissingPackageError: not installed, or its libraries cannot be loaded.
         EngineError: another version than 8.6, 10 or 11.
     """
-    module = require("tensorrt", extra="tensorrt", why="build and run engines")
-    return tensorrt_from_module(module)
+    return tensorrt_from_module(require("tensorrt", extra="tensorrt", why="build and run engines"))
 
 
 def find_tensorrt(device: int = 0) -> tuple[TensorRt, Device]:
@@ -42,9 +41,7 @@ def check_driver(version: str, device: Device) -> None:
     Any driver of the same CUDA major version will do. If TensorRT was not installed by pip, the
     CUDA version that it needs is unknown here, and TensorRT itself reports a mismatch.
     """
-    packages = {f"tensorrt-cu{major}-bindings": major for major in _CUDA_MAJORS}
-    fitting = [packages[n] for n, found in versions_of(*packages).items() if found == version]
-    needed = fitting[0] if fitting else None
+    needed = _cuda_of(version)
     if needed is not None and device.driver < 1000 * needed:
         have = f"{device.driver // 1000}.{device.driver % 1000 // 10}"
         raise RuntimeUnavailableError(
@@ -52,6 +49,12 @@ def check_driver(version: str, device: Device) -> None:
             f"driver runs CUDA {have} at most. Install a newer driver, or TensorRT for this one: "
             f"pip install tensorrt-cu{device.driver // 1000}"
         )
+
+
+def _cuda_of(version: str) -> int | None:
+    packages = {f"tensorrt-cu{major}-bindings": major for major in _CUDA_MAJORS}
+    found = versions_of(*packages)
+    return next((packages[name] for name in found if found[name] == version), None)
 
 
 @dataclass(frozen=True, slots=True)

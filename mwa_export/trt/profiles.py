@@ -23,10 +23,7 @@ class Span:
 
     @classmethod
     def parse(cls, text: str, axis: str) -> Span:
-        """Read "MIN,OPT,MAX", or one number for all three.
-
-        Args:
-            axis: "batch" or "length"; its option is named in errors.
+        """Read "MIN,OPT,MAX" of an axis, "batch" or "length", or one number for all three.
 
         Raises:
             ProfileError: not one or three numbers of at least 1, or not in ascending order.
@@ -71,9 +68,7 @@ def profiles_of(
 def text_lengths(given: Span | None, max_length: int) -> Span:
     """The range of text lengths in tokens, BOS and EOS included.
 
-    Args:
-        given: by the user; None: from the shortest text to the longest, fastest at 16 tokens,
-            the length of a typical caption.
+    None given: all that the model has, fastest at 16 tokens, a typical caption.
 
     Raises:
         ProfileError: lengths that no text of this model has.

@@ -29,14 +29,10 @@ class Piece:
 
 
 def pieces(spec: TowerSpec, profiles: Sequence[Profile], arrays: Arrays) -> list[Piece]:
-    """Cut a batch into runs that the engine has profiles for.
+    """Cut a batch, (rows, ...) of each input, into runs that the engine has profiles for.
 
     Too few rows are filled up with the last one, too short texts with padding; neither changes the
     result of a row.
-
-    Args:
-        spec: the tower's inputs, in the order of the arrays.
-        arrays: (rows, ...) each.
 
     Raises:
         ProfileError: other sizes than the engine has, such as a text that is too long.
