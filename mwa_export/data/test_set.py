@@ -36,10 +36,7 @@ class RetrievalData:
     excluded: tuple[Excluded, ...] = ()
 
     def without(self, reasons: Mapping[int, str]) -> RetrievalData:
-        """The set without some pictures and without their captions, which ``excluded`` then lists.
-
-        Args:
-            reasons: row of each picture to leave out -> why.
+        """The set without some pictures (row -> why) and their captions; ``excluded`` lists them.
 
         Raises:
             DataError: no picture is left.

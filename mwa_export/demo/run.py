@@ -28,8 +28,6 @@ from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import ModelConfig
 
-SAMPLES = 128  # pictures to calibrate with, and a caption of each
-
 # What loses most in the text tower. `mwa-export quantize` finds such layers by itself, but its
 # search embeds the held-back data a dozen times: longer here than all the rest together.
 KEPT = ("text:*.fc2_up",)
@@ -76,11 +74,9 @@ def run_demo(
     force: bool = False,
     progress: Progress | None = None,
 ) -> DemoResult:
-    """Run the main job in a new folder.
+    """Run the main job in a new folder, which then holds `data/`, `bundle/` and `parity/`.
 
-    Args:
-        out: folder to make; holds `data/`, `bundle/` and `parity/` afterwards.
-        quantize: adds the INT8 graphs; the library itself has no calibration.
+    ``quantize`` adds the INT8 graphs.
     """
     progress = progress or Silent()
     checkpoint, spm = assets()

@@ -94,11 +94,9 @@ def plan(
     options: EmbedOptions | None = None,
     runtime: RuntimeOptions | None = None,
 ) -> Plan:
-    """Scan the sources and decide everything that decides the output.
+    """Scan the sources, at most one of a kind, and decide everything that decides the output.
 
-    Args:
-        sources: at most one of each kind.
-        work: an existing folder, in which sources may keep an index.
+    ``work``: an existing folder, in which sources may keep an index.
 
     Raises:
         UsageError: no source, or two of one kind, or a column with a name of ours.
@@ -114,11 +112,9 @@ def plan(
         bundle.tokenizer()
     asked = runtime or RuntimeOptions()
     choice = choose(bundle.manifest, asked, this_machine(bundle.manifest, asked))
-    inputs, duplicates, ordered = [], [], sorted(sources, key=lambda s: list(FOLDERS).index(s.kind))
-    for source in ordered:
-        entry, doubled = _scanned(source, work, options, choice)
-        inputs.append(entry)
-        duplicates.append(doubled)
+    ordered = sorted(sources, key=lambda source: list(FOLDERS).index(source.kind))
+    scanned = [_scanned(source, work, options, choice) for source in ordered]
+    inputs, duplicates = zip(*scanned, strict=True)
     job = Job(
         bundle=str(bundle.path.resolve()),
         space_id=bundle.manifest.space_id,
@@ -128,13 +124,13 @@ def plan(
         width=bundle.manifest.model.backbone.embed_dim,
         dtype=options.dtype,
         format=options.format,
-        inputs=tuple(inputs),
+        inputs=inputs,
         versions={
             "mwa-export": __version__,
             **versions_of(*_PACKAGES, *_RUNTIME_PACKAGES[choice.runtime]),
         },
     )
-    return Plan(job, bundle, choice, tuple(ordered), tuple(duplicates))
+    return Plan(job, bundle, choice, tuple(ordered), duplicates)
 
 
 def _scanned(
@@ -195,9 +191,8 @@ def _files_used(bundle: Bundle, choice: Choice, kinds: Sequence[Kind]) -> dict[s
         used.append(own[0].file)
     if "text" in kinds and manifest.tokenizer is not None:
         used.append(manifest.tokenizer)
-    found = {
+    return {
         name: entry.sha256
-        for name, entry in manifest.files.items()
+        for name, entry in sorted(manifest.files.items())
         if any(name == file or name.startswith(file + ".") for file in used)
     }
-    return dict(sorted(found.items()))

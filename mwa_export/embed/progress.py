@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mwa_export.embed.pipeline import STAGES, Clock, Stage
+from mwa_export.embed.pipeline import STAGES, TIMES, Clock, Stage
 from mwa_export.embed.plan import Plan
 from mwa_export.errors import OptionsError, TooManyErrorsError
 from mwa_export.vectors.shards import Entry
@@ -152,14 +152,7 @@ class Meter:
             rate,
             (self.total - done) / rate if rate > 0 else None,
             clock.bottleneck() if clock.busy["infer"] > 0 else None,
-            {
-                stage: {
-                    "busy": clock.busy[stage],
-                    "starved": clock.starved[stage],
-                    "blocked": clock.blocked[stage],
-                }
-                for stage in STAGES
-            },
+            {stage: {name: getattr(clock, name)[stage] for name in TIMES} for stage in STAGES},
         )
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mwa_export.embed.pipeline import Clock
+from mwa_export.embed.pipeline import TIMES, Clock
 from mwa_export.embed.ray_cluster import cluster
 from mwa_export.embed.run import Executor, Task
 from mwa_export.embed.worker import Worker
@@ -207,8 +207,7 @@ class _Actor:
         source = next(source for source in self._orders.sources if source.kind == shard.kind)
         with _counted(output, shard):
             entry = worker.embed_shard(output, source, shard)
-        names = ("busy", "starved", "blocked", "threads")
-        times = {name: getattr(worker.clock, name) for name in names}
+        times = {name: getattr(worker.clock, name) for name in (*TIMES, "threads")}
         return json.dumps(entry.to_json()), json.dumps(times)
 
     def _open(self, output: Output) -> Worker:

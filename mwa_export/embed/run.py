@@ -186,7 +186,8 @@ def _end(planned: Plan, output: Output, how: Execution) -> Summary:
             )
         found = counts(planned.job, entries)
         return Summary(output.folder, found, complete=False, left=left)
-    with nullcontext() if how.part is None else output.locked_to_finish():
+    alone = nullcontext() if how.part is None else locked(output.folder, "finish", wait=True)
+    with alone:  # no other part finishes this output
         if not output.finished:
             output.finish(entries)
         return _finished(output, how)

@@ -147,10 +147,11 @@ def _encode(
         if place == len(entry.different):
             entry.different.append(ids)
         places[text] = place
-    entry.numbers += [number for number, _row, _text in window]
-    entry.ids += [row.id for _number, row, _text in window]
-    entry.columns += [row.columns for _number, row, _text in window]
-    entry.which += [places[text] for _number, _row, text in window]
+    for number, row, text in window:
+        entry.numbers.append(number)
+        entry.ids.append(row.id)
+        entry.columns.append(row.columns)
+        entry.which.append(places[text])
 
 
 def _vectors(

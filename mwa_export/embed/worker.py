@@ -49,11 +49,7 @@ class Worker:
         workers: int | None = None,
         runtime: RuntimeOptions | None = None,
     ) -> Worker:
-        """Open the model of a job.
-
-        Args:
-            bundle: opened already; else it is opened at the path that the job names.
-            runtime: threads and the like; runtime and precision are those of the job.
+        """Open the model of a job, from its bundle if that is opened already.
 
         Raises:
             DataError: the bundle is another one than the job's.

@@ -27,6 +27,11 @@ RESERVED = ("row", "id", "embedding", "scale")
 """Columns of the output that a carried column may not be called."""
 
 
+# Fields that job.json has as they are.
+_INPUT = ("source", "fingerprint", "rows", "taken", "shard_size", "batch")
+_JOB = ("bundle", "space_id", "runtime", "precision", "width", "dtype", "format")
+
+
 @dataclass(frozen=True, slots=True)
 class EmbedOptions:
     """How to embed, as far as it decides the output; None takes the default of the kind."""
@@ -96,20 +101,11 @@ class Input:
         return -(-self.taken // self.shard_size)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "source": self.source,
-            "fingerprint": self.fingerprint,
-            "rows": self.rows,
-            "taken": self.taken,
-            "shard_size": self.shard_size,
-            "batch": self.batch,
-            "columns": dict(self.columns),
-        }
+        return {name: getattr(self, name) for name in _INPUT} | {"columns": dict(self.columns)}
 
     @classmethod
     def from_json(cls, kind: Kind, data: Mapping[str, Any]) -> Input:
-        names = ("source", "fingerprint", "rows", "taken", "shard_size", "batch")
-        fields = {name: data[name] for name in names}
+        fields = {name: data[name] for name in _INPUT}
         return cls(kind, **fields, columns=tuple(data["columns"].items()))
 
 
@@ -135,14 +131,8 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
-            "bundle": self.bundle,
-            "space_id": self.space_id,
+            **{name: getattr(self, name) for name in _JOB},
             "bundle_files": self.files,
-            "runtime": self.runtime,
-            "precision": self.precision,
-            "width": self.width,
-            "dtype": self.dtype,
-            "format": self.format,
             "inputs": {FOLDERS[entry.kind]: entry.to_json() for entry in self.inputs},
             "versions": self.versions,
         }
@@ -155,8 +145,7 @@ class Job:
             KeyError, TypeError, AttributeError: something is missing or is of another type.
         """
         inputs = tuple(Input.from_json(KINDS[n], entry) for n, entry in data["inputs"].items())
-        same = ("bundle", "space_id", "runtime", "precision", "width", "dtype", "format")
-        fields = {name: data[name] for name in same}
+        fields = {name: data[name] for name in _JOB}
         return cls(**fields, files=data["bundle_files"], inputs=inputs, versions=data["versions"])
 
 
@@ -164,16 +153,10 @@ def shards(entry: Input, duplicates: NDArray[np.int64] | Sequence[int] = ()) -> 
     """All shards of an input, in order. ``duplicates``: as in `Scan`, ascending."""
     doubled = np.asarray(duplicates, np.int64)
     for number in range(entry.shard_count):
-        yield shard(entry, number, doubled)
-
-
-def shard(entry: Input, number: int, duplicates: NDArray[np.int64] | Sequence[int] = ()) -> Shard:
-    """One shard of an input."""
-    doubled = np.asarray(duplicates, np.int64)
-    start = number * entry.shard_size
-    stop = min(start + entry.shard_size, entry.taken)
-    first, last = np.searchsorted(doubled, (start, stop))
-    return Shard(entry.kind, number, start, stop, tuple(doubled[first:last].tolist()))
+        start = number * entry.shard_size
+        stop = min(start + entry.shard_size, entry.taken)
+        first, last = np.searchsorted(doubled, (start, stop))
+        yield Shard(entry.kind, number, start, stop, tuple(doubled[first:last].tolist()))
 
 
 def differences(old: Job, new: Job) -> list[str]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from mwa_export.files import new_file, sha256_of
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.vectors.job import FOLDERS, KINDS, Job, Shard, differences
-from mwa_export.vectors.lock import LOCK, locked
+from mwa_export.vectors.lock import LOCK
 from mwa_export.vectors.manifest import (
     ERRORS,
     MANIFEST,
@@ -193,10 +192,6 @@ class Output:
     def remove_work(self) -> None:
         """Remove what only an unfinished run needs."""
         shutil.rmtree(self.folder / WORK, ignore_errors=True)
-
-    def locked_to_finish(self) -> AbstractContextManager[None]:
-        """Wait until no other part finishes this output, and hold it."""
-        return locked(self.folder, "finish", wait=True)
 
     def finish(self, entries: Sequence[Entry]) -> None:
         """Check that every row is accounted for, and write errors.parquet and manifest.json.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mwa_export.errors import DataError
 from mwa_export.files import new_file, sha256_of
 from mwa_export.optional import require
-from mwa_export.vectors.job import Dtype, Job, RowError, Shard
+from mwa_export.vectors.job import RESERVED, Dtype, Job, RowError, Shard
 
 UNIT_TOLERANCE = 1e-2  # of a vector's length: wide, bfloat16 and int8 graphs round
 
@@ -147,7 +147,7 @@ def read_shard(out: Path, job: Job, stem: str) -> Stored:
             f"{path}: holds {vectors.dtype} of shape {vectors.shape}. Expected {job.dtype} of "
             f"shape {(table.num_rows, job.width)}."
         )
-    names = [name for name in table.column_names if name not in ("row", "id", "embedding", "scale")]
+    names = [name for name in table.column_names if name not in RESERVED]
     columns = {name: table.column(name).to_pylist() for name in names}
     return Stored(rows, ids, columns, vectors, scales)
 
@@ -244,32 +244,23 @@ def _shown(value: Any) -> str:
 def arrow_type(name: str) -> Any:
     """The Arrow type that str() calls ``name``."""
     pa = _arrow()
-    if name == "double":
-        return pa.float64()
-    if name == "bool":
-        return pa.bool_()
-    if name == "date32[day]":
-        return pa.date32()
     if name.startswith("timestamp["):
         unit, _, zone = name[len("timestamp[") : -1].partition(", tz=")
         return pa.timestamp(unit, zone or None)
-    return getattr(pa, name)()
+    return pa.type_for_alias(name.removesuffix("[day]"))
 
 
 def error_table(rows: Iterator[tuple[str, str, RowError]]) -> Any:
     """errors.parquet as an Arrow table, of (kind, source, error)."""
     pa = _arrow()
-    found = list(rows)
-    return pa.table(
-        {
-            "row": pa.array([error.row for _, _, error in found], pa.int64()),
-            "id": pa.array([valid_text(error.id) for _, _, error in found], pa.string()),
-            "kind": pa.array([kind for kind, _, _ in found], pa.string()),
-            "code": pa.array([error.code for _, _, error in found], pa.string()),
-            "reason": pa.array([valid_text(error.reason) for _, _, error in found], pa.string()),
-            "source": pa.array([valid_text(source) for _, source, _ in found], pa.string()),
-        }
-    )
+    types = [("row", pa.int64())]
+    types += [(name, pa.string()) for name in ("id", "kind", "code", "reason", "source")]
+    found = [
+        (e.row, *map(valid_text, (e.id, kind, e.code, e.reason, source)))
+        for kind, source, e in rows
+    ]
+    names = [name for name, _type in types]
+    return pa.Table.from_pylist([dict(zip(names, r, strict=True)) for r in found], pa.schema(types))
 
 
 def valid_text(text: str) -> str:
