@@ -118,10 +118,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read what `save` wrote.
-
-        Args:
-            path: of calibration.json, or the folder that holds it.
+        """Read what `save` wrote, by the path of calibration.json or of the folder that holds it.
 
         Raises:
             CalibrationError: missing, damaged, or of another schema.

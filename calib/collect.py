@@ -93,11 +93,7 @@ def histograms(
     divide: Mapping[str, Floats],
     progress: Progress,
 ) -> dict[str, Histogram]:
-    """Second pass: the histogram of each site's smoothed activation.
-
-    Args:
-        divide: for each site that is smoothed, what its channels are divided by, (width,).
-    """
+    """Second pass: histograms of the activations, each divided by that of ``divide``, (width,)."""
     found = {site.name: Histogram() for site in sites}
     for site, values in _activations(file, sites, samples, progress, "histograms", divide):
         found[site.name].add(values)

@@ -50,10 +50,8 @@ def write_curve(
 ) -> None:
     """Write tradeoff.json and tradeoff.svg.
 
-    Args:
-        high_ms: milliseconds per row of each tower with no site in INT8, on the runtime that was
-            searched with.
-        max_drop: the budget in points.
+    ``high_ms``: milliseconds per row of each tower with no site in INT8, on the runtime that was
+    searched with. ``max_drop``: the budget in points.
     """
     points = [_point(measured, result, high_ms) for measured in result.measured]
     with new_file(folder / f"{TRADEOFF}.json") as path:

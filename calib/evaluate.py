@@ -137,9 +137,8 @@ def sensitivities(
 ) -> dict[SiteKey, float]:
     """Mean of 1 - cosine of the embedding when one site alone is in INT8 and all else in float32.
 
-    Args:
-        samples: a few; the mean over them is steady because it is one over D components too.
-        dialect: of ONNX Runtime, whose float32 is exact; others round what is not INT8 as well.
+    A few samples do: each is a mean over D components, too. The dialect is ONNX Runtime's, whose
+    float32 is exact; others round what is not INT8 as well.
     """
     found: dict[SiteKey, float] = {}
     exact = OnnxBackend(variants.bundle, check=False)
@@ -207,9 +206,7 @@ def measure_runtimes(
 ) -> tuple[Measured, ...]:
     """Recall and speed of every runtime that is here, for the manifest and for `auto`.
 
-    Args:
-        evaluator: has the held-back data, and the chosen assignment's embeddings already.
-        budget: recall points that may be lost.
+    ``budget``: recall points that may be lost.
     """
     bundle, held_back = evaluator.variants.bundle, evaluator.held_back
     threads = evaluator.threads

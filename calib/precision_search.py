@@ -178,7 +178,7 @@ def _reason(
 def savings(
     macs: Mapping[SiteKey, float], high_ms: Mapping[Tower, float], int8_ms: Mapping[Tower, float]
 ) -> dict[SiteKey, float]:
-    """Milliseconds per row that each site saves in INT8.
+    """Milliseconds per row that each site saves in INT8, 0 where nothing.
 
     An estimate: a tower with all its sites in INT8 was timed against one with none, and the
     difference is shared by multiply-accumulates, which is where nearly all of it comes from.
@@ -187,9 +187,6 @@ def savings(
         macs: per token, of every site that was in INT8.
         high_ms: milliseconds per row of each tower with no site in INT8.
         int8_ms: and with all of them.
-
-    Returns:
-        By site; 0 where INT8 saved nothing.
     """
     total: dict[Tower, float] = {}
     for site, work in macs.items():

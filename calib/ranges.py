@@ -24,16 +24,13 @@ _SAME = 1e-12  # divergences that differ by less are equal: rounding made the di
 
 
 def amax_from(histogram: Histogram, method: str, *, percentile: float = 99.99) -> float:
-    """Choose the largest magnitude that the grid still represents.
+    """Choose the largest magnitude that the grid represents, above 0 and at most the histogram's.
 
     Args:
         method: "minmax" clips nothing; "percentile" clips a fixed share of the values; "entropy"
             keeps the distribution's shape (least KL divergence); "mse" makes the least squared
             error.
         percentile: of the magnitudes, above 0, at most 100; for the method of that name.
-
-    Returns:
-        Above 0, at most ``histogram.amax``.
 
     Raises:
         UsageError: no such method, or no such percentile.

@@ -83,10 +83,7 @@ def split_data(data: RetrievalData, samples: int, seed: int) -> tuple[RetrievalD
 
 
 def take_samples(encoder: Encoder, data: RetrievalData, samples: int, seed: int) -> Samples:
-    """Draw pictures and one caption of each, decode and encode them, and refuse noise.
-
-    Args:
-        samples: pictures; all are taken where there are fewer.
+    """Draw pictures, all if there are fewer, and one caption of each; decode, encode, refuse noise.
 
     Raises:
         CalibrationError: too few samples, pictures of noise, or captions of random tokens.

@@ -14,9 +14,7 @@ _EXTRAS = {"onnx": "export", "safetensors": "export", "torch": "export", "torchs
 def require(module: str, *, extra: str, why: str) -> ModuleType:
     """Import ``module`` or raise an error with the exact pip line.
 
-    Args:
-        extra: the optional dependency group of this package that installs it.
-        why: what needs it, as the end of the sentence "... is needed to ...".
+    ``extra`` installs it; ``why`` ends the sentence "... is needed to ...".
 
     Raises:
         MissingPackageError: the package, or something it imports, is not installed.
@@ -42,11 +40,7 @@ def versions_of(*distributions: str) -> dict[str, str]:
 
 
 def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
-    """Describe a failed import of a package that whole modules are built on, such as torch.
-
-    Returns:
-        The error to show, or None if no extra of this package brings the module.
-    """
+    """The error to show for an import that failed; None if no extra brings the module."""
     module = (error.name or "").partition(".")[0]
     if module not in _EXTRAS:
         return None

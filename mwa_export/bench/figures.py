@@ -39,8 +39,7 @@ def figures_from_turns(
 ) -> tuple[tuple[Figure, ...], str, tuple[Peak, ...]]:
     """The figures of a section in the order of ``timed``, the baseline's name, the peaks.
 
-    Args:
-        cosines: whether the inputs are real, so that cosines mean something.
+    ``cosines``: whether the inputs are real, so that cosines mean something.
     """
     names = [item.contender.name for item in timed]
     baseline = timed[names.index(next((n for n in BASELINES if n in names), names[0]))]

@@ -47,10 +47,7 @@ class Pool:
 
 
 def picture_pool(bundle: Bundle, data: RetrievalData | None, wanted: int, seed: int) -> Pool:
-    """Pictures of the test set, resized; without one, noise.
-
-    Args:
-        wanted: rows of all windows together.
+    """Pictures of the test set, resized, as many as all windows want; without one, noise.
 
     Raises:
         ImageError: a picture cannot be read.
@@ -72,9 +69,7 @@ def caption_pool(
 ) -> Pool:
     """Captions of the test set; without one or with ``lengths``, random ids.
 
-    Args:
-        lengths: "coco", a number of tokens, or None for the test set's own (else "coco").
-        wanted: rows of all windows together.
+    ``lengths``: "coco", a number of tokens, or None for the test set's own, else "coco".
 
     Raises:
         UsageError: a length that the model cannot take.

@@ -96,9 +96,7 @@ def plain_export(
 ) -> Path:
     """Write one tower of the unmerged reference through torch.onnx.export, for any batch size.
 
-    Args:
-        feed: inputs by name, at least two rows: of one row the exporter makes a constant.
-        path: the `.onnx` file; weights may go to a file beside it.
+    ``feed``: inputs by name, at least two rows: of one row the exporter makes a constant.
     """
     import torch
 
@@ -141,10 +139,7 @@ def on_onnxruntime(start: ReferenceTower, path: Path | None = None) -> Run:
 
 
 def on_openvino(start: ReferenceTower, model: Any, settings: dict[str, Any]) -> Run:
-    """Run a graph with the inputs of the plain export on OpenVINO.
-
-    Args:
-        model: a model of OpenVINO, or the path of a graph.
+    """Run a model of OpenVINO, or the graph at a path, with the inputs of the plain export.
 
     Raises:
         CannotRunError: this processor lacks the precision.

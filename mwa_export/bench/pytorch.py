@@ -12,12 +12,7 @@ from mwa_export.spec import Embeddings
 
 
 def on_pytorch(start: ReferenceTower, *, autocast: bool = False, compiled: bool = False) -> Run:
-    """Run the reference in float32.
-
-    Args:
-        autocast: use PyTorch's own autocast to bfloat16.
-        compiled: use torch.compile, which compiles at the first call of every shape.
-    """
+    """Run the reference: in float32, under autocast to bfloat16, or compiled for each new shape."""
     import torch
 
     encode: Any = start.encode

@@ -21,10 +21,7 @@ _PEAK = _HEAD.index("peak")
 
 
 def write_bench(result: Bench, out: Path, *, force: bool = False) -> Path:
-    """Write bench.json, bench.svg and bench.md. Returns the path of the last.
-
-    Args:
-        out: folder to make; it appears with all three files or not at all.
+    """Make a folder with bench.json, bench.svg and bench.md. Returns the path of the last.
 
     Raises:
         BundleError: the folder exists, or the disk refuses.

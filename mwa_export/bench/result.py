@@ -140,11 +140,7 @@ def _section(data: dict[str, Any]) -> Section:
 
 
 def this_machine(threads: int, packages: Iterable[str] = ()) -> Machine:
-    """Processor, system and package versions.
-
-    Args:
-        packages: whose versions count beside those that always do.
-    """
+    """Processor, system and package versions, those of ``packages`` too."""
     return Machine(
         cpu=cpu_name(),
         cores=cores(),

@@ -95,9 +95,7 @@ def run_bench(
 def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Model:
     """Load the checkpoint that a bundle was made from.
 
-    Args:
-        path: the checkpoint, or a base if the options name an adapter.
-        options: how to read it; what neither it nor the file says is taken from the bundle.
+    What neither the options nor the file say is taken from the bundle.
 
     Raises:
         UsageError: the bundle was made from another checkpoint.

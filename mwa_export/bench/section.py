@@ -77,8 +77,7 @@ def measure_section(
 ) -> Section:
     """Warm everything up, time it round by round, work the figures out.
 
-    Args:
-        skipped: those that could not be opened; who fails at warm-up joins them.
+    Who fails at warm-up joins those that were ``skipped``.
 
     Raises:
         MwaExportError: no contender runs.

@@ -74,14 +74,10 @@ class GraphBuilder:
         *,
         external_bytes: int = EXTERNAL_BYTES,
     ) -> list[Path]:
-        """Check the graph and write it. The builder has no weights afterwards.
+        """Check the graph and write it. Returns the files; the builder has no weights afterwards.
 
-        Args:
-            result: the value that becomes the output.
-            external_bytes: weights of more bytes in all go to one data file beside the graph.
-
-        Returns:
-            The files written.
+        ``result`` is the value that becomes the output. Weights of more than ``external_bytes``
+        in all go to one data file beside the graph.
         """
         rename(self._nodes, result, output.name)
         model = helper.make_model(

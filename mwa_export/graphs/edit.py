@@ -103,13 +103,9 @@ class FloatGraph:
         *,
         external_bytes: int = EXTERNAL_BYTES,
     ) -> list[Path]:
-        """Check the structure and write the graph; the arrays stay.
+        """Check the structure and write the graph; the arrays stay. Returns the files written.
 
-        Args:
-            external_bytes: weights of more bytes in all go to one data file beside the graph.
-
-        Returns:
-            The files written.
+        Weights of more than ``external_bytes`` in all go to one data file beside the graph.
         """
         model = deepcopy(self.model)
         model.graph.name = path.stem

@@ -20,14 +20,7 @@ from mwa_export.graphs.write import typed_value
 
 
 def in_float32(graph: FloatGraph) -> FloatGraph:
-    """The graph with float32 in the place of bfloat16.
-
-    Args:
-        graph: as `to_bfloat16` types it: its inputs and outputs are not bfloat16.
-
-    Returns:
-        A graph that computes the same numbers, but for the order of sums.
-    """
+    """A graph of `to_bfloat16` with float32 in its place; the same but for the order of sums."""
     small = numpy_type(BFLOAT16)
     tensors = {
         name: array.astype(np.float32) if array.dtype == small else array

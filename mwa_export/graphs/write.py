@@ -38,15 +38,12 @@ def write_model(
     *,
     external_bytes: int = EXTERNAL_BYTES,
 ) -> list[Path]:
-    """Write a model and its weights.
+    """Write a model and its weights. Returns the files written.
 
     Args:
         model: without initializers; its graph is taken out of it.
         initializers: the weights by name, emptied on the way.
         external_bytes: weights of more bytes in all go to `NAME.data` beside the graph.
-
-    Returns:
-        The files written.
     """
     total = sum(array.nbytes for array in initializers.values())
     data_path = data_file_of(path) if total > external_bytes else None

@@ -21,7 +21,7 @@ def bootstrap_interval(
     resamples: int,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """Interval of a difference of recalls in percentage points, by resampling clusters.
+    """Bounds of a difference of recalls in percentage points, by resampling clusters.
 
     The queries of one image (its five captions) succeed and fail together, so images are resampled
     with all their queries; resampling captions would give intervals that are too narrow.
@@ -39,9 +39,6 @@ def bootstrap_interval(
         gains: (n,) per image, queries won minus queries lost.
         sizes: (n,) per image, its number of queries, at least 1.
         confidence: 0.95 leaves 2.5 % on each side.
-
-    Returns:
-        The bounds, in percentage points.
     """
     kinds, counts = np.unique(np.stack([gains, sizes], axis=1), axis=0, return_counts=True)
     usual = float(sizes.mean())

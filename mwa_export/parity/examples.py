@@ -47,10 +47,7 @@ def worst_examples(
     """The queries whose rank grew by the largest factor, ``count`` per direction, worst first.
 
     A factor and not a difference: falling from rank 1 to 5 hurts more than from 400 to 900.
-
-    Args:
-        before: the reference's rankings: text retrieval, image retrieval.
-        owners: (n_text,) image row of each caption.
+    Rankings are of text retrieval and image retrieval; ``owners``: (n_text,) image rows.
     """
     first_caption = np.zeros(len(labels.pictures), np.int64)
     first_caption[owners[::-1]] = np.arange(len(owners))[::-1]

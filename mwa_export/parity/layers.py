@@ -38,10 +38,7 @@ def layer_drift(
     """Compare both sides block by block, on the same inputs: the candidate's.
 
     SNR is 10 log10 of the reference's energy over the energy of the difference, summed over the
-    tokens that both sides compute (padding never counts).
-
-    Args:
-        samples: pictures, and as many captions.
+    tokens that both sides compute (padding never counts), of as many pictures as captions.
 
     Raises:
         UsageError: the sides do not have the same blocks.

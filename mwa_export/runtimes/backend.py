@@ -89,9 +89,8 @@ def check_conformance(
 ) -> None:
     """Raise VerificationError if a runtime does not reproduce the bundle's conformance vectors.
 
-    Args:
-        least: for towers of reduced precision, the least cosine that is expected; the others must
-            agree to CONFORMANCE_TOLERANCE.
+    Towers of reduced precision must reach the cosine in ``least``; the others must agree to
+    CONFORMANCE_TOLERANCE.
     """
     vectors = bundle.conformance()
     for tower in towers:

@@ -33,8 +33,7 @@ def open_backend(
 ) -> Opened:
     """Open a bundle on the runtime that is asked for, or on the best that `auto` finds.
 
-    Args:
-        graphs: graphs to run in place of those that the precision names; a CPU runtime only.
+    On CPUs ``graphs`` run in the place of those that the precision names.
 
     Raises:
         RuntimeUnavailableError: not installed, or slower than float32 on this CPU.

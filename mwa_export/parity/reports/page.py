@@ -35,11 +35,7 @@ SIDES: tuple[Which, ...] = ("reference", "candidate")
 
 
 def html_from_parity(result: Parity, thumbnails: Mapping[int, bytes] | None = None) -> str:
-    """The whole document.
-
-    Args:
-        thumbnails: image row -> small JPEG file. Rows without one show the picture's name.
-    """
+    """The whole document. ``thumbnails``: image row -> JPEG; other rows show the picture's name."""
     numbers = (count, percent, points, cosine, p_value, share, small)
     page = rendered(
         "report.html.j2",

@@ -25,11 +25,9 @@ def write_reports(
     pictures: tuple[Readable, ...] = (),
     force: bool = False,
 ) -> Path:
-    """Write report.json, report.md, junit.xml and report.html. Returns the path of the last.
+    """Make a folder with report.json, .md and .html and junit.xml. Returns the page's path.
 
-    Args:
-        out: folder to make; it appears with all four files or not at all.
-        pictures: of the test set, in its order; thumbnails of a few go into report.html.
+    ``pictures``: of the test set, in its order; thumbnails of a few go into the page.
 
     Raises:
         BundleError: the folder exists, or the disk refuses.
