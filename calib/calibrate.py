@@ -24,7 +24,7 @@ from mwa_export.calib.smoothing import (
     layer_error,
 )
 from mwa_export.calib.weights import quantize_weight, weight_scales
-from mwa_export.errors import CalibrationError, OptionsError
+from mwa_export.errors import CalibrationError, check_option
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.memory import release
 from mwa_export.optional import versions_of
@@ -46,12 +46,11 @@ class CalibrationOptions:
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
-        if self.method not in (AUTO, *METHODS):
-            raise OptionsError("method", self.method, ", ".join((AUTO, *METHODS)))
-        if self.rounding not in ROUNDINGS:
-            raise OptionsError("rounding", self.rounding, ", ".join(ROUNDINGS))
-        if not 50 < self.percentile <= 100:
-            raise OptionsError("percentile", self.percentile, "above 50, at most 100")
+        for name, known in (("method", (AUTO, *METHODS)), ("rounding", ROUNDINGS)):
+            value = getattr(self, name)
+            check_option(name, value, value in known, ", ".join(known))
+        fits = 50 < self.percentile <= 100
+        check_option("percentile", self.percentile, fits, "above 50, at most 100")
 
 
 def calibrate(

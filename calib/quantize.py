@@ -17,7 +17,7 @@ from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.curve import write_curve
-from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS, Dialect, dialect_named
+from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS, Dialect
 from mwa_export.calib.evaluate import (
     Evaluator,
     HeldBack,
@@ -33,7 +33,7 @@ from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
-from mwa_export.errors import ParityError, UsageError
+from mwa_export.errors import ParityError, UsageError, check_option
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.open import cpu_backend
@@ -189,7 +189,9 @@ def _dialects(names: tuple[str, ...]) -> tuple[Dialect, ...]:
         names = tuple(DIALECTS)
     if not names:
         names = tuple(name for name in CPU_DIALECTS if find_spec(name) is not None)
-    return tuple(dialect_named(name) for name in dict.fromkeys(names))
+    for name in names:
+        check_option("dialects", name, name in DIALECTS, ", ".join((*DIALECTS, "all")))
+    return tuple(DIALECTS[name] for name in dict.fromkeys(names))
 
 
 def _primary(dialects: tuple[Dialect, ...]) -> Dialect:

@@ -24,7 +24,7 @@ def new_file(path: Path) -> Iterator[Path]:
         try:
             partial.touch(0o600, exist_ok=False)
             yield partial
-            _with_usual_mode(partial)
+            partial.chmod(0o666 & ~_umask())  # what open() would have given
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -137,11 +137,6 @@ def _disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in reasons:
             raise
         raise BundleError(f"{path}: cannot be written: {reasons[error.errno]}.") from error
-
-
-def _with_usual_mode(path: Path) -> None:
-    """Give a private file the mode that open() would have given."""
-    path.chmod(0o666 & ~_umask())
 
 
 def _umask() -> int:

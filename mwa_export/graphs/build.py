@@ -104,6 +104,17 @@ class GraphBuilder:
         return candidate
 
 
+def connections(
+    nodes: Iterable[onnx.NodeProto],
+) -> tuple[dict[str, onnx.NodeProto], dict[str, list[onnx.NodeProto]]]:
+    """The node that makes each value, and the nodes that read it, each once."""
+    nodes, readers = list(nodes), dict[str, list[onnx.NodeProto]]()
+    for node in nodes:
+        for value in dict.fromkeys(node.input):
+            readers.setdefault(value, []).append(node)
+    return {value: node for node in nodes for value in node.output}, readers
+
+
 def rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
     """Give a value another name, in all nodes that make or read it."""
     for node in nodes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from mwa_export.errors import BundleError
-from mwa_export.graphs.build import check_structure
+from mwa_export.graphs.build import check_structure, connections
 from mwa_export.graphs.write import EXTERNAL_BYTES, write_model
 
 Array = NDArray[Any]
@@ -42,15 +42,9 @@ class FloatGraph:
 
     model: onnx.ModelProto
     tensors: dict[str, Array]
-    _producers: dict[str, onnx.NodeProto] = field(default_factory=dict, repr=False)
-    _consumers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for node in self.model.graph.node:
-            for value in node.output:
-                self._producers[value] = node
-            for value in dict.fromkeys(node.input):
-                self._consumers.setdefault(value, []).append(node)
+        self._producers, self._consumers = connections(self.model.graph.node)
 
     @classmethod
     def load(cls, path: Path) -> FloatGraph:

@@ -86,8 +86,11 @@ def structure(view: View) -> Iterator[Finding]:
         for value in node.output:
             if value and not view.readers(value) and value not in view.outputs:
                 yield Finding("dead", label(node), f"nothing reads {value}")
-    if view.form.floats_first:
-        yield from _pixels(view)
+    for port in view.model.graph.input if view.form.floats_first else ():
+        for node, _index in view.readers(port.name):
+            if port.type.tensor_type.elem_type == TensorProto.UINT8 and node.op_type != "Cast":
+                message = f"{node.op_type} reads {port.name}, which is uint8"
+                yield Finding("pixels-first", label(node), message)
     small = [name for name, c in view.constants.items() if c.dtype == view.form.weight]
     for name, constant in view.constants.items():
         copies = [other for other in small if other.startswith(f"{name}.")]
@@ -95,16 +98,6 @@ def structure(view: View) -> Iterator[Finding]:
             yield Finding("weight-stored", "", f"{name} is stored as float beside {copies[0]}")
         elif not view.readers(name):
             yield Finding("unused", "", f"nothing reads the stored tensor {name}")
-
-
-def _pixels(view: View) -> Iterator[Finding]:
-    for port in view.model.graph.input:
-        if port.type.tensor_type.elem_type != TensorProto.UINT8:
-            continue
-        for node, _index in view.readers(port.name):
-            if node.op_type != "Cast":
-                message = f"{node.op_type} reads {port.name}, which is uint8"
-                yield Finding("pixels-first", label(node), message)
 
 
 def pairs(view: View) -> Iterator[Finding]:
