@@ -16,9 +16,11 @@ from mwa_export.parity.reports.words import (
     layer_table,
     left_out,
     margin_sentence,
+    rank_cells,
+    recall_cells,
 )
 from mwa_export.parity.result import Parity
-from mwa_export.report.numbers import count, p_value, percent, points, share
+from mwa_export.report.numbers import count, p_value, percent
 from mwa_export.report.text import printable
 from mwa_export.spec import TOWERS
 
@@ -60,20 +62,12 @@ def fail_if_failed(result: Parity) -> None:
 
 def _show_recall(result: Parity) -> None:
     exact = has_float32(result)
-    rows = [
-        (
-            name,
-            percent(change.reference, n),
-            percent(change.candidate, n),
-            points(change.difference),
-            f"{points(change.low)} to {points(change.high)}",
-            str(change.won),
-            str(change.lost),
-            # There is room for one of both in 80 columns; the report has both.
-            percent(change.float32, n) if exact else p_value(change.p_value).replace(" ", ""),
-        )
-        for name, n, change in figures(result)
-    ]
+    rows = []
+    for name, n, change in figures(result):
+        # There is room for one of both in 80 columns; the report has both.
+        p = p_value(change.p_value).replace(" ", "")
+        last = percent(change.float32, n) if exact else p
+        rows.append((name, *recall_cells(change, n), str(change.won), str(change.lost), last))
     interval = f"{result.confidence * 100:g}% interval"
     head = ("in %", "reference", "candidate", "points", interval, "won", "lost")
     console.table(rows, (*head, "float32" if exact else "p"))
@@ -82,17 +76,7 @@ def _show_recall(result: Parity) -> None:
 
 
 def _show_ranks(result: Parity) -> None:
-    rows = [
-        (
-            d.direction.upper(),
-            f"{d.mean_rank[0]:.2f} to {d.mean_rank[1]:.2f}",
-            f"{d.median_rank[0]:g} to {d.median_rank[1]:g}",
-            f"{d.changed_ranks:,} of {d.queries:,}",
-            f"{share(d.overlap)}%",
-            count(d.margins.flipped),
-        )
-        for d in result.directions
-    ]
+    rows = [(*rank_cells(d, "to"), count(d.margins.flipped)) for d in result.directions]
     head = ("ranks", "mean", "median", "changed", "same top 10", "flips at rank 1")
     console.table(rows, head)
     for d in result.directions:

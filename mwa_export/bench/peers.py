@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from mwa_export.bench.contenders import Contender, Run
-from mwa_export.bench.plain import ReferenceTower, on_onnxruntime, on_openvino
-from mwa_export.bench.pytorch import on_pytorch
+from mwa_export.bench.plain import (
+    ReferenceTower,
+    on_onnxruntime,
+    on_openvino,
+    on_pytorch,
+)
 from mwa_export.errors import UsageError
 
 

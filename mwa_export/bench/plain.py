@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -153,5 +154,23 @@ def on_openvino(start: ReferenceTower, model: Any, settings: dict[str, Any]) -> 
 
     def run(batch: Batch) -> Embeddings:
         return np.array(request.infer(start.feed(batch))[0], np.float32)
+
+    return run
+
+
+def on_pytorch(start: ReferenceTower, *, autocast: bool = False, compiled: bool = False) -> Run:
+    """Run the reference: in float32, under autocast to bfloat16, or compiled for each new shape."""
+    import torch
+
+    encode: Any = start.encode
+    if compiled:
+        torch.compiler.reset()
+        encode = torch.compile(encode, dynamic=False)
+
+    def run(batch: Batch) -> Embeddings:
+        context: Any = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
+        with torch.inference_mode(), context:
+            embeddings = encode(*map(torch.from_numpy, start.feed(batch).values()))
+        return cast(Embeddings, embeddings.float().numpy())
 
     return run

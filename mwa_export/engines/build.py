@@ -17,8 +17,7 @@ from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph, needs_calibration
-from mwa_export.engines.speed_gate import GATED, Speed, check_speed, measure_speed
-from mwa_export.errors import MwaExportError
+from mwa_export.errors import EngineError, MwaExportError
 from mwa_export.files import sha256_of
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
@@ -27,6 +26,7 @@ from mwa_export.trt.device import Device
 from mwa_export.trt.engine import engine_name, obstacle
 from mwa_export.trt.install import find_tensorrt
 from mwa_export.trt.profiles import Span, profiles_of, text_lengths
+from mwa_export.trt.timing import Compared, compare_engines
 from mwa_export.trt.versions import TensorRt
 
 BATCH = Span(1, 32, 128)
@@ -46,6 +46,36 @@ class EngineOptions:
     seed: int = 0
     speed_gate: bool = True  # compare the speed of 8-bit engines with float16
     allow_slow: bool = False  # keep 8-bit engines that are slower than float16
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Speed of an engine, compared with the float16 engine of its tower."""
+
+    engine: Engine
+    ours: Compared
+    float16: Compared
+
+    @property
+    def ratio(self) -> float:
+        """Speed relative to float16, without copies."""
+        return self.float16.timing.median_ms / self.ours.timing.median_ms
+
+    @property
+    def sentence(self) -> str:
+        """The comparison in words."""
+        timing = self.ours.timing
+        of = f"{timing.batch} x {timing.length} tokens" if timing.length else f"{timing.batch} rows"
+        return (
+            f"{self.engine.tower} tower: {self.engine.precision} runs {self.ratio:.2f}x as fast "
+            f"as float16 ({timing.median_ms:.2f} and {self.float16.timing.median_ms:.2f} ms for "
+            f"{of}, without copies)"
+        )
+
+    @property
+    def reasons(self) -> str:
+        """Possible causes that the inspector found, in words; "" if none."""
+        return "; ".join(self.ours.inspection.reasons(self.engine.precision))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,25 +211,37 @@ def _add(bundle: Bundle, job: _Job, out: Path | None, *, force: bool) -> _Added:
     with changed_bundle(bundle, out, force=force) as folder:
         graph, engine, warnings = _build(bundle, job, folder)
         speed = _speed(bundle, job, folder, engine)
-        if speed is not None and job.options.allow_slow and speed.ratio < 1:
+        if speed is not None and speed.ratio < 1:
+            if not job.options.allow_slow:
+                raise EngineError(_too_slow(speed))
             warnings += (f"{speed.sentence}. {speed.reasons}".rstrip(". "),)
-        elif speed is not None:
-            check_speed(speed)
         job.progress("write the manifest")
         engines = with_engines(bundle.manifest.engines, [engine])
         manifest = write_manifest(folder, replace(bundle.manifest, engines=engines))
     return _Added(Bundle(Path(out or bundle.path), manifest), graph, engine, warnings, speed)
 
 
+def _too_slow(speed: Speed) -> str:
+    """Why an engine that is slower than float16 is refused: it would cost recall for nothing."""
+    why = f" In the engine: {speed.reasons}." if speed.reasons else ""
+    return (
+        f"{speed.sentence}, so the engine is not added.{why} Build with "
+        "`engine_precision=float16`, or `best`, which keeps the fastest; "
+        f"`engine_precision={speed.engine.precision}` with `allow_slow` adds it nevertheless, and "
+        "`no_speed_gate` does not measure."
+    )
+
+
 def _speed(bundle: Bundle, job: _Job, folder: Path, engine: Engine) -> Speed | None:
     """Compare the speed of a new 8-bit engine with float16; None: not asked for."""
-    if engine.precision not in GATED or not job.options.speed_gate:
+    if engine.precision not in CALIBRATED or not job.options.speed_gate:
         return None
     with TemporaryDirectory(prefix="mwa-export-") as scratch:
         float16 = _float16_engine(bundle, job, Path(scratch))
         job.progress(f"{job.tower} tower: time {engine.precision} beside float16")
         ours = (Bundle(folder, bundle.manifest), engine)
-        return measure_speed(ours, float16, job.device)
+        found = compare_engines({"ours": ours, "float16": float16}, job.device)
+        return Speed(engine, found["ours"], found["float16"])
 
 
 def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, Engine]:

@@ -26,9 +26,8 @@ from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import TOWERS
 from mwa_export.towers.steps import STEPS
 from mwa_export.trt.device import Device
-from mwa_export.trt.engine import obstacle
+from mwa_export.trt.engine import obstacle, refitted
 from mwa_export.trt.install import find_tensorrt
-from mwa_export.trt.refit import refitted
 from mwa_export.trt.versions import is_typed, major_of
 
 

@@ -5,8 +5,6 @@ Knows only which queries were won and lost.
 
 from __future__ import annotations
 
-from math import lgamma, log
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,12 +63,8 @@ def mcnemar(won: int, lost: int) -> float:
     changed, fewer = won + lost, min(won, lost)
     if fewer * 2 == changed:
         return 1.0
-    # log of the binomial terms: 2^changed does not fit a float for large sets
-    terms = np.array(
-        [
-            lgamma(changed + 1) - lgamma(i + 1) - lgamma(changed - i + 1) - changed * log(2)
-            for i in range(fewer + 1)
-        ]
-    )
-    largest = float(terms.max())
-    return min(1.0, 2 * float(np.exp(terms - largest).sum()) * float(np.exp(largest)))
+    term = total = 1  # binomial coefficients, as integers: 2^changed does not fit a float
+    for i in range(fewer):
+        term = term * (changed - i) // (i + 1)
+        total += term
+    return min(1.0, 2 * total / (1 << changed))

@@ -15,8 +15,7 @@ from mwa_export.files import new_file
 from mwa_export.inputs.content import Readable
 from mwa_export.inputs.pictures import Picture
 from mwa_export.report.numbers import DASH
-from mwa_export.report.page import rendered
-from mwa_export.report.thumbnails import thumbnail
+from mwa_export.report.page import rendered, thumbnail
 from mwa_export.search.result import Found
 from mwa_export.version import __version__
 

@@ -15,19 +15,17 @@ from mwa_export.bundle.engine import (
     EnginePrecision,
     Profile,
 )
-from mwa_export.errors import BundleError, EngineError, OptionsError, ProfileError, UsageError
+from mwa_export.errors import BundleError, EngineError, ProfileError, UsageError, check_option
 from mwa_export.files import new_file
 from mwa_export.progress import Progress, Silent
 from mwa_export.trt.device import Device
 from mwa_export.trt.install import load_tensorrt
-from mwa_export.trt.log import Messages
-from mwa_export.trt.versions import TensorRt
+from mwa_export.trt.versions import Messages, TensorRt
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 GIB = 1 << 30
-LEVELS = range(6)  # of effort, 0 to 5
 _SHOWN = 3  # parser errors in a message
 
 
@@ -43,10 +41,10 @@ class BuildOptions:
     refit: bool = False  # weights can be exchanged
 
     def __post_init__(self) -> None:
-        if self.level is not None and self.level not in LEVELS:
-            raise OptionsError("builder_level", self.level, f"0 to {LEVELS[-1]}")
-        if self.workspace is not None and self.workspace < 1 << 20:
-            raise OptionsError("workspace", f"{self.workspace} bytes", "1 MiB or more")
+        level, workspace = self.level, self.workspace
+        check_option("builder_level", level, level is None or 0 <= level <= 5, "0 to 5")
+        fits = workspace is None or workspace >= 1 << 20
+        check_option("workspace", f"{workspace} bytes", fits, "1 MiB or more")
 
     @property
     def flags(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from mwa_export.spec import Embeddings, TowerSpec
 from mwa_export.trt.buffers import Buffer, Gpu
 from mwa_export.trt.device import Device, open_driver
 from mwa_export.trt.engine import LoadedEngine, load_engine
-from mwa_export.trt.shapes import Arrays, Piece, pieces
+from mwa_export.trt.profiles import Arrays, Piece, pieces
 from mwa_export.trt.versions import TensorRt
 
 if TYPE_CHECKING:

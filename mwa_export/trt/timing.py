@@ -17,8 +17,8 @@ from mwa_export.spec import Tower
 from mwa_export.trt.device import Device
 from mwa_export.trt.install import load_tensorrt
 from mwa_export.trt.layers import Inspection, read_inspection
+from mwa_export.trt.profiles import Arrays
 from mwa_export.trt.run import SETS, EngineRunner, open_runners
-from mwa_export.trt.shapes import Arrays
 
 WARM_UP, ROUNDS, RUNS = 3, 9, 10
 

@@ -211,7 +211,8 @@ def _log_ticks(
             start, stop = math.log10(edges[i]), math.log10(edges[i + 1])
             for power in range(math.ceil(start - 1e-6), math.floor(stop + 1e-6) + 1):
                 share = (power - start) / (stop - start)
-                places.append((left + share * width, _power(power)))
+                label = f"1e{power}" if power < -2 or power > 3 else f"{10.0**power:g}"
+                places.append((left + share * width, label))
     parts, labelled = [], -math.inf
     for left, label in places:
         parts.append(line(left, height - _BOTTOM, left, height - _BOTTOM + 4, "axis"))
@@ -219,10 +220,6 @@ def _log_ticks(
             parts.append(text(left, height - 11, label, "middle"))
             labelled = left
     return parts
-
-
-def _power(power: int) -> str:
-    return f"1e{power}" if power < -2 or power > 3 else f"{10.0**power:g}"
 
 
 def _bar(x: Scale, y: float, value: float, words: str, cls: str) -> list[str]:

@@ -14,9 +14,11 @@ from mwa_export.parity.reports.words import (
     headline,
     left_out,
     margin_sentence,
+    rank_cells,
+    recall_cells,
 )
-from mwa_export.parity.result import DirectionResult, Parity
-from mwa_export.report.numbers import count, p_value, percent, points, share
+from mwa_export.parity.result import Parity
+from mwa_export.report.numbers import count, p_value, percent
 from mwa_export.report.text import markdown_table, printable
 
 _LISTED = 5  # examples, excluded pictures
@@ -57,38 +59,20 @@ def markdown_from_parity(result: Parity) -> str:
 
 def _recall_table(result: Parity) -> str:
     exact = has_float32(result)
-    rows = [
-        (
-            name,
-            percent(change.reference, n),
-            *([percent(change.float32, n)] if exact else []),
-            percent(change.candidate, n),
-            points(change.difference),
-            f"{points(change.low)} to {points(change.high)}",
-            count(change.won),
-            count(change.lost),
-            p_value(change.p_value),
-        )
-        for name, n, change in figures(result)
-    ]
+    rows = []
+    for name, n, change in figures(result):
+        reference, *others = recall_cells(change, n)
+        float32 = [percent(change.float32, n)] if exact else []
+        changed = (count(change.won), count(change.lost), p_value(change.p_value))
+        rows.append((name, reference, *float32, *others, *changed))
     head = ("recall", "reference", *(["candidate's float32"] if exact else []), "candidate")
     interval = f"{result.confidence * 100:g}% interval"
     return _table((*head, "points", interval, "won", "lost", "McNemar p"), rows)
 
 
 def _ranks_table(result: Parity) -> str:
-    def row(direction: DirectionResult) -> tuple[str, ...]:
-        (mean, new_mean), (median, new_median) = direction.mean_rank, direction.median_rank
-        return (
-            direction.direction.upper(),
-            f"{mean:.2f} → {new_mean:.2f}",
-            f"{median:g} → {new_median:g}",
-            f"{direction.changed_ranks:,} of {direction.queries:,}",
-            f"{share(direction.overlap)}%",
-        )
-
     head = ("direction", "mean rank", "median rank", "queries of another rank", "same top 10")
-    return _table(head, map(row, result.directions))
+    return _table(head, [rank_cells(direction, "→") for direction in result.directions])
 
 
 def _gates(result: Parity) -> str:

@@ -15,7 +15,7 @@ from mwa_export.parity.result import (
     RecallChange,
     Stage,
 )
-from mwa_export.report.numbers import DASH, cosine, finite, points, small
+from mwa_export.report.numbers import DASH, cosine, finite, percent, points, share, small
 from mwa_export.spec import TOWERS, Tower
 
 COSINE_HEAD = ("cosine", "mean", "1st percentile", "minimum")
@@ -30,6 +30,23 @@ def figures(result: Parity) -> list[tuple[str, int, RecallChange]]:
         for d in result.directions
         for change in d.recalls
     ]
+
+
+def recall_cells(change: RecallChange, queries: int) -> tuple[str, ...]:
+    """Both sides' recall, their difference, and its interval."""
+    sides = percent(change.reference, queries), percent(change.candidate, queries)
+    return *sides, points(change.difference), f"{points(change.low)} to {points(change.high)}"
+
+
+def rank_cells(d: DirectionResult, to: str) -> tuple[str, ...]:
+    """Mean and median rank on both sides, changed ranks, and what the ten best have in common."""
+    return (
+        d.direction.upper(),
+        f"{d.mean_rank[0]:.2f} {to} {d.mean_rank[1]:.2f}",
+        f"{d.median_rank[0]:g} {to} {d.median_rank[1]:g}",
+        f"{d.changed_ranks:,} of {d.queries:,}",
+        f"{share(d.overlap)}%",
+    )
 
 
 def cosine_rows(result: Parity) -> list[tuple[str, ...]]:
@@ -167,14 +184,14 @@ def margin_sentence(d: DirectionResult) -> str:
     m, name = d.margins, DIRECTION_NAMES[d.direction].capitalize()
     if not m.flipped or m.flipped_median is None:
         return f"{name}: no query changed at rank 1."
-    share = m.flipped_median / m.all_median if m.all_median > 0 else math.inf
+    ratio = m.flipped_median / m.all_median if m.all_median > 0 else math.inf
     verdict = (
         "too few to judge"
         if m.flipped < FEW
         else "coin tosses"
-        if share <= COIN_TOSS
+        if ratio <= COIN_TOSS
         else "clear answers were overturned, which is damage"
-        if share >= DAMAGE
+        if ratio >= DAMAGE
         else "closer calls than most, but no mere coin tosses"
     )
     noun = "query" if m.flipped == 1 else "queries"

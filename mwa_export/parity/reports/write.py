@@ -13,7 +13,7 @@ from mwa_export.parity.reports.junit import junit_from_parity
 from mwa_export.parity.reports.markdown import markdown_from_parity
 from mwa_export.parity.reports.page import html_from_parity, thumbnail_rows
 from mwa_export.parity.result import Parity
-from mwa_export.report.thumbnails import THUMBNAIL, thumbnail
+from mwa_export.report.page import THUMBNAIL, thumbnail
 
 MARKER = "report.json"  # of a folder that was made here, and may be replaced when forced
 
