@@ -16,6 +16,7 @@ from mwa_export.cli.options import (
     device_option,
     reading_options,
 )
+from mwa_export.cli.values import options_of
 
 _EXAMPLES = """\b
 Examples:
@@ -88,18 +89,12 @@ def command(
     reference: Path | None,
     adapter: Path | None,
     data: DataSet,
-    runtimes: tuple[str, ...],
     peers: str,
     tower: str,
     batches: tuple[int, ...],
-    lengths: str | None,
-    rounds: int,
-    threads: int | None,
-    allow_slow: bool,
-    device: int,
     out: Path,
     force: bool,
-    **reading: Any,
+    **values: Any,
 ) -> None:
     """Measure how fast BUNDLE embeds, and how fast others embed with the same checkpoint.
 
@@ -116,16 +111,7 @@ def command(
     from mwa_export.bundle.bundle import Bundle
 
     towers: Any = ("vision", "text") if tower == "both" else (tower,)
-    options = BenchOptions(
-        towers=towers,
-        batches=tuple(dict.fromkeys(batches)),
-        rounds=rounds,
-        runtimes=runtimes,
-        lengths=lengths,
-        threads=threads,
-        allow_slow=allow_slow,
-        device=device,
-    )
+    options = options_of(BenchOptions, values, towers=towers, batches=tuple(dict.fromkeys(batches)))
     chosen = chosen_peers(name.strip() for name in peers.split(",") if name.strip())
     with console.steps() as step:
         step("read the bundle")
@@ -135,8 +121,8 @@ def command(
         test_set, model = data.read(), None
         if reference is not None and chosen:
             step("read the checkpoint")
-            options_of_reference = checkpoint_options_from({"adapter": adapter, **reading})
-            model = reference_of(opened, reference, options_of_reference)
+            how = checkpoint_options_from({"adapter": adapter, **values})
+            model = reference_of(opened, reference, how)
         result = run_bench(opened, options, model=model, data=test_set, peers=chosen, progress=step)
         step("write the results")
         page = write_bench(result, out, force=force)
