@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Source
-from mwa_export.errors import DataError, OptionsError, UsageError
+from mwa_export.errors import DataError, UsageError, check_option
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import versions_of
 from mwa_export.runtimes.choose import Choice, choose
@@ -53,9 +53,8 @@ class Slice:
     of: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.index <= self.of:
-            expected = f"1/{self.of} to {self.of}/{self.of}"
-            raise OptionsError("shard", f"{self.index}/{self.of}", expected)
+        given, expected = f"{self.index}/{self.of}", f"1/{self.of} to {self.of}/{self.of}"
+        check_option("shard", given, 1 <= self.index <= self.of, expected)
 
     @property
     def name(self) -> str:

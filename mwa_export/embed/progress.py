@@ -39,28 +39,19 @@ class Watch(Protocol):
 
     def planned(self, plan: Plan, todo: int, shards: int) -> None:
         """The plan is made: ``todo`` rows are left, of ``shards`` shards."""
-        ...
+        return
 
     def progress(self, snapshot: Snapshot) -> None:
         """A batch is done."""
-        ...
+        return
 
     def shard(self, entry: Entry) -> None:
         """A shard is finished."""
-        ...
+        return
 
 
-class Unwatched:
+class Unwatched(Watch):
     """For those who do not watch."""
-
-    def planned(self, plan: Plan, todo: int, shards: int) -> None:
-        pass
-
-    def progress(self, snapshot: Snapshot) -> None:
-        pass
-
-    def shard(self, entry: Entry) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)

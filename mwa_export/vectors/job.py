@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.errors import OptionsError
+from mwa_export.errors import check_option
 from mwa_export.inputs.content import Kind
 
 SCHEMA = 1  # of job.json and manifest.json
@@ -45,8 +45,7 @@ class EmbedOptions:
     def __post_init__(self) -> None:
         for name in ("shard_size", "batch", "limit"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionsError(name, value, "1 or more")
+            check_option(name, value, value is None or value >= 1, "1 or more")
 
 
 @dataclass(frozen=True, slots=True)
