@@ -17,12 +17,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mwa_export.errors import BundleError, DataError, OutputDamagedError
-from mwa_export.files import new_file, sha256_of
+from mwa_export.files import new_file
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.vectors.job import FOLDERS, KINDS, Job, Shard, differences
@@ -246,21 +245,17 @@ class Output:
             MissingPackageError: faiss is not installed.
         """
         manifest = read_manifest(self.folder)
-        for folder, shards in manifest["shards"].items():
-            if folder not in manifest["indexes"]:
-                manifest["indexes"][folder] = self._write_index(folder, shards).to_json()
+        for folder in [name for name in manifest["shards"] if name not in manifest["indexes"]]:
+            faiss = require("faiss", extra="faiss", why="write an index")
+            index, name = faiss.IndexFlatIP(self.job.width), f"{folder}.faiss"
+            for shard in manifest["shards"][folder]:
+                stored = self.read(shard["stem"])
+                index.add(np.ascontiguousarray(restored(stored.vectors, stored.scales)))
+            with new_file(self.folder / name) as partial:
+                faiss.write_index(index, str(partial))
+                entry = FileEntry.of(name, index.ntotal, partial)
+            manifest["indexes"][folder] = entry.to_json()
         write_manifest(self.folder, manifest)
-
-    def _write_index(self, folder: str, shards: Sequence[dict[str, Any]]) -> FileEntry:
-        faiss = require("faiss", extra="faiss", why="write an index")
-        index = faiss.IndexFlatIP(self.job.width)
-        for shard in shards:
-            stored = self.read(shard["stem"])
-            index.add(np.ascontiguousarray(restored(stored.vectors, stored.scales)))
-        name = f"{folder}.faiss"
-        with new_file(self.folder / name) as partial:
-            faiss.write_index(index, str(partial))
-            return FileEntry(name, index.ntotal, partial.stat().st_size, sha256_of(partial))
 
 
 def clean_folder(folder: Path) -> None:

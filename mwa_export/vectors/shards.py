@@ -47,6 +47,11 @@ class FileEntry:
     bytes: int
     sha256: str
 
+    @classmethod
+    def of(cls, name: str, rows: int, path: Path) -> FileEntry:
+        """The entry of a file that is written under another name still."""
+        return cls(name, rows, path.stat().st_size, sha256_of(path))
+
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
 
@@ -83,7 +88,11 @@ def write_shard(out: Path, job: Job, embedded: Embedded) -> list[FileEntry]:
         names.append("scale")
     written = []
     if job.format == "npy":
-        written.append(_write_npy(out, f"{shard.stem}.npy", stored))
+        name = f"{shard.stem}.npy"
+        with new_file(out / name) as partial, partial.open("wb") as file:
+            np.save(file, stored)
+            file.flush()
+            written.append(FileEntry.of(name, len(stored), partial))
     else:
         values = pa.array(stored.reshape(-1))
         arrays.append(pa.FixedSizeListArray.from_arrays(values, job.width))
@@ -96,10 +105,9 @@ def write_shard(out: Path, job: Job, embedded: Embedded) -> list[FileEntry]:
 def write_table(out: Path, name: str, table: Any) -> FileEntry:
     """Write an Arrow table as ``out / name``."""
     parquet = require("pyarrow.parquet", extra="embed", why="write embeddings")
-    path = out / name
     # Vectors do not compress; dictionaries and statistics of them only cost time.
     dictionary = [field.name for field in table.schema if str(field.type) == "string"]
-    with new_file(path) as partial:
+    with new_file(out / name) as partial:
         parquet.write_table(
             table,
             partial,
@@ -109,15 +117,7 @@ def write_table(out: Path, name: str, table: Any) -> FileEntry:
             store_schema=True,
             row_group_size=max(1, table.num_rows),
         )
-        entry = FileEntry(name, table.num_rows, partial.stat().st_size, sha256_of(partial))
-    return entry
-
-
-def _write_npy(out: Path, name: str, stored: NDArray[Any]) -> FileEntry:
-    with new_file(out / name) as partial:
-        with partial.open("wb") as file:
-            np.save(file, stored)
-        return FileEntry(name, len(stored), partial.stat().st_size, sha256_of(partial))
+        return FileEntry.of(name, table.num_rows, partial)
 
 
 def read_shard(out: Path, job: Job, stem: str) -> Stored:

@@ -46,7 +46,7 @@ def lint(
     checked by structure, types and shapes.
 
     Args:
-        dialect: whose rules; a key of lint_graph.FORMS.
+        dialect: whose rules; a key of FORMS.
         weights: stored tensors by name that are not, or not with their values, in the model.
         folder: of the model's data file, whose weights are read one at a time.
         expect_quantized: whether a graph without any quantized GEMM breaks a rule.

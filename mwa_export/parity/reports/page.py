@@ -1,6 +1,6 @@
 """The parity report as one HTML file: no script, nothing fetched, verdict first.
 
-This module decides which figures go where; ``report_words`` and ``report_numbers`` word them.
+This module decides which figures go where; ``words`` and ``report.numbers`` word them.
 ``assets/report.html.j2`` decides where it stands, ``assets/report.css`` how it looks.
 """
 
