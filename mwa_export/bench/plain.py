@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,29 +30,22 @@ if TYPE_CHECKING:
 Feed = dict[str, NDArray[Any]]
 
 
+@dataclass(eq=False)
 class ReferenceTower:
     """One tower of the reference and its plain export, each made when first asked for."""
 
-    def __init__(
-        self,
-        reference: Callable[[], ReferenceModel],
-        tower: Tower,
-        pool: Pool,
-        folder: Path,
-        threads: int,
-    ) -> None:
-        self.tower = tower
-        self.folder = folder  # exists; for this tower alone
-        self.threads = threads
-        self._reference = reference
-        self._pool = pool
-        self._path: Path | None = None
-        self._failure: CannotRunError | None = None
+    reference: Callable[[], ReferenceModel]
+    tower: Tower
+    pool: Pool
+    folder: Path  # exists; for this tower alone
+    threads: int
+    _path: Path | None = None
+    _failure: CannotRunError | None = None
 
     @property
     def encode(self) -> Callable[..., Tensor]:
         """The tower as a function of tensors."""
-        reference = self._reference()
+        reference = self.reference()
         return reference.encode_image if self.tower == "vision" else reference.encode_text
 
     @property
@@ -80,16 +74,16 @@ class ReferenceTower:
 
     def calibration(self) -> Iterator[Feed]:
         """The rows that were held back for quantizers, one at a time."""
-        return (self.feed(self._batch([row])) for row in self._pool.calibration)
+        return (self.feed(self._batch([row])) for row in self.pool.calibration)
 
     def _batch(self, rows: Sequence[Any]) -> Batch:
         if self.tower == "vision":
             return (np.stack(rows),)
-        return padded(rows, self._reference().config.backbone.max_text_length)
+        return padded(rows, self.reference().config.backbone.max_text_length)
 
     def _export(self) -> Path:
-        feed = self.feed(self._batch([self._pool.calibration[0]] * 2))
-        return plain_export(self._reference(), self.tower, feed, self.folder / f"{self.tower}.onnx")
+        feed = self.feed(self._batch([self.pool.calibration[0]] * 2))
+        return plain_export(self.reference(), self.tower, feed, self.folder / f"{self.tower}.onnx")
 
 
 def plain_export(

@@ -31,8 +31,6 @@ def layer_drift(
     candidate: Encoder,
     data: RetrievalData,
     *,
-    samples: int = SAMPLES,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[LayerSnr, ...]:
     """Compare both sides block by block, on the same inputs: the candidate's.
@@ -46,9 +44,9 @@ def layer_drift(
     """
     check_layers(reference, candidate)
     progress = progress or Silent()
-    rng = np.random.default_rng(seed)
-    images = np.sort(rng.permutation(len(data.pictures))[:samples])
-    texts = np.sort(rng.permutation(len(data.captions))[:samples])
+    rng = np.random.default_rng(0)
+    images = np.sort(rng.permutation(len(data.pictures))[:SAMPLES])
+    texts = np.sort(rng.permutation(len(data.captions))[:SAMPLES])
     progress("compare layer by layer", len(images) + len(texts))
     batches = {
         "vision": _picture_batches(candidate, data, images),

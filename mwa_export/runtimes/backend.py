@@ -115,10 +115,11 @@ def check_conformance(
 
 def check_graphs(backend: GraphBackend, bundle: Bundle, *, bfloat16: bool = False) -> None:
     """`check_conformance` of the towers that run a graph of the bundle, as its precision needs."""
-    graphs = {tower: graph for tower, (_path, graph) in backend.graphs.items()}
-    known = [tower for tower in TOWERS if graphs[tower] in bundle.manifest.graphs]
-    least = {tower: expected_cosine(graphs[tower], bfloat16=bfloat16) for tower in known}
-    check_conformance(backend, bundle, towers=known, least=least)
+    graphs = {
+        t: graph for t, (_, graph) in backend.graphs.items() if graph in bundle.manifest.graphs
+    }
+    least = {tower: expected_cosine(graph, bfloat16=bfloat16) for tower, graph in graphs.items()}
+    check_conformance(backend, bundle, towers=graphs, least=least)
 
 
 def conformance_cosine(backend: Backend, bundle: Bundle, tower: Tower) -> float:

@@ -35,10 +35,6 @@ from mwa_export.trt.versions import Messages, TensorRt, major_of
 if TYPE_CHECKING:
     import tensorrt as trt
 
-if TYPE_CHECKING:
-    import tensorrt as trt
-
-
 _AMPERE = (8, 0)
 
 

@@ -54,11 +54,11 @@ class Curve:
     values: Sequence[float | None]
 
 
-def grouped_bars(key: str, title: str, rows: Sequence[Bars], *, top: float = 100.0) -> str:
-    """Two horizontal bars per row from 0 to ``top``, the second with its interval."""
+def grouped_bars(key: str, title: str, rows: Sequence[Bars]) -> str:
+    """Two horizontal bars per row from 0 to 100, the second with its interval."""
     height = _TOP + _ROW * len(rows) + _BOTTOM
-    x = Scale(0.0, top, _LEFT, WIDTH - _RIGHT)
-    parts = [_grid(x, t, height, f"{t:g}") for t in ticks(0.0, top)]
+    x = Scale(0.0, 100.0, _LEFT, WIDTH - _RIGHT)
+    parts = [_grid(x, t, height, f"{t:g}") for t in ticks(0.0, 100.0)]
     for i, row in enumerate(rows):
         y = _TOP + _ROW * i
         parts.append(text(_LEFT - 8, y + 23, row.label, "end", "label"))
