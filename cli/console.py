@@ -55,9 +55,10 @@ def say(text: str) -> None:
         click.echo(words(text), err=True)
 
 
-def warn(text: str) -> None:
-    """Print a warning on stderr, also with -q."""
-    click.echo(f"warning: {words(text)}", err=True)
+def warn(*texts: str) -> None:
+    """Print warnings on stderr, also with -q."""
+    for text in texts:
+        click.echo(f"warning: {words(text)}", err=True)
 
 
 def fail(error: MwaExportError) -> None:

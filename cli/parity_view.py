@@ -46,8 +46,7 @@ def show(result: Parity) -> None:
     console.table(stages, title="Drift by stage, each alone")
     layers = [(name, *cells) for name, cells in layer_table(result)]
     console.table(layers, ("signal to noise, dB", *TOWERS))
-    for warning in result.warnings:
-        console.warn(printable(warning))
+    console.warn(*map(printable, result.warnings))
     if data.excluded:
         first = printable(f"{data.excluded[0].picture} ({data.excluded[0].reason})")
         console.warn(f"{left_out(result)}; the first: {first}. See report.json")

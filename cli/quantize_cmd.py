@@ -128,8 +128,7 @@ def command(
             force=force,
             progress=step,
         )
-    for warning in done.warnings:
-        console.warn(warning)
+    console.warn(*done.warnings)
     _show(done)
     click.echo(done.bundle.path)
 

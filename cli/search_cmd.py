@@ -70,8 +70,7 @@ def command(
     with console.steps() as step:
         step(f"search {part.where}", part.entry.taken)
         found = search_output(part, query, on_rows=step.advance, **how)
-    for warning in found.warnings:
-        console.warn(warning)
+    console.warn(*found.warnings)
     if html is not None:
         write_page(found, html)
         console.say(f"contact sheet: {html}")

@@ -176,8 +176,7 @@ def command(
         build = partial(best_engines, held_back=held_back.read(), max_recall_drop=max_recall_drop)
     with console.steps() as step:
         done = build(bundle, data.read(), options=options, out=out, force=force, progress=step)
-    for warning in done.warnings:
-        console.warn(warning)
+    console.warn(*done.warnings)
     (_show_best if best else _show)(done)
     click.echo(done.bundle.path)
 
