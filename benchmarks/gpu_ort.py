@@ -10,8 +10,7 @@ from typing import Any
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.progress import Progress
-from mwa_export.runtimes.onnxrt import CUDA
-from mwa_export.runtimes.ort_session import cuda_available, session
+from mwa_export.runtimes.ort_session import CUDA, cuda_available, session
 from mwa_export.spec import Tower
 from mwa_export.trt.timing import batches_of
 

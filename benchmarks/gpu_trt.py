@@ -99,7 +99,7 @@ def measure(
                     "build_seconds": engines[precision].seconds,
                     "scratch_bytes": runner.scratch,
                     "cuda_graphs": runner.graphs,
-                    "inspection": read_inspection(runner.inspect()).to_json(),
+                    "inspection": read_inspection(runner.loaded.inspect()).to_json(),
                 }
                 embedded.setdefault(precision, {})[tower] = _embed(runner, bundle, tower, inputs)
             result["towers"][tower] = found

@@ -33,7 +33,6 @@ from mwa_export.bundle.manifest import GraphFile, write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.dialects import DIALECTS
-from mwa_export.calib.evaluate import backend_of
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.sites import NormFold, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
@@ -48,6 +47,7 @@ from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.onnxrt import OnnxBackend
+from mwa_export.runtimes.open import cpu_backend
 from mwa_export.spec import TOWERS, AdapterConfig, Embeddings, Tower
 
 OUTLIERS, FACTOR = 0.01, 30.0
@@ -181,7 +181,7 @@ def compare(
                 )
                 for tower in TOWERS
             }
-            found = embed_all(backend_of(bundle, DIALECTS[name], graphs), test)
+            found = embed_all(cpu_backend(bundle, name, graphs), test)
             results[way][name] = cosines(exact, found)
             print(f"  {name}: {results[way][name]}", flush=True)
     return results

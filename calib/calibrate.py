@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +24,10 @@ from mwa_export.calib.smoothing import (
     layer_error,
 )
 from mwa_export.calib.weights import quantize_weight, weight_scales
-from mwa_export.errors import CalibrationError, OptionsError
+from mwa_export.errors import CalibrationError, check_option
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.memory import release
+from mwa_export.optional import versions_of
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.version import __version__
@@ -46,12 +46,11 @@ class CalibrationOptions:
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
-        if self.method not in (AUTO, *METHODS):
-            raise OptionsError("method", self.method, ", ".join((AUTO, *METHODS)))
-        if self.rounding not in ROUNDINGS:
-            raise OptionsError("rounding", self.rounding, ", ".join(ROUNDINGS))
-        if not 50 < self.percentile <= 100:
-            raise OptionsError("percentile", self.percentile, "above 50, at most 100")
+        for name, known in (("method", (AUTO, *METHODS)), ("rounding", ROUNDINGS)):
+            value = getattr(self, name)
+            check_option(name, value, value in known, ", ".join(known))
+        fits = 50 < self.percentile <= 100
+        check_option("percentile", self.percentile, fits, "above 50, at most 100")
 
 
 def calibrate(
@@ -62,12 +61,6 @@ def calibrate(
     progress: Progress | None = None,
 ) -> Calibration:
     """Measure both towers of a bundle on the samples.
-
-    Args:
-        bundle: with float32 graphs of our own making.
-        samples: pictures and captions.
-        options: see CalibrationOptions.
-        progress: told about every row.
 
     Raises:
         CalibrationError: a graph has nothing to quantize, or an activation is constant or not
@@ -90,10 +83,7 @@ def calibrate(
             "captions": samples.count("text"),
             "seed": samples.seed,
         },
-        versions={
-            "mwa-export": __version__,
-            **{name: version(name) for name in ("numpy", "onnx", "onnxruntime")},
-        },
+        versions={"mwa-export": __version__, **versions_of("numpy", "onnx", "onnxruntime")},
         sites=tuple(sites),
     )
 
@@ -117,7 +107,10 @@ def _calibrate_tower(
     learned: dict[str, dict[str, NDArray[np.int8]]] = {}
     if options.rounding == "learned":
         for site, gram in gram_matrices(file, sites, samples, divide, progress):
-            learned[site.name] = _learn(smoothed, site, gram)
+            weights = {name: smoothed.tensors[f"{name}.weight"] for name in site.linears}
+            learned[site.name] = {
+                name: learned_rounding(w, weight_scales(w), gram) for name, w in weights.items()
+            }
     progress(f"{tower} tower: choose ranges", len(sites))
     result = []
     for site in sites:
@@ -154,13 +147,6 @@ def _smooth(
         )
         progress.advance(1)
     return chosen
-
-
-def _learn(
-    smoothed: FloatGraph, site: Site, gram: NDArray[np.float32]
-) -> dict[str, NDArray[np.int8]]:
-    weights = {name: smoothed.tensors[f"{name}.weight"] for name in site.linears}
-    return {name: learned_rounding(w, weight_scales(w), gram) for name, w in weights.items()}
 
 
 def _choose(

@@ -25,6 +25,12 @@ SCHEMA = 1
 CALIBRATION = "calibration.json"
 ARRAYS = "calibration.npz"
 
+# Fields of a site that are in calibration.json; its arrays lie beside it.
+_PLAIN = (
+    *("tower", "site", "tensor", "width", "method", "amax", "alpha", "error", "error_unsmoothed"),
+    "histogram",
+)
+
 Floats = NDArray[np.float32]
 
 
@@ -47,19 +53,8 @@ class SiteCalibration:
     weights: dict[str, NDArray[np.int8]] = field(default_factory=dict)  # learned ones, by GEMM
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "tower": self.tower,
-            "site": self.site,
-            "tensor": self.tensor,
-            "width": self.width,
-            "method": self.method,
-            "amax": self.amax,
-            "alpha": self.alpha,
-            "error": self.error,
-            "error_unsmoothed": self.error_unsmoothed,
-            "rounding": "learned" if self.weights else "nearest",
-            "histogram": self.histogram,
-        }
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        return {**plain, "rounding": "learned" if self.weights else "nearest"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +72,7 @@ class Calibration:
         return {site.site: site for site in self.sites if site.tower == tower}
 
     def check_fits(self, bundle: Bundle, tower: Tower, sites: tuple[Site, ...]) -> None:
-        """Raise CalibrationError unless it was made from this tower's graph.
-
-        Args:
-            bundle: whose float32 graph will be quantized.
-            tower: which of them.
-            sites: found in that graph.
-        """
+        """Raise CalibrationError unless it was made from this tower's graph."""
         path, _graph = bundle.graph(tower)
         if self.space_id != bundle.manifest.space_id:
             raise CalibrationError(
@@ -129,10 +118,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read what `save` wrote.
-
-        Args:
-            path: of calibration.json, or the folder that holds it.
+        """Read what `save` wrote, by the path of calibration.json or of the folder that holds it.
 
         Raises:
             CalibrationError: missing, damaged, or of another schema.
@@ -169,21 +155,7 @@ def _site(entry: Mapping[str, Any], arrays: Any) -> SiteCalibration:
     prefix = f"{key}/weight/"
     weights = {n.removeprefix(prefix): arrays[n] for n in arrays.files if n.startswith(prefix)}
     divide = arrays[f"{key}/divide"] if f"{key}/divide" in arrays.files else None
-    amax = float(entry["amax"])
-    if not (np.isfinite(amax) and amax > 0):
-        raise ValueError(f"amax of {key} is {amax}")
-    return SiteCalibration(
-        tower=entry["tower"],
-        site=entry["site"],
-        tensor=entry["tensor"],
-        width=int(entry["width"]),
-        method=entry["method"],
-        amax=amax,
-        alpha=entry["alpha"],
-        error=float(entry["error"]),
-        error_unsmoothed=float(entry["error_unsmoothed"]),
-        histogram=entry["histogram"],
-        divide=divide,
-        mean=arrays[f"{key}/mean"],
-        weights=weights,
-    )
+    if not (np.isfinite(entry["amax"]) and entry["amax"] > 0):
+        raise ValueError(f"amax of {key} is {entry['amax']}")
+    plain = {name: entry[name] for name in _PLAIN}
+    return SiteCalibration(**plain, divide=divide, mean=arrays[f"{key}/mean"], weights=weights)

@@ -7,7 +7,6 @@ decides: channel extremes and sample rows; histograms; and, for learned rounding
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,26 +25,16 @@ GRAM_BYTES = 1 << 30  # of Gram matrices in memory at a time
 ROWS = 512  # sample rows per site, drawn uniformly over all tokens of all samples
 
 
-@dataclass
 class ChannelStats:
     """Statistics of a site from the first pass."""
 
-    low: Floats  # (width,) least value of each channel
-    high: Floats  # (width,) largest
-    total: NDArray[np.float64]  # (width,) sum over all tokens
-    tokens: int = 0
-    _rows: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    _keys: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-
-    @classmethod
-    def empty(cls, width: int) -> ChannelStats:
-        """No token seen."""
-        return cls(
-            np.full(width, np.inf, np.float32),
-            np.full(width, -np.inf, np.float32),
-            np.zeros(width),
-            _rows=np.empty((0, width), np.float32),
-        )
+    def __init__(self, width: int) -> None:
+        self.low = np.full(width, np.inf, np.float32)  # (width,) least value of each channel
+        self.high = np.full(width, -np.inf, np.float32)  # (width,) largest
+        self.total = np.zeros(width)  # (width,) sum over all tokens
+        self.tokens = 0
+        self.rows = np.empty((0, width), np.float32)  # at most ROWS tokens, drawn uniformly
+        self._keys = np.empty(0)
 
     @property
     def amax(self) -> Floats:
@@ -57,11 +46,6 @@ class ChannelStats:
         """(width,) mean of each channel."""
         return self.total / max(1, self.tokens)
 
-    @property
-    def rows(self) -> Floats:
-        """(at most ROWS, width) tokens, a uniform sample without replacement."""
-        return self._rows
-
     def add(self, values: Floats, keys: NDArray[np.float64]) -> None:
         """Count tokens, (n, width). ``keys``, (n,), uniform in [0, 1): the least ROWS of all stay.
 
@@ -72,12 +56,12 @@ class ChannelStats:
         self.total += values.sum(axis=0, dtype=np.float64)
         self.tokens += len(values)
         best = np.argpartition(keys, ROWS)[:ROWS] if len(keys) > ROWS else np.arange(len(keys))
-        rows = np.concatenate([self._rows, values[best]])
+        rows = np.concatenate([self.rows, values[best]])
         all_keys = np.concatenate([self._keys, keys[best]])
         if len(all_keys) > ROWS:
             keep = np.argpartition(all_keys, ROWS)[:ROWS]
             rows, all_keys = rows[keep], all_keys[keep]
-        self._rows, self._keys = rows, all_keys
+        self.rows, self._keys = rows, all_keys
 
 
 def channel_stats(
@@ -88,9 +72,9 @@ def channel_stats(
     Raises:
         CalibrationError: an activation is not finite, or constant over all samples.
     """
-    stats = {site.name: ChannelStats.empty(site.width) for site in sites}
+    stats = {site.name: ChannelStats(site.width) for site in sites}
     rng = np.random.default_rng(samples.seed)
-    for site, values in _activations(file, sites, samples, progress, label="first pass"):
+    for site, values in _activations(file, sites, samples, progress, "first pass", {}):
         stats[site.name].add(values, rng.random(len(values)))
     for site in sites:
         found = stats[site.name]
@@ -109,19 +93,10 @@ def histograms(
     divide: Mapping[str, Floats],
     progress: Progress,
 ) -> dict[str, Histogram]:
-    """Second pass: the histogram of each site's smoothed activation.
-
-    Args:
-        file: the float32 graph.
-        sites: its sites.
-        samples: what to run.
-        divide: for each site that is smoothed, what its channels are divided by, (width,).
-        progress: told about every row.
-    """
+    """Second pass: histograms of the activations, each divided by that of ``divide``, (width,)."""
     found = {site.name: Histogram() for site in sites}
-    for site, values in _activations(file, sites, samples, progress, label="histograms"):
-        scale = divide.get(site.name)
-        found[site.name].add(values if scale is None else values / scale)
+    for site, values in _activations(file, sites, samples, progress, "histograms", divide):
+        found[site.name].add(values)
     return found
 
 
@@ -139,9 +114,7 @@ def gram_matrices(
     for group in _groups(sites):
         grams = {site.name: np.zeros((site.width, site.width), np.float32) for site in group}
         label = f"products of {group[0].name} to {group[-1].name}"
-        for site, values in _activations(file, group, samples, progress, label=label):
-            scale = divide.get(site.name)
-            x = values if scale is None else values / scale
+        for site, x in _activations(file, group, samples, progress, label, divide):
             grams[site.name] += x.T @ x
         for site in group:
             yield site, grams.pop(site.name)
@@ -162,9 +135,14 @@ def _groups(sites: Sequence[Site]) -> list[list[Site]]:
 
 
 def _activations(
-    file: GraphFile, sites: Sequence[Site], samples: Samples, progress: Progress, *, label: str
+    file: GraphFile,
+    sites: Sequence[Site],
+    samples: Samples,
+    progress: Progress,
+    label: str,
+    divide: Mapping[str, Floats],
 ) -> Iterator[tuple[Site, Floats]]:
-    """Each site's activation for each batch, (tokens, width); padding left out."""
+    """Each site's activation for each batch, divided, (tokens, width); padding left out."""
     path, graph = file
     tower = graph.spec.tower
     names = [site.tensor for site in sites]
@@ -182,5 +160,5 @@ def _activations(
                     "overflows on these samples, so it cannot be calibrated. Check it with "
                     "`mwa-export parity`."
                 )
-            yield site, tokens
+            yield site, tokens / divide[site.name] if site.name in divide else tokens
         progress.advance(len(inputs[0]))

@@ -11,8 +11,8 @@ from typing import Any
 
 from mwa_export.calib.precision_search import SearchResult, Trial, speedup
 from mwa_export.files import new_file
-from mwa_export.report.svg import Scale, ticks
-from mwa_export.spec import Tower
+from mwa_export.report.svg import Scale, line, text, ticks
+from mwa_export.spec import TOWERS, Tower
 
 SCHEMA = 1
 TRADEOFF = "tradeoff"  # .json and .svg
@@ -50,12 +50,8 @@ def write_curve(
 ) -> None:
     """Write tradeoff.json and tradeoff.svg.
 
-    Args:
-        folder: where to.
-        result: of the search.
-        high_ms: milliseconds per row of each tower with no site in INT8, on the runtime that was
-            searched with.
-        max_drop: the budget in points.
+    ``high_ms``: milliseconds per row of each tower with no site in INT8, on the runtime that was
+    searched with. ``max_drop``: the budget in points.
     """
     points = [_point(measured, result, high_ms) for measured in result.measured]
     with new_file(folder / f"{TRADEOFF}.json") as path:
@@ -66,11 +62,10 @@ def write_curve(
 
 
 def _point(measured: Trial, result: SearchResult, high_ms: Mapping[Tower, float]) -> Point:
-    towers: tuple[Tower, ...] = ("vision", "text")
     # One number for two towers: time of one picture and one text together.
-    before = sum(high_ms[tower] for tower in towers)
+    before = sum(high_ms[tower] for tower in TOWERS)
     after = sum(
-        high_ms[tower] / speedup(measured.int8, result.saving, high_ms, tower) for tower in towers
+        high_ms[tower] / speedup(measured.int8, result.saving, high_ms, tower) for tower in TOWERS
     )
     chosen = measured.int8 == result.chosen.int8
     return Point(len(measured.int8), before / after, measured.drop, chosen)
@@ -126,18 +121,15 @@ def draw(points: list[Point], sites: int, max_drop: float) -> str:
     title = "Recall lost against speed gained"
     parts = [f'<text class="title" x="{_LEFT:g}" y="24">{title}</text>']
     for tick in ticks(low, high):
-        parts.append(
-            _line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), "zero" if tick == 0 else "grid")
-        )
-        parts.append(_text(_LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
+        cls = "zero" if tick == 0 else "grid"
+        parts.append(line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), cls))
+        parts.append(text(_LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
     for tick in ticks(1.0, max(fastest, 1.01)):
-        parts.append(_text(x(tick), _HEIGHT - _BOTTOM + 20, f"{tick:g}x", "middle"))
-    parts.append(_line(_LEFT, y(max_drop), _WIDTH - _RIGHT, y(max_drop), "limit"))
-    parts.append(_text(_LEFT + 6, y(max_drop) - 6, f"budget {max_drop:g} points", "start", "over"))
-    parts.append(_text(_LEFT, 44, "worst drop of a recall figure, points", "start"))
-    parts.append(
-        _text(_WIDTH - _RIGHT, _HEIGHT - 10, "estimated speed-up over high precision", "end")
-    )
+        parts.append(text(x(tick), _HEIGHT - _BOTTOM + 20, f"{tick:g}x", "middle"))
+    parts.append(line(_LEFT, y(max_drop), _WIDTH - _RIGHT, y(max_drop), "limit"))
+    parts.append(text(_LEFT + 6, y(max_drop) - 6, f"budget {max_drop:g} points", "start", "over"))
+    parts.append(text(_LEFT, 44, "worst drop of a recall figure, points", "start"))
+    parts.append(text(_WIDTH - _RIGHT, _HEIGHT - 10, "estimated speed-up over high precision"))
     for point in sorted(points, key=lambda p: p.chosen):  # the chosen one is drawn on top
         cls, radius = ("chosen", 6) if point.chosen else ("point", 4.5)
         what = (
@@ -147,7 +139,6 @@ def draw(points: list[Point], sites: int, max_drop: float) -> str:
             f'<circle class="{cls}" cx="{x(point.speedup):.1f}" cy="{y(point.drop):.1f}" '
             f'r="{radius}"><title>{escape(what)}</title></circle>'
         )
-    for point in points:
         if point.chosen:
             parts.append(_chosen_label(point, sites, x(point.speedup), y(point.drop), y(max_drop)))
     described = f"{len(points)} assignments of {sites} layers; the filled one was chosen"
@@ -166,13 +157,4 @@ def _chosen_label(point: Point, sites: int, x: float, y: float, limit: float) ->
     if abs(below - limit) < 12 or below > _HEIGHT - _BOTTOM:
         below = y - 12
     words = f"chosen: {point.int8} of {sites} layers in INT8"
-    return _text(x + (8 if right else -8), below, words, "end" if right else "start", "value")
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
-    return f'<line class="{cls}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str, cls: str = "tick") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="{cls}" {place}>{escape(text)}</text>'
+    return text(x + (8 if right else -8), below, words, "end" if right else "start", "value")

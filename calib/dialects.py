@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mwa_export.errors import OptionsError
-
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
@@ -43,20 +41,8 @@ DIALECTS: dict[str, Dialect] = {
         Dialect("tensorrt8", "TensorRT 8.6", "int8", 0),
     )
 }
-
 """Those of INT8 graphs, which bundles hold."""
 FLOAT8 = Dialect("tensorrt-float8", "TensorRT 10 and 11", "float8", 0, typed=True, opset=19)
 """Engines are compiled from it; no bundle holds it."""
 CPU_DIALECTS = ("openvino", "onnxruntime")
 """Those of CPUs, the fastest first where there are INT8 instructions. Packages have these names."""
-
-
-def dialect_named(name: str) -> Dialect:
-    """The dialect of that name.
-
-    Raises:
-        OptionsError: there is none.
-    """
-    if name not in DIALECTS:
-        raise OptionsError("dialects", name, ", ".join((*DIALECTS, "all")))
-    return DIALECTS[name]

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import Graph, GraphFile
 from mwa_export.bundle.quantization import Measured
-from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS, Dialect
-from mwa_export.calib.precision_search import SiteKey, Trial
+from mwa_export.calib.dialects import CPU_DIALECTS, Dialect
+from mwa_export.calib.precision_search import SiteKey, Trial, names_of
 from mwa_export.calib.samples import Samples
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
@@ -28,37 +27,13 @@ from mwa_export.errors import DataError
 from mwa_export.memory import release
 from mwa_export.metrics.recall import SLACK, Recall, recall
 from mwa_export.progress import Progress
-from mwa_export.runtimes.backend import Backend, conformance_cosine
+from mwa_export.runtimes.backend import Backend, conformance_cosine, embed
 from mwa_export.runtimes.onnxrt import OnnxBackend
+from mwa_export.runtimes.open import cpu_backend
 from mwa_export.spec import TOWERS, Embeddings, Tower
 
 _SPEED_ROUNDS = 5
 _SPEED_BATCH = 8
-
-
-@dataclass(frozen=True, slots=True)
-class RecallDrop:
-    """Recall of a candidate beside that of the float32 graphs, on the same data."""
-
-    reference: Recall
-    candidate: Recall
-
-    @property
-    def worst(self) -> float:
-        """Points lost by the figure that lost most of TR@k and IR@k; negative if all gained."""
-        pairs = [(self.reference.tr[k], self.candidate.tr[k]) for k in self.reference.tr]
-        pairs += [(self.reference.ir[k], self.candidate.ir[k]) for k in self.reference.ir]
-        return max(before - after for before, after in pairs)
-
-    def to_json(self) -> dict[str, Any]:
-        """Both sides' six figures in percent."""
-        return {
-            name: {
-                **{f"TR@{k}": value for k, value in side.tr.items()},
-                **{f"IR@{k}": value for k, value in side.ir.items()},
-            }
-            for name, side in (("float32", self.reference), ("candidate", self.candidate))
-        }
 
 
 @dataclass
@@ -99,23 +74,21 @@ class HeldBack:
 
     def compare(self, int8: frozenset[SiteKey], images: Embeddings, texts: Embeddings) -> Trial:
         """These embeddings beside those of float32."""
-        drop = self.drop(images, texts)
-        return Trial(int8, drop.worst, self.cosines(images, texts), drop.to_json())
-
-    def drop(self, images: Embeddings, texts: Embeddings) -> RecallDrop:
-        """Recall with these embeddings beside that of float32."""
         owners, ids = self.data.caption_image_ids, self.data.image_ids
-        return RecallDrop(
-            recall(self.images, self.texts, owners, image_ids=ids),
-            recall(images, texts, owners, image_ids=ids),
-        )
-
-    def cosines(self, images: Embeddings, texts: Embeddings) -> dict[Tower, float]:
-        """Mean cosine with float32 by tower."""
-        return {
+        before = _figures(recall(self.images, self.texts, owners, image_ids=ids))
+        after = _figures(recall(images, texts, owners, image_ids=ids))
+        cosine: dict[Tower, float] = {
             "vision": float((self.images * images).sum(axis=1).mean()),
             "text": float((self.texts * texts).sum(axis=1).mean()),
         }
+        drop = max(before[name] - after[name] for name in before)
+        return Trial(int8, drop, cosine, {"float32": before, "candidate": after})
+
+
+def _figures(found: Recall) -> dict[str, float]:
+    """The six recall figures in percent, by name."""
+    tr = {f"TR@{k}": value for k, value in found.tr.items()}
+    return tr | {f"IR@{k}": value for k, value in found.ir.items()}
 
 
 @dataclass
@@ -131,11 +104,11 @@ class Evaluator:
     def __call__(self, int8: frozenset[SiteKey]) -> Trial:
         """Recall drop and cosines with these sites in INT8; with none at all, float32 itself."""
         if not int8:
-            drop = self.held_back.drop(self.held_back.images, self.held_back.texts)
-            return Trial(int8, 0.0, dict.fromkeys(TOWERS, 1.0), drop.to_json())
+            same = self.held_back.compare(int8, self.held_back.images, self.held_back.texts)
+            return replace(same, cosine=dict.fromkeys(TOWERS, 1.0))
         parts: dict[Tower, Embeddings] = {}
         for tower in TOWERS:
-            names = frozenset(key.name for key in int8 if key.tower == tower)
+            names = names_of(int8, tower)
             if (tower, names) not in self._embedded:
                 self._embedded[tower, names] = self._embed(tower, names)
             parts[tower] = self._embedded[tower, names]
@@ -147,38 +120,12 @@ class Evaluator:
             graphs = {}
             if names:
                 graphs[tower] = self.variants.write(tower, names, self.dialect, Path(folder))
-            backend = backend_of(self.variants.bundle, self.dialect, graphs, self.threads)
+            backend = cpu_backend(
+                self.variants.bundle, self.dialect.name, graphs, threads=self.threads
+            )
             found = self.held_back.embed(tower, backend, label)
         release()
         return found
-
-
-def backend_of(
-    bundle: Bundle,
-    dialect: Dialect,
-    graphs: Mapping[Tower, GraphFile],
-    threads: int | None = None,
-    *,
-    precision: str | None = None,
-) -> Backend:
-    """The runtime that a dialect is made for, with some graphs replaced; unchecked.
-
-    Args:
-        bundle: where the other graphs come from.
-        dialect: "openvino" or "onnxruntime".
-        graphs: by tower.
-        threads: of the runtime.
-        precision: of what is not INT8, on OpenVINO; None: bfloat16 where the CPU is fast at it.
-    """
-    if dialect.name == "openvino":
-        from mwa_export.runtimes.ov import OpenVinoBackend
-
-        if precision is None:
-            precision = "bfloat16" if fast_bfloat16(instruction_sets()) else "float32"
-        return OpenVinoBackend(
-            bundle, graphs=graphs, threads=threads, precision=precision, check=False
-        )
-    return OnnxBackend(bundle, graphs=graphs, threads=threads, check=False)
 
 
 def sensitivities(
@@ -191,12 +138,8 @@ def sensitivities(
 ) -> dict[SiteKey, float]:
     """Mean of 1 - cosine of the embedding when one site alone is in INT8 and all else in float32.
 
-    Args:
-        variants: of the bundle.
-        samples: a few; the mean over them is steady because it is one over D components too.
-        dialect: of ONNX Runtime, whose float32 is exact; others round what is not INT8 as well.
-        progress: told about every site.
-        exclude: sites that are not asked about.
+    A few samples do: each is a mean over D components, too. The dialect is ONNX Runtime's, whose
+    float32 is exact; others round what is not INT8 as well.
     """
     found: dict[SiteKey, float] = {}
     exact = OnnxBackend(variants.bundle, check=False)
@@ -219,13 +162,7 @@ def sensitivities(
 
 
 def _embed_samples(backend: Backend, tower: Tower, samples: Samples) -> Embeddings:
-    parts = []
-    for inputs in samples.batches(tower):
-        embed: Callable[..., Embeddings] = (
-            backend.embed_images if tower == "vision" else backend.embed_texts
-        )
-        parts.append(embed(*inputs))
-    return np.concatenate(parts)
+    return np.concatenate([embed(backend, tower, inputs) for inputs in samples.batches(tower)])
 
 
 def milliseconds(
@@ -255,10 +192,10 @@ def milliseconds(
 
 def with_conformance(bundle: Bundle, file: GraphFile, threads: int | None) -> Graph:
     """The graph with its cosine, if its runtime is installed here."""
-    dialect, tower = DIALECTS[file[1].dialect], file[1].spec.tower
-    if dialect.name not in CPU_DIALECTS or find_spec(dialect.name) is None:
+    dialect, tower = file[1].dialect, file[1].spec.tower
+    if dialect not in CPU_DIALECTS or find_spec(dialect) is None:
         return file[1]
-    backend = backend_of(bundle, dialect, {tower: file}, threads)
+    backend = cpu_backend(bundle, dialect, {tower: file}, threads=threads)
     return replace(file[1], conformance=conformance_cosine(backend, bundle, tower))
 
 
@@ -272,37 +209,25 @@ def measure_runtimes(
 ) -> tuple[Measured, ...]:
     """Recall and speed of every runtime that is here, for the manifest and for `auto`.
 
-    Args:
-        evaluator: has the held-back data, and the chosen assignment's embeddings already.
-        files: the graphs that go into the bundle.
-        chosen: the sites that are INT8 in them.
-        samples: to time on.
-        budget: recall points that may be lost.
-        progress: told about each step.
+    ``budget``: recall points that may be lost.
     """
     bundle, held_back = evaluator.variants.bundle, evaluator.held_back
-    backends: dict[str, Backend] = {
-        "float32": OnnxBackend(bundle, threads=evaluator.threads, check=False)
-    }
+    threads = evaluator.threads
+    backends: dict[str, Backend] = {"float32": OnnxBackend(bundle, threads=threads, check=False)}
     found: dict[tuple[str, str], Trial] = {}
     for name in dict.fromkeys(graph.dialect for _path, graph in files):
         if name not in CPU_DIALECTS or find_spec(name) is None:
             continue
-        graphs: Mapping[Tower, GraphFile] = {
-            file[1].spec.tower: file for file in files if file[1].dialect == name
-        }
+        graphs = {file[1].spec.tower: file for file in files if file[1].dialect == name}
         label = f"{name} int8"
-        backends[label] = backend_of(bundle, DIALECTS[name], graphs, evaluator.threads)
-        measured_before = name == evaluator.dialect.name
-        found[name, "int8"] = (
-            evaluator(chosen)
-            if measured_before
-            else held_back.measure(chosen, backends[label], label)
-        )
+        backends[label] = cpu_backend(bundle, name, graphs, threads=threads)
+        if name == evaluator.dialect.name:  # measured before
+            found[name, "int8"] = evaluator(chosen)
+        else:
+            found[name, "int8"] = held_back.measure(chosen, backends[label], label)
     if find_spec("openvino") is not None and fast_bfloat16(instruction_sets()):
-        dialect = DIALECTS["openvino"]
         label = "openvino bfloat16"
-        backends[label] = backend_of(bundle, dialect, {}, evaluator.threads, precision="bfloat16")
+        backends[label] = cpu_backend(bundle, "openvino", {}, threads=threads, precision="bfloat16")
         found["openvino", "bfloat16"] = held_back.measure(frozenset(), backends[label], label)
     progress("time every runtime beside float32 on ONNX Runtime")
     times = milliseconds(backends, samples)

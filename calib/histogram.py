@@ -28,27 +28,17 @@ class Histogram:
     so ``limit`` is above ``amax``, at most twice ``amax``, and never below SMALLEST_LIMIT.
     """
 
-    __slots__ = ("_amax", "_counts", "_limit")
+    __slots__ = ("_counts", "amax", "limit")
 
     def __init__(self) -> None:
-        self._limit = SMALLEST_LIMIT
-        self._amax = 0.0
+        self.limit = SMALLEST_LIMIT  # upper end of the last bin, a power of two
+        self.amax = 0.0  # the largest magnitude seen, exact
         self._counts = np.zeros(BINS, np.int64)
-
-    @property
-    def limit(self) -> float:
-        """Upper end of the last bin, a power of two."""
-        return self._limit
 
     @property
     def width(self) -> float:
         """Width of one bin."""
-        return self._limit / BINS
-
-    @property
-    def amax(self) -> float:
-        """The largest magnitude seen, exact; 0 if there was none."""
-        return self._amax
+        return self.limit / BINS
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -73,9 +63,13 @@ class Histogram:
             return
         largest = max(float(values.max()), -float(values.min()))  # either is NaN if any value is
         if not math.isfinite(largest):
-            raise CalibrationError(_not_finite(values))
-        self._amax = max(self._amax, largest)
-        self._make_room(largest)
+            nans, infinities = np.isnan(values).sum(), np.isinf(values).sum()
+            raise CalibrationError(
+                f"{nans} NaN and {infinities} infinite values among {values.size}. Expected finite "
+                "values."
+            )
+        self.amax = max(self.amax, largest)
+        self._make_room(_limit_for(largest))
         flat = values.ravel(order="K")  # a copy only of what has gaps
         scale = np.float32(1 / self.width)  # a power of two: the product below is exact
         buffer = np.empty(min(_CHUNK, flat.size), np.float32)
@@ -86,18 +80,17 @@ class Histogram:
             part *= scale
             self._counts += np.bincount(part.astype(np.intp), minlength=BINS)
 
-    def _make_room(self, value: float) -> None:
-        limit = _limit_for(value)
-        if limit <= self._limit:
+    def _make_room(self, limit: float) -> None:
+        if limit <= self.limit:
             return
-        merged = min(int(limit / self._limit), BINS)  # old bins that become one
+        merged = min(int(limit / self.limit), BINS)  # old bins that become one
         counts = np.zeros(BINS, np.int64)
         counts[: BINS // merged] = self._counts.reshape(-1, merged).sum(axis=1)
-        self._counts, self._limit = counts, limit
+        self._counts, self.limit = counts, limit
 
     def digest(self) -> str:
         """16 hex digits that two histograms share only if they are the same."""
-        numbers = struct.pack("<dd", self._limit, self._amax)
+        numbers = struct.pack("<dd", self.limit, self.amax)
         return hashlib.sha256(numbers + self._counts.astype("<i8").tobytes()).hexdigest()[:16]
 
 
@@ -107,10 +100,3 @@ def _limit_for(value: float) -> float:
         return SMALLEST_LIMIT
     _fraction, exponent = math.frexp(value)  # the fraction is below 1
     return math.ldexp(1.0, exponent)
-
-
-def _not_finite(values: NDArray[np.float32]) -> str:
-    nans, infinities = int(np.isnan(values).sum()), int(np.isinf(values).sum())
-    return (
-        f"{nans} NaN and {infinities} infinite values among {values.size}. Expected finite values."
-    )

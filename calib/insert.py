@@ -7,6 +7,7 @@ clipping outliers nor a scale for each column is worth anything.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -43,13 +44,6 @@ def quantized_graph(
     int8: Collection[str],
 ) -> FloatGraph:
     """A graph whose chosen sites run in INT8, or float8; all else stays as it is.
-
-    Args:
-        graph: float32.
-        sites: all of its sites.
-        calibration: by site name.
-        dialect: see dialects.
-        int8: names of the sites to quantize.
 
     Raises:
         CalibrationError: a name is no site, or the calibration lacks one.
@@ -97,23 +91,18 @@ class _Editor:
         if site not in self._dequantized:
             self._dequantized[site] = self._quantize_activation(node.input[0], site)
         weight = self._quantize_weight(linear, self._chosen[site])
-        product = onnx.NodeProto()
-        product.CopyFrom(node)
+        product = deepcopy(node)
         product.input[:] = [self._dequantized[site], weight]
         self.nodes.append(product)
 
     def _quantize_activation(self, value: str, site: str) -> str:
-        label = f"{site}.input"
-        scale = f"{label}.scale"
+        scale = f"{site}.input.scale"
         self._tensors[scale] = np.asarray(self._activation_scale(site), np.float32)
-        grid = [scale, _ZERO_POINT]
-        for op, source in (
-            ("QuantizeLinear", value),
-            ("DequantizeLinear", f"{label}.QuantizeLinear"),
-        ):
-            name = f"{label}.{op}"
-            self.nodes.append(helper.make_node(op, [source, *grid], [name], name=name))
-        return f"{label}.DequantizeLinear"
+        for op in ("QuantizeLinear", "DequantizeLinear"):
+            name = f"{site}.input.{op}"
+            self.nodes.append(helper.make_node(op, [value, scale, _ZERO_POINT], [name], name=name))
+            value = name
+        return value
 
     def _activation_scale(self, site: str) -> float:
         if not self._float8:
@@ -137,15 +126,7 @@ class _Editor:
         self._tensors[f"{name}.{kind}"] = stored
         self._tensors[f"{name}.scale"] = scales
         self._tensors[f"{name}.zero_point"] = np.zeros(scales.shape, stored.dtype)
-        inputs = [f"{name}.{part}" for part in (kind, "scale", "zero_point")]
-        node = helper.make_node(
-            "DequantizeLinear",
-            inputs,
-            [f"{name}.DequantizeLinear"],
-            axis=1,
-            name=f"{name}.DequantizeLinear",
-        )
-        self.nodes.append(node)
+        self.nodes.append(_dequantize(name, kind))
         return f"{name}.DequantizeLinear"
 
     def _correct_bias(self, linear: str, lost: Floats, mean: Floats) -> None:
@@ -154,6 +135,13 @@ class _Editor:
         if bias in self._tensors:
             shift = mean.astype(np.float64) @ lost.astype(np.float64)
             self._tensors[bias] = (self._tensors[bias] + shift).astype(np.float32)
+
+
+def _dequantize(weight: str, kind: str) -> onnx.NodeProto:
+    """The node that makes floats of a stored weight."""
+    inputs = [f"{weight}.{part}" for part in (kind, "scale", "zero_point")]
+    result = f"{weight}.DequantizeLinear"
+    return helper.make_node("DequantizeLinear", inputs, [result], axis=1, name=result)
 
 
 def _cut_joint(graph: FloatGraph, linears: Collection[str]) -> FloatGraph:
@@ -196,11 +184,10 @@ def _parts(
         part = f"{linear}.{index}"
         for kind, arrays in pieces.items():
             tensors[f"{part}.{kind}"] = np.ascontiguousarray(arrays[index])
-        weight, out = f"{part}.weight.DequantizeLinear", f"{part}.MatMul"
-        inputs = [f"{part}.weight.{kind}" for kind in ("int8", "scale", "zero_point")]
+        weight, out = _dequantize(f"{part}.weight", "int8"), f"{part}.MatMul"
         nodes += [
-            helper.make_node("DequantizeLinear", inputs, [weight], axis=1, name=weight),
-            helper.make_node("MatMul", [product.input[0], weight], [out], name=out),
+            weight,
+            helper.make_node("MatMul", [product.input[0], weight.name], [out], name=out),
             helper.make_node("Add", [out, f"{part}.bias"], [result], name=f"{part}.Add"),
         ]
     return nodes

@@ -6,9 +6,9 @@ of INT8 layers, so nothing is chosen that was not itself measured inside the bud
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
@@ -34,10 +34,13 @@ class Trial:
     detail: dict[str, Any]  # recall figures, for the record
 
 
-class Evaluate(Protocol):
-    """Measures an assignment. Expensive: embeds the held-back data."""
+Evaluate = Callable[[frozenset[SiteKey]], Trial]
+"""Measures an assignment. Expensive: embeds the held-back data."""
 
-    def __call__(self, int8: frozenset[SiteKey]) -> Trial: ...
+
+def names_of(int8: Collection[SiteKey], tower: Tower) -> frozenset[str]:
+    """The names of one tower's sites."""
+    return frozenset(key.name for key in int8 if key.tower == tower)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,6 @@ def search(
         evaluate: measures an assignment; called once for each.
         max_drop: budget in points.
         points: further assignments along the ranking to measure for the trade-off curve.
-        progress: told about each step.
 
     Returns:
         The fastest assignment that was measured inside the budget; with no site in INT8 if none
@@ -109,10 +111,9 @@ def search(
             known[int8] = evaluate(int8)
         return known[int8]
 
-    count = len(ranked)
     progress("search the precisions")
     if keep([]).drop > max_drop:
-        low, high = 0, count  # `low` fails, `high` is taken to pass: it is float32 itself
+        low, high = 0, len(ranked)  # `low` fails, `high` is taken to pass: it is float32 itself
         while high - low > 1:
             middle = (low + high) // 2
             if keep(ranked[:middle]).drop <= max_drop:
@@ -121,7 +122,7 @@ def search(
                 low = middle
         _give_back(ranked[:high], saving, keep, max_drop)
     for step in range(points):
-        keep(ranked[: round(count * (step + 1) / (points + 1))])
+        keep(ranked[: round(len(ranked) * (step + 1) / (points + 1))])
     keep(ranked)
     passing = [m for m in known.values() if m.drop <= max_drop or not m.int8]
 
@@ -130,12 +131,13 @@ def search(
         return saved, len(measured.int8), -measured.drop
 
     chosen = max(passing, key=worth)
-    kept = [site for site in ranked if site not in chosen.int8]
     everything = known[frozenset(ranked)]
     return SearchResult(
         chosen=chosen,
         kept=tuple(
-            Kept(site, _reason(site, sensitivity, saving, everything, max_drop)) for site in kept
+            Kept(site, _reason(site, sensitivity, saving, everything, max_drop))
+            for site in ranked
+            if site not in chosen.int8
         ),
         measured=tuple(sorted(known.values(), key=lambda m: (len(m.int8), sorted(m.int8)))),
         sensitivity=dict(sensitivity),
@@ -176,7 +178,7 @@ def _reason(
 def savings(
     macs: Mapping[SiteKey, float], high_ms: Mapping[Tower, float], int8_ms: Mapping[Tower, float]
 ) -> dict[SiteKey, float]:
-    """Milliseconds per row that each site saves in INT8.
+    """Milliseconds per row that each site saves in INT8, 0 where nothing.
 
     An estimate: a tower with all its sites in INT8 was timed against one with none, and the
     difference is shared by multiply-accumulates, which is where nearly all of it comes from.
@@ -185,9 +187,6 @@ def savings(
         macs: per token, of every site that was in INT8.
         high_ms: milliseconds per row of each tower with no site in INT8.
         int8_ms: and with all of them.
-
-    Returns:
-        By site; 0 where INT8 saved nothing.
     """
     total: dict[Tower, float] = {}
     for site, work in macs.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,26 +17,26 @@ from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.curve import write_curve
-from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS, Dialect, dialect_named
+from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS, Dialect
 from mwa_export.calib.evaluate import (
     Evaluator,
     HeldBack,
-    backend_of,
     measure_runtimes,
     milliseconds,
     sensitivities,
     with_conformance,
 )
-from mwa_export.calib.precision_search import SearchResult, SiteKey, savings, search
+from mwa_export.calib.precision_search import SearchResult, SiteKey, names_of, savings, search
 from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
-from mwa_export.errors import ParityError, UsageError
+from mwa_export.errors import ParityError, UsageError, check_option
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
+from mwa_export.runtimes.open import cpu_backend
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.version import __version__
 
@@ -139,12 +140,15 @@ def quantize(
         if not chosen:
             raise ParityError(_nothing_passes(result, options.max_recall_drop))
     with changed_bundle(bundle, out, force=force) as folder:
-        _remove_old(bundle, folder)
+        for graph in bundle.manifest.graphs:
+            if graph.precision == "int8":  # of an earlier calibration: a bundle holds one
+                (folder / graph.file).unlink()
+                (folder / f"{graph.file}.data").unlink(missing_ok=True)
         files: list[GraphFile] = []
         for dialect in dialects:
             progress(f"write the graphs for {dialect.runtime}")
             files += [
-                variants.write(tower, _names(chosen, tower), dialect, folder) for tower in TOWERS
+                variants.write(tower, names_of(chosen, tower), dialect, folder) for tower in TOWERS
             ]
         graphs = [with_conformance(bundle, file, options.threads) for file in files]
         if evaluator is not None and few is not None:
@@ -164,7 +168,14 @@ def quantize(
             if held_back is None
             else HeldBackData(held_back.name, len(held_back.pictures), len(held_back.captions)),
             measured=measured,
-            kept={tower: _high_precision(variants, tower, chosen) for tower in TOWERS},
+            kept={
+                tower: tuple(
+                    site.name
+                    for site in variants.sites(tower)
+                    if SiteKey(tower, site.name) not in chosen
+                )
+                for tower in TOWERS
+            },
         )
         others = [graph for graph in bundle.manifest.graphs if graph.precision != "int8"]
         manifest = write_manifest(
@@ -179,17 +190,17 @@ def _dialects(names: tuple[str, ...]) -> tuple[Dialect, ...]:
         names = tuple(DIALECTS)
     if not names:
         names = tuple(name for name in CPU_DIALECTS if find_spec(name) is not None)
-    return tuple(dialect_named(name) for name in dict.fromkeys(names))
+    for name in names:
+        check_option("dialects", name, name in DIALECTS, ", ".join((*DIALECTS, "all")))
+    return tuple(DIALECTS[name] for name in dict.fromkeys(names))
 
 
 def _primary(dialects: tuple[Dialect, ...]) -> Dialect:
     """The dialect that the search measures: of the fastest runtime here that was asked for."""
     named = {dialect.name for dialect in dialects}
     # Without INT8 instructions OpenVINO is slow at it, and less exact.
-    fastest_first: tuple[str, ...] = CPU_DIALECTS
-    if fast_int8(instruction_sets()) is False:
-        fastest_first = tuple(reversed(CPU_DIALECTS))
-    for name in fastest_first:
+    slow = fast_int8(instruction_sets()) is False
+    for name in reversed(CPU_DIALECTS) if slow else CPU_DIALECTS:
         if name in named and find_spec(name) is not None:
             return DIALECTS[name]
     return DIALECTS["onnxruntime"]
@@ -197,18 +208,6 @@ def _primary(dialects: tuple[Dialect, ...]) -> Dialect:
 
 def _all_sites(variants: Variants) -> list[SiteKey]:
     return [SiteKey(tower, site.name) for tower in TOWERS for site in variants.sites(tower)]
-
-
-def _names(int8: frozenset[SiteKey], tower: Tower) -> frozenset[str]:
-    return frozenset(key.name for key in int8 if key.tower == tower)
-
-
-def _high_precision(
-    variants: Variants, tower: Tower, chosen: frozenset[SiteKey]
-) -> tuple[str, ...]:
-    """Layers of a tower that are not in INT8."""
-    names = (site.name for site in variants.sites(tower))
-    return tuple(name for name in names if SiteKey(tower, name) not in chosen)
 
 
 def _kept(variants: Variants, patterns: tuple[str, ...]) -> frozenset[SiteKey]:
@@ -270,14 +269,11 @@ def _savings(
     variants, dialect = evaluator.variants, evaluator.dialect
     with TemporaryDirectory(prefix="mwa-export-") as folder:
         graphs: dict[Tower, GraphFile] = {
-            tower: variants.write(tower, _names(int8, tower), dialect, Path(folder))
+            tower: variants.write(tower, names_of(int8, tower), dialect, Path(folder))
             for tower in TOWERS
         }
-        backends = {
-            "float": backend_of(variants.bundle, dialect, {}, evaluator.threads),
-            "int8": backend_of(variants.bundle, dialect, graphs, evaluator.threads),
-        }
-        times = milliseconds(backends, samples)
+        open_ = partial(cpu_backend, variants.bundle, dialect.name, threads=evaluator.threads)
+        times = milliseconds({"float": open_({}), "int8": open_(graphs)}, samples)
     macs = {
         SiteKey(tower, site.name): float(site.macs)
         for tower in TOWERS
@@ -307,11 +303,3 @@ def _nothing_passes(result: SearchResult, budget: float) -> str:
         "bundle is unchanged. Allow more (`max_recall_drop`), calibrate on more samples "
         "(`samples`), or learn the rounding (`rounding=learned`)."
     )
-
-
-def _remove_old(bundle: Bundle, folder: Path) -> None:
-    """Remove the INT8 graphs of an earlier calibration: a bundle holds one calibration."""
-    for graph in bundle.manifest.graphs:
-        if graph.precision == "int8":
-            (folder / graph.file).unlink()
-            (folder / f"{graph.file}.data").unlink(missing_ok=True)

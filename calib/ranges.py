@@ -24,17 +24,13 @@ _SAME = 1e-12  # divergences that differ by less are equal: rounding made the di
 
 
 def amax_from(histogram: Histogram, method: str, *, percentile: float = 99.99) -> float:
-    """Choose the largest magnitude that the grid still represents.
+    """Choose the largest magnitude that the grid represents, above 0 and at most the histogram's.
 
     Args:
-        histogram: of the tensor.
         method: "minmax" clips nothing; "percentile" clips a fixed share of the values; "entropy"
             keeps the distribution's shape (least KL divergence); "mse" makes the least squared
             error.
         percentile: of the magnitudes, above 0, at most 100; for the method of that name.
-
-    Returns:
-        Above 0, at most ``histogram.amax``.
 
     Raises:
         UsageError: no such method, or no such percentile.
@@ -60,10 +56,6 @@ def quantization_error(histogram: Histogram, amax: float) -> float:
     Values are taken as evenly spread over their bin, and the error is integrated exactly: a grid
     step may be narrower than a bin. Exact zeros count as part of the first bin, so they add up to
     width² / 3 each, about the same for every amax.
-
-    Args:
-        histogram: of the values.
-        amax: of the grid, above 0.
 
     Raises:
         CalibrationError: the histogram is empty or every value is 0, or amax is not above 0.

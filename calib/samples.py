@@ -55,7 +55,7 @@ class Samples:
 
     def first(self, rows: int) -> Samples:
         """Limit the samples to ``rows`` pictures and captions."""
-        return Samples(self.pixels[:rows], self.sequences[:rows], self.sha256, self.name, self.seed)
+        return replace(self, pixels=self.pixels[:rows], sequences=self.sequences[:rows])
 
 
 def split_data(data: RetrievalData, samples: int, seed: int) -> tuple[RetrievalData, RetrievalData]:
@@ -79,17 +79,11 @@ def split_data(data: RetrievalData, samples: int, seed: int) -> tuple[RetrievalD
     chosen = np.random.default_rng(seed).permutation(count)[:samples]
     mask = np.zeros(count, bool)
     mask[chosen] = True
-    return _only(data, mask), _only(data, ~mask)
+    return data.only(mask), data.only(~mask)
 
 
 def take_samples(encoder: Encoder, data: RetrievalData, samples: int, seed: int) -> Samples:
-    """Draw pictures and one caption of each, decode and encode them, and refuse noise.
-
-    Args:
-        encoder: whose preprocessing and tokenizer are used.
-        data: where the samples are drawn from.
-        samples: pictures; all are taken where there are fewer.
-        seed: of the choice.
+    """Draw pictures, all if there are fewer, and one caption of each; decode, encode, refuse noise.
 
     Raises:
         CalibrationError: too few samples, pictures of noise, or captions of random tokens.
@@ -123,18 +117,6 @@ def _pixels(encoder: Encoder, data: RetrievalData, row: int) -> NDArray[np.uint8
         return encoder.pixels(picture, str(picture))
     except ImageError as error:
         raise ImageError(f"{error} Remove it from the calibration data, or repair it.") from error
-
-
-def _only(data: RetrievalData, keep: NDArray[np.bool_]) -> RetrievalData:
-    """A part of a set, without calling the rest excluded."""
-    kept = np.isin(data.caption_image_ids, data.image_ids[keep])
-    return replace(
-        data,
-        image_ids=data.image_ids[keep],
-        pictures=tuple(p for p, k in zip(data.pictures, keep, strict=True) if k),
-        captions=tuple(c for c, k in zip(data.captions, kept, strict=True) if k),
-        caption_image_ids=data.caption_image_ids[kept],
-    )
 
 
 def _refuse_noise(pixels: NDArray[np.uint8], name: str) -> None:

@@ -52,26 +52,25 @@ class Site:
 
 def find_sites(graph: FloatGraph) -> tuple[Site, ...]:
     """The sites of a float32 graph that this package made, in the order of the graph."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.nodes:
-        if node.op_type == "MatMul" and _linear_of(node, graph) is not None:
-            readers.setdefault(node.input[0], []).append(node)
     single = _single_token_values(graph)
+    readers: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        linear = _linear_of(node, graph)
+        if linear is not None and node.input[0] not in single:
+            readers.setdefault(node.input[0], []).append(linear)
     sites = []
-    for tensor, nodes in readers.items():
-        if tensor in single:
-            continue
-        linears = tuple(name for node in nodes if (name := _linear_of(node, graph)) is not None)
+    for tensor, linears in readers.items():
         shapes = [graph.tensors[name + _WEIGHT].shape for name in linears]
-        width = shapes[0][0]
+        width, outputs = shapes[0][0], sum(shape[1] for shape in shapes)
         folds = _folds(graph, tensor, width)
-        outputs = sum(shape[1] for shape in shapes)
-        sites.append(Site(linears[0], tensor, linears, width, outputs, folds))
+        sites.append(Site(linears[0], tensor, tuple(linears), width, outputs, folds))
     return tuple(sites)
 
 
-def _linear_of(node: onnx.NodeProto, graph: FloatGraph) -> str | None:
-    """The name of a block's GEMM, "blocks.3.qkv"; None for other products."""
+def _linear_of(node: onnx.NodeProto | None, graph: FloatGraph) -> str | None:
+    """The name of a block's GEMM, "blocks.3.qkv"; None for other nodes."""
+    if node is None or node.op_type != "MatMul":
+        return None
     weight = node.input[1]
     inside = weight.startswith(_PREFIX) and weight.endswith(_WEIGHT) and weight in graph.tensors
     return weight.removesuffix(_WEIGHT) if inside else None
@@ -128,10 +127,7 @@ def _relu_fold(graph: FloatGraph, value: str) -> ReluFold | None:
         node = graph.producer(node.input[0])
     if node is None or node.op_type != "Add":
         return None
-    product = graph.producer(node.input[0])
-    if product is None or product.op_type != "MatMul":
-        return None
-    linear = _linear_of(product, graph)
+    linear = _linear_of(graph.producer(node.input[0]), graph)
     if linear is None or node.input[1] != f"{linear}.bias":
         return None
     if width is None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -87,27 +89,20 @@ def smoothing_scales(activation: Floats, weight: Floats, alpha: float) -> Floats
 
 
 def layer_error(
-    rows: Floats, int8: NDArray[np.int8], scales: Floats, amax: float, wanted: Floats
+    rows: Floats, levels: NDArray[Any], scales: Floats, amax: float, wanted: Floats
 ) -> float:
     """Squared error of a quantized layer's output, relative to the output's energy.
 
     Args:
         rows: (n, width) smoothed activations.
-        int8: (width, out) quantized weights.
+        levels: (width, out) quantized weights, int8 or, as BLAS multiplies them, float32.
         scales: (out,) of the weights.
         amax: the largest activation that the grid represents.
         wanted: (n, out) the exact output without bias.
     """
-    return _quantized_error(rows, int8.astype(np.float32), scales, amax, wanted)
-
-
-def _quantized_error(
-    rows: Floats, levels: Floats, scales: Floats, amax: float, wanted: Floats
-) -> float:
-    """Error for integer weights stored as float32, which BLAS multiplies."""
     step = np.float32(amax / 127)
     quantized = np.clip(np.rint(rows / step), -127, 127)
-    found = quantized @ levels
+    found = quantized @ levels.astype(np.float32, copy=False)
     found *= scales * step
     found -= wanted
     error = _energy(found) / max(_energy(wanted), 1e-30)
@@ -124,7 +119,7 @@ def _least_error(rows: Floats, weight: Floats, wanted: Floats) -> float:
     scales = weight_scales(weight)
     levels = quantize_weight(weight, scales).astype(np.float32)
     largest = float(np.abs(rows).max())
-    return min(_quantized_error(rows, levels, scales, c * largest, wanted) for c in _CLIPS)
+    return min(layer_error(rows, levels, scales, c * largest, wanted) for c in _CLIPS)
 
 
 def apply_smoothing(
@@ -160,7 +155,7 @@ def apply_smoothing(
             renamed[site.tensor] = label, {f"{linear}.weight" for linear in site.linears}
     nodes = []
     for node in graph.nodes:
-        node = _copy(node)
+        node = deepcopy(node)
         if node.op_type == "LayerNormalization" and node.name in norms:
             _divide_norm(node, tensors, norms[node.name])
         if node.op_type == "MatMul" and node.input[0] in renamed:
@@ -181,9 +176,3 @@ def _divide_norm(node: onnx.NodeProto, tensors: dict[str, Array], scale: Floats)
             name = f"{node.name}.{kind}"
             tensors[name] = (tensors[node.input[index]] / scale).astype(np.float32)
             node.input[index] = name
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy

@@ -23,13 +23,7 @@ _SCALE_OF_ZEROS = np.float32(1 / LARGEST)
 
 
 def weight_scales(weight: Floats) -> Floats:
-    """The scale of each output channel.
-
-    Args:
-        weight: (in, out), finite.
-
-    Returns:
-        (out,) positive: the largest magnitude / 127.
+    """The scale of each output channel, (in, out) -> (out,): the largest magnitude / 127.
 
     Raises:
         CalibrationError: a weight is not finite.
@@ -47,15 +41,7 @@ def weight_scales(weight: Floats) -> Floats:
 
 
 def quantize_weight(weight: Floats, scales: Floats) -> NDArray[np.int8]:
-    """Round to nearest.
-
-    Args:
-        weight: (in, out).
-        scales: (out,) positive.
-
-    Returns:
-        (in, out), from -127 to 127.
-    """
+    """Round (in, out) to nearest by scales (out,), above 0. The result is from -127 to 127."""
     levels: NDArray[np.int8] = np.clip(np.rint(weight / scales), -LARGEST, LARGEST).astype(np.int8)
     return levels
 
@@ -65,9 +51,6 @@ def float8_scale(largest: float) -> float:
 
     It is never below the normal numbers of float16. Smaller values than that need no larger
     numbers: with a floating point they keep their digits.
-
-    Args:
-        largest: of the values, finite and not below 0.
 
     Raises:
         CalibrationError: it is not finite, or beyond what a float16 scale can bring into range.
@@ -82,14 +65,6 @@ def float8_scale(largest: float) -> float:
 
 
 def float8_weight(weight: Floats, scale: Floats) -> NDArray[Any]:
-    """Round to nearest.
-
-    Args:
-        weight: (in, out).
-        scale: one number, as `float8_scale` gives it.
-
-    Returns:
-        (in, out) float8, finite.
-    """
+    """Round (in, out) to nearest float8, finite, by one scale, as `float8_scale` gives it."""
     limit = FLOAT8.largest
     return rounded(np.clip(weight / scale, -limit, limit).astype(np.float32), FLOAT8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mwa_export.cli.options import (
     device_option,
     reading_options,
 )
+from mwa_export.cli.values import options_of
 
 _EXAMPLES = """\b
 Examples:
@@ -42,7 +42,6 @@ Examples:
 @click.option(
     "--peers",
     default="all",
-    show_default=True,
     metavar="LIST",
     help="all, none, or a list with commas: eager, eager-bf16, compile, onnx, openvino, "
     "openvino-bf16.",
@@ -51,7 +50,6 @@ Examples:
     "--tower",
     type=click.Choice(["vision", "text", "both"]),
     default="both",
-    show_default=True,
     help="Which half of the model.",
 )
 @click.option(
@@ -60,7 +58,6 @@ Examples:
     type=click.IntRange(min=1),
     multiple=True,
     default=(1, 8),
-    show_default=True,
     help="Rows of a call. Repeatable.",
 )
 @click.option(
@@ -72,7 +69,6 @@ Examples:
     "--rounds",
     type=click.IntRange(min=3),
     default=15,
-    show_default=True,
     help="How often each contender runs; ratios are taken within a round.",
 )
 @click.option(
@@ -84,7 +80,7 @@ Examples:
     help="Allow precisions that are slower than float32 on this CPU, such as INT8.",
 )
 @device_option
-@click.option("-o", "--out", type=PATH, default="bench", show_default=True, help="Folder to make.")
+@click.option("-o", "--out", type=PATH, default="bench", help="Folder to make.")
 @click.option("--force", is_flag=True, help="Replace an earlier benchmark.")
 @reading_options
 @console.verbosity
@@ -93,18 +89,12 @@ def command(
     reference: Path | None,
     adapter: Path | None,
     data: DataSet,
-    runtimes: tuple[str, ...],
     peers: str,
     tower: str,
     batches: tuple[int, ...],
-    lengths: str | None,
-    rounds: int,
-    threads: int | None,
-    allow_slow: bool,
-    device: int,
     out: Path,
     force: bool,
-    **reading: Any,
+    **values: Any,
 ) -> None:
     """Measure how fast BUNDLE embeds, and how fast others embed with the same checkpoint.
 
@@ -121,16 +111,7 @@ def command(
     from mwa_export.bundle.bundle import Bundle
 
     towers: Any = ("vision", "text") if tower == "both" else (tower,)
-    options = BenchOptions(
-        towers=towers,
-        batches=tuple(dict.fromkeys(batches)),
-        rounds=rounds,
-        runtimes=runtimes,
-        lengths=lengths,
-        threads=threads,
-        allow_slow=allow_slow,
-        device=device,
-    )
+    options = options_of(BenchOptions, values, towers=towers, batches=tuple(dict.fromkeys(batches)))
     chosen = chosen_peers(name.strip() for name in peers.split(",") if name.strip())
     with console.steps() as step:
         step("read the bundle")
@@ -140,8 +121,8 @@ def command(
         test_set, model = data.read(), None
         if reference is not None and chosen:
             step("read the checkpoint")
-            options_of_reference = checkpoint_options_from({"adapter": adapter, **reading})
-            model = reference_of(opened, reference, options_of_reference)
+            how = checkpoint_options_from({"adapter": adapter, **values})
+            model = reference_of(opened, reference, how)
         result = run_bench(opened, options, model=model, data=test_set, peers=chosen, progress=step)
         step("write the results")
         page = write_bench(result, out, force=force)
@@ -159,8 +140,7 @@ def _show(result: Any) -> None:
         fits = [column for column, name in enumerate(table[0]) if name not in ("calls", "GOP/s")]
         head, *rows = [[printable(row[column]) for column in fits] for row in table]
         console.table(rows, head, title=heading(section))
-        sentences = f"Baseline: {section.baseline}. {window_sentence(section)}"
-        click.echo(textwrap.fill(sentences, 80))
+        console.paragraph(f"Baseline: {section.baseline}. {window_sentence(section)}")
         click.echo()
     for line in skipped_lines(result):
         click.echo(printable(f"not measured: {line}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ running: str | None = None
 def verbosity(command: F) -> F:
     """Add -v and -q to a command."""
 
-    def set_verbose(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    def set_verbose(_context: Any, _option: Any, value: bool) -> None:
         logging.basicConfig(
             level=logging.DEBUG if value else logging.WARNING,
             format="%(levelname)s %(name)s: %(message)s",
@@ -35,26 +36,18 @@ def verbosity(command: F) -> F:
         if value:
             logging.getLogger("mwa_export").setLevel(logging.DEBUG)
 
-    def set_quiet(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    def set_quiet(_context: Any, _option: Any, value: bool) -> None:
         global _quiet
         _quiet = value
 
-    command = click.option(
-        "-v",
-        "--verbose",
-        is_flag=True,
-        expose_value=False,
-        callback=set_verbose,
-        help="Show debug messages.",
-    )(command)
-    return click.option(
-        "-q",
-        "--quiet",
-        is_flag=True,
-        expose_value=False,
-        callback=set_quiet,
-        help="Print results and errors only.",
-    )(command)
+    for names, callback, words in (
+        (("-v", "--verbose"), set_verbose, "Show debug messages."),
+        (("-q", "--quiet"), set_quiet, "Print results and errors only."),
+    ):
+        command = click.option(
+            *names, is_flag=True, expose_value=False, callback=callback, help=words
+        )(command)
+    return command
 
 
 def say(text: str) -> None:
@@ -63,9 +56,10 @@ def say(text: str) -> None:
         click.echo(words(text), err=True)
 
 
-def warn(text: str) -> None:
-    """Print a warning on stderr, also with -q."""
-    click.echo(f"warning: {_in_one_line(words(text))}", err=True)
+def warn(*texts: str) -> None:
+    """Print warnings on stderr, also with -q."""
+    for text in texts:
+        click.echo(f"warning: {_in_one_line(words(text))}", err=True)
 
 
 def fail(error: MwaExportError) -> None:
@@ -172,10 +166,17 @@ def escape(text: str) -> str:
     return text.replace("[", "\\[")
 
 
+def paragraph(text: str) -> None:
+    """Print sentences on stdout, in lines of 80 characters."""
+    click.echo(textwrap.fill(text, 80))
+
+
 def table(
     rows: Sequence[Sequence[str]], header: Sequence[str] | None = None, *, title: str | None = None
 ) -> None:
-    """Print a table on stdout; columns after the first are right-aligned if there is a header."""
+    """Print a table, if it has rows; below a header all columns but the first are right-aligned."""
+    if not rows:
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="\b\nExample:\n  mwa-export demo -o demo\n")
-@click.option("-o", "--out", type=PATH, default="demo", show_default=True, help="Folder to make.")
+@click.option("-o", "--out", type=PATH, default="demo", help="Folder to make.")
 @click.option("--force", is_flag=True, help="Replace the folder if it exists.")
 @console.verbosity
 def command(out: Path, force: bool) -> None:
@@ -40,15 +39,13 @@ def command(out: Path, force: bool) -> None:
 def _explain(result: DemoResult) -> None:
     """Explain the figures below the tables."""
     reference = result.parity.direction("tr").recalls[0].reference
-    sentences = [
+    console.paragraph(
         "Sanity check: with the adapters dropped, TR@1 would be "
         f"{result.without_adapters.tr[1]:.1f}% instead of {reference:.1f}%, so this test would "
         "catch it."
-    ]
+    )
     if result.slow_int8:
-        sentences.append(
+        console.paragraph(
             "This CPU has no INT8 instructions (VNNI or dot product), so INT8 gains less speed "
             "here than elsewhere; its sums are exact all the same."
         )
-    for sentence in sentences:
-        click.echo(textwrap.fill(sentence, 80))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -27,7 +26,7 @@ def command(as_json: bool) -> None:
         return
     _show(found)
     for sentence in advice(found):
-        click.echo(textwrap.fill(sentence, 80))
+        console.paragraph(sentence)
 
 
 def _show(found: Doctor) -> None:

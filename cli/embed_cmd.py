@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from mwa_export.cli import console
 from mwa_export.cli.options import PATH, runtime_options
+from mwa_export.cli.values import options_of
 
 if TYPE_CHECKING:
     from mwa_export.embed.plan import Slice
     from mwa_export.embed.run import Executor
     from mwa_export.inputs.content import Kind
     from mwa_export.runtimes.options import RuntimeOptions
-    from mwa_export.vectors.job import Dtype, Format
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _EXAMPLES = """\b
 Examples:
@@ -31,113 +29,77 @@ Examples:
   mwa-export embed --verify vectors
 """
 
-_READ = (
-    click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, list, table, tars."),
-    click.option("--texts", metavar="SOURCE", help="Texts: table, lines, or - for standard input."),
-    click.option("--columns", metavar="A,B", help="Columns of the source to carry along."),
-    click.option(
-        "--id-column",
-        metavar="NAME",
-        help="Column with the ids. Default: the path, or the row number.",
-    ),
-    click.option(
-        "--image-column",
-        metavar="NAME",
-        help="Column of a table with the pictures; default: image, path, ...",
-    ),
-    click.option(
-        "--text-column",
-        "--caption-column",
-        "text_column",
-        metavar="NAME",
-        help="Column of a table with the texts; default: caption, text, ...",
-    ),
-    click.option("--image-root", metavar="FOLDER", help="Where a table's paths begin."),
-    click.option("--split", help="Split of a Karpathy JSON or of a table; default: all."),
-    click.option("--limit", type=click.IntRange(min=1), help="Take the first N rows of a source."),
-)
-_OUTPUT = (
-    click.option("-o", "--out", type=PATH, help="Folder to write, or to go on with."),
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "float16", "int8"]),
-        default="float32",
-        show_default=True,
-        help="Type of the stored vectors; int8 has a scale per row.",
-    ),
-    click.option(
-        "--format",
-        type=click.Choice(["parquet", "npy"]),
-        default="parquet",
-        show_default=True,
-        help="npy: vectors in .npy files, all else in Parquet beside them.",
-    ),
-    click.option(
-        "--shard-size",
-        type=click.IntRange(min=1),
-        help="Rows of a file; what a killed run loses at most.  [default: 2048 pictures, "
-        "16384 texts]",
-    ),
-    click.option("--faiss", is_flag=True, help="Write a FAISS index (inner product) as well."),
-)
-_RUN = (
-    runtime_options(),
-    click.option("--batch", type=click.IntRange(min=1), help="Rows that the model gets at once."),
-    click.option(
-        "--workers", type=click.IntRange(min=1), help="Threads that decode; default: cores."
-    ),
-    click.option(
-        "--shard", metavar="I/N", help="This machine's part: every Nth file, from the Ith."
-    ),
-    click.option(
-        "--engine",
-        type=click.Choice(["local", "ray"]),
-        default="local",
-        show_default=True,
-        help="ray: on a Ray cluster; starts a local one where there is none.",
-    ),
-    click.option("--ray-address", help="A running cluster; default: $RAY_ADDRESS, or a local one."),
-    click.option("--ray-actors", metavar="N|MIN-MAX", help="Models held; default: what fits."),
-    click.option("--ray-cpus", type=click.IntRange(min=1), help="Cores per model; default: 4."),
-    click.option("--ray-gpus", type=click.FloatRange(min=0), help="GPUs per model."),
-    click.option(
-        "--max-errors", metavar="N|P%", help="Stop, with exit status 1, when more rows fail."
-    ),
-    click.option("--dry-run", is_flag=True, help="Scan, say what would be done, write nothing."),
-    click.option("--log-json", metavar="FILE|-", help="Progress as JSON lines."),
-    click.option("--verify", type=PATH, metavar="OUT", help="Prove a finished output; no BUNDLE."),
-)
-
-
-def _options(command: F) -> F:
-    for option in reversed((*_READ, *_OUTPUT, *_RUN)):
-        command = option(command)
-    return command
-
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH, required=False)
-@_options
+@click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, list, table, tars.")
+@click.option("--texts", metavar="SOURCE", help="Texts: table, lines, or - for standard input.")
+@click.option("--columns", metavar="A,B", help="Columns of the source to carry along.")
+@click.option(
+    "--id-column",
+    metavar="NAME",
+    help="Column with the ids. Default: the path, or the row number.",
+)
+@click.option(
+    "--image-column",
+    metavar="NAME",
+    help="Column of a table with the pictures; default: image, path, ...",
+)
+@click.option(
+    "--text-column",
+    "--caption-column",
+    "text_column",
+    metavar="NAME",
+    help="Column of a table with the texts; default: caption, text, ...",
+)
+@click.option("--image-root", metavar="FOLDER", help="Where a table's paths begin.")
+@click.option("--split", help="Split of a Karpathy JSON or of a table; default: all.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take the first N rows of a source.")
+@click.option("-o", "--out", type=PATH, help="Folder to write, or to go on with.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "int8"]),
+    default="float32",
+    help="Type of the stored vectors; int8 has a scale per row.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["parquet", "npy"]),
+    default="parquet",
+    help="npy: vectors in .npy files, all else in Parquet beside them.",
+)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    help="Rows of a file; what a killed run loses at most.  [default: 2048 pictures, 16384 texts]",
+)
+@click.option("--faiss", is_flag=True, help="Write a FAISS index (inner product) as well.")
+@runtime_options()
+@click.option("--batch", type=click.IntRange(min=1), help="Rows that the model gets at once.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads that decode; default: cores.")
+@click.option("--shard", metavar="I/N", help="This machine's part: every Nth file, from the Ith.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="ray: on a Ray cluster; starts a local one where there is none.",
+)
+@click.option("--ray-address", help="A running cluster; default: $RAY_ADDRESS, or a local one.")
+@click.option("--ray-actors", metavar="N|MIN-MAX", help="Models held; default: what fits.")
+@click.option("--ray-cpus", type=click.IntRange(min=1), help="Cores per model; default: 4.")
+@click.option("--ray-gpus", type=click.FloatRange(min=0), help="GPUs per model.")
+@click.option("--max-errors", metavar="N|P%", help="Stop, with exit status 1, when more rows fail.")
+@click.option("--dry-run", is_flag=True, help="Scan, say what would be done, write nothing.")
+@click.option("--log-json", metavar="FILE|-", help="Progress as JSON lines.")
+@click.option("--verify", type=PATH, metavar="OUT", help="Prove a finished output; no BUNDLE.")
 @console.verbosity
 def command(
     bundle: Path | None,
     images: str | None,
     texts: str | None,
     columns: str | None,
-    id_column: str | None,
-    image_column: str | None,
-    text_column: str | None,
-    image_root: str | None,
-    split: str | None,
-    limit: int | None,
     out: Path | None,
-    dtype: Dtype,
-    format: Format,
-    shard_size: int | None,
-    faiss: bool,
     runtime: RuntimeOptions,
-    batch: int | None,
-    workers: int | None,
     shard: str | None,
     engine: str,
     ray_address: str | None,
@@ -148,6 +110,7 @@ def command(
     dry_run: bool,
     log_json: str | None,
     verify: Path | None,
+    **values: Any,
 ) -> None:
     """Embed pictures and texts with BUNDLE into a folder of Parquet or .npy files.
 
@@ -155,44 +118,48 @@ def command(
     killed even, goes on when the same command is run again, to the same bytes.
     Exit status 1: more rows failed than --max-errors, or --verify found damage.
     """
+    from mwa_export.cli.embed_view import show, show_proof, show_rehearsal, watching
+
     if verify is not None:
         if bundle is not None or out is not None:
             raise click.UsageError("--verify OUT takes neither BUNDLE nor -o.")
-        _verify(verify)
+        from mwa_export.vectors.verify import verify as prove
+
+        with console.steps() as step:
+            step("read every file")
+            proof = prove(verify, on_rows=step.advance)
+        show_proof(verify, proof)
         return
     if bundle is None or out is None:
         raise click.UsageError("Missing BUNDLE or -o OUT. See: mwa-export embed --help")
     from mwa_export.bundle.bundle import Bundle
-    from mwa_export.cli import embed_view
     from mwa_export.data.sources import SourceOptions, open_source
     from mwa_export.embed.progress import MaxErrors
     from mwa_export.embed.run import Execution, rehearse, run
     from mwa_export.vectors.job import EmbedOptions
 
     carried = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-    how = SourceOptions(id_column, image_column, text_column, carried, split, image_root)
+    how = options_of(SourceOptions, values, columns=carried)
     named: tuple[tuple[Kind, str | None], ...] = (("image", images), ("text", texts))
     sources = [open_source(kind, spec, how) for kind, spec in named if spec is not None]
-    options = EmbedOptions(dtype, format, shard_size, batch, limit)
+    options = options_of(EmbedOptions, values)
     part, opened = _slice(shard), Bundle.open(bundle)
     if dry_run:
-        embed_view.show_rehearsal(
-            rehearse(opened, sources, out, options=options, runtime=runtime, part=part)
-        )
+        show_rehearsal(rehearse(opened, sources, out, options=options, runtime=runtime, part=part))
         return
-    execution = Execution(
-        workers=workers,
+    execution = options_of(
+        Execution,
+        values,
         part=part,
         max_errors=None if max_errors is None else MaxErrors.parse(max_errors),
-        faiss=faiss,
         executor=_executor(engine, ray_address, ray_actors, ray_cpus, ray_gpus),
     )
-    with _stoppable(out), embed_view.watching(log_json) as watch:
+    with _stoppable(out), watching(log_json) as watch:
         summary = run(
             opened, sources, out, options=options, runtime=runtime, how=execution, watch=watch
         )
         watch.finished(summary)
-    embed_view.show(summary, quiet=log_json == "-")
+    show(summary, quiet=log_json == "-")
 
 
 def main() -> NoReturn:
@@ -240,16 +207,6 @@ def _actors(text: str | None) -> tuple[int, int] | None:
     if not (least.isdecimal() and (most or least).isdecimal()):
         raise click.UsageError(f"--ray-actors {text}: expected N or MIN-MAX, such as 1-8.")
     return int(least), int(most or least)
-
-
-def _verify(out: Path) -> None:
-    from mwa_export.cli import embed_view
-    from mwa_export.vectors.verify import verify
-
-    with console.steps() as step:
-        step("read every file")
-        proof = verify(out, on_rows=step.advance)
-    embed_view.show_proof(out, proof)
 
 
 class _TerminatedError(KeyboardInterrupt):

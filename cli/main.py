@@ -55,7 +55,7 @@ class _LazyGroup(click.Group):
 
 @click.group(
     cls=_LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="Exit status: 0 done, 1 a check failed, 2 wrong use or bad input.",
 )
 @click.version_option(__version__, prog_name="mwa-export")

@@ -34,7 +34,6 @@ Examples:
     "image_input",
     type=click.Choice(["float32", "uint8"]),
     default="float32",
-    show_default=True,
     help="Vision input: NCHW in [-1, 1], or NHWC pixels with the scaling folded in.",
 )
 @click.option(

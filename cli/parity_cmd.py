@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,9 +16,7 @@ from mwa_export.cli.options import (
     reading_options,
     runtime_options,
 )
-
-if TYPE_CHECKING:
-    from mwa_export.runtimes.options import RuntimeOptions
+from mwa_export.cli.values import options_of, recall_drop_option
 
 _EXAMPLES = """\b
 Examples:
@@ -55,14 +53,7 @@ Examples:
     is_flag=True,
     help="Compare although the embedding spaces differ (other weights, tokenizer, image size).",
 )
-@click.option(
-    "--max-recall-drop",
-    type=click.FloatRange(0, 100),
-    default=0.2,
-    show_default=True,
-    metavar="POINTS",
-    help="Gate on each of TR@1/5/10 and IR@1/5/10.",
-)
+@recall_drop_option("Gate on each of TR@1/5/10 and IR@1/5/10.")
 @click.option(
     "--min-cosine",
     type=click.FloatRange(-1, 1),
@@ -75,35 +66,26 @@ Examples:
     help="Hold the recall gate against the bound of this interval (0.95) instead of the "
     "measured drop.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Bootstrap seed.")
+@click.option("--seed", type=int, default=0, help="Bootstrap seed.")
 @click.option("--layers", is_flag=True, help="Compare block by block too.")
 @click.option(
     "--cache", type=PATH, help="Folder for the reference's embeddings; default: ~/.cache/mwa-export"
 )
 @click.option("--no-cache", is_flag=True, help="Compute the reference again, keep nothing.")
-@click.option("-o", "--out", type=PATH, default="parity", show_default=True, help="Folder to make.")
+@click.option("-o", "--out", type=PATH, default="parity", help="Folder to make.")
 @click.option("--force", is_flag=True, help="Replace an earlier report.")
 @reading_options
 @console.verbosity
 def command(
     bundle: Path,
     reference: Path,
-    adapter: Path | None,
     data: DataSet,
-    graphs: tuple[str, ...],
-    runtime: RuntimeOptions,
-    tokenizer: Path | None,
-    any_space: bool,
-    max_recall_drop: float,
-    min_cosine: float | None,
     confidence: float | None,
-    seed: int,
-    layers: bool,
     cache: Path | None,
     no_cache: bool,
     out: Path,
     force: bool,
-    **reading: Any,
+    **values: Any,
 ) -> None:
     """Compare BUNDLE with the checkpoint it came from, or with another bundle.
 
@@ -125,22 +107,16 @@ def command(
     from mwa_export.parity.measure import CompareOptions
     from mwa_export.parity.run import RunOptions, compare_models
 
-    run = RunOptions(
-        graphs=graphs,
-        runtime=runtime,
-        tokenizer=tokenizer,
-        checkpoint=checkpoint_options_from({"adapter": adapter, **reading}),
+    run = options_of(
+        RunOptions,
+        values,
+        checkpoint=checkpoint_options_from(values),
         cache=None if no_cache else cache or default_cache(),
         max_excluded=data.how["max_excluded"],
-        layers=layers,
-        any_space=any_space,
     )
-    bound = confidence is not None
-    options = CompareOptions(
-        gates=Gates(max_recall_drop, min_cosine, on_bound=bound),
-        confidence=0.95 if confidence is None else confidence,
-        seed=seed,
-    )
+    gates = options_of(Gates, values, on_bound=confidence is not None)
+    interval = 0.95 if confidence is None else confidence
+    options = options_of(CompareOptions, values, gates=gates, confidence=interval)
     with console.steps() as step:
         step("read the test set")
         test_set = data.read()

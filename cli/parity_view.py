@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import click
 
 from mwa_export.cli import console
 from mwa_export.errors import ParityError
 from mwa_export.parity.reports.words import (
+    COSINE_HEAD,
+    cosine_rows,
     drift,
+    figures,
     has_float32,
     headline,
     layer_table,
     left_out,
     margin_sentence,
+    rank_cells,
+    recall_cells,
 )
 from mwa_export.parity.result import Parity
-from mwa_export.report.numbers import cosine, count, p_value, percent, points, share
+from mwa_export.report.numbers import count, p_value, percent
 from mwa_export.report.text import printable
 from mwa_export.spec import TOWERS
 
@@ -33,14 +36,17 @@ def show(result: Parity) -> None:
     click.echo()
     _show_recall(result)
     _show_ranks(result)
-    _show_cosines(result)
-    _show_cross(result)
-    if result.stages:
-        rows = [(s.name, drift(s), printable(s.detail)) for s in result.stages]
-        console.table(rows, title="Drift by stage, each alone")
-    _show_layers(result)
-    for warning in result.warnings:
-        console.warn(printable(warning))
+    console.table(cosine_rows(result), COSINE_HEAD)  # none if the widths differ
+    cross = [
+        (f"{cell.images} images, {cell.texts} texts", f"{cell.tr[0]:.2f}", f"{cell.ir[0]:.2f}")
+        for cell in result.cross
+    ]
+    console.table(cross, ("mixed index, recall in %", "TR@1", "IR@1"))
+    stages = [(s.name, drift(s), printable(s.detail)) for s in result.stages]
+    console.table(stages, title="Drift by stage, each alone")
+    layers = [(name, *cells) for name, cells in layer_table(result)]
+    console.table(layers, ("signal to noise, dB", *TOWERS))
+    console.warn(*map(printable, result.warnings))
     if data.excluded:
         first = printable(f"{data.excluded[0].picture} ({data.excluded[0].reason})")
         console.warn(f"{left_out(result)}; the first: {first}. See report.json")
@@ -56,23 +62,11 @@ def fail_if_failed(result: Parity) -> None:
 def _show_recall(result: Parity) -> None:
     exact = has_float32(result)
     rows = []
-    for direction in result.directions:
-        n = direction.queries
-        for change in direction.recalls:
-            # There is room for one of both in 80 columns; the report has both.
-            p = p_value(change.p_value).replace(" ", "")
-            rows.append(
-                (
-                    f"{direction.direction.upper()}@{change.k}",
-                    percent(change.reference, n),
-                    percent(change.candidate, n),
-                    points(change.difference),
-                    f"{points(change.low)} to {points(change.high)}",
-                    str(change.won),
-                    str(change.lost),
-                    percent(change.float32, n) if exact else p,
-                )
-            )
+    for name, n, change in figures(result):
+        # There is room for one of both in 80 columns; the report has both.
+        p = p_value(change.p_value).replace(" ", "")
+        last = percent(change.float32, n) if exact else p
+        rows.append((name, *recall_cells(change, n), str(change.won), str(change.lost), last))
     interval = f"{result.confidence * 100:g}% interval"
     head = ("in %", "reference", "candidate", "points", interval, "won", "lost")
     console.table(rows, (*head, "float32" if exact else "p"))
@@ -81,43 +75,9 @@ def _show_recall(result: Parity) -> None:
 
 
 def _show_ranks(result: Parity) -> None:
-    rows = [
-        (
-            d.direction.upper(),
-            f"{d.mean_rank[0]:.2f} to {d.mean_rank[1]:.2f}",
-            f"{d.median_rank[0]:g} to {d.median_rank[1]:g}",
-            f"{d.changed_ranks:,} of {d.queries:,}",
-            f"{share(d.overlap)}%",
-            count(d.margins.flipped),
-        )
-        for d in result.directions
-    ]
+    rows = [(*rank_cells(d, "to"), count(d.margins.flipped)) for d in result.directions]
     head = ("ranks", "mean", "median", "changed", "same top 10", "flips at rank 1")
     console.table(rows, head)
     for d in result.directions:
         if d.margins.flipped:
-            click.echo(textwrap.fill(margin_sentence(d), 80))
-
-
-def _show_cosines(result: Parity) -> None:
-    rows = [
-        (c.tower, cosine(c.mean), cosine(c.percentile_1), cosine(c.minimum)) for c in result.cosines
-    ]
-    if rows:  # none if the widths differ
-        console.table(rows, ("cosine", "mean", "1st percentile", "minimum"))
-
-
-def _show_cross(result: Parity) -> None:
-    rows = [
-        (f"{cell.images} images, {cell.texts} texts", f"{cell.tr[0]:.2f}", f"{cell.ir[0]:.2f}")
-        for cell in result.cross
-    ]
-    if rows:
-        console.table(rows, ("mixed index, recall in %", "TR@1", "IR@1"))
-
-
-def _show_layers(result: Parity) -> None:
-    if not result.layers:
-        return
-    rows = [(name, *cells) for name, cells in layer_table(result)]
-    console.table(rows, ("signal to noise, dB", *TOWERS))
+            console.paragraph(margin_sentence(d))

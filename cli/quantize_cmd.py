@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mwa_export.cli import console
 from mwa_export.cli.options import PATH, DataSet, data_options
+from mwa_export.cli.values import options_of, recall_drop_option
+from mwa_export.runtimes.options import LABELS
 
+if TYPE_CHECKING:
+    from mwa_export.bundle.quantization import Measured
+    from mwa_export.calib.quantize import Quantized
+
+_SHOWN = 8  # kept layers; tradeoff.json has all
 _EXAMPLES = """\b
 Examples:
   mwa-export quantize bundle --data dataset_coco.json --images coco --split val
@@ -32,22 +40,19 @@ Examples:
     "--samples",
     type=click.IntRange(min=1),
     default=256,
-    show_default=True,
     help="Pictures to calibrate with, and a caption of each.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
+@click.option("--seed", type=int, default=0, help="Random seed for sampling.")
 @click.option(
     "--method",
     type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
     default="auto",
-    show_default=True,
     help="How a range is chosen; auto takes for each tensor the one with the least output error.",
 )
 @click.option(
     "--percentile",
     type=click.FloatRange(50, 100, min_open=True),
     default=99.99,
-    show_default=True,
     help="Percentile, for the method of this name.",
 )
 @click.option("--no-smooth", is_flag=True, help="Leave activations and weights as they are.")
@@ -55,17 +60,9 @@ Examples:
     "--rounding",
     type=click.Choice(["nearest", "learned"]),
     default="nearest",
-    show_default=True,
     help="Rounding of the weights; learned takes minutes more and loses less.",
 )
-@click.option(
-    "--max-recall-drop",
-    type=click.FloatRange(0, 100),
-    default=0.2,
-    show_default=True,
-    metavar="POINTS",
-    help="Budget for each of TR@1/5/10 and IR@1/5/10 on the held-back data.",
-)
+@recall_drop_option("Budget for each of TR@1/5/10 and IR@1/5/10 on the held-back data.")
 @click.option("--no-search", is_flag=True, help="All layers in INT8; measure the drop only.")
 @click.option(
     "--keep",
@@ -84,7 +81,6 @@ Examples:
     "--points",
     type=click.IntRange(0, 20),
     default=5,
-    show_default=True,
     help="Extra points of the trade-off curve; each embeds the held-back data once.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
@@ -97,21 +93,11 @@ def command(
     data: DataSet,
     held_back: DataSet,
     calibration: Path | None,
-    samples: int,
-    seed: int,
-    method: str,
-    percentile: float,
     no_smooth: bool,
-    rounding: str,
-    max_recall_drop: float,
     no_search: bool,
-    keep: tuple[str, ...],
-    dialects: tuple[str, ...],
-    points: int,
-    threads: int | None,
-    tokenizer: Path | None,
     out: Path | None,
     force: bool,
+    **values: Any,
 ) -> None:
     """Add INT8 graphs to BUNDLE: calibrate, smooth, search precisions, check recall.
 
@@ -127,20 +113,9 @@ def command(
 
     from mwa_export.calib.calibrate import CalibrationOptions
     from mwa_export.calib.quantize import QuantizeOptions, quantize
-    from mwa_export.cli.quantize_view import show
 
-    options = QuantizeOptions(
-        calibration=CalibrationOptions(method, percentile, not no_smooth, rounding),
-        samples=samples,
-        seed=seed,
-        dialects=dialects,
-        max_recall_drop=max_recall_drop,
-        keep=keep,
-        points=points,
-        search=not no_search,
-        threads=threads,
-        tokenizer=tokenizer,
-    )
+    ranges = options_of(CalibrationOptions, values, smooth=not no_smooth)
+    how = options_of(QuantizeOptions, values, calibration=ranges, search=not no_search)
     with console.steps() as step:
         step("read the data")
         done = quantize(
@@ -148,12 +123,47 @@ def command(
             data.read(),
             held_back=held_back.read(),
             calibration=calibration,
-            options=options,
+            options=how,
             out=out,
             force=force,
             progress=step,
         )
-    for warning in done.warnings:
-        console.warn(warning)
-    show(done)
+    console.warn(*done.warnings)
+    _show(done)
     click.echo(done.bundle.path)
+
+
+def _show(done: Quantized) -> None:
+    """Print the result on stdout."""
+    found = done.quantization
+    layers = []
+    for tower, kept in found.kept.items():
+        total = sum(site.tower == tower for site in done.calibration.sites)
+        layers.append((f"{tower} tower", f"{total - len(kept)} of {total}"))
+    console.table(layers, title="Layers in INT8")
+    if found.measured and found.held_back is not None:
+        title = (
+            f"Against float32 on ONNX Runtime, on {found.held_back.pictures:,} held-back pictures "
+            f"with {found.held_back.captions:,} captions"
+        )
+        header = ("", "worst recall drop", "budget", "cosine", "speed: vision", "text")
+        rows = [_row(entry, found.max_recall_drop) for entry in found.measured]
+        console.table(rows, header, title=title)
+    if done.result is not None and done.result.kept:
+        click.echo("Kept in high precision:")
+        for layer in done.result.kept[:_SHOWN]:
+            click.echo(f"  {layer.site.tower} {layer.site.name}: {layer.reason}")
+        if len(done.result.kept) > _SHOWN:
+            click.echo(f"  and {len(done.result.kept) - _SHOWN} more, see tradeoff.json")
+
+
+def _row(entry: Measured, budget: float) -> tuple[str, ...]:
+    verdict = "passes" if entry.passed else "FAILS"
+    return (
+        f"{LABELS[entry.runtime]} {entry.precision}",
+        f"{entry.recall_drop:+.2f} points" if entry.recall_drop else "none",
+        f"{verdict} {budget:g}",
+        f"{min(entry.mean_cosine.values()):.5f}",
+        f"{entry.speedup['vision']:.2f}x",
+        f"{entry.speedup['text']:.2f}x",
+    )

@@ -56,8 +56,7 @@ def command(bundle: Path, out: Path, force: bool, device: int, **model_values: A
             force=force,
             progress=step,
         )
-    for reason in done.left_out:
-        console.warn(f"not in the new bundle: {reason}")
+    console.warn(*(f"not in the new bundle: {reason}" for reason in done.left_out))
     for engine in done.engines:
         console.say(f"  {engine.file}  weights exchanged in {engine.seconds:.1f} s")
     console.say(f"  embedding space {done.bundle.manifest.space_id[:16]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,6 @@ from mwa_export.cli import console
 from mwa_export.cli.options import PATH, runtime_options
 
 if TYPE_CHECKING:
-    from mwa_export.runtimes.options import RuntimeOptions
     from mwa_export.search.result import Found
 
 _EXAMPLES = """\b
@@ -28,7 +27,7 @@ Examples:
 @click.argument("output", type=PATH)
 @click.argument("text", required=False)
 @click.option("--image", type=PATH, help="Search for what is like this picture, not for a text.")
-@click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="Rows to find.")
+@click.option("-k", type=click.IntRange(min=1), default=5, help="Rows to find.")
 @click.option(
     "--in",
     "where",
@@ -51,13 +50,10 @@ def command(
     output: Path,
     text: str | None,
     image: Path | None,
-    k: int,
     where: str | None,
-    bundle: Path | None,
-    runtime: RuntimeOptions,
     as_json: bool,
     html: Path | None,
-    pictures: Path | None,
+    **how: Any,
 ) -> None:
     """Find the rows of OUTPUT, a folder that `embed` wrote, that are most like TEXT or a picture.
 
@@ -73,17 +69,8 @@ def command(
     part = open_output(output, where)
     with console.steps() as step:
         step(f"search {part.where}", part.entry.taken)
-        found = search_output(
-            part,
-            query,
-            k=k,
-            bundle=bundle,
-            runtime=runtime,
-            pictures=pictures,
-            on_rows=step.advance,
-        )
-    for warning in found.warnings:
-        console.warn(warning)
+        found = search_output(part, query, on_rows=step.advance, **how)
+    console.warn(*found.warnings)
     if html is not None:
         write_page(found, html)
         console.say(f"contact sheet: {html}")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mwa_export.cli import console
 from mwa_export.cli.options import PATH, DataSet, data_options
+from mwa_export.cli.values import options_of, recall_drop_option
 
 if TYPE_CHECKING:
-    from mwa_export.bundle.engine import EnginePrecision
+    from mwa_export.engines.best import Best, Candidate
+    from mwa_export.engines.build import EnginesBuilt
 
 _EXAMPLES = """\b
 Examples:
@@ -57,14 +60,7 @@ Examples:
     help="Build every precision that can be built here, measure speed and, with --data, recall; "
     "keep the fastest.",
 )
-@click.option(
-    "--max-recall-drop",
-    type=click.FloatRange(0, 100),
-    default=0.2,
-    show_default=True,
-    metavar="POINTS",
-    help="Budget of --best for each of TR@1/5/10 and IR@1/5/10, against float32.",
-)
+@recall_drop_option("Budget of --best for each of TR@1/5/10 and IR@1/5/10, against float32.")
 @click.option(
     "--allow-slow", is_flag=True, help="Add --int8 or --fp8 engines also if float16 is faster."
 )
@@ -96,7 +92,6 @@ Examples:
     "--samples",
     type=click.IntRange(min=16),
     default=64,
-    show_default=True,
     help="Pictures of --data to measure on, and a caption of each.",
 )
 @click.option(
@@ -124,7 +119,7 @@ Examples:
 @click.option(
     "--refit", is_flag=True, help="`mwa-export refit` may put another adapter into the engines."
 )
-@click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="GPU.")
+@click.option("--device", type=click.IntRange(min=0), default=0, help="GPU.")
 @click.option("--rebuild", is_flag=True, help="Build also what is there already.")
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
 @click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")
@@ -133,23 +128,16 @@ def command(
     bundle: Path,
     precision: str | None,
     max_recall_drop: float,
-    allow_slow: bool,
     no_speed_gate: bool,
     batches: tuple[str, ...],
     lengths: str | None,
     data: DataSet,
     held_back: DataSet,
-    samples: int,
     workspace: float | None,
-    timing_cache: Path | None,
     builder_level: int | None,
-    version_compatible: bool,
-    hardware_compatible: bool,
-    refit: bool,
-    device: int,
-    rebuild: bool,
     out: Path | None,
     force: bool,
+    **values: Any,
 ) -> None:
     """Add TensorRT engines to BUNDLE, for the GPU of this machine: 8.6, 10 or 11.
 
@@ -167,48 +155,86 @@ def command(
     if out is not None:
         check_new_folder(out, marker=MANIFEST, force=force)
     load_tensorrt()  # before anything is read
-    from mwa_export.cli import trt_view
     from mwa_export.engines.best import best_engines
     from mwa_export.engines.build import BATCH, EngineOptions, build_engines
     from mwa_export.trt.build import GIB, BuildOptions
     from mwa_export.trt.profiles import Span
 
     best = precision == "best"
-    options = EngineOptions(
-        precision=cast("EnginePrecision", "float16" if best else precision),
+    scratch = None if workspace is None else int(workspace * GIB)
+    options = options_of(
+        EngineOptions,
+        values,
+        precision="float16" if best else precision,
         batches=tuple(Span.parse(text, "batch") for text in batches) or (BATCH,),
         lengths=None if lengths is None else Span.parse(lengths, "length"),
-        device=device,
-        build=BuildOptions(
-            workspace=None if workspace is None else int(workspace * GIB),
-            timing_cache=timing_cache,
-            level=builder_level,
-            version_compatible=version_compatible,
-            hardware_compatible=hardware_compatible,
-            refit=refit,
-        ),
-        rebuild=rebuild,
-        samples=samples,
+        build=options_of(BuildOptions, values, workspace=scratch, level=builder_level),
         speed_gate=not no_speed_gate,
-        allow_slow=allow_slow,
     )
-    done: Any
+    build: Any = build_engines
+    if best:
+        build = partial(best_engines, held_back=held_back.read(), max_recall_drop=max_recall_drop)
     with console.steps() as step:
-        given: dict[str, Any] = {
-            "data": data.read(),
-            "options": options,
-            "out": out,
-            "force": force,
-            "progress": step,
-        }
-        if best:
-            done = best_engines(
-                bundle, held_back=held_back.read(), max_recall_drop=max_recall_drop, **given
-            )
-        else:
-            done = build_engines(bundle, **given)
-    for warning in done.warnings:
-        console.warn(warning)
-    show = trt_view.show_best if best else trt_view.show
-    show(done)
+        done = build(bundle, data.read(), options=options, out=out, force=force, progress=step)
+    console.warn(*done.warnings)
+    (_show_best if best else _show)(done)
     click.echo(done.bundle.path)
+
+
+def _show(done: EnginesBuilt) -> None:
+    """Print the engines and the graphs they were built from."""
+    for engine in done.engines:
+        size = (done.bundle.path / engine.file).stat().st_size / 1e6
+        state = (
+            f"built in {engine.seconds:.0f} s"
+            if engine.file in done.built
+            else "was there already; --rebuild builds it anew"
+        )
+        console.say(f"  {engine.file}  {size:.0f} MB, {state}")
+    for graph in done.graphs:
+        console.say(
+            f"  {graph.path.name}: least cosine with the reference {graph.cosine:.5f} on ONNX "
+            f"Runtime, {len(graph.float32)} nodes in float32"
+        )
+        if graph.advice is not None:
+            console.say(f"  {graph.path.name}: {graph.advice}")
+    for speed in done.speeds:
+        console.say(f"  {speed.sentence}")
+    console.say(f"  TensorRT {done.engines[0].tensorrt} on {done.device.name}")
+
+
+def _show_best(done: Best) -> None:
+    """Print what was measured of each precision, and which one was kept."""
+    base = next((c for c in done.candidates if c.precision == "float16" and c.speed), None)
+    shapes = []
+    for tower, compared in done.winner.speed.items():
+        tokens = f" of {compared.timing.length} tokens" if compared.timing.length else ""
+        shapes.append(f"{tower} {compared.timing.batch} rows{tokens}")
+    console.table(
+        [_row(candidate, base, done.winner) for candidate in done.candidates],
+        ["precision", "vision ms", "text ms", "/ float16", "recall drop", "verdict"],
+        title=f"Run times on the device without copies: {', '.join(shapes)}",
+    )
+    for candidate in done.candidates:
+        if candidate.problem is not None:
+            console.say(f"  {candidate.precision}: {candidate.problem}")
+    if done.winner.recall is None:
+        console.say("  recall was not measured: no --data")
+    console.say(
+        f"  TensorRT {next(iter(done.winner.engines.values())).tensorrt} on {done.device.name}"
+    )
+
+
+def _row(candidate: Candidate, base: Candidate | None, winner: Candidate) -> list[str]:
+    from mwa_export.spec import TOWERS
+
+    times = [
+        f"{candidate.speed[tower].timing.median_ms:.2f}" if tower in candidate.speed else ""
+        for tower in TOWERS
+    ]
+    ratio = ""
+    if base is not None and candidate.speed:
+        ratio = f"{base.milliseconds / candidate.milliseconds:.2f}x"
+    drop = "" if candidate.recall is None else f"{max(0.0, candidate.recall.drop):.2f}"
+    passed = "passes, slower" if candidate.problem is None else "no"
+    return [candidate.precision, *times, ratio, drop, "kept" if candidate is winner else passed]

@@ -91,6 +91,11 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def _function(name: str) -> property:
+    """A function of the API; the module that an import would put in its place is passed over."""
+    return property(lambda _package: __getattr__(name), lambda _package, _module: None)
+
+
 class _Package(ModuleType):
     """The package's module class, for three functions that share a sub-package's name.
 
@@ -99,29 +104,7 @@ class _Package(ModuleType):
     imported by their full names.
     """
 
-    @property
-    def embed(self) -> object:
-        return __getattr__("embed")
-
-    @embed.setter
-    def embed(self, _module: ModuleType) -> None:
-        pass
-
-    @property
-    def export(self) -> object:
-        return __getattr__("export")
-
-    @export.setter
-    def export(self, _module: ModuleType) -> None:
-        pass
-
-    @property
-    def search(self) -> object:
-        return __getattr__("search")
-
-    @search.setter
-    def search(self, _module: ModuleType) -> None:
-        pass
+    embed, export, search = map(_function, ("embed", "export", "search"))
 
 
 sys.modules[__name__].__class__ = _Package

@@ -36,6 +36,12 @@ class OptionsError(UsageError):
         return type(self), (self.field, self.value, self.expected)
 
 
+def check_option(field: str, value: object, fits: bool, expected: str) -> None:
+    """Raise OptionsError unless a value is one that the option can have."""
+    if not fits:
+        raise OptionsError(field, value, expected)
+
+
 class MissingOptionError(UsageError):
     """Options that decide the result are stored in no file and were not given."""
 

@@ -24,7 +24,7 @@ def new_file(path: Path) -> Iterator[Path]:
         try:
             partial.touch(0o600, exist_ok=False)
             yield partial
-            _with_usual_mode(partial)
+            partial.chmod(0o666 & ~_umask())  # what open() would have given
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -35,7 +35,6 @@ def new_folder(path: Path, *, marker: str, force: bool = False) -> Iterator[Path
     """Yield a temporary folder beside ``path``; rename it to ``path`` on success, remove it else.
 
     Args:
-        path: the folder to make.
         marker: a file that every such folder holds, see check_new_folder.
         force: replace an existing folder, after everything has been written.
 
@@ -138,11 +137,6 @@ def _disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in reasons:
             raise
         raise BundleError(f"{path}: cannot be written: {reasons[error.errno]}.") from error
-
-
-def _with_usual_mode(path: Path) -> None:
-    """Give a private file the mode that open() would have given."""
-    path.chmod(0o666 & ~_umask())
 
 
 def _umask() -> int:

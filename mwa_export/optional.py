@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from types import ModuleType
 
 from mwa_export.errors import MissingPackageError
@@ -13,10 +14,7 @@ _EXTRAS = {"onnx": "export", "safetensors": "export", "torch": "export", "torchs
 def require(module: str, *, extra: str, why: str) -> ModuleType:
     """Import ``module`` or raise an error with the exact pip line.
 
-    Args:
-        module: importable name, for example ``"torch"``.
-        extra: the optional dependency group of this package that installs it.
-        why: what needs it, as the end of the sentence "... is needed to ...".
+    ``extra`` installs it; ``why`` ends the sentence "... is needed to ...".
 
     Raises:
         MissingPackageError: the package, or something it imports, is not installed.
@@ -30,12 +28,19 @@ def require(module: str, *, extra: str, why: str) -> ModuleType:
         ) from error
 
 
-def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
-    """Describe a failed import of a package that whole modules are built on, such as torch.
+def versions_of(*distributions: str) -> dict[str, str]:
+    """The version of each distribution that is installed."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
-    Returns:
-        The error to show, or None if no extra of this package brings the module.
-    """
+
+def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
+    """The error to show for an import that failed; None if no extra brings the module."""
     module = (error.name or "").partition(".")[0]
     if module not in _EXTRAS:
         return None

@@ -10,21 +10,15 @@ class Progress(Protocol):
 
     def __call__(self, text: str, total: int | None = None) -> None:
         """Start a step. ``total``: rows it will process, if known."""
-        ...
+        return
 
     def advance(self, rows: int) -> None:
         """Count rows that are done in the current step."""
-        ...
+        return
 
 
-class Silent:
+class Silent(Progress):
     """A display that shows nothing."""
-
-    def __call__(self, text: str, total: int | None = None) -> None:
-        pass
-
-    def advance(self, rows: int) -> None:
-        pass
 
 
 def ignore(_rows: int) -> None:

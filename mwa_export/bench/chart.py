@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from html import escape
 
 from mwa_export.bench.result import Bench, Figure, Section
-from mwa_export.report.svg import ticks
+from mwa_export.report.svg import line, text, ticks
+from mwa_export.report.text import printable
 
 WIDTH = 860.0
 _LEFT, _RIGHT = 292.0, 176.0
@@ -43,7 +44,7 @@ def svg_from_bench(result: Bench) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {y:g}" width="{WIDTH:g}" '
         f'height="{y:g}" role="img" aria-labelledby="bench-title">'
-        f'<title id="bench-title">{_escape(title)}</title><style>{_STYLE}</style>'
+        f'<title id="bench-title">{escape(printable(title))}</title><style>{_STYLE}</style>'
         f'<rect class="paper" width="{WIDTH:g}" height="{y:g}"/>{"".join(panels)}</svg>\n'
     )
 
@@ -72,15 +73,15 @@ def _panel(section: Section, top: float) -> str:
     scale = (WIDTH - _LEFT - _RIGHT) / most
     note = f"bars: times as fast as {section.baseline}; lines: quartiles over the rounds"
     parts = [
-        _text(16, top + 26, heading(section), "start", "title"),
-        _text(16, top + 44, note, "start", "note"),
+        text(16, top + 26, heading(section), "start", "title"),
+        text(16, top + 44, note, "start", "note"),
     ]
     for tick in ticks(0.0, most):
         x = _LEFT + tick * scale
-        parts.append(_line(x, top + _HEAD - 4, x, bottom, "grid"))
-        parts.append(_text(x, bottom + 15, f"{tick:g}x", "middle", "tick"))
+        parts.append(line(x, top + _HEAD - 4, x, bottom, "grid"))
+        parts.append(text(x, bottom + 15, f"{tick:g}x", "middle", "tick"))
     x = _LEFT + scale
-    parts.append(_line(x, top + _HEAD - 4, x, bottom, "one"))
+    parts.append(line(x, top + _HEAD - 4, x, bottom, "one"))
     for row, figure in enumerate(figures):
         parts += _bar(figure, top + _HEAD + _ROW * row, scale)
     return "".join(parts)
@@ -91,31 +92,12 @@ def _bar(figure: Figure, y: float, scale: float) -> Sequence[str]:
     low, high = _LEFT + figure.ratio_low * scale, _LEFT + figure.ratio_high * scale
     own = " own" if figure.kind == "ours" else ""
     width = max(figure.ratio * scale, 0.5)
+    speed = f"{figure.ratio:.2f}x, {rate(figure)}/s"
     cap = f"M{low:.1f} {middle - 3:.1f}v6M{high:.1f} {middle - 3:.1f}v6"
     return [
-        _text(_LEFT - 10, y + 12, figure.name, "end", f"name{own}"),
+        text(_LEFT - 10, y + 12, figure.name, "end", f"name{own}"),
         f'<rect class="{figure.kind}" x="{_LEFT:g}" y="{y:.1f}" width="{width:.1f}" '
         f'height="{_BAR:g}"/>',
         f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{high:.1f}{cap}"/>',
-        _text(
-            max(high, _LEFT + width) + 8,
-            y + 12,
-            f"{figure.ratio:.2f}x, {rate(figure)}/s",
-            "start",
-            f"value{own}",
-        ),
+        text(max(high, _LEFT + width) + 8, y + 12, speed, "start", f"value{own}"),
     ]
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
-    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line class="{cls}" {ends}/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str, cls: str) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="{cls}" {place}>{_escape(text)}</text>'
-
-
-def _escape(text: str) -> str:
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))

@@ -62,16 +62,13 @@ def reason_of(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no message"
     if not isinstance(error, MwaExportError):
         text = f"{type(error).__name__}: {text}"
-        if (root := _root(error)) is not error:  # lazy packages hide what went wrong behind it
+        root = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        if root is not error:  # lazy packages hide what went wrong behind it
             text = f"{type(root).__name__}: {' '.join(str(root).split())} (so {text})"
     text = _FOLDERS.sub("", text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 @contextlib.contextmanager

@@ -37,53 +37,28 @@ def figures_from_turns(
     rows: int,
     cosines: bool,
 ) -> tuple[tuple[Figure, ...], str, tuple[Peak, ...]]:
-    """Work out every figure of a section.
+    """The figures of a section in the order of ``timed``, the baseline's name, the peaks.
 
-    Args:
-        timed: at least one contender.
-        kernels: the GEMMs that were timed in the same rounds; may be none.
-        turns: the turns of the kernels by name.
-        rows: of a window.
-        cosines: whether the inputs are real, so that cosines mean something.
-
-    Returns:
-        The figures in the order of ``timed``, the baseline's name, the peaks.
+    ``cosines``: whether the inputs are real, so that cosines mean something.
     """
     names = [item.contender.name for item in timed]
     baseline = timed[names.index(next((n for n in BASELINES if n in names), names[0]))]
-    best = _fastest(kernels, turns)
+    speeds = {k.name: [k.operations / turn.seconds for turn in turns[k.name]] for k in kernels}
+    medians = {name: statistics.median(found) for name, found in speeds.items()}
+    best: dict[str, Kernel] = {}  # precision -> the kernel that is fastest in the median
+    for kernel in kernels:
+        best[kernel.precision] = max(
+            best.get(kernel.precision, kernel), kernel, key=lambda k: medians[k.name]
+        )
     right = _embeddings(baseline) if cosines else None
     figures = []
     for item in timed:
-        kernel = best.get(item.contender.precision)
-        peak = None if kernel is None else _speeds(kernel, turns)
+        peer = best.get(item.contender.precision)
+        peak = None if peer is None else speeds[peer.name]
         expected = None if item is baseline else right
         figures.append(_figure(item, baseline, peak, expected, rows))
-    peaks = tuple(
-        Peak(kernel.precision, _median_speed(kernel, turns) / 1e9, kernel.tool, kernel.shape)
-        for kernel in best.values()
-    )
+    peaks = tuple(Peak(k.precision, medians[k.name] / 1e9, k.tool, k.shape) for k in best.values())
     return tuple(figures), baseline.contender.name, peaks
-
-
-def _fastest(kernels: Sequence[Kernel], turns: Mapping[str, Sequence[Turn]]) -> dict[str, Kernel]:
-    """Precision -> the kernel that is fastest in the median."""
-    return {
-        precision: max(
-            (kernel for kernel in kernels if kernel.precision == precision),
-            key=lambda kernel: _median_speed(kernel, turns),
-        )
-        for precision in dict.fromkeys(kernel.precision for kernel in kernels)
-    }
-
-
-def _speeds(kernel: Kernel, turns: Mapping[str, Sequence[Turn]]) -> list[float]:
-    """Operations per second in each round."""
-    return [kernel.operations / turn.seconds for turn in turns[kernel.name]]
-
-
-def _median_speed(kernel: Kernel, turns: Mapping[str, Sequence[Turn]]) -> float:
-    return statistics.median(_speeds(kernel, turns))
 
 
 def _figure(

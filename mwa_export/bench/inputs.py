@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -47,13 +47,7 @@ class Pool:
 
 
 def picture_pool(bundle: Bundle, data: RetrievalData | None, wanted: int, seed: int) -> Pool:
-    """Pictures of the test set, resized; without one, noise.
-
-    Args:
-        bundle: whose image size counts.
-        data: a test set, or None.
-        wanted: rows of all windows together.
-        seed: of the noise.
+    """Pictures of the test set, resized, as many as all windows want; without one, noise.
 
     Raises:
         ImageError: a picture cannot be read.
@@ -75,12 +69,7 @@ def caption_pool(
 ) -> Pool:
     """Captions of the test set; without one or with ``lengths``, random ids.
 
-    Args:
-        bundle: whose tokenizer and vocabulary count.
-        data: a test set, or None.
-        lengths: "coco", a number of tokens, or None for the test set's own (else "coco").
-        wanted: rows of all windows together.
-        seed: of ids and lengths.
+    ``lengths``: "coco", a number of tokens, or None for the test set's own, else "coco".
 
     Raises:
         UsageError: a length that the model cannot take.
@@ -110,14 +99,7 @@ def pictures_in_order(batch: int) -> Split:
     """Cut a window of pictures into batches of (B, H, W, 3) uint8."""
 
     def split(window: Sequence[NDArray[np.uint8]]) -> list[Part]:
-        starts = range(0, len(window), batch)
-        return [
-            (
-                range(start, min(start + batch, len(window))),
-                (np.stack(window[start : start + batch]),),
-            )
-            for start in starts
-        ]
+        return [(rows, (np.stack(items),)) for rows, items in _in_order(window, batch)]
 
     return split
 
@@ -137,13 +119,16 @@ def captions_padded(batch: int, length: int) -> Split:
     """Pad every caption to ``length`` and keep the order, as the reference does."""
 
     def split(window: Sequence[Sequence[int]]) -> list[Part]:
-        parts: list[Part] = []
-        for start in range(0, len(window), batch):
-            rows = range(start, min(start + batch, len(window)))
-            parts.append((rows, padded([window[row] for row in rows], length)))
-        return parts
+        return [(rows, padded(items, length)) for rows, items in _in_order(window, batch)]
 
     return split
+
+
+def _in_order(window: Sequence[Row], batch: int) -> Iterator[tuple[range, Sequence[Row]]]:
+    """Neighbouring rows, ``batch`` at a time, with their numbers."""
+    for start in range(0, len(window), batch):
+        rows = range(start, min(start + batch, len(window)))
+        yield rows, window[start : rows.stop]
 
 
 def padded(sequences: Sequence[Sequence[int]], length: int) -> Batch:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from mwa_export.bench.contenders import CannotRunError, Contender, Run
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.errors import UsageError
-from mwa_export.runtimes.backend import Backend
+from mwa_export.runtimes.backend import Backend, embed
 from mwa_export.runtimes.open import open_backend
 from mwa_export.runtimes.options import PRECISIONS, RuntimeOptions
 from mwa_export.spec import Tower
@@ -32,13 +33,6 @@ def our_contenders(
     """Contenders for the named runtimes in all their precisions; none named: all of NAMES.
 
     Of TensorRT only the precisions that the bundle has engines of, unless it is named.
-
-    Args:
-        bundle: an opened bundle.
-        runtimes: names in NAMES.
-        threads: of each.
-        allow_slow: also what this CPU runs slower than float32.
-        device: number of the GPU.
 
     Raises:
         UsageError: a runtime of another name.
@@ -68,10 +62,7 @@ def _contender(bundle: Bundle, options: RuntimeOptions) -> Contender:
     runtime, precision = options.runtime, options.precision
 
     def open_(tower: Tower) -> Run:
-        backend = _backend(bundle, options)
-        if tower == "vision":
-            return lambda batch: backend.embed_images(*batch)
-        return lambda batch: backend.embed_texts(*batch)
+        return partial(embed, _backend(bundle, options), tower)
 
     return Contender(our_name(runtime, precision), "ours", runtime, precision, open_)
 

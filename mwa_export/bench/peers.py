@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from mwa_export.bench.contenders import Contender, Run
 from mwa_export.bench.plain import (
     ReferenceTower,
-    plain_onnxruntime,
-    plain_openvino,
-    plain_openvino_bfloat16,
+    on_onnxruntime,
+    on_openvino,
+    on_pytorch,
 )
-from mwa_export.bench.pytorch import compiled, eager, eager_bfloat16
 from mwa_export.errors import UsageError
-from mwa_export.spec import Tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +27,19 @@ class Peer:
     packages: tuple[str, ...] = ()  # whose versions the report should name
 
 
+def _openvino(start: ReferenceTower, hint: str) -> Run:
+    return on_openvino(start, str(start.path), {"INFERENCE_PRECISION_HINT": hint})
+
+
+_autocast, _compiled = partial(on_pytorch, autocast=True), partial(on_pytorch, compiled=True)
+_f32, _bf16 = partial(_openvino, hint="f32"), partial(_openvino, hint="bf16")
 PEERS: dict[str, Peer] = {
-    "eager": Peer("PyTorch eager float32", "torch", "float32", eager),
-    "eager-bf16": Peer("PyTorch eager bfloat16", "torch", "bfloat16", eager_bfloat16),
-    "compile": Peer("torch.compile float32", "torch", "float32", compiled),
-    "onnx": Peer("plain ONNX, ORT float32", "onnxruntime", "float32", plain_onnxruntime),
-    "openvino": Peer("plain ONNX, OpenVINO float32", "openvino", "float32", plain_openvino),
-    "openvino-bf16": Peer(
-        "plain ONNX, OpenVINO bfloat16", "openvino", "bfloat16", plain_openvino_bfloat16
-    ),
+    "eager": Peer("PyTorch eager float32", "torch", "float32", on_pytorch),
+    "eager-bf16": Peer("PyTorch eager bfloat16", "torch", "bfloat16", _autocast),
+    "compile": Peer("torch.compile float32", "torch", "float32", _compiled),
+    "onnx": Peer("plain ONNX, ORT float32", "onnxruntime", "float32", on_onnxruntime),
+    "openvino": Peer("plain ONNX, OpenVINO float32", "openvino", "float32", _f32),
+    "openvino-bf16": Peer("plain ONNX, OpenVINO bfloat16", "openvino", "bfloat16", _bf16),
 }
 """Name on the command line -> what it is."""
 
@@ -60,8 +63,6 @@ def chosen_peers(names: Iterable[str], known: Mapping[str, Peer] = PEERS) -> tup
 
 def contender(peer: Peer, start: ReferenceTower) -> Contender:
     """A peer that is ready to be opened for one tower."""
-
-    def open_(_tower: Tower) -> Run:
-        return peer.open(start)
-
-    return Contender(peer.name, "peer", peer.runtime, peer.precision, open_)
+    return Contender(
+        peer.name, "peer", peer.runtime, peer.precision, lambda _tower: peer.open(start)
+    )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,29 +30,22 @@ if TYPE_CHECKING:
 Feed = dict[str, NDArray[Any]]
 
 
+@dataclass(eq=False)
 class ReferenceTower:
     """One tower of the reference and its plain export, each made when first asked for."""
 
-    def __init__(
-        self,
-        reference: Callable[[], ReferenceModel],
-        tower: Tower,
-        pool: Pool,
-        folder: Path,
-        threads: int,
-    ) -> None:
-        self.tower = tower
-        self.folder = folder  # exists; for this tower alone
-        self.threads = threads
-        self._reference = reference
-        self._pool = pool
-        self._path: Path | None = None
-        self._failure: CannotRunError | None = None
+    reference: Callable[[], ReferenceModel]
+    tower: Tower
+    pool: Pool
+    folder: Path  # exists; for this tower alone
+    threads: int
+    _path: Path | None = None
+    _failure: CannotRunError | None = None
 
     @property
     def encode(self) -> Callable[..., Tensor]:
         """The tower as a function of tensors."""
-        reference = self._reference()
+        reference = self.reference()
         return reference.encode_image if self.tower == "vision" else reference.encode_text
 
     @property
@@ -79,31 +74,24 @@ class ReferenceTower:
 
     def calibration(self) -> Iterator[Feed]:
         """The rows that were held back for quantizers, one at a time."""
-        return (self.feed(self._batch([row])) for row in self._pool.calibration)
+        return (self.feed(self._batch([row])) for row in self.pool.calibration)
 
     def _batch(self, rows: Sequence[Any]) -> Batch:
         if self.tower == "vision":
             return (np.stack(rows),)
-        return padded(rows, self._reference().config.backbone.max_text_length)
+        return padded(rows, self.reference().config.backbone.max_text_length)
 
     def _export(self) -> Path:
-        feed = self.feed(self._batch([self._pool.calibration[0]] * 2))
-        return plain_export(self._reference(), self.tower, feed, self.folder / f"{self.tower}.onnx")
+        feed = self.feed(self._batch([self.pool.calibration[0]] * 2))
+        return plain_export(self.reference(), self.tower, feed, self.folder / f"{self.tower}.onnx")
 
 
 def plain_export(
     reference: ReferenceModel, tower: Tower, feed: Mapping[str, NDArray[Any]], path: Path
 ) -> Path:
-    """Write one tower of the unmerged reference through torch.onnx.export.
+    """Write one tower of the unmerged reference through torch.onnx.export, for any batch size.
 
-    Args:
-        reference: the model.
-        tower: which half of it.
-        feed: inputs by name, at least two rows: of one row the exporter makes a constant.
-        path: the `.onnx` file; weights may go to a file beside it.
-
-    Returns:
-        ``path``. The batch is dynamic, all else is as in ``feed``.
+    ``feed``: inputs by name, at least two rows: of one row the exporter makes a constant.
     """
     import torch
 
@@ -113,9 +101,10 @@ def plain_export(
             self.reference = reference
 
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            if tower == "vision":
-                return self.reference.encode_image(*inputs)
-            return self.reference.encode_text(*inputs)
+            encode = (
+                self.reference.encode_image if tower == "vision" else self.reference.encode_text
+            )
+            return encode(*inputs)
 
     batch = torch.export.Dim("batch", min=1, max=4096)
     with warnings.catch_warnings():
@@ -134,24 +123,9 @@ def plain_export(
     return path
 
 
-def plain_onnxruntime(start: ReferenceTower) -> Run:
-    """The plain graph on ONNX Runtime in float32."""
-    return on_onnxruntime(start, start.path)
-
-
-def plain_openvino(start: ReferenceTower) -> Run:
-    """The plain graph on OpenVINO in float32."""
-    return on_openvino(start, str(start.path), {"INFERENCE_PRECISION_HINT": "f32"})
-
-
-def plain_openvino_bfloat16(start: ReferenceTower) -> Run:
-    """The plain graph on OpenVINO in bfloat16."""
-    return on_openvino(start, str(start.path), {"INFERENCE_PRECISION_HINT": "bf16"})
-
-
-def on_onnxruntime(start: ReferenceTower, path: Path) -> Run:
-    """Run a graph with the inputs of the plain export on ONNX Runtime, set up like our own."""
-    runner = session(path, threads=start.threads)
+def on_onnxruntime(start: ReferenceTower, path: Path | None = None) -> Run:
+    """Run the plain export, or a graph made of it, on ONNX Runtime, set up like our own."""
+    runner = session(path or start.path, threads=start.threads)
 
     def run(batch: Batch) -> Embeddings:
         return cast(Embeddings, runner.run(None, start.feed(batch))[0])
@@ -160,12 +134,7 @@ def on_onnxruntime(start: ReferenceTower, path: Path) -> Run:
 
 
 def on_openvino(start: ReferenceTower, model: Any, settings: dict[str, Any]) -> Run:
-    """Run a graph with the inputs of the plain export on OpenVINO.
-
-    Args:
-        start: the inputs and the threads.
-        model: a model of OpenVINO, or the path of a graph.
-        settings: of OpenVINO.
+    """Run a model of OpenVINO, or the graph at a path, with the inputs of the plain export.
 
     Raises:
         CannotRunError: this processor lacks the precision.
@@ -179,5 +148,23 @@ def on_openvino(start: ReferenceTower, model: Any, settings: dict[str, Any]) -> 
 
     def run(batch: Batch) -> Embeddings:
         return np.array(request.infer(start.feed(batch))[0], np.float32)
+
+    return run
+
+
+def on_pytorch(start: ReferenceTower, *, autocast: bool = False, compiled: bool = False) -> Run:
+    """Run the reference: in float32, under autocast to bfloat16, or compiled for each new shape."""
+    import torch
+
+    encode: Any = start.encode
+    if compiled:
+        torch.compiler.reset()
+        encode = torch.compile(encode, dynamic=False)
+
+    def run(batch: Batch) -> Embeddings:
+        context: Any = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
+        with torch.inference_mode(), context:
+            embeddings = encode(*map(torch.from_numpy, start.feed(batch).values()))
+        return cast(Embeddings, embeddings.float().numpy())
 
     return run

@@ -11,6 +11,7 @@ from mwa_export.bench.chart import by_speed, heading, rate, svg_from_bench
 from mwa_export.bench.result import Bench, Figure, Section
 from mwa_export.files import new_folder
 from mwa_export.report.numbers import DASH
+from mwa_export.report.text import markdown_table
 
 MARKER = "bench.json"  # of a folder that was made here, and may be replaced when forced
 _PEAK_MEANS = " Peak is its share of the fastest GEMM of the same precision in the same round."
@@ -20,15 +21,7 @@ _PEAK = _HEAD.index("peak")
 
 
 def write_bench(result: Bench, out: Path, *, force: bool = False) -> Path:
-    """Write bench.json, bench.md and bench.svg.
-
-    Args:
-        result: from `bench.run_bench`.
-        out: folder to make; it appears with all three files or not at all.
-        force: replace the folder if an earlier benchmark is in it.
-
-    Returns:
-        The path of bench.md.
+    """Make a folder with bench.json, bench.svg and bench.md. Returns the path of the last.
 
     Raises:
         BundleError: the folder exists, or the disk refuses.
@@ -46,7 +39,7 @@ def write_bench(result: Bench, out: Path, *, force: bool = False) -> Path:
 
 def markdown_from_bench(result: Bench) -> str:
     """Machine, method, a table per section, and what did not run."""
-    machine, settings = result.machine, result.settings
+    machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     parts = [
         f"# Embedding speed: {_escape(result.model)}",
@@ -54,10 +47,10 @@ def markdown_from_bench(result: Bench) -> str:
         f"{' '.join(machine.instruction_sets) or 'no instruction sets known'}; "
         f"{_escape(machine.system)}. {_escape(versions)}.",
         "![Speed of every contender](bench.svg)",
-        *(_section(section, settings.rounds) for section in result.sections),
-        *_not_measured(result),
+        *(_section(section) for section in result.sections),
+        *(["## Not measured", _list(skipped)] if (skipped := skipped_lines(result)) else []),
         "## How",
-        "\n".join(f"- {_escape(line)}" for line in method(result)),
+        _list(method(result)),
         f"<sub>mwa-export {result.version}, {result.created}, "
         f"embedding space {result.space_id[:16]}</sub>",
     ]
@@ -141,21 +134,19 @@ def skipped_lines(result: Bench) -> list[str]:
     ]
 
 
-def _not_measured(result: Bench) -> list[str]:
-    lines = skipped_lines(result)
-    if not lines:
-        return []
-    return ["## Not measured", "\n".join(f"- {_escape(line)}" for line in lines)]
-
-
-def _section(section: Section, rounds: int) -> str:
+def _section(section: Section) -> str:
+    head, *rows = table_of(section)
     lines = [
         f"## {heading(section)}",
         f"Baseline: {_escape(section.baseline)}. {window_sentence(section)} "
         f"{peak_sentence(section)}".rstrip(),
-        _table(*table_of(section)),
+        markdown_table(head, [[_escape(cell) for cell in row] for row in rows]),
     ]
     return "\n\n".join(lines)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {_escape(line)}" for line in lines)
 
 
 def _row(figure: Figure, section: Section) -> tuple[str, ...]:
@@ -186,11 +177,6 @@ def _without_nan(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _table(head: Sequence[str], *rows: Sequence[str]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([_escape(c) for c in r] for r in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _escape(text: str) -> str:

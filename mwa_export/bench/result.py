@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mwa_export.cpu import cores, cpu_name, instruction_sets
+from mwa_export.optional import versions_of
 from mwa_export.spec import Tower
 
 _PACKAGES = (
@@ -122,9 +122,7 @@ class Bench:
         return cls(
             model=data["model"],
             space_id=data["space_id"],
-            machine=Machine(
-                **machine | {"instruction_sets": tuple(machine["instruction_sets"])},
-            ),
+            machine=Machine(**machine | {"instruction_sets": tuple(machine["instruction_sets"])}),
             settings=Settings(**data["settings"]),
             sections=tuple(_section(section) for section in data["sections"]),
             created=data["created"],
@@ -142,18 +140,7 @@ def _section(data: dict[str, Any]) -> Section:
 
 
 def this_machine(threads: int, packages: Iterable[str] = ()) -> Machine:
-    """Processor, system and package versions.
-
-    Args:
-        threads: of each contender.
-        packages: whose versions count beside those that always do.
-    """
-    versions = {"python": platform.python_version()}
-    for name in (*_PACKAGES, *packages):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    """Processor, system and package versions, those of ``packages`` too."""
     return Machine(
         cpu=cpu_name(),
         cores=cores(),
@@ -161,7 +148,10 @@ def this_machine(threads: int, packages: Iterable[str] = ()) -> Machine:
         instruction_sets=tuple(sorted(instruction_sets() or ())),
         system=f"{platform.system()} {platform.machine()}",
         load=_load(),
-        versions=versions,
+        versions={
+            "python": platform.python_version(),
+            **versions_of(*_PACKAGES, *packages),
+        },
     )
 
 

@@ -79,13 +79,10 @@ def run_bench(
     """Time every contender that runs here; those that do not are listed with their reason.
 
     Args:
-        bundle: an opened bundle.
-        options: see BenchOptions.
         model: the checkpoint that the bundle was made from; peers need it.
         data: a test set; without it inputs are random, and cosines are left out.
         peers: what the bundle is compared with: some of PEERS, or others.
         peak: opens GEMMs to time in the same rounds, of whose speed shares are given.
-        progress: told about every step.
 
     Raises:
         UsageError: an option or a runtime that does not exist.
@@ -99,10 +96,7 @@ def run_bench(
 def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Model:
     """Load the checkpoint that a bundle was made from.
 
-    Args:
-        bundle: an opened bundle.
-        path: the checkpoint, or a base if the options name an adapter.
-        options: how to read it; what neither it nor the file says is taken from the bundle.
+    What neither the options nor the file say is taken from the bundle.
 
     Raises:
         UsageError: the bundle was made from another checkpoint.
@@ -125,23 +119,21 @@ def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Mode
     return model
 
 
+@dataclass
 class _Run:
     """One benchmark."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        options: BenchOptions,
-        model: Model | None,
-        data: RetrievalData | None,
-        peers: Sequence[Peer],
-        progress: Progress,
-    ) -> None:
-        self.bundle, self.options, self.model, self.data = bundle, options, model, data
-        self.peers, self.progress = peers, progress
-        self.threads = options.threads or cores()
+    bundle: Bundle
+    options: BenchOptions
+    model: Model | None
+    data: RetrievalData | None
+    peers: Sequence[Peer]
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        options, self.threads = self.options, self.options.threads or cores()
         self.ours = our_contenders(
-            bundle,
+            self.bundle,
             options.runtimes,
             threads=self.threads,
             allow_slow=options.allow_slow,
@@ -215,7 +207,7 @@ class _Run:
         for item in contenders:
             try:
                 with quiet():
-                    opened.append(Opened(item, item.open(tower)))
+                    opened.append((item, item.open(tower)))
             except errors_of(item) as error:
                 skipped.append(Skipped(item.name, item.kind, reason_of(error)))
             self.progress.advance(1)

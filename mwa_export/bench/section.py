@@ -29,12 +29,8 @@ from mwa_export.towers.macs import count_macs
 SEED = 0  # of inputs and of the order within the rounds
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A contender that could be opened."""
-
-    contender: Contender
-    run: Run
+Opened = tuple[Contender, Run]
+"""A contender that could be opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +57,10 @@ class Workload:
 
     def operations(self, contender: Contender, window: Any) -> int:
         """Operations of the GEMMs that this contender runs for a window, padding included."""
-        merged = contender.kind == "ours"
-        plan = (
-            merged_plan(self.manifest, self.tower)
-            if merged
-            else unmerged_plan(self.manifest.model, self.tower)
-        )
+        if contender.kind == "ours":
+            plan = merged_plan(self.manifest, self.tower)
+        else:
+            plan = unmerged_plan(self.manifest.model, self.tower)
         shapes = [batch[0].shape for _rows, batch in self.split(contender)(window)]
         text = self.tower == "text"
         return 2 * sum(count_macs(plan, s[0], s[1] if text else None) for s in shapes)
@@ -83,13 +77,7 @@ def measure_section(
 ) -> Section:
     """Warm everything up, time it round by round, work the figures out.
 
-    Args:
-        work: tower, batch and rows.
-        opened: the contenders.
-        skipped: those that could not be opened; who fails at warm-up joins them.
-        kernels: GEMMs to time in the same rounds.
-        rounds: how many.
-        progress: told about every step.
+    Who fails at warm-up joins those that were ``skipped``.
 
     Raises:
         MwaExportError: no contender runs.
@@ -102,9 +90,9 @@ def measure_section(
             f"nothing runs the {work.tower} tower here. "
             + " ".join(f"{item.name}: {item.reason}." for item in missing)
         )
-    contenders = [item.contender for item in opened if item.contender.name in entries]
+    contenders = [contender for contender, _run in opened if contender.name in entries]
     for kernel in kernels:
-        entries[kernel.name] = Entry(lambda _window: [None], _without_input(kernel.run))
+        entries[kernel.name] = Entry(lambda _: [None], _ignoring_input(kernel.run))
     estimate = sum(one_turn(entry, windows[0]).seconds for entry in entries.values())
     progress(
         f"time {len(contenders)} contenders, {work.tower}, batch {work.batch}: {rounds} rounds of "
@@ -149,17 +137,16 @@ def _warmed_up(
     entries: dict[str, Entry[Any]] = {}
     failed = []
     progress(f"warm up, {work.tower}, batch {work.batch}", len(opened))
-    for item in opened:
-        contender, split = item.contender, work.split(item.contender)
-        seen = set()
+    for contender, run in opened:
+        split, seen = work.split(contender), set()
         try:
             with quiet():
                 for part in (part for window in windows for part in split(window)):
                     shape = tuple(array.shape for array in part[1])
                     if shape not in seen:
                         seen.add(shape)
-                        item.run(part[1])
-            entries[contender.name] = Entry(split, _on_batch(item.run))
+                        run(part[1])
+            entries[contender.name] = Entry(split, _on_batch(run))
         except errors_of(contender) as error:
             failed.append(Skipped(contender.name, contender.kind, reason_of(error)))
         progress.advance(1)
@@ -170,11 +157,8 @@ def _on_batch(run: Run) -> Callable[[Any], Any]:
     return lambda part: run(part[1])
 
 
-def _without_input(run: Callable[[], object]) -> Callable[[Any], None]:
-    def ignoring(_input: Any) -> None:
-        run()
-
-    return ignoring
+def _ignoring_input(run: Callable[[], object]) -> Callable[[Any], object]:
+    return lambda _input: run()
 
 
 def merged_plan(manifest: Manifest, tower: Tower) -> TowerPlan:

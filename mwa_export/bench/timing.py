@@ -48,18 +48,12 @@ def interleave(
     clock: Callable[[], float] = time.perf_counter,
     on_turn: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Turn]]:
-    """Time every entry on every window: a window is a round.
+    """Time every entry on every window. Returns each entry's turns; a window is a round.
 
     Args:
         entries: name -> what to time, warmed up already.
         windows: the work of each round, the same for all entries.
-        seed: of the order within the rounds.
         settle: seconds to wait before each turn.
-        clock: seconds.
-        on_turn: called after each turn.
-
-    Returns:
-        For each name the turns in the order of the rounds.
 
     Raises:
         UsageError: fewer windows than FEWEST_ROUNDS.

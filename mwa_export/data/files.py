@@ -177,6 +177,23 @@ def picture_of(root: str, name: str, *member: Any) -> Picture | RemotePicture:
     return RemotePicture(full, *member) if is_remote(full) else Picture(Path(full), *member)
 
 
+def state_of(name: str) -> tuple[int, int] | None:
+    """Size and time of change of a file; None: it is not there, or remote and not looked at."""
+    try:
+        found = None if is_remote(name) else os.stat(name)
+    except OSError:
+        return None
+    return None if found is None else (found.st_size, found.st_mtime_ns)
+
+
+def check_state(name: str, state: tuple[int, int] | None) -> None:
+    """Raise DataError if a file is not what it was during the scan."""
+    if not is_remote(name) and state_of(name) != state:
+        raise DataError(
+            f"{readable(name)}: changed since the source was scanned. Run the command again."
+        )
+
+
 def picture_at(root: str, place: Place, checked: dict[str, None]) -> Picture | RemotePicture:
     """The picture at a place. ``checked`` holds the tars that were compared already.
 
@@ -185,16 +202,8 @@ def picture_at(root: str, place: Place, checked: dict[str, None]) -> Picture | R
     """
     name, size, changed, *member = place
     full = joined(root, name)
-    if not is_remote(full) and full not in checked:
-        try:
-            found = os.stat(full)
-            same = (found.st_size, found.st_mtime_ns) == (size, changed)
-        except OSError:
-            same = False
-        if not same:
-            raise DataError(
-                f"{readable(full)}: changed since the source was scanned. Run the command again."
-            )
+    if full not in checked:
+        check_state(full, (size, changed))
         if member:
             checked[full] = None
     return picture_of(root, name, *member)

@@ -61,15 +61,14 @@ class KarpathyReader:
 
 
 def _record(entry: dict[str, Any], captions: list[object], number: int, where: str) -> Record:
-    image, key = _path(entry), f"images[{number}]"
-    file_name = entry.get("filename") or entry.get("file_name")
+    key, file_name = f"images[{number}]", entry.get("filename") or entry.get("file_name")
     if isinstance(file_name, str):
         key, where = escaped(file_name), f"{where}, {escaped(file_name)}"
     split = entry.get("split")
     name = "id" if "id" in entry and "imgid" not in entry else "imgid"
     return Record(
         where,
-        image,
+        _path(entry.get("filepath") or "", file_name),  # Flickr30k has no folder
         _captions(entry, captions),
         key,
         id_field(entry.get(name), f"`{name}`"),
@@ -78,14 +77,12 @@ def _record(entry: dict[str, Any], captions: list[object], number: int, where: s
     )
 
 
-def _path(entry: dict[str, Any]) -> str | Problem:
-    folder = entry.get("filepath") or ""  # Flickr30k has none
-    file_name = entry.get("filename") or entry.get("file_name")
+def _path(folder: object, file_name: object) -> str | Problem:
     for name, value in (("filename", file_name), ("filepath", folder)):
         if not isinstance(value, str) or (name == "filename" and not value.strip()):
             found = "missing" if value is None else reprlib.repr(value)
             return Problem("malformed", f"`{name}` is {found}. Expected a name.")
-    return os.path.join(folder, str(file_name))
+    return os.path.join(str(folder), str(file_name))
 
 
 def _captions(entry: dict[str, Any], annotated: list[object]) -> tuple[Caption | Problem, ...]:

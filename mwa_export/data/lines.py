@@ -18,13 +18,10 @@ TOO_LONG = Problem("too-large", f"the line is above {MAX_LINE:,} characters.")
 
 
 def text_lines(name: str, newline: str = "\n") -> Iterator[str | None]:
-    """Lines with their ends, without a byte order mark; None for one above `MAX_LINE`.
+    """Lines of a file, URL or `-`, with their ends; None for one above `MAX_LINE`.
 
-    The text is UTF-8, or UTF-16 with its mark. A byte that is not UTF-8 becomes a lone surrogate.
-
-    Args:
-        name: a file, a URL, or `-`.
-        newline: what ends a line, as for `open`.
+    The text is UTF-8, or UTF-16 with its byte order mark, which is left out. A byte that is not
+    UTF-8 becomes a lone surrogate. ``newline``: what ends a line, as for `open`.
 
     Raises:
         DataError: the file cannot be read.

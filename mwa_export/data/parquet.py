@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from mwa_export.data.fields import Columns, Fields, Record, image_field
-from mwa_export.data.files import is_remote, joined, open_file, picture_at, readable, unreadable
+from mwa_export.data.files import (
+    check_state,
+    joined,
+    open_file,
+    picture_at,
+    readable,
+    state_of,
+)
 from mwa_export.data.rows import Row, Scan
 from mwa_export.data.spool import duplicate_rows, entries_of, id_hash
 from mwa_export.errors import DataError, ImageError
@@ -114,7 +121,7 @@ class ParquetSource:
         self.columns = reader.columns.carried
         self._reader = reader
         self._fields = Fields()
-        self._states: list[object] = []
+        self._states: list[tuple[int, int] | None] = []
         # File, row group, first record of it in all files, and first row: lists are several rows.
         self._groups: list[tuple[int, int, int, int]] = []
         self._rows = 0
@@ -129,7 +136,7 @@ class ParquetSource:
             with open_file(name) as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-            self._states.append(_state(name))
+            self._states.append(state_of(name))
             with opened(name) as parquet:
                 fields = reader.fields(parquet, name)
                 if position and fields != self._fields:
@@ -166,11 +173,7 @@ class ParquetSource:
         for (position, group, record, row), end in zip(self._groups, ends, strict=True):
             if row < stop and end > start:
                 name = self._reader.files[position]
-                if _state(name) != self._states[position]:
-                    raise DataError(
-                        f"{readable(name)}: changed since the source was scanned. Run the command "
-                        "again."
-                    )
+                check_state(name, self._states[position])
                 yield from self._group(name, group, record, start - row, stop - row)
 
     def _group(self, name: str, group: int, record: int, start: int, stop: int) -> Iterator[Row]:
@@ -208,16 +211,6 @@ def batches(parquet: Any, group: int, fields: Fields, size: int = _BATCH) -> Ite
 
 def _is_list(schema: Any, column: str) -> bool:
     return column in schema.names and "list" in str(schema.field(column).type).split("<")[0]
-
-
-def _state(name: str) -> object:
-    if is_remote(name):
-        return None
-    try:
-        found = os.stat(name)
-    except OSError as error:
-        raise unreadable(name, error) from error
-    return found.st_size, found.st_mtime_ns
 
 
 @contextmanager

@@ -24,12 +24,8 @@ def reader_of(
 ) -> Reader | None:
     """The reader of a table, JSON document, Parquet files or tars; None for another form.
 
-    Args:
-        spec: the collection, as it was named.
-        files: what that stands for, see `files.expanded`.
-        columns: names of columns.
-        kinds: what the records need.
-        images: folder of the pictures; the collection's own folder if not given.
+    ``files``: what ``spec`` stands for, see `files.expanded`. ``images``: folder of the pictures;
+    None: the collection's own.
 
     Raises:
         DataError: columns are named and the form has none.

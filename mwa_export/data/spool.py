@@ -7,6 +7,7 @@ import json
 import os
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ def entries_of(record: Record, number: int, kind: Kind, root: str) -> Iterator[E
     Args:
         record: the ``number``-th of the source, from 0.
         number: names the record where nothing else does.
-        kind: what the rows hold.
         root: folder or URL that the picture's path is relative to.
     """
     image, columns = record.image, record.columns
@@ -54,6 +54,7 @@ def entries_of(record: Record, number: int, kind: Kind, root: str) -> Iterator[E
         yield id, image, columns, None
 
 
+@dataclass(eq=False)
 class SpooledSource:
     """Records of a reader, stored in the work folder. The scan takes 24 bytes of memory per row.
 
@@ -61,16 +62,13 @@ class SpooledSource:
     pictures the copy has the place, size and time of change, which `rows` compares.
     """
 
-    def __init__(
-        self, kind: Kind, name: str, columns: tuple[str, ...], reader: Reader, split: str | None
-    ) -> None:
-        self.kind: Kind = kind
-        self.name = name
-        self.columns = columns
-        self._reader = reader
-        self._split = split
-        self._index: Path | None = None
-        self._rows = 0
+    kind: Kind
+    name: str
+    columns: tuple[str, ...]
+    reader: Reader
+    split: str | None
+    _index: Path | None = None
+    _rows: int = 0
 
     def scan(self, work: Path) -> Scan:
         """Spool every row. The fingerprint covers ids, texts, columns, files' sizes and times."""
@@ -102,11 +100,11 @@ class SpooledSource:
         return Scan(self._rows, fingerprint, duplicate_rows(ids))
 
     def _entries(self) -> Iterator[Entry]:
-        records = self._reader.records()
-        if self._split is not None:
-            records = of_split(records, self._split, self.name)
+        records = self.reader.records()
+        if self.split is not None:
+            records = of_split(records, self.split, self.name)
         for number, record in enumerate(records):
-            yield from entries_of(record, number, self.kind, self._reader.root)
+            yield from entries_of(record, number, self.kind, self.reader.root)
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
         """Rows from the spool."""
@@ -129,7 +127,7 @@ class SpooledSource:
             for _ in range(start, stop):
                 id, content, columns, problem = json.loads(file.readline())
                 if isinstance(content, list):
-                    content = picture_at(self._reader.root, content, checked)
+                    content = picture_at(self.reader.root, content, checked)
                 elif isinstance(content, dict):
                     content = tuple(content["ids"])
                 yield Row(id, content, tuple(columns), problem and Problem(*problem))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +36,7 @@ class RetrievalData:
     excluded: tuple[Excluded, ...] = ()
 
     def without(self, reasons: Mapping[int, str]) -> RetrievalData:
-        """The set without some pictures and without their captions, which ``excluded`` then lists.
-
-        Args:
-            reasons: row of each picture to leave out -> why.
+        """The set without some pictures (row -> why) and their captions; ``excluded`` lists them.
 
         Raises:
             DataError: no picture is left.
@@ -47,7 +45,6 @@ class RetrievalData:
             return self
         keep = np.ones(len(self.pictures), bool)
         keep[list(reasons)] = False
-        kept_captions = np.isin(self.caption_image_ids, self.image_ids[keep])
         if not keep.any():
             first = min(reasons)
             raise DataError(
@@ -62,13 +59,17 @@ class RetrievalData:
             )
             for row, reason in sorted(reasons.items())
         )
+        return replace(self.only(keep), excluded=self.excluded + excluded)
+
+    def only(self, keep: NDArray[np.bool_]) -> RetrievalData:
+        """Some pictures, (n_image,), with their captions, without calling the rest excluded."""
+        captions = np.isin(self.caption_image_ids, self.image_ids[keep])
         return replace(
             self,
             image_ids=self.image_ids[keep],
-            pictures=tuple(p for p, kept in zip(self.pictures, keep, strict=True) if kept),
-            captions=tuple(c for c, kept in zip(self.captions, kept_captions, strict=True) if kept),
-            caption_image_ids=self.caption_image_ids[kept_captions],
-            excluded=self.excluded + excluded,
+            pictures=tuple(compress(self.pictures, keep)),
+            captions=tuple(compress(self.captions, captions)),
+            caption_image_ids=self.caption_image_ids[captions],
         )
 
 

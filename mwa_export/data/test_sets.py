@@ -55,11 +55,7 @@ def as_test_set(data: TestSet | None) -> RetrievalData | None:
 
 
 def read_data(path: str | os.PathLike[str], options: DataOptions | None = None) -> RetrievalData:
-    """Read a retrieval test set of any form we know.
-
-    Args:
-        path: the file or folder, or an address that fsspec opens.
-        options: see DataOptions.
+    """Read a retrieval test set of any form we know: a file, a folder, or what fsspec opens.
 
     Raises:
         DataError: none of the forms, malformed, incomplete, an option that the form does not

@@ -213,12 +213,15 @@ def _tinted(colour: tuple[int, int, int], pattern: Plane, rng: np.random.Generat
     return shift + pattern[:, :, None]
 
 
-def _wall(rng: np.random.Generator) -> Canvas:
-    return _tinted((150, 150, 152), 10 * _clouds(rng, 4) + 5 * _clouds(rng, 40), rng)
-
-
-def _paper(rng: np.random.Generator) -> Canvas:
-    return _tinted((222, 203, 165), 7 * _clouds(rng, 80) + 6 * _clouds(rng, 6), rng)
+def _cloudy(
+    colour: tuple[int, int, int],
+    first: tuple[float, int],
+    second: tuple[float, int],
+    rng: np.random.Generator,
+) -> Canvas:
+    """A colour with two patterns of clouds, each a strength and its ``cells``."""
+    pattern = first[0] * _clouds(rng, first[1]) + second[0] * _clouds(rng, second[1])
+    return _tinted(colour, pattern, rng)
 
 
 def _sky(rng: np.random.Generator) -> Canvas:
@@ -232,10 +235,6 @@ def _cloth(rng: np.random.Generator) -> Canvas:
     return _tinted((232, 165, 180), 9 * (np.sin(x * 1.1) + np.sin(y * 1.1)).astype(np.float32), rng)
 
 
-def _board(rng: np.random.Generator) -> Canvas:
-    return _tinted((38, 66, 55), 12 * _clouds(rng, 5) + 6 * _clouds(rng, 60), rng)
-
-
 def _planks(rng: np.random.Generator) -> Canvas:
     y, _ = _grid()
     high = rng.uniform(15, 24)
@@ -243,10 +242,6 @@ def _planks(rng: np.random.Generator) -> Canvas:
     grain = 9 * np.sin(y * 2.1 + 3 * _clouds(rng, 5)) + 12 * np.sin(row * 12.9)
     grain -= 45 * ((y % high) < 1.6)
     return _tinted((176, 124, 74), (grain + 4 * _clouds(rng, 50)).astype(np.float32), rng)
-
-
-def _grass(rng: np.random.Generator) -> Canvas:
-    return _tinted((78, 135, 55), 28 * _clouds(rng, 80) + 10 * _clouds(rng, 9), rng)
 
 
 def _night(rng: np.random.Generator) -> Canvas:
@@ -278,8 +273,11 @@ def _lattice(
 
 
 _BACKGROUNDS: dict[str, Callable[[np.random.Generator], Canvas]] = {
-    "wall": _wall, "paper": _paper, "sky": _sky, "cloth": _cloth, "board": _board,
-    "planks": _planks, "grass": _grass, "night": _night, "sand": _sand,
+    "sky": _sky, "cloth": _cloth, "planks": _planks, "night": _night, "sand": _sand,
+    "wall": partial(_cloudy, (150, 150, 152), (10, 4), (5, 40)),
+    "paper": partial(_cloudy, (222, 203, 165), (7, 80), (6, 6)),
+    "board": partial(_cloudy, (38, 66, 55), (12, 5), (6, 60)),
+    "grass": partial(_cloudy, (78, 135, 55), (28, 80), (10, 9)),
     "bricks": partial(_lattice, (158, 78, 62), 60.0, 0.5),
     "tiles": partial(_lattice, (165, 170, 172), -60.0, 0.0),
 }  # fmt: skip

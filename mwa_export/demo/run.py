@@ -28,8 +28,6 @@ from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import ModelConfig
 
-SAMPLES = 128  # pictures to calibrate with, and a caption of each
-
 # What loses most in the text tower. `mwa-export quantize` finds such layers by itself, but its
 # search embeds the held-back data a dozen times: longer here than all the rest together.
 KEPT = ("text:*.fc2_up",)
@@ -76,14 +74,9 @@ def run_demo(
     force: bool = False,
     progress: Progress | None = None,
 ) -> DemoResult:
-    """Run the main job in a new folder.
+    """Run the main job in a new folder, which then holds `data/`, `bundle/` and `parity/`.
 
-    Args:
-        out: folder to make; holds `data/`, `bundle/` and `parity/` afterwards.
-        quantize: adds the INT8 graphs; the library itself has no calibration.
-        pictures: number of test pictures, five captions each.
-        force: replace the folder if it exists.
-        progress: told about each step.
+    ``quantize`` adds the INT8 graphs.
     """
     progress = progress or Silent()
     checkpoint, spm = assets()
@@ -162,13 +155,6 @@ def _as_moved(parity: Parity, folder: Path, out: Path) -> Parity:
 def quantize_demo(
     bundle: Path, samples: RetrievalData, held_back: RetrievalData, progress: Progress
 ) -> Quantized:
-    """Add INT8 graphs to the demo's bundle, without the search for precisions.
-
-    Args:
-        bundle: made from the shipped checkpoint; changed in place.
-        samples: pictures with captions to calibrate with.
-        held_back: others, to measure recall on for the manifest.
-        progress: told about each step.
-    """
+    """Add INT8 graphs to the demo's bundle, without the search for precisions."""
     options = QuantizeOptions(samples=SAMPLES, keep=KEPT, search=False, points=0)
     return quantize(bundle, samples, held_back=held_back, options=options, progress=progress)

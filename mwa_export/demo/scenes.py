@@ -48,17 +48,9 @@ def picture_from_seed(family: Family, seed: int, index: int) -> Picture:
 
 
 def write_scenes(out: Path, *, family: Family, count: int, seed: int, split: str = "test") -> Path:
-    """Draw pictures as files, with a caption file in the form of COCO's Karpathy split.
+    """Draw pictures as files. Returns their captions' file, in the form of COCO's Karpathy split.
 
-    Args:
-        out: folder, made if missing; gets ``images/<split>_000001.jpg`` ... and ``dataset.json``.
-        family: "base" is what the demo model learned first, "target" what its adapters are for.
-        count: number of pictures, five captions each.
-        seed: of the scenes; picture i depends on the seed and i alone.
-        split: name of the split, in the JSON and in the file names.
-
-    Returns:
-        The path of ``dataset.json``.
+    ``family``: "base" is what the demo model learned first, "target" what its adapters are for.
     """
     folder = out / "images"
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,13 +70,8 @@ def write_scenes(out: Path, *, family: Family, count: int, seed: int, split: str
                 "cocoid": index + 1,
                 "sentids": list(range(first, first + len(captions))),
                 "sentences": [
-                    {
-                        "raw": caption,
-                        "tokens": _words(caption),
-                        "imgid": index,
-                        "sentid": first + number,
-                    }
-                    for number, caption in enumerate(captions)
+                    {"raw": text, "tokens": _words(text), "imgid": index, "sentid": number}
+                    for number, text in enumerate(captions, first)
                 ],
             }
         )

@@ -6,7 +6,7 @@ A batch is the next rows of a shard, whatever becomes of them: it depends on the
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mwa_export.data.rows import Row, Source
 from mwa_export.embed.pipeline import Channel, Clock, Line, StoppedError
-from mwa_export.embed.rows import Collected, OnRows, checked_rows, ignore, stable
+from mwa_export.embed.rows import Collected, Setup, checked_rows, stable
 from mwa_export.errors import ImageError
 from mwa_export.inputs.decode import pixels_of
 from mwa_export.runtimes.backend import Backend
@@ -39,34 +39,16 @@ class _Batch:
 
 
 def embed_picture_shards(
-    backend: Backend,
-    source: Source,
-    shards: Iterable[Shard],
-    *,
-    batch: int,
-    columns: Sequence[tuple[str, str]] = (),
-    workers: int,
-    clock: Clock,
-    on_rows: OnRows = ignore,
+    setup: Setup, source: Source, shards: Iterable[Shard]
 ) -> Iterator[Embedded]:
     """Embed whole shards, one after another, without a pause between them.
-
-    Args:
-        backend: the model.
-        source: of pictures.
-        shards: of that source.
-        batch: pictures at a time.
-        columns: what is carried along: names and Arrow types.
-        workers: threads that read and decode.
-        clock: takes the times of the stages.
-        on_rows: is told after each batch how many rows are done, and how many of them failed.
 
     Raises:
         DataError: the source is not what its scan said.
     """
-    size = backend.image_size
-    clock.threads |= {"read": workers, "decode": workers}
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    size, batch, clock = setup.backend.image_size, setup.batch, setup.clock
+    clock.threads |= {"read": setup.workers, "decode": setup.workers}
+    pool = ThreadPoolExecutor(setup.workers, thread_name_prefix="decode")
     with Line(clock) as line:
         free: Channel[NDArray[np.uint8]] = Channel(line, _SLOTS, None, None)
         ready: Channel[_Batch] = Channel(line, _SLOTS, None, "infer")
@@ -82,7 +64,7 @@ def embed_picture_shards(
             for shard in shards:
                 entry = _Batch(shard, free.take())
                 for position, (row, item, error) in enumerate(
-                    checked_rows(source, shard, columns, clock)
+                    checked_rows(source, shard, setup.columns, clock)
                 ):
                     if position and position % batch == 0:
                         ready.put(entry)
@@ -101,9 +83,9 @@ def embed_picture_shards(
         try:
             collected = Collected()
             for entry in ready:
-                failed = _infer(backend, entry, collected, clock)
+                failed = _infer(setup.backend, entry, collected, clock)
                 free.put(entry.buffer)
-                on_rows(len(entry.rows) + len(entry.errors), failed)
+                setup.on_rows(len(entry.rows) + len(entry.errors), failed)
                 if entry.last:
                     yield collected.finish(entry.shard)
                     collected = Collected()

@@ -15,6 +15,7 @@ from typing import Generic, Literal, TypeVar
 
 Stage = Literal["read", "decode", "infer", "write"]
 STAGES: tuple[Stage, ...] = ("read", "decode", "infer", "write")
+TIMES = ("busy", "starved", "blocked")  # of a clock
 T = TypeVar("T")
 
 
@@ -160,13 +161,10 @@ class Channel(Generic[T]):
             self._line.changed.notify_all()
             return item
 
-    def __iter__(self) -> Iterator[T]:
-        while True:
-            try:
-                item = self.take()
-            except StopIteration:
-                return
-            yield item
+    def __iter__(self) -> Channel[T]:
+        return self
+
+    __next__ = take
 
     def _wait(
         self, ready: Callable[[], bool], waiting: dict[Stage, float], stage: Stage | None

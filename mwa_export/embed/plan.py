@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Source
-from mwa_export.errors import DataError, OptionsError, UsageError
+from mwa_export.errors import DataError, UsageError, check_option
 from mwa_export.inputs.content import Kind
+from mwa_export.optional import versions_of
 from mwa_export.runtimes.choose import Choice, choose
 from mwa_export.runtimes.machine import this_machine
 from mwa_export.runtimes.options import RuntimeOptions
@@ -31,6 +31,7 @@ from mwa_export.vectors.job import (
     shards,
 )
 from mwa_export.vectors.shards import column_types
+from mwa_export.version import __version__
 
 _SAMPLE = 1000  # rows that decide the types of the carried columns
 _PACKAGES = ("numpy", "pillow", "pyarrow", "sentencepiece")  # whose versions may change bytes
@@ -52,9 +53,8 @@ class Slice:
     of: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.index <= self.of:
-            expected = f"1/{self.of} to {self.of}/{self.of}"
-            raise OptionsError("shard", f"{self.index}/{self.of}", expected)
+        given, expected = f"{self.index}/{self.of}", f"1/{self.of} to {self.of}/{self.of}"
+        check_option("shard", given, 1 <= self.index <= self.of, expected)
 
     @property
     def name(self) -> str:
@@ -109,14 +109,9 @@ def plan(
     options: EmbedOptions | None = None,
     runtime: RuntimeOptions | None = None,
 ) -> Plan:
-    """Scan the sources and decide everything that decides the output.
+    """Scan the sources, at most one of a kind, and decide everything that decides the output.
 
-    Args:
-        bundle: an opened bundle.
-        sources: at most one of each kind.
-        work: an existing folder, in which sources may keep an index.
-        options: see EmbedOptions.
-        runtime: what to run on.
+    ``work``: an existing folder, in which sources may keep an index.
 
     Raises:
         UsageError: no source, two of one kind, a column with a name of ours, or a kind for which
@@ -130,11 +125,9 @@ def plan(
     kinds = [source.kind for source in sources]
     asked = runtime or RuntimeOptions()
     choice = choose(bundle.manifest, asked, this_machine(bundle.manifest, asked))
-    inputs, duplicates, ordered = [], [], sorted(sources, key=lambda s: list(FOLDERS).index(s.kind))
-    for source in ordered:
-        entry, doubled = _scanned(source, work, options, choice)
-        inputs.append(entry)
-        duplicates.append(doubled)
+    ordered = sorted(sources, key=lambda source: list(FOLDERS).index(source.kind))
+    scanned = [_scanned(source, work, options, choice) for source in ordered]
+    inputs, duplicates = zip(*scanned, strict=True)
     job = Job(
         bundle=str(bundle.path.resolve()),
         space_id=bundle.manifest.space_id,
@@ -144,10 +137,13 @@ def plan(
         width=bundle.manifest.model.backbone.embed_dim,
         dtype=options.dtype,
         format=options.format,
-        inputs=tuple(inputs),
-        versions=_versions(choice.runtime),
+        inputs=inputs,
+        versions={
+            "mwa-export": __version__,
+            **versions_of(*_PACKAGES, *_RUNTIME_PACKAGES[choice.runtime]),
+        },
     )
-    return Plan(job, bundle, choice, tuple(ordered), tuple(duplicates))
+    return Plan(job, bundle, choice, tuple(ordered), duplicates)
 
 
 def _scanned(
@@ -208,21 +204,8 @@ def _files_used(bundle: Bundle, choice: Choice, kinds: Sequence[Kind]) -> dict[s
         used.append(own[0].file)
     if "text" in kinds and manifest.tokenizer is not None:
         used.append(manifest.tokenizer)
-    found = {
+    return {
         name: entry.sha256
-        for name, entry in manifest.files.items()
+        for name, entry in sorted(manifest.files.items())
         if any(name == file or name.startswith(file + ".") for file in used)
     }
-    return dict(sorted(found.items()))
-
-
-def _versions(runtime: str) -> dict[str, str]:
-    from mwa_export.version import __version__
-
-    found = {"mwa-export": __version__}
-    for package in (*_PACKAGES, *_RUNTIME_PACKAGES[runtime]):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mwa_export.embed.pipeline import STAGES, Clock, Stage
+from mwa_export.embed.pipeline import STAGES, TIMES, Clock, Stage
 from mwa_export.embed.plan import Plan
 from mwa_export.errors import OptionsError, TooManyErrorsError
 from mwa_export.vectors.shards import Entry
@@ -39,28 +39,19 @@ class Watch(Protocol):
 
     def planned(self, plan: Plan, todo: int, shards: int) -> None:
         """The plan is made: ``todo`` rows are left, of ``shards`` shards."""
-        ...
+        return
 
     def progress(self, snapshot: Snapshot) -> None:
         """A batch is done."""
-        ...
+        return
 
     def shard(self, entry: Entry) -> None:
         """A shard is finished."""
-        ...
+        return
 
 
-class Unwatched:
+class Unwatched(Watch):
     """For those who do not watch."""
-
-    def planned(self, plan: Plan, todo: int, shards: int) -> None:
-        pass
-
-    def progress(self, snapshot: Snapshot) -> None:
-        pass
-
-    def shard(self, entry: Entry) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +143,7 @@ class Meter:
             rate,
             (self.total - done) / rate if rate > 0 else None,
             clock.bottleneck() if clock.busy["infer"] > 0 else None,
-            {
-                stage: {
-                    "busy": clock.busy[stage],
-                    "starved": clock.starved[stage],
-                    "blocked": clock.blocked[stage],
-                }
-                for stage in STAGES
-            },
+            {stage: {name: getattr(clock, name)[stage] for name in TIMES} for stage in STAGES},
         )
 
 

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mwa_export.embed.pipeline import Clock
+from mwa_export.embed.pipeline import TIMES, Clock
 from mwa_export.embed.ray_cluster import cluster
 from mwa_export.embed.run import Executor, Task
 from mwa_export.embed.worker import Worker
-from mwa_export.errors import ClusterError, DataError, MwaExportError, OptionsError
+from mwa_export.errors import ClusterError, DataError, MwaExportError, check_option
 from mwa_export.runtimes.options import NVIDIA, RuntimeOptions
 from mwa_export.vectors.job import Job, Shard
 from mwa_export.vectors.output import JOB, WORK, Output
@@ -43,11 +43,10 @@ class RayOptions:
     actors: tuple[int, int] | None = None  # least and most; None: as many as there is room for
 
     def __post_init__(self) -> None:
-        if self.cpus is not None and self.cpus < 1:
-            raise OptionsError("ray_cpus", self.cpus, "1 or more")
-        if self.actors is not None and not 1 <= self.actors[0] <= self.actors[1]:
-            least, most = self.actors
-            raise OptionsError("ray_actors", f"{least}-{most}", "1 or more, least before most")
+        check_option("ray_cpus", self.cpus, self.cpus is None or self.cpus >= 1, "1 or more")
+        least, most = self.actors or (1, 1)
+        fits = 1 <= least <= most
+        check_option("ray_actors", f"{least}-{most}", fits, "1 or more, least before most")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +206,7 @@ class _Actor:
         source = next(source for source in self._orders.sources if source.kind == shard.kind)
         with _counted(output, shard):
             entry = worker.embed_shard(output, source, shard)
-        names = ("busy", "starved", "blocked", "threads")
-        times = {name: getattr(worker.clock, name) for name in names}
+        times = {name: getattr(worker.clock, name) for name in (*TIMES, "threads")}
         return json.dumps(entry.to_json()), json.dumps(times)
 
     def _open(self, output: Output) -> Worker:

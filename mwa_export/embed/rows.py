@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mwa_export.data.rows import Row, Source
 from mwa_export.embed.pipeline import Clock
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Problem
+from mwa_export.runtimes.backend import Backend
 from mwa_export.vectors.job import RowError, Shard
 from mwa_export.vectors.shards import UNIT_TOLERANCE, Embedded, fit_columns
 
@@ -25,6 +27,18 @@ _TIMED = 64  # rows whose reading is entered into the clock at a time
 
 def ignore(_rows: int, _failed: int) -> None:
     """For those who do not watch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the shards of one source are embedded with."""
+
+    backend: Backend
+    batch: int  # rows at a time, at most
+    columns: Sequence[tuple[str, str]]  # carried along: names and Arrow types
+    workers: int  # threads that read and decode, or tokenize
+    clock: Clock  # takes the times of the stages; tokenizing counts as decoding
+    on_rows: OnRows  # is told after each batch
 
 
 def checked_rows(
@@ -93,7 +107,8 @@ class Collected:
         if not good.all():
             kept = np.flatnonzero(good).tolist()
             lost = np.flatnonzero(~good).tolist()
-            self.errors += [not_finite(numbers[index], ids[index]) for index in lost]
+            reason = "the model gave no unit vector (a value that is not finite, or another length)"
+            self.errors += [RowError(numbers[i], ids[i], "not-finite", reason) for i in lost]
             numbers, ids = [numbers[i] for i in kept], [ids[i] for i in kept]
             columns, vectors = [columns[i] for i in kept], vectors[good]
         self._rows += numbers
@@ -120,9 +135,3 @@ def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
 def stable(reason: str) -> str:
     """A reason without what differs from run to run: Pillow names objects by their address."""
     return re.sub(r"<?[\w.]+ object at 0x[0-9a-fA-F]+>?", "its bytes", reason)
-
-
-def not_finite(row: int, id: str) -> RowError:
-    """The model's output is no unit vector."""
-    reason = "the model gave no unit vector (a value that is not finite, or another length)"
-    return RowError(row, id, "not-finite", reason)

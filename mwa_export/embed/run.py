@@ -121,13 +121,10 @@ def run(
     """Embed sources into a folder, or go on where an earlier run stopped.
 
     Args:
-        bundle: an opened bundle.
         sources: at most one of each kind.
         out: a new or empty folder, or that of an earlier run of the same job.
         options: what decides the output.
-        runtime: what to run on.
         how: what does not decide the output.
-        watch: is told of the progress.
 
     Raises:
         DataError: the sources or the folder cannot be used, or belong to another job.
@@ -190,7 +187,8 @@ def _end(planned: Plan, output: Output, how: Execution) -> Summary:
             )
         found = counts(planned.job, entries)
         return Summary(output.folder, found, complete=False, left=left)
-    with nullcontext() if how.part is None else output.locked_to_finish():
+    alone = nullcontext() if how.part is None else locked(output.folder, "finish", wait=True)
+    with alone:  # no other part finishes this output
         if not output.finished:
             output.finish(entries)
         return _finished(output, how)

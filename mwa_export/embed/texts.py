@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.data.rows import Row, Source
-from mwa_export.embed.pipeline import Channel, Clock, Line
-from mwa_export.embed.rows import Collected, OnRows, checked_rows, ignore, stable
+from mwa_export.embed.pipeline import Channel, Line
+from mwa_export.embed.rows import Collected, Setup, checked_rows, stable
 from mwa_export.inputs.content import Caption
 from mwa_export.inputs.decode import RowRefusedError, text_of
 from mwa_export.inputs.tokenizer import BOS, EOS, PAD, Tokenizer
-from mwa_export.runtimes.backend import Backend
 from mwa_export.vectors.job import RowError, Shard
 from mwa_export.vectors.shards import Embedded
 
@@ -39,46 +38,27 @@ class _Tokenized:
 
 
 def embed_text_shards(
-    backend: Backend,
-    tokenizer: Tokenizer,
-    source: Source,
-    shards: Iterable[Shard],
-    *,
-    batch: int,
-    columns: Sequence[tuple[str, str]] = (),
-    workers: int,
-    clock: Clock,
-    on_rows: OnRows = ignore,
+    setup: Setup, tokenizer: Tokenizer, source: Source, shards: Iterable[Shard]
 ) -> Iterator[Embedded]:
     """Embed whole shards, one after another, without a pause between them.
-
-    Args:
-        backend: the model.
-        tokenizer: of the model.
-        source: of texts.
-        shards: of that source.
-        batch: texts at a time, at most.
-        columns: what is carried along: names and Arrow types.
-        workers: threads that tokenize.
-        clock: takes the times of the stages; tokenizing counts as decoding.
-        on_rows: is told after each batch how many rows are done, and how many of them failed.
 
     Raises:
         DataError: the source is not what its scan said.
     """
-    clock.threads |= {"read": 1, "decode": 1}  # SentencePiece's threads run inside one call
-    with Line(clock) as line:
+    on_rows = setup.on_rows
+    setup.clock.threads |= {"read": 1, "decode": 1}  # SentencePiece's run inside one call
+    with Line(setup.clock) as line:
         ready: Channel[_Tokenized] = Channel(line, 1, None, "infer")
 
         def read() -> None:
             for shard in shards:
-                ready.put(_tokenized(source, shard, columns, tokenizer, workers, line))
+                ready.put(_tokenized(setup, source, shard, tokenizer, line))
             ready.close()
 
         line.start(read, "read")
         for entry in ready:
             on_rows(len(entry.errors), len(entry.errors))
-            vectors = _vectors(backend, entry, batch, line, on_rows)
+            vectors = _vectors(setup, entry, line)
             collected = Collected()
             collected.errors = entry.errors
             before = len(entry.errors)
@@ -90,12 +70,7 @@ def embed_text_shards(
 
 
 def _tokenized(
-    source: Source,
-    shard: Shard,
-    columns: Sequence[tuple[str, str]],
-    tokenizer: Tokenizer,
-    workers: int,
-    line: Line,
+    setup: Setup, source: Source, shard: Shard, tokenizer: Tokenizer, line: Line
 ) -> _Tokenized:
     """Read a shard's texts, window by window."""
     entry, known = _Tokenized(shard), dict[bytes, int]()
@@ -104,10 +79,10 @@ def _tokenized(
     def encode() -> None:
         line.check()
         with line.clock.working("decode"):
-            _encode(window, entry, known, tokenizer, workers)
+            _encode(window, entry, known, tokenizer, setup.workers)
         window.clear()
 
-    for number, row, error in checked_rows(source, shard, columns, line.clock):
+    for number, row, error in checked_rows(source, shard, setup.columns, line.clock):
         if error is not None:
             entry.errors.append(error)
             continue
@@ -152,15 +127,14 @@ def _encode(
         if place == len(entry.different):
             entry.different.append(ids)
         places[text] = place
-    entry.numbers += [number for number, _row, _text in window]
-    entry.ids += [row.id for _number, row, _text in window]
-    entry.columns += [row.columns for _number, row, _text in window]
-    entry.which += [places[text] for _number, _row, text in window]
+    for number, row, text in window:
+        entry.numbers.append(number)
+        entry.ids.append(row.id)
+        entry.columns.append(row.columns)
+        entry.which.append(places[text])
 
 
-def _vectors(
-    backend: Backend, entry: _Tokenized, batch: int, line: Line, on_rows: OnRows
-) -> NDArray[np.float32]:
+def _vectors(setup: Setup, entry: _Tokenized, line: Line) -> NDArray[np.float32]:
     """Embed the different texts of a shard. (len(entry.different), D), in their order."""
     sequences = entry.different
     rows = np.bincount(entry.which, minlength=len(sequences))  # that have each text
@@ -172,17 +146,17 @@ def _vectors(
     start = 0
     while start < len(order):
         line.check()
-        stop = _batch_end(lengths[order], start, batch)
+        stop = _batch_end(lengths[order], start, setup.batch)
         sizes = lengths[order[start:stop]]
         ids = np.full((stop - start, sizes[-1]), PAD, np.int64)
         valid = np.arange(sizes[-1]) < sizes[:, None]  # (B, T)
         ids[valid] = flat[ends[start] - sizes[0] : ends[stop - 1]]
         with line.clock.working("infer"):
-            found = backend.embed_texts(ids, (~valid).astype(np.int64))
+            found = setup.backend.embed_texts(ids, (~valid).astype(np.int64))
         if vectors is None:
             vectors = np.empty((len(order), found.shape[1]), np.float32)
         vectors[order[start:stop]] = found
-        on_rows(int(rows[order[start:stop]].sum()), 0)
+        setup.on_rows(int(rows[order[start:stop]].sum()), 0)
         start = stop
     return np.empty((0, 0), np.float32) if vectors is None else vectors
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
 from mwa_export.data.rows import Source
 from mwa_export.embed.pipeline import Clock
-from mwa_export.embed.rows import OnRows, ignore
+from mwa_export.embed.rows import OnRows, Setup, ignore
 from mwa_export.errors import DataError
 from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.open import open_backend
@@ -49,13 +48,7 @@ class Worker:
         workers: int | None = None,
         runtime: RuntimeOptions | None = None,
     ) -> Worker:
-        """Open the model of a job.
-
-        Args:
-            job: from `embed.plan.plan`.
-            bundle: opened already; else it is opened at the path that the job names.
-            workers: threads that decode; None: one per core.
-            runtime: threads and the like; runtime and precision are those of the job.
+        """Open the model of a job, from its bundle if that is opened already.
 
         Raises:
             DataError: the bundle is another one than the job's.
@@ -80,22 +73,17 @@ class Worker:
             DataError: the source is not what its scan said.
         """
         entry = self.job.input(source.kind)
-        options: dict[str, Any] = {
-            "batch": entry.batch,
-            "columns": entry.columns,
-            "workers": self.workers,
-            "clock": self.clock,
-            "on_rows": self.on_rows,
-        }
+        setup = Setup(
+            self.backend, entry.batch, entry.columns, self.workers, self.clock, self.on_rows
+        )
         if source.kind == "image":
             from mwa_export.embed.pictures import embed_picture_shards
 
-            found = embed_picture_shards(self.backend, source, shards, **options)
+            found = embed_picture_shards(setup, source, shards)
         else:
             from mwa_export.embed.texts import embed_text_shards
 
-            tokenizer = self.bundle.tokenizer()
-            found = embed_text_shards(self.backend, tokenizer, source, shards, **options)
+            found = embed_text_shards(setup, self.bundle.tokenizer(), source, shards)
         for shard in found:
             if not len(shard.vectors):  # every row failed: the width is still the job's
                 shard = replace(shard, vectors=np.empty((0, self.job.width), np.float32))

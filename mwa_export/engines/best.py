@@ -38,9 +38,9 @@ from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import TOWERS, Tower
-from mwa_export.trt.compare import Compared, compare_engines
 from mwa_export.trt.device import Device
 from mwa_export.trt.install import find_tensorrt
+from mwa_export.trt.timing import Compared, compare_engines
 from mwa_export.trt.versions import TensorRt
 
 CANDIDATES: tuple[EnginePrecision, ...] = ("float16", "bfloat16", "int8", "float8")
@@ -87,7 +87,6 @@ def best_engines(
     """Build engines of every precision, measure speed and recall here, and add the fastest pair.
 
     Args:
-        path: the bundle.
         data: pictures and captions. ``options.samples`` of the pictures are measured for float16's
             range, the others are held back, and recall is measured on them. Without data no engine
             of 8 bits is tried: nothing would say what it costs.
@@ -95,8 +94,6 @@ def best_engines(
         options: see EngineOptions; its precision is not read.
         max_recall_drop: points that each of TR@1/5/10 and IR@1/5/10 may lose against float32.
         out: where the bundle with the engines goes; None: in the place of the old one.
-        force: replace ``out`` if it exists.
-        progress: told about each step.
 
     Raises:
         ParityError: no precision stays inside the budget. The bundle is unchanged.
@@ -116,19 +113,20 @@ def best_engines(
     # Beside the bundle, so that its files and the engines need not be copied.
     with TemporaryDirectory(prefix=".mwa-export-", dir=Path(path).absolute().parent) as scratch:
         trial = Path(scratch) / "bundle"
-        warnings = _build_all(path, trial, candidates, data, options, progress)
+        contest = _Contest(bundle, trial, device, options, held_back, max_recall_drop, progress)
+        warnings = contest.build(candidates, data)
         tried = [candidate for candidate in candidates if candidate.engines]
         if not tried:
             raise EngineError(f"{path}: no engine could be built. {_problems(candidates)}")
-        _time_all(trial, tried, device, progress)
-        _measure_all(trial, path, tried, held_back, options, max_recall_drop, progress)
+        contest.time(tried)
+        contest.measure(tried)
         winner = fastest(candidates)
         if winner is None:
             raise ParityError(
                 f"{path}: no engine stays within {max_recall_drop:g} points of recall. "
                 f"{_problems(candidates)} The bundle is unchanged. Allow more: `max_recall_drop`"
             )
-        added = _publish(bundle, trial, winner, held_back, max_recall_drop, out, force=force)
+        added = contest.publish(winner, out, force=force)
     return Best(added, device, tuple(candidates), winner, warnings)
 
 
@@ -160,116 +158,101 @@ def _not_tried(
     return None
 
 
-def _build_all(
-    path: Path,
-    trial: Path,
-    candidates: Sequence[Candidate],
-    data: RetrievalData | None,
-    options: EngineOptions,
-    progress: Progress,
-) -> tuple[str, ...]:
-    """Build the candidates into a copy of the bundle. Returns warnings."""
-    warnings: list[str] = []
-    for candidate in candidates:
-        if candidate.problem is not None:
-            continue
-        asked = replace(options, precision=candidate.precision, speed_gate=False)
-        there = trial.exists()
-        try:
-            done = build_engines(
-                trial if there else path,
-                data,
-                options=asked,
-                out=None if there else trial,
-                progress=progress,
+@dataclass(frozen=True, slots=True)
+class _Contest:
+    """A trial of several precisions, in a copy of the bundle."""
+
+    bundle: Bundle
+    trial: Path  # the copy
+    device: Device
+    options: EngineOptions
+    held_back: RetrievalData | None
+    budget: float  # points of recall
+    progress: Progress
+
+    def build(self, candidates: Sequence[Candidate], data: RetrievalData | None) -> tuple[str, ...]:
+        """Build the candidates into the copy. Returns warnings."""
+        warnings: list[str] = []
+        for candidate in candidates:
+            if candidate.problem is not None:
+                continue
+            asked = replace(self.options, precision=candidate.precision, speed_gate=False)
+            path, out = (
+                (self.trial, None) if self.trial.exists() else (self.bundle.path, self.trial)
             )
-        except (CalibrationError, EngineError, UsageError, VerificationError) as error:
-            candidate.problem = str(error)
-            continue
-        candidate.engines = {engine.tower: engine for engine in done.engines}
-        warnings += done.warnings
-    return tuple(dict.fromkeys(warnings))
+            try:
+                done = build_engines(path, data, options=asked, out=out, progress=self.progress)
+            except (CalibrationError, EngineError, UsageError, VerificationError) as error:
+                candidate.problem = str(error)
+                continue
+            candidate.engines = {engine.tower: engine for engine in done.engines}
+            warnings += done.warnings
+        return tuple(dict.fromkeys(warnings))
 
+    def time(self, tried: Sequence[Candidate]) -> None:
+        """Measure speed, each tower's precisions in turns."""
+        bundle = Bundle.open(self.trial)
+        for tower in TOWERS:
+            self.progress(f"{tower} tower: time every precision, in turns")
+            engines = {str(c.precision): (bundle, c.engines[tower]) for c in tried}
+            found = compare_engines(engines, self.device)
+            for candidate in tried:
+                candidate.speed[tower] = found[candidate.precision]
 
-def _time_all(trial: Path, tried: Sequence[Candidate], device: Device, progress: Progress) -> None:
-    bundle = Bundle.open(trial)
-    for tower in TOWERS:
-        progress(f"{tower} tower: time every precision, in turns")
-        engines: dict[str, tuple[Bundle, Engine]] = {
-            c.precision: (bundle, c.engines[tower]) for c in tried
-        }
-        for precision, found in compare_engines(engines, device).items():
-            next(c for c in tried if c.precision == precision).speed[tower] = found
+    def measure(self, tried: Sequence[Candidate]) -> None:
+        """Check every candidate's embeddings: conformance vectors in any case, recall with data."""
+        bundle, data = Bundle.open(self.trial), self.held_back
+        side = (
+            None if data is None else HeldBack(open_bundle(self.bundle.path), data, self.progress)
+        )
+        for candidate in tried:
+            engines, device = tuple(candidate.engines.values()), self.options.device
+            try:
+                with TensorRtBackend(bundle, engines=engines, device=device) as backend:
+                    if side is None:
+                        continue
+                    label = f"TensorRT {candidate.precision}"
+                    candidate.recall = side.measure(frozenset(), backend, label)
+            except (EngineError, VerificationError) as error:
+                candidate.problem = str(error)
+                continue
+            drop = candidate.recall.drop
+            if drop > self.budget + SLACK:
+                candidate.problem = (
+                    f"drops {drop:.2f} points of recall, and {self.budget:g} are allowed"
+                )
 
+    def publish(self, winner: Candidate, out: Path | None, *, force: bool) -> Bundle:
+        """Write the bundle with the winner's engines and measurements; the others are dropped."""
+        manifest, measured = self.bundle.manifest, self._record(winner)
+        engines = [replace(engine, measured=measured) for engine in winner.engines.values()]
+        with changed_bundle(self.bundle, out, force=force) as folder:
+            for engine in engines:
+                target = folder / engine.file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)  # an older one is a link to the old bundle's file
+                link_or_copy(self.trial / engine.file, target)
+            added = with_engines(manifest.engines, engines)
+            manifest = write_manifest(folder, replace(manifest, engines=added))
+        return Bundle(Path(out or self.bundle.path), manifest)
 
-def _measure_all(
-    trial: Path,
-    path: Path,
-    tried: Sequence[Candidate],
-    data: RetrievalData | None,
-    options: EngineOptions,
-    budget: float,
-    progress: Progress,
-) -> None:
-    """Check every candidate's embeddings: conformance vectors in any case, recall with data."""
-    bundle = Bundle.open(trial)
-    held_back = None if data is None else HeldBack(open_bundle(path), data, progress)
-    for candidate in tried:
-        engines = tuple(candidate.engines.values())
-        try:
-            with TensorRtBackend(bundle, engines=engines, device=options.device) as backend:
-                if held_back is None:
-                    continue
-                label = f"TensorRT {candidate.precision}"
-                candidate.recall = held_back.measure(frozenset(), backend, label)
-        except (EngineError, VerificationError) as error:
-            candidate.problem = str(error)
-            continue
-        if candidate.recall.drop > budget + SLACK:
-            candidate.problem = (
-                f"drops {candidate.recall.drop:.2f} points of recall, and {budget:g} are allowed"
-            )
-
-
-def _publish(
-    bundle: Bundle,
-    trial: Path,
-    winner: Candidate,
-    data: RetrievalData | None,
-    budget: float,
-    out: Path | None,
-    *,
-    force: bool,
-) -> Bundle:
-    """Write the bundle with the winner's engines and measurements; the others are dropped."""
-    measured = None if winner.recall is None else _measured(winner, data, budget)
-    engines = [replace(engine, measured=measured) for engine in winner.engines.values()]
-    with changed_bundle(bundle, out, force=force) as folder:
-        for engine in engines:
-            target = folder / engine.file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)  # an older one of the same name: a link to the old file
-            link_or_copy(trial / engine.file, target)
-        added = with_engines(bundle.manifest.engines, engines)
-        manifest = write_manifest(folder, replace(bundle.manifest, engines=added))
-    return Bundle(Path(out or bundle.path), manifest)
-
-
-def _measured(winner: Candidate, data: RetrievalData | None, budget: float) -> MeasuredEngines:
-    """Record of the winner, the same for both towers' engines."""
-    assert winner.recall is not None
-    return MeasuredEngines(
-        recall_drop=round(winner.recall.drop, 6),
-        passed=bool(winner.recall.drop <= budget + SLACK),
-        max_recall_drop=budget,
-        mean_cosine={tower: round(c, 7) for tower, c in winner.recall.cosine.items()},
-        recall=winner.recall.detail,
-        held_back=None if data is None else HeldBackData(data.name, len(data.pictures)),
-        milliseconds={
-            tower: RunTime(c.timing.batch, c.timing.length, c.timing.median_ms)
-            for tower, c in winner.speed.items()
-        },
-    )
+    def _record(self, winner: Candidate) -> MeasuredEngines | None:
+        """Measurements of the winner, the same for both towers' engines; None without recall."""
+        recall, data = winner.recall, self.held_back
+        if recall is None:
+            return None
+        return MeasuredEngines(
+            recall_drop=round(recall.drop, 6),
+            passed=bool(recall.drop <= self.budget + SLACK),
+            max_recall_drop=self.budget,
+            mean_cosine={tower: round(c, 7) for tower, c in recall.cosine.items()},
+            recall=recall.detail,
+            held_back=None if data is None else HeldBackData(data.name, len(data.pictures)),
+            milliseconds={
+                tower: RunTime(c.timing.batch, c.timing.length, c.timing.median_ms)
+                for tower, c in winner.speed.items()
+            },
+        )
 
 
 def _problems(candidates: Sequence[Candidate]) -> str:

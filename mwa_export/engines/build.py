@@ -16,14 +16,8 @@ from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
-from mwa_export.engines.graphs import (
-    CALIBRATED,
-    EngineGraph,
-    engine_graph,
-    needs_calibration,
-)
-from mwa_export.engines.speed_gate import GATED, Speed, check_speed, measure_speed
-from mwa_export.errors import MwaExportError
+from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph, needs_calibration
+from mwa_export.errors import EngineError, MwaExportError
 from mwa_export.files import sha256_of
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
@@ -32,6 +26,7 @@ from mwa_export.trt.device import Device
 from mwa_export.trt.engine import engine_name, obstacle
 from mwa_export.trt.install import find_tensorrt
 from mwa_export.trt.profiles import Span, profiles_of, text_lengths
+from mwa_export.trt.timing import Compared, compare_engines
 from mwa_export.trt.versions import TensorRt
 
 BATCH = Span(1, 32, 128)
@@ -51,6 +46,36 @@ class EngineOptions:
     seed: int = 0
     speed_gate: bool = True  # compare the speed of 8-bit engines with float16
     allow_slow: bool = False  # keep 8-bit engines that are slower than float16
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Speed of an engine, compared with the float16 engine of its tower."""
+
+    engine: Engine
+    ours: Compared
+    float16: Compared
+
+    @property
+    def ratio(self) -> float:
+        """Speed relative to float16, without copies."""
+        return self.float16.timing.median_ms / self.ours.timing.median_ms
+
+    @property
+    def sentence(self) -> str:
+        """The comparison in words."""
+        timing = self.ours.timing
+        of = f"{timing.batch} x {timing.length} tokens" if timing.length else f"{timing.batch} rows"
+        return (
+            f"{self.engine.tower} tower: {self.engine.precision} runs {self.ratio:.2f}x as fast "
+            f"as float16 ({timing.median_ms:.2f} and {self.float16.timing.median_ms:.2f} ms for "
+            f"{of}, without copies)"
+        )
+
+    @property
+    def reasons(self) -> str:
+        """Possible causes that the inspector found, in words; "" if none."""
+        return "; ".join(self.ours.inspection.reasons(self.engine.precision))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +132,12 @@ def build_engines(
     if options.precision in CALIBRATED:
         bundle.require(*TOWERS, what="calibration")
         needs_calibration(bundle)
-    jobs = [
-        _Job(tower, _profiles(bundle, tower, options), tensorrt, device, options, progress)
-        for tower in bundle.manifest.towers
-    ]
+    lengths = {"text": text_lengths(options.lengths, bundle.manifest.max_length)}
+    jobs = []
+    for tower in bundle.manifest.towers:
+        spec = bundle.graph(tower)[1].spec
+        profiles = profiles_of(spec, options.batches, lengths.get(tower))
+        jobs.append(_Job(tower, profiles, tensorrt, device, options, progress))
     present = {job.tower: None if options.rebuild else job.present(bundle) for job in jobs}
     missing = [job for job in jobs if present[job.tower] is None]
     kept = tuple(engine for engine in present.values() if engine is not None)
@@ -127,15 +154,16 @@ def build_engines(
             added = _add(bundle, job, None if done else out, force=force)
         except MwaExportError as error:
             if done:  # the first engine is kept: it took minutes
-                ways = f"`mwa-export trt {bundle.path}` with `engine_precision={options.precision}`"
                 error.args = (
-                    f"{error} {done[0].engine.file} was built and is kept. Go on with: {ways}",
+                    f"{error} {done[0].engine.file} was built and is kept. Go on with: `mwa-export "
+                    f"trt {bundle.path}` with `engine_precision={options.precision}`",
                 )
             raise
         done.append(added)
         bundle = added.bundle
-    if not missing and out is not None:
-        bundle = _copied(bundle, out, force=force)
+    if not missing and out is not None:  # a copy
+        with changed_bundle(bundle, out, force=force) as folder:
+            bundle = Bundle(out, write_manifest(folder, bundle.manifest))
     return EnginesBuilt(
         bundle,
         device,
@@ -186,25 +214,37 @@ def _add(bundle: Bundle, job: _Job, out: Path | None, *, force: bool) -> _Added:
     with changed_bundle(bundle, out, force=force) as folder:
         graph, engine, warnings = _build(bundle, job, folder)
         speed = _speed(bundle, job, folder, engine)
-        if speed is not None and job.options.allow_slow and speed.ratio < 1:
+        if speed is not None and speed.ratio < 1:
+            if not job.options.allow_slow:
+                raise EngineError(_too_slow(speed))
             warnings += (f"{speed.sentence}. {speed.reasons}".rstrip(". "),)
-        elif speed is not None:
-            check_speed(speed)
         job.progress("write the manifest")
         engines = with_engines(bundle.manifest.engines, [engine])
         manifest = write_manifest(folder, replace(bundle.manifest, engines=engines))
     return _Added(Bundle(Path(out or bundle.path), manifest), graph, engine, warnings, speed)
 
 
+def _too_slow(speed: Speed) -> str:
+    """Why an engine that is slower than float16 is refused: it would cost recall for nothing."""
+    why = f" In the engine: {speed.reasons}." if speed.reasons else ""
+    return (
+        f"{speed.sentence}, so the engine is not added.{why} Build with "
+        "`engine_precision=float16`, or `best`, which keeps the fastest; "
+        f"`engine_precision={speed.engine.precision}` with `allow_slow` adds it nevertheless, and "
+        "`no_speed_gate` does not measure."
+    )
+
+
 def _speed(bundle: Bundle, job: _Job, folder: Path, engine: Engine) -> Speed | None:
     """Compare the speed of a new 8-bit engine with float16; None: not asked for."""
-    if engine.precision not in GATED or not job.options.speed_gate:
+    if engine.precision not in CALIBRATED or not job.options.speed_gate:
         return None
     with TemporaryDirectory(prefix="mwa-export-") as scratch:
         float16 = _float16_engine(bundle, job, Path(scratch))
         job.progress(f"{job.tower} tower: time {engine.precision} beside float16")
         ours = (Bundle(folder, bundle.manifest), engine)
-        return measure_speed(ours, float16, job.device)
+        found = compare_engines({"ours": ours, "float16": float16}, job.device)
+        return Speed(engine, found["ours"], found["float16"])
 
 
 def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, Engine]:
@@ -216,20 +256,6 @@ def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, E
     job.progress(f"{job.tower} tower: build float16, to compare with")
     _graph, engine, _warnings = _build(bundle, job, scratch)
     return Bundle(scratch, bundle.manifest), engine
-
-
-def _copied(bundle: Bundle, out: Path, *, force: bool) -> Bundle:
-    """Copy the bundle."""
-    with changed_bundle(bundle, out, force=force) as folder:
-        manifest = write_manifest(folder, bundle.manifest)
-    return Bundle(out, manifest)
-
-
-def _profiles(bundle: Bundle, tower: Tower, options: EngineOptions) -> tuple[Profile, ...]:
-    lengths = None
-    if tower == "text":
-        lengths = text_lengths(options.lengths, bundle.manifest.max_length)
-    return profiles_of(bundle.graph(tower)[1].spec, options.batches, lengths)
 
 
 def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine, tuple[str, ...]]:

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import onnx
+from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import EnginePrecision
-from mwa_export.bundle.manifest import Conformance, Graph
+from mwa_export.bundle.manifest import Conformance, Graph, GraphFile
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
 from mwa_export.calib.insert import quantized_graph
 from mwa_export.calib.sites import find_sites
-from mwa_export.engines.ranges import Inputs, largest_magnitudes
 from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.graphs.lint.check import check
 from mwa_export.graphs.rounded import in_float32
 from mwa_export.graphs.typed import LIMIT, Typed, to_bfloat16, to_float16
+from mwa_export.inputs.preprocess import feed_of
 from mwa_export.progress import Progress
-from mwa_export.runtimes.backend import BFLOAT16_COSINE, expected_cosine
-from mwa_export.runtimes.ort_session import run_graph, session
+from mwa_export.runtimes.backend import (
+    BFLOAT16_COSINE,
+    inputs_of,
+    least_cosine,
+    measured_cosine,
+)
+from mwa_export.runtimes.ort_session import run_graph, session, session_with_outputs
 from mwa_export.runtimes.trt import LEAST_8_BITS
 from mwa_export.spec import Tower
 from mwa_export.version import __version__
 
 CALIBRATED: tuple[EnginePrecision, ...] = ("int8", "float8")
 """Precisions that need the bundle's calibration."""
+Inputs = tuple[NDArray[Any], ...]
+_GROUP = 48  # values that are kept in memory at a time
 _OPSET = DIALECTS["tensorrt"].opset
 _BFLOAT16_RULES = "tensorrt-bfloat16"  # of the linter
 _MANY = 0.1  # of the GEMMs in float32: enough to be felt
@@ -73,13 +83,10 @@ def engine_graph(
 
     Args:
         bundle: with its float32 graphs, and for int8 and float8 with its calibration.
-        tower: which.
-        precision: of the engine.
         typed: for TensorRT 10 and later: float16 except where a measured value does not fit, INT8
             and float8 as Q/DQ with float16 scales; or bfloat16. Otherwise, for 8.6, which has
             neither float8 nor bfloat16, the graph stays float32.
         folder: where the graph is written.
-        progress: told about each step.
         batches: inputs to measure on, beside the conformance vectors.
         keep: nodes of a typed graph that stay in float32 in any case.
 
@@ -92,21 +99,25 @@ def engine_graph(
     own = bundle.graph(tower)
     vectors = bundle.conformance()
     assert typed or precision in ("float16", "int8"), "check_precision comes first"
-    dialect = _dialect(precision, typed)
+    int8 = DIALECTS["tensorrt" if typed else "tensorrt8"]
+    dialect = {"int8": int8, "float8": FLOAT8}.get(precision)  # of the Q/DQ nodes, if it has any
     sources = [bundle.manifest.files[own[1].file].sha256]
-    graph, float32 = FloatGraph.load(own[0]), tuple[str, ...]()
+    graph, made = FloatGraph.load(own[0]), None
     if dialect is not None:
         graph = _quantized(bundle, tower, graph, dialect)
         sources.append(bundle.manifest.files[CALIBRATION].sha256)
     graph = cast_first(graph)
     if precision == "bfloat16":
-        graph, float32 = _parts(to_bfloat16(graph.whole(), opset=_OPSET, keep_float32=keep))
+        made = to_bfloat16(graph.whole(), opset=_OPSET, keep_float32=keep)
     else:
-        ranges = largest_magnitudes(own, [_inputs(vectors, tower), *batches], progress)
+        ranges = largest_magnitudes(own, [inputs_of(vectors, tower), *batches], progress)
         if typed:
-            graph, float32 = _parts(_float16(graph, ranges, keep))
+            made = _float16(graph, ranges, keep)
         else:
             _check_fits_float16(own[0], ranges)
+    float32: tuple[str, ...] = ()
+    if made is not None:
+        graph, float32 = FloatGraph.of(made.model), made.kept
     path = folder / f"{tower}.{precision}.onnx"
     progress(f"{tower} tower: write the {precision} graph and check it on ONNX Runtime")
     graph.write(path, {"mwa_export.version": __version__, "mwa_export.precision": precision})
@@ -117,15 +128,6 @@ def engine_graph(
     cosine = _cosine(path, own[1], vectors, rounded=precision == "bfloat16")
     _check_cosine(bundle, tower, precision, cosine)
     return EngineGraph(path, tuple(sources), float32, cosine, _share(graph, float32))
-
-
-def _dialect(precision: EnginePrecision, typed: bool) -> Dialect | None:
-    """The dialect of the Q/DQ nodes; None for a precision without them."""
-    if precision == "float8":
-        return FLOAT8
-    if precision == "int8":
-        return DIALECTS["tensorrt" if typed else "tensorrt8"]
-    return None
 
 
 def _share(graph: FloatGraph, float32: Collection[str]) -> float:
@@ -164,11 +166,6 @@ def _quantized(bundle: Bundle, tower: Tower, graph: FloatGraph, dialect: Dialect
     return quantized_graph(graph, sites, calibration.of(tower), dialect, int8)
 
 
-def _parts(typed: Typed) -> tuple[FloatGraph, tuple[str, ...]]:
-    """The graph, and its nodes that stay in float32."""
-    return FloatGraph.of(typed.model), typed.kept
-
-
 def _float16(graph: FloatGraph, ranges: Mapping[str, float], keep: Collection[str]) -> Typed:
     known = {value for node in graph.nodes for value in node.output}
     measured = {value: amax for value, amax in ranges.items() if value in known}
@@ -186,20 +183,10 @@ def _check_fits_float16(path: Path, ranges: Mapping[str, float]) -> None:
         )
 
 
-def _inputs(vectors: Conformance, tower: Tower) -> Inputs:
-    if tower == "vision":
-        return (vectors.pixels,)
-    return vectors.token_ids, vectors.padding_mask
-
-
 def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = False) -> float:
     """The least cosine with the reference; NaN if anything is not finite.
 
-    Args:
-        path: of the graph.
-        own: the description of the float32 graph.
-        vectors: of the bundle.
-        rounded: run it as float32 that is rounded to bfloat16 after every node.
+    ``rounded``: run it as float32 that is rounded to bfloat16 after every node.
     """
     if rounded:
         with TemporaryDirectory(prefix="mwa-export-") as scratch:
@@ -207,21 +194,15 @@ def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = Fal
             in_float32(FloatGraph.load(path)).write(copy)
             return _cosine(copy, own, vectors)
     tower = own.spec.tower
-    found = run_graph(session(path), own, _inputs(vectors, tower))
-    wanted = getattr(vectors, tower)
-    return float((found.astype(np.float64) * wanted).sum(axis=1).min())
+    found = run_graph(session(path), own, inputs_of(vectors, tower))
+    return least_cosine(found, getattr(vectors, tower))
 
 
 def _check_cosine(bundle: Bundle, tower: Tower, precision: EnginePrecision, found: float) -> None:
     """Check the cosine: int8 must reach that of the graphs of `quantize`, if it measured any."""
     least = LEAST_8_BITS if precision == "float8" else BFLOAT16_COSINE
     if precision == "int8":
-        measured = [
-            expected_cosine(graph) or 0.0
-            for graph in bundle.manifest.graphs
-            if (graph.spec.tower, graph.precision) == (tower, "int8") and graph.conformance
-        ]
-        least = min(measured, default=0.0)
+        least = measured_cosine(bundle, tower, "int8") or 0.0
     if not found >= least:
         raise VerificationError(
             f"{bundle.path}: the {precision} graph for the {tower} tower does not compute what the "
@@ -236,3 +217,50 @@ _ADVICE: dict[EnginePrecision, str] = {
     "int8": "Calibrate again (mwa-export quantize), or build with `engine_precision=float16`.",
     "float8": "Calibrate again (mwa-export quantize), or build with `engine_precision=float16`.",
 }
+
+
+def largest_magnitudes(
+    file: GraphFile, batches: Iterable[Inputs], progress: Progress
+) -> dict[str, float]:
+    """The largest magnitude of each float value that a node makes; NaN or infinity if one occurred.
+
+    Texts are run without their padding. A padded score has 30000 subtracted by design, which fits
+    float16 with any score that fits on its own, so it says nothing about the model.
+
+    ``batches``: inputs of the tower: (pixels,) uint8, or (token_ids, padding_mask).
+    """
+    path, graph = file
+    tower = graph.spec.tower
+    feeds = [
+        feed_of(graph.spec, inputs)
+        for batch in batches
+        for inputs in (_without_padding(*batch) if tower == "text" else (batch,))
+    ]
+    names = _float_values(onnx.load(path))
+    progress(f"{tower} tower: measure how large values become", len(names))
+    found = dict.fromkeys(names, 0.0)
+    for start in range(0, len(names), _GROUP):
+        group = names[start : start + _GROUP]
+        runner = session_with_outputs(path, [n for n in group if n != graph.spec.output.name])
+        for feed in feeds:
+            for name, values in zip(group, runner.run(group, feed), strict=True):
+                # np.maximum, unlike max, keeps NaN.
+                found[name] = float(np.maximum(found[name], np.abs(values).max(initial=0)))
+        progress.advance(len(group))
+    return found
+
+
+def _float_values(model: onnx.ModelProto) -> list[str]:
+    """Names of the float32 values that nodes compute, in the order of the graph."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
+    made = [value for node in model.graph.node for value in node.output]
+    return [value for value in made if kinds.get(value) == onnx.TensorProto.FLOAT]
+
+
+def _without_padding(ids: NDArray[Any], mask: NDArray[Any]) -> Iterator[Inputs]:
+    """The rows of a batch of texts without padding, grouped by length."""
+    lengths = (mask == 0).sum(axis=1)
+    for length in np.unique(lengths):
+        rows = lengths == length
+        yield ids[rows, :length], mask[rows, :length]

@@ -25,9 +25,8 @@ from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.towers.steps import STEPS
 from mwa_export.trt.device import Device
-from mwa_export.trt.engine import obstacle
+from mwa_export.trt.engine import obstacle, refitted
 from mwa_export.trt.install import find_tensorrt
-from mwa_export.trt.refit import refitted
 from mwa_export.trt.versions import is_typed, major_of
 
 
@@ -60,11 +59,7 @@ def refit_bundle(
     Args:
         path: the bundle whose engines were built for refitting.
         source: the other model, of the same architecture.
-        out: the new bundle's folder.
         model_options: what the files do not say about the adapters.
-        device: number of the GPU.
-        force: replace ``out`` if it exists.
-        progress: told about each step.
 
     Raises:
         MissingPackageError: TensorRT is not installed.
@@ -214,12 +209,7 @@ def _compiled(bundle: Bundle, engine: Engine, folder: Path, progress: Progress) 
 
 
 def structural_difference(one: Path, other: Path) -> str | None:
-    """The first difference between two graphs other than the values of weights; None if none.
-
-    Args:
-        one: an ONNX file.
-        other: another one.
-    """
+    """The first difference between two graphs other than the values of weights; None if none."""
     first, second = (onnx.load(path).graph for path in (one, other))
     if [port.name for port in first.input] != [port.name for port in second.input]:
         return "the inputs have other names"
@@ -233,15 +223,12 @@ def structural_difference(one: Path, other: Path) -> str | None:
         kinds = [shape.get(name) for shape in shapes]
         if kinds[0] != kinds[1]:
             return f"the weight {name} {_kind(kinds[0])} in one and {_kind(kinds[1])} in the other"
-    return _different_nodes(first.node, second.node)
-
-
-def _different_nodes(one: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto]) -> str | None:
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            return f"the node {a.name} ({a.op_type}) and the node {b.name} ({b.op_type}) differ"
-    if len(one) != len(other):
-        return f"{len(one)} nodes and {len(other)} nodes"
+    for node, twin in zip(first.node, second.node, strict=False):
+        if node != twin:
+            ops = f"{node.name} ({node.op_type}) and the node {twin.name} ({twin.op_type})"
+            return f"the node {ops} differ"
+    if len(first.node) != len(second.node):
+        return f"{len(first.node)} nodes and {len(second.node)} nodes"
     return None
 
 

@@ -6,14 +6,15 @@ calibration, layer reports and engine inspectors can speak of `blocks.3.fc1`. Kn
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from mwa_export.graphs.write import EXTERNAL_BYTES, typed_value, write_model
 from mwa_export.spec import Port
@@ -21,11 +22,6 @@ from mwa_export.spec import Port
 OPSET = 17  # the newest that TensorRT 8.6 reads, and the oldest with LayerNormalization
 IR_VERSION = 8  # what came with opset 17
 _SMALL_BYTES = 1024
-_DTYPES = {
-    "float32": TensorProto.FLOAT,
-    "int64": TensorProto.INT64,
-    "uint8": TensorProto.UINT8,
-}
 
 
 class GraphBuilder:
@@ -78,39 +74,26 @@ class GraphBuilder:
         *,
         external_bytes: int = EXTERNAL_BYTES,
     ) -> list[Path]:
-        """Check the graph and write it. The builder has no weights afterwards.
+        """Check the graph and write it. Returns the files; the builder has no weights afterwards.
 
-        Args:
-            path: of the `.onnx` file.
-            inputs: the graph's inputs.
-            output: the graph's output.
-            result: the value that becomes the output.
-            metadata: strings for the model's properties.
-            external_bytes: weights of more bytes in all go to one data file beside the graph.
-
-        Returns:
-            The files written.
+        ``result`` is the value that becomes the output. Weights of more than ``external_bytes``
+        in all go to one data file beside the graph.
         """
-        self._rename(result, output.name)
-        model = self._model(path.stem, [_value_info(port) for port in inputs], _value_info(output))
-        check_structure(model, self._initializers)
-        helper.set_model_props(model, dict(metadata))
-        return write_model(path, model, self._initializers, external_bytes=external_bytes)
-
-    def _model(
-        self, name: str, inputs: list[onnx.ValueInfoProto], output: onnx.ValueInfoProto
-    ) -> onnx.ModelProto:
-        return helper.make_model(
-            helper.make_graph(self._nodes, name, inputs, [output]),
+        rename(self._nodes, result, output.name)
+        model = helper.make_model(
+            helper.make_graph(
+                self._nodes,
+                path.stem,
+                [_value_info(port) for port in inputs],
+                [_value_info(output)],
+            ),
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="mwa-export",
         )
-
-    def _rename(self, old: str, new: str) -> None:
-        for node in self._nodes:
-            node.output[:] = [new if value == old else value for value in node.output]
-            node.input[:] = [new if value == old else value for value in node.input]
+        check_structure(model, self._initializers)
+        helper.set_model_props(model, dict(metadata))
+        return write_model(path, model, self._initializers, external_bytes=external_bytes)
 
     def _unique(self, name: str) -> str:
         candidate, count = name, 1
@@ -121,18 +104,31 @@ class GraphBuilder:
         return candidate
 
 
+def connections(
+    nodes: Iterable[onnx.NodeProto],
+) -> tuple[dict[str, onnx.NodeProto], dict[str, list[onnx.NodeProto]]]:
+    """The node that makes each value, and the nodes that read it, each once."""
+    nodes, readers = list(nodes), dict[str, list[onnx.NodeProto]]()
+    for node in nodes:
+        for value in dict.fromkeys(node.input):
+            readers.setdefault(value, []).append(node)
+    return {value: node for node in nodes for value in node.output}, readers
+
+
+def rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
+    """Give a value another name, in all nodes that make or read it."""
+    for node in nodes:
+        node.output[:] = [new if value == old else value for value in node.output]
+        node.input[:] = [new if value == old else value for value in node.input]
+
+
 def check_structure(model: onnx.ModelProto, initializers: Mapping[str, NDArray[Any]]) -> None:
     """ONNX's own checks and strict shape inference, on types and shapes alone.
 
     Weights stand in as inputs of the same type, so that checking costs no memory; small constants
     stay, because shape inference reads them.
-
-    Args:
-        model: without initializers.
-        initializers: its weights by name.
     """
-    check = onnx.ModelProto()
-    check.CopyFrom(model)
+    check = deepcopy(model)
     for name, array in initializers.items():
         if array.nbytes < _SMALL_BYTES:
             check.graph.initializer.append(numpy_helper.from_array(array, name))
@@ -142,4 +138,5 @@ def check_structure(model: onnx.ModelProto, initializers: Mapping[str, NDArray[A
 
 
 def _value_info(port: Port) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(port.name, _DTYPES[port.dtype], list(port.shape))
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype))
+    return helper.make_tensor_value_info(port.name, kind, list(port.shape))

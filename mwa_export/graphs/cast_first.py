@@ -6,6 +6,8 @@ of the floats, and cast then; that is better on a CPU.
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import onnx
 from onnx import TensorProto
 
@@ -20,22 +22,17 @@ def cast_first(graph: FloatGraph) -> FloatGraph:
 
     Nothing but the order changes: the values are the same bits, and the one behind the Cast keeps
     its name.
-
-    Args:
-        graph: a tower of this package.
     """
     chain = _before_the_cast(graph)
     if not chain:
         return graph
     *moves, cast = chain
     last = cast.output[0]
-    new = onnx.NodeProto()
-    new.CopyFrom(cast)
+    new = deepcopy(cast)
     new.input[0], new.output[0] = moves[0].input[0], f"{moves[0].input[0]}.float32"
     value, moved = new.output[0], [new]
     for move in moves:
-        node = onnx.NodeProto()
-        node.CopyFrom(move)
+        node = deepcopy(move)
         node.input[0] = value
         if move is moves[-1]:
             node.output[0] = last

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,24 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from mwa_export.errors import BundleError
-from mwa_export.graphs.build import check_structure
+from mwa_export.graphs.build import check_structure, connections
 from mwa_export.graphs.write import EXTERNAL_BYTES, write_model
 
 Array = NDArray[Any]
+
+
+def read_model(path: Path, advice: str, *, values: bool = True) -> onnx.ModelProto:
+    """Read a graph, with or without the values in its data file.
+
+    Raises:
+        BundleError: the file is not an ONNX graph; the message ends with the advice.
+    """
+    try:
+        return onnx.load(path, load_external_data=values)
+    except Exception as error:  # protobuf's own type is not exported under a stable name
+        if type(error).__name__ != "DecodeError":
+            raise
+        raise BundleError(f"{path}: is not an ONNX graph ({error}). {advice}") from error
 
 
 @dataclass
@@ -27,15 +42,9 @@ class FloatGraph:
 
     model: onnx.ModelProto
     tensors: dict[str, Array]
-    _producers: dict[str, onnx.NodeProto] = field(default_factory=dict, repr=False)
-    _consumers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for node in self.model.graph.node:
-            for value in node.output:
-                self._producers[value] = node
-            for value in dict.fromkeys(node.input):
-                self._consumers.setdefault(value, []).append(node)
+        self._producers, self._consumers = connections(self.model.graph.node)
 
     @classmethod
     def load(cls, path: Path) -> FloatGraph:
@@ -44,15 +53,7 @@ class FloatGraph:
         Raises:
             BundleError: the file is not an ONNX graph.
         """
-        try:
-            model = onnx.load(path)
-        except Exception as error:  # protobuf's own type is not exported under a stable name
-            if type(error).__name__ != "DecodeError":
-                raise
-            raise BundleError(
-                f"{path}: is not an ONNX graph ({error}). Export the bundle again."
-            ) from error
-        return cls.of(model)
+        return cls.of(read_model(path, "Export the bundle again."))
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> FloatGraph:
@@ -63,8 +64,7 @@ class FloatGraph:
 
     def whole(self) -> onnx.ModelProto:
         """A model with its weights inside, for tools that want one."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = deepcopy(self.model)
         for name, array in self.tensors.items():
             model.graph.initializer.append(numpy_helper.from_array(array, name))
         return model
@@ -84,8 +84,7 @@ class FloatGraph:
 
     def with_nodes(self, nodes: Iterable[onnx.NodeProto], tensors: dict[str, Array]) -> FloatGraph:
         """Replace the nodes of a graph; tensors that no node reads are dropped."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = deepcopy(self.model)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         read = {value for node in model.graph.node for value in node.input}
@@ -98,18 +97,11 @@ class FloatGraph:
         *,
         external_bytes: int = EXTERNAL_BYTES,
     ) -> list[Path]:
-        """Check the structure and write the graph; the arrays stay.
+        """Check the structure and write the graph; the arrays stay. Returns the files written.
 
-        Args:
-            path: of the `.onnx` file.
-            metadata: strings to add to the model's properties.
-            external_bytes: weights of more bytes in all go to one data file beside the graph.
-
-        Returns:
-            The files written.
+        Weights of more than ``external_bytes`` in all go to one data file beside the graph.
         """
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = deepcopy(self.model)
         model.graph.name = path.stem
         if metadata:
             known = {entry.key: entry.value for entry in model.metadata_props}

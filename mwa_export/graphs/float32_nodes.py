@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from mwa_export.errors import UsageError
+from mwa_export.graphs.build import connections
 
 LIMIT = 30000.0  # the largest measured value that is left in float16: a factor of 2 for what is not
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -26,11 +27,7 @@ class TowerNodes:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes = list(model.graph.node)
-        self.producer = {value: node for node in self.nodes for value in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for value in node.input:
-                self.readers.setdefault(value, []).append(node)
+        self.producer, self.readers = connections(self.nodes)
         self.inputs = {port.name: port.type.tensor_type.elem_type for port in model.graph.input}
         self._floats = {n for n, kind in self.inputs.items() if kind == _FLOAT32}
         self._floats |= {t.name for t in model.graph.initializer if t.data_type == _FLOAT32}

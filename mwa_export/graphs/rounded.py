@@ -7,11 +7,10 @@ adds up in float32 and rounds once per node, or less often where it fuses nodes.
 
 from __future__ import annotations
 
-from typing import Any
+from copy import deepcopy
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from mwa_export.graphs.edit import FloatGraph
@@ -21,14 +20,7 @@ from mwa_export.graphs.write import typed_value
 
 
 def in_float32(graph: FloatGraph) -> FloatGraph:
-    """The graph with float32 in the place of bfloat16.
-
-    Args:
-        graph: as `to_bfloat16` types it: its inputs and outputs are not bfloat16.
-
-    Returns:
-        A graph that computes the same numbers, but for the order of sums.
-    """
+    """A graph of `to_bfloat16` with float32 in its place; the same but for the order of sums."""
     small = numpy_type(BFLOAT16)
     tensors = {
         name: array.astype(np.float32) if array.dtype == small else array
@@ -37,8 +29,7 @@ def in_float32(graph: FloatGraph) -> FloatGraph:
     types = _types(graph)
     nodes: list[onnx.NodeProto] = []
     for node in graph.nodes:
-        new = onnx.NodeProto()
-        new.CopyFrom(node)
+        new = deepcopy(node)
         if node.op_type == "Cast" and types.get(node.output[0]) == TensorProto.BFLOAT16:
             del new.attribute[:]
             new.attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
@@ -63,10 +54,8 @@ def _rounding(value: str) -> list[onnx.NodeProto]:
 
 def _types(graph: FloatGraph) -> dict[str, int]:
     """The type of every value that a node makes."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    arrays: dict[str, NDArray[Any]] = graph.tensors
-    model.graph.input.extend(typed_value(name, array) for name, array in arrays.items())
+    model = deepcopy(graph.model)
+    model.graph.input.extend(typed_value(name, array) for name, array in graph.tensors.items())
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True).graph
     values = (*inferred.value_info, *inferred.output)
     return {value.name: value.type.tensor_type.elem_type for value in values}

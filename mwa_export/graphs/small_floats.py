@@ -59,10 +59,7 @@ def rounded_tensor(
 ) -> tuple[onnx.TensorProto, int]:
     """A float32 tensor in a smaller type, and how many of its values lose digits or become 0.
 
-    Args:
-        tensor: float32, with its values inside.
-        small: the type.
-        scale: whether it is what Q/DQ divide by, which must not become 0.
+    ``scale``: whether it is what Q/DQ divide by, which must not become 0.
 
     Raises:
         BundleError: a value overflows.

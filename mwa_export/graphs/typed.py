@@ -10,7 +10,8 @@ is the better one where it fits.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mwa_export.errors import BundleError, UsageError
+from mwa_export.graphs.build import rename
 from mwa_export.graphs.float32_nodes import (
     DEQUANTIZE,
     LIMIT,
@@ -116,9 +118,18 @@ def _typed(
         typist.add(node)
     typist.finish(model.graph.output)
     names = tuple(node.name for node in model.graph.node if node.name in kept)
-    typed = _without_weights(model, version, typist.nodes, names)
-    underflows = typist.add_weights(typed.graph)
-    return Typed(typed, names, underflows)
+    written = helper.make_graph(
+        typist.nodes, model.graph.name, model.graph.input, model.graph.output
+    )
+    typed = helper.make_model(
+        written,
+        opset_imports=[helper.make_opsetid("", version)],
+        ir_version=max(model.ir_version, _IR_VERSIONS[version]),
+        producer_name=model.producer_name,
+    )
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    helper.set_model_props(typed, {**properties, FLOAT32_NODES: ",".join(names)})
+    return Typed(typed, names, typist.add_weights(typed.graph))
 
 
 class _Typist:
@@ -133,9 +144,8 @@ class _Typist:
         self._kept = kept
         self._opset = opset
         # Float values that exist already -> their type.
-        self._types: dict[str, int] = {
-            name: _FLOAT32 for name, kind in graph.inputs.items() if kind == _FLOAT32
-        }
+        floats = [name for name, kind in graph.inputs.items() if kind == _FLOAT32]
+        self._types: dict[str, int] = dict.fromkeys(floats, _FLOAT32)
         self._casts: dict[tuple[str, int], str] = {}
         self._weights = {name for name, t in tensors.items() if t.data_type == _FLOAT32}
         self._wanted: dict[str, set[int]] = {name: set() for name in self._weights}
@@ -151,8 +161,7 @@ class _Typist:
         """Add a node in its type."""
         kind = self._type_of(node)
         floats = gives_floats(node, self._types.keys() | self._weights)
-        new = onnx.NodeProto()
-        new.CopyFrom(node)
+        new = deepcopy(node)
         new.input[:] = [self._read(value, kind) for value in node.input]
         if node.op_type == "Cast" and floats:
             _set_attribute(new, "to", kind)
@@ -170,9 +179,7 @@ class _Typist:
             if self._types.get(port.name) != self._small.kind:
                 continue
             inside = f"{port.name}.{self._small.name}"
-            for node in self.nodes:
-                node.input[:] = [inside if v == port.name else v for v in node.input]
-                node.output[:] = [inside if v == port.name else v for v in node.output]
+            rename(self.nodes, port.name, inside)
             self.nodes.append(_cast(inside, port.name, _FLOAT32))
 
     def add_weights(self, graph: onnx.GraphProto) -> int:
@@ -217,9 +224,7 @@ class _Typist:
             return
         name = f"{node.name}.axes"
         self._axes.append(numpy_helper.from_array(np.asarray(axes, np.int64), name))
-        others = [attribute for attribute in node.attribute if attribute.name != "axes"]
-        del node.attribute[:]
-        node.attribute.extend(others)
+        _drop_attribute(node, "axes")
         node.input.append(name)
 
 
@@ -253,25 +258,16 @@ def _check_graph(model: onnx.ModelProto, tensors: Tensors) -> None:
         )
 
 
-def _without_weights(
-    model: onnx.ModelProto, version: int, nodes: Sequence[onnx.NodeProto], kept: Sequence[str]
-) -> onnx.ModelProto:
-    typed = helper.make_model(
-        helper.make_graph(nodes, model.graph.name, model.graph.input, model.graph.output),
-        opset_imports=[helper.make_opsetid("", version)],
-        ir_version=max(model.ir_version, _IR_VERSIONS[version]),
-        producer_name=model.producer_name,
-    )
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    helper.set_model_props(typed, {**properties, FLOAT32_NODES: ",".join(kept)})
-    return typed
-
-
 def _cast(value: str, result: str, kind: int) -> onnx.NodeProto:
     return helper.make_node("Cast", [value], [result], name=f"{result}.Cast", to=kind)
 
 
 def _set_attribute(node: onnx.NodeProto, name: str, value: int) -> None:
+    _drop_attribute(node, name)
+    node.attribute.append(helper.make_attribute(name, value))
+
+
+def _drop_attribute(node: onnx.NodeProto, name: str) -> None:
     others = [attribute for attribute in node.attribute if attribute.name != name]
     del node.attribute[:]
-    node.attribute.extend([*others, helper.make_attribute(name, value)])
+    node.attribute.extend(others)

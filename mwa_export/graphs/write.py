@@ -38,16 +38,12 @@ def write_model(
     *,
     external_bytes: int = EXTERNAL_BYTES,
 ) -> list[Path]:
-    """Write a model and its weights.
+    """Write a model and its weights. Returns the files written.
 
     Args:
-        path: of the `.onnx` file.
         model: without initializers; its graph is taken out of it.
         initializers: the weights by name, emptied on the way.
         external_bytes: weights of more bytes in all go to `NAME.data` beside the graph.
-
-    Returns:
-        The files written.
     """
     total = sum(array.nbytes for array in initializers.values())
     data_path = data_file_of(path) if total > external_bytes else None
@@ -85,12 +81,8 @@ def _tensor(name: str, array: Array, data: IO[bytes] | None) -> bytes:
     if data is not None:
         data.write(b"\0" * (-data.tell() % _ALIGNMENT))
         tensor.data_location = TensorProto.EXTERNAL
-        location = Path(data.name).name
-        for key, value in (
-            ("location", location),
-            ("offset", data.tell()),
-            ("length", array.nbytes),
-        ):
+        where = {"location": Path(data.name).name, "offset": data.tell(), "length": array.nbytes}
+        for key, value in where.items():
             tensor.external_data.add(key=key, value=str(value))
         data.write(_bytes(array))
     return bytes(tensor.SerializeToString(deterministic=True))

@@ -18,12 +18,9 @@ Floats = NDArray[np.float32]
 
 
 def check_embeddings(name: str, embeddings: Floats, rows: int) -> Floats:
-    """The embeddings as (rows, D) float32, or an error that says what is wrong with them.
+    """Floats (rows, D) as float32, or an error that says what is wrong with them.
 
-    Args:
-        name: whose they are, for the message: "candidate image embeddings".
-        embeddings: (rows, D) of any float type.
-        rows: how many there must be.
+    ``name``: whose they are, for the message: "candidate image embeddings".
 
     Raises:
         RecallError: another shape, not finite, or not of unit length within 2e-3.

@@ -57,7 +57,6 @@ def rank(
         query_ids: (n_query,) ids, each with at least one item in the gallery.
         gallery_ids: (n_gallery,).
         block: queries scored at a time; by default as many as make 128 MiB of scores.
-        on_rows: called with the number of queries after each block.
 
     Equal scores rank in the order of the gallery, so that a model that has collapsed to one vector
     gets the recall of chance and not a perfect one. Equal gallery rows have equal scores.

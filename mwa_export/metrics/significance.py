@@ -5,8 +5,6 @@ Knows only which queries were won and lost.
 
 from __future__ import annotations
 
-from math import lgamma, log
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +19,7 @@ def bootstrap_interval(
     resamples: int,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """Interval of a difference of recalls in percentage points, by resampling clusters.
+    """Bounds of a difference of recalls in percentage points, by resampling clusters.
 
     The queries of one image (its five captions) succeed and fail together, so images are resampled
     with all their queries; resampling captions would give intervals that are too narrow.
@@ -39,11 +37,6 @@ def bootstrap_interval(
         gains: (n,) per image, queries won minus queries lost.
         sizes: (n,) per image, its number of queries, at least 1.
         confidence: 0.95 leaves 2.5 % on each side.
-        resamples: number of bootstrap samples.
-        rng: decides the samples.
-
-    Returns:
-        The bounds, in percentage points.
     """
     kinds, counts = np.unique(np.stack([gains, sizes], axis=1), axis=0, return_counts=True)
     usual = float(sizes.mean())
@@ -70,12 +63,8 @@ def mcnemar(won: int, lost: int) -> float:
     changed, fewer = won + lost, min(won, lost)
     if fewer * 2 == changed:
         return 1.0
-    # log of the binomial terms: 2^changed does not fit a float for large sets
-    terms = np.array(
-        [
-            lgamma(changed + 1) - lgamma(i + 1) - lgamma(changed - i + 1) - changed * log(2)
-            for i in range(fewer + 1)
-        ]
-    )
-    largest = float(terms.max())
-    return min(1.0, 2 * float(np.exp(terms - largest).sum()) * float(np.exp(largest)))
+    term = total = 1  # binomial coefficients, as integers: 2^changed does not fit a float
+    for i in range(fewer):
+        term = term * (changed - i) // (i + 1)
+        total += term
+    return min(1.0, 2 * total / (1 << changed))

@@ -31,12 +31,7 @@ def measure_direction(
 ) -> DirectionResult:
     """Compare two rankings of the same queries.
 
-    Args:
-        name: "tr" or "ir".
-        before: the reference's.
-        after: the candidate's.
-        owners: (n_query,) image row of each query; images are what is resampled.
-        sampling: see Sampling.
+    ``owners``: (n_query,) image row of each query; images are what is resampled.
     """
     flipped = (before.ranks == 1) != (after.ranks == 1)
     margins = np.abs(before.margins)

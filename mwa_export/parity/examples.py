@@ -47,50 +47,34 @@ def worst_examples(
     """The queries whose rank grew by the largest factor, ``count`` per direction, worst first.
 
     A factor and not a difference: falling from rank 1 to 5 hurts more than from 400 to 900.
-
-    Args:
-        before: the reference's rankings: text retrieval, image retrieval.
-        after: the candidate's.
-        owners: (n_text,) image row of each caption.
-        labels: what rows are called.
-        count: per direction.
+    Rankings are of text retrieval and image retrieval; ``owners``: (n_text,) image rows.
     """
     first_caption = np.zeros(len(labels.pictures), np.int64)
     first_caption[owners[::-1]] = np.arange(len(owners))[::-1]
+    directions: tuple[Direction, ...] = ("tr", "ir")
     examples = []
-    for query in _worst(before[0], after[0], count):
-        right, winner = int(before[0].right[query]), int(after[0].top[query, 0])
-        images, captions = (query, int(owners[winner])), (right, winner)
-        examples.append(_example("tr", query, before[0], after[0], images, captions, labels))
-    for query in _worst(before[1], after[1], count):
-        images = int(owners[query]), int(after[1].top[query, 0])
-        captions = query, int(first_caption[images[1]])
-        examples.append(_example("ir", query, before[1], after[1], images, captions, labels))
+    for direction, old, new in zip(directions, before, after, strict=True):
+        for query in _worst(old, new, count):
+            right, winner = int(old.right[query]), int(new.top[query, 0])
+            # Rows of what is right, and of what ranks first now.
+            if direction == "tr":
+                images, captions = (query, int(owners[winner])), (right, winner)
+            else:
+                images, captions = (right, winner), (query, int(first_caption[winner]))
+            example = Example(
+                direction=direction,
+                query=query,
+                rank_before=int(old.ranks[query]),
+                rank_after=int(new.ranks[query]),
+                image=images[0],
+                caption=labels.captions[captions[0]],
+                winner_image=images[1],
+                winner_caption=labels.captions[captions[1]],
+                picture=labels.pictures[images[0]],
+                winner_picture=labels.pictures[images[1]],
+            )
+            examples.append(example)
     return tuple(examples)
-
-
-def _example(
-    direction: Direction,
-    query: int,
-    before: Ranking,
-    after: Ranking,
-    images: tuple[int, int],
-    captions: tuple[int, int],
-    labels: Labels,
-) -> Example:
-    """``images`` and ``captions`` are rows: of what is right, and of what ranks first now."""
-    return Example(
-        direction=direction,
-        query=query,
-        rank_before=int(before.ranks[query]),
-        rank_after=int(after.ranks[query]),
-        image=images[0],
-        caption=labels.captions[captions[0]],
-        winner_image=images[1],
-        winner_caption=labels.captions[captions[1]],
-        picture=labels.pictures[images[0]],
-        winner_picture=labels.pictures[images[1]],
-    )
 
 
 def _worst(before: Ranking, after: Ranking, count: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mwa_export.errors import OptionsError
+from mwa_export.errors import check_option
 from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.parity.result import DirectionResult, GateResult, RecallChange
@@ -20,10 +20,9 @@ class Gates:
     on_bound: bool = False  # hold the interval's bound against the drop, not the measured drop
 
     def __post_init__(self) -> None:
-        if self.max_recall_drop is not None and not 0 <= self.max_recall_drop <= 100:
-            raise OptionsError("max_recall_drop", self.max_recall_drop, "0 to 100 points")
-        if self.min_cosine is not None and not -1 <= self.min_cosine <= 1:
-            raise OptionsError("min_cosine", self.min_cosine, "-1 to 1")
+        drop, cosine = self.max_recall_drop, self.min_cosine
+        check_option("max_recall_drop", drop, drop is None or 0 <= drop <= 100, "0 to 100 points")
+        check_option("min_cosine", cosine, cosine is None or -1 <= cosine <= 1, "-1 to 1")
 
 
 def check_gates(

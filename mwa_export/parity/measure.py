@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.encoder import EncoderInfo
-from mwa_export.errors import OptionsError, RecallError, UsageError
+from mwa_export.errors import RecallError, UsageError, check_option
 from mwa_export.metrics.agreement import check_embeddings, cosine_summary
 from mwa_export.metrics.ranking import Ranking
 from mwa_export.metrics.recall import KS, Pairs, rank_both
@@ -45,12 +45,10 @@ class CompareOptions:
     examples: int = 12  # worst-changed queries to list, per direction
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.confidence < 1:
-            raise OptionsError("confidence", self.confidence, "0.5 to below 1, such as 0.95")
-        if self.resamples < 100:
-            raise OptionsError("resamples", self.resamples, "at least 100")
-        if self.examples < 0:
-            raise OptionsError("examples", self.examples, "0 or more")
+        fits = 0.5 <= self.confidence < 1
+        check_option("confidence", self.confidence, fits, "0.5 to below 1, such as 0.95")
+        check_option("resamples", self.resamples, self.resamples >= 100, "at least 100")
+        check_option("examples", self.examples, self.examples >= 0, "0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +185,13 @@ def _recalls(ranking: Ranking) -> tuple[float, ...]:
 
 def _checked(reference: Vectors, candidate: Vectors, pairs: Pairs) -> tuple[Vectors, Vectors]:
     counts = len(pairs.image_ids), len(pairs.caption_image_ids)
-    sides = []
-    for side, vectors in (("reference", reference), ("candidate", candidate)):
-        images = check_embeddings(f"{side} image embeddings", vectors.images, counts[0])
-        texts = check_embeddings(f"{side} text embeddings", vectors.texts, counts[1])
-        sides.append(Vectors(images, texts))
+    sides = [
+        Vectors(
+            check_embeddings(f"{side} image embeddings", vectors.images, counts[0]),
+            check_embeddings(f"{side} text embeddings", vectors.texts, counts[1]),
+        )
+        for side, vectors in (("reference", reference), ("candidate", candidate))
+    ]
     widths = {array.shape[1] for vectors in sides for array in vectors}
     if len(widths) > 1:
         raise RecallError(
@@ -211,7 +211,10 @@ def _labels_and_pairs(data: Any) -> tuple[Labels, Pairs]:
 
 
 def _data_info(data: Any, pairs: Pairs, labels: Labels) -> DataInfo:
-    counts = np.bincount(pairs.rows())
+    owners = pairs.rows()
+    counts, images = np.bincount(owners), dict[str, set[int]]()  # text -> images that have it
+    for caption, owner in zip(labels.captions, owners.tolist(), strict=True):
+        images.setdefault(caption, set()).add(owner)
     known = isinstance(data, RetrievalData)
     return DataInfo(
         name=data.name if known else _ARRAYS,
@@ -219,14 +222,6 @@ def _data_info(data: Any, pairs: Pairs, labels: Labels) -> DataInfo:
         captions=len(pairs.caption_image_ids),
         fewest_captions=int(counts.min()),
         most_captions=int(counts.max()),
-        repeated_captions=_repeated(labels.captions, pairs.rows()) if known else 0,
+        repeated_captions=sum(len(images[caption]) > 1 for caption in labels.captions),
         excluded=data.excluded if known else (),
     )
-
-
-def _repeated(captions: Sequence[str], owners: NDArray[np.int64]) -> int:
-    """Captions whose text some other image has as well."""
-    images: dict[str, set[int]] = {}
-    for caption, owner in zip(captions, owners.tolist(), strict=True):
-        images.setdefault(caption, set()).add(owner)
-    return sum(len(images[caption]) > 1 for caption in captions)

@@ -22,11 +22,10 @@ from mwa_export.encoder.open import (
     open_checkpoint,
 )
 from mwa_export.errors import BundleError, DataError
-from mwa_export.parity.embed import Embedder
 from mwa_export.parity.layers import check_layers, layer_drift
 from mwa_export.parity.measure import CompareOptions, Context, measure
 from mwa_export.parity.result import Parity, Vectors
-from mwa_export.parity.stages import drift_by_stage
+from mwa_export.parity.stages import Embedder, drift_by_stage
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import TOWERS, Embeddings

@@ -6,19 +6,56 @@ thing and keeps the rest; what a step does to embeddings and recall is that thin
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.encoder.batches import embed_token_ids
+from mwa_export.encoder.cache import Cache
 from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import ImageError
 from mwa_export.metrics.agreement import cosine_distances
 from mwa_export.metrics.recall import Pairs, rank_both
-from mwa_export.parity.embed import Embedder
 from mwa_export.parity.result import Stage, Vectors
+from mwa_export.progress import Progress
 from mwa_export.spec import Embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """Embeds a test set with either side; what the reference computes may come from the cache."""
+
+    reference: Encoder
+    cache: Cache | None
+    progress: Progress
+
+    def pictures(self, encoder: Encoder, data: RetrievalData) -> tuple[Embeddings, dict[int, str]]:
+        """Embed all pictures.
+
+        Returns (n_image, D) and the reason for each row that could not be read; those are NaN.
+        """
+        self.progress(f"embed the pictures: {encoder.info.name}", len(data.pictures))
+        if self.cache is not None and encoder.backend is self.reference.backend:
+            return self.cache.pictures(encoder, data.pictures, self.progress)
+        return encoder.embed_pictures(data.pictures, on_rows=self.progress.advance)
+
+    def texts(
+        self,
+        encoder: Encoder,
+        data: RetrievalData,
+        *,
+        sequences: Sequence[Sequence[int]] | None = None,
+    ) -> Embeddings:
+        """Embed all captions, or the token ids that another tokenizer made of them. (n_text, D)."""
+        if sequences is None:
+            sequences = encoder.encode(data.captions)
+        self.progress(f"embed the captions: {encoder.info.name}", len(sequences))
+        if self.cache is not None and encoder.backend is self.reference.backend:
+            return self.cache.texts(encoder.backend, sequences, self.progress)
+        return embed_token_ids(encoder.backend, sequences, on_rows=self.progress.advance)
 
 
 class Drift(NamedTuple):
@@ -38,14 +75,6 @@ def drift_by_stage(
 ) -> Drift:
     """Measure the four stages. Only what a stage really changes is embedded again.
 
-    Args:
-        reference: where the way begins.
-        candidate: where it ends.
-        data: the test set.
-        first: the reference's embeddings.
-        last: the candidate's.
-        embed: embeds what lies between.
-
     Raises:
         ImageError: a picture that could be read before cannot be read any more.
     """
@@ -64,23 +93,17 @@ def drift_by_stage(
     return Drift(tuple(walk.stages), exact)
 
 
+@dataclass
 class _Walk:
     """State of the walk from reference to candidate, and the stages so far."""
 
-    def __init__(
-        self,
-        reference: Encoder,
-        candidate: Encoder,
-        data: RetrievalData,
-        embed: Embedder,
-        first: Vectors,
-    ) -> None:
-        self.reference, self.candidate = reference, candidate
-        self.data, self.embed = data, embed
-        self.stages: list[Stage] = []
-        self._pairs = Pairs(data.image_ids, data.caption_image_ids)
-        self._here = first
-        self._recall: tuple[float, float] | None = None  # TR@1 and IR@1 here, once they are known
+    reference: Encoder
+    candidate: Encoder
+    data: RetrievalData
+    embed: Embedder
+    here: Vectors
+    recall: tuple[float, float] | None = None  # TR@1 and IR@1 here, once they are known
+    stages: list[Stage] = field(default_factory=list)
 
     def change_tokenizer(self) -> None:
         """Replace the reference's token ids by the candidate's."""
@@ -96,7 +119,7 @@ class _Walk:
             detail += "; the reference cannot read them, so their effect counts under graph"
             return self.stay("tokenizer", "not measured", detail)
         texts = self.embed.texts(self.reference, self.data, sequences=theirs)
-        return self.to("tokenizer", detail, Vectors(self._here.images, texts))
+        return self.to("tokenizer", detail, Vectors(self.here.images, texts))
 
     def change_preprocessing(self) -> None:
         """Replace the reference's pixels by the candidate's."""
@@ -113,7 +136,7 @@ class _Walk:
             self.reference, image=self.candidate.image, prepare=self.candidate.prepare
         )
         images = self.pictures(theirs_on_ours)
-        return self.to("preprocessing", detail, Vectors(images, self._here.texts))
+        return self.to("preprocessing", detail, Vectors(images, self.here.texts))
 
     def pictures(self, encoder: Encoder) -> Embeddings:
         """Embed pictures that both sides could read before."""
@@ -128,10 +151,10 @@ class _Walk:
 
     def to(self, name: str, detail: str, there: Vectors) -> None:
         """Take a step. Towers whose embeddings are equal bit by bit are untouched."""
-        here = self._here
+        here = self.here
         if np.array_equal(here.images, there.images) and np.array_equal(here.texts, there.texts):
             return self.stay(name, "same", f"{detail}: no embedding differs")
-        before, after = self._recall or self._recall_at_1(here), self._recall_at_1(there)
+        before, after = self.recall or self._recall_at_1(here), self._recall_at_1(there)
         self.stages.append(
             Stage(
                 name=name,
@@ -143,11 +166,11 @@ class _Walk:
                 ir1=after[1] - before[1],
             )
         )
-        self._here, self._recall = there, after
+        self.here, self.recall = there, after
         return None
 
     def _recall_at_1(self, vectors: Vectors) -> tuple[float, float]:
-        tr, ir = rank_both(*vectors, self._pairs)
+        tr, ir = rank_both(*vectors, Pairs(self.data.image_ids, self.data.caption_image_ids))
         return tr.recall(1), ir.recall(1)
 
 

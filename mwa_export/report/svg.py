@@ -1,9 +1,12 @@
-"""Scales and ticks of SVG charts."""
+"""Scales, ticks, lines and texts of SVG charts."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from html import escape
+
+from mwa_export.report.text import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +34,15 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
+
+
+def line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
+    """A straight line, styled by its class."""
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line class="{cls}" {ends}/>'
+
+
+def text(x: float, y: float, words: str, anchor: str = "end", cls: str = "tick") -> str:
+    """A line of text, styled by its class; ``anchor``: the part of it that is at ``x``."""
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="{cls}" {place}>{escape(printable(words))}</text>'

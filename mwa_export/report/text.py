@@ -1,8 +1,9 @@
-"""Text that is safe to print and to embed in reports."""
+"""Text that is safe to print and to embed in reports, and tables of it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 _NOT_TEXT = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -10,3 +11,9 @@ _NOT_TEXT = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 def printable(text: str) -> str:
     """Without what no file and no terminal should get, such as a file name may hold."""
     return _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are escaped; all columns but the first are right-aligned."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -65,48 +65,76 @@ class GraphBackend(Backend, Protocol):
         ...
 
 
+def embed(backend: Backend, tower: Tower, inputs: tuple[NDArray[Any], ...]) -> Embeddings:
+    """Embed a tower's inputs: (pixels,), or (token_ids, padding_mask). Returns (B, D)."""
+    call: Callable[..., Embeddings] = (
+        backend.embed_images if tower == "vision" else backend.embed_texts
+    )
+    return call(*inputs)
+
+
+def inputs_of(vectors: Conformance, tower: Tower) -> tuple[NDArray[Any], ...]:
+    """What a tower's conformance vectors were made from."""
+    if tower == "vision":
+        return (vectors.pixels,)
+    return vectors.token_ids, vectors.padding_mask
+
+
 def check_conformance(
     backend: Backend,
     bundle: Bundle,
     *,
     towers: Collection[Tower] = TOWERS,
-    least: Mapping[Tower, float] | None = None,
+    least: Mapping[Tower, float | None] | None = None,
 ) -> None:
     """Raise VerificationError if a runtime does not reproduce the bundle's conformance vectors.
 
-    Args:
-        backend: what is checked.
-        bundle: whose vectors.
-        towers: those to check.
-        least: for towers of reduced precision, the least cosine that is expected; the others must
-            agree to CONFORMANCE_TOLERANCE.
+    Towers of reduced precision must reach the cosine in ``least``; the others must agree to
+    CONFORMANCE_TOLERANCE.
     """
     vectors = bundle.conformance()
     for tower in towers:
-        embeddings = _conformance_embeddings(backend, vectors, tower)
-        if least is not None and tower in least:
-            found = _least_cosine(embeddings, getattr(vectors, tower))
-            if not found >= least[tower]:
-                raise VerificationError(
-                    f"{bundle.path}: {backend.name} does not reproduce the conformance vectors of "
-                    f"the {tower} tower. Least cosine {found:.5f}, expected {least[tower]:.5f} or "
-                    "more. Update the runtime, or use float32."
-                )
-            continue
-        difference = float(np.abs(embeddings - getattr(vectors, tower)).max())
-        if not difference <= CONFORMANCE_TOLERANCE:
+        found, wanted = embed(backend, tower, inputs_of(vectors, tower)), getattr(vectors, tower)
+        expected = None if least is None else least.get(tower)
+        if expected is not None:
+            cosine = least_cosine(found, wanted)
+            fits = cosine >= expected
+            details = f"Least cosine {cosine:.5f}, expected {expected:.5f} or more"
+            advice = "Update the runtime, or use float32."
+        else:
+            difference = float(np.abs(found - wanted).max())
+            fits = difference <= CONFORMANCE_TOLERANCE
+            details = f"Largest difference {difference:.1e}, allowed {CONFORMANCE_TOLERANCE:.0e}"
+            advice = "Update the runtime."
+        if not fits:  # NaN never does
             raise VerificationError(
                 f"{bundle.path}: {backend.name} does not reproduce the conformance vectors of the "
-                f"{tower} tower. Largest difference {difference:.1e}, allowed "
-                f"{CONFORMANCE_TOLERANCE:.0e}. Update the runtime."
+                f"{tower} tower. {details}. {advice}"
             )
+
+
+def check_graphs(backend: GraphBackend, bundle: Bundle, *, bfloat16: bool = False) -> None:
+    """`check_conformance` of the towers that run a graph of the bundle, as its precision needs."""
+    graphs = {
+        t: graph for t, (_, graph) in backend.graphs.items() if graph in bundle.manifest.graphs
+    }
+    least = {tower: expected_cosine(graph, bfloat16=bfloat16) for tower, graph in graphs.items()}
+    check_conformance(backend, bundle, towers=graphs, least=least)
 
 
 def conformance_cosine(backend: Backend, bundle: Bundle, tower: Tower) -> float:
     """The least cosine of a tower's embeddings with the bundle's conformance vectors."""
     vectors = bundle.conformance()
-    found = _conformance_embeddings(backend, vectors, tower)
-    return _least_cosine(found, getattr(vectors, tower))
+    return least_cosine(embed(backend, tower, inputs_of(vectors, tower)), getattr(vectors, tower))
+
+
+def measured_cosine(bundle: Bundle, tower: Tower, precision: str) -> float | None:
+    """The least that the bundle's graphs of a precision must reach; None: none was measured."""
+    graphs = [
+        g for g in bundle.manifest.graphs if (g.spec.tower, g.precision) == (tower, precision)
+    ]
+    found = [expected_cosine(graph) for graph in graphs if graph.conformance]
+    return min((cosine for cosine in found if cosine is not None), default=None)
 
 
 def expected_cosine(graph: Graph, *, bfloat16: bool = False) -> float | None:
@@ -120,11 +148,6 @@ def expected_cosine(graph: Graph, *, bfloat16: bool = False) -> float | None:
     return BFLOAT16_COSINE if bfloat16 or graph.precision != "float32" else None
 
 
-def _conformance_embeddings(backend: Backend, vectors: Conformance, tower: Tower) -> Embeddings:
-    if tower == "vision":
-        return backend.embed_images(vectors.pixels)
-    return backend.embed_texts(vectors.token_ids, vectors.padding_mask)
-
-
-def _least_cosine(one: Embeddings, other: Embeddings) -> float:
+def least_cosine(one: Embeddings, other: Embeddings) -> float:
+    """The least cosine of two sets of unit vectors, (B, D) each; NaN if anything is not finite."""
     return float((one.astype(np.float64) * other).sum(axis=1).min())

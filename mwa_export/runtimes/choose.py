@@ -58,8 +58,10 @@ def choose(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Cho
     if options.runtime == "torch":
         _need("torch", machine)
         return Choice("torch", "float32", "PyTorch with float32: it was asked for")
-    if options.runtime == "tensorrt":
-        _need_engines(manifest, machine)
+    host = machine.engines
+    if options.runtime == "tensorrt" and (not manifest.engines or not host or not host.device):
+        _, missing = _engines(manifest, "float16", machine)
+        raise RuntimeUnavailableError(f"`runtime=tensorrt`: {missing}.")
     rejected: list[str] = []
     for runtime, precision in ORDER:
         if options.runtime not in (AUTO, runtime) or options.precision not in (AUTO, precision):
@@ -70,7 +72,7 @@ def choose(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Cho
         obstacle = _obstacle(manifest, runtime, precision, options, machine)
         if obstacle is None:
             reason = _reason(manifest, runtime, precision, options, machine)
-            engines = _engines(manifest, precision, machine) if runtime == "tensorrt" else ()
+            engines = _engines(manifest, precision, machine)[0] if runtime == "tensorrt" else ()
             return Choice(runtime, precision, reason, tuple(rejected), engines)
         if options.runtime == runtime or _worth_saying(manifest, runtime, precision, machine):
             rejected.append(f"{LABELS[runtime]} with {precision}: {obstacle}")
@@ -97,9 +99,9 @@ def _obstacle(
 ) -> str | None:
     """Why this is not taken; None: nothing speaks against it."""
     if runtime == "tensorrt":
-        obstacle = _no_engines(manifest, precision, machine)
-        if obstacle is not None:
-            return obstacle
+        _, missing = _engines(manifest, precision, machine)
+        if missing is not None:
+            return missing
     elif runtime not in machine.runtimes:
         return _INSTALL[runtime]
     if runtime != "tensorrt" and precision == "int8" and not _has(manifest, "int8", runtime):
@@ -114,11 +116,8 @@ def _obstacle(
         found = _measured(manifest, runtime, precision, machine)
         if found is None:
             return f"its recall was not measured for this bundle (`precision={precision}` runs it)"
-        if (
-            isinstance(found, Measured)
-            and found.overflowed
-            and fast_int8(machine.sets) is not False
-        ):
+        overflowed = isinstance(found, Measured) and found.overflowed
+        if overflowed and fast_int8(machine.sets) is not False:
             return (
                 "its recall was measured on a CPU where its sums overflow. Measure it here: "
                 f"`mwa-export quantize` (`precision={precision}` runs it)"
@@ -169,39 +168,23 @@ def _reason(
 
 def _has(manifest: Manifest, precision: str, dialect: str) -> bool:
     """Whether both towers have such a graph."""
-    towers = {
-        graph.spec.tower
-        for graph in manifest.graphs
-        if (graph.precision, graph.dialect) == (precision, dialect)
-    }
-    return len(towers) == 2
+    wanted = (precision, dialect)
+    found = {g.spec.tower for g in manifest.graphs if (g.precision, g.dialect) == wanted}
+    return len(found) == len(manifest.towers)
 
 
-def _need_engines(manifest: Manifest, machine: Machine) -> None:
-    """Raise RuntimeUnavailableError if TensorRT was asked for and can run nothing at all."""
-    if not manifest.engines or machine.engines is None or machine.engines.device is None:
-        raise RuntimeUnavailableError(
-            f"`runtime=tensorrt`: {_no_engines(manifest, 'float16', machine)}."
-        )
-
-
-def _no_engines(manifest: Manifest, precision: str, machine: Machine) -> str | None:
-    """Why TensorRT cannot run a precision here; None: both towers have an engine that it can."""
+def _engines(
+    manifest: Manifest, precision: str, machine: Machine
+) -> tuple[tuple[Engine, ...], str | None]:
+    """The engines that TensorRT would run, the vision tower's first, or why it cannot."""
+    host = machine.engines
     if not manifest.engines:
-        return "the bundle has no engines. Build them: `mwa-export trt`, `engine_precision=float16`"
-    host = machine.engines
+        need = "`mwa-export trt`, `engine_precision=float16`"
+        return (), f"the bundle has no engines. Build them: {need}"
     if host is None or host.device is None:
-        return "no TensorRT" if host is None else host.missing
+        return (), "no TensorRT" if host is None else host.missing
     found, obstacles = usable_engines(manifest, precision, host.version, host.device)
-    return None if len(found) == 2 else "; ".join(obstacles)
-
-
-def _engines(manifest: Manifest, precision: str, machine: Machine) -> tuple[Engine, ...]:
-    """The engines that TensorRT will run; the vision tower's first."""
-    host = machine.engines
-    if host is None or host.device is None:
-        return ()
-    return usable_engines(manifest, precision, host.version, host.device)[0]
+    return found, None if len(found) == len(manifest.towers) else "; ".join(obstacles)
 
 
 def _measured(
@@ -209,7 +192,7 @@ def _measured(
 ) -> Measured | MeasuredEngines | None:
     """Measurements of this bundle, or of the engines that would run."""
     if runtime == "tensorrt":
-        found = [engine.measured for engine in _engines(manifest, precision, machine)]
+        found = [engine.measured for engine in _engines(manifest, precision, machine)[0]]
         return found[0] if found and found.count(found[0]) == len(found) else None
     entries = () if manifest.quantization is None else manifest.quantization.measured
     wanted = (runtime, precision)

@@ -6,10 +6,10 @@ import platform
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mwa_export.cpu import cores, cpu_name, fast_bfloat16, fast_int8, instruction_sets
+from mwa_export.optional import versions_of
 from mwa_export.runtimes.machine import this_machine
 from mwa_export.version import __version__
 
@@ -69,7 +69,10 @@ def examine() -> Doctor:
         fast_bfloat16=fast_bfloat16(sets),
         gpu=_gpu(),
         cuda="cuda" in machine.runtimes,
-        parts=tuple(Part(what, _installed(names), install) for what, names, install in _PARTS),
+        parts=tuple(
+            Part(what, next(iter(versions_of(*names).values()), None), install)
+            for what, names, install in _PARTS
+        ),
     )
 
 
@@ -94,15 +97,6 @@ def advice(found: Doctor) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _installed(names: tuple[str, ...]) -> str | None:
-    for name in names:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None
-
-
 def _gpu() -> str | None:
     """The first GPU, as nvidia-smi reports it."""
     tool = shutil.which("nvidia-smi")
@@ -122,7 +116,5 @@ def _gpu() -> str | None:
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         return None
-    fields = [field.strip() for field in lines[0].split(",")]
-    if len(fields) != 3:
-        return lines[0].strip()
-    return f"{fields[0]}, driver {fields[1]}, {fields[2]}"
+    name, *rest = (field.strip() for field in lines[0].split(","))
+    return f"{name}, driver {rest[0]}, {rest[1]}" if len(rest) == 2 else lines[0].strip()

@@ -26,12 +26,9 @@ class Machine:
 def this_machine(
     manifest: Manifest | None = None, options: RuntimeOptions | None = None
 ) -> Machine:
-    """Facts about this machine.
+    """Facts about this machine, for a bundle.
 
-    Args:
-        manifest: of the bundle to run. TensorRT is looked at only if it has engines: importing it
-            and starting a GPU take a while.
-        options: what is asked for.
+    TensorRT is looked at only if it has engines: importing it and starting a GPU take a while.
     """
     found = {name for name in ("onnxruntime", "openvino", "torch") if find_spec(name) is not None}
     if "onnxruntime" in found and cuda_available():

@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import Graph, GraphFile
 from mwa_export.errors import BundleError
-from mwa_export.runtimes.backend import Probe, check_conformance, expected_cosine
+from mwa_export.runtimes.backend import Probe, check_graphs
 from mwa_export.runtimes.ort_session import probe_graph, run_graph, session
 from mwa_export.spec import Embeddings, Port, Tower, TowerSpec
-
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 _INPUTS: dict[frozenset[str], Tower] = {
     frozenset({"image"}): "vision",
@@ -44,7 +42,6 @@ class OnnxBackend:
         """Open both towers.
 
         Args:
-            bundle: an opened bundle.
             graphs: a graph per tower, as `choose_graphs` returns them; float32 where none is given.
             threads: for one operator; None uses all cores.
             check: reproduce the conformance vectors with the bundle's own graphs first.
@@ -57,18 +54,16 @@ class OnnxBackend:
         self._config = bundle.manifest.model
         self.image_size = self._config.backbone.image_size
         self._cuda = cuda
-        towers = bundle.manifest.towers
-        chosen = {tower: (graphs or {}).get(tower) or bundle.graph(tower) for tower in towers}
-        self.graphs: dict[Tower, GraphFile] = chosen
+        self.graphs: dict[Tower, GraphFile] = {
+            tower: (graphs or {}).get(tower) or bundle.graph(tower)
+            for tower in bundle.manifest.towers
+        }
         self._sessions = {
             tower: session(path, threads=threads, cuda=cuda)
-            for tower, (path, _graph) in chosen.items()
+            for tower, (path, _graph) in self.graphs.items()
         }
         if check:
-            known = [tower for tower in chosen if chosen[tower][1] in bundle.manifest.graphs]
-            expected = {tower: expected_cosine(chosen[tower][1]) for tower in known}
-            least = {tower: cosine for tower, cosine in expected.items() if cosine is not None}
-            check_conformance(self, bundle, towers=known, least=least)
+            check_graphs(self, bundle)
 
     @property
     def precision(self) -> str:
@@ -92,8 +87,8 @@ class OnnxBackend:
     def embed_texts(
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
-        inputs = token_ids, padding_mask
-        return run_graph(self._sessions["text"], self.graphs["text"][1], inputs)
+        graph = self.graphs["text"][1]
+        return run_graph(self._sessions["text"], graph, (token_ids, padding_mask))
 
     def probe(self, tower: Tower) -> Probe:
         """Observe a tower's blocks, on the CPU.

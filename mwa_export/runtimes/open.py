@@ -33,10 +33,7 @@ def open_backend(
 ) -> Opened:
     """Open a bundle on the runtime that is asked for, or on the best that `auto` finds.
 
-    Args:
-        bundle: an opened bundle.
-        options: see RuntimeOptions.
-        graphs: graphs to run in place of those that the precision names; a CPU runtime only.
+    On CPUs ``graphs`` run in the place of those that the precision names.
 
     Raises:
         RuntimeUnavailableError: not installed, or slower than float32 on this CPU.
@@ -55,21 +52,39 @@ def _open_cpu(
     if choice.precision == "int8":
         for tower in bundle.manifest.towers:
             graphs.setdefault(tower, bundle.graph(tower, precision="int8", dialect=choice.runtime))
-    threads = options.threads or cores()
-    if choice.runtime == "onnxruntime":
-        return OnnxBackend(bundle, graphs=graphs, threads=threads, check=options.check)
-    from mwa_export.runtimes.ov import OpenVinoBackend
-
-    rest = choice.precision
-    if rest == "int8":
-        rest = "bfloat16" if fast_bfloat16(instruction_sets()) else "float32"
-    return OpenVinoBackend(
+    return cpu_backend(
         bundle,
-        graphs=graphs,
-        threads=threads,
-        precision=rest,
+        choice.runtime,
+        graphs,
+        threads=options.threads or cores(),
+        precision=None if choice.precision == "int8" else choice.precision,
         check=options.check,
     )
+
+
+def cpu_backend(
+    bundle: Bundle,
+    runtime: str,
+    graphs: Mapping[Tower, GraphFile],
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    check: bool = False,
+) -> Backend:
+    """A runtime of CPUs with some of the bundle's float32 graphs replaced.
+
+    Args:
+        runtime: "openvino" or "onnxruntime".
+        precision: of what is not INT8, on OpenVINO; None: bfloat16 where the CPU is fast at it.
+        check: reproduce the conformance vectors first.
+    """
+    if runtime == "onnxruntime":
+        return OnnxBackend(bundle, graphs=graphs, threads=threads, check=check)
+    from mwa_export.runtimes.ov import OpenVinoBackend
+
+    if precision is None:
+        precision = "bfloat16" if fast_bfloat16(instruction_sets()) else "float32"
+    return OpenVinoBackend(bundle, graphs=graphs, threads=threads, precision=precision, check=check)
 
 
 def _open_cuda(

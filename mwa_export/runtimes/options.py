@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mwa_export.errors import OptionsError
+from mwa_export.errors import check_option
 
 AUTO = "auto"
 
@@ -42,14 +42,11 @@ class RuntimeOptions:
     reference: Path | None = None  # the checkpoint, for runtime "torch"
 
     def __post_init__(self) -> None:
-        if self.runtime not in (AUTO, *PRECISIONS):
-            raise OptionsError("runtime", self.runtime, ", ".join((AUTO, *PRECISIONS)))
-        known = PRECISIONS.get(self.runtime) or sorted(
-            {p for ps in PRECISIONS.values() for p in ps}
-        )
-        if self.precision not in (AUTO, *known):
-            raise OptionsError("precision", self.precision, ", ".join((AUTO, *known)))
-        if self.threads is not None and self.threads < 1:
-            raise OptionsError("threads", self.threads, "1 or more")
-        if self.device < 0:
-            raise OptionsError("device", self.device, "0 or more")
+        every = sorted({p for precisions in PRECISIONS.values() for p in precisions})
+        runtimes = (AUTO, *PRECISIONS)
+        check_option("runtime", self.runtime, self.runtime in runtimes, ", ".join(runtimes))
+        known = (AUTO, *PRECISIONS.get(self.runtime, every))
+        check_option("precision", self.precision, self.precision in known, ", ".join(known))
+        fits = self.threads is None or self.threads >= 1
+        check_option("threads", self.threads, fits, "1 or more")
+        check_option("device", self.device, self.device >= 0, "0 or more")

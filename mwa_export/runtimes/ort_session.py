@@ -77,7 +77,7 @@ def run_graph(session: Any, graph: Graph, inputs: tuple[NDArray[Any], ...]) -> E
     return cast(Embeddings, output.astype(np.float32, copy=False))
 
 
-def session_with_outputs(path: Path, names: Sequence[str], threads: int | None = None) -> Any:
+def session_with_outputs(path: Path, names: Sequence[str]) -> Any:
     """A session for a copy of the graph with more outputs.
 
     Serialized messages may be joined: what follows is merged into what came before. So a few bytes
@@ -98,7 +98,7 @@ def session_with_outputs(path: Path, names: Sequence[str], threads: int | None =
         data = data_file_of(path)
         if data.is_file():
             link_or_copy(data, Path(folder) / data.name)
-        return session(copy, threads=threads)
+        return session(copy)
 
 
 def probe_graph(file: GraphFile, config: ModelConfig) -> Probe:

@@ -15,7 +15,7 @@ from mwa_export.cpu import cores
 from mwa_export.errors import BundleError
 from mwa_export.inputs.preprocess import arrays_of
 from mwa_export.optional import require
-from mwa_export.runtimes.backend import check_conformance, expected_cosine
+from mwa_export.runtimes.backend import check_graphs
 from mwa_export.spec import Embeddings, Tower
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -41,7 +41,6 @@ class OpenVinoBackend:
         """Open both towers.
 
         Args:
-            bundle: an opened bundle.
             graphs: a graph per tower; float32 where none is given.
             threads: in all; None uses all cores that the process may use.
             precision: of what is not INT8, "float32" or "bfloat16".
@@ -70,11 +69,7 @@ class OpenVinoBackend:
             for tower, (path, _graph) in self.graphs.items()
         }
         if check:
-            reduced = precision == "bfloat16"
-            known = [t for t, (_, graph) in self.graphs.items() if graph in bundle.manifest.graphs]
-            expected = {t: expected_cosine(self.graphs[t][1], bfloat16=reduced) for t in known}
-            least = {tower: cosine for tower, cosine in expected.items() if cosine is not None}
-            check_conformance(self, bundle, towers=known, least=least)
+            check_graphs(self, bundle, bfloat16=precision == "bfloat16")
 
     @property
     def precision(self) -> str:

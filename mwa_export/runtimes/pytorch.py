@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.load import Model
 from mwa_export.model.reference import reference_from_tensors
-from mwa_export.runtimes.backend import Probe
+from mwa_export.runtimes.backend import Probe, embed
 from mwa_export.spec import Embeddings, Tower
 
 
@@ -50,8 +50,7 @@ class TorchBackend:
             layers = self.reference.beit3.encoder.layers
             hooks = [layer.register_forward_hook(keep) for layer in layers]
             try:
-                embed = self.embed_images if tower == "vision" else self.embed_texts
-                result = embed(*inputs)
+                result = embed(self, tower, inputs)
             finally:
                 for hook in hooks:
                     hook.remove()

@@ -14,7 +14,7 @@ from mwa_export.bundle.engine import Engine, EnginePrecision
 from mwa_export.bundle.manifest import GraphFile
 from mwa_export.errors import EngineError
 from mwa_export.inputs.preprocess import arrays_of
-from mwa_export.runtimes.backend import BFLOAT16_COSINE, check_conformance, expected_cosine
+from mwa_export.runtimes.backend import BFLOAT16_COSINE, check_conformance, measured_cosine
 from mwa_export.spec import Embeddings, Tower
 from mwa_export.trt.device import Device
 from mwa_export.trt.engine import usable_engines
@@ -42,10 +42,7 @@ class TensorRtBackend:
         """Load both towers' engines.
 
         Args:
-            bundle: an opened bundle.
-            precision: of the engines.
             engines: those to load, of one precision, in place of the newest of ``precision``.
-            device: number of the GPU.
             graphs: record shapes that repeat as CUDA graphs, which saves the CPU's time.
             check: reproduce the conformance vectors first.
 
@@ -62,18 +59,10 @@ class TensorRtBackend:
         self.engines: dict[Tower, Engine] = {engine.tower: engine for engine in chosen}
         self.precision = chosen[0].precision
         floats = {tower: bundle.graph(tower)[1] for tower in bundle.manifest.towers}
-        self.graphs: dict[Tower, GraphFile] = {
-            tower: (
-                bundle.path / engine.file,
-                replace(
-                    floats[tower],
-                    file=engine.file,
-                    precision=engine.precision,
-                    dialect="tensorrt",
-                ),
-            )
-            for tower, engine in self.engines.items()
-        }
+        self.graphs: dict[Tower, GraphFile] = {}
+        for tower, engine in self.engines.items():
+            graph = replace(floats[tower], file=engine.file, precision=engine.precision)
+            self.graphs[tower] = bundle.path / engine.file, replace(graph, dialect="tensorrt")
         held = {tower: (bundle, engine) for tower, engine in self.engines.items()}
         with ExitStack() as stack:
             self.runners: dict[Tower, EngineRunner] = stack.enter_context(
@@ -129,15 +118,6 @@ def _newest(
 
 def _least(bundle: Bundle, precision: EnginePrecision) -> dict[Tower, float]:
     """The least cosine that engines of a precision must reach."""
-    least: dict[Tower, float] = {}
-    for tower in bundle.manifest.towers:
-        measured = [
-            expected_cosine(graph)
-            for graph in bundle.manifest.graphs
-            if (graph.spec.tower, graph.precision) == (tower, precision) and graph.conformance
-        ]
-        known = [cosine for cosine in measured if cosine is not None]
-        least[tower] = min(
-            known, default=BFLOAT16_COSINE if precision in _16_BITS else LEAST_8_BITS
-        )
-    return least
+    usual = BFLOAT16_COSINE if precision in _16_BITS else LEAST_8_BITS
+    found = {tower: measured_cosine(bundle, tower, precision) for tower in bundle.manifest.towers}
+    return {tower: usual if cosine is None else cosine for tower, cosine in found.items()}

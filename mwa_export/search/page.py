@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from importlib.resources import files
 from pathlib import Path
 
 from mwa_export.errors import BundleError, ImageError
@@ -16,7 +15,7 @@ from mwa_export.files import new_file
 from mwa_export.inputs.content import Readable
 from mwa_export.inputs.pictures import Picture
 from mwa_export.report.numbers import DASH
-from mwa_export.report.thumbnails import thumbnail
+from mwa_export.report.page import rendered, thumbnail
 from mwa_export.search.result import Found
 from mwa_export.version import __version__
 
@@ -45,25 +44,15 @@ def write_page(found: Found, path: Path) -> None:
 
 def html_from_search(found: Found) -> str:
     """The whole document. A picture that cannot be read is named, with the reason, in its place."""
-    import jinja2
-
-    assets = files("mwa_export") / "assets"
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["clean"] = _clean
-    environment.filters["cell"] = _cell
-    template = environment.from_string((assets / "search.html.j2").read_text(encoding="utf-8"))
-    page: str = template.render(
+    return rendered(
+        "search.html.j2",
+        ["report.css", "search.css"],
+        {"clean": _clean, "cell": lambda value: _clean(DASH if value is None else value)},
         found=found,
         asked=None if found.query_picture is None else _shown(found.query_picture),
         shown=[None if hit.picture is None else _shown(hit.picture) for hit in found.hits],
-        css="".join(
-            (assets / name).read_text(encoding="utf-8") for name in ("report.css", "search.css")
-        ),
         version=__version__,
     )
-    return page.encode("utf-8", "replace").decode()
 
 
 def _shown(picture: Picture | Readable | bytes) -> tuple[str, str]:
@@ -72,11 +61,6 @@ def _shown(picture: Picture | Readable | bytes) -> tuple[str, str]:
         return b64encode(thumbnail(picture, THUMBNAIL)).decode(), ""
     except ImageError as error:
         return "", str(error)
-
-
-def _cell(value: object) -> str:
-    """A column's value for people."""
-    return _clean(DASH if value is None else value)
 
 
 def _clean(value: object) -> str:

@@ -15,7 +15,6 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.encoder.encoder import Encoder
 from mwa_export.encoder.open import load
 from mwa_export.errors import DataError, UsageError
-from mwa_export.inputs.content import Kind
 from mwa_export.inputs.pictures import Picture
 from mwa_export.progress import ignore
 from mwa_export.runtimes.options import RuntimeOptions
@@ -26,7 +25,6 @@ from mwa_export.vectors.manifest import ERRORS, MANIFEST
 from mwa_export.vectors.output import JOB, Output
 
 _WILDCARD = re.compile(r"[*?\[{]")
-WHERE: dict[Kind, Where] = {"image": "images", "text": "texts"}
 Locate = Callable[[str], Picture | None]
 """A row's id -> where its picture lies, if that is known."""
 
@@ -60,7 +58,7 @@ class Searched:
     @property
     def where(self) -> Where:
         """The part that is searched."""
-        return WHERE[self.entry.kind]
+        return "images" if self.entry.kind == "image" else "texts"
 
     def blocks(self) -> Iterator[Block]:
         """The rows of every shard that is there; one shard is in memory at a time.
@@ -94,13 +92,10 @@ class Searched:
             stored = self.output.read(self.read[number][0])
             for rank in np.flatnonzero(shard_of == number).tolist():
                 place = int(rows[rank] - starts[number])
+                id = stored.ids[place]
                 columns = {name: values[place] for name, values in stored.columns.items()}
-                picture = None
-                if self.entry.kind == "image":
-                    picture = locate(stored.ids[place])
-                found[rank] = Hit(
-                    rank + 1, float(scores[rank]), stored.ids[place], columns, picture
-                )
+                picture = locate(id) if self.entry.kind == "image" else None
+                found[rank] = Hit(rank + 1, float(scores[rank]), id, columns, picture)
         return tuple(found[rank] for rank in sorted(found))
 
     def warnings(self, searched: int) -> tuple[str, ...]:
@@ -206,12 +201,8 @@ def search_output(
 
     Args:
         searched: from `open_output`; it may be unfinished, which the result says.
-        query: what to look for.
-        k: rows to find, at least 1.
         bundle: embeds the query; None: the one that the output names.
-        runtime: what the bundle runs on.
         pictures: the folder that the pictures' ids are relative to; None: see `picture_of`.
-        on_rows: called with the number of rows searched, after each part.
 
     Raises:
         DataError: a damaged output.
@@ -220,10 +211,10 @@ def search_output(
     """
     encoder = encoder_of(searched.output, query, bundle, runtime)
     if query.image is not None:
-        vector = encoder.embed_images([query.image])[0]
+        vectors = encoder.embed_images([query.image])
     else:
-        vector = encoder.embed_texts([query.text or ""])[0]
-    best = best_rows(vector, searched.blocks(), k, on_rows=on_rows)
+        vectors = encoder.embed_texts([query.text or ""])
+    best = best_rows(vectors[0], searched.blocks(), k, on_rows=on_rows)
     return Found(
         query=str(query.image or query.text),
         query_picture=None if query.image is None else Picture(query.image),

@@ -46,7 +46,6 @@ def best_rows(
         query: (D,) float32.
         blocks: the rows in order; each block is dropped before the next is asked for.
         k: rows to find, at least 1.
-        on_rows: called with the number of rows scored, after each part.
 
     Raises:
         DataError: rows of another width than the query, or with values that are not finite.

@@ -66,13 +66,9 @@ class Gpu:
         """A stream that does not wait for the default one."""
         return self._made("cuStreamCreate", "cuStreamDestroy_v2", _NON_BLOCKING)
 
-    def event(self) -> ctypes.c_void_p:
+    def event(self, *, timed: bool = False) -> ctypes.c_void_p:
         """An event; waiting for it returns at once until it is recorded."""
-        return self._made("cuEventCreate", "cuEventDestroy_v2", _NO_TIMING)
-
-    def timer(self) -> ctypes.c_void_p:
-        """An event that records its time."""
-        return self._made("cuEventCreate", "cuEventDestroy_v2", 0)
+        return self._made("cuEventCreate", "cuEventDestroy_v2", 0 if timed else _NO_TIMING)
 
     def _made(self, create: str, destroy: str, flags: int) -> ctypes.c_void_p:
         made = ctypes.c_void_p()
@@ -135,23 +131,13 @@ class Gpu:
 
     def upload(self, buffer: Buffer, nbytes: int, stream: ctypes.c_void_p) -> None:
         """Copy the start of the host memory to the GPU."""
-        self._driver.call(
-            "cuMemcpyHtoDAsync_v2",
-            ctypes.c_uint64(buffer.device),
-            ctypes.c_void_p(buffer.host),
-            ctypes.c_size_t(nbytes),
-            stream,
-        )
+        device, host = ctypes.c_uint64(buffer.device), ctypes.c_void_p(buffer.host)
+        self._driver.call("cuMemcpyHtoDAsync_v2", device, host, ctypes.c_size_t(nbytes), stream)
 
     def download(self, buffer: Buffer, nbytes: int, stream: ctypes.c_void_p) -> None:
         """Copy the start of the GPU's memory to the host."""
-        self._driver.call(
-            "cuMemcpyDtoHAsync_v2",
-            ctypes.c_void_p(buffer.host),
-            ctypes.c_uint64(buffer.device),
-            ctypes.c_size_t(nbytes),
-            stream,
-        )
+        device, host = ctypes.c_uint64(buffer.device), ctypes.c_void_p(buffer.host)
+        self._driver.call("cuMemcpyDtoHAsync_v2", host, device, ctypes.c_size_t(nbytes), stream)
 
     def close(self) -> None:
         """Release everything, the newest first. Nothing may be running."""

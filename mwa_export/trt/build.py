@@ -14,21 +14,18 @@ from mwa_export.bundle.engine import (
     VERSION_COMPATIBLE,
     EnginePrecision,
     Profile,
-    ShapeRange,
 )
-from mwa_export.errors import BundleError, EngineError, OptionsError, ProfileError, UsageError
+from mwa_export.errors import BundleError, EngineError, ProfileError, UsageError, check_option
 from mwa_export.files import new_file
 from mwa_export.progress import Progress, Silent
 from mwa_export.trt.device import Device
 from mwa_export.trt.install import load_tensorrt
-from mwa_export.trt.log import Messages
-from mwa_export.trt.versions import TensorRt
+from mwa_export.trt.versions import Messages, TensorRt
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 GIB = 1 << 30
-LEVELS = range(6)  # of effort, 0 to 5
 _SHOWN = 3  # parser errors in a message
 
 
@@ -44,10 +41,10 @@ class BuildOptions:
     refit: bool = False  # weights can be exchanged
 
     def __post_init__(self) -> None:
-        if self.level is not None and self.level not in LEVELS:
-            raise OptionsError("builder_level", self.level, f"0 to {LEVELS[-1]}")
-        if self.workspace is not None and self.workspace < 1 << 20:
-            raise OptionsError("workspace", f"{self.workspace} bytes", "1 MiB or more")
+        level, workspace = self.level, self.workspace
+        check_option("builder_level", level, level is None or 0 <= level <= 5, "0 to 5")
+        fits = workspace is None or workspace >= 1 << 20
+        check_option("workspace", f"{workspace} bytes", fits, "1 MiB or more")
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -83,9 +80,6 @@ def engine_from_onnx(
         out: the engine's file; appears whole or not at all.
         precision: what 8.6 may run in; later versions read it from the graph, and only they have
             bfloat16 and float8.
-        device: from `select_device`; its memory is named in errors.
-        options: see BuildOptions.
-        progress: told about the phases of the build (not by 8.6).
 
     Returns:
         Build time, and a warning if the timing cache cannot be written: the engine is then kept.
@@ -299,8 +293,4 @@ def _why_not_built(
 
 
 def _words(profile: Profile) -> str:
-    return ", ".join(f"{entry.name} up to {_by(entry)}" for entry in profile)
-
-
-def _by(entry: ShapeRange) -> str:
-    return "x".join(map(str, entry.max))
+    return ", ".join(f"{entry.name} up to {'x'.join(map(str, entry.max))}" for entry in profile)

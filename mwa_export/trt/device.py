@@ -13,6 +13,10 @@ DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _OUT_OF_MEMORY, _INSUFFICIENT, _NO_DEVICE = 2, 35, 100  # of CUresult
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _NAME_BYTES = 256
+_NO_GPU = (
+    "the NVIDIA driver finds no GPU. Check it with nvidia-smi and, if CUDA_VISIBLE_DEVICES is set, "
+    "that it names one; in a container, start it with --gpus all."
+)
 
 
 class DeviceMemoryError(RuntimeUnavailableError):
@@ -44,19 +48,14 @@ def select_device(index: int = 0) -> Device:
         RuntimeUnavailableError: no driver, a driver that does not start, no GPU, or fewer of them.
     """
     cuda = open_driver()
-    version = ctypes.c_int()
-    cuda.call("cuDriverGetVersion", ctypes.byref(version))
-    count = ctypes.c_int()
-    cuda.call("cuDeviceGetCount", ctypes.byref(count))
-    if not 0 <= index < count.value:
+    version, count = cuda.integer("cuDriverGetVersion"), cuda.integer("cuDeviceGetCount")
+    if not 0 <= index < count:
         raise RuntimeUnavailableError(
-            f"`device={index}`: this machine has {count.value} NVIDIA GPU(s). Expected 0 to "
-            f"{count.value - 1}."
-            if count.value
-            else _no_gpu()
+            f"`device={index}`: this machine has {count} NVIDIA GPU(s). Expected 0 to {count - 1}."
+            if count
+            else _NO_GPU
         )
-    device = ctypes.c_int()
-    cuda.call("cuDeviceGet", ctypes.byref(device), index)
+    device = ctypes.c_int(cuda.integer("cuDeviceGet", index))
     name = ctypes.create_string_buffer(_NAME_BYTES)
     cuda.call("cuDeviceGetName", name, _NAME_BYTES, device)
     # A primary context is the one that the CUDA runtime, and so TensorRT, uses for this device.
@@ -68,10 +67,13 @@ def select_device(index: int = 0) -> Device:
     return Device(
         index=index,
         name=name.value.decode(errors="replace"),
-        capability=(cuda.attribute(_MAJOR, device), cuda.attribute(_MINOR, device)),
+        capability=(
+            cuda.integer("cuDeviceGetAttribute", _MAJOR, device),
+            cuda.integer("cuDeviceGetAttribute", _MINOR, device),
+        ),
         memory=total.value,
         free=free.value,
-        driver=version.value,
+        driver=version,
         context=context.value or 0,
     )
 
@@ -101,7 +103,7 @@ class Driver:
             )
         status = function(*arguments)
         if status == _NO_DEVICE:
-            raise RuntimeUnavailableError(_no_gpu())
+            raise RuntimeUnavailableError(_NO_GPU)
         if status == _INSUFFICIENT:
             raise RuntimeUnavailableError(
                 "the NVIDIA driver is too old for this GPU or for CUDA. Install a newer driver and "
@@ -118,10 +120,10 @@ class Driver:
                 "with nvidia-smi; a driver that was just updated needs a restart."
             )
 
-    def attribute(self, number: int, device: ctypes.c_int) -> int:
-        """An attribute of a device."""
+    def integer(self, name: str, *arguments: Any) -> int:
+        """Call a function that gives a number."""
         value = ctypes.c_int()
-        self.call("cuDeviceGetAttribute", ctypes.byref(value), number, device)
+        self.call(name, ctypes.byref(value), *arguments)
         return value.value
 
     def _reason(self, status: int) -> str:
@@ -139,10 +141,3 @@ def _library() -> Any:
             "Use a machine with an NVIDIA GPU and its driver; in a container, start it with "
             "--gpus all. Without a GPU: OpenVINO or ONNX Runtime run the bundle's own graphs."
         ) from error
-
-
-def _no_gpu() -> str:
-    return (
-        "the NVIDIA driver finds no GPU. Check it with nvidia-smi and, if CUDA_VISIBLE_DEVICES is "
-        "set, that it names one; in a container, start it with --gpus all."
-    )

@@ -1,4 +1,4 @@
-"""Choose and load the engines of a bundle.
+"""Choose, load and refit the engines of a bundle.
 
 An engine is code for one GPU and one version of TensorRT. Only a file whose sha256 the manifest
 records is handed to TensorRT, and only on a machine that it was built for.
@@ -7,12 +7,14 @@ records is handed to TensorRT, and only on a machine that it was built for.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import (
@@ -25,9 +27,10 @@ from mwa_export.bundle.engine import (
 from mwa_export.bundle.manifest import Manifest
 from mwa_export.errors import BundleError, EngineError
 from mwa_export.spec import Tower
+from mwa_export.trt.build import listed
 from mwa_export.trt.device import Device
-from mwa_export.trt.log import Messages
-from mwa_export.trt.versions import TensorRt, major_of
+from mwa_export.trt.install import load_tensorrt
+from mwa_export.trt.versions import Messages, TensorRt, major_of
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -41,14 +44,7 @@ def engine_name(tower: Tower, precision: EnginePrecision, version: str, device: 
 
 
 def obstacle(engine: Engine, manifest: Manifest, version: str, device: Device) -> str | None:
-    """Why an engine cannot be used here; None if it can.
-
-    Args:
-        engine: one of the bundle's.
-        manifest: of the bundle.
-        version: of the TensorRT that is installed.
-        device: the GPU.
-    """
+    """Why an engine cannot be used here; None if it can."""
     if not {entry.sha256 for entry in manifest.files.values()}.issuperset(engine.sources):
         return "it was made from a graph or a calibration that the bundle no longer has"
     if not _version_fits(engine, version):
@@ -68,15 +64,7 @@ def obstacle(engine: Engine, manifest: Manifest, version: str, device: Device) -
 def usable_engines(
     manifest: Manifest, precision: str, version: str, device: Device, name: str = "the bundle"
 ) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
-    """The engines for this machine, the vision tower's first, and why a tower has none.
-
-    Args:
-        manifest: of the bundle.
-        precision: of the engines.
-        version: of the TensorRT that is installed.
-        device: the GPU.
-        name: of the bundle, for the sentences.
-    """
+    """The engines for this machine, the vision tower's first, and why a tower has none."""
     usable, reasons = [], []
     flag = f"`engine_precision={precision}`"
     for tower in manifest.towers:
@@ -160,13 +148,7 @@ class LoadedEngine(AbstractContextManager["LoadedEngine"]):
 
 
 def load_engine(tensorrt: TensorRt, bundle: Bundle, engine: Engine, device: Device) -> LoadedEngine:
-    """Check an engine's bytes and load them.
-
-    Args:
-        tensorrt: the version that is installed.
-        bundle: the bundle of the engine.
-        engine: one that `usable_engines` returned.
-        device: the current GPU.
+    """Check the bytes of an engine that `usable_engines` returned, and load them.
 
     Raises:
         BundleError: the file is missing or not the one that the manifest describes. TensorRT never
@@ -227,3 +209,64 @@ def _gpu_fits(engine: Engine, device: Device) -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def refitted(
+    bundle: Bundle,
+    engine: Engine,
+    graph: Path,
+    weights: Mapping[str, NDArray[Any]],
+    device: Device,
+) -> bytes:
+    """Serialize an engine with the weights of another graph of the same structure.
+
+    Args:
+        engine: built with the flag REFIT.
+        graph: the ONNX file with the new weights, of the form that the engine was compiled from.
+        weights: its initializers, by name; 8.6 takes them from here, later versions from the file.
+
+    Raises:
+        EngineError: TensorRT cannot load the engine or does not take the weights.
+        BundleError: the engine's file is not the one that the manifest describes.
+    """
+    with load_engine(load_tensorrt(), bundle, engine, device) as loaded:
+        _exchange(loaded, graph, weights, str(bundle.path / engine.file))
+        return loaded.serialize()
+
+
+def _exchange(
+    loaded: LoadedEngine, graph: Path, weights: Mapping[str, NDArray[Any]], name: str
+) -> None:
+    tensorrt, messages = loaded.tensorrt, loaded.messages
+    logger = tensorrt.logger(messages)
+    refitter: trt.Refitter = tensorrt.trt.Refitter(loaded.engine, logger)
+    problems = tensorrt.weights_from_file(refitter, logger, str(graph))
+    if problems is None:
+        _set_weights(loaded, refitter, weights, name)
+    elif problems:
+        raise _refusal(name, messages.reason or listed(problems))
+    if not refitter.refit_cuda_engine():
+        missing = listed(refitter.get_missing_weights(), ", ")
+        raise _refusal(name, messages.reason or f"weights are missing: {missing}")
+
+
+def _set_weights(
+    loaded: LoadedEngine, refitter: trt.Refitter, weights: Mapping[str, NDArray[Any]], name: str
+) -> None:
+    """Set the weights that the engine asks for, under their names in the graph."""
+    for asked in refitter.get_all_weights():
+        if asked not in weights:
+            continue  # TensorRT's own constants: they stay, or count as missing below
+        array = np.ascontiguousarray(weights[asked])
+        if not refitter.set_named_weights(asked, loaded.tensorrt.trt.Weights(array)):
+            raise _refusal(name, f"{asked}: {loaded.messages.reason or 'another size'}")
+    missing = refitter.get_missing_weights()
+    if missing:
+        raise _refusal(name, f"weights are missing: {listed(missing, ', ')}")
+
+
+def _refusal(name: str, details: str) -> EngineError:
+    return EngineError(
+        f"{name}: TensorRT does not take the new weights ({details}). Build engines for the new "
+        "model: mwa-export onnx, then mwa-export trt"
+    )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from importlib import metadata
 
 from mwa_export.errors import EngineError, MissingPackageError, RuntimeUnavailableError
-from mwa_export.optional import require
+from mwa_export.optional import require, versions_of
 from mwa_export.trt.device import DRIVER, Device, select_device
 from mwa_export.trt.versions import TensorRt, tensorrt_from_module
 
@@ -21,15 +20,11 @@ def load_tensorrt() -> TensorRt:
         MissingPackageError: not installed, or its libraries cannot be loaded.
         EngineError: another version than 8.6, 10 or 11.
     """
-    module = require("tensorrt", extra="tensorrt", why="build and run engines")
-    return tensorrt_from_module(module)
+    return tensorrt_from_module(require("tensorrt", extra="tensorrt", why="build and run engines"))
 
 
 def find_tensorrt(device: int = 0) -> tuple[TensorRt, Device]:
     """Import TensorRT, and make the GPU current that it will run on.
-
-    Args:
-        device: number of the GPU.
 
     Raises:
         MissingPackageError, EngineError: see `load_tensorrt`.
@@ -45,10 +40,6 @@ def check_driver(version: str, device: Device) -> None:
 
     Any driver of the same CUDA major version will do. If TensorRT was not installed by pip, the
     CUDA version that it needs is unknown here, and TensorRT itself reports a mismatch.
-
-    Args:
-        version: of TensorRT.
-        device: with its driver's version.
     """
     needed = _cuda_of(version)
     if needed is not None and device.driver < 1000 * needed:
@@ -61,14 +52,9 @@ def check_driver(version: str, device: Device) -> None:
 
 
 def _cuda_of(version: str) -> int | None:
-    for major in _CUDA_MAJORS:
-        try:
-            found = metadata.version(f"tensorrt-cu{major}-bindings")
-        except metadata.PackageNotFoundError:
-            continue
-        if found == version:
-            return major
-    return None
+    packages = {f"tensorrt-cu{major}-bindings": major for major in _CUDA_MAJORS}
+    found = versions_of(*packages)
+    return next((packages[name] for name in found if found[name] == version), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +67,7 @@ class EngineHost:
 
 
 def engine_host(device: int = 0) -> EngineHost:
-    """Look for TensorRT and a GPU, and make the GPU current.
-
-    Args:
-        device: number of the GPU.
-    """
+    """Look for TensorRT and a GPU, and make the GPU current."""
     try:
         tensorrt, found = find_tensorrt(device)
     except (EngineError, MissingPackageError, RuntimeUnavailableError) as error:

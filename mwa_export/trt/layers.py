@@ -86,11 +86,7 @@ class Inspection:
         }
 
     def reasons(self, precision: str) -> tuple[str, ...]:
-        """Possible reasons why an engine is slower than its precision promises.
-
-        Args:
-            precision: of the engine.
-        """
+        """Possible reasons why an engine is slower than its precision promises."""
         sentences = []
         wanted = {precision, "unknown"}
         slower = [la for la in self.layers if la.is_gemm and _smallest(la) not in wanted]
@@ -119,11 +115,7 @@ class Inspection:
 
 
 def read_inspection(text: str) -> Inspection:
-    """The layers in an inspector's JSON; none if its form is unknown.
-
-    Args:
-        text: of `EngineInspector.get_engine_information`.
-    """
+    """The layers in an inspector's JSON; none if its form is unknown."""
     try:
         entries = list(json.loads(text)["Layers"])
     except (ValueError, KeyError, TypeError):

@@ -1,15 +1,22 @@
-"""Optimization profiles: minimum, optimum and maximum shape of every input of an engine."""
+"""Optimization profiles: the shapes that an engine is built for, and batches cut to fit them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mwa_export.bundle.engine import Profile, ShapeRange
 from mwa_export.errors import ProfileError
+from mwa_export.inputs.tokenizer import PAD
 from mwa_export.spec import Port, TowerSpec
 
 BATCH, LENGTH = "batch", "length"  # the dynamic axes, as TowerSpec names them
+_PADDING = {"token_ids": PAD, "padding_mask": 1}  # what a text is made longer with, exactly
+Arrays = tuple[NDArray[Any], ...]
 _OPTIONS = {BATCH: "`batch`", LENGTH: "`lengths`"}
 
 
@@ -23,11 +30,7 @@ class Span:
 
     @classmethod
     def parse(cls, text: str, axis: str) -> Span:
-        """Read "MIN,OPT,MAX", or one number for all three.
-
-        Args:
-            text: what the user gave.
-            axis: "batch" or "length"; its option is named in errors.
+        """Read "MIN,OPT,MAX" of an axis, "batch" or "length", or one number for all three.
 
         Raises:
             ProfileError: not one or three numbers of at least 1, or not in ascending order.
@@ -55,11 +58,6 @@ class Span:
 def profile_of(spec: TowerSpec, batch: Span, lengths: Span | None = None) -> Profile:
     """The shapes of every input of a tower.
 
-    Args:
-        spec: the tower's inputs.
-        batch: rows.
-        lengths: tokens of a text, for a tower that has such an axis.
-
     Raises:
         ProfileError: the tower has lengths and none are given.
     """
@@ -77,10 +75,7 @@ def profiles_of(
 def text_lengths(given: Span | None, max_length: int) -> Span:
     """The range of text lengths in tokens, BOS and EOS included.
 
-    Args:
-        given: by the user; None: from the shortest text to the longest, fastest at 16 tokens,
-            the length of a typical caption.
-        max_length: of the model.
+    None given: all that the model has, fastest at 16 tokens, a typical caption.
 
     Raises:
         ProfileError: lengths that no text of this model has.
@@ -112,3 +107,89 @@ def _range(spec: TowerSpec, port: Port, sizes: dict[str, Span]) -> ShapeRange:
             )
     low, usual, high = zip(*((span.min, span.opt, span.max) for span in spans), strict=True)
     return ShapeRange(port.name, low, usual, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The part of a batch that one run of the engine takes."""
+
+    arrays: Arrays  # of the shapes that the profile allows
+    rows: int  # real ones; any that follow are filling
+    profile: int  # its index
+
+
+def pieces(spec: TowerSpec, profiles: Sequence[Profile], arrays: Arrays) -> list[Piece]:
+    """Cut a batch, (rows, ...) of each input, into runs that the engine has profiles for.
+
+    Too few rows are filled up with the last one, too short texts with padding; neither changes the
+    result of a row.
+
+    Raises:
+        ProfileError: other sizes than the engine has, such as a text that is too long.
+    """
+    spans = [_spans(spec, profile) for profile in profiles]
+    length = arrays[0].shape[1] if LENGTH in spec.inputs[0].shape else None
+    fit = [i for i, span in enumerate(spans) if length is None or length <= span[LENGTH].max]
+    if not fit:
+        longest = max(span[LENGTH].max for span in spans)
+        raise ProfileError(
+            f"{spec.tower}: a text of {length} tokens, and the engine was built for at most "
+            f"{longest}. Build it for longer ones: `mwa-export trt` with "
+            "`lengths=MIN,OPT,MAX` `rebuild`"
+        )
+    _check_fixed(spec, profiles[0], arrays)
+    most = max(spans[i][BATCH].max for i in fit)
+    cut = []
+    for start in range(0, len(arrays[0]), most):
+        part = tuple(array[start : start + most] for array in arrays)
+        rows = len(part[0])
+        # The smallest that is large enough: it is built for such batches.
+        chosen = min(
+            (i for i in fit if rows <= spans[i][BATCH].max), key=lambda i: spans[i][BATCH].max
+        )
+        cut.append(Piece(_filled(spec, spans[chosen], part), rows, chosen))
+    return cut
+
+
+def _spans(spec: TowerSpec, profile: Profile) -> dict[str, Span]:
+    """Ranges of the dynamic axes in a profile."""
+    shapes = {entry.name: entry for entry in profile}
+    first = spec.inputs[0]
+    entry = shapes[first.name]
+    return {
+        dim: Span(entry.min[axis], entry.opt[axis], entry.max[axis])
+        for axis, dim in enumerate(first.shape)
+        if isinstance(dim, str)
+    }
+
+
+def _check_fixed(spec: TowerSpec, profile: Profile, arrays: Arrays) -> None:
+    """Check the fixed axes: pixels and channels of an image."""
+    largest = {entry.name: entry.max for entry in profile}
+    for port, array in zip(spec.inputs, arrays, strict=True):
+        expected = tuple(
+            dim if isinstance(dim, str) else size
+            for dim, size in zip(port.shape, largest[port.name], strict=True)
+        )
+        fits = array.ndim == len(expected) and all(
+            isinstance(dim, str) or dim == size
+            for dim, size in zip(expected, array.shape, strict=True)
+        )
+        if not fits:
+            raise ProfileError(
+                f"{spec.tower}/{port.name}: has shape {array.shape}. Expected "
+                f"({', '.join(map(str, expected))}), which the engine was built for."
+            )
+
+
+def _filled(spec: TowerSpec, spans: dict[str, Span], arrays: Arrays) -> Arrays:
+    filled = []
+    for port, array in zip(spec.inputs, arrays, strict=True):
+        if LENGTH in spans and array.shape[1] < spans[LENGTH].min:
+            more = ((0, 0), (0, spans[LENGTH].min - array.shape[1]))
+            array = np.pad(array, more, constant_values=_PADDING[port.name])
+        if len(array) < spans[BATCH].min:
+            last = np.repeat(array[-1:], spans[BATCH].min - len(array), axis=0)
+            array = np.concatenate([array, last])
+        filled.append(array)
+    return tuple(filled)

@@ -22,7 +22,7 @@ from mwa_export.spec import Embeddings, TowerSpec
 from mwa_export.trt.buffers import Buffer, Gpu
 from mwa_export.trt.device import Device, open_driver
 from mwa_export.trt.engine import LoadedEngine, load_engine
-from mwa_export.trt.shapes import Arrays, Piece, pieces
+from mwa_export.trt.profiles import Arrays, Piece, pieces
 from mwa_export.trt.versions import TensorRt
 
 if TYPE_CHECKING:
@@ -41,13 +41,7 @@ def open_runners(
     *,
     graphs: bool = True,
 ) -> Iterator[dict[Name, EngineRunner]]:
-    """Load engines and allocate what they need to run. All of it is released at the end.
-
-    Args:
-        tensorrt: the version that is installed.
-        device: the current GPU.
-        engines: each with the bundle, or the folder, that holds it.
-        graphs: record shapes that repeat as CUDA graphs.
+    """Load engines, each of a bundle or its folder, to run them. All is released at the end.
 
     Raises:
         BundleError, EngineError: see `load_engine` and `EngineRunner`.
@@ -86,17 +80,14 @@ class EngineRunner:
     ) -> None:
         """Allocate what the largest shapes of the engine's profiles need.
 
-        Args:
-            gpu: where memory comes from.
-            loaded: the engine; its owner releases it after this is closed.
-            spec: the tower's inputs and output.
-            graphs: record shapes that repeat as CUDA graphs.
+        ``loaded`` is released by its owner, after this is closed. ``graphs``: record shapes that
+        repeat as CUDA graphs.
 
         Raises:
             EngineError: no execution context, mostly for want of memory.
             DeviceMemoryError: no memory for inputs and outputs.
         """
-        self._gpu, self._loaded, self._spec = gpu, loaded, spec
+        self._gpu, self.loaded, self._spec = gpu, loaded, spec
         self._engine = loaded.description
         loaded.create_context()
         names = [*(port.name for port in spec.inputs), spec.output.name]
@@ -105,17 +96,14 @@ class EngineRunner:
         sizes = {name: self._largest(name) for name in names}
         self._sets = [_Set(gpu, sizes) for _ in range(SETS)]
         self._up, self._compute, self._down = (gpu.stream() for _ in range(3))
-        self._timers = (gpu.timer(), gpu.timer())
+        self._timers = gpu.event(timed=True), gpu.event(timed=True)
         self._profile = -1
         self._shapes: _Shapes | None = None  # that the recorded graphs are for
         self.graphs = graphs  # also False if the driver cannot record one
         self.launched = 0  # runs that were launches of a graph
 
     def run(self, arrays: Arrays) -> Embeddings:
-        """Run a batch of any size. Returns (rows, D) float32.
-
-        Args:
-            arrays: (rows, ...) each, in the order of the tower's inputs.
+        """Run a batch of any size: (rows, ...) of each input, in order. Returns (rows, D) float32.
 
         Raises:
             ProfileError: sizes that no profile has.
@@ -137,10 +125,7 @@ class EngineRunner:
         return np.concatenate(results) if results else np.empty((0, width), np.float32)
 
     def load(self, batches: Sequence[Arrays]) -> tuple[Piece, ...]:
-        """Copy batches to the GPU, for `milliseconds` to compute repeatedly.
-
-        Args:
-            batches: SETS of them at most, each small enough for one run.
+        """Copy batches, SETS at most, to the GPU, for `milliseconds` to compute repeatedly.
 
         Raises:
             ProfileError: sizes that no profile has, or that take several runs.
@@ -160,11 +145,7 @@ class EngineRunner:
         return tuple(loaded)
 
     def milliseconds(self, loaded: Sequence[Piece], runs: int) -> float:
-        """Mean time of a run on the GPU, without copies.
-
-        Args:
-            loaded: from `load`; they take turns.
-            runs: number of runs in a row.
+        """Mean time of a run on the GPU, without copies. What `load` returned takes turns.
 
         Raises:
             EngineError: TensorRT refuses to run.
@@ -176,10 +157,6 @@ class EngineRunner:
             self._execute(self._sets[index % len(loaded)], loaded[index % len(loaded)])
         self._gpu.record(end, self._compute)
         return self._gpu.milliseconds(start, end) / runs
-
-    def inspect(self) -> str:
-        """JSON of the engine inspector; most complete after a run, when shapes are known."""
-        return self._loaded.inspect()
 
     def close(self) -> None:
         """Release the recorded graphs, before the engine goes."""
@@ -230,7 +207,7 @@ class EngineRunner:
 
     def _bind(self, used: _Set, piece: Piece) -> None:
         """Set profile, shapes and addresses of the next run."""
-        context: trt.IExecutionContext = self._loaded.context
+        context: trt.IExecutionContext = self.loaded.context
         if piece.profile != self._profile:
             handle = self._compute.value or 0
             self._demand(context.set_optimization_profile_async(piece.profile, handle))
@@ -241,7 +218,7 @@ class EngineRunner:
             self._demand(context.set_tensor_address(name, buffer.device))
 
     def _enqueue(self) -> bool:
-        context: trt.IExecutionContext = self._loaded.context
+        context: trt.IExecutionContext = self.loaded.context
         return bool(context.execute_async_v3(self._compute.value or 0))
 
     def _forget_graphs(self) -> None:
@@ -274,5 +251,5 @@ class EngineRunner:
         if not done:
             raise EngineError(
                 f"{self._engine.file}: TensorRT refuses to run it "
-                f"({self._loaded.messages.reason or 'no reason given'}). Build it again: `rebuild`"
+                f"({self.loaded.messages.reason or 'no reason given'}). Build it again: `rebuild`"
             )

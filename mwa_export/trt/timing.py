@@ -1,4 +1,4 @@
-"""Time engines in turns, after a warm-up, on more than one batch."""
+"""Compare engines of one tower: times in turns, after a warm-up, on more than one batch; layers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.engine import Profile
+from mwa_export.bundle.engine import Engine, Profile
 from mwa_export.inputs.preprocess import arrays_of
 from mwa_export.inputs.tokenizer import BOS, EOS
 from mwa_export.spec import Tower
-from mwa_export.trt.run import SETS, EngineRunner
-from mwa_export.trt.shapes import Arrays
+from mwa_export.trt.device import Device
+from mwa_export.trt.install import load_tensorrt
+from mwa_export.trt.layers import Inspection, read_inspection
+from mwa_export.trt.profiles import Arrays
+from mwa_export.trt.run import SETS, EngineRunner, open_runners
 
 WARM_UP, ROUNDS, RUNS = 3, 9, 10
 
@@ -39,6 +42,34 @@ class Timing:
         return 1000 * self.batch / self.median_ms
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Measurements of one of the engines."""
+
+    timing: Timing
+    inspection: Inspection
+
+
+def compare_engines(
+    engines: Mapping[str, tuple[Bundle, Engine]], device: Device
+) -> dict[str, Compared]:
+    """Time engines of one tower, each of a bundle or its folder, at the first one's optimum shape.
+
+    Raises:
+        EngineError: one cannot be loaded or refuses to run.
+        ProfileError: one was not built for that shape.
+        DeviceMemoryError: they do not fit into the GPU together.
+    """
+    bundle, first = next(iter(engines.values()))
+    batches = batches_of(bundle, first.tower, *usual_shape(first.profiles[0]))
+    with open_runners(load_tensorrt(), device, engines) as runners:
+        timings = time_interleaved(runners, batches)
+        return {
+            name: Compared(timings[name], read_inspection(runner.loaded.inspect()))
+            for name, runner in runners.items()
+        }
+
+
 def time_interleaved(
     runners: Mapping[str, EngineRunner],
     batches: Sequence[Arrays],
@@ -51,13 +82,10 @@ def time_interleaved(
     """Time engines of the same tower, each in every round.
 
     Args:
-        runners: by a name of the caller's.
         batches: inputs of one shape, SETS of them; runs take turns on them, so that no run finds
             its own input in the caches.
-        rounds: in each of which every engine has its turn.
         runs: of a turn; its time is their mean.
         warm_up: turns of each engine that do not count.
-        clock: seconds, for the calls with copies.
 
     Raises:
         ProfileError: batches that an engine was not built for.
@@ -86,24 +114,14 @@ def time_interleaved(
 
 
 def batches_of(bundle: Bundle, tower: Tower, rows: int, length: int | None = None) -> list[Arrays]:
-    """Random batches for `time_interleaved`: pictures, or texts of one length.
-
-    Args:
-        bundle: whose model they are for.
-        tower: of the engines.
-        rows: of a batch.
-        length: tokens of a text, BOS and EOS included.
-    """
+    """Random batches for `time_interleaved`: pictures, or texts of so many tokens, EOS included."""
     rng, backbone = np.random.default_rng(0), bundle.manifest.model.backbone
     size = backbone.image_size
     if tower == "vision":
-        spec, shape = bundle.graph(tower)[1].spec, (rows, size, size, 3)
-        return [
-            arrays_of(spec, (rng.integers(0, 256, shape, dtype=np.uint8),)) for _ in range(SETS)
-        ]
-    ids = rng.integers(
-        EOS + 1, backbone.vocab_size, (SETS, rows, length or backbone.max_text_length)
-    )
+        pixels = rng.integers(0, 256, (SETS, rows, size, size, 3), dtype=np.uint8)
+        return [arrays_of(bundle.graph(tower)[1].spec, (batch,)) for batch in pixels]
+    shape = (SETS, rows, length or backbone.max_text_length)
+    ids = rng.integers(EOS + 1, backbone.vocab_size, shape)
     ids[..., 0], ids[..., -1] = BOS, EOS
     return [(tokens, np.zeros_like(tokens)) for tokens in ids]
 

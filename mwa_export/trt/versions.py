@@ -8,6 +8,7 @@ with the genuine Python bindings of all three.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,44 @@ from typing import TYPE_CHECKING, Any
 from mwa_export.bundle.engine import EnginePrecision
 from mwa_export.errors import EngineError, UsageError
 from mwa_export.trt.device import Device
-from mwa_export.trt.log import Messages
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+log = logging.getLogger(__name__)
+
+_REQUESTED = re.compile(
+    r"(?:Requested amount of (?:GPU )?memory \((\d+) bytes\)"
+    r"|Requested size was (\d+) bytes"
+    r"|insufficient memory on requested size of (\d+))"
+)
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
+_PREFIX = re.compile(r"^(?:\d+: )?\[[\w./]+::\w+::\d+\] (?:Error Code \d+: )?")
+
+
+class Messages:
+    """Errors of one build or load, and the largest amount of memory that was refused."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.requested = 0  # bytes, the largest
+        self.out_of_memory = False  # an error says so; tactics skipped for memory do not count
+
+    def add(self, text: str, *, error: bool) -> None:
+        """Record a message."""
+        found = _REQUESTED.search(text)
+        if found is not None:
+            self.requested = max(self.requested, *(int(n) for n in found.groups() if n))
+        if error:
+            self.out_of_memory |= _OUT_OF_MEMORY.search(text) is not None
+            self.errors.append(_PREFIX.sub("", text.strip()))
+        log.debug("TensorRT%s: %s", " error" if error else "", text)
+
+    @property
+    def reason(self) -> str:
+        """The first error, which the others follow from; "" if there was none."""
+        return self.errors[0].rstrip(". ") if self.errors else ""
+
 
 TYPED_ONLY: dict[EnginePrecision, tuple[tuple[int, int], str]] = {
     "bfloat16": ((8, 0), "Ampere"),
@@ -212,9 +247,6 @@ def tensorrt_from_module(trt: Any) -> TensorRt:
 
 def major_of(version: str) -> int:
     """The major version, if it is one that we build for.
-
-    Args:
-        version: as TensorRT writes it, "10.16.1.11".
 
     Raises:
         EngineError: another version than 8.6, 10 or 11.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.errors import OptionsError
+from mwa_export.errors import check_option
 from mwa_export.inputs.content import Kind
 
 SCHEMA = 1  # of job.json and manifest.json
@@ -25,6 +25,11 @@ SHARD_ROWS: dict[Kind, int] = {"image": 2048, "text": 16384}
 BATCH_ROWS: dict[Kind, int] = {"image": 32, "text": 128}
 RESERVED = ("row", "id", "embedding", "scale")
 """Columns of the output that a carried column may not be called."""
+
+
+# Fields that job.json has as they are.
+_INPUT = ("source", "fingerprint", "rows", "taken", "shard_size", "batch")
+_JOB = ("bundle", "space_id", "runtime", "precision", "width", "dtype", "format")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,7 @@ class EmbedOptions:
     def __post_init__(self) -> None:
         for name in ("shard_size", "batch", "limit"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionsError(name, value, "1 or more")
+            check_option(name, value, value is None or value >= 1, "1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +100,11 @@ class Input:
         return -(-self.taken // self.shard_size)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "source": self.source,
-            "fingerprint": self.fingerprint,
-            "rows": self.rows,
-            "taken": self.taken,
-            "shard_size": self.shard_size,
-            "batch": self.batch,
-            "columns": dict(self.columns),
-        }
+        return {name: getattr(self, name) for name in _INPUT} | {"columns": dict(self.columns)}
 
     @classmethod
     def from_json(cls, kind: Kind, data: Mapping[str, Any]) -> Input:
-        names = ("source", "fingerprint", "rows", "taken", "shard_size", "batch")
-        fields = {name: data[name] for name in names}
+        fields = {name: data[name] for name in _INPUT}
         return cls(kind, **fields, columns=tuple(data["columns"].items()))
 
 
@@ -135,14 +130,8 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
-            "bundle": self.bundle,
-            "space_id": self.space_id,
+            **{name: getattr(self, name) for name in _JOB},
             "bundle_files": self.files,
-            "runtime": self.runtime,
-            "precision": self.precision,
-            "width": self.width,
-            "dtype": self.dtype,
-            "format": self.format,
             "inputs": {FOLDERS[entry.kind]: entry.to_json() for entry in self.inputs},
             "versions": self.versions,
         }
@@ -155,8 +144,7 @@ class Job:
             KeyError, TypeError, AttributeError: something is missing or is of another type.
         """
         inputs = tuple(Input.from_json(KINDS[n], entry) for n, entry in data["inputs"].items())
-        same = ("bundle", "space_id", "runtime", "precision", "width", "dtype", "format")
-        fields = {name: data[name] for name in same}
+        fields = {name: data[name] for name in _JOB}
         return cls(**fields, files=data["bundle_files"], inputs=inputs, versions=data["versions"])
 
 
@@ -164,16 +152,10 @@ def shards(entry: Input, duplicates: NDArray[np.int64] | Sequence[int] = ()) -> 
     """All shards of an input, in order. ``duplicates``: as in `Scan`, ascending."""
     doubled = np.asarray(duplicates, np.int64)
     for number in range(entry.shard_count):
-        yield shard(entry, number, doubled)
-
-
-def shard(entry: Input, number: int, duplicates: NDArray[np.int64] | Sequence[int] = ()) -> Shard:
-    """One shard of an input."""
-    doubled = np.asarray(duplicates, np.int64)
-    start = number * entry.shard_size
-    stop = min(start + entry.shard_size, entry.taken)
-    first, last = np.searchsorted(doubled, (start, stop))
-    return Shard(entry.kind, number, start, stop, tuple(doubled[first:last].tolist()))
+        start = number * entry.shard_size
+        stop = min(start + entry.shard_size, entry.taken)
+        first, last = np.searchsorted(doubled, (start, stop))
+        yield Shard(entry.kind, number, start, stop, tuple(doubled[first:last].tolist()))
 
 
 def differences(old: Job, new: Job) -> list[str]:

@@ -15,12 +15,9 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path, part: str | None = None, *, wait: bool = False) -> Iterator[None]:
-    """Hold an output folder, which exists.
+    """Hold an output folder, which exists, or one part of several, such as `1-of-4`.
 
-    Args:
-        folder: the output.
-        part: the name of one part of several (`1-of-4`); runs of other parts may run beside it.
-        wait: for another holder of the same part, in place of the error.
+    Runs of other parts may run beside it. ``wait`` for another holder of the same part.
 
     Raises:
         OutputBusyError: another run holds it; the message names its process.

@@ -15,19 +15,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mwa_export.errors import BundleError, DataError, OutputDamagedError
-from mwa_export.files import new_file, sha256_of
+from mwa_export.files import new_file
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.vectors.job import FOLDERS, KINDS, Job, Shard, differences
-from mwa_export.vectors.lock import LOCK, locked
+from mwa_export.vectors.lock import LOCK
 from mwa_export.vectors.manifest import (
     ERRORS,
     MANIFEST,
@@ -194,10 +192,6 @@ class Output:
         """Remove what only an unfinished run needs."""
         shutil.rmtree(self.folder / WORK, ignore_errors=True)
 
-    def locked_to_finish(self) -> AbstractContextManager[None]:
-        """Wait until no other part finishes this output, and hold it."""
-        return locked(self.folder, "finish", wait=True)
-
     def finish(self, entries: Sequence[Entry]) -> None:
         """Check that every row is accounted for, and write errors.parquet and manifest.json.
 
@@ -251,21 +245,17 @@ class Output:
             MissingPackageError: faiss is not installed.
         """
         manifest = read_manifest(self.folder)
-        for folder, shards in manifest["shards"].items():
-            if folder not in manifest["indexes"]:
-                manifest["indexes"][folder] = self._write_index(folder, shards).to_json()
+        for folder in [name for name in manifest["shards"] if name not in manifest["indexes"]]:
+            faiss = require("faiss", extra="faiss", why="write an index")
+            index, name = faiss.IndexFlatIP(self.job.width), f"{folder}.faiss"
+            for shard in manifest["shards"][folder]:
+                stored = self.read(shard["stem"])
+                index.add(np.ascontiguousarray(restored(stored.vectors, stored.scales)))
+            with new_file(self.folder / name) as partial:
+                faiss.write_index(index, str(partial))
+                entry = FileEntry.of(name, index.ntotal, partial)
+            manifest["indexes"][folder] = entry.to_json()
         write_manifest(self.folder, manifest)
-
-    def _write_index(self, folder: str, shards: Sequence[dict[str, Any]]) -> FileEntry:
-        faiss = require("faiss", extra="faiss", why="write an index")
-        index = faiss.IndexFlatIP(self.job.width)
-        for shard in shards:
-            stored = self.read(shard["stem"])
-            index.add(np.ascontiguousarray(restored(stored.vectors, stored.scales)))
-        name = f"{folder}.faiss"
-        with new_file(self.folder / name) as partial:
-            faiss.write_index(index, str(partial))
-            return FileEntry(name, index.ntotal, partial.stat().st_size, sha256_of(partial))
 
 
 def clean_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mwa_export.errors import DataError
 from mwa_export.files import new_file, sha256_of
 from mwa_export.optional import require
-from mwa_export.vectors.job import Dtype, Job, RowError, Shard
+from mwa_export.vectors.job import RESERVED, Dtype, Job, RowError, Shard
 
 UNIT_TOLERANCE = 1e-2  # of a vector's length: wide, bfloat16 and int8 graphs round
 
@@ -46,6 +46,11 @@ class FileEntry:
     rows: int
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, name: str, rows: int, path: Path) -> FileEntry:
+        """The entry of a file that is written under another name still."""
+        return cls(name, rows, path.stat().st_size, sha256_of(path))
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -83,7 +88,11 @@ def write_shard(out: Path, job: Job, embedded: Embedded) -> list[FileEntry]:
         names.append("scale")
     written = []
     if job.format == "npy":
-        written.append(_write_npy(out, f"{shard.stem}.npy", stored))
+        name = f"{shard.stem}.npy"
+        with new_file(out / name) as partial, partial.open("wb") as file:
+            np.save(file, stored)
+            file.flush()
+            written.append(FileEntry.of(name, len(stored), partial))
     else:
         values = pa.array(stored.reshape(-1))
         arrays.append(pa.FixedSizeListArray.from_arrays(values, job.width))
@@ -96,10 +105,9 @@ def write_shard(out: Path, job: Job, embedded: Embedded) -> list[FileEntry]:
 def write_table(out: Path, name: str, table: Any) -> FileEntry:
     """Write an Arrow table as ``out / name``."""
     parquet = require("pyarrow.parquet", extra="embed", why="write embeddings")
-    path = out / name
     # Vectors do not compress; dictionaries and statistics of them only cost time.
     dictionary = [field.name for field in table.schema if str(field.type) == "string"]
-    with new_file(path) as partial:
+    with new_file(out / name) as partial:
         parquet.write_table(
             table,
             partial,
@@ -109,15 +117,7 @@ def write_table(out: Path, name: str, table: Any) -> FileEntry:
             store_schema=True,
             row_group_size=max(1, table.num_rows),
         )
-        entry = FileEntry(name, table.num_rows, partial.stat().st_size, sha256_of(partial))
-    return entry
-
-
-def _write_npy(out: Path, name: str, stored: NDArray[Any]) -> FileEntry:
-    with new_file(out / name) as partial:
-        with partial.open("wb") as file:
-            np.save(file, stored)
-        return FileEntry(name, len(stored), partial.stat().st_size, sha256_of(partial))
+        return FileEntry.of(name, table.num_rows, partial)
 
 
 def read_shard(out: Path, job: Job, stem: str) -> Stored:
@@ -147,7 +147,7 @@ def read_shard(out: Path, job: Job, stem: str) -> Stored:
             f"{path}: holds {vectors.dtype} of shape {vectors.shape}. Expected {job.dtype} of "
             f"shape {(table.num_rows, job.width)}."
         )
-    names = [name for name in table.column_names if name not in ("row", "id", "embedding", "scale")]
+    names = [name for name in table.column_names if name not in RESERVED]
     columns = {name: table.column(name).to_pylist() for name in names}
     return Stored(rows, ids, columns, vectors, scales)
 
@@ -244,32 +244,23 @@ def _shown(value: Any) -> str:
 def arrow_type(name: str) -> Any:
     """The Arrow type that str() calls ``name``."""
     pa = _arrow()
-    if name == "double":
-        return pa.float64()
-    if name == "bool":
-        return pa.bool_()
-    if name == "date32[day]":
-        return pa.date32()
     if name.startswith("timestamp["):
         unit, _, zone = name[len("timestamp[") : -1].partition(", tz=")
         return pa.timestamp(unit, zone or None)
-    return getattr(pa, name)()
+    return pa.type_for_alias(name.removesuffix("[day]"))
 
 
 def error_table(rows: Iterator[tuple[str, str, RowError]]) -> Any:
     """errors.parquet as an Arrow table, of (kind, source, error)."""
     pa = _arrow()
-    found = list(rows)
-    return pa.table(
-        {
-            "row": pa.array([error.row for _, _, error in found], pa.int64()),
-            "id": pa.array([valid_text(error.id) for _, _, error in found], pa.string()),
-            "kind": pa.array([kind for kind, _, _ in found], pa.string()),
-            "code": pa.array([error.code for _, _, error in found], pa.string()),
-            "reason": pa.array([valid_text(error.reason) for _, _, error in found], pa.string()),
-            "source": pa.array([valid_text(source) for _, source, _ in found], pa.string()),
-        }
-    )
+    types = [("row", pa.int64())]
+    types += [(name, pa.string()) for name in ("id", "kind", "code", "reason", "source")]
+    found = [
+        (e.row, *map(valid_text, (e.id, kind, e.code, e.reason, source)))
+        for kind, source, e in rows
+    ]
+    names = [name for name, _type in types]
+    return pa.Table.from_pylist([dict(zip(names, r, strict=True)) for r in found], pa.schema(types))
 
 
 def valid_text(text: str) -> str:

@@ -42,10 +42,6 @@ class Proof:
 def verify(out: Path, *, on_rows: Callable[[int], None] = ignore) -> Proof:
     """Read every byte of an output: hashes, rows, ids, vectors, and that no row is missing.
 
-    Args:
-        out: a finished output.
-        on_rows: is told how many rows more were looked at.
-
     Raises:
         DataError: no manifest, or one that cannot be read; there is nothing to check against.
     """
@@ -58,14 +54,14 @@ def verify(out: Path, *, on_rows: Callable[[int], None] = ignore) -> Proof:
     failed, texts = _failed_rows(out)
     findings += texts
     totals: dict[Kind, Counts] = {}
+    counts = manifest["counts"]
     for folder, shards in manifest["shards"].items():
         kind = KINDS[folder]
-        checked = _Part(output, folder, np.array(failed.get(kind, []), np.int64))
+        part, totals[kind] = _Part(output, folder, failed.get(kind, [])), Counts(**counts[folder])
         for shard in shards:
-            checked.shard(shard)
+            findings += part.shard(shard)
             on_rows(shard["embedded"])
-        findings += checked.end(Counts(**manifest["counts"][folder]))
-        totals[kind] = Counts(**manifest["counts"][folder])
+        findings += part.end(totals[kind])
     return Proof(totals, len(entries), tuple(findings))
 
 
@@ -120,94 +116,87 @@ def _failed_rows(out: Path) -> tuple[dict[str, list[int]], list[str]]:
 
 
 class _Part:
-    """Checks the shards of one kind, one after another."""
+    """Checks the shards of one kind, one after another; gives what is wrong."""
 
-    def __init__(self, output: Output, folder: str, failed: NDArray[np.int64]) -> None:
+    def __init__(self, output: Output, folder: str, failed: list[int]) -> None:
         self._output, self._folder = output, folder
-        self._failed = np.sort(failed)
-        self._findings: list[str] = []
+        self._failed = np.sort(np.array(failed, np.int64))
         self._next = 0  # the row that must come next
         self._embedded = 0
         self._ids: list[NDArray[np.uint64]] = []
 
-    def shard(self, shard: dict[str, Any]) -> None:
+    def shard(self, shard: dict[str, Any]) -> Iterator[str]:
         """Look at one shard's rows."""
         name, start, stop = shard["stem"], shard["start"], shard["stop"]
         if start != self._next:
-            self._findings.append(f"{name}: begins at row {start:,}, expected {self._next:,}")
+            yield f"{name}: begins at row {start:,}, expected {self._next:,}"
         self._next = stop
         try:
             stored = self._output.read(name)
         except DataError as error:
-            self._findings.append(str(error))
+            yield str(error)
             return
-        self._embedded += len(stored.rows)
-        if len(stored.rows) != shard["embedded"]:
-            self._findings.append(
-                f"{name}: has {len(stored.rows):,} rows, {MANIFEST} says {shard['embedded']:,}"
-            )
-        self._rows(name, start, stop, stored)
-        self._vectors(name, stored)
+        rows = len(stored.rows)
+        self._embedded += rows
         self._ids.append(_hashes(stored.ids))
+        if rows != shard["embedded"]:
+            yield f"{name}: has {rows:,} rows, {MANIFEST} says {shard['embedded']:,}"
+        first, last = np.searchsorted(self._failed, (start, stop))
+        yield from _rows(name, start, stop, stored, self._failed[first:last])
+        yield from _vectors(name, stored)
 
-    def end(self, total: Counts) -> list[str]:
-        """Return the result, sums included."""
-        folder = self._folder
+    def end(self, total: Counts) -> Iterator[str]:
+        """Look at the sums."""
+        folder, entry = self._folder, self._output.job.input(KINDS[self._folder])
         if not total.exact:
-            self._findings.append(
+            yield (
                 f"{folder}: {total.embedded:,} embedded + {total.failed:,} failed + "
                 f"{total.skipped:,} skipped are not {total.rows:,} rows"
             )
-        entry = self._output.job.input(KINDS[folder])
         if (total.rows, total.skipped) != (entry.rows, entry.rows - entry.taken):
-            self._findings.append(
+            yield (
                 f"{folder}: {MANIFEST} counts {total.rows:,} rows of which {total.skipped:,} were "
                 f"skipped, the job has {entry.rows:,} and takes {entry.taken:,}"
             )
         if self._next != entry.taken:
-            self._findings.append(
-                f"{folder}: the shards end at row {self._next:,}, expected {entry.taken:,}"
-            )
+            yield f"{folder}: the shards end at row {self._next:,}, expected {entry.taken:,}"
         if (self._embedded, len(self._failed)) != (total.embedded, total.failed):
-            self._findings.append(
+            yield (
                 f"{folder}: {self._embedded:,} rows are embedded and {len(self._failed):,} failed, "
                 f"{MANIFEST} says {total.embedded:,} and {total.failed:,}"
             )
-        ids = np.concatenate(self._ids) if self._ids else np.empty(0, np.uint64)
-        twice = len(ids) - len(np.unique(ids))
-        if twice:
-            self._findings.append(f"{folder}: {twice:,} ids occur more than once")
-        return self._findings
+        ids = np.concatenate([np.empty(0, np.uint64), *self._ids])
+        if twice := len(ids) - len(np.unique(ids)):
+            yield f"{folder}: {twice:,} ids occur more than once"
 
-    def _rows(self, name: str, start: int, stop: int, stored: Stored) -> None:
-        """Every row of the shard is there once: embedded, or failed."""
-        first, last = np.searchsorted(self._failed, (start, stop))
-        present = np.concatenate([stored.rows, self._failed[first:last]])
-        numbers, times = np.unique(present, return_counts=True)
-        missing = np.setdiff1d(np.arange(start, stop), numbers)
-        foreign = numbers[(numbers < start) | (numbers >= stop)]
-        for what, rows in (
-            ("are neither embedded nor failed", missing),
-            ("occur more than once", numbers[times > 1]),
-            ("belong to another shard", foreign),
-        ):
-            if len(rows):
-                self._findings.append(f"{name}: {len(rows):,} rows {what}: {_some(rows)}")
-        if len(stored.rows) > 1 and not (np.diff(stored.rows) > 0).all():
-            self._findings.append(f"{name}: its rows are not in order")
-        if any(not id for id in stored.ids):
-            self._findings.append(f"{name}: rows have no id")
 
-    def _vectors(self, name: str, stored: Stored) -> None:
-        vectors = restored(stored.vectors, stored.scales)
-        with np.errstate(all="ignore"):
-            lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-        tolerance = _INT8_TOLERANCE if stored.scales is not None else UNIT_TOLERANCE
-        bad = stored.rows[~(np.abs(lengths - 1) < tolerance)]  # NaN is bad
-        if len(bad):
-            self._findings.append(
-                f"{name}: {len(bad):,} vectors are not finite or not of unit length: {_some(bad)}"
-            )
+def _rows(
+    name: str, start: int, stop: int, stored: Stored, failed: NDArray[np.int64]
+) -> Iterator[str]:
+    """Every row of the shard is there once: embedded, or failed."""
+    present = np.concatenate([stored.rows, failed])
+    numbers, times = np.unique(present, return_counts=True)
+    for what, rows in (
+        ("are neither embedded nor failed", np.setdiff1d(np.arange(start, stop), numbers)),
+        ("occur more than once", numbers[times > 1]),
+        ("belong to another shard", numbers[(numbers < start) | (numbers >= stop)]),
+    ):
+        if len(rows):
+            yield f"{name}: {len(rows):,} rows {what}: {_some(rows)}"
+    if not (np.diff(stored.rows) > 0).all():
+        yield f"{name}: its rows are not in order"
+    if not all(stored.ids):
+        yield f"{name}: rows have no id"
+
+
+def _vectors(name: str, stored: Stored) -> Iterator[str]:
+    vectors = restored(stored.vectors, stored.scales)
+    with np.errstate(all="ignore"):
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    tolerance = _INT8_TOLERANCE if stored.scales is not None else UNIT_TOLERANCE
+    bad = stored.rows[~(np.abs(lengths - 1) < tolerance)]  # NaN is bad
+    if len(bad):
+        yield f"{name}: {len(bad):,} vectors are not finite or not of unit length: {_some(bad)}"
 
 
 def _hashes(ids: list[str]) -> NDArray[np.uint64]:

@@ -96,7 +96,7 @@ def test_gram_matrices_come_in_groups_that_fit(
 def test_statistics_do_not_depend_on_the_cut(sizes: list[int]) -> None:
     rng = np.random.default_rng(0)
     values, keys = rng.normal(size=(sum(sizes), 3)).astype(np.float32), rng.random(sum(sizes))
-    cut, once = ChannelStats.empty(3), ChannelStats.empty(3)
+    cut, once = ChannelStats(3), ChannelStats(3)
     once.add(values, keys)
     edges = np.cumsum(sizes)[:-1]
     for part, part_keys in zip(np.split(values, edges), np.split(keys, edges), strict=True):

@@ -15,7 +15,6 @@ from mwa_export.bundle.manifest import GraphFile
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.calibration import Calibration, SiteCalibration
 from mwa_export.calib.dialects import DIALECTS
-from mwa_export.calib.evaluate import backend_of
 from mwa_export.calib.insert import quantized_graph
 from mwa_export.calib.sites import Site, find_sites
 from mwa_export.calib.smoothing import apply_smoothing
@@ -25,6 +24,7 @@ from mwa_export.errors import CalibrationError
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.graphs.lint.check import lint
 from mwa_export.runtimes.onnxrt import OnnxBackend
+from mwa_export.runtimes.open import cpu_backend
 from mwa_export.spec import TOWERS, Tower
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,7 @@ def test_openvino_runs_its_dialect(bundle: Bundle, written: Written) -> None:
     pytest.importorskip("openvino")
     graphs = written["openvino"]
     exact = embeddings(OnnxBackend(bundle, check=False))
-    found = embeddings(backend_of(bundle, DIALECTS["openvino"], graphs, precision="float32"))
+    found = embeddings(cpu_backend(bundle, "openvino", graphs, precision="float32"))
     # Without INT8 instructions its kernels add up in 16 bits, which overflow.
     least = 0.999 if fast_int8(instruction_sets()) else 0.99
     assert min(map(cosine, exact, found)) >= least

@@ -44,7 +44,7 @@ def test_function_is_unchanged_whatever_the_scales(name: str, tower: Tower, tmp_
 
 
 def stats_of(values: NDArray[Any]) -> ChannelStats:
-    stats = ChannelStats.empty(values.shape[1])
+    stats = ChannelStats(values.shape[1])
     stats.add(values.astype(np.float32), np.random.default_rng(0).random(len(values)))
     return stats
 

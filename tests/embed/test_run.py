@@ -234,7 +234,7 @@ def test_a_vector_that_is_not_finite_is_an_error_of_its_row(bundle: Path, tmp_pa
 
     with (
         mock.patch.object(OnnxBackend, "embed_images", spoiled),
-        mock.patch("mwa_export.runtimes.onnxrt.check_conformance"),
+        mock.patch("mwa_export.runtimes.onnxrt.check_graphs"),
     ):
         embed(bundle, [pictures(5)], tmp_path / "out")
     assert [(e["row"], e["code"]) for e in errors(tmp_path / "out")] == [

@@ -24,10 +24,9 @@ from mwa_export.engines.best import Candidate, fastest
 from mwa_export.engines.build import EngineOptions, build_engines
 from mwa_export.runtimes import machine
 from mwa_export.runtimes.open import open_backend
-from mwa_export.trt.compare import Compared
 from mwa_export.trt.layers import Inspection
 from mwa_export.trt.profiles import Span
-from mwa_export.trt.timing import Timing
+from mwa_export.trt.timing import Compared, Timing
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,13 @@ from mwa_export.bundle.engine import EnginePrecision
 from mwa_export.bundle.manifest import write_manifest
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines import graphs
-from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph
-from mwa_export.engines.ranges import Inputs, largest_magnitudes
+from mwa_export.engines.graphs import (
+    CALIBRATED,
+    EngineGraph,
+    Inputs,
+    engine_graph,
+    largest_magnitudes,
+)
 from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.graphs.lint.check import lint
 from mwa_export.progress import Silent

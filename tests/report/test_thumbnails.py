@@ -11,7 +11,7 @@ from PIL import Image
 
 from mwa_export.errors import ImageError
 from mwa_export.inputs.pictures import Picture
-from mwa_export.report.thumbnails import thumbnail
+from mwa_export.report.page import thumbnail
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])

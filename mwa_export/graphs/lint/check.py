@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mwa_export.errors import BundleError, UsageError
-from mwa_export.graphs.lint import rules as rules
+from mwa_export.graphs.edit import read_model
+from mwa_export.graphs.lint import rules
 from mwa_export.graphs.lint.rules import RULES, Finding
 from mwa_export.graphs.lint.view import (
     FORMS,
@@ -19,6 +21,7 @@ from mwa_export.graphs.lint.view import (
     Constant,
     View,
     float32_nodes,
+    kind_name,
     label,
 )
 
@@ -34,6 +37,7 @@ def lint(
     dialect: str,
     *,
     weights: Mapping[str, Array] | None = None,
+    folder: Path | None = None,
     expect_quantized: bool = True,
 ) -> list[Finding]:
     """Every violation of a rule, in the order of the graph.
@@ -42,9 +46,9 @@ def lint(
     checked by structure, types and shapes.
 
     Args:
-        model: the graph.
-        dialect: whose rules; a key of lint_graph.FORMS.
+        dialect: whose rules; a key of FORMS.
         weights: stored tensors by name that are not, or not with their values, in the model.
+        folder: of the model's data file, whose weights are read one at a time.
         expect_quantized: whether a graph without any quantized GEMM breaks a rule.
 
     Raises:
@@ -52,7 +56,7 @@ def lint(
     """
     if dialect not in FORMS:
         raise UsageError(f"{dialect}: no such dialect. Expected: {', '.join(FORMS)}.")
-    constants = _constants(model, weights or {})
+    constants = _constants(model, weights or {}, folder)
     view = View(model, constants, FORMS[dialect])
     found = [
         *rules.structure(view),
@@ -74,18 +78,11 @@ def lint(
 def check(path: Path, dialect: str) -> None:
     """Refuse a quantized, or bfloat16, graph that breaks a rule.
 
-    Weights in a data file are read one at a time.
-
     Raises:
         BundleError: the file is not an ONNX graph, or it breaks rules; the message names the first.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own type is not exported under a stable name
-        if type(error).__name__ != "DecodeError":
-            raise
-        raise BundleError(f"{path}: is not an ONNX graph ({error}). Quantize again.") from error
-    found = lint(model, dialect, weights=_DataFile(model, path.parent))
+    model = read_model(path, "Quantize again.", values=False)
+    found = lint(model, dialect, folder=path.parent)
     if not found:
         return
     lines = [
@@ -101,46 +98,32 @@ def check(path: Path, dialect: str) -> None:
     )
 
 
-class _DataFile(Mapping[str, Array]):
-    """The stored tensors that lie beside the graph, read when they are asked for."""
+def _constants(
+    model: onnx.ModelProto, weights: Mapping[str, Array], folder: Path | None
+) -> dict[str, Constant]:
+    """The stored tensors, read when they are asked for."""
 
-    def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
-        self._folder = folder
-        self._tensors = {
-            tensor.name: tensor for tensor in model.graph.initializer if _is_outside(tensor)
-        }
-
-    def __getitem__(self, name: str) -> Array:
-        copy = onnx.TensorProto()
-        copy.CopyFrom(self._tensors[name])  # reading fills the tensor, for as long as it lives
+    def load(tensor: onnx.TensorProto) -> Array | None:
+        if not _is_outside(tensor):
+            return numpy_helper.to_array(tensor)
+        if folder is None:
+            return None
+        copy = deepcopy(tensor)  # reading fills the tensor, for as long as it lives
         try:
-            return numpy_helper.to_array(copy, str(self._folder))
+            return numpy_helper.to_array(copy, str(folder))
         except (OSError, ValueError, onnx.checker.ValidationError) as error:
             raise BundleError(
-                f"{self._folder}: the data file of {name} cannot be read ({error}). Quantize again."
+                f"{folder}: the data file of {tensor.name} cannot be read ({error}). Quantize "
+                "again."
             ) from error
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-def _constants(model: onnx.ModelProto, weights: Mapping[str, Array]) -> dict[str, Constant]:
-    def inside(tensor: onnx.TensorProto) -> Array | None:
-        return None if _is_outside(tensor) else numpy_helper.to_array(tensor)
-
-    constants = {}
-    for tensor in model.graph.initializer:
-        name = tensor.name
-        load = partial(weights.__getitem__, name) if name in weights else partial(inside, tensor)
-        constants[name] = Constant(tensor.data_type, tuple(tensor.dims), load)
-    for name in weights:
-        if name not in constants:
-            array = weights[name]
-            dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
-            constants[name] = Constant(dtype, array.shape, partial(weights.__getitem__, name))
+    constants = {
+        tensor.name: Constant(tensor.data_type, tuple(tensor.dims), partial(load, tensor))
+        for tensor in model.graph.initializer
+    }
+    for name, array in weights.items():
+        dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+        constants[name] = Constant(dtype, array.shape, partial(weights.__getitem__, name))
     return constants
 
 
@@ -166,7 +149,9 @@ def _types(view: View) -> Iterator[Finding]:
     for node in view.nodes:
         others = {types.get(value, 0) for value in node.output} & {*_FLOATS} - {view.form.real}
         if others:
-            yield Finding("types", label(node), f"computes in {_name(others.pop())}, not float32")
+            yield Finding(
+                "types", label(node), f"computes in {kind_name(others.pop())}, not float32"
+            )
 
 
 def _float32_regions(view: View, types: Mapping[str, int]) -> Iterator[Finding]:
@@ -180,7 +165,7 @@ def _float32_regions(view: View, types: Mapping[str, int]) -> Iterator[Finding]:
                 yield Finding("types", label(node), "the unit norm is not float32")
             elif kinds - {view.form.real}:
                 found = (kinds - {view.form.real}).pop()
-                yield Finding("types", label(node), f"computes in {_name(found)}")
+                yield Finding("types", label(node), f"computes in {kind_name(found)}")
             continue
         sources = [value for value in node.input if value not in view.constants]
         if node.op_type == "Cast":
@@ -215,7 +200,3 @@ def _inferred(view: View) -> dict[str, int]:
     ).graph
     ports = (*inferred.input, *inferred.value_info, *inferred.output)
     return {port.name: port.type.tensor_type.elem_type for port in ports}
-
-
-def _name(kind: int) -> str:
-    return str(TensorProto.DataType.Name(kind)).lower()

@@ -12,7 +12,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from mwa_export.graphs.lint.view import CONVERTS, DQ, Constant, Q, View, float32_nodes, label
+from mwa_export.graphs.lint.view import (
+    CONVERTS,
+    DQ,
+    Constant,
+    Q,
+    View,
+    float32_nodes,
+    kind_name,
+    label,
+)
 
 _OTHER_QUANTIZATION = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinear")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -77,8 +86,11 @@ def structure(view: View) -> Iterator[Finding]:
         for value in node.output:
             if value and not view.readers(value) and value not in view.outputs:
                 yield Finding("dead", label(node), f"nothing reads {value}")
-    if view.form.floats_first:
-        yield from _pixels(view)
+    for port in view.model.graph.input if view.form.floats_first else ():
+        for node, _index in view.readers(port.name):
+            if port.type.tensor_type.elem_type == TensorProto.UINT8 and node.op_type != "Cast":
+                message = f"{node.op_type} reads {port.name}, which is uint8"
+                yield Finding("pixels-first", label(node), message)
     small = [name for name, c in view.constants.items() if c.dtype == view.form.weight]
     for name, constant in view.constants.items():
         copies = [other for other in small if other.startswith(f"{name}.")]
@@ -86,16 +98,6 @@ def structure(view: View) -> Iterator[Finding]:
             yield Finding("weight-stored", "", f"{name} is stored as float beside {copies[0]}")
         elif not view.readers(name):
             yield Finding("unused", "", f"nothing reads the stored tensor {name}")
-
-
-def _pixels(view: View) -> Iterator[Finding]:
-    for port in view.model.graph.input:
-        if port.type.tensor_type.elem_type != TensorProto.UINT8:
-            continue
-        for node, _index in view.readers(port.name):
-            if node.op_type != "Cast":
-                message = f"{node.op_type} reads {port.name}, which is uint8"
-                yield Finding("pixels-first", label(node), message)
 
 
 def pairs(view: View) -> Iterator[Finding]:
@@ -138,7 +140,7 @@ def activation_grids(view: View) -> Iterator[Finding]:
         if zero is None:
             yield Finding("zero-point", name, "has no stored zero point; its type would be uint8")
         elif (zero.dtype, zero.dims) != (form.activation, ()):
-            kinds = [_kind(zero.dtype), _kind(form.activation)]
+            kinds = [kind_name(zero.dtype), kind_name(form.activation)]
             message = f"is {kinds[0]} {list(zero.dims)}, expected {kinds[1]} []"
             yield Finding("zero-point", name, message)
         else:
@@ -170,9 +172,9 @@ def weights(view: View) -> Iterator[Finding]:
 
 def _weight(view: View, node: onnx.NodeProto, stored: Constant) -> Iterator[Finding]:
     name, dims = label(node), stored.dims
-    form, wanted = view.form, _kind(view.form.weight)
+    form, wanted = view.form, kind_name(view.form.weight)
     if stored.dtype != form.weight or len(dims) != 2:
-        found = f"{_kind(stored.dtype)} {list(dims)}, expected {wanted}"
+        found = f"{kind_name(stored.dtype)} {list(dims)}, expected {wanted}"
         yield Finding("weight-type", name, f"{node.input[0]} is {found}")
         return
     yield from _range(name, node.input[0], stored)
@@ -204,10 +206,6 @@ def _range(name: str, weight: str, stored: Constant) -> Iterator[Finding]:
         yield Finding("weight-range", name, f"{weight} has values that are not finite")
 
 
-def _kind(kind: int) -> str:
-    return str(TensorProto.DataType.Name(kind)).lower()
-
-
 def _scale(view: View, node: onnx.NodeProto, dims: tuple[int, ...], rule: str) -> Iterator[Finding]:
     name, scale = label(node), view.constants.get(node.input[1])
     if scale is None or scale.dims != dims:
@@ -218,7 +216,7 @@ def _scale(view: View, node: onnx.NodeProto, dims: tuple[int, ...], rule: str) -
     if values is not None and not (np.isfinite(values).all() and (values > 0).all()):
         yield Finding(rule, name, f"{node.input[1]} has values that are not finite and above 0")
     if scale.dtype != view.form.real and node.name not in float32_nodes(view.model):
-        kinds = [_kind(scale.dtype), _kind(view.form.real)]
+        kinds = [kind_name(scale.dtype), kind_name(view.form.real)]
         yield Finding("scale-type", name, f"{node.input[1]} is {kinds[0]}, expected {kinds[1]}")
 
 

@@ -112,9 +112,6 @@ class View:
         """Whether a value depends on the input."""
         return value in self._live
 
-    def values(self, name: str) -> Array | None:
-        return self.constants[name].load() if name in self.constants else None
-
     def moved(self, value: str) -> Iterator[tuple[onnx.NodeProto, int, bool]]:
         """Consumers of a value, directly or after moves: node, input index, whether directly."""
         waiting, seen = [(value, True)], {value}
@@ -152,6 +149,11 @@ class View:
 def label(node: onnx.NodeProto) -> str:
     """A node's name in messages."""
     return node.name or (node.output[0] if node.output else node.op_type)
+
+
+def kind_name(kind: int) -> str:
+    """A TensorProto type in messages."""
+    return str(TensorProto.DataType.Name(kind)).lower()
 
 
 def float32_nodes(model: onnx.ModelProto) -> set[str]:

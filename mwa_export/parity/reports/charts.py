@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 from mwa_export.report.numbers import finite
-from mwa_export.report.svg import Scale, ticks
+from mwa_export.report.svg import Scale, line, text, ticks
 
 WIDTH = 440.0
 _FEWEST_BINS = 12  # fewer would be drawn as walls
@@ -54,14 +54,14 @@ class Curve:
     values: Sequence[float | None]
 
 
-def grouped_bars(key: str, title: str, rows: Sequence[Bars], *, top: float = 100.0) -> str:
-    """Two horizontal bars per row from 0 to ``top``, the second with its interval."""
+def grouped_bars(key: str, title: str, rows: Sequence[Bars]) -> str:
+    """Two horizontal bars per row from 0 to 100, the second with its interval."""
     height = _TOP + _ROW * len(rows) + _BOTTOM
-    x = Scale(0.0, top, _LEFT, WIDTH - _RIGHT)
-    parts = [_grid(x, t, height, f"{t:g}") for t in ticks(0.0, top)]
+    x = Scale(0.0, 100.0, _LEFT, WIDTH - _RIGHT)
+    parts = [_grid(x, t, height, f"{t:g}") for t in ticks(0.0, 100.0)]
     for i, row in enumerate(rows):
         y = _TOP + _ROW * i
-        parts.append(_text(_LEFT - 8, y + 23, row.label, "end", "label"))
+        parts.append(text(_LEFT - 8, y + 23, row.label, "end", "label"))
         parts += _bar(x, y + 4, row.first, row.first_text, "first")
         parts += _bar(x, y + 20, row.second, row.second_text, "second")
         if row.low < row.high and len(finite([row.low, row.high])) == 2:
@@ -78,17 +78,17 @@ def forest(key: str, title: str, rows: Sequence[Interval]) -> str:
     high = max(max(numbers, default=0.0) * 1.15, reach * 0.1)
     x = Scale(low, high, _LEFT, WIDTH - _RIGHT)
     parts = [_grid(x, t, height, _plain(t)) for t in ticks(low, high)]
-    parts.append(_line(x(0.0), _TOP, x(0.0), height - _BOTTOM, "zero"))
+    parts.append(line(x(0.0), _TOP, x(0.0), height - _BOTTOM, "zero"))
     for i, row in enumerate(rows):
         y = _TOP + _ROW * (i + 0.5)
-        parts.append(_text(_LEFT - 8, y + 4.5, row.label, "end", "label"))
+        parts.append(text(_LEFT - 8, y + 4.5, row.label, "end", "label"))
         if row.limit is not None and math.isfinite(row.limit):
-            parts.append(_line(x(row.limit), y - _ROW / 2, x(row.limit), y + _ROW / 2, "limit"))
+            parts.append(line(x(row.limit), y - _ROW / 2, x(row.limit), y + _ROW / 2, "limit"))
         if len(finite([row.low, row.high])) == 2:
             parts.append(_whisker(x(row.low), x(row.high), y, 4, "interval"))
         if math.isfinite(row.value):
             parts.append(f'<circle class="second" cx="{x(row.value):.1f}" cy="{y:.1f}" r="5"/>')
-        parts.append(_text(WIDTH - _RIGHT + 8, y + 4.5, row.text, "start", "value"))
+        parts.append(text(WIDTH - _RIGHT + 8, y + 4.5, row.text, "start", "value"))
     return _svg(key, title, WIDTH, height, parts)
 
 
@@ -110,7 +110,7 @@ def histogram(
     y = Scale(0.0, float(tallest or 1), height - _BOTTOM, _TOP + 14)
     width = (WIDTH - _LEFT - 12) / max(last - first, 1)
     parts = [
-        _line(_LEFT, y(t), WIDTH - 12, y(t), "grid") + _text(_LEFT - 8, y(t) + 4, f"{t:,.0f}")
+        line(_LEFT, y(t), WIDTH - 12, y(t), "grid") + text(_LEFT - 8, y(t) + 4, f"{t:,.0f}")
         for t in ticks(0.0, float(tallest), 3)
         if t == int(t)
     ]
@@ -121,7 +121,7 @@ def histogram(
             parts.append(_rect(left + 0.75, top, width - 1.5, height - _BOTTOM - top, kind))
     parts += _log_ticks(edges, first, last, width, height)
     if not tallest:
-        parts.append(_text(WIDTH / 2, height / 2, "nothing to count", "middle", "label"))
+        parts.append(text(WIDTH / 2, height / 2, "nothing to count", "middle", "label"))
     return _svg(key, title, WIDTH, height, parts)
 
 
@@ -137,30 +137,30 @@ def filled_bins(histograms: Sequence[Sequence[int]]) -> tuple[int, int]:
 
 def curves(key: str, title: str, lines: Sequence[Curve]) -> str:
     """Lines over layers. ``None`` gets a row of its own above the axis, marked as no noise."""
-    numbers = finite([v for line in lines for v in line.values])
+    numbers = finite([v for curve in lines for v in curve.values])
     width, height, left, top = 900.0, 290.0 if numbers else 78.0, 78.0, 46.0
     low, high = min([*numbers, 0.0]), max([*numbers, 1.0])
     y = Scale(low, high, height - 46, top)
-    longest = max((line.labels for line in lines), key=len, default=())
+    longest = max((curve.labels for curve in lines), key=len, default=())
     x = Scale(0.0, float(max(len(longest) - 1, 1)), left, width - 20)
     parts = [
-        _line(left, y(t), width - 12, y(t), "grid") + _text(left - 8, y(t) + 4, _plain(t))
+        line(left, y(t), width - 12, y(t), "grid") + text(left - 8, y(t) + 4, _plain(t))
         for t in (ticks(low, high) if numbers else [])
     ]
-    if any(v is None for line in lines for v in line.values):
-        parts.append(_line(left, 15, width - 12, 15, "endless"))
-        parts.append(_text(left - 12, 19, "no noise"))
-    for i, (line, kind) in enumerate(zip(lines, ("first", "second"), strict=False)):
-        parts += _curve(line, x, y, kind, square=bool(i))
+    if any(v is None for curve in lines for v in curve.values):
+        parts.append(line(left, 15, width - 12, 15, "endless"))
+        parts.append(text(left - 12, 19, "no noise"))
+    for i, (curve, kind) in enumerate(zip(lines, ("first", "second"), strict=False)):
+        parts += _curve(curve, x, y, kind, square=bool(i))
     parts += _layer_ticks(longest, x, height)
     return _svg(key, title, width, height, parts)
 
 
-def _curve(line: Curve, x: Scale, y: Scale, kind: str, *, square: bool) -> list[str]:
+def _curve(curve: Curve, x: Scale, y: Scale, kind: str, *, square: bool) -> list[str]:
     """One line with its markers; it breaks where there is no noise."""
     runs: list[list[str]] = [[]]
     marks = []
-    for i, value in enumerate(line.values):
+    for i, value in enumerate(curve.values):
         drawable = value is not None and math.isfinite(value)
         if value is not None and not drawable:
             continue
@@ -194,8 +194,8 @@ def _layer_ticks(labels: Sequence[str], x: Scale, height: float) -> list[str]:
             short = label.removeprefix("block ")
             last = i == len(labels) - 1 and len(short) > 3  # "embedding" at the right border
             anchor = "end" if last else "middle"
-            parts.append(_text(x.stop + 8 if last else x(i), height - 28, short, anchor))
-    return [*parts, _text(x.stop, height - 8, "after block", "end", "label")]
+            parts.append(text(x.stop + 8 if last else x(i), height - 28, short, anchor))
+    return [*parts, text(x.stop, height - 8, "after block", "end", "label")]
 
 
 def _log_ticks(
@@ -211,24 +211,21 @@ def _log_ticks(
             start, stop = math.log10(edges[i]), math.log10(edges[i + 1])
             for power in range(math.ceil(start - 1e-6), math.floor(stop + 1e-6) + 1):
                 share = (power - start) / (stop - start)
-                places.append((left + share * width, _power(power)))
+                label = f"1e{power}" if power < -2 or power > 3 else f"{10.0**power:g}"
+                places.append((left + share * width, label))
     parts, labelled = [], -math.inf
     for left, label in places:
-        parts.append(_line(left, height - _BOTTOM, left, height - _BOTTOM + 4, "axis"))
+        parts.append(line(left, height - _BOTTOM, left, height - _BOTTOM + 4, "axis"))
         if left - labelled >= 40:
-            parts.append(_text(left, height - 11, label, "middle"))
+            parts.append(text(left, height - 11, label, "middle"))
             labelled = left
     return parts
 
 
-def _power(power: int) -> str:
-    return f"1e{power}" if power < -2 or power > 3 else f"{10.0**power:g}"
-
-
-def _bar(x: Scale, y: float, value: float, text: str, cls: str) -> list[str]:
+def _bar(x: Scale, y: float, value: float, words: str, cls: str) -> list[str]:
     if not math.isfinite(value):
         return []
-    parts = [_text(WIDTH - _RIGHT + 8, y + 10.5, text, "start", "value")]
+    parts = [text(WIDTH - _RIGHT + 8, y + 10.5, words, "start", "value")]
     if value > 0:
         parts.append(_rect(x.start, y, x(value) - x.start, 12, cls))
     return parts
@@ -240,8 +237,8 @@ def _whisker(left: float, right: float, y: float, cap: float, cls: str) -> str:
 
 
 def _grid(x: Scale, value: float, height: float, label: str) -> str:
-    line = _line(x(value), _TOP, x(value), height - _BOTTOM, "grid")
-    return line + _text(x(value), height - 11, label, "middle")
+    drawn = line(x(value), _TOP, x(value), height - _BOTTOM, "grid")
+    return drawn + text(x(value), height - 11, label, "middle")
 
 
 def _plain(value: float) -> str:
@@ -251,16 +248,6 @@ def _plain(value: float) -> str:
 def _rect(x: float, y: float, width: float, height: float, cls: str) -> str:
     size = f'width="{max(width, 0.5):.1f}" height="{max(height, 0.5):.1f}"'
     return f'<rect class="{cls}" x="{x:.1f}" y="{y:.1f}" {size}/>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
-    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line class="{cls}" {ends}/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str = "end", cls: str = "tick") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="{cls}" {place}>{escape(text)}</text>'
 
 
 def _svg(key: str, title: str, width: float, height: float, parts: Sequence[str]) -> str:

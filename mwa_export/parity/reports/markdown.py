@@ -5,10 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from mwa_export.parity.reports.words import drift, has_float32, headline, left_out, margin_sentence
-from mwa_export.parity.result import DirectionResult, Parity
-from mwa_export.report.numbers import cosine, count, p_value, percent, points, share
-from mwa_export.report.text import printable
+from mwa_export.parity.reports.words import (
+    COSINE_HEAD,
+    cosine_rows,
+    drift,
+    figures,
+    has_float32,
+    headline,
+    left_out,
+    margin_sentence,
+    rank_cells,
+    recall_cells,
+)
+from mwa_export.parity.result import Parity
+from mwa_export.report.numbers import count, p_value, percent
+from mwa_export.report.text import markdown_table, printable
 
 _LISTED = 5  # examples, excluded pictures
 _LONGEST = 200  # characters of a text, so that all of them fit a comment of 65,536
@@ -23,17 +34,20 @@ _BREAK = "&#8203;"  # of no width; an escaped "@" alone is a mention all the sam
 
 def markdown_from_parity(result: Parity) -> str:
     """The verdict, the gates, the figures, and the worst queries folded away."""
-    data = result.data
+    data, mark = result.data, "❔" if not result.gates else "✅" if result.passed else "❌"
     parts = [
-        f"## {_mark(result)} {_escape(headline(result))}",
+        f"## {mark} {_escape(headline(result))}",
         f"{_escape(result.candidate.name)} against {_escape(result.reference.name)}, on "
         f"{_escape(data.name)}: {data.images:,} images, {data.captions:,} captions.",
         *(f"> ⚠️ {_escape(text, _LONGEST_NOTE)}" for text in _notes(result)),
         _recall_table(result),
         _ranks_table(result),
         " ".join(_escape(margin_sentence(d)) for d in result.directions),
-        _cosine_table(result),
-        _stage_table(result),
+        _table(COSINE_HEAD, cosine_rows(result)),
+        _table(
+            ("stage", "drift", "compared"),
+            [(s.name, drift(s), _escape(s.detail)) for s in result.stages],
+        ),
         _gates(result),
         _examples(result),
         f"<sub>mwa-export {result.version}, {result.created}. Intervals: "
@@ -43,59 +57,22 @@ def markdown_from_parity(result: Parity) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _mark(result: Parity) -> str:
-    return "❔" if not result.gates else "✅" if result.passed else "❌"
-
-
 def _recall_table(result: Parity) -> str:
-    rows = []
     exact = has_float32(result)
-    for direction in result.directions:
-        for change in direction.recalls:
-            n = direction.queries
-            rows.append(
-                (
-                    f"{direction.direction.upper()}@{change.k}",
-                    percent(change.reference, n),
-                    *([percent(change.float32, n)] if exact else []),
-                    percent(change.candidate, n),
-                    points(change.difference),
-                    f"{points(change.low)} to {points(change.high)}",
-                    count(change.won),
-                    count(change.lost),
-                    p_value(change.p_value),
-                )
-            )
+    rows = []
+    for name, n, change in figures(result):
+        reference, *others = recall_cells(change, n)
+        float32 = [percent(change.float32, n)] if exact else []
+        changed = (count(change.won), count(change.lost), p_value(change.p_value))
+        rows.append((name, reference, *float32, *others, *changed))
     head = ("recall", "reference", *(["candidate's float32"] if exact else []), "candidate")
     interval = f"{result.confidence * 100:g}% interval"
     return _table((*head, "points", interval, "won", "lost", "McNemar p"), rows)
 
 
 def _ranks_table(result: Parity) -> str:
-    def row(direction: DirectionResult) -> tuple[str, ...]:
-        (mean, new_mean), (median, new_median) = direction.mean_rank, direction.median_rank
-        return (
-            direction.direction.upper(),
-            f"{mean:.2f} → {new_mean:.2f}",
-            f"{median:g} → {new_median:g}",
-            f"{direction.changed_ranks:,} of {direction.queries:,}",
-            f"{share(direction.overlap)}%",
-        )
-
     head = ("direction", "mean rank", "median rank", "queries of another rank", "same top 10")
-    return _table(head, map(row, result.directions))
-
-
-def _cosine_table(result: Parity) -> str:
-    rows = [
-        (c.tower, cosine(c.mean), cosine(c.percentile_1), cosine(c.minimum)) for c in result.cosines
-    ]
-    return _table(("cosine", "mean", "1st percentile", "minimum"), rows)
-
-
-def _stage_table(result: Parity) -> str:
-    rows = [(s.name, drift(s), _escape(s.detail)) for s in result.stages]
-    return _table(("stage", "drift", "compared"), rows)
+    return _table(head, [rank_cells(direction, "→") for direction in result.directions])
 
 
 def _gates(result: Parity) -> str:
@@ -132,10 +109,8 @@ def _notes(result: Parity) -> Iterable[str]:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table, or nothing if it has no rows."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    if len(lines) == 2:
-        return ""
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rows = list(rows)
+    return markdown_table(head, rows) if rows else ""
 
 
 def _escape(text: str, longest: int = _LONGEST) -> str:

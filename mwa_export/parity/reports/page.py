@@ -1,6 +1,6 @@
 """The parity report as one HTML file: no script, nothing fetched, verdict first.
 
-This module decides which figures go where; ``report_words`` and ``report_numbers`` word them.
+This module decides which figures go where; ``words`` and ``report.numbers`` word them.
 ``assets/report.html.j2`` decides where it stands, ``assets/report.css`` how it looks.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from mwa_export.parity.reports import charts as draw
@@ -17,6 +16,7 @@ from mwa_export.parity.reports.words import (
     certain_changes,
     cross_sentence,
     drop_limits,
+    figures,
     gate_numbers,
     has_float32,
     headline,
@@ -28,38 +28,27 @@ from mwa_export.parity.reports.words import (
 )
 from mwa_export.parity.result import DIRECTION_NAMES, Parity, Which
 from mwa_export.report.numbers import MINUS, cosine, count, p_value, percent, points, share, small
+from mwa_export.report.page import rendered
 from mwa_export.spec import TOWERS
 
 SIDES: tuple[Which, ...] = ("reference", "candidate")
 
 
 def html_from_parity(result: Parity, thumbnails: Mapping[int, bytes] | None = None) -> str:
-    """The whole document.
-
-    Args:
-        result: what the page says; nothing else is read.
-        thumbnails: image row -> small JPEG file. Rows without one show the picture's name.
-    """
-    import jinja2
-
-    assets = files("mwa_export") / "assets"
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+    """The whole document. ``thumbnails``: image row -> JPEG; other rows show the picture's name."""
     numbers = (count, percent, points, cosine, p_value, share, small)
-    environment.filters |= {function.__name__: function for function in numbers}
-    template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
-    page: str = template.render(
+    page = rendered(
+        "report.html.j2",
+        ["report.css"],
+        {function.__name__: function for function in numbers},
         result=result,
-        css=(assets / "report.css").read_text(encoding="utf-8"),
         thumbnails={row: b64encode(jpeg).decode() for row, jpeg in (thumbnails or {}).items()},
         names=DIRECTION_NAMES,
         sides=SIDES,
         charts=_charts(result),
         **_sentences(result),
     )
-    # File names may hold bytes that are no text; the page has to be encodable all the same.
-    return page.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+    return page.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def thumbnail_rows(result: Parity) -> list[int]:
@@ -92,16 +81,12 @@ def _charts(result: Parity) -> dict[str, Any]:
 
     limits = drop_limits(result)
     bars, rows = [], []
-    for d in result.directions:
-        for r in d.recalls:
-            label = f"{d.direction.upper()}@{r.k}"
-            texts = percent(r.reference, d.queries), percent(r.candidate, d.queries)
-            ends = r.reference + r.low, r.reference + r.high
-            bars.append(draw.Bars(label, r.reference, r.candidate, *ends, *texts))
-            limit = -limits[label] if label in limits else None
-            rows.append(
-                draw.Interval(label, r.difference, r.low, r.high, points(r.difference), limit)
-            )
+    for label, n, r in figures(result):
+        texts = percent(r.reference, n), percent(r.candidate, n)
+        ends = r.reference + r.low, r.reference + r.high
+        bars.append(draw.Bars(label, r.reference, r.candidate, *ends, *texts))
+        limit = -limits[label] if label in limits else None
+        rows.append(draw.Interval(label, r.difference, r.low, r.high, points(r.difference), limit))
     towers = [(tower, [n for n in result.layers if n.tower == tower]) for tower in TOWERS]
     lines = [draw.Curve(t, [n.layer for n in ns], [n.snr_db for n in ns]) for t, ns in towers]
     found = {

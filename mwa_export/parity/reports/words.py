@@ -7,17 +7,58 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from mwa_export.metrics.recall import SLACK
-from mwa_export.parity.result import DIRECTION_NAMES, DirectionResult, GateResult, Parity, Stage
-from mwa_export.report.numbers import DASH, cosine, finite, points, small
+from mwa_export.parity.result import (
+    DIRECTION_NAMES,
+    DirectionResult,
+    GateResult,
+    Parity,
+    RecallChange,
+    Stage,
+)
+from mwa_export.report.numbers import DASH, cosine, finite, percent, points, share, small
 from mwa_export.spec import TOWERS, Tower
 
+COSINE_HEAD = ("cosine", "mean", "1st percentile", "minimum")
 COIN_TOSS, DAMAGE = 0.25, 0.5  # median margin of the flipped queries over that of all
 FEW = 5  # flipped queries, too few to judge
 
 
+def figures(result: Parity) -> list[tuple[str, int, RecallChange]]:
+    """Every recall figure: its name such as "TR@1", its number of queries, and how it changed."""
+    return [
+        (f"{d.direction.upper()}@{change.k}", d.queries, change)
+        for d in result.directions
+        for change in d.recalls
+    ]
+
+
+def recall_cells(change: RecallChange, queries: int) -> tuple[str, ...]:
+    """Both sides' recall, their difference, and its interval."""
+    sides = percent(change.reference, queries), percent(change.candidate, queries)
+    return *sides, points(change.difference), f"{points(change.low)} to {points(change.high)}"
+
+
+def rank_cells(d: DirectionResult, to: str) -> tuple[str, ...]:
+    """Mean and median rank on both sides, changed ranks, and what the ten best have in common."""
+    return (
+        d.direction.upper(),
+        f"{d.mean_rank[0]:.2f} {to} {d.mean_rank[1]:.2f}",
+        f"{d.median_rank[0]:g} {to} {d.median_rank[1]:g}",
+        f"{d.changed_ranks:,} of {d.queries:,}",
+        f"{share(d.overlap)}%",
+    )
+
+
+def cosine_rows(result: Parity) -> list[tuple[str, ...]]:
+    """The cosines of each tower, for COSINE_HEAD."""
+    return [
+        (c.tower, cosine(c.mean), cosine(c.percentile_1), cosine(c.minimum)) for c in result.cosines
+    ]
+
+
 def has_float32(result: Parity) -> bool:
     """Whether the candidate's recall before its precision was reduced is known as well."""
-    return all(r.float32 is not None for d in result.directions for r in d.recalls)
+    return all(change.float32 is not None for *_, change in figures(result))
 
 
 def headline(result: Parity) -> str:
@@ -28,7 +69,7 @@ def headline(result: Parity) -> str:
         return f"Fails: {worst.message.rstrip('. ')}" if (worst := _worst(result)) else "Fails"
     if is_identical(result):
         return "Passes: both sides give identical embeddings"
-    drop = -min(finite([r.difference for d in result.directions for r in d.recalls]), default=0.0)
+    drop = -min(finite([change.difference for *_, change in figures(result)]), default=0.0)
     if drop <= 0:
         return "Passes: no recall figure dropped"
     limits = set(drop_limits(result).values())
@@ -62,13 +103,8 @@ def left_out(result: Parity) -> str:
 
 def certain_changes(result: Parity) -> str:
     """Sentence on the differences whose interval excludes zero."""
-    changed = [
-        f"{d.direction.upper()}@{r.k}"
-        for d in result.directions
-        for r in d.recalls
-        if r.low > 0 or r.high < 0
-    ]
-    if all(r.won == r.lost == 0 for d in result.directions for r in d.recalls):
+    changed = [name for name, _, r in figures(result) if r.low > 0 or r.high < 0]
+    if all(r.won == r.lost == 0 for *_, r in figures(result)):
         return "No query was won or lost."
     if not changed:
         return "Every interval contains zero: no difference can be told from chance."
@@ -148,14 +184,14 @@ def margin_sentence(d: DirectionResult) -> str:
     m, name = d.margins, DIRECTION_NAMES[d.direction].capitalize()
     if not m.flipped or m.flipped_median is None:
         return f"{name}: no query changed at rank 1."
-    share = m.flipped_median / m.all_median if m.all_median > 0 else math.inf
+    ratio = m.flipped_median / m.all_median if m.all_median > 0 else math.inf
     verdict = (
         "too few to judge"
         if m.flipped < FEW
         else "coin tosses"
-        if share <= COIN_TOSS
+        if ratio <= COIN_TOSS
         else "clear answers were overturned, which is damage"
-        if share >= DAMAGE
+        if ratio >= DAMAGE
         else "closer calls than most, but no mere coin tosses"
     )
     noun = "query" if m.flipped == 1 else "queries"
@@ -183,15 +219,14 @@ def drift(stage: Stage) -> str:
     """Describe what a stage changed, in a few words."""
     if stage.state != "changed":
         return "none" if stage.state == "same" else stage.state
-    parts = [
-        f"{tower} cosine {cosine(value)}"
-        for tower, value in (("vision", stage.vision_cosine), ("text", stage.text_cosine))
-        if value is not None
-    ]
-    for name, value in (("TR@1", stage.tr1), ("IR@1", stage.ir1)):
-        if value is not None:
-            parts.append(f"{name} {points(value)}")
-    return ", ".join(parts) or stage.state
+    parts = (
+        ("vision cosine", cosine, stage.vision_cosine),
+        ("text cosine", cosine, stage.text_cosine),
+        ("TR@1", points, stage.tr1),
+        ("IR@1", points, stage.ir1),
+    )
+    said = [f"{name} {words(value)}" for name, words, value in parts if value is not None]
+    return ", ".join(said) or stage.state
 
 
 def _list(words: Iterable[str]) -> str:

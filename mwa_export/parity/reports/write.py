@@ -13,7 +13,7 @@ from mwa_export.parity.reports.junit import junit_from_parity
 from mwa_export.parity.reports.markdown import markdown_from_parity
 from mwa_export.parity.reports.page import html_from_parity, thumbnail_rows
 from mwa_export.parity.result import Parity
-from mwa_export.report.thumbnails import THUMBNAIL, thumbnail
+from mwa_export.report.page import THUMBNAIL, thumbnail
 
 MARKER = "report.json"  # of a folder that was made here, and may be replaced when forced
 
@@ -25,16 +25,9 @@ def write_reports(
     pictures: tuple[Readable, ...] = (),
     force: bool = False,
 ) -> Path:
-    """Write report.json, report.md, junit.xml and report.html.
+    """Make a folder with report.json, .md and .html and junit.xml. Returns the page's path.
 
-    Args:
-        result: from `parity.compare`.
-        out: folder to make; it appears with all four files or not at all.
-        pictures: of the test set, in its order; thumbnails of a few go into report.html.
-        force: replace the folder if an earlier report is in it.
-
-    Returns:
-        The path of report.html.
+    ``pictures``: of the test set, in its order; thumbnails of a few go into the page.
 
     Raises:
         BundleError: the folder exists, or the disk refuses.

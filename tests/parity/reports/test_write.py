@@ -24,7 +24,7 @@ from mwa_export.parity.reports import write as report_write
 from mwa_export.parity.reports.page import thumbnail_rows
 from mwa_export.parity.reports.write import write_reports
 from mwa_export.parity.result import Parity
-from mwa_export.report.thumbnails import THUMBNAIL
+from mwa_export.report.page import THUMBNAIL
 
 FILES = ["junit.xml", "report.html", "report.json", "report.md"]
 SMALL = sample_parity(60, examples=4)

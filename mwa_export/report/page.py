@@ -1,0 +1,45 @@
+"""HTML pages from the templates and style sheets in ``assets``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from mwa_export.inputs.content import Content
+from mwa_export.inputs.decode import decode_picture
+
+THUMBNAIL = 160  # pixels of the longer side, in the parity report
+_QUALITY = 80  # of the JPEG
+
+
+def rendered(
+    template: str, styles: Sequence[str], filters: Mapping[str, Callable[..., str]], **values: Any
+) -> str:
+    """A page that can be encoded as UTF-8; values are escaped, and a missing one is an error."""
+    import jinja2
+
+    assets = files("mwa_export") / "assets"
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(filters)
+    css = "".join((assets / name).read_text(encoding="utf-8") for name in styles)
+    source = (assets / template).read_text(encoding="utf-8")
+    page: str = environment.from_string(source).render(css=css, **values)
+    # File names may hold bytes that are no text.
+    return page.encode("utf-8", "replace").decode()
+
+
+def thumbnail(picture: Content, longest: int) -> bytes:
+    """Encode a picture as a small JPEG, the longer side at most ``longest`` pixels.
+
+    Raises:
+        ImageError: it cannot be read or decoded.
+    """
+    small = decode_picture(picture)
+    small.thumbnail((longest, longest))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue()
