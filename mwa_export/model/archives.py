@@ -56,6 +56,7 @@ class Archive:
         self._spans = spans
         self._checksums = checksums or {}
         self._checked: set[str] = set()
+        self._summed = 0  # bytes whose checksum was compared
 
     def tensor(self, name: str, ref: TensorRef) -> Tensor:
         """Map a tensor's data. ``name`` is for messages.
@@ -101,6 +102,9 @@ class Archive:
         start, stop = self._spans[storage.key]
         checksum = self._checksums.get(storage.key)
         if checksum is not None and storage.key not in self._checked:
+            self._summed += stop - start
+            if self._summed > len(self._content):
+                raise _damaged(self._path, "its entries lie over one another")
             with memoryview(self._content) as view:
                 if zlib.crc32(view[start:stop]) != checksum:
                     raise _damaged(self._path, f"the data of {name} does not match its checksum")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STATE_KEYS = ("model", "module", "state_dict", "model_state_dict")
 EMA_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 _ARGS_KEYS = ("args", "hyper_parameters")  # argparse's and Lightning's
+_MOST_SHARED = 4  # bytes of tensors for each byte of the file; weights may be tied
 _DEPTH = 3  # of entries in entries: {"model_ema": {"module": {...}, "updates": 7}}
 
 
@@ -84,6 +85,13 @@ def read_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
             "are left out."
         )
     kept = without_ignored(named, options.ignore)
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+    size = sum(file.stat().st_size for file in files.weights)
+    if claimed > _MOST_SHARED * size:
+        raise CheckpointError(
+            f"{files.path}: its tensors claim {claimed:,} bytes, and the file has {size:,}. "
+            "Expected every tensor to be stored once."
+        )
     empty = next((name for name, tensor in kept.items() if tensor.numel() == 0), None)
     if empty is not None:
         raise CheckpointError(
@@ -206,14 +214,23 @@ def _args_of(path: Path, saved: Mapping[Any, Any]) -> tuple[dict[str, Any], tupl
     """The training options as a dict, and a note if they are there and cannot be read."""
     for key in _ARGS_KEYS:
         args = saved.get(key)
-        found = args.attributes() if isinstance(args, Placeholder) else args
-        if isinstance(found, dict):
-            return {name: value for name, value in found.items() if isinstance(name, str)}, ()
+        found = _by_name(args)
+        if found is not None:
+            # Lightning's save_hyperparameters() of a module that takes `args` nests them once more.
+            return _by_name(found.get("args")) or found, ()
         empty = isinstance(args, Placeholder) and args.name.endswith("Namespace")
         if args is not None and not empty and not isinstance(args, TensorRef):
             note = f"{path.name}: its `{key}` are {_kind(args)} and cannot be read."
             return {}, (note,)
     return {}, ()
+
+
+def _by_name(options: Any) -> dict[str, Any] | None:
+    """A dict's entries, or the attributes of an object that was not made."""
+    found = options.attributes() if isinstance(options, Placeholder) else options
+    if not isinstance(found, dict):
+        return None
+    return {name: value for name, value in found.items() if isinstance(name, str)}
 
 
 def _read_safetensors(path: Path, options: ReadOptions) -> Checkpoint:

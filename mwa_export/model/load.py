@@ -13,6 +13,7 @@ from torch import Tensor
 from mwa_export.errors import AdapterError, CheckpointError
 from mwa_export.model.adapters import combine
 from mwa_export.model.checkpoint import Checkpoint, ReadOptions, read_checkpoint
+from mwa_export.model.names import without_ignored
 from mwa_export.model.options import ModelOptions, StoredOptions
 from mwa_export.model.pickled import Placeholder
 from mwa_export.model.state_dict import (
@@ -133,7 +134,14 @@ def _read(source: ModelSource) -> tuple[tuple[Checkpoint, ...], Mapping[str, Ten
         return (checkpoint,), checkpoint.tensors, list(checkpoint.notes)
     assert source.base is not None
     assert source.adapter is not None
-    base, adapter = read_checkpoint(source.base), read_checkpoint(source.adapter, source.read)
+    base = read_checkpoint(source.base)
+    adapter = read_checkpoint(source.adapter, replace(source.read, ignore=()))
+    # A pattern may name tensors of either file.
+    kept = without_ignored({**base.tensors, **adapter.tensors}, source.read.ignore)
+    base, adapter = (
+        replace(file, tensors={name: t for name, t in file.tensors.items() if name in kept})
+        for file in (base, adapter)
+    )
     notes: list[str] = []
     heads = {f"{head}.weight" for head in HEAD_OF_TOWER.values()}
     if heads & {*base.tensors, *adapter.tensors}:

@@ -39,8 +39,9 @@ def own_names(tensors: Mapping[str, T], path: Path, *, prefix: str = "") -> dict
         parts = name.removeprefix(prefix).split(".")
         own = ".".join(part for part in parts if part not in WRAPPERS)
         if own in found:
+            one, other, both = (text[:200] for text in (origin[own], name, own))
             raise CheckpointError(
-                f"{path}: {origin[own]} and {name} are both {own} without what wraps the model. "
+                f"{path}: {one} and {other} are both {both} without what wraps the model. "
                 "Expected one model in the file: choose with `model_key` or `model_prefix`."
             )
         found[own], origin[own] = tensor, name

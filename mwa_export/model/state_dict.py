@@ -161,7 +161,8 @@ def check_shapes(
         ],
     }
     problems = [
-        f"{len(names)} {kind}: {'; '.join(names[:4])}{'; ...' if len(names) > 4 else ''}"
+        f"{len(names)} {kind}: {'; '.join(_short(name) for name in names[:4])}"
+        f"{'; ...' if len(names) > 4 else ''}"
         for kind, names in found.items()
         if names
     ]
@@ -173,7 +174,7 @@ def check_shapes(
         path = adapter
     advice = ""
     if unexpected and not missing and not misshaped:
-        advice = f" To leave tensors out that only training needs: `ignore={unexpected[0]}`"
+        advice = f" To leave tensors out that only training needs: `ignore={_short(unexpected[0])}`"
     elif missing and len(config.towers) > 1:
         whole = [t for t in TOWERS if not any(tower_of(name) in (t, None) for name in missing)]
         if whole:
@@ -212,7 +213,7 @@ def _check_task(shapes: Mapping[str, Shape], path: Path, stored: StoredOptions) 
     if any(f"{head}.weight" in shapes for head in HEAD_OF_TOWER.values()):
         return
     if not any(name.startswith("beit3.") for name in shapes):
-        some = "; ".join(list(shapes)[:1])
+        some = "; ".join(map(_short, list(shapes)[:1]))
         raise CheckpointError(
             f"{path}: its tensors ({some}; ...) are not those of a BEiT-3. Expected names such as "
             "beit3.text_embed.weight; where the file puts something before them: `model_prefix`"
@@ -338,6 +339,11 @@ def _linear(prefix: str, rows: int, *columns: int) -> dict[str, Shape]:
 
 def _norm(prefix: str, width: int) -> dict[str, Shape]:
     return {f"{prefix}.weight": (width,), f"{prefix}.bias": (width,)}
+
+
+def _short(text: str) -> str:
+    """A name for a message: a file may hold names of any length."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _by(shape: Shape) -> str:

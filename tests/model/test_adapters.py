@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import files_below, refused, run
+from commands import files_below, refused, run, save
 from configs import BACKBONE, CONFIGS, MWA
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from mwa_export.errors import AdapterError, BundleError, CheckpointError, UsageError
 from mwa_export.model.adapters import split
-from mwa_export.model.checkpoint import read_checkpoint
+from mwa_export.model.checkpoint import ReadOptions, read_checkpoint
 from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.options import ModelOptions
 from mwa_export.model.space import space_id
 from mwa_export.model.state_dict import expected_shapes
 from mwa_export.model.synthetic import random_tensors, training_args
-from mwa_export.spec import ModelConfig
+from mwa_export.spec import HEAD_OF_TOWER, ModelConfig
 
 Tensors = dict[str, Tensor]
 HEADS = ("vision_head.weight", "language_head.weight")
@@ -268,3 +268,63 @@ def test_wrong_use_of_split_is_explained(arguments: list[str], complaint: str) -
     assert outcome.status == 2
     assert complaint in outcome.stderr
     assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize("heads", [("mlm_head", 2), ("mim_head", 1), ("itm_head", 3)])
+def test_heads_of_the_bases_pretraining_are_left_out_and_counted(
+    heads: tuple[str, int], checkpoint: Path, tmp_path: Path
+) -> None:
+    name, count = heads
+    base = dict(random_tensors(CONFIGS["plain"]))
+    base |= {f"{name}.{n}.weight": torch.ones(2, 3) for n in range(count)}
+    trained = load_model(ModelSource(checkpoint))
+    added = {n: t for n, t in trained.tensors.items() if "mlp_" in n or ".enhancemlp." in n}
+    source = ModelSource(
+        base=save(tmp_path / "base.pth", base), adapter=save(tmp_path / "adapter.pth", added)
+    )
+    model = load_model(source)
+    assert f"base.pth: {count} tensors of heads that retrieval does not use" in model.warnings[0]
+    assert f"{name} ({count})" in model.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "at_fault", "complaint"),
+    [
+        (lambda base, _: base.pop("beit3.encoder.layer_norm.A.bias"), "base", "1 missing"),
+        (lambda _, added: added.popitem(), "adapter", "1 missing"),
+        (lambda base, _: base.update(queue=torch.ones(3)), "base", "1 unexpected: queue"),
+        (lambda _, added: added.update(teacher=torch.ones(3)), "adapter", "unexpected: teacher"),
+        (
+            lambda base, _: [base.pop(f"{head}.weight") for head in HEAD_OF_TOWER.values()],
+            "base",
+            "is a BEiT-3 for no task",
+        ),
+    ],
+    ids=["base lacks", "adapter lacks", "base has more", "adapter has more", "no heads"],
+)
+def test_file_at_fault_is_named(
+    change: Callable[..., Any],
+    at_fault: str,
+    complaint: str,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    base = dict(random_tensors(CONFIGS["plain"]))
+    trained = load_model(ModelSource(checkpoint))
+    added = {n: t for n, t in trained.tensors.items() if "mlp_" in n or ".enhancemlp." in n}
+    change(base, added)
+    files = save(tmp_path / "base.pth", base), save(tmp_path / "adapter.pth", added)
+    with pytest.raises(CheckpointError) as error:
+        load_model(ModelSource(base=files[0], adapter=files[1]))
+    assert str(error.value).startswith(f"{tmp_path / at_fault}.pth: ")
+    assert complaint in str(error.value)
+
+
+def test_ignored_tensors_may_be_in_either_file(checkpoint: Path, tmp_path: Path) -> None:
+    base = {**random_tensors(CONFIGS["plain"]), "queue": torch.ones(3)}
+    trained = load_model(ModelSource(checkpoint))
+    added = {n: t for n, t in trained.tensors.items() if "mlp_" in n or ".enhancemlp." in n}
+    added["teacher.weight"] = torch.ones(3)
+    files = save(tmp_path / "base.pth", base), save(tmp_path / "adapter.pth", added)
+    read = ReadOptions(ignore=("queue", "teacher.*"))
+    assert load_model(ModelSource(base=files[0], adapter=files[1], read=read)).config == MWA

@@ -424,3 +424,31 @@ def test_damaged_tar_is_one_error(
         read_checkpoint(path)
     except CheckpointError as error:
         assert str(error).startswith(f"{path}: ")  # noqa: PT017  # most examples do not raise
+
+
+def test_tensors_that_share_a_storage_many_times_over_are_refused(tmp_path: Path) -> None:
+    shared = torch.zeros(50_000)
+    names = [f"beit3.encoder.layers.{n}.ffn.A.fc1.weight" for n in range(200)]
+    torch.save({"model": dict.fromkeys(names, shared)}, tmp_path / "shared.pth")
+    with pytest.raises(CheckpointError, match="its tensors claim 40,000,000 bytes"):
+        read_checkpoint(tmp_path / "shared.pth")
+
+
+def test_name_of_any_length_gives_a_message_of_a_few_lines(tmp_path: Path) -> None:
+    tensors = {
+        **random_tensors(MWA),
+        "x" * 100_000: torch.ones(1),
+        "criterion.\u202ee": torch.ones(1),
+    }
+    torch.save({"model": tensors, "args": training_args(MWA)}, tmp_path / "long.pth")
+    message = refused("inspect", tmp_path / "long.pth")
+    assert len(message) < 2000
+    assert "criterion.\\u202ee" in message
+    assert run("inspect", tmp_path / "long.pth", "--ignore", "x*", "--ignore", "crit*").status == 0
+
+
+def test_options_that_lightning_nests_are_found(tmp_path: Path) -> None:
+    args = argparse.Namespace(num_max_bpe_tokens=32)
+    saved = {"state_dict": {NAME: torch.ones(1)}, "hyper_parameters": {"args": args, "lr": 1.0}}
+    torch.save(saved, tmp_path / "lightning.ckpt")
+    assert read_checkpoint(tmp_path / "lightning.ckpt").args == {"num_max_bpe_tokens": 32}

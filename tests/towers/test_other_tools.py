@@ -20,8 +20,14 @@ from mwa_export.towers.extract import tower_from_model
 from mwa_export.towers.merge import merge_tower
 from mwa_export.towers.steps import STEPS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("elsewhere")]
 KINDS = ("plain", "mwa", "norm_out")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's tools leave files in the working directory."""
+    monkeypatch.chdir(tmp_path)
 
 
 def _graph(config: ModelConfig, tower: Tower, out: Path) -> Path:
