@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mwa_export.inputs.tokenizer import pad
 from mwa_export.progress import ignore
@@ -24,13 +25,25 @@ def embed_token_ids(
 ) -> Embeddings:
     """Embed token ids, sorted by length so that batches carry little padding, which is exact.
 
+    Equal sequences are embedded once: in different batches they would come out with different last
+    bits, and ranks that ought to be tied would be noise.
+
     Returns (len(sequences), D) float32, in the order of ``sequences``.
     """
+    different, which = distinct(sequences)
     parts: list[tuple[list[int], Embeddings]] = []
-    for rows in batches_by_length(sequences, batch):
-        parts.append((rows, backend.embed_texts(*pad([sequences[row] for row in rows]))))
+    for rows in batches_by_length(different, batch):
+        parts.append((rows, backend.embed_texts(*pad([different[row] for row in rows]))))
         on_rows(len(rows))
-    return scatter(parts, len(sequences))
+    on_rows(len(sequences) - len(different))
+    return scatter(parts, len(different))[which]
+
+
+def distinct(sequences: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], NDArray[np.int64]]:
+    """The different sequences in the order they appear in, and for each row which one it is."""
+    places: dict[tuple[int, ...], int] = {}
+    which = [places.setdefault(tuple(sequence), len(places)) for sequence in sequences]
+    return list(places), np.array(which, np.int64)
 
 
 def batches_by_length(sequences: Sequence[Sequence[int]], batch: int) -> Iterator[list[int]]:

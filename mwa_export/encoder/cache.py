@@ -8,10 +8,10 @@ runtime, pictures or token ids gives another key: a stale entry cannot be hit.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from mwa_export.encoder.batches import (
     IMAGE_BATCH,
     TEXT_BATCH,
     batches_by_length,
+    distinct,
     embed_token_ids,
 )
 from mwa_export.encoder.encoder import Encoder
@@ -37,9 +38,10 @@ from mwa_export.spec import Embeddings
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the key and of the chunk files; part of the key
+VERSION = 2  # of the key and of the chunk files; part of the key
 _PICTURES = 16 * IMAGE_BATCH  # of a chunk
 _TEXTS = 64 * TEXT_BATCH
+_DIGEST = hashlib.sha256().digest_size  # in front of a chunk, of what follows
 
 
 def default_cache() -> Path:
@@ -73,7 +75,7 @@ class Cache:
         failures: dict[int, str] = {}
         for start in range(0, len(pictures), _PICTURES):
             chunk = pictures[start : start + _PICTURES]
-            file = entry / f"{start:09d}.npz"
+            file = entry / f"{start:09d}.chunk"
             found = _load(file, len(chunk))
             if found is None:
                 found = encoder.embed_pictures(chunk, on_rows=progress.advance)
@@ -90,9 +92,11 @@ class Cache:
         """Embed token ids like `embed_token_ids`, from the cache where it can be."""
         progress = progress or Silent()
         entry = self._entry("text", {"token_ids": _hash_json(sequences)})
+        sequences, which = distinct(sequences)
+        progress.advance(len(which) - len(sequences))
         embeddings: Embeddings | None = None
         for number, rows in enumerate(batches_by_length(sequences, _TEXTS)):
-            file = entry / f"{number:09d}.npz"
+            file = entry / f"{number:09d}.chunk"
             found = _load(file, len(rows))
             if found is None:
                 chunk = [sequences[row] for row in rows]
@@ -104,7 +108,7 @@ class Cache:
                 embeddings = np.empty((len(sequences), found[0].shape[1]), np.float32)
             embeddings[rows] = found[0]
         assert embeddings is not None
-        return embeddings
+        return embeddings[which]
 
     def _entry(self, tower: str, inputs: Mapping[str, Any]) -> Path:
         key = {"version": VERSION, "tower": tower, "model": self.identity, "inputs": inputs}
@@ -140,13 +144,16 @@ def _joined(parts: Sequence[Embeddings]) -> Embeddings:
 
 
 def _save(file: Path, embeddings: Embeddings, failures: Mapping[int, str]) -> None:
-    with new_file(file) as partial, partial.open("wb") as handle:
-        np.savez(
-            handle,
-            embeddings=embeddings,
-            failed_rows=np.array(sorted(failures), np.int64),
-            reasons=np.array([failures[row] for row in sorted(failures)], np.str_),
-        )
+    content = io.BytesIO()
+    np.savez(
+        content,
+        embeddings=embeddings,
+        failed_rows=np.array(sorted(failures), np.int64),
+        reasons=np.array([failures[row] for row in sorted(failures)], np.str_),
+    )
+    digest = hashlib.sha256(content.getbuffer()).digest()
+    with new_file(file) as partial:
+        partial.write_bytes(digest + content.getbuffer())
 
 
 def _load(file: Path, rows: int) -> tuple[Embeddings, dict[int, str]] | None:
@@ -154,10 +161,13 @@ def _load(file: Path, rows: int) -> tuple[Embeddings, dict[int, str]] | None:
     if not file.is_file():
         return None
     try:
-        with np.load(file) as arrays:  # a zip: reading it checks each array's CRC
+        content = file.read_bytes()
+        if hashlib.sha256(memoryview(content)[_DIGEST:]).digest() != content[:_DIGEST]:
+            raise ValueError("its hash is another one")
+        with np.load(io.BytesIO(content[_DIGEST:])) as arrays:
             embeddings = arrays["embeddings"]
             failed, reasons = arrays["failed_rows"].tolist(), arrays["reasons"].tolist()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         log.warning("%s: is damaged (%s) and is computed again", file, error)
         return None
     if embeddings.ndim != 2 or len(embeddings) != rows or embeddings.dtype != np.float32:

@@ -28,11 +28,16 @@ IMAGE_SPEC: dict[str, Any] = {
 
 
 def pixels_from_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Convert to RGB and resize. Returns (size, size, 3) uint8."""
+    """Convert to RGB and resize. Returns (size, size, 3) uint8.
+
+    Width first, then height, each rounded to bytes, as Pillow did by itself when the reference was
+    trained. Pillow 13 begins with the height of some pictures, which changes their pixels.
+    """
     from PIL import Image
 
     rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
-    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+    wide = rgb.resize((size, rgb.height), Image.Resampling.BICUBIC)
+    return np.asarray(wide.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def normalize(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

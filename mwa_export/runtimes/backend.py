@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import Conformance, Graph
-from mwa_export.errors import VerificationError
+from mwa_export.errors import RuntimeUnavailableError, VerificationError
 from mwa_export.spec import TOWERS, Embeddings, Tower
 
 # Largest difference of a component between a float32 runtime and the reference. The export allows
@@ -63,6 +65,40 @@ class GraphBackend(Backend, Protocol):
     def precision(self) -> str:
         """ "float32" unless something was reduced."""
         ...
+
+
+class OneAtATime:
+    """Lets one thread at a time into a runtime that keeps its results in shared buffers.
+
+    Encoders may be used by any number of threads. They do not survive a fork: the runtimes' own
+    threads are not there in the child, where a call would wait for them forever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process = InThisProcess()
+
+    def __enter__(self) -> None:
+        self._process.check()  # before the lock, which a thread of the parent may have held
+        self._lock.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        self._lock.release()
+
+
+class InThisProcess:
+    """The process that opened a runtime."""
+
+    def __init__(self) -> None:
+        self._opened_in = os.getpid()
+
+    def check(self) -> None:
+        """Raise RuntimeUnavailableError in a child that was forked after the runtime was opened."""
+        if os.getpid() != self._opened_in:
+            raise RuntimeUnavailableError(
+                "the encoder was opened before this process was forked, and its threads are not "
+                "here. Open it in the process that uses it, or start processes with `spawn`."
+            )
 
 
 def embed(backend: Backend, tower: Tower, inputs: tuple[NDArray[Any], ...]) -> Embeddings:

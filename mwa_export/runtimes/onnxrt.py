@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import Graph, GraphFile
 from mwa_export.errors import BundleError
-from mwa_export.runtimes.backend import Probe, check_graphs
+from mwa_export.runtimes.backend import InThisProcess, Probe, check_graphs
 from mwa_export.runtimes.ort_session import probe_graph, run_graph, session
 from mwa_export.spec import Embeddings, Port, Tower, TowerSpec
 
@@ -58,6 +58,7 @@ class OnnxBackend:
             tower: (graphs or {}).get(tower) or bundle.graph(tower)
             for tower in bundle.manifest.towers
         }
+        self._process = InThisProcess()  # a session itself may be used by any thread
         self._sessions = {
             tower: session(path, threads=threads, cuda=cuda)
             for tower, (path, _graph) in self.graphs.items()
@@ -82,12 +83,14 @@ class OnnxBackend:
         return f"ONNX Runtime{'' if self._cuda is None else ' on CUDA'} {self.precision}"
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
+        self._process.check()
         return run_graph(self._sessions["vision"], self.graphs["vision"][1], (pixels,))
 
     def embed_texts(
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
         graph = self.graphs["text"][1]
+        self._process.check()
         return run_graph(self._sessions["text"], graph, (token_ids, padding_mask))
 
     def probe(self, tower: Tower) -> Probe:

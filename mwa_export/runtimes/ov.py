@@ -15,7 +15,7 @@ from mwa_export.cpu import cores
 from mwa_export.errors import BundleError
 from mwa_export.inputs.preprocess import arrays_of
 from mwa_export.optional import require
-from mwa_export.runtimes.backend import check_graphs
+from mwa_export.runtimes.backend import OneAtATime, check_graphs
 from mwa_export.spec import Embeddings, Tower
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -64,6 +64,7 @@ class OpenVinoBackend:
             "NUM_STREAMS": str(threads),
             "INFERENCE_NUM_THREADS": str(threads),
         }
+        self._one = OneAtATime()  # a request owns its output and overwrites it in the next call
         self._requests = {
             tower: _requests(path, options, threads)
             for tower, (path, _graph) in self.graphs.items()
@@ -99,12 +100,14 @@ class OpenVinoBackend:
         parts = min(len(requests), len(arrays[0]))
         feeds = zip(*(np.array_split(array, parts) for array in arrays), strict=True)
         busy = requests[:parts]
-        for request, feed in zip(busy, feeds, strict=True):
-            request.start_async(dict(zip(names, feed, strict=True)))
-        for request in busy:
-            request.wait()
-        # Each request owns its output and overwrites it in the next call.
-        return np.concatenate([np.asarray(r.get_output_tensor().data, np.float32) for r in busy])
+        with self._one:
+            for request, feed in zip(busy, feeds, strict=True):
+                request.start_async(dict(zip(names, feed, strict=True)))
+            for request in busy:
+                request.wait()
+            # np.concatenate copies, so that the results are the caller's own.
+            outputs = [np.asarray(r.get_output_tensor().data, np.float32) for r in busy]
+            return np.concatenate(outputs)
 
 
 def _requests(path: Path, options: Mapping[str, str], count: int) -> Sequence[Any]:

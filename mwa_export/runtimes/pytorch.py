@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mwa_export.inputs.preprocess import normalize
 from mwa_export.model.load import Model
 from mwa_export.model.reference import reference_from_tensors
-from mwa_export.runtimes.backend import Probe, embed
+from mwa_export.runtimes.backend import OneAtATime, Probe, embed
 from mwa_export.spec import Embeddings, Tower
 
 
@@ -22,19 +22,22 @@ class TorchBackend:
 
     def __init__(self, model: Model) -> None:
         self.image_size = model.config.backbone.image_size
+        self._one = OneAtATime()  # the reference's hooks pass a block's input on
         self.reference = reference_from_tensors(model.config, model.tensors)
 
     @torch.inference_mode()
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
         image = torch.from_numpy(normalize(pixels))
-        return cast(Embeddings, self.reference.encode_image(image).numpy())
+        with self._one:
+            return cast(Embeddings, self.reference.encode_image(image).numpy())
 
     @torch.inference_mode()
     def embed_texts(
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
         ids, mask = torch.from_numpy(token_ids), torch.from_numpy(padding_mask)
-        return cast(Embeddings, self.reference.encode_text(ids, mask).numpy())
+        with self._one:
+            return cast(Embeddings, self.reference.encode_text(ids, mask).numpy())
 
     def probe(self, tower: Tower) -> Probe:
         """Read the residual stream after every block; see `Probe`."""

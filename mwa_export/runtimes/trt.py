@@ -14,7 +14,12 @@ from mwa_export.bundle.engine import Engine, EnginePrecision
 from mwa_export.bundle.manifest import GraphFile
 from mwa_export.errors import EngineError
 from mwa_export.inputs.preprocess import arrays_of
-from mwa_export.runtimes.backend import BFLOAT16_COSINE, check_conformance, measured_cosine
+from mwa_export.runtimes.backend import (
+    BFLOAT16_COSINE,
+    OneAtATime,
+    check_conformance,
+    measured_cosine,
+)
 from mwa_export.spec import Embeddings, Tower
 from mwa_export.trt.device import Device
 from mwa_export.trt.engine import usable_engines
@@ -63,6 +68,7 @@ class TensorRtBackend:
         for tower, engine in self.engines.items():
             graph = replace(floats[tower], file=engine.file, precision=engine.precision)
             self.graphs[tower] = bundle.path / engine.file, replace(graph, dialect="tensorrt")
+        self._one = OneAtATime()  # a runner has one set of buffers
         held = {tower: (bundle, engine) for tower, engine in self.engines.items()}
         with ExitStack() as stack:
             self.runners: dict[Tower, EngineRunner] = stack.enter_context(
@@ -85,12 +91,15 @@ class TensorRtBackend:
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
         spec = self.graphs["vision"][1].spec
-        return self.runners["vision"].run(arrays_of(spec, (pixels,)))
+        arrays = arrays_of(spec, (pixels,))
+        with self._one:
+            return self.runners["vision"].run(arrays)
 
     def embed_texts(
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
-        return self.runners["text"].run((token_ids, padding_mask))
+        with self._one:
+            return self.runners["text"].run((token_ids, padding_mask))
 
     def probe(self, tower: Tower) -> None:
         """TensorRT fuses blocks and shows none of them."""
