@@ -100,11 +100,18 @@ def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file; copy it if the disks differ."""
+    """Hard-link a file, or copy it where that cannot be. A target that exists is never written.
+
+    Raises:
+        FileExistsError: the target exists.
+    """
     try:
         os.link(source, target)
+    except FileExistsError:
+        raise
     except OSError:
-        shutil.copyfile(source, target)
+        with source.open("rb") as old, target.open("xb") as new:
+            shutil.copyfileobj(old, new)
 
 
 def sha256_of(path: Path) -> str:

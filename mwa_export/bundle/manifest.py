@@ -139,8 +139,25 @@ class Conformance:
 
     @classmethod
     def load(cls, path: Path) -> Conformance:
-        with np.load(path) as arrays:
-            return cls(**{name: arrays[name] for name in cls.__slots__})
+        """Read the file of a bundle.
+
+        Raises:
+            BundleError: it holds something else.
+        """
+        kinds = dict(zip(cls.__slots__, ("u1", "i8", "i8", "f4", "f4"), strict=True))
+        ranks = dict(zip(cls.__slots__, (4, 2, 2, 2, 2), strict=True))
+        try:
+            with np.load(path) as arrays:
+                found = {name: arrays[name] for name in cls.__slots__}
+            odd = [n for n, a in found.items() if (a.dtype.str[1:], a.ndim) != (kinds[n], ranks[n])]
+            if odd:
+                raise ValueError(f"{odd[0]} is {found[odd[0]].dtype} of rank {found[odd[0]].ndim}")
+        # What numpy makes of damaged zips and headers has no limits.
+        except Exception as error:
+            raise BundleError(
+                f"{path}: does not hold conformance vectors ({error}). {REMEDY}"
+            ) from error
+        return cls(**found)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -177,7 +194,10 @@ def read_manifest(folder: Path) -> Manifest:
         schema = data["schema"]
         if schema == SCHEMA:
             return _complete(Manifest.from_json(data))
-    except (ValueError, KeyError, TypeError, AttributeError, MwaExportError) as error:
+    except (
+        *(ValueError, LookupError, TypeError, AttributeError),
+        *(RecursionError, MwaExportError),
+    ) as error:
         reason = error if isinstance(error, ValueError | MwaExportError) else repr(error)
         raise BundleError(f"{path}: is not a manifest ({reason}). {REMEDY}") from error
     raise BundleError(
@@ -187,8 +207,24 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _complete(manifest: Manifest) -> Manifest:
-    """Check that every file the bundle is used with has an entry in ``files``."""
+    """Check the names of files, and that each the bundle is used with has an entry in ``files``.
+
+    A name decides what is read, and in a changed bundle what is written or removed: none may lead
+    out of the folder.
+    """
+    calibration = manifest.quantization.calibration if manifest.quantization else None
+    named = (manifest.tokenizer, calibration, *(graph.file for graph in manifest.graphs))
+    for name in (*manifest.files, *named, *(engine.file for engine in manifest.engines)):
+        if name is not None and not _is_inside(name):
+            raise ValueError(f"{name!r} is not the name of a file inside the bundle")
     for name in (CONFORMANCE, manifest.tokenizer, *(graph.file for graph in manifest.graphs)):
         if name is not None and name not in manifest.files:
             raise ValueError(f"files lacks {name}")
     return manifest
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name is a plain relative path, on every system."""
+    parts = name.split("/")
+    plain = all(part not in ("", ".", "..") and not set(part) & set("\\:\0") for part in parts)
+    return plain and name != MANIFEST

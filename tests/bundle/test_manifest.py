@@ -260,3 +260,35 @@ def test_writing_returns_what_was_written_and_changes_nothing(tmp_path: Path) ->
     assert list(written.files) == ["conformance.npz", "sub/data.bin"]
     assert written.files["sub/data.bin"].bytes == 5
     assert read_manifest(tmp_path) == written
+
+
+OUTSIDE = (
+    "../victim",
+    "/etc/hosts",
+    "a/../../victim",
+    "..",
+    "",
+    "a//b",
+    "C:\\x",
+    "a\\..\\b",
+    "x\0y",
+)
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "manifest.json"])
+@pytest.mark.parametrize("place", ["files", "graph", "tokenizer", "engine"])
+def test_name_that_leads_out_of_the_bundle_is_refused(
+    place: str, name: str, tmp_path: Path
+) -> None:
+    data = json.loads(SAMPLE)
+    if place == "files":
+        data["files"][name] = {"bytes": 1, "sha256": "0"}
+    elif place == "graph":
+        data["graphs"][0]["file"] = name
+    elif place == "tokenizer":
+        data["tokenizer"] = name
+    else:
+        data["engines"][0]["file"] = name
+    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="is not the name of a file inside the bundle"):
+        read_manifest(tmp_path)
