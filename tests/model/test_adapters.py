@@ -191,7 +191,7 @@ def test_adapter_file_with_broken_metadata_is_refused(
 ) -> None:
     adapter = _split(trained(), base)
     with safe_open(adapter, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118  # no dict
         metadata = file.metadata()
     for broken in ({"base_tensors": "["}, {"base_tensors": None}, {"format": "adapter 2"}):
         kept = {k: v for k, v in {**metadata, **broken}.items() if v is not None}
