@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import signal
 import sys
 import warnings
@@ -11,7 +13,7 @@ from typing import NoReturn
 import click
 
 from mwa_export.cli import console
-from mwa_export.errors import MwaExportError
+from mwa_export.errors import MwaExportError, UsageError
 from mwa_export.optional import missing_package
 from mwa_export.version import __version__
 
@@ -73,6 +75,9 @@ def main() -> NoReturn:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal need not know every character
+            stream.reconfigure(errors="backslashreplace")
     # What Pillow warns of costs nothing: a picture is decoded, or it is an error with a reason.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
@@ -95,4 +100,10 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader of our output (`| head`) has gone
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:  # a name, a permission or a disk, and the file that it is about
+        if error.strerror is None:
+            raise
+        file = "the output" if error.filename is None else os.fsdecode(error.filename)
+        console.fail(UsageError(f"{file}: {error.strerror}. Check its name, permissions and disk."))
+        sys.exit(2)
     sys.exit(0)

@@ -51,6 +51,7 @@ def new_folder(path: Path, *, marker: str, force: bool = False) -> Iterator[Path
             partial.mkdir(0o700)
             yield partial
             partial.chmod(0o777 & ~_umask())
+            check_new_folder(path, marker=marker, force=force)  # it may have appeared meanwhile
             if path.exists() or path.is_symlink():
                 path.replace(old)
             partial.replace(path)
@@ -81,6 +82,12 @@ def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
     with ``force`` must not cost anybody their home folder.
     """
     with _disk_errors(path):
+        if path.name in ("", "..") and path != Path():
+            raise BundleError(f"{path}: does not name a folder. Write its name out.")
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise BundleError(f"{str(path)!r}: is not valid UTF-8. Choose another name.") from error
         if not path.exists() and not path.is_symlink():
             return
         if path.is_mount() or path.resolve() in (Path.cwd(), *Path.cwd().parents):

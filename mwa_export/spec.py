@@ -162,6 +162,17 @@ class ModelConfig:
         )
 
 
+def tower_of(name: str) -> Tower | None:
+    """The tower that a tensor belongs to; None: both, or neither."""
+    for tower in TOWERS:
+        if ADAPTER_OF_TOWER[tower] in name or (
+            f".{BRANCH_OF_TOWER[tower]}." in name
+            or name.startswith((f"beit3.{tower}_embed.", f"{HEAD_OF_TOWER[tower]}."))
+        ):
+            return tower
+    return None
+
+
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     """Return ``value`` if it is one of ``allowed``, else raise UsageError naming all of them."""
     if value not in allowed:

@@ -54,8 +54,13 @@ class Tokenizer:
         Raises:
             TokenizerError: the file is missing or is no SentencePiece model.
         """
+        path = Path(path)
         try:
-            model = Path(path).read_bytes()
+            if path.exists() and not path.is_file():  # a pipe or a device has no end
+                raise TokenizerError(
+                    f"{path}: is not a file. Expected a SentencePiece model (.spm)."
+                )
+            model = path.read_bytes()
         except OSError as error:
             raise TokenizerError(
                 f"{path}: cannot be read ({error.strerror}). Expected a SentencePiece model (.spm)."

@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from mwa_export.errors import CheckpointError, MissingOptionError, UsageError
-from mwa_export.model.options import ModelOptions, StoredOptions
+from mwa_export.model.options import ModelOptions, StoredOptions, shown
 from mwa_export.spec import (
     ADAPTER_OF_TOWER,
     AdapterConfig,
@@ -16,7 +16,6 @@ from mwa_export.spec import (
     AdapterMode,
     FfnOption,
     Tower,
-    one_of,
 )
 
 Shape = tuple[int, ...]
@@ -48,10 +47,11 @@ def adapter_config(
         raise CheckpointError(
             f"{path}: {down or 'adaptmlp_*.down_proj.weight'} is {found}. Expected a rank 2 tensor."
         )
+    stored.check_sizes({"ffn_num": shapes[down][0]})
     absent: dict[str, str] = {}  # option -> what it can be
     layernorm = _layernorm(shapes, stored, options, absent)
     scale = _scale(shapes, stored, options, absent)
-    ffn_option = options.ffn_option or stored.get("ffn_option")
+    ffn_option = options.ffn_option or stored.choice("ffn_option", get_args(FfnOption))
     if ffn_option is None:
         absent["ffn_option"] = "|".join(get_args(FfnOption))
     if absent:
@@ -60,7 +60,6 @@ def adapter_config(
             "trained. Give: " + ", ".join(f"`{name}={value}`" for name, value in absent.items()),
             tuple(absent),
         )
-    one_of("ffn_option", str(ffn_option), get_args(FfnOption))
     return AdapterConfig(
         cast("AdapterMode", mode), shapes[down][0], layernorm, scale, cast("FfnOption", ffn_option)
     )
@@ -69,13 +68,14 @@ def adapter_config(
 def _check_stored_mode(wanted: list[str], present: list[str], stored: StoredOptions) -> None:
     """Raise UsageError if the stored options tell of other adapters than there are."""
     adapts, mode = stored.get("ffn_adapt"), stored.get("ffn_mode")
+    adapts = None if adapts is None else bool(adapts)
     if adapts is not None and not adapts and present:
         raise UsageError(
             f"{stored.path}: its args say ffn_adapt={adapts}, and it holds adapters. The file was "
             "put together wrongly."
         )
     if mode is not None and (present or adapts):
-        one_of("ffn_mode", str(mode), get_args(AdapterMode))
+        mode = stored.choice("ffn_mode", get_args(AdapterMode))
         told = [name for name in wanted if mode in ("both", name.removeprefix("adaptmlp_"))]
         if told != present:
             raise UsageError(
@@ -97,13 +97,13 @@ def _layernorm(
     absent: dict[str, str],
 ) -> AdapterLayerNorm:
     has_tensors = any(".adapter_layer_norm_before." in name for name in shapes)
-    value = options.adapter_layernorm or stored.get("ffn_adapter_layernorm_option")
+    name = "ffn_adapter_layernorm_option"
+    value = options.adapter_layernorm or stored.choice(name, get_args(AdapterLayerNorm))
     if value is None and not has_tensors:
         return "none"
     if value is None:  # `in` and `out` have the same tensors
         absent["adapter_layernorm"] = "in|out"
         return "none"
-    one_of("ffn_adapter_layernorm_option", str(value), get_args(AdapterLayerNorm))
     if (value != "none") != has_tensors:
         raise UsageError(
             f"{stored.path}: the adapter LayerNorm is {value!r} by its options, and its tensors "
@@ -132,15 +132,15 @@ def _scale(
         return 0.0
     try:
         scale = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(
-            f"{stored.path}: its args say ffn_adapter_scalar={str(value)[:40]!r}, and its adapters "
+            f"{stored.path}: its args say ffn_adapter_scalar={shown(value)}, and its adapters "
             "carry no trained scale. Give one: `adapter_scale=NUMBER`"
         ) from None
     # A float32 graph computes with it, and overflows where a Python float does not.
     if not abs(scale) <= float(np.finfo(np.float32).max):
         raise UsageError(
-            f"{stored.path}: the adapter scale is {scale}. Expected a finite number that float32 "
-            "can hold."
+            f"{stored.path}: the adapter scale (ffn_adapter_scalar) is {scale}. Expected a finite "
+            "number that float32 can hold."
         )
     return scale

@@ -94,12 +94,14 @@ def split(
 def training_options(config: ModelConfig) -> dict[str, Any]:
     """A configuration's options under the names of the reference's option parser."""
     options: dict[str, Any] = {
-        "input_size": config.backbone.image_size,
-        "num_max_bpe_tokens": config.backbone.max_text_length,
         "encoder_attention_heads": config.backbone.heads,
         "ffn_adapt": config.adapter is not None,
         "ffn_enhance": config.enhancer,
     }
+    if "vision" in config.towers:
+        options["input_size"] = config.backbone.image_size
+    if "text" in config.towers:
+        options["num_max_bpe_tokens"] = config.backbone.max_text_length
     if config.adapter is not None:
         scale = config.adapter.scale
         options |= {
@@ -122,11 +124,13 @@ def _names_of_base(adapter: Checkpoint) -> list[str]:
         )
     try:
         names = json.loads(adapter.metadata["base_tensors"])
-    except (KeyError, ValueError) as error:
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("not a list of names")
+    except (KeyError, ValueError, RecursionError) as error:
         raise AdapterError(
             f"{adapter.path}: its metadata names no base tensors ({error!r}). Split again."
         ) from error
-    return list(names)
+    return names
 
 
 def _check_width(base: Checkpoint, adapter: Checkpoint) -> None:
@@ -136,13 +140,18 @@ def _check_width(base: Checkpoint, adapter: Checkpoint) -> None:
             break
     else:
         return
-    proj = base.tensors.get("beit3.vision_embed.proj.weight")
-    if proj is None:
+    widths = [
+        base.tensors[known].shape[axis]
+        for known, axis in (("beit3.vision_embed.proj.weight", 0), ("beit3.text_embed.weight", -1))
+        if known in base.tensors and base.tensors[known].dim()
+    ]
+    if not widths:
         raise AdapterError(
-            f"{base.path}: is not a BEiT-3 base (beit3.vision_embed.proj is missing)."
+            f"{base.path}: is not a BEiT-3 base (beit3.vision_embed.proj and beit3.text_embed are "
+            "missing)."
         )
-    if proj.shape[0] != width:
+    if widths[0] != width:
         raise AdapterError(
             f"{adapter.path}: was trained for width {width} ({name}), and {base.path} has width "
-            f"{proj.shape[0]}. Expected an adapter and a base of the same model size."
+            f"{widths[0]}. Expected an adapter and a base of the same model size."
         )

@@ -7,6 +7,7 @@ size and, in a zip, against its checksums.
 from __future__ import annotations
 
 import io
+import itertools
 import mmap
 import struct
 import tarfile
@@ -51,12 +52,12 @@ class Archive:
     ) -> None:
         """``spans`` and ``checksums`` are by the key of a storage."""
         self.saved = saved  # with a TensorRef in the place of every tensor
-        self._path = path
+        self.path = path
         self._content = content
         self._spans = spans
         self._checksums = checksums or {}
         self._checked: set[str] = set()
-        self._summed = 0  # bytes whose checksum was compared
+        self._aligned: dict[Span, bytearray] = {}  # copies of data that lies unaligned
 
     def tensor(self, name: str, ref: TensorRef) -> Tensor:
         """Map a tensor's data. ``name`` is for messages.
@@ -66,9 +67,9 @@ class Archive:
         """
         torch = require("torch", extra="export", why="read a checkpoint")
         size = item_bytes(ref.dtype)
-        if size is None or ref.dtype.startswith("complex"):
+        if size is None or ref.dtype.startswith(("complex", "q")):
             raise CheckpointError(
-                f"{self._path}: {name} is {ref.dtype}. Expected float32, float16, bfloat16 or "
+                f"{self.path}: {name} is {ref.dtype}. Expected float32, float16, bfloat16 or "
                 "float64 weights. Export from the checkpoint before its precision was reduced."
             )
         dtype = getattr(torch, ref.dtype)
@@ -76,21 +77,24 @@ class Archive:
         for side in ref.shape:
             numel *= side
         if numel == 0:
-            return cast("Tensor", torch.empty(ref.shape, dtype=dtype))
+            return cast("Tensor", torch.empty(0, dtype=dtype))
         start, stop = self._span(name, ref.storage)
         count = (stop - start) // size
         last = ref.offset + sum(
             (side - 1) * s for side, s in zip(ref.shape, ref.stride, strict=True)
         )
         if last >= count:
-            raise _damaged(self._path, f"{name} reads beyond the data that the file has for it")
+            raise _damaged(self.path, f"{name} reads beyond the data that the file has for it")
         if numel > count:
             raise CheckpointError(
-                f"{self._path}: {name} is a view that repeats {count:,} stored values to "
+                f"{self.path}: {name} is a view that repeats {count:,} stored values to "
                 f"{numel:,}. Expected every value to be stored: save tensor.contiguous()."
             )
         if start % size:  # only the older formats leave data unaligned
-            flat = torch.frombuffer(bytearray(self._content[start:stop]), dtype=dtype, count=count)
+            aligned = self._aligned.setdefault((start, stop), bytearray())
+            if not aligned:
+                aligned += self._content[start:stop]
+            flat = torch.frombuffer(aligned, dtype=dtype, count=count)
         else:
             flat = torch.frombuffer(self._content, dtype=dtype, count=count, offset=start)
         return cast("Tensor", flat.as_strided(ref.shape, ref.stride, ref.offset))
@@ -98,16 +102,13 @@ class Archive:
     def _span(self, name: str, storage: StorageRef) -> Span:
         """Where the storage lies in the file, after its checksum was compared."""
         if storage.key not in self._spans:
-            raise _damaged(self._path, f"the data of {name} is missing")
+            raise _damaged(self.path, f"the data of {name} is missing")
         start, stop = self._spans[storage.key]
         checksum = self._checksums.get(storage.key)
         if checksum is not None and storage.key not in self._checked:
-            self._summed += stop - start
-            if self._summed > len(self._content):
-                raise _damaged(self._path, "its entries lie over one another")
             with memoryview(self._content) as view:
                 if zlib.crc32(view[start:stop]) != checksum:
-                    raise _damaged(self._path, f"the data of {name} does not match its checksum")
+                    raise _damaged(self.path, f"the data of {name} does not match its checksum")
             self._checked.add(storage.key)
         return start + storage.start * (item_bytes(storage.dtype) or 1), stop
 
@@ -118,8 +119,11 @@ def open_archive(path: Path) -> Archive:
     Raises:
         CheckpointError: no file of torch.save, or a damaged one.
     """
-    with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    try:
+        with path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except ValueError as error:  # nothing to map
+        raise CheckpointError(f"{path}: is empty, or not a file that can be mapped.") from error
     read = next((r for fits, r in _READERS if fits(content)), None)
     if read is None:
         raise CheckpointError(
@@ -129,7 +133,10 @@ def open_archive(path: Path) -> Archive:
     try:
         return read(path, content)
     # TypeError and the like: something else than torch writes at that place.
-    except (ValueError, TypeError, LookupError, struct.error, tarfile.TarError) as error:
+    except (
+        *(ValueError, TypeError, LookupError, OverflowError, RecursionError),
+        *(struct.error, tarfile.TarError),
+    ) as error:
         raise _damaged(path, str(error)) from error
 
 
@@ -167,6 +174,9 @@ def _read_zip(path: Path, content: mmap.mmap) -> Archive:
     saved = read_pickle(io.BytesIO(bytes_of(pickles[0])))
     stored = {n.removeprefix(f"{root}data/"): e for n, e in entries.items() if f"{root}data/" in n}
     spans = {key: _span_in_zip(path, content, entry) for key, entry in stored.items()}
+    ends = sorted(span for span in spans.values() if span[0] < span[1])
+    if any(stop > start for (_, stop), (start, _) in itertools.pairwise(ends)):
+        raise _damaged(path, "its entries lie over one another")
     checksums = {key: entry.CRC for key, entry in stored.items()} if summed else {}
     return Archive(path, content, saved, spans, checksums)
 
@@ -275,7 +285,8 @@ def _read_tar(path: Path, content: mmap.mmap) -> Archive:
     def known(persistent_id: Any) -> Any:
         if isinstance(persistent_id, tuple):  # a module with its source code
             return persistent_id[0] if persistent_id else Placeholder("nothing")
-        number = int(persistent_id) if str(persistent_id).isdecimal() else -1
+        text = persistent_id if isinstance(persistent_id, str) else ""
+        number = int(text) if text.isdecimal() and len(text) < 20 else -1
         return objects.get(number, Placeholder("a tensor that is not stored"))
 
     content.seek(members["pickle"].offset_data)

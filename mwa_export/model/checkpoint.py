@@ -6,14 +6,16 @@ Knows files and what is around the weights in them. Does not know what the tenso
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mwa_export.errors import CheckpointError, OptionsError
-from mwa_export.model.archives import open_archive
+from mwa_export.model.archives import Archive, open_archive
 from mwa_export.model.folders import CheckpointFiles, find_files
 from mwa_export.model.names import own_names, without_ignored
 from mwa_export.model.pickled import Placeholder, TensorRef
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 STATE_KEYS = ("model", "module", "state_dict", "model_state_dict")
 EMA_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
-_ARGS_KEYS = ("args", "hyper_parameters")  # argparse's and Lightning's
+_ARGS_KEYS = ("args", "hyper_parameters", "config")  # argparse's, Lightning's, and others'
 _MOST_SHARED = 4  # bytes of tensors for each byte of the file; weights may be tied
 _DEPTH = 3  # of entries in entries: {"model_ema": {"module": {...}, "updates": 7}}
 
@@ -69,13 +71,11 @@ def read_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
     options = options or ReadOptions()
     try:
         files = find_files(Path(path))
-        parts = [_read_file(file, files, options) for file in files.weights]
+        parts = [_read_file(file, options) for file in files.weights]
+        size = sum(file.stat().st_size for file in files.weights)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
-    if len(parts) == 1 and not files.shard_of:
-        (part,) = parts
-    else:
-        part = _joined(files, parts)
+    part = _joined(files, parts) if files.shard_of else parts[0]
     named = own_names(part.tensors, files.path, prefix=options.model_prefix)
     left_out = len(part.tensors) - len(named)
     notes = list(part.notes)
@@ -85,48 +85,71 @@ def read_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
             "are left out."
         )
     kept = without_ignored(named, options.ignore)
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
-    size = sum(file.stat().st_size for file in files.weights)
-    if claimed > _MOST_SHARED * size:
-        raise CheckpointError(
-            f"{files.path}: its tensors claim {claimed:,} bytes, and the file has {size:,}. "
-            "Expected every tensor to be stored once."
-        )
-    empty = next((name for name, tensor in kept.items() if tensor.numel() == 0), None)
-    if empty is not None:
-        raise CheckpointError(
-            f"{files.path}: {empty} is empty, as in a DeepSpeed ZeRO-3 checkpoint whose weights "
-            "lie in other files. Run DeepSpeed's zero_to_fp32.py and give its result."
-        )
     if len(kept) < len(named):
         notes.append(f"{files.path.name}: {len(named) - len(kept)} tensors are ignored, as asked.")
+    tensors = {name: read() for name, read in kept.items()}
+    _check_sizes(tensors, files.path, size)
     return Checkpoint(
         path=files.path,
-        tensors=kept,
+        tensors=tensors,
         args={**files.config, **part.args},
         layout=f"{part.layout} ({files.layout})" if files.layout else part.layout,
         metadata=part.metadata,
-        files=files.weights if len(parts) == 1 else (files.path, *files.weights),
+        files=(files.path, *files.weights) if files.shard_of else files.weights,
         notes=tuple(notes),
     )
 
 
-def _joined(files: CheckpointFiles, parts: list[Checkpoint]) -> Checkpoint:
+def _check_sizes(tensors: Mapping[str, Tensor], path: Path, size: int) -> None:
+    """Raise CheckpointError for tensors that are empty, or that claim more than the file holds."""
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if claimed > _MOST_SHARED * size:
+        raise CheckpointError(
+            f"{path}: its tensors claim {claimed:,} bytes, and the file has {size:,}. Expected "
+            "every tensor to be stored once."
+        )
+    empty = next((name for name, tensor in tensors.items() if tensor.numel() == 0), None)
+    if empty is not None:
+        raise CheckpointError(
+            f"{path}: {empty} is empty, as in a DeepSpeed ZeRO-3 checkpoint whose weights lie in "
+            "other files. Run DeepSpeed's zero_to_fp32.py and give its result."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One file. Tensors are read when they are wanted: an ignored one may be of any kind."""
+
+    path: Path
+    tensors: Mapping[str, Callable[[], Tensor]]  # by the names in the file
+    args: Mapping[str, Any]
+    layout: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _joined(files: CheckpointFiles, parts: list[_Part]) -> _Part:
     """The shards as one: each tensor out of the shard that the index names."""
-    shards = {part.path: part for part in parts}
-    tensors = {}
-    for name, file in files.shard_of.items():
-        if name not in shards[file].tensors:
+    tensors: dict[str, Callable[[], Tensor]] = {}
+    for part in parts:
+        listed = {name for name, file in files.shard_of.items() if file == part.path}
+        if lacking := sorted(listed - set(part.tensors)):
             raise CheckpointError(
-                f"{file}: lacks {name}, which {files.path.name} says it holds. Copy all files of "
-                "the checkpoint again."
+                f"{part.path}: lacks {lacking[0]}, which {files.path.name} says it holds. Copy all "
+                "files of the checkpoint again."
             )
-        tensors[name] = shards[file].tensors[name]
+        if more := sorted(set(part.tensors) - listed):
+            raise CheckpointError(
+                f"{part.path}: holds {len(more)} tensors that {files.path.name} does not say it "
+                f"holds, such as {more[0]}. The index is of another checkpoint: copy all files "
+                "again."
+            )
+        tensors.update(part.tensors)
     args = {name: value for part in parts for name, value in part.args.items()}
-    return Checkpoint(files.path, tensors, args, parts[0].layout)
+    return _Part(files.path, tensors, args, parts[0].layout)
 
 
-def _read_file(path: Path, files: CheckpointFiles, options: ReadOptions) -> Checkpoint:
+def _read_file(path: Path, options: ReadOptions) -> _Part:
     """One file's tensors by the names in it, with its options."""
     with path.open("rb") as file:
         start = file.read(9)
@@ -144,25 +167,29 @@ def _read_file(path: Path, files: CheckpointFiles, options: ReadOptions) -> Chec
             "save model.state_dict(), not the model itself."
         )
     key, state = _state_of(path, saved, options)
-    args, notes = _args_of(path, saved)
-    tensors = {}
-    for name, value in state.items():
-        if not isinstance(name, str):
-            continue
-        if isinstance(value, TensorRef):
-            tensors[name] = archive.tensor(name, value)
-        elif _fills_a_weight(name, value):
-            raise CheckpointError(
-                f"{path}: {name} is {_kind(value)}. Expected an ordinary (dense) tensor."
-            )
+    args, notes = _args_of(path, saved, key)
+    tensors = {
+        name: partial(_tensor, archive, name, value)
+        for name, value in state.items()
+        if isinstance(name, str) and _fills_a_weight(name, value)
+    }
     layout = "raw state dict" if key is None else key
-    return Checkpoint(path, tensors, args, layout, notes=notes)
+    return _Part(path, tensors, args, layout, notes=notes)
+
+
+def _tensor(archive: Archive, name: str, value: Any) -> Tensor:
+    if isinstance(value, TensorRef):
+        return archive.tensor(name, value)
+    raise CheckpointError(
+        f"{archive.path}: {name} is {_kind(value)}. Expected an ordinary (dense) tensor."
+    )
 
 
 def _fills_a_weight(name: Any, value: Any) -> bool:
     """Whether an entry is a tensor, or an object in the place of one."""
     parameter = isinstance(name, str) and name.endswith((".weight", ".bias", ".scale"))
-    return isinstance(value, TensorRef) or (parameter and isinstance(value, Placeholder))
+    odd = isinstance(value, Placeholder) and (parameter or "tensor" in value.name)
+    return isinstance(value, TensorRef) or odd
 
 
 def _state_of(
@@ -204,22 +231,28 @@ def _tensors_in(entry: Any, depth: int = _DEPTH) -> dict[Any, Any] | None:
     entry = entry.items if isinstance(entry, Placeholder) else entry
     if not isinstance(entry, dict) or depth == 0:
         return None
-    for key in STATE_KEYS:
+    for key in (*STATE_KEYS, "shadow"):  # the last in some moving averages
         if (inner := _tensors_in(entry.get(key), depth - 1)) is not None:
             return inner
     return entry if any(_fills_a_weight(name, value) for name, value in entry.items()) else None
 
 
-def _args_of(path: Path, saved: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The training options as a dict, and a note if they are there and cannot be read."""
-    for key in _ARGS_KEYS:
-        args = saved.get(key)
-        found = _by_name(args)
-        if found is not None:
+def _args_of(
+    path: Path, saved: Mapping[Any, Any], entry: str | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The training options as a dict, and a note if they are there and cannot be read.
+
+    They lie beside the entry with the weights, or in it.
+    """
+    inside = saved.get(entry) if entry is not None else None
+    places = [saved, *([inside] if isinstance(inside, dict) else [])]
+    for place, key in itertools.product(places, _ARGS_KEYS):
+        args = place.get(key)
+        if found := _by_name(args):
             # Lightning's save_hyperparameters() of a module that takes `args` nests them once more.
             return _by_name(found.get("args")) or found, ()
-        empty = isinstance(args, Placeholder) and args.name.endswith("Namespace")
-        if args is not None and not empty and not isinstance(args, TensorRef):
+        empty = args == {} or (isinstance(args, Placeholder) and args.name.endswith("Namespace"))
+        if key == "args" and args is not None and not empty and not isinstance(args, TensorRef):
             note = f"{path.name}: its `{key}` are {_kind(args)} and cannot be read."
             return {}, (note,)
     return {}, ()
@@ -233,7 +266,7 @@ def _by_name(options: Any) -> dict[str, Any] | None:
     return {name: value for name, value in found.items() if isinstance(name, str)}
 
 
-def _read_safetensors(path: Path, options: ReadOptions) -> Checkpoint:
+def _read_safetensors(path: Path, options: ReadOptions) -> _Part:
     if options.ema or options.model_key is not None:
         name = "ema" if options.ema else "model_key"
         raise CheckpointError(
@@ -244,7 +277,7 @@ def _read_safetensors(path: Path, options: ReadOptions) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -256,7 +289,12 @@ def _read_safetensors(path: Path, options: ReadOptions) -> Checkpoint:
         raise CheckpointError(f"{path}: `args` in its metadata is not JSON ({error}).") from error
     if not isinstance(args, dict):
         raise CheckpointError(f"{path}: `args` in its metadata is not a JSON object.")
-    return Checkpoint(path, tensors, args, "safetensors", metadata)
+    tensors = {name: partial(_same, tensor) for name, tensor in found.items()}
+    return _Part(path, tensors, args, "safetensors", metadata)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _kind(value: Any) -> str:

@@ -34,6 +34,8 @@ def find_files(path: Path) -> CheckpointFiles:
             tool that gathers them.
         AdapterError: a folder of PEFT.
     """
+    if path.name.endswith(".index.json") and path.is_file():
+        return _sharded(path, {})
     if path.is_file():
         return CheckpointFiles(path, (path,), _DEEPSPEED_NAMES.get(path.name, ""))
     if not path.is_dir():
@@ -119,21 +121,28 @@ def _hugging_face(folder: Path) -> CheckpointFiles | None:
     config = read_json(config_file) if config_file.is_file() else {}
     for name in _HUGGING_FACE:
         index, file = folder / f"{name}.index.json", folder / name
+        if index.is_file() and file.is_file():
+            raise CheckpointError(
+                f"{folder}: holds both {file.name} and {index.name}. Name the one to take."
+            )
         if index.is_file():
-            shard_of = _shards(index)
-            shards = tuple(dict.fromkeys(shard_of.values()))
-            layout = f"Hugging Face, {len(shards)} shards"
-            return CheckpointFiles(index, shards, layout, shard_of, config)
+            return _sharded(index, config)
         if file.is_file():
             return CheckpointFiles(file, (file,), "Hugging Face", config=config)
     return None
+
+
+def _sharded(index: Path, config: Mapping[str, Any]) -> CheckpointFiles:
+    shard_of = _shards(index)
+    shards = tuple(dict.fromkeys(shard_of.values()))
+    return CheckpointFiles(index, shards, f"Hugging Face, {len(shards)} shards", shard_of, config)
 
 
 def _shards(index: Path) -> dict[str, Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: has no `weight_map`. Expected the index of a checkpoint.")
-    for name in dict.fromkeys(names.values()):
+    for name in names.values():
         if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
             raise CheckpointError(
                 f"{index}: names the file {name!r}. Expected names of files beside the index."

@@ -14,7 +14,7 @@ from mwa_export.errors import AdapterError, CheckpointError
 from mwa_export.model.adapters import combine
 from mwa_export.model.checkpoint import Checkpoint, ReadOptions, read_checkpoint
 from mwa_export.model.names import without_ignored
-from mwa_export.model.options import ModelOptions, StoredOptions
+from mwa_export.model.options import ModelOptions, StoredOptions, shown
 from mwa_export.model.pickled import Placeholder
 from mwa_export.model.state_dict import (
     EXTRA_VISION_ROWS,
@@ -27,6 +27,7 @@ from mwa_export.model.state_dict import (
 from mwa_export.spec import HEAD_OF_TOWER, MAX_TOKENS, ModelConfig, Tower
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_IMAGE_SIZE = 4096  # pixels; attention over more patches fits into no memory
 _CHUNK = 1 << 24  # values that are looked at together
 
 
@@ -98,6 +99,11 @@ def load_model(source: ModelSource, options: ModelOptions | None = None) -> Mode
             notes.append(
                 f"{path.name}: was trained at {size} x {size} pixels (input_size), and the "
                 f"positions are for {config.backbone.image_size}. They are interpolated."
+            )
+        if size > MAX_IMAGE_SIZE:
+            raise CheckpointError(
+                f"{path}: images of {size} pixels were asked for. Expected at most "
+                f"{MAX_IMAGE_SIZE}."
             )
         resized = replace(config.backbone, image_size=size)
         config = replace(config, backbone=resized)
@@ -215,7 +221,7 @@ def _warnings(config: ModelConfig, stored: StoredOptions, options: ModelOptions)
         ("heads", "encoder_attention_heads"),
     ):
         given, kept = getattr(options, name), stored.values.get(in_file)
-        if given is not None and kept is not None and str(given) != str(kept):
-            shown = kept.name if isinstance(kept, Placeholder) else str(kept)[:40]
-            found.append(f"`{name}={given}` overrides the {shown} stored in {stored.path.name}.")
+        if given is not None and kept is not None and str(given) != shown(kept).strip("'"):
+            old = kept.name if isinstance(kept, Placeholder) else shown(kept).strip("'")
+            found.append(f"`{name}={given}` overrides the {old} stored in {stored.path.name}.")
     return found

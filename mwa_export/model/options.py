@@ -54,6 +54,15 @@ class ModelOptions:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
+def shown(value: Any) -> str:
+    """A stored value for a message, whatever a file may hold in its place."""
+    if isinstance(value, str):
+        return repr(value[:40])
+    if isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1 << 64):
+        return str(value)
+    return "a number of many digits" if isinstance(value, int) else f"a {type(value).__name__}"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredOptions:
     """The training options that a checkpoint has stored."""
@@ -85,19 +94,43 @@ class StoredOptions:
             CheckpointError: it is something else.
         """
         value = self.get(name)
-        if value is None or (type(value) is int and value > 0):
+        if value is None or (type(value) is int and 0 < value < 1 << 31):
             return value
         raise CheckpointError(
-            f"{self.path}: its stored option {name} is {str(value)[:40]!r}. Expected a whole "
-            "number above 0."
+            f"{self.path}: its stored option {name} is {shown(value)}. Expected a whole number "
+            "above 0."
         )
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str | None:
+        """A stored name; None if there is none.
+
+        Raises:
+            UsageError: it is none of those that are allowed.
+        """
+        value = self.get(name)
+        if value is None or (isinstance(value, str) and value in allowed):
+            return value
+        raise UsageError(
+            f"{self.path}: its stored option {name} is {shown(value)}. Expected one of "
+            f"{', '.join(allowed)}."
+        )
+
+    def check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Raise UsageError if a size is stored that is not the one of the tensors."""
+        for name, size in sizes.items():
+            value = self.get(name)
+            if value is not None and value != size:
+                raise UsageError(
+                    f"{self.path}: its args say {name}={shown(value)}, and its tensors have "
+                    f"{size}. The file was put together wrongly, or is not whole."
+                )
 
     def refuse_unsupported(self) -> None:
         """Raise UsageError if an option asks for what the exported graph does not compute."""
         for name, supported in _FIXED.items():
             value = self.get(name) if name in self else supported[0]
-            if value not in supported:
+            if type(value) not in (bool, int, float, str) or value not in supported:
                 raise UsageError(
-                    f"{self.path}: was trained with {name}={str(value)[:40]}, and the export "
-                    f"computes {name}={supported[0]} only. This model cannot be exported."
+                    f"{self.path}: was trained with {name}={shown(value)}, and the export "
+                    f"computes {name}={shown(supported[0])} only. This model cannot be exported."
                 )

@@ -25,6 +25,7 @@ _ITEM_BYTES = {
     "bool": 1,
     "complex64": 8,
     "complex128": 16,
+    **{"qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1},
 }
 _STORAGES = {
     "DoubleStorage": "float64",
@@ -40,7 +41,14 @@ _STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
     "UntypedStorage": "uint8",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "QUInt2x4Storage": "quint2x4",
 }
+_LONGEST = 500  # characters of a name
+_MOST_ARGS = 16  # of a call that means something
 _HASHABLE = (str, int, float, bool, bytes, type(None))
 
 
@@ -118,7 +126,7 @@ def dtype_of_storage(kind: Global) -> str | None:
 
 
 def item_bytes(dtype: str) -> int | None:
-    """Bytes of an element; None: a type that weights cannot have, such as float8."""
+    """Bytes of an element; None: a type that torch stores under another one, such as float8."""
     return _ITEM_BYTES.get(dtype)
 
 
@@ -132,52 +140,88 @@ def set_items(target: Any, items: list[Any]) -> None:
         into[key if isinstance(key, _HASHABLE) else Placeholder("a key")] = value
 
 
-def call(called: Any, args: Any) -> Any:
+class Budget:
+    """Bounds the work that calls in a pickle may ask for, which their bytes do not."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def spend(self, *values: Any) -> None:
+        """Pay for looking at these containers.
+
+        Raises:
+            PickleError: nothing is left.
+        """
+        self._left -= 1 + sum(len(v) for v in values if isinstance(v, tuple | list | dict))
+        if self._left < 0:
+            raise PickleError("it makes far more than it holds")
+
+
+def global_name(module: Any, name: Any) -> Global:
+    """The name of a class or function; one that cannot be a name is not kept."""
+    if isinstance(module, str) and isinstance(name, str) and len(module) + len(name) < _LONGEST:
+        return Global(f"{module}.{name}")
+    return Global("something without a name")
+
+
+def call(called: Any, args: Any, budget: Budget) -> Any:
     """What a call makes: a plain value if ``_CALLS`` knows the name, else a placeholder."""
-    name = called.name if isinstance(called, Global) else f"the result of {_kind(called)}"
+    name = called.name if isinstance(called, Global) else "the result of another call"
     args = args if isinstance(args, tuple) else ()
-    if name in _CALLS:
+    budget.spend(args, *args[:_MOST_ARGS])
+    if name in _CALLS and len(args) <= _MOST_ARGS:
         try:
-            return _CALLS[name](*args)
-        except (TypeError, ValueError, IndexError):  # arguments that torch never writes
-            return Placeholder(f"{name} with impossible arguments")
+            return _CALLS[name](budget, *args)
+        except (TypeError, ValueError, IndexError) as error:  # arguments that torch never writes
+            if isinstance(error, PickleError):
+                raise
+            return Placeholder(f"a tensor or value by {name} with impossible arguments")
     return Placeholder(name, args)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *more: Any) -> Any:
+def _tensor(_: Budget, storage: Any, offset: Any, shape: Any, stride: Any, *more: Any) -> Any:
     metadata = more[2] if len(more) > 2 else None
     if isinstance(metadata, dict) and (metadata.get("neg") or metadata.get("conj")):
         return Placeholder("a negated or conjugated view of a tensor")
     return _checked_tensor(storage, None, offset, shape, stride)
 
 
-def _tensor_of_dtype(storage: Any, offset: Any, shape: Any, stride: Any, *more: Any) -> Any:
+def _tensor_of_dtype(
+    _: Budget, storage: Any, offset: Any, shape: Any, stride: Any, *more: Any
+) -> Any:
     dtype = more[2]
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, Global) else "?"
     return _checked_tensor(storage, name, offset, shape, stride)
 
 
 def _checked_tensor(storage: Any, dtype: str | None, offset: Any, shape: Any, stride: Any) -> Any:
-    numbers = (offset, *shape, *stride)
     if not isinstance(storage, StorageRef):
         return Placeholder("a tensor without a storage")
-    if len(shape) != len(stride) or len(shape) > MAX_RANK or not all(map(_natural, numbers)):
+    if not isinstance(shape, tuple) or len(shape) != len(stride) or len(shape) > MAX_RANK:
+        return Placeholder("a tensor of an impossible shape")
+    if not all(map(_natural, (offset, *shape, *stride))):
         return Placeholder("a tensor of an impossible shape")
     return TensorRef(storage, dtype or storage.dtype, offset, tuple(shape), tuple(stride))
 
 
-def _reconstructed(cls: Any, *_base_and_state: Any) -> Any:
-    return call(cls, ())
+def _reconstructed(budget: Budget, cls: Any, _base: Any = None, state: Any = None) -> Any:
+    """An object of protocols 0 and 1; ``state`` is the content of a str, a number or a dict."""
+    if isinstance(state, str | int | float | bytes):
+        return state
+    made = call(cls, (), budget)
+    if isinstance(state, dict) and isinstance(made, Placeholder):
+        made.items = state
+    return state if isinstance(state, dict) and isinstance(made, dict) else made
 
 
-def _mapping(*args: Any) -> dict[Any, Any]:
+def _mapping(_: Budget, *args: Any) -> dict[Any, Any]:
     """OrderedDict(), OrderedDict([[key, value], ...]) of old versions, and the like."""
+    if args and isinstance(args[0], dict):
+        return args[0]
     made: dict[Any, Any] = {}
     if args and isinstance(args[0], list):
         for key, value in args[0]:
             set_items(made, [key, value])
-    elif args and isinstance(args[0], dict):
-        made.update(args[0])
     return made
 
 
@@ -185,24 +229,22 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "torch._tensor._rebuild_from_type_v2": lambda function, _type, args, *_: call(function, args),
-    "torch.Size": lambda sizes: tuple(sizes),
+    "torch._utils._rebuild_parameter": lambda _, data, *_more: data,
+    "torch._utils._rebuild_parameter_with_state": lambda _, data, *_more: data,
+    "torch._tensor._rebuild_from_type_v2": lambda b, function, _type, args, *_: call(
+        function, args, b
+    ),
+    "torch.Size": lambda _, sizes: tuple(sizes),
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": lambda *_: {},
     "builtins.dict": _mapping,
     "__builtin__.dict": _mapping,
     "copyreg._reconstructor": _reconstructed,
     "copy_reg._reconstructor": _reconstructed,
-    "copyreg.__newobj__": lambda cls, *args: call(cls, args),
-    "copyreg.__newobj_ex__": lambda cls, args, *_: call(cls, args),
+    "copyreg.__newobj__": lambda b, cls, *args: call(cls, args, b),
+    "copyreg.__newobj_ex__": lambda b, cls, args, *_: call(cls, args, b),
 }
 
 
 def _natural(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
-
-
-def _kind(value: Any) -> str:
-    return value.name if isinstance(value, Placeholder) else type(value).__name__

@@ -14,7 +14,16 @@ import struct
 from collections.abc import Callable
 from typing import IO, Any, cast
 
-from mwa_export.model.pickled import Global, PickleError, Placeholder, call, set_items, storage_of
+from mwa_export.model.pickled import (
+    Budget,
+    Global,
+    PickleError,
+    Placeholder,
+    call,
+    global_name,
+    set_items,
+    storage_of,
+)
 
 
 def read_pickle(file: IO[bytes] | mmap.mmap, persistent: Callable[[Any], Any] | None = None) -> Any:
@@ -55,6 +64,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks under each open mark
         self._memo: dict[int, Any] = {}
+        self._budget = Budget(_MOST_WORK)
 
     def pop(self) -> Any:
         return self._stack.pop()
@@ -157,11 +167,11 @@ class _Machine:
     # --- names, and what would be calls
 
     def _global(self, argument: str) -> None:
-        self._stack.append(Global(argument.replace(" ", ".", 1)))
+        self._stack.append(_split(argument))
 
     def _stack_global(self, _: None) -> None:
         name, module = self.pop(), self.pop()
-        self._stack.append(Global(f"{module}.{name}" if isinstance(name, str) else "?"))
+        self._stack.append(global_name(module, name))
 
     def _ext1(self, argument: int) -> None:
         self._stack.append(Global(f"copyreg extension {argument}"))
@@ -170,7 +180,7 @@ class _Machine:
 
     def _reduce(self, _: None) -> None:
         args, called = self.pop(), self.pop()
-        self._stack.append(call(called, args))
+        self._stack.append(call(called, args, self._budget))
 
     _newobj = _reduce
 
@@ -180,11 +190,11 @@ class _Machine:
 
     def _inst(self, argument: str) -> None:
         args = self._marked()
-        self._stack.append(call(Global(argument.replace(" ", ".", 1)), tuple(args)))
+        self._stack.append(call(_split(argument), tuple(args), self._budget))
 
     def _obj(self, _: None) -> None:
         called, *args = self._marked()
-        self._stack.append(call(called, tuple(args)))
+        self._stack.append(call(called, tuple(args), self._budget))
 
     def _build(self, _: None) -> None:
         state = self.pop()
@@ -201,10 +211,17 @@ class _Machine:
         self._stack.append(Placeholder("a buffer outside of the pickle"))
 
 
+_MOST_WORK = 5_000_000  # elements; a checkpoint of BEiT-3 giant with its optimizer needs 5%
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
 _GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
 _IGNORED = frozenset(("PROTO", "FRAME", "READONLY_BUFFER"))
+
+
+def _split(argument: str) -> Global:
+    """A name as `pickletools` gives it: module and name with a space in between."""
+    module, _, name = argument.partition(" ")
+    return global_name(module, name)
 
 
 def _in_one_line(error: Exception) -> str:

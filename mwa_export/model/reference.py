@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from mwa_export.errors import MissingPackageError
-from mwa_export.model.state_dict import tower_of
 from mwa_export.spec import (
     ADAPTER_OF_TOWER,
     LAYERNORM_EPS,
@@ -27,6 +26,7 @@ from mwa_export.spec import (
     AdapterConfig,
     ModelConfig,
     Tower,
+    tower_of,
 )
 
 # Torchscale imports these names at module level and calls them only in training.

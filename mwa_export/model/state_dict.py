@@ -22,6 +22,7 @@ from mwa_export.spec import (
     ModelConfig,
     Tower,
     default_heads,
+    tower_of,
 )
 
 Shape = tuple[int, ...]
@@ -41,17 +42,6 @@ _OTHER_HEADS = (  # a tensor whose name starts so, and the task it belongs to
     ("fc_norm.", "image classification (fc_norm)"),
     ("head.", "classification (head)"),
 )
-
-
-def tower_of(name: str) -> Tower | None:
-    """The tower that a tensor belongs to; None: both, or neither."""
-    for tower in TOWERS:
-        if ADAPTER_OF_TOWER[tower] in name or (
-            f".{BRANCH_OF_TOWER[tower]}." in name
-            or name.startswith((f"beit3.{tower}_embed.", f"{HEAD_OF_TOWER[tower]}."))
-        ):
-            return tower
-    return None
 
 
 def towers_in(shapes: Mapping[str, Shape]) -> tuple[Tower, ...]:
@@ -198,15 +188,12 @@ def _towers(shapes: Mapping[str, Shape], options: ModelOptions, path: Path) -> t
     if options.towers is None or len(options.towers) == len(found):
         return found
     (other,) = (tower for tower in found if tower not in options.towers)
-    whole = all(
-        name in shapes
-        for name in (
-            POSITIONS[other],
-            f"{HEAD_OF_TOWER[other]}.weight",
-            f"beit3.encoder.layer_norm.{BRANCH_OF_TOWER[other]}.weight",
-        )
-    )
-    return found if whole else options.towers
+    (kept,) = options.towers
+    one, two = f".{BRANCH_OF_TOWER[kept]}.", f".{BRANCH_OF_TOWER[other]}."
+    pairs = [name.replace(one, two) for name in shapes if one in name]
+    embed = {"text": "beit3.text_embed.weight", "vision": "beit3.vision_embed.proj.weight"}
+    needed = (*pairs, f"{HEAD_OF_TOWER[other]}.weight", embed[other])
+    return found if all(name in shapes for name in needed) else options.towers
 
 
 def _check_task(shapes: Mapping[str, Shape], path: Path, stored: StoredOptions) -> None:
@@ -266,9 +253,16 @@ def _backbone(
             )
     layers = _layers(shapes, path)
     positions = max(text_rows - POSITION_OFFSET, 0)
+    ffn = shape(f"beit3.encoder.layers.0.ffn.{BRANCH_OF_TOWER[towers[0]]}.fc1.weight", 2)[0]
+    sizes = {"encoder_layers": layers, "encoder_embed_dim": width, "encoder_ffn_embed_dim": ffn}
+    if "text" in towers:
+        sizes["vocab_size"] = vocabulary
+    if "vision" in towers:
+        sizes["patch_size"] = patch
+    stored.check_sizes(sizes)
     return BackboneConfig(
         embed_dim=width,
-        ffn_dim=shape(f"beit3.encoder.layers.0.ffn.{BRANCH_OF_TOWER[towers[0]]}.fc1.weight", 2)[0],
+        ffn_dim=ffn,
         layers=layers,
         vocab_size=vocabulary,
         image_size=side * patch,

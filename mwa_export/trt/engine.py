@@ -257,7 +257,7 @@ def _set_weights(
     for asked in refitter.get_all_weights():
         if asked not in weights:
             continue  # TensorRT's own constants: they stay, or count as missing below
-        array = np.ascontiguousarray(weights[asked])
+        array = np.asarray(weights[asked], order="C")  # ascontiguousarray makes 0-d 1-d
         if not refitter.set_named_weights(asked, loaded.tensorrt.trt.Weights(array)):
             raise _refusal(name, f"{asked}: {loaded.messages.reason or 'another size'}")
     missing = refitter.get_missing_weights()

@@ -115,4 +115,6 @@ def test_tokenizer_file_that_is_no_sentencepiece_model_is_refused(
 def test_tokenizer_folder_is_refused(
     checkpoint: Path, tmp_path: Path, export_refused: Callable[..., str]
 ) -> None:
-    assert "cannot be read (Is a directory)" in export_refused(checkpoint, "--tokenizer", tmp_path)
+    assert "is not a file. Expected a SentencePiece model" in export_refused(
+        checkpoint, "--tokenizer", tmp_path
+    )

@@ -48,7 +48,7 @@ def test_passing_run_prints_the_report_and_exits_with_zero(files: Path, tmp_path
     page = (out / "report.html").read_text()
     assert "Passes" in page
     assert "block 1" in page
-    assert list((tmp_path / "cache").rglob("*.npz"))
+    assert list((tmp_path / "cache").rglob("*.chunk"))
 
 
 def test_failed_gate_exits_with_one_and_is_named_everywhere(files: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from paths import ROOT
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mwa_export.model.state_dict import tower_of
 from mwa_export.model.synthetic import random_tensors, training_args
+from mwa_export.spec import tower_of
 
 Tensors = dict[str, Tensor]
 ARGS = training_args(MWA)

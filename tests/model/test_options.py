@@ -127,7 +127,7 @@ def test_stored_option_that_the_export_does_not_compute_is_refused_by_name(
 ) -> None:
     path = _saved(tmp_path / "a.pth", LONG, **{name: UNSUPPORTED[name]})
     message = refused("onnx", path, "-o", tmp_path / "b")
-    assert f"{path}: was trained with {name}={UNSUPPORTED[name]}" in message
+    assert f"{path}: was trained with {name}={UNSUPPORTED[name]!r}" in message
 
 
 @pytest.mark.parametrize(("width", "heads"), [(128, 4), (96, 3), (88, 1), (128, 1)])
@@ -193,7 +193,7 @@ def test_weight_that_float32_cannot_hold_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", ["1e39", "inf", "nan", "-1e300"])
 def test_adapter_scale_that_float32_cannot_hold_is_refused(scale: str, tmp_path: Path) -> None:
     path = _saved(tmp_path / "a.pth", ffn_adapter_scalar=scale)
-    with pytest.raises(UsageError, match="the adapter scale is"):
+    with pytest.raises(UsageError, match="the adapter scale"):
         load_model(ModelSource(path))
 
 

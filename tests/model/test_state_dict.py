@@ -155,15 +155,19 @@ def test_sequential_adapters_are_left_out_with_a_warning(
         (
             "mwa",
             {"ffn_adapter_layernorm_option": "before"},
-            "=before`: expected one of none",
+            "ffn_adapter_layernorm_option is 'before'. Expected one of none",
         ),
         (
             "mwa",
             {"ffn_adapter_scalar": "learnable_scalar"},
             "no trained scale. Give one: `adapt",
         ),
-        ("mwa", {"ffn_adapter_scalar": "inf"}, "the adapter scale is inf. Expected a finite"),
-        ("mwa", {"ffn_option": "both"}, "ffn_option=both`: expected one of parallel, sequential"),
+        ("mwa", {"ffn_adapter_scalar": "inf"}, "ffn_adapter_scalar. is inf. Expected a finite"),
+        (
+            "mwa",
+            {"ffn_option": "both"},
+            "ffn_option is 'both'. Expected one of parallel, sequential",
+        ),
     ],
 )
 def test_args_that_contradict_the_tensors_are_refused(

@@ -16,10 +16,10 @@ from mwa_export import load
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.encoder.open import ON_ONNX_RUNTIME
 from mwa_export.errors import UsageError
-from mwa_export.model.state_dict import tower_of, towers_in
+from mwa_export.model.state_dict import towers_in
 from mwa_export.model.synthetic import random_tensors, training_args
 from mwa_export.runtimes.options import RuntimeOptions
-from mwa_export.spec import TOWERS, ModelConfig, Tower
+from mwa_export.spec import TOWERS, ModelConfig, Tower, tower_of
 
 KINDS = ("plain", "mwa", "norm_in_learned", "text_mode", "vision_mode")
 
