@@ -82,13 +82,13 @@ def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
     with ``force`` must not cost anybody their home folder.
     """
     with _disk_errors(path):
-        if path.name in ("", "..") and path != Path():
-            raise BundleError(f"{path}: does not name a folder. Write its name out.")
         try:
             str(path).encode()
         except UnicodeEncodeError as error:
             raise BundleError(f"{str(path)!r}: is not valid UTF-8. Choose another name.") from error
         if not path.exists() and not path.is_symlink():
+            if path.name in ("", ".."):
+                raise BundleError(f"{path}: does not name a folder. Write its name out.")
             return
         if path.is_mount() or path.resolve() in (Path.cwd(), *Path.cwd().parents):
             raise BundleError(

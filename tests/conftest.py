@@ -150,6 +150,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the large cases of the shared folder out of `make quick`."""
+    for item in items:
+        if re.search(r"[\[-]shared-", item.nodeid):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Count aloud which of the authors' cases were tested, and which are not in this checkout."""
     found: Counter[tuple[str, str]] = Counter()

@@ -82,6 +82,7 @@ def test_run_with_checkpoint_and_data_measures_peers_beside_ours(
     assert str(files) not in (out / "bench.json").read_text()
 
 
+@pytest.mark.slow
 def test_without_checkpoint_the_bundle_is_measured_and_peers_say_what_they_need(
     files: Path, tmp_path: Path
 ) -> None:

@@ -331,6 +331,7 @@ def test_export_is_reproducible_to_the_byte(files: Files, exported: Bundle) -> N
     assert years == {1980}  # no clock in it
 
 
+@pytest.mark.slow
 def test_space_is_the_same_however_it_is_computed(files: Files, exported: Bundle) -> None:
     plain = files.export("plain", no_merge=tuple(STEPS))
     pixels = files.export("pixels", image_input="uint8")
@@ -342,6 +343,7 @@ def test_space_is_the_same_however_it_is_computed(files: Files, exported: Bundle
             np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_space_differs_where_embeddings_do(
     files: Files, exported: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

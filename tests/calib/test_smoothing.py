@@ -22,6 +22,7 @@ from mwa_export.calib.smoothing import (
 from mwa_export.spec import Tower
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_function_is_unchanged_whatever_the_scales(name: str, tower: Tower, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_every_export_option_gives_a_verified_bundle(
     OnnxBackend(bundle)  # checks the conformance vectors
 
 
+@pytest.mark.slow
 def test_quiet_prints_the_result_only(checkpoint: Path, tmp_path: Path) -> None:
     _, out, err = run("onnx", checkpoint, "-o", tmp_path / "bundle", "-q")
     assert (out, err) == (f"{tmp_path / 'bundle'}\n", "")

@@ -114,6 +114,7 @@ def ask(actor: _Actor, shard: Shard) -> dict[str, Any]:
     return {name: value[0] for name, value in actor({"shard": [pickle.dumps(shard)]}).items()}
 
 
+@pytest.mark.slow
 def test_a_shard_that_keeps_killing_its_workers_is_given_up(bundle: Bundle, tmp_path: Path) -> None:
     orders, task = orders_of(bundle, DrawnSource("text", 20), tmp_path / "out")
     first, second, _ = task.shards

@@ -112,6 +112,7 @@ def test_other_options_are_refused(
     assert files_below(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_another_source_bundle_or_folder_is_refused(
     bundle: Path, checkpoint: Path, files: Path, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def casts(typed: Typed) -> int:
     return sum(node.op_type == "Cast" for node in typed.model.graph.node)
 
 
+@pytest.mark.slow
 @EVERY
 def test_everything_but_the_unit_norm_is_float16(name: str, kind: str, merged: bool) -> None:
     typed = to_float16(tower(name, kind, merged=merged))

@@ -35,7 +35,15 @@ def _picture(width: int, height: int, mode: str) -> Image.Image:
     return picture if mode == "RGB" else picture.convert(mode)
 
 
-@pytest.mark.parametrize("size", EXPECTED, ids=lambda size: f"{size[0]}x{size[1]}")
+SIZES = [
+    pytest.param(
+        size, marks=pytest.mark.slow if max(size) > 1000 else (), id="x".join(map(str, size))
+    )
+    for size in EXPECTED
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_pixels_are_those_of_the_reference(size: tuple[int, int]) -> None:
     digest = hashlib.sha256()
     for mode in MODES:

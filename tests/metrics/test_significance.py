@@ -62,6 +62,7 @@ def test_p_value_of_hopeless_counts_is_next_to_zero() -> None:
     assert 0.0 <= mcnemar(0, 2000) < 1e-300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("won", "lost"), [(40_000, 41_000), (40_900, 41_000), (4000, 4200)])
 def test_p_value_of_many_changes_is_that_of_the_normal_law(won: int, lost: int) -> None:
     """With Yates's correction the normal law is within a percent here."""

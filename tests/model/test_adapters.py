@@ -84,6 +84,7 @@ def _space(model: Model) -> str:
     return space_id(model.config, model.tensors, {}, None)
 
 
+@pytest.mark.slow
 def test_base_and_adapter_are_the_trained_model(
     config: ModelConfig, trained: Callable[..., Path], base: Path
 ) -> None:

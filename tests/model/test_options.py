@@ -38,6 +38,7 @@ def _saved(path: Path, config: ModelConfig = LONG, **args: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [16, 32, 64, 128, 200])
 def test_texts_are_as_long_as_in_training_everywhere(length: int, tmp_path: Path) -> None:
     path = _saved(tmp_path / "a.pth", num_max_bpe_tokens=length)
@@ -130,6 +131,7 @@ def test_stored_option_that_the_export_does_not_compute_is_refused_by_name(
     assert f"{path}: was trained with {name}={UNSUPPORTED[name]!r}" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "heads"), [(128, 4), (96, 3), (88, 1), (128, 1)])
 def test_heads_of_any_width_compute_what_torchscale_computes(
     width: int, heads: int, tmp_path: Path

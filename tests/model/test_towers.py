@@ -48,6 +48,7 @@ def bundles(spm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return {towers: folder / towers for towers in ("both", *TOWERS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpoint_of_one_tower_becomes_a_bundle_of_it(
@@ -69,6 +70,7 @@ def test_checkpoint_of_one_tower_becomes_a_bundle_of_it(
         assert differences[tower] <= 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_tower_of_a_whole_checkpoint_makes_the_same_vectors_in_the_same_space(
     runtime: Any, bundles: dict[str, Path]

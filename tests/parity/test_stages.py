@@ -112,6 +112,7 @@ def test_noise_of_known_strength_is_measured_as_such(
         assert cosines.mean == pytest.approx(1 / np.sqrt(1 + 0.3**2), abs=0.005)
 
 
+@pytest.mark.slow
 def test_other_image_size_is_another_space_whose_stages_are_told_apart(
     files: Path, data: RetrievalData, tmp_path: Path
 ) -> None:

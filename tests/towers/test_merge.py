@@ -165,6 +165,7 @@ def test_unknown_merge_step_is_refused_with_the_list_of_steps() -> None:
         steps_without(["qvk"])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(st.sets(st.sampled_from(sorted(STEPS))))
 def test_any_set_of_steps_is_exact(steps: set[str]) -> None:

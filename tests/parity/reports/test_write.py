@@ -88,6 +88,7 @@ def test_nothing_stays_when_a_report_cannot_be_made(
     assert files_below(out.parent) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("force", [False, True])
 def test_nothing_stays_when_the_disk_is_full(
