@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Two processes of one thread each: most tests are too small for more threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .PHONY: demo test quick floors lint clean
 .DELETE_ON_ERROR:
@@ -10,10 +12,10 @@ demo: $(VENV)/installed
 	$(BIN)/mwa-export demo -o demo --force
 
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(PYTEST)
 
 quick: $(VENV)/installed
-	$(BIN)/pytest -m "not slow" -n 2
+	$(PYTEST) -m "not slow"
 
 floors: $(VENV)/installed
 	$(BIN)/python .ci/floors.py > $(VENV)/floors.txt
