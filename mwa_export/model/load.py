@@ -88,7 +88,7 @@ def load_model(source: ModelSource, options: ModelOptions | None = None) -> Mode
     check_shapes(shapes, config, backbone, origin, adapter=path)
     needed = {name: tensors[name] for name in expected_shapes(config)}
     _check_values(needed, origin)
-    size = options.image_size or (stored.natural("input_size") if "vision" in config.towers else 0)
+    size = options.image_size or (stored.image_size() if "vision" in config.towers else 0)
     if size and "vision" in config.towers and size != config.backbone.image_size:
         if options.image_size is None:
             if size % config.backbone.patch_size:

@@ -101,6 +101,15 @@ class StoredOptions:
             "above 0."
         )
 
+    def image_size(self) -> int | None:
+        """Pixels of the square in training; timm writes (3, 224, 224). None if not stored."""
+        value = self.get("input_size")
+        if isinstance(value, list | tuple) and 0 < len(value) <= 3:
+            sides = {*value[-2:]} if all(type(side) is int for side in value) else set()
+            if len(sides) == 1:
+                return StoredOptions({"input_size": sides.pop()}, self.path).image_size()
+        return self.natural("input_size")
+
     def choice(self, name: str, allowed: tuple[str, ...]) -> str | None:
         """A stored name; None if there is none.
 

@@ -109,6 +109,14 @@ def test_adapter_file_decides_the_resolution_of_the_pair(tmp_path: Path) -> None
         load_model(source)
 
 
+@pytest.mark.parametrize("stored", [(3, 32, 32), [32, 32], (32,)])
+def test_image_size_may_be_stored_as_timm_does(stored: Any, tmp_path: Path) -> None:
+    model = load_model(ModelSource(_saved(tmp_path / "a.pth", input_size=stored)))
+    assert model.config.backbone.image_size == 32
+    with pytest.raises(CheckpointError, match="input_size is a list"):
+        load_model(ModelSource(_saved(tmp_path / "b.pth", input_size=[3, 32, 40])))
+
+
 UNSUPPORTED: dict[str, Any] = {
     "activation_fn": "relu",
     "layernorm_eps": 1e-6,
