@@ -54,6 +54,8 @@ class BackboneConfig:
     max_tokens: int = MAX_TOKENS  # longest caption in training (num_max_bpe_tokens)
 
     def __post_init__(self) -> None:
+        if min(self.embed_dim, self.ffn_dim, self.layers) < 1 or min(asdict(self).values()) < 0:
+            raise UsageError("a size of the model is below 1.")
         if not self.heads:
             object.__setattr__(self, "heads", default_heads(self.embed_dim))
         if self.embed_dim % self.heads:

@@ -23,7 +23,7 @@ from mwa_export.runtimes.backend import Backend, GraphBackend
 from mwa_export.runtimes.onnxrt import choose_graphs
 from mwa_export.runtimes.open import open_backend
 from mwa_export.runtimes.options import LABELS, RuntimeOptions
-from mwa_export.spec import ModelConfig
+from mwa_export.spec import ModelConfig, default_heads
 from mwa_export.version import __version__
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ def model_like(
     Raises:
         CheckpointError, AdapterError, UsageError: see `load_model`.
     """
+    from mwa_export.model.checkpoint import read_checkpoint
     from mwa_export.model.load import ModelSource, load_model
 
     given = options or CheckpointOptions()
@@ -217,8 +218,16 @@ def model_like(
         given.options,
         image_size=backbone.image_size,
         max_length=backbone.max_text_length,
-        heads=backbone.heads,
     )
+    try:
+        usual = default_heads(backbone.embed_dim)
+    except UsageError:
+        usual = 0
+    # Heads that are not the usual ones were given when the bundle was made, unless they are stored.
+    if backbone.heads != usual and "encoder_attention_heads" not in (
+        read_checkpoint(given.adapter or path, given.read).args
+    ):
+        options_like = replace(options_like, heads=backbone.heads)
     try:
         return load_model(model_source, options_like), ()
     except MissingOptionError as error:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mwa_export.errors import CheckpointError, MissingOptionError, UsageError
 from mwa_export.model.options import ModelOptions, StoredOptions, shown
+from mwa_export.model.pickled import Placeholder
 from mwa_export.spec import (
     ADAPTER_OF_TOWER,
     AdapterConfig,
@@ -67,8 +68,8 @@ def adapter_config(
 
 def _check_stored_mode(wanted: list[str], present: list[str], stored: StoredOptions) -> None:
     """Raise UsageError if the stored options tell of other adapters than there are."""
-    adapts, mode = stored.get("ffn_adapt"), stored.get("ffn_mode")
-    adapts = None if adapts is None else bool(adapts)
+    adapts, mode = stored.values.get("ffn_adapt"), stored.get("ffn_mode")
+    adapts = None if adapts is None or isinstance(adapts, Placeholder) else bool(adapts)
     if adapts is not None and not adapts and present:
         raise UsageError(
             f"{stored.path}: its args say ffn_adapt={adapts}, and it holds adapters. The file was "

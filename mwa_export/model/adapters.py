@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from mwa_export.errors import AdapterError
 from mwa_export.files import new_file
 from mwa_export.model.checkpoint import Checkpoint
+from mwa_export.model.names import UNUSED
 from mwa_export.model.space import fingerprint
-from mwa_export.model.state_dict import UNUSED
 from mwa_export.optional import require
-from mwa_export.spec import ModelConfig
+from mwa_export.spec import TOWERS, ModelConfig, tower_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,19 @@ def combine(base: Checkpoint, adapter: Checkpoint) -> dict[str, Tensor]:
                 "Give the base that was used with `mwa-export split`."
             )
     return {**base.tensors, **adapter.tensors}
+
+
+def of_towers(tensors: Mapping[str, Tensor], adapter: Checkpoint) -> dict[str, Tensor]:
+    """The base's tensors without a tower that the adapter was not trained with.
+
+    What both towers share, the enhancers, would change the other one without having seen it.
+    """
+    try:
+        towers = json.loads(adapter.metadata.get("towers", "null"))
+    except (ValueError, RecursionError):
+        towers = None
+    known = towers if isinstance(towers, list) and towers else TOWERS
+    return {name: tensor for name, tensor in tensors.items() if tower_of(name) in (None, *known)}
 
 
 def split(
@@ -82,6 +95,7 @@ def split(
         "args": json.dumps(training_options(config)),
         "base": fingerprint(base.tensors, kept),
         "base_tensors": json.dumps(kept),
+        "towers": json.dumps(config.towers),
     }
     with new_file(out) as partial:
         try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mwa_export.errors import CheckpointError, OptionsError
 from mwa_export.model.archives import Archive, open_archive
 from mwa_export.model.folders import CheckpointFiles, find_files
-from mwa_export.model.names import own_names, without_ignored
+from mwa_export.model.names import UNUSED, own_names, without_ignored
 from mwa_export.model.pickled import Placeholder, TensorRef
 from mwa_export.optional import require
 
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATE_KEYS = ("model", "module", "state_dict", "model_state_dict")
-EMA_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
-_ARGS_KEYS = ("args", "hyper_parameters", "config")  # argparse's, Lightning's, and others'
+EMA_KEYS = (
+    *("model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model"),
+    *("model_ema_state_dict", "ema_model_state_dict", "ema_weights", "swa_model"),
+)
+_ARGS_KEYS = ("args", "hyper_parameters", "config", "cfg", "opt", "hparams", "options")
 _MOST_SHARED = 4  # bytes of tensors for each byte of the file; weights may be tied
 _DEPTH = 3  # of entries in entries: {"model_ema": {"module": {...}, "updates": 7}}
 
@@ -87,7 +90,13 @@ def read_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
     kept = without_ignored(named, options.ignore)
     if len(kept) < len(named):
         notes.append(f"{files.path.name}: {len(named) - len(kept)} tensors are ignored, as asked.")
-    tensors = {name: read() for name, read in kept.items()}
+    tensors = {}
+    for name, read in kept.items():
+        try:
+            tensors[name] = read()
+        except CheckpointError:
+            if name not in UNUSED:
+                raise
     _check_sizes(tensors, files.path, size)
     return Checkpoint(
         path=files.path,
@@ -108,7 +117,7 @@ def _check_sizes(tensors: Mapping[str, Tensor], path: Path, size: int) -> None:
             f"{path}: its tensors claim {claimed:,} bytes, and the file has {size:,}. Expected "
             "every tensor to be stored once."
         )
-    empty = next((name for name, tensor in tensors.items() if tensor.numel() == 0), None)
+    empty = next((n for n, t in tensors.items() if t.numel() == 0 and n not in UNUSED), None)
     if empty is not None:
         raise CheckpointError(
             f"{path}: {empty} is empty, as in a DeepSpeed ZeRO-3 checkpoint whose weights lie in "
@@ -207,8 +216,8 @@ def _state_of(
             return key, state
     if options.ema:
         raise CheckpointError(
-            f"{path}: has no moving average ({', '.join(EMA_KEYS)}), only {_some(saved)}. "
-            "Leave `ema` out."
+            f"{path}: has no moving average (model_ema or alike), only {_some(saved)}. "
+            "Leave `ema` out, or name its entry: `model_key`"
         )
     if any(isinstance(value, TensorRef) for value in saved.values()):
         return None, saved
@@ -246,16 +255,18 @@ def _args_of(
     """
     inside = saved.get(entry) if entry is not None else None
     places = [saved, *([inside] if isinstance(inside, dict) else [])]
+    for place in list(places):  # Lightning nests them in its own once more
+        places += [found for key in _ARGS_KEYS if (found := _by_name(place.get(key)))]
+    args: dict[str, Any] = {}
     for place, key in itertools.product(places, _ARGS_KEYS):
-        args = place.get(key)
-        if found := _by_name(args):
-            # Lightning's save_hyperparameters() of a module that takes `args` nests them once more.
-            return _by_name(found.get("args")) or found, ()
-        empty = args == {} or (isinstance(args, Placeholder) and args.name.endswith("Namespace"))
-        if key == "args" and args is not None and not empty and not isinstance(args, TensorRef):
-            note = f"{path.name}: its `{key}` are {_kind(args)} and cannot be read."
-            return {}, (note,)
-    return {}, ()
+        args = {**(_by_name(place.get(key)) or {}), **args}
+    value = saved.get("args")
+    empty = value in (None, {}) or (
+        isinstance(value, Placeholder) and value.name.endswith("Namespace")
+    )
+    if args or empty or isinstance(value, TensorRef):
+        return args, ()
+    return {}, (f"{path.name}: its `args` are {_kind(value)} and cannot be read.",)
 
 
 def _by_name(options: Any) -> dict[str, Any] | None:
@@ -263,6 +274,11 @@ def _by_name(options: Any) -> dict[str, Any] | None:
     found = options.attributes() if isinstance(options, Placeholder) else options
     if not isinstance(found, dict):
         return None
+    if isinstance(content := found.get("_content"), dict):  # OmegaConf: nodes around the values
+        nodes = {name: _by_name(node) or {} for name, node in content.items()}
+        found = {name: node.get("_val") for name, node in nodes.items()}
+    elif isinstance(content := found.get("_fields"), dict):  # ml_collections
+        found = content
     return {name: value for name, value in found.items() if isinstance(name, str)}
 
 
@@ -283,14 +299,16 @@ def _read_safetensors(path: Path, options: ReadOptions) -> _Part:
         raise CheckpointError(
             f"{path}: is not a whole safetensors file ({reason}). Copy it again."
         ) from error
+    notes: list[str] = []
     try:
-        args = json.loads(metadata.get("args", "{}"))
+        args = json.loads(metadata.get("args") or "{}") or {}
+        if not isinstance(args, dict):
+            raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: `args` in its metadata is not JSON ({error}).") from error
-    if not isinstance(args, dict):
-        raise CheckpointError(f"{path}: `args` in its metadata is not a JSON object.")
+        args = {}
+        notes.append(f"{path.name}: `args` in its metadata cannot be read ({error}).")
     tensors = {name: partial(_same, tensor) for name, tensor in found.items()}
-    return _Part(path, tensors, args, "safetensors", metadata)
+    return _Part(path, tensors, args, "safetensors", metadata, tuple(notes))
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -35,13 +35,17 @@ def find_files(path: Path) -> CheckpointFiles:
         AdapterError: a folder of PEFT.
     """
     if path.name.endswith(".index.json") and path.is_file():
-        return _sharded(path, {})
+        return _sharded(path, _config(path.parent))
     if path.is_file():
-        return CheckpointFiles(path, (path,), _DEEPSPEED_NAMES.get(path.name, ""))
+        config = _config(path.parent) if path.name in _HUGGING_FACE else {}
+        return CheckpointFiles(path, (path,), _DEEPSPEED_NAMES.get(path.name, ""), config=config)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such file or folder. Expected a checkpoint.")
-    _refuse_scattered(path)
-    found = _deepspeed(path) or _hugging_face(path)
+    # What a trainer gathered into one file counts, also beside what each rank wrote.
+    found = _hugging_face(path)
+    if found is None:
+        _refuse_scattered(path)
+        found = _deepspeed(path)
     if found is not None:
         return found
     inside = [f.name for f in sorted(path.iterdir()) if f.suffix in _CHECKPOINTS]
@@ -113,12 +117,11 @@ def _deepspeed(folder: Path) -> CheckpointFiles | None:
             "...). Expected one. Merge them with DeepSpeed's own tools first."
         )
     file = tag / _DEEPSPEED
-    return CheckpointFiles(file, (file,), "DeepSpeed")
+    return CheckpointFiles(file, (file,), "DeepSpeed", config=_config(folder))
 
 
 def _hugging_face(folder: Path) -> CheckpointFiles | None:
-    config_file = folder / "config.json"
-    config = read_json(config_file) if config_file.is_file() else {}
+    config = _config(folder)
     for name in _HUGGING_FACE:
         index, file = folder / f"{name}.index.json", folder / name
         if index.is_file() and file.is_file():
@@ -130,6 +133,14 @@ def _hugging_face(folder: Path) -> CheckpointFiles | None:
         if file.is_file():
             return CheckpointFiles(file, (file,), "Hugging Face", config=config)
     return None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The options in the `config.json` of a folder, if there is one."""
+    file = folder / "config.json"
+    found = read_json(file) if file.is_file() else {}
+    inside = found.get("args")
+    return inside if isinstance(inside, dict) else found
 
 
 def _sharded(index: Path, config: Mapping[str, Any]) -> CheckpointFiles:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mwa_export.errors import AdapterError, CheckpointError
-from mwa_export.model.adapters import combine
+from mwa_export.model.adapters import combine, of_towers
 from mwa_export.model.checkpoint import Checkpoint, ReadOptions, read_checkpoint
 from mwa_export.model.names import without_ignored
 from mwa_export.model.options import ModelOptions, StoredOptions, shown
@@ -77,7 +77,10 @@ def load_model(source: ModelSource, options: ModelOptions | None = None) -> Mode
     """
     files, tensors, notes = _read(source)
     path = files[-1].path
-    stored = StoredOptions(files[-1].args, path)
+    args = dict(files[-1].args)
+    if len(files) == 2 and (heads := files[0].args.get("encoder_attention_heads")) is not None:
+        args.setdefault("encoder_attention_heads", heads)  # the backbone's, which is the base's
+    stored = StoredOptions(args, path)
     shapes: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     options = options or ModelOptions()
     if len(files) == 2:
@@ -142,6 +145,7 @@ def _read(source: ModelSource) -> tuple[tuple[Checkpoint, ...], Mapping[str, Ten
     assert source.adapter is not None
     base = read_checkpoint(source.base)
     adapter = read_checkpoint(source.adapter, replace(source.read, ignore=()))
+    base = replace(base, tensors=of_towers(base.tensors, adapter))
     # A pattern may name tensors of either file.
     kept = without_ignored({**base.tensors, **adapter.tensors}, source.read.ignore)
     base, adapter = (

@@ -11,10 +11,16 @@ from mwa_export.errors import AdapterError, CheckpointError, OptionsError
 
 T = TypeVar("T")
 
+# Only training needs these; files may lack them. The last counts the models in an average.
+UNUSED = ("logit_scale", "beit3.vision_embed.mask_token", "n_averaged")
+
 # Parts that a wrapper adds to a name: DistributedDataParallel and DeepSpeed, torch.compile, FSDP,
 # activation checkpointing, and Lightning modules. None is a part of a BEiT-3 name.
 WRAPPERS = frozenset(
-    ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "model")
+    (
+        *("module", "_orig_mod", "model", "_forward_module"),
+        *("_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"),
+    )
 )
 
 

@@ -28,9 +28,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "deepnorm": (False,),
     "multiway": (True,),
     "moe_freq": (0,),
-    "use_xmoe": (False,),
     "rel_pos_buckets": (0,),
-    "max_rel_pos": (0,),
     "xpos_rel_pos": (False,),
     "in_chans": (3,),
 }
@@ -52,6 +50,20 @@ class ModelOptions:
         """The adapters' options that were given."""
         names = ("adapter_scale", "adapter_layernorm", "ffn_option")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def _equal(value: Any, supported: Any) -> bool:
+    """Whether a stored value is the supported one, also written as text."""
+    if isinstance(value, str) and len(value) < 20:
+        return value.lower() == str(supported).lower() or _number(value) == supported
+    return isinstance(value, bool | int | float) and bool(value == supported)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def shown(value: Any) -> str:
@@ -127,8 +139,8 @@ class StoredOptions:
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
         """Raise UsageError if a size is stored that is not the one of the tensors."""
         for name, size in sizes.items():
-            value = self.get(name)
-            if value is not None and value != size:
+            value = self.values.get(name)
+            if type(value) is int and value > 0 and value != size:
                 raise UsageError(
                     f"{self.path}: its args say {name}={shown(value)}, and its tensors have "
                     f"{size}. The file was put together wrongly, or is not whole."
@@ -138,7 +150,7 @@ class StoredOptions:
         """Raise UsageError if an option asks for what the exported graph does not compute."""
         for name, supported in _FIXED.items():
             value = self.get(name) if name in self else supported[0]
-            if type(value) not in (bool, int, float, str) or value not in supported:
+            if not any(_equal(value, one) for one in supported):
                 raise UsageError(
                     f"{self.path}: was trained with {name}={shown(value)}, and the export "
                     f"computes {name}={shown(supported[0])} only. This model cannot be exported."

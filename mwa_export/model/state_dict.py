@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mwa_export.errors import CheckpointError, OptionsError, UsageError
 from mwa_export.model.adapter_config import adapter_config
+from mwa_export.model.names import UNUSED
 from mwa_export.model.options import ModelOptions, StoredOptions
 from mwa_export.spec import (
     ADAPTER_OF_TOWER,
@@ -33,7 +34,6 @@ POSITIONS = {
     "text": "beit3.encoder.embed_positions.B.weight",
 }
 EXTRA_VISION_ROWS = 3  # two unused rows (fairseq) and the class token, before the patches
-UNUSED = ("logit_scale", "beit3.vision_embed.mask_token")  # training only; files may lack them
 
 _OTHER_HEADS = (  # a tensor whose name starts so, and the task it belongs to
     ("mlm_head.", "captioning or pretraining (mlm_head)"),

@@ -50,8 +50,8 @@ def test_moving_average_that_is_not_there_is_refused(
     checkpoint: Path, export_refused: Callable[..., str]
 ) -> None:
     assert export_refused(checkpoint, "--ema") == (
-        f"{checkpoint}: has no moving average (model_ema, state_dict_ema, ema_state_dict, ema), "
-        "only model, optimizer, epoch, args. Leave --ema out."
+        f"{checkpoint}: has no moving average (model_ema or alike), only model, optimizer, epoch, "
+        "args. Leave --ema out, or name its entry: --model-key"
     )
 
 

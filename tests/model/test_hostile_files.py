@@ -113,7 +113,7 @@ NAMES = (
     "ffn_adapter_layernorm_option",
     "activation_fn",
     "layernorm_eps",
-    "vocab_size",
+    "ffn_enhance",
 )
 
 
@@ -384,3 +384,101 @@ def test_output_whose_name_is_no_text_is_refused_before_the_work(
     message = refused("onnx", checkpoint, "-o", f"{tmp_path}/b\udcff")
     assert "is not valid UTF-8" in message
     assert "does not name a folder" in refused("onnx", checkpoint, "-o", f"{tmp_path}/none/..")
+
+
+# --- options that were lost -----------------------------------------------------------------------
+
+
+def _hub_folder(folder: Path, config: dict[str, Any]) -> Path:
+    save_file(random_tensors(MWA), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**vars(training_args(MWA)), **config}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_config_beside_the_weights_counts_however_they_are_named(name: str, tmp_path: Path) -> None:
+    folder = _hub_folder(tmp_path, {"encoder_attention_heads": 4, "num_max_bpe_tokens": 20})
+    backbone = load_model(ModelSource(folder / name)).config.backbone
+    assert (backbone.heads, backbone.max_text_length) == (4, 20)
+
+
+def test_heads_of_a_base_are_those_of_the_pair(tmp_path: Path) -> None:
+    args = training_args(CONFIGS["plain"])
+    args.encoder_attention_heads = 4
+    torch.save({"model": random_tensors(CONFIGS["plain"]), "args": args}, tmp_path / "base.pth")
+    added = {n: t for n, t in random_tensors(MWA).items() if "mlp_" in n or "enhancemlp" in n}
+    args = training_args(MWA)
+    del args.encoder_attention_heads
+    torch.save({"model": added, "args": args}, tmp_path / "a.pth")
+    model = load_model(ModelSource(base=tmp_path / "base.pth", adapter=tmp_path / "a.pth"))
+    assert model.config.backbone.heads == 4
+
+
+def test_adapter_of_one_tower_on_a_whole_base_makes_that_tower(tmp_path: Path) -> None:
+    trained = random_tensors(MWA)
+    vision = {n: t for n, t in trained.items() if tower_of(n) in (None, "vision")}
+    plain = random_tensors(CONFIGS["plain"], 1)
+    base = save(tmp_path / "base.pth", {n: trained.get(n, t) for n, t in plain.items()})
+    out = tmp_path / "a.safetensors"
+    assert run("split", save(tmp_path / "v.pth", vision), "--base", base, "-o", out).status == 0
+    assert load_model(ModelSource(base=base, adapter=out)).towers == ("vision",)
+
+
+def test_gathered_weights_count_beside_those_of_each_rank(tmp_path: Path) -> None:
+    _hub_folder(tmp_path, {})
+    (tmp_path / "global_step5").mkdir()
+    (tmp_path / "global_step5" / "zero_pp_rank_0_mp_rank_00_model_states.pt").write_bytes(b"x")
+    assert read_checkpoint(tmp_path).layout == "safetensors (Hugging Face)"
+
+
+class DictConfig:
+    """As OmegaConf lays its configurations out."""
+
+    def __init__(self, **values: Any) -> None:
+        self._metadata = None
+        self._content = {name: _Node(value) for name, value in values.items()}
+
+
+class _Node:
+    def __init__(self, value: Any) -> None:
+        self._val = value
+
+
+@pytest.mark.parametrize("key", ["args", "hyper_parameters", "cfg", "opt"])
+def test_options_of_a_configuration_library_are_read(key: str, tmp_path: Path) -> None:
+    saved = {"model": {"a.weight": torch.ones(1)}, key: DictConfig(num_max_bpe_tokens=20)}
+    torch.save(saved, tmp_path / "a.pth")
+    assert read_checkpoint(tmp_path / "a.pth").args["num_max_bpe_tokens"] == 20
+
+
+def test_options_written_otherwise_are_not_refused(tmp_path: Path) -> None:
+    args = training_args(MWA)
+    for name, value in {
+        "in_chans": "3",
+        "layernorm_eps": "1e-05",
+        "vocab_size": np.int64(5),
+        "patch_size": (8, 8),
+        "max_rel_pos": 128,
+        "encoder_layers": -1,
+    }.items():
+        setattr(args, name, value)
+    torch.save({"model": random_tensors(MWA), "args": args}, tmp_path / "a.pth")
+    assert load_model(ModelSource(tmp_path / "a.pth")).config == MWA
+
+
+def test_tensors_of_training_alone_may_be_odd(tmp_path: Path) -> None:
+    tensors = {**random_tensors(MWA), "n_averaged": torch.tensor(3)}
+    tensors["beit3.vision_embed.mask_token"] = torch.empty(0)
+    tensors["logit_scale"] = torch.ones(1).expand(300)
+    assert load_model(ModelSource(save(tmp_path / "a.pth", tensors))).config == MWA
+
+
+@pytest.mark.parametrize("field", ["embed_dim", "patch_size", "layers", "vocab_size"])
+def test_manifest_with_an_impossible_size_is_one_error(field: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", random_tensors(MWA))
+    assert run("onnx", path, "-o", tmp_path / "b").status == 0
+    manifest = tmp_path / "b" / "manifest.json"
+    data = json.loads(manifest.read_text())
+    data["model"]["backbone"][field] = -1
+    manifest.write_text(json.dumps(data))
+    assert "is not a manifest" in refused("inspect", tmp_path / "b")

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from mwa_export.errors import CheckpointError, UsageError
 from mwa_export.model.adapters import training_options
 from mwa_export.model.load import ModelSource, load_model
+from mwa_export.model.names import UNUSED
 from mwa_export.model.options import ModelOptions, StoredOptions
 from mwa_export.model.reference import ReferenceModel
 from mwa_export.model.state_dict import (
     POSITIONS,
-    UNUSED,
     Shape,
     check_shapes,
     config_from_shapes,
