@@ -113,7 +113,7 @@ NAMES = (
     "ffn_adapter_layernorm_option",
     "activation_fn",
     "layernorm_eps",
-    "ffn_enhance",
+    "subln",
 )
 
 
