@@ -79,7 +79,10 @@ class Cache:
             found = _load(file, len(chunk))
             if found is None:
                 found = encoder.embed_pictures(chunk, on_rows=progress.advance)
-                _save(file, *found)
+                if _will_fail_again(encoder, [chunk[row] for row in sorted(found[1])]):
+                    _save(file, *found)
+                else:
+                    found = encoder.embed_pictures(chunk)
             else:
                 progress.advance(len(chunk))
             parts.append(found[0])
@@ -133,6 +136,21 @@ def hash_pictures(pictures: Sequence[Readable]) -> str:
 
 def _hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _will_fail_again(encoder: Encoder, failed: Sequence[Readable]) -> bool:
+    """Whether the pictures, if any, fail for what their bytes are, which the key has hashed.
+
+    A disk or a network that failed for a moment must not be remembered.
+    """
+    if not failed:
+        return True
+    try:
+        for picture in failed:
+            picture.read()
+    except ImageError:
+        return False
+    return len(encoder.embed_pictures(failed)[1]) == len(failed)
 
 
 def _joined(parts: Sequence[Embeddings]) -> Embeddings:

@@ -15,7 +15,8 @@ from parity_files import write_test_set
 
 from mwa_export.data.test_sets import read_data
 from mwa_export.encoder import cache
-from mwa_export.encoder.cache import Cache, default_cache
+from mwa_export.encoder.cache import Cache, default_cache, hash_pictures
+from mwa_export.errors import ImageError
 from mwa_export.inputs.pictures import Picture
 from mwa_export.spec import Embeddings, Tower
 
@@ -192,3 +193,34 @@ def test_cache_lies_where_the_desktop_standard_says(
     assert default_cache() == tmp_path / "mwa-export" / "parity"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache() == Path.home() / ".cache" / "mwa-export" / "parity"
+
+
+@pytest.mark.parametrize("bad", [1, 8])
+def test_read_that_failed_for_a_moment_is_not_remembered(
+    bad: int, tmp_path: Path, pictures: tuple[Picture, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache", {"model": 1})
+    expected, _ = images_of(Cache(tmp_path / "other", {"model": 1}), Counting(), pictures)
+    read, left = Picture.read, {picture.path: 1 for picture in pictures[:bad]}
+
+    def flaky(self: Picture) -> bytes:
+        if hashed and left.get(self.path):
+            left[self.path] -= 1
+            raise ImageError(f"{self}: cannot be read (Stale file handle).")
+        return read(self)
+
+    hashed = False
+    real = hash_pictures
+
+    def hash_then_fail(*arguments: Any) -> str:
+        nonlocal hashed
+        found = real(*arguments)
+        hashed = True
+        return found
+
+    monkeypatch.setattr("mwa_export.encoder.cache.hash_pictures", hash_then_fail)
+    monkeypatch.setattr(Picture, "read", flaky)
+    for _ in range(2):
+        embeddings, failures = images_of(cache, Counting(), pictures)
+        assert failures == {}
+        assert np.array_equal(embeddings, expected)
