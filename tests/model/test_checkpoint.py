@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import collections
 import io
-import json
 import sys
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoint_layouts import (
+    ARGS,
+    LAYOUTS,
+    Tensors,
+    model_file,
+    module_file,
+    others,
+    prefixed,
+    safetensors,
+)
 from configs import MWA
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,166 +29,12 @@ from torch import Tensor
 
 from mwa_export.errors import AdapterError, CheckpointError, OptionsError
 from mwa_export.model.checkpoint import ReadOptions, read_checkpoint
-from mwa_export.model.synthetic import random_tensors, training_args
-
-Tensors = dict[str, Tensor]
-ARGS = training_args(MWA)
+from mwa_export.model.synthetic import random_tensors
 
 
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
     return random_tensors(MWA)
-
-
-def _others(tensors: Tensors) -> Tensors:
-    return {name: tensor + 1 for name, tensor in tensors.items()}
-
-
-def _prefixed(tensors: Tensors, prefix: str) -> Tensors:
-    return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def _model(folder: Path, tensors: Tensors) -> Path:
-    path = folder / "checkpoint-29.pth"
-    torch.save({"model": tensors, "model_ema": _others(tensors), "epoch": 29, "args": ARGS}, path)
-    return path
-
-
-def _module(folder: Path, tensors: Tensors) -> Path:
-    path = folder / "model.pt"
-    torch.save({"module": tensors, "args": ARGS}, path)
-    return path
-
-
-def _state_dict_key(folder: Path, tensors: Tensors) -> Path:
-    path = folder / "model.ckpt"
-    torch.save({"state_dict": tensors, "args": ARGS}, path)
-    return path
-
-
-def _data_parallel(folder: Path, tensors: Tensors) -> Path:
-    path = folder / "parallel.pth"
-    torch.save({"model": _prefixed(tensors, "module."), "args": ARGS}, path)
-    return path
-
-
-def _compiled_data_parallel(folder: Path, tensors: Tensors) -> Path:
-    path = folder / "compiled.pth"
-    torch.save({"model": _prefixed(tensors, "module._orig_mod."), "args": ARGS}, path)
-    return path
-
-
-def _legacy(folder: Path, tensors: Tensors) -> Path:
-    path = folder / "legacy.pth"
-    torch.save({"model": tensors, "args": ARGS}, path, _use_new_zipfile_serialization=False)
-    return path
-
-
-def _parameters(folder: Path, tensors: Tensors) -> Path:
-    path = folder / "parameters.pth"
-    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
-    torch.save({"model": parameters, "args": ARGS}, path)
-    return path
-
-
-def _deepspeed(folder: Path, tensors: Tensors) -> Path:
-    _deepspeed_tag(folder, tensors)
-    (folder / "latest").write_text("checkpoint-29\n")
-    return folder
-
-
-def _deepspeed_tag(folder: Path, tensors: Tensors) -> Path:
-    tag = folder / "checkpoint-29"
-    tag.mkdir()
-    torch.save(
-        {"module": tensors, "optimizer": None, "args": ARGS}, tag / "mp_rank_00_model_states.pt"
-    )
-    return tag
-
-
-def _safetensors(folder: Path, tensors: Tensors) -> Path:
-    path = folder / "model.safetensors"
-    save_file(tensors, path, {"args": json.dumps(vars(ARGS))})
-    return path
-
-
-def _nested(entry: Callable[[Tensors], Any]) -> Callable[[Path, Tensors], Path]:
-    def write(folder: Path, tensors: Tensors) -> Path:
-        path = folder / "nested.pth"
-        torch.save({"args": ARGS, **entry(tensors)}, path)
-        return path
-
-    return write
-
-
-def _wrapped(name: str) -> str:
-    """A name as activation checkpointing inside FSDP inside torch.compile leaves it."""
-    first, *others = name.split(".")
-    if len(others) < 2:
-        return f"_orig_mod.model.{name}"
-    second, *rest = others
-    parts = ["_orig_mod", "model", first, "_fsdp_wrapped_module", second]
-    return ".".join([*parts, "_checkpoint_wrapped_module", "module", *rest])
-
-
-def _hugging_face(folder: Path, tensors: Tensors) -> Path:
-    (folder / "config.json").write_text(json.dumps(vars(ARGS)))
-    torch.save(tensors, folder / "pytorch_model.bin")
-    return folder
-
-
-def _shards(folder: Path, tensors: Tensors) -> Path:
-    names = sorted(tensors)
-    shards = {f"model-0000{n}-of-00003.safetensors": names[n::3] for n in range(3)}
-    for file, inside in shards.items():
-        save_file({name: tensors[name] for name in inside}, folder / file)
-    index = {"weight_map": {name: file for file, inside in shards.items() for name in inside}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(vars(ARGS)))
-    return folder
-
-
-def _renamed_safetensors(folder: Path, tensors: Tensors) -> Path:
-    return _safetensors(folder, tensors).rename(folder / "weights.bin")
-
-
-def _renamed_pickle(folder: Path, tensors: Tensors) -> Path:
-    return _model(folder, tensors).rename(folder / "weights.safetensors")
-
-
-def _parameters_in_a_subclass(folder: Path, tensors: Tensors) -> Path:
-    path = folder / "subclass.pth"
-    state = collections.defaultdict(None, {n: torch.nn.Parameter(t) for n, t in tensors.items()})
-    torch.save({"model_state_dict": state, "args": types.SimpleNamespace(**vars(ARGS))}, path)
-    return path
-
-
-LAYOUTS: dict[str, Callable[[Path, Tensors], Path]] = {
-    "model": _model,
-    "module": _module,
-    "state_dict": _state_dict_key,
-    "module. prefix": _data_parallel,
-    "compiled": _compiled_data_parallel,
-    "legacy": _legacy,
-    "parameters": _parameters,
-    "DeepSpeed": _deepspeed,
-    "DeepSpeed tag": _deepspeed_tag,
-    "safetensors": _safetensors,
-    "safetensors under another suffix": _renamed_safetensors,
-    "pickle under another suffix": _renamed_pickle,
-    "model_state_dict of parameters": _parameters_in_a_subclass,
-    "model in an entry": _nested(lambda t: {"state_dict": {"model": t, "epoch": 3}}),
-    "hyper_parameters": _nested(
-        lambda t: {
-            "args": None,
-            "hyper_parameters": vars(ARGS),
-            "state_dict": _prefixed(t, "model."),
-        },
-    ),
-    "wrapped": _nested(lambda t: {"model": {_wrapped(n): v for n, v in t.items()}}),
-    "Hugging Face": _hugging_face,
-    "Hugging Face shards": _shards,
-}
 
 
 def _same(found: Mapping[str, Tensor], expected: Tensors) -> bool:
@@ -212,7 +65,7 @@ def test_halves_stay_halves(
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_raw_state_dict_needs_no_args(prefix: str, tensors: Tensors, tmp_path: Path) -> None:
-    torch.save(_prefixed(tensors, prefix), tmp_path / "raw.pth")
+    torch.save(prefixed(tensors, prefix), tmp_path / "raw.pth")
     checkpoint = read_checkpoint(tmp_path / "raw.pth")
     assert _same(checkpoint.tensors, tensors)
     assert checkpoint.args == {}
@@ -220,9 +73,9 @@ def test_raw_state_dict_needs_no_args(prefix: str, tensors: Tensors, tmp_path: P
 
 
 def test_moving_average_is_read_when_asked_for(tensors: Tensors, tmp_path: Path) -> None:
-    path = _model(tmp_path, tensors)
+    path = model_file(tmp_path, tensors)
     checkpoint = read_checkpoint(path, ReadOptions(ema=True))
-    assert _same(checkpoint.tensors, _others(tensors))
+    assert _same(checkpoint.tensors, others(tensors))
     assert checkpoint.args == vars(ARGS)
     assert checkpoint.layout == "model_ema"
 
@@ -231,10 +84,10 @@ def test_moving_average_is_read_when_asked_for(tensors: Tensors, tmp_path: Path)
 def test_moving_average_is_found_under_its_usual_names(
     entry: str, tensors: Tensors, tmp_path: Path
 ) -> None:
-    saved = {"state_dict": tensors, entry: {"module": _others(tensors), "updates": 7}}
+    saved = {"state_dict": tensors, entry: {"module": others(tensors), "updates": 7}}
     torch.save(saved, tmp_path / "timm.pth")
     found = read_checkpoint(tmp_path / "timm.pth", ReadOptions(ema=True))
-    assert _same(found.tensors, _others(tensors))
+    assert _same(found.tensors, others(tensors))
     assert _same(read_checkpoint(tmp_path / "timm.pth").tensors, tensors)
 
 
@@ -245,11 +98,11 @@ def test_file_with_a_moving_average_alone_says_so(tensors: Tensors, tmp_path: Pa
 
 
 def test_key_and_prefix_choose_among_several_models(tensors: Tensors, tmp_path: Path) -> None:
-    both = _prefixed(tensors, "student.") | _prefixed(_others(tensors), "teacher.")
+    both = prefixed(tensors, "student.") | prefixed(others(tensors), "teacher.")
     torch.save({"networks": both, "model": {"x": torch.ones(1)}}, tmp_path / "both.pth")
     chosen = ReadOptions(model_key="weights|networks", model_prefix="teacher.")
     found = read_checkpoint(tmp_path / "both.pth", chosen)
-    assert _same(found.tensors, _others(tensors))
+    assert _same(found.tensors, others(tensors))
     assert found.notes == (
         f"both.pth: {len(tensors)} tensors do not start with 'teacher.' and are left out.",
     )
@@ -267,102 +120,20 @@ def test_option_that_fits_nothing_in_the_file_is_refused(
     options: ReadOptions, complaint: str, tensors: Tensors, tmp_path: Path
 ) -> None:
     with pytest.raises(OptionsError, match=complaint):
-        read_checkpoint(_model(tmp_path, tensors), options)
+        read_checkpoint(model_file(tmp_path, tensors), options)
 
 
 def test_two_models_under_one_name_are_refused(tensors: Tensors, tmp_path: Path) -> None:
-    torch.save({"model": tensors | _prefixed(tensors, "module.")}, tmp_path / "twice.pth")
+    torch.save({"model": tensors | prefixed(tensors, "module.")}, tmp_path / "twice.pth")
     with pytest.raises(CheckpointError, match="without what wraps the model"):
         read_checkpoint(tmp_path / "twice.pth")
 
 
-def _damaged_shards(folder: Path, change: Callable[[Path, dict[str, Any]], None]) -> Path:
-    tensors = {f"beit3.{n}.weight": torch.ones(2) for n in range(6)}
-    index = _shards(folder, tensors) / "model.safetensors.index.json"
-    data = json.loads(index.read_text())
-    change(folder, data)
-    index.write_text(json.dumps(data))
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        (
-            lambda folder, _: (folder / "model-00001-of-00003.safetensors").unlink(),
-            "names model-00001-of-00003.safetensors, which is missing. Copy all 3 shards",
-        ),
-        (
-            lambda _, data: data["weight_map"].update(x="../../x.safetensors"),
-            "names the file '../../x.safetensors'. Expected names of files beside the index",
-        ),
-        (
-            lambda _, data: data["weight_map"].update(x="model-00001-of-00003.safetensors"),
-            "lacks x, which model.safetensors.index.json says it holds",
-        ),
-        (lambda _, data: data.clear(), "has no `weight_map`"),
-    ],
-)
-def test_shards_that_are_not_whole_are_refused(
-    change: Callable[[Path, dict[str, Any]], None], complaint: str, tmp_path: Path
-) -> None:
-    with pytest.raises(CheckpointError, match=complaint):
-        read_checkpoint(_damaged_shards(tmp_path, change))
-
-
-def _distributed(folder: Path) -> None:
-    (folder / ".metadata").write_bytes(b"x")
-    (folder / "__0_0.distcp").write_bytes(b"x")
-
-
-def _zero_3(folder: Path) -> None:
-    (folder / "global_step7").mkdir()
-    (folder / "latest").write_text("global_step7")
-    (folder / "global_step7" / "zero_pp_rank_0_mp_rank_00_model_states.pt").write_bytes(b"x")
-
-
-def _peft(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text("{}")
-
-
-def _two_tags(folder: Path) -> None:
-    for tag in ("step1", "step2"):
-        (folder / tag).mkdir()
-        (folder / tag / "mp_rank_00_model_states.pt").write_bytes(b"x")
-
-
-def _output_folder(folder: Path) -> None:
-    (folder / "checkpoint-29.pth").write_bytes(b"x")
-
-
-@pytest.mark.parametrize(
-    ("write", "complaint"),
-    [
-        (_distributed, "torch.distributed.checkpoint.format_utils dcp_to_torch"),
-        (_zero_3, "python zero_to_fp32.py"),
-        (_peft, "LoRA"),
-        (_two_tags, r"holds 2 DeepSpeed checkpoints and no file `latest`.*step1, .*step2"),
-        (_output_folder, "Name a file in it: checkpoint-29.pth"),
-    ],
-)
-def test_folder_that_cannot_be_read_says_what_it_is_and_what_to_do(
-    write: Callable[[Path], None], complaint: str, tmp_path: Path
-) -> None:
-    write(tmp_path)
-    with pytest.raises((CheckpointError, AdapterError), match=complaint):
-        read_checkpoint(tmp_path)
-
-
-def test_single_deepspeed_tag_needs_no_latest(tensors: Tensors, tmp_path: Path) -> None:
-    _deepspeed_tag(tmp_path, tensors)
-    assert _same(read_checkpoint(tmp_path).tensors, tensors)
-
-
 def test_missing_moving_average_says_what_there_is(tensors: Tensors, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no moving average .* only module, args\."):
-        read_checkpoint(_module(tmp_path, tensors), ReadOptions(ema=True))
+        read_checkpoint(module_file(tmp_path, tensors), ReadOptions(ema=True))
     with pytest.raises(CheckpointError, match="a safetensors file holds one set of weights"):
-        read_checkpoint(_safetensors(tmp_path, tensors), ReadOptions(ema=True))
+        read_checkpoint(safetensors(tmp_path, tensors), ReadOptions(ema=True))
 
 
 @pytest.mark.parametrize(
@@ -434,7 +205,7 @@ def _mapped_file(tensor: Tensor) -> str | None:
 
 @needs_proc
 def test_weights_stay_in_the_file_until_they_are_used(tensors: Tensors, tmp_path: Path) -> None:
-    path = _model(tmp_path, tensors)
+    path = model_file(tmp_path, tensors)
     found = read_checkpoint(path).tensors
     assert {_mapped_file(tensor) for tensor in found.values()} == {str(path)}
 
@@ -449,23 +220,6 @@ def test_optimizer_state_is_not_even_looked_at(tensors: Tensors, tmp_path: Path)
     assert _same(read_checkpoint(path).tensors, tensors)
 
 
-@pytest.mark.parametrize(
-    ("latest", "complaint"),
-    [
-        (None, "is a folder without a checkpoint"),
-        ("gone", "gone/mp_rank_00_model_states.pt is not a file"),
-        ("/nowhere", "/nowhere/mp_rank_00_model_states.pt is not a file"),
-    ],
-)
-def test_folder_without_a_model_says_which_file_is_expected(
-    latest: str | None, complaint: str, tmp_path: Path
-) -> None:
-    if latest is not None:
-        (tmp_path / "latest").write_text(latest)
-    with pytest.raises(CheckpointError, match=complaint):
-        read_checkpoint(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["gone.pth", "gone.safetensors", "/dev/null"])
 def test_path_without_a_file_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file or folder"):
@@ -478,7 +232,7 @@ def test_unreadable_file_is_refused(
     def deny(*_args: Any, **_kwargs: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    path = _model(tmp_path, tensors)
+    path = model_file(tmp_path, tensors)
     monkeypatch.setattr(Path, "open", deny)
     with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\)"):
         read_checkpoint(path)

@@ -162,7 +162,7 @@ def test_weight_that_is_an_object_is_refused(tmp_path: Path) -> None:
 
 
 class _Schedule:
-    """Of a class that nobody else has."""
+    """Learning-rate schedule of a class that is defined nowhere else."""
 
     def __init__(self) -> None:
         self.last_epoch, self.lr = 3, np.float64(1e-4)
