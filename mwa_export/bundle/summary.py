@@ -10,17 +10,18 @@ from mwa_export.model.summary import config_rows
 
 def bundle_json(bundle: Bundle) -> dict[str, Any]:
     """The manifest as JSON data, with the bundle's path and size in bytes."""
-    manifest = bundle.manifest
-    size = sum(entry.bytes for entry in manifest.files.values())
-    return {"bundle": str(bundle.path), "bytes": size, **manifest.to_json()}
+    return {
+        "bundle": str(bundle.path),
+        "bytes": _bytes_of(bundle),
+        **bundle.manifest.to_json(),
+    }
 
 
 def bundle_rows(bundle: Bundle) -> list[tuple[str, str]]:
     """(what, value), for a table."""
     manifest = bundle.manifest
-    size = sum(entry.bytes for entry in manifest.files.values())
     rows = [
-        ("bundle", f"{bundle.path} ({size / 1e6:,.1f} MB)"),
+        ("bundle", f"{bundle.path} ({_bytes_of(bundle) / 1e6:,.1f} MB)"),
         ("embedding space", manifest.space_id[:16]),
         ("made by", f"mwa-export {manifest.export.mwa_export}"),
         *(("from", f"{source.file} ({source.layout})") for source in manifest.export.sources),
@@ -48,3 +49,7 @@ def graph_rows(bundle: Bundle) -> list[tuple[str, ...]]:
         for e in manifest.engines
     ]
     return [(*row, megabytes(row[0])) for row in (*graphs, *engines)]
+
+
+def _bytes_of(bundle: Bundle) -> int:
+    return sum(entry.bytes for entry in bundle.manifest.files.values())
