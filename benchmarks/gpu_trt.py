@@ -157,7 +157,7 @@ def _built(
 
 def _profiles(bundle: Bundle, tower: Tower) -> tuple[Profile, ...]:
     lengths = None if tower == "vision" else Span(2, 16, bundle.manifest.max_length)
-    return profiles_of(bundle.graph(tower)[1].spec, (Span(1, 32, 128),), lengths)
+    return profiles_of(bundle.describe(tower).spec, (Span(1, 32, 128),), lengths)
 
 
 def _batches(bundle: Bundle, tower: Tower, shape: str) -> Sequence[Any]:
@@ -171,5 +171,5 @@ def _embed(runner: EngineRunner, bundle: Bundle, tower: Tower, inputs: dict[str,
     from mwa_export.inputs.preprocess import arrays_of
 
     if tower == "vision":
-        return runner.run(arrays_of(bundle.graph(tower)[1].spec, (inputs["pixels"],)))
+        return runner.run(arrays_of(bundle.describe(tower).spec, (inputs["pixels"],)))
     return runner.run((inputs["token_ids"], inputs["padding_mask"]))

@@ -29,7 +29,7 @@ import numpy as np
 from machine import command_line, cpu_name
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.manifest import GraphFile, write_manifest
+from mwa_export.bundle.manifest import GraphFile
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.dialects import DIALECTS
@@ -143,7 +143,7 @@ def make_samples(bundle: Bundle, count: int, seed: int) -> Samples:
 def with_outliers(bundle: Bundle, out: Path) -> Bundle:
     """The same function with 1 % of the normalized channels 30 times as large."""
     rng = np.random.default_rng(0)
-    with changed_bundle(bundle, out) as folder:
+    with changed_bundle(bundle, out) as change:
         for tower in TOWERS:
             path = bundle.graph(tower)[0]
             graph = FloatGraph.load(path)
@@ -157,9 +157,8 @@ def with_outliers(bundle: Bundle, out: Path) -> Bundle:
                 chosen = rng.permutation(normed)[: max(1, round(OUTLIERS * normed))]
                 scale[chosen] = 1 / FACTOR
                 divide[site.name] = scale
-            (folder / path.name).unlink()
-            apply_smoothing(graph, sites, divide).write(folder / path.name)
-        write_manifest(folder, bundle.manifest)
+            apply_smoothing(graph, sites, divide).write(change.folder / path.name)
+        change.write(bundle.manifest)
     return Bundle.open(out)
 
 

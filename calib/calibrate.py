@@ -75,7 +75,7 @@ def calibrate(
     manifest = bundle.manifest
     return Calibration(
         space_id=manifest.space_id,
-        graphs={t: manifest.files[bundle.graph(t)[0].name].sha256 for t in TOWERS},
+        graphs={t: manifest.files[bundle.describe(t).file].sha256 for t in TOWERS},
         data={
             "name": samples.name,
             "sha256": samples.sha256,

@@ -11,12 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.manifest import GraphFile, write_manifest
+from mwa_export.bundle.manifest import GraphFile
 from mwa_export.bundle.quantization import HeldBackData, Measured, Quantization
-from mwa_export.bundle.update import changed_bundle
+from mwa_export.bundle.update import Change, changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
-from mwa_export.calib.curve import write_curve
+from mwa_export.calib.curve import TRADEOFF, write_curve
 from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS, Dialect
 from mwa_export.calib.evaluate import (
     Evaluator,
@@ -101,22 +101,39 @@ def quantize(
         UsageError: options that do not go together.
     """
     options, progress = options or QuantizeOptions(), progress or Silent()
-    dialects = _dialects(options.dialects)
+    _dialects(options.dialects)  # refuses before the work starts
     data, held_back = as_test_set(data), as_test_set(held_back)
     progress("open the bundle and check its conformance vectors")
     bundle = Bundle.open(path)
     bundle.require(*TOWERS, what="quantization")
-    side = open_bundle(path, lent_tokenizer=options.tokenizer)
+    found = None if calibration is None else Calibration.load(calibration)
+    if data is None and found is None:
+        raise UsageError(
+            "no data to calibrate with. Give pictures with captions like those that will be "
+            "embedded (`data`), or an earlier calibration (`calibration`)."
+        )
+    with changed_bundle(bundle, out, force=force) as change:  # refuses before the work starts
+        quantized = _quantize(change, bundle, found, data, held_back, options, progress)
+    return replace(quantized, bundle=Bundle(Path(out or path), quantized.bundle.manifest))
+
+
+def _quantize(
+    change: Change,
+    bundle: Bundle,
+    found: Calibration | None,
+    data: RetrievalData | None,
+    held_back: RetrievalData | None,
+    options: QuantizeOptions,
+    progress: Progress,
+) -> Quantized:
+    """Do the work of `quantize`, and write its files."""
+    folder, dialects = change.folder, _dialects(options.dialects)
+    side = open_bundle(bundle, lent_tokenizer=options.tokenizer)
     samples: Samples | None = None
-    if calibration is not None:
-        found = Calibration.load(calibration)
+    if found is not None:
         held_back = held_back or data
     else:
-        if data is None:
-            raise UsageError(
-                "no data to calibrate with. Give pictures with captions like those that will be "
-                "embedded (`data`), or an earlier calibration (`calibration`)."
-            )
+        assert data is not None
         if held_back is None:
             data, held_back = split_data(data, options.samples, options.seed)
         samples = take_samples(side, data, options.samples, options.seed)
@@ -139,49 +156,48 @@ def quantize(
         chosen, warnings = result.chosen.int8, _coarse(held_back, options.max_recall_drop)
         if not chosen:
             raise ParityError(_nothing_passes(result, options.max_recall_drop))
-    with changed_bundle(bundle, out, force=force) as folder:
-        for graph in bundle.manifest.graphs:
-            if graph.precision == "int8":  # of an earlier calibration: a bundle holds one
-                (folder / graph.file).unlink()
-                (folder / f"{graph.file}.data").unlink(missing_ok=True)
-        files: list[GraphFile] = []
-        for dialect in dialects:
-            progress(f"write the graphs for {dialect.runtime}")
-            files += [
-                variants.write(tower, names_of(chosen, tower), dialect, folder) for tower in TOWERS
-            ]
-        graphs = [with_conformance(bundle, file, options.threads) for file in files]
-        if evaluator is not None and few is not None:
-            measured = measure_runtimes(
-                evaluator, files, chosen, few, options.max_recall_drop, progress
+    for graph in bundle.manifest.graphs:
+        if graph.precision == "int8":  # of an earlier calibration: a bundle holds one
+            change.drop(*bundle.manifest.files_of(graph.file))
+    change.drop(f"{TRADEOFF}.json", f"{TRADEOFF}.svg")
+    files: list[GraphFile] = []
+    for dialect in dialects:
+        progress(f"write the graphs for {dialect.runtime}")
+        files += [
+            variants.write(tower, names_of(chosen, tower), dialect, folder) for tower in TOWERS
+        ]
+    graphs = [with_conformance(bundle, file, options.threads) for file in files]
+    if evaluator is not None and few is not None:
+        measured = measure_runtimes(
+            evaluator, files, chosen, few, options.max_recall_drop, progress
+        )
+    found.save(folder)
+    if result is not None:
+        write_curve(folder, result, times, options.max_recall_drop)
+    progress("write the manifest")
+    quantization = Quantization(
+        mwa_export=__version__,
+        calibration=CALIBRATION,
+        data=found.data,
+        max_recall_drop=options.max_recall_drop,
+        held_back=None
+        if held_back is None
+        else HeldBackData(held_back.name, len(held_back.pictures), len(held_back.captions)),
+        measured=measured,
+        kept={
+            tower: tuple(
+                site.name
+                for site in variants.sites(tower)
+                if SiteKey(tower, site.name) not in chosen
             )
-        found.save(folder)
-        if result is not None:
-            write_curve(folder, result, times, options.max_recall_drop)
-        progress("write the manifest")
-        quantization = Quantization(
-            mwa_export=__version__,
-            calibration=CALIBRATION,
-            data=found.data,
-            max_recall_drop=options.max_recall_drop,
-            held_back=None
-            if held_back is None
-            else HeldBackData(held_back.name, len(held_back.pictures), len(held_back.captions)),
-            measured=measured,
-            kept={
-                tower: tuple(
-                    site.name
-                    for site in variants.sites(tower)
-                    if SiteKey(tower, site.name) not in chosen
-                )
-                for tower in TOWERS
-            },
-        )
-        others = [graph for graph in bundle.manifest.graphs if graph.precision != "int8"]
-        manifest = write_manifest(
-            folder, replace(bundle.manifest, graphs=(*others, *graphs), quantization=quantization)
-        )
-    return Quantized(Bundle(Path(out or path), manifest), found, result, quantization, warnings)
+            for tower in TOWERS
+        },
+    )
+    others = [graph for graph in bundle.manifest.graphs if graph.precision != "int8"]
+    manifest = change.write(
+        replace(bundle.manifest, graphs=(*others, *graphs), quantization=quantization)
+    )
+    return Quantized(Bundle(folder, manifest), found, result, quantization, warnings)
 
 
 def _dialects(names: tuple[str, ...]) -> tuple[Dialect, ...]:

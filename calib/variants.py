@@ -58,7 +58,7 @@ class Variants:
         quantized.write(path, metadata)
         if int8:
             check(path, dialect.name)
-        own = self.bundle.graph(tower)[1]
+        own = self.bundle.describe(tower)
         described = replace(
             own, file=path.name, precision="int8", dialect=dialect.name, opset=dialect.opset
         )

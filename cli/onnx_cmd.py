@@ -58,14 +58,13 @@ def command(
     Adapters, norms and scales are merged exactly into the towers; both graphs run on ONNX Runtime
     and are compared with the PyTorch reference before the bundle appears.
     """
-    from mwa_export.bundle.manifest import MANIFEST
-    from mwa_export.files import check_new_folder
+    from mwa_export.bundle.update import check_target
     from mwa_export.towers.steps import steps_without
 
     source = source_from(model_values)
     model_options = model_options_from(model_values)
     steps_without(no_merge)
-    check_new_folder(out, marker=MANIFEST, force=force)  # before the minutes that loading may take
+    check_target(None, out, force=force)  # before the minutes that loading may take
 
     from mwa_export.export.export import ExportOptions, bundle_from_model
     from mwa_export.model.load import load_model

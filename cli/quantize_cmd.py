@@ -105,11 +105,10 @@ def command(
     held-back data is written for each runtime, with calibration.json and the trade-off curve.
     Exit status 1 when nothing with INT8 stays inside.
     """
-    from mwa_export.bundle.manifest import MANIFEST
-    from mwa_export.files import check_new_folder
+    from mwa_export.bundle.update import check_target
 
     if out is not None:
-        check_new_folder(out, marker=MANIFEST, force=force)
+        check_target(None, out, force=force)
 
     from mwa_export.calib.calibrate import CalibrationOptions
     from mwa_export.calib.quantize import QuantizeOptions, quantize

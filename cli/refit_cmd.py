@@ -37,12 +37,11 @@ def command(bundle: Path, out: Path, force: bool, device: int, **model_values: A
     The engines, built with `trt --refit`, get the merged weights of CHECKPOINT, or of --base and
     --adapter. The new bundle is verified as a whole before it appears; BUNDLE stays as it is.
     """
-    from mwa_export.bundle.manifest import MANIFEST
-    from mwa_export.files import check_new_folder
+    from mwa_export.bundle.update import check_target
     from mwa_export.trt.install import load_tensorrt
 
     source = source_from(model_values)
-    check_new_folder(out, marker=MANIFEST, force=force)
+    check_target(None, out, force=force)
     load_tensorrt()  # before anything is read
     from mwa_export.engines.refit import refit_bundle
 

@@ -148,12 +148,11 @@ def command(
         raise click.UsageError(
             "say which precision to build: --fp16, --bf16, --int8, --fp8, or --best of them"
         )
-    from mwa_export.bundle.manifest import MANIFEST
-    from mwa_export.files import check_new_folder
+    from mwa_export.bundle.update import check_target
     from mwa_export.trt.install import load_tensorrt
 
     if out is not None:
-        check_new_folder(out, marker=MANIFEST, force=force)
+        check_target(None, out, force=force)
     load_tensorrt()  # before anything is read
     from mwa_export.engines.best import best_engines
     from mwa_export.engines.build import BATCH, EngineOptions, build_engines

@@ -1,33 +1,37 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, whenever the process dies."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
+import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from mwa_export.errors import BundleError
+from mwa_export.errors import BundleError, OutputBusyError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it else."""
     path = Path(path)
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _beside(path)
-        try:
-            partial.touch(0o600, exist_ok=False)
+        with _temporary(path) as partial:
             yield partial
+            sync(partial)
             partial.chmod(0o666 & ~_umask())  # what open() would have given
             partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            sync(path.parent)
 
 
 @contextmanager
@@ -43,36 +47,117 @@ def new_folder(path: Path, *, marker: str, force: bool = False) -> Iterator[Path
     """
     path = Path(path)
     check_new_folder(path, marker=marker, force=force)
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _beside(path)
-        old = partial.with_name(partial.name + ".old")
-        try:
-            partial.mkdir(0o700)
+        with _temporary(path, folder=True) as partial:
             yield partial
+            sync_folder(partial)
             partial.chmod(0o777 & ~_umask())
-            check_new_folder(path, marker=marker, force=force)  # it may have appeared meanwhile
-            if path.exists() or path.is_symlink():
-                path.replace(old)
-            partial.replace(path)
-        except BaseException:
-            if old.exists() and not path.exists():
-                old.replace(path)
-            raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            if old.is_dir() and not old.is_symlink():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                old.unlink(missing_ok=True)
+            try:
+                partial.rename(path)  # refused where something is, but for an empty folder
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                check_new_folder(path, marker=marker, force=force)  # it may have appeared meanwhile
+                _exchange(partial, path)
+            sync(path.parent)
 
 
-def _beside(path: Path) -> Path:
-    """A hidden name beside ``path`` that nothing has.
+@contextmanager
+def _temporary(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Yield a new hidden file or folder beside ``path``, locked while it is in use.
 
-    Chosen before anything is made: a signal that arrives while the system makes it finds the name.
+    Those that earlier runs for ``path`` left when they were killed are removed first: nobody holds
+    their locks.
     """
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    for found in _leftovers(path):
+        with _locked_now(found) as free:
+            if free:
+                remove(found)
+    while True:
+        # Chosen before anything is made: a signal that arrives meanwhile finds the name.
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        try:
+            if folder:
+                partial.mkdir(0o700)
+            else:
+                partial.touch(0o600, exist_ok=False)
+            with _locked_now(partial):
+                if partial.exists():  # else another run took it for a leftover
+                    yield partial
+                    return
+        finally:
+            remove(partial)
+
+
+def _leftovers(path: Path) -> list[Path]:
+    pattern = re.compile(re.escape(f".{path.name}.") + "[0-9a-f]{12}")
+    with os.scandir(path.parent) as entries:
+        return [Path(entry.path) for entry in entries if pattern.fullmatch(entry.name)]
+
+
+@contextmanager
+def _locked_now(path: Path) -> Iterator[bool]:
+    """Lock a file or folder while the block runs; False if another process holds the lock."""
+    import fcntl  # not on Windows
+
+    handle = -1
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except OSError:  # gone, held, or on a disk without locks: never removed
+        free = False
+    try:
+        yield free
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap what two names stand for, in one step where the system has one."""
+    with suppress(AttributeError, OSError):
+        swap = ctypes.CDLL(None).renameat2
+        names = os.fsencode(one), os.fsencode(other)
+        if swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+            return
+    old = one.with_name(one.name + ".old")
+    other.rename(old)
+    try:
+        one.rename(other)
+    except BaseException:
+        old.rename(other)
+        raise
+    old.rename(one)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise  # else a network disk that cannot sync folders
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until all files of a folder, and below it, are on the disk."""
+    for place, _folders, names in os.walk(folder):
+        for name in names:
+            sync(Path(place, name))
+        sync(Path(place))
 
 
 def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
@@ -81,7 +166,7 @@ def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
     Only a folder that holds the file ``marker`` is replaced, or an empty one: a slip of the hand
     with ``force`` must not cost anybody their home folder.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         try:
             str(path).encode()
         except UnicodeEncodeError as error:
@@ -89,7 +174,7 @@ def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
         if not path.exists() and not path.is_symlink():
             if path.name in ("", ".."):
                 raise BundleError(f"{path}: does not name a folder. Write its name out.")
-            return
+            return check_writable(path.parent)
         if path.is_mount() or path.resolve() in (Path.cwd(), *Path.cwd().parents):
             raise BundleError(
                 f"{path}: is a mount point or holds the current folder, so it cannot be replaced. "
@@ -104,6 +189,85 @@ def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
                 f"{path}: exists and was not made by this command ({marker} is missing), so "
                 "`force` does not replace it. Choose another folder, or remove it yourself."
             )
+        check_writable(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError if nothing can be written into a folder, or it cannot be made."""
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    if not there.is_dir():
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def locked(
+    path: Path, *, shared: bool = False, wait: bool = False, passing: bool = False
+) -> Iterator[None]:
+    """Hold a lock file, with a lock that the kernel releases when the process dies.
+
+    Args:
+        path: the file, in a folder that exists.
+        shared: with others who share it.
+        wait: for other holders, instead of raising.
+        passing: remove the file afterwards.
+
+    Raises:
+        OutputBusyError: another process holds it; the message names it.
+        BundleError: the folder cannot be written, or its disk has no locks.
+    """
+    while True:
+        with disk_errors(path.parent):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            _lock(handle, path, shared=shared, wait=wait)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path)):
+                    break  # else whoever held it has removed the file
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+    try:
+        if not shared:
+            _say(handle, f"{os.getpid()}\n")
+        yield
+    finally:
+        if passing:
+            path.unlink(missing_ok=True)
+        elif not shared:
+            _say(handle, "")
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path, *, shared: bool, wait: bool) -> None:
+    import fcntl  # not on Windows
+
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise BundleError(
+                f"{path}: cannot be locked ({error.strerror}). Two runs on one folder would "
+                "disturb each other, so it must lie on a disk with locks."
+            ) from error
+        holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
+        who = f"process {holder}" if holder else "another run"
+        raise OutputBusyError(
+            f"{path.parent}: is being written by {who}. Wait for it or stop it: a finished or dead "
+            "process holds no lock."
+        ) from error
+
+
+def _say(handle: int, text: str) -> None:
+    """Record the holder's PID. Informational, so write errors are ignored."""
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, text.encode(), 0)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -121,6 +285,12 @@ def link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfileobj(old, new)
 
 
+def checksum(content: Mapping[str, Any]) -> str:
+    """Hex sha256 of a JSON object but for its own entry `checksum`."""
+    rest = {name: value for name, value in content.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -131,7 +301,7 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn what a disk can refuse into an error for people."""
     try:
         yield

@@ -159,7 +159,7 @@ class ModelConfig:
         return cls(
             BackboneConfig(**data["backbone"]),
             None if adapter is None else AdapterConfig(**adapter),
-            bool(data["enhancer"]),
+            data["enhancer"],
             tuple(cast("Tower", one_of("towers", t, TOWERS)) for t in data.get("towers", TOWERS)),
         )
 

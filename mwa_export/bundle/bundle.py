@@ -11,16 +11,19 @@ from pathlib import Path
 from mwa_export.bundle.manifest import (
     CONFORMANCE,
     MANIFEST,
+    PENDING,
     REMEDY,
     Conformance,
     Graph,
     Manifest,
+    is_stored,
     read_manifest,
 )
 from mwa_export.errors import BundleError, UsageError
-from mwa_export.files import sha256_of
 from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.spec import Tower
+
+_Seen = tuple[int, ...]
 
 
 class Bundle:
@@ -30,6 +33,7 @@ class Bundle:
         self.path = path
         self.manifest = manifest
         self._tokenizer: Tokenizer | None = None  # opened when it is needed
+        self._checked: dict[str, tuple[Path, _Seen]] = {}  # where each file is, as last seen
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -39,14 +43,45 @@ class Bundle:
             BundleError: no bundle, an unknown schema, or a file that is missing or changed.
         """
         folder = Path(path)
-        manifest = read_manifest(folder)
-        for name, entry in manifest.files.items():
-            file = folder / name
-            if not file.is_file():
-                raise BundleError(f"{file}: is missing, and {MANIFEST} names it. {REMEDY}")
-            if file.stat().st_size != entry.bytes or sha256_of(file) != entry.sha256:
-                raise BundleError(f"{file}: is not the file that {MANIFEST} describes. {REMEDY}")
-        return cls(folder, manifest)
+        while True:
+            bundle = cls(folder, read_manifest(folder))
+            try:
+                for name in bundle.manifest.files:
+                    bundle.file(name)
+                return bundle
+            except BundleError:
+                if read_manifest(folder) == bundle.manifest:
+                    raise  # else it was changed meanwhile
+
+    def file(self, name: str) -> Path:
+        """Where a file of the bundle is. Its content is checked unless it has not been touched.
+
+        Raises:
+            BundleError: it is missing, or is not the file that the manifest describes.
+        """
+        path, seen = self._checked.get(name, (Path(), ()))
+        if not seen or _seen(path) != seen:
+            path, seen = self._find(name)
+            self._checked[name] = path, seen
+        return path
+
+    def where(self, name: str) -> Path:
+        """Where a file of the bundle is, without a look at it."""
+        return self._checked.get(name, (self.path / name,))[0]
+
+    def _find(self, name: str) -> tuple[Path, _Seen]:
+        """Find a file by its content. Of a change that was interrupted, some are not in place."""
+        entry, place = self.manifest.files[name], self.path / name
+        for path in (place, self.path / PENDING / name, place):  # it may be moved meanwhile
+            seen = _seen(path)
+            if is_stored(path, entry):
+                inside = path.parent.resolve().is_relative_to(self.path.resolve())
+                if inside and seen == _seen(path):
+                    return path, seen
+                raise BundleError(f"{path}: leads out of the bundle, or is being changed. {REMEDY}")
+        if not place.is_file():
+            raise BundleError(f"{place}: is missing, and {MANIFEST} names it. {REMEDY}")
+        raise BundleError(f"{place}: is not the file that {MANIFEST} describes. {REMEDY}")
 
     def require(self, *towers: Tower, what: str) -> None:
         """Raise UsageError unless the bundle has the towers that ``what`` needs."""
@@ -57,10 +92,10 @@ class Bundle:
                 "tower. Export the checkpoint with `towers=both`, or use a bundle that has it."
             )
 
-    def graph(
+    def describe(
         self, tower: Tower, *, precision: str = "float32", dialect: str | None = None
-    ) -> tuple[Path, Graph]:
-        """The file and the description of a tower's graph; ``dialect`` None takes the first.
+    ) -> Graph:
+        """The description of a tower's graph; ``dialect`` None takes the first.
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -70,10 +105,23 @@ class Bundle:
                 None,
                 graph.dialect,
             ):
-                return self.path / graph.file, graph
+                return graph
         have = ", ".join(f"{g.spec.tower} {g.precision} {g.dialect}" for g in self.manifest.graphs)
         wanted = precision if dialect is None else f"{precision} {dialect}"
         raise BundleError(f"{self.path}: has no {wanted} graph for {tower}. It has: {have}.")
+
+    def graph(
+        self, tower: Tower, *, precision: str = "float32", dialect: str | None = None
+    ) -> tuple[Path, Graph]:
+        """The checked file and the description of a tower's graph, as `describe` finds it.
+
+        Raises:
+            BundleError: there is no such graph, or its file or weights are damaged.
+        """
+        graph = self.describe(tower, precision=precision, dialect=dialect)
+        for name in self.manifest.files_of(graph.file):
+            self.file(name)
+        return self.file(graph.file), graph
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the bundle carries.
@@ -89,8 +137,17 @@ class Bundle:
             )
         if self._tokenizer is None:
             longest = self.manifest.max_length
-            self._tokenizer = Tokenizer.from_file(self.path / file, max_length=longest)
+            self._tokenizer = Tokenizer.from_file(self.file(file), max_length=longest)
         return self._tokenizer
 
     def conformance(self) -> Conformance:
-        return Conformance.load(self.path / CONFORMANCE)
+        return Conformance.load(self.file(CONFORMANCE))
+
+
+def _seen(path: Path) -> _Seen:
+    """What changes when a file does; empty if it cannot be seen."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +18,26 @@ from mwa_export.bundle.engine import Engine
 from mwa_export.bundle.fields import json_from_value, value_from_json
 from mwa_export.bundle.quantization import Quantization
 from mwa_export.errors import BundleError, MwaExportError
-from mwa_export.files import sha256_of
-from mwa_export.spec import TOWERS, ModelConfig, Tower, TowerSpec
+from mwa_export.files import checksum, sha256_of
+from mwa_export.inputs.preprocess import IMAGE_SPEC
+from mwa_export.inputs.tokenizer import TEXT_SPEC
+from mwa_export.spec import (
+    TOWERS,
+    BackboneConfig,
+    ModelConfig,
+    Tower,
+    TowerSpec,
+    text_spec,
+    vision_spec,
+)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 CONFORMANCE = "conformance.npz"
 TOKENIZER = "tokenizer/beit3.spm"
+PENDING, LOCK = ".pending", ".lock"  # in a bundle that is being changed, see bundle.update
+PRECISIONS = ("float32", "float16", "int8")  # of graphs
+MAX_MANIFEST = MAX_CONFORMANCE = 1 << 26  # bytes; usual ones have some kB and some MB
 REMEDY = "The bundle was changed or only partly copied: copy it again, or export it again."
 
 
@@ -88,6 +104,7 @@ class Manifest:
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     engines: tuple[Engine, ...] = ()
     quantization: Quantization | None = None
+    checksum: str | None = None  # of all that the file holds but itself; None: not written yet
 
     @property
     def towers(self) -> tuple[Tower, ...]:
@@ -100,6 +117,10 @@ class Manifest:
         """Longest text in tokens, BOS and EOS included."""
         return int(self.preprocessing["text"]["max_length"])
 
+    def files_of(self, graph: str) -> list[str]:
+        """A graph's file, and those that its weights are in."""
+        return [name for name in self.files if f"{name}.".startswith(f"{graph}.")]
+
     def to_json(self) -> dict[str, Any]:
         """JSON data, in the order of the file."""
         data = {**json_from_value(self), "model": self.model.to_json()}
@@ -108,7 +129,7 @@ class Manifest:
             "schema": SCHEMA,
             **{name: data[name] for name in order},
             "graphs": [graph.to_json() for graph in self.graphs],
-            **{name: data[name] for name in ("quantization", "files") if name in data},
+            **{name: data[name] for name in ("quantization", "files", "checksum") if name in data},
         }
 
     @classmethod
@@ -120,7 +141,11 @@ class Manifest:
         """
         # A graph and its spec share one JSON object.
         graphs = [{**graph, "spec": graph} for graph in data["graphs"]]
-        model = ModelConfig.from_json(data["model"])
+        try:
+            model = ModelConfig.from_json(data["model"])
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"model: {error!r}") from error
+        value_from_json(ModelConfig, json_from_value(model), "model")  # checks the types
         return value_from_json(cls, {**data, "model": model, "graphs": graphs}, "manifest")
 
 
@@ -147,6 +172,9 @@ class Conformance:
         kinds = dict(zip(cls.__slots__, ("u1", "i8", "i8", "f4", "f4"), strict=True))
         ranks = dict(zip(cls.__slots__, (4, 2, 2, 2, 2), strict=True))
         try:
+            with zipfile.ZipFile(path) as archive:
+                if (total := sum(e.file_size for e in archive.infolist())) > MAX_CONFORMANCE:
+                    raise ValueError(f"it claims {total:,} bytes, and {MAX_CONFORMANCE:,} are read")
             with np.load(path) as arrays:
                 found = {name: arrays[name] for name in cls.__slots__}
             odd = [n for n, a in found.items() if (a.dtype.str[1:], a.ndim) != (kinds[n], ranks[n])]
@@ -160,18 +188,29 @@ class Conformance:
         return cls(**found)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write manifest.json for the files that are in the folder.
+def preprocessing_of(backbone: BackboneConfig) -> dict[str, Any]:
+    """What pictures and texts go through before the towers, as the manifest has it."""
+    return {
+        "image": {**IMAGE_SPEC, "size": backbone.image_size},
+        "text": {**TEXT_SPEC, "max_length": backbone.max_text_length},
+    }
+
+
+def write_manifest(
+    folder: Path, manifest: Manifest, known: Mapping[str, StoredFile] | None = None
+) -> Manifest:
+    """Write manifest.json for the files that are in the folder, and for those that are known.
 
     Returns:
-        What was written: the manifest with the size and sha256 of every file.
+        What was written: the manifest with the size and sha256 of every file, and its checksum.
     """
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    files = {
-        path.relative_to(folder).as_posix(): StoredFile(path.stat().st_size, sha256_of(path))
-        for path in paths
-    }
-    written = replace(manifest, files=files)
+    files = dict(known or {})
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if name not in files and path.is_file() and is_inside(name):
+            files[name] = StoredFile(path.stat().st_size, sha256_of(path))
+    written = replace(manifest, files=dict(sorted(files.items())), checksum=None)
+    written = replace(written, checksum=checksum(written.to_json()))
     text = json.dumps(written.to_json(), indent=2)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return written
@@ -181,7 +220,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a bundle. The files it names are not checked.
 
     Raises:
-        BundleError: no manifest, another schema, or a field that is missing or malformed.
+        BundleError: no manifest, another schema, a content that its checksum does not fit, or a
+            field that is missing, malformed or out of its range.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -190,12 +230,18 @@ def read_manifest(folder: Path) -> Manifest:
             "`mwa-export onnx CHECKPOINT -o FOLDER`."
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        if (size := path.stat().st_size) > MAX_MANIFEST:
+            raise ValueError(f"it has {size:,} bytes, and {MAX_MANIFEST:,} are read")
+        data = json.loads(
+            path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite
+        )
         schema = data["schema"]
         if schema == SCHEMA:
-            return _complete(Manifest.from_json(data))
+            if data.get("checksum") != checksum(data):
+                raise ValueError("its checksum does not fit its content")
+            return _checked(Manifest.from_json(data))
     except (
-        *(ValueError, LookupError, TypeError, AttributeError),
+        *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
         *(RecursionError, MwaExportError),
     ) as error:
         reason = error if isinstance(error, ValueError | MwaExportError) else repr(error)
@@ -206,25 +252,68 @@ def read_manifest(folder: Path) -> Manifest:
     )
 
 
-def _complete(manifest: Manifest) -> Manifest:
-    """Check the names of files, and that each the bundle is used with has an entry in ``files``.
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """Check what types do not say: names, hashes, ranges, and what follows from the model.
 
     A name decides what is read, and in a changed bundle what is written or removed: none may lead
-    out of the folder.
+    out of the folder, and each the bundle is used with has an entry in ``files``.
     """
     calibration = manifest.quantization.calibration if manifest.quantization else None
     named = (manifest.tokenizer, calibration, *(graph.file for graph in manifest.graphs))
     for name in (*manifest.files, *named, *(engine.file for engine in manifest.engines)):
-        if name is not None and not _is_inside(name):
+        if name is not None and not is_inside(name):
             raise ValueError(f"{name!r} is not the name of a file inside the bundle")
     for name in (CONFORMANCE, manifest.tokenizer, *(graph.file for graph in manifest.graphs)):
         if name is not None and name not in manifest.files:
             raise ValueError(f"files lacks {name}")
+    for name, entry in manifest.files.items():
+        if entry.bytes < 0 or not _SHA256.fullmatch(entry.sha256):
+            raise ValueError(f"files.{name}: {entry} is not a size and a sha256")
+    if not _SHA256.fullmatch(manifest.space_id):
+        raise ValueError(f"space_id: {manifest.space_id!r} is not a sha256")
+    backbone = manifest.model.backbone
+    if manifest.preprocessing != preprocessing_of(backbone):
+        raise ValueError("preprocessing is not what this version does for this model")
+    for index, graph in enumerate(manifest.graphs):
+        if problem := _problem_with(graph, backbone):
+            raise ValueError(f"graphs[{index}]: {problem}")
     return manifest
 
 
-def _is_inside(name: str) -> bool:
-    """Whether a name is a plain relative path, on every system."""
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def _problem_with(graph: Graph, backbone: BackboneConfig) -> str | None:
+    """What is wrong with a graph's entry; None: nothing."""
+    if graph.precision not in PRECISIONS:
+        return f"precision: {graph.precision!r} is none of {', '.join(PRECISIONS)}"
+    if graph.conformance is not None and not 0 < graph.conformance <= 1 + 1e-6:
+        return f"conformance: {graph.conformance} is not a cosine above 0"
+    specs = (vision_spec(backbone), vision_spec(backbone, image_input="uint8"), text_spec(backbone))
+    return None if graph.spec in specs else "inputs or output are not those of the model's tower"
+
+
+def is_stored(file: Path, entry: StoredFile) -> bool:
+    """Whether a file is the one that the manifest describes."""
+    try:
+        return (
+            file.is_file()
+            and file.stat().st_size == entry.bytes
+            and sha256_of(file) == entry.sha256
+        )
+    except OSError:
+        return False
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name is a plain relative path, on every system, that a bundle's file may have."""
     parts = name.split("/")
     plain = all(part not in ("", ".", "..") and not set(part) & set("\\:\0") for part in parts)
-    return plain and name != MANIFEST
+    return plain and not name.startswith(MANIFEST) and parts[0] not in (PENDING, LOCK)

@@ -38,10 +38,7 @@ def graph_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     manifest = bundle.manifest
 
     def megabytes(file: str) -> str:
-        sizes = (
-            e.bytes for n, e in manifest.files.items() if n == file or n.startswith(f"{file}.")
-        )
-        return f"{sum(sizes) / 1e6:,.1f}"
+        return f"{sum(manifest.files[name].bytes for name in manifest.files_of(file)) / 1e6:,.1f}"
 
     graphs = [(g.file, g.spec.tower, g.precision, g.dialect) for g in manifest.graphs]
     engines = [

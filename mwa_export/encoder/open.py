@@ -89,7 +89,7 @@ def open_bundle(
     label = LABELS[choice.runtime]
     module = choice.runtime if choice.runtime in ("openvino", "tensorrt") else "onnxruntime"
     versioned = f"{label} {import_module(module).__version__.split('-')[0]}"
-    own = lent_tokenizer if manifest.tokenizer is None else path / manifest.tokenizer
+    own = lent_tokenizer if manifest.tokenizer is None else bundle.file(manifest.tokenizer)
     tokenizer = tokenizer or own
     reduced = backend.precision != "float32"
     return Encoder(

@@ -15,7 +15,6 @@ from mwa_export.bundle.engine import (
     RunTime,
     with_engines,
 )
-from mwa_export.bundle.manifest import write_manifest
 from mwa_export.bundle.quantization import HeldBackData
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibration import CALIBRATION
@@ -226,14 +225,13 @@ class _Contest:
         """Write the bundle with the winner's engines and measurements; the others are dropped."""
         manifest, measured = self.bundle.manifest, self._record(winner)
         engines = [replace(engine, measured=measured) for engine in winner.engines.values()]
-        with changed_bundle(self.bundle, out, force=force) as folder:
+        with changed_bundle(self.bundle, out, force=force) as change:
             for engine in engines:
-                target = folder / engine.file
+                target = change.folder / engine.file
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)  # an older one is a link to the old bundle's file
                 link_or_copy(self.trial / engine.file, target)
             added = with_engines(manifest.engines, engines)
-            manifest = write_manifest(folder, replace(manifest, engines=added))
+            manifest = change.write(replace(manifest, engines=added))
         return Bundle(Path(out or self.bundle.path), manifest)
 
     def _record(self, winner: Candidate) -> MeasuredEngines | None:

@@ -11,8 +11,7 @@ from typing import Any
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import Engine, EnginePrecision, Profile, with_engines
-from mwa_export.bundle.manifest import write_manifest
-from mwa_export.bundle.update import changed_bundle
+from mwa_export.bundle.update import changed_bundle, check_target
 from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
@@ -127,6 +126,7 @@ def build_engines(
     tensorrt.check_precision(options.precision, device)
     progress("open the bundle")
     bundle = Bundle.open(path)
+    check_target(bundle, out, force=force)
     if data is not None:
         bundle.require(*TOWERS, what="measuring engines")
     if options.precision in CALIBRATED:
@@ -135,7 +135,7 @@ def build_engines(
     lengths = {"text": text_lengths(options.lengths, bundle.manifest.max_length)}
     jobs = []
     for tower in bundle.manifest.towers:
-        spec = bundle.graph(tower)[1].spec
+        spec = bundle.describe(tower).spec
         profiles = profiles_of(spec, options.batches, lengths.get(tower))
         jobs.append(_Job(tower, profiles, tensorrt, device, options, progress))
     present = {job.tower: None if options.rebuild else job.present(bundle) for job in jobs}
@@ -162,8 +162,8 @@ def build_engines(
         done.append(added)
         bundle = added.bundle
     if not missing and out is not None:  # a copy
-        with changed_bundle(bundle, out, force=force) as folder:
-            bundle = Bundle(out, write_manifest(folder, bundle.manifest))
+        with changed_bundle(bundle, out, force=force) as change:
+            bundle = Bundle(out, change.write(bundle.manifest))
     return EnginesBuilt(
         bundle,
         device,
@@ -211,16 +211,16 @@ class _Added:
 
 def _add(bundle: Bundle, job: _Job, out: Path | None, *, force: bool) -> _Added:
     """Build one engine and add it to the bundle."""
-    with changed_bundle(bundle, out, force=force) as folder:
-        graph, engine, warnings = _build(bundle, job, folder)
-        speed = _speed(bundle, job, folder, engine)
+    with changed_bundle(bundle, out, force=force) as change:
+        graph, engine, warnings = _build(bundle, job, change.folder)
+        speed = _speed(bundle, job, change.folder, engine)
         if speed is not None and speed.ratio < 1:
             if not job.options.allow_slow:
                 raise EngineError(_too_slow(speed))
             warnings += (f"{speed.sentence}. {speed.reasons}".rstrip(". "),)
         job.progress("write the manifest")
         engines = with_engines(bundle.manifest.engines, [engine])
-        manifest = write_manifest(folder, replace(bundle.manifest, engines=engines))
+        manifest = change.write(replace(bundle.manifest, engines=engines))
     return _Added(Bundle(Path(out or bundle.path), manifest), graph, engine, warnings, speed)
 
 

@@ -12,12 +12,11 @@ import onnx
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import REFIT, Engine
-from mwa_export.bundle.manifest import MANIFEST, write_manifest
-from mwa_export.bundle.update import changed_bundle
+from mwa_export.bundle.update import changed_bundle, check_target
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.errors import EngineError
 from mwa_export.export.export import ExportOptions, bundle_from_model
-from mwa_export.files import check_new_folder, sha256_of
+from mwa_export.files import sha256_of
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.options import ModelOptions
@@ -70,7 +69,7 @@ def refit_bundle(
         CheckpointError, AdapterError, ...: as `load_model`.
     """
     progress = progress or Silent()
-    check_new_folder(out, marker=MANIFEST, force=force)
+    check_target(None, out, force=force)
     progress("look for TensorRT and a GPU")
     tensorrt, gpu = find_tensorrt(device)
     progress("open the bundle")
@@ -91,13 +90,15 @@ def refit_bundle(
         new = bundle_from_model(
             model, Path(scratch) / "bundle", _same_export(old), on_step=progress
         )
-        with changed_bundle(new, out, force=force) as folder:
+        with changed_bundle(new, out, force=force) as change:
             start = time.perf_counter()
-            made = tuple(_exchange(old, new, engine, gpu, folder, progress) for engine in engines)
+            made = tuple(
+                _exchange(old, new, engine, gpu, change.folder, progress) for engine in engines
+            )
             seconds = time.perf_counter() - start
             progress("write the manifest")
-            manifest = write_manifest(folder, replace(new.manifest, engines=made))
-            _verify(Bundle(folder, manifest), made, device, progress)
+            manifest = change.write(replace(new.manifest, engines=made))
+            _verify(Bundle(change.folder, manifest), made, device, progress)
     return Refitted(Bundle(Path(out), manifest), gpu, made, left_out, seconds)
 
 
@@ -142,10 +143,10 @@ def _same_export(old: Bundle) -> ExportOptions:
     merged = manifest.export.merges
     return ExportOptions(
         image_input="uint8"
-        if old.graph("vision")[1].spec.inputs[0].dtype == "uint8"
+        if old.describe("vision").spec.inputs[0].dtype == "uint8"
         else "float32",
         no_merge=tuple(step for step in STEPS if step not in merged),
-        tokenizer=None if manifest.tokenizer is None else old.path / manifest.tokenizer,
+        tokenizer=None if manifest.tokenizer is None else old.file(manifest.tokenizer),
     )
 
 

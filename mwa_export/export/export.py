@@ -12,19 +12,18 @@ from pathlib import Path
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import (
     CONFORMANCE,
-    MANIFEST,
     TOKENIZER,
     Export,
     Graph,
     Manifest,
     Source,
-    write_manifest,
+    preprocessing_of,
 )
+from mwa_export.bundle.update import changed_bundle
 from mwa_export.export.verify import TOLERANCE, conformance_vectors, verify_graph
-from mwa_export.files import new_folder, sha256_of
+from mwa_export.files import sha256_of
 from mwa_export.graphs.build import OPSET
-from mwa_export.inputs.preprocess import IMAGE_SPEC
-from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
+from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.memory import release
 from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.options import ModelOptions
@@ -107,12 +106,10 @@ def bundle_from_model(
     backbone = model.config.backbone
     if options.tokenizer is not None:
         Tokenizer.from_file(options.tokenizer).check_vocabulary(backbone.vocab_size)
-    with new_folder(out, marker=MANIFEST, force=options.force) as folder:
+    with changed_bundle(None, out, force=options.force) as change:
+        folder = change.folder
         on_step("hash the weights")
-        preprocessing = {
-            "image": {**IMAGE_SPEC, "size": backbone.image_size},
-            "text": {**TEXT_SPEC, "max_length": backbone.max_text_length},
-        }
+        preprocessing = preprocessing_of(backbone)
         tokenizer = _copy_tokenizer(folder, options.tokenizer)
         space = space_id(model.config, model.tensors, preprocessing, tokenizer)
         graphs = []
@@ -150,7 +147,7 @@ def bundle_from_model(
                 largest_difference_from_reference=differences,
             ),
         )
-        manifest = write_manifest(folder, manifest)
+        manifest = change.write(manifest)
     return Bundle(Path(out), manifest)
 
 

@@ -126,7 +126,7 @@ def choose_graphs(bundle: Bundle, names: Sequence[str]) -> dict[Tower, GraphFile
 def _find_graph(bundle: Bundle, name: str) -> GraphFile:
     for graph in bundle.manifest.graphs:
         if graph.file == name:
-            return bundle.path / graph.file, graph
+            return bundle.file(graph.file), graph
     if Path(name).is_file():
         return Path(name), _foreign_graph(Path(name), bundle)
     have = ", ".join(graph.file for graph in bundle.manifest.graphs)
@@ -145,7 +145,7 @@ def _foreign_graph(path: Path, bundle: Bundle) -> Graph:
             f"{path}: has the inputs {', '.join(inputs)}. Expected `image`, or `token_ids` and "
             "`padding_mask`, as the bundle's own graphs have them."
         )
-    own = bundle.graph(tower)[1].spec
+    own = bundle.describe(tower).spec
     ports = []
     for port in own.inputs:  # in the order in which they are fed
         found = inputs[port.name]

@@ -63,7 +63,7 @@ class TensorRtBackend:
         chosen = engines or _newest(bundle, precision, tensorrt.version, self.device)
         self.engines: dict[Tower, Engine] = {engine.tower: engine for engine in chosen}
         self.precision = chosen[0].precision
-        floats = {tower: bundle.graph(tower)[1] for tower in bundle.manifest.towers}
+        floats = {tower: bundle.describe(tower) for tower in bundle.manifest.towers}
         self.graphs: dict[Tower, GraphFile] = {}
         for tower, engine in self.engines.items():
             graph = replace(floats[tower], file=engine.file, precision=engine.precision)

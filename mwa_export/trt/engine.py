@@ -158,7 +158,7 @@ def load_engine(tensorrt: TensorRt, bundle: Bundle, engine: Engine, device: Devi
     reason = obstacle(engine, bundle.manifest, tensorrt.version, device)
     if reason is not None:
         raise EngineError(f"{bundle.path / engine.file}: cannot be loaded: {reason}.")
-    blob = _checked_bytes(bundle.path / engine.file, engine.sha256)
+    blob = _checked_bytes(bundle.where(engine.file), engine.sha256)
     messages = Messages()
     runtime: trt.Runtime = tensorrt.trt.Runtime(tensorrt.logger(messages))
     if VERSION_COMPATIBLE in engine.flags:

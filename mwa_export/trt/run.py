@@ -52,7 +52,7 @@ def open_runners(
         runners = {}
         for name, (bundle, engine) in engines.items():
             loaded = stack.enter_context(load_engine(tensorrt, bundle, engine, device))
-            spec = bundle.graph(engine.tower)[1].spec
+            spec = bundle.describe(engine.tower).spec
             runner = EngineRunner(gpu, loaded, spec, graphs=graphs)
             runners[name] = stack.enter_context(closing(runner))
         yield runners

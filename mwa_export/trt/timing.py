@@ -119,7 +119,7 @@ def batches_of(bundle: Bundle, tower: Tower, rows: int, length: int | None = Non
     size = backbone.image_size
     if tower == "vision":
         pixels = rng.integers(0, 256, (SETS, rows, size, size, 3), dtype=np.uint8)
-        return [arrays_of(bundle.graph(tower)[1].spec, (batch,)) for batch in pixels]
+        return [arrays_of(bundle.describe(tower).spec, (batch,)) for batch in pixels]
     shape = (SETS, rows, length or backbone.max_text_length)
     ids = rng.integers(EOS + 1, backbone.vocab_size, shape)
     ids[..., 0], ids[..., -1] = BOS, EOS

@@ -14,7 +14,7 @@ import pytest
 from configs import CONFIGS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from manifests import EXPORT
+from manifests import EXPORT, seal
 from paths import HELPERS
 
 from mwa_export.bundle.engine import Engine, MeasuredEngines, Profile, RunTime, ShapeRange
@@ -25,6 +25,7 @@ from mwa_export.bundle.manifest import (
     Manifest,
     Source,
     StoredFile,
+    preprocessing_of,
     read_manifest,
     write_manifest,
 )
@@ -133,6 +134,7 @@ MANIFESTS = exactly(
         largest_difference_from_reference=by_tower(NUMBER),
     ),
     files=st.dictionaries(st.text(max_size=3), exactly(StoredFile, bytes=st.integers(0))),
+    checksum=st.none() | st.text(max_size=3),
     engines=st.lists(ENGINE, max_size=2).map(tuple),
     quantization=st.none() | QUANTIZATION,
 )
@@ -176,11 +178,6 @@ def test_unknown_fields_are_ignored() -> None:
     assert Manifest.from_json(data) == Manifest.from_json(json.loads(SAMPLE))
 
 
-def written(folder: Path, data: Any) -> Path:
-    (folder / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
-    return folder
-
-
 def parent(data: Any, place: tuple[Any, ...]) -> Any:
     """What contains a place in JSON data."""
     return functools.reduce(operator.getitem, place[:-1], data)
@@ -205,6 +202,17 @@ def parent(data: Any, place: tuple[Any, ...]) -> Any:
         (("graphs", 1, "inputs", 0, "shape"), 7, "graphs[1].spec.inputs[0].shape: 7"),
         (("export", "merges"), "qkv", "export.merges: 'qkv'"),
         (("files", "vision.onnx", "bytes"), True, "vision.onnx.bytes: True is not int"),
+        (("files", "vision.onnx", "bytes"), -1, "files.vision.onnx"),
+        (("files", "vision.onnx", "sha256"), "0" * 63 + "x", "files.vision.onnx"),
+        (("space_id",), "another", "space_id: 'another'"),
+        (("graphs", 2, "conformance"), -5, "graphs[2]: conformance: -5"),
+        (("graphs", 2, "precision"), "int4", "graphs[2]: precision: 'int4'"),
+        (("graphs", 0, "inputs", 0, "shape"), ["batch", 3, 48, 48], "graphs[0]: inputs"),
+        (("preprocessing", "text", "max_length"), 61, "preprocessing is not what"),
+        (("preprocessing", "image", "mean"), [0.5, 0.4, 0.5], "preprocessing is not what"),
+        (("model", "backbone", "layers"), "2", "model"),
+        (("model", "enhancer"), "no", "model.enhancer: 'no' is not bool"),
+        (("model", "adapter", "scale"), "0.6", "model.adapter.scale"),
     ],
 )
 def test_a_malformed_field_is_one_error_that_names_it(
@@ -213,8 +221,32 @@ def test_a_malformed_field_is_one_error_that_names_it(
     data = json.loads(SAMPLE)
     parent(data, place)[place[-1]] = wrong
     with pytest.raises(BundleError, match=r"manifest\.json: is not a manifest") as error:
-        read_manifest(written(tmp_path, data))
+        read_manifest(seal(tmp_path, data))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_none_is_refused(number: str, tmp_path: Path) -> None:
+    sealed = (seal(tmp_path, json.loads(SAMPLE)) / MANIFEST).read_text()
+    (tmp_path / MANIFEST).write_text(sealed.replace("0.9979149027533969", number))
+    with pytest.raises(BundleError, match=f"{number} is not a finite number"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("place", [("export", "warnings"), ("engines", 0, "gpu"), ("checksum",)])
+@pytest.mark.parametrize("wrong", [["other"], "other", "gone"])
+def test_content_that_was_changed_by_hand_is_noticed(
+    place: tuple[Any, ...], wrong: Any, tmp_path: Path
+) -> None:
+    path = seal(tmp_path, json.loads(SAMPLE)) / MANIFEST
+    data = json.loads(path.read_text())
+    if wrong == "gone":
+        del parent(data, place)[place[-1]]
+    else:
+        parent(data, place)[place[-1]] = wrong
+    path.write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="its checksum does not fit its content"):
+        read_manifest(tmp_path)
 
 
 def places(data: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -239,7 +271,7 @@ def test_no_damage_raises_anything_but_a_bundle_error(
     else:
         parent(data, place)[place[-1]] = wrong
     try:
-        read = read_manifest(written(tmp_path_factory.mktemp("damaged"), data))
+        read = read_manifest(seal(tmp_path_factory.mktemp("damaged"), data))
     except BundleError:
         return
     again = json.loads(json.dumps(read.to_json()))
@@ -253,7 +285,10 @@ def test_writing_returns_what_was_written_and_changes_nothing(tmp_path: Path) ->
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "data.bin").write_bytes(b"12345")
     (tmp_path / "conformance.npz").write_bytes(b"")
-    given = Manifest("id", CONFIGS["plain"], {}, (), None, EXPORT, {"old": StoredFile(1, "gone")})
+    model = CONFIGS["plain"]
+    spec = preprocessing_of(model.backbone)
+    old = {"old": StoredFile(1, "gone")}
+    given = Manifest("0" * 64, model, spec, (), None, EXPORT, old)
     before = replace(given)
     written = write_manifest(tmp_path, given)
     assert given == before
@@ -275,7 +310,7 @@ OUTSIDE = (
 )
 
 
-@pytest.mark.parametrize("name", [*OUTSIDE, "manifest.json"])
+@pytest.mark.parametrize("name", [*OUTSIDE, "manifest.json", ".pending/x", ".lock"])
 @pytest.mark.parametrize("place", ["files", "graph", "tokenizer", "engine"])
 def test_name_that_leads_out_of_the_bundle_is_refused(
     place: str, name: str, tmp_path: Path
@@ -289,6 +324,5 @@ def test_name_that_leads_out_of_the_bundle_is_refused(
         data["tokenizer"] = name
     else:
         data["engines"][0]["file"] = name
-    (tmp_path / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(BundleError, match="is not the name of a file inside the bundle"):
-        read_manifest(tmp_path)
+        read_manifest(seal(tmp_path, data))

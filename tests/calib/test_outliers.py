@@ -9,7 +9,6 @@ import pytest
 from calib_files import Array, cosine, embeddings, make_samples, names
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.manifest import write_manifest
 from mwa_export.bundle.update import changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import Calibration
@@ -43,7 +42,7 @@ def embedded(bundle: Bundle, found: Calibration | None, folder: Path) -> list[Ar
 def with_outliers(bundle: Bundle, out: Path) -> Bundle:
     """1 % of the normalized channels 30 times as large, and the weights behind divided."""
     rng = np.random.default_rng(0)
-    with changed_bundle(bundle, out) as folder:
+    with changed_bundle(bundle, out) as change:
         for tower in TOWERS:
             path = bundle.graph(tower)[0]
             graph = FloatGraph.load(path)
@@ -54,9 +53,8 @@ def with_outliers(bundle: Bundle, out: Path) -> Bundle:
                     scale = np.ones(site.width, np.float32)
                     scale[rng.permutation(normed)[: max(1, round(0.01 * normed))]] = 1 / 30
                     divide[site.name] = scale
-            (folder / path.name).unlink()
-            apply_smoothing(graph, sites, divide).write(folder / path.name)
-        write_manifest(folder, bundle.manifest)
+            apply_smoothing(graph, sites, divide).write(change.folder / path.name)
+        change.write(bundle.manifest)
     return Bundle.open(out)
 
 

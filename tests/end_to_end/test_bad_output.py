@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import pytest
 from commands import files_below, refused, run
 from torch import Tensor
 
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.errors import BundleError
 from mwa_export.export import export as module
 from mwa_export.files import new_file, new_folder
 from mwa_export.towers import merge
@@ -27,7 +31,9 @@ MWA_EXPORT = str(Path(sys.executable).with_name("mwa-export"))
 
 def _old_bundle(folder: Path) -> dict[str, bytes]:
     (folder / "bundle").mkdir()
-    (folder / "bundle" / "manifest.json").write_text("{}")
+    (folder / "bundle" / "manifest.json").write_text(
+        '{"files": {"vision.onnx": {}, "engines/old.engine": {}}}'
+    )
     (folder / "bundle" / "vision.onnx").write_bytes(b"old")
     return files_below(folder)
 
@@ -69,16 +75,19 @@ def test_force_does_not_delete_a_file(
     assert "was not made by this command" in export_refused(checkpoint, "--force")
 
 
-@pytest.mark.parametrize("name", [".", ".."])
-def test_folder_one_stands_in_is_not_replaced(
-    name: str, checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_folder_one_stands_in_can_be_the_bundle(
+    checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _old_bundle(folder)
+    (folder / "bundle" / "notes.txt").write_text("precious")
     monkeypatch.chdir(folder / "bundle")
     before = files_below(folder)
-    message = refused("onnx", checkpoint, "-o", name, "--force")
-    assert "holds the current folder, so it cannot be replaced" in message
+    message = refused("onnx", checkpoint, "-o", "..", "--force")
+    assert "holds the current folder" in message
     assert files_below(folder) == before
+    assert run("onnx", checkpoint, "-o", ".", "--force").status == 0
+    assert Bundle.open(".").manifest.towers == ("vision", "text")
+    assert Path("notes.txt").read_text() == "precious"
 
 
 def test_empty_folder_may_be_filled_by_force(folder: Path) -> None:
@@ -96,24 +105,40 @@ def test_link_to_a_bundle_is_replaced_and_not_followed(folder: Path) -> None:
     assert files_below(folder) == {**old, "link": b"", "link/manifest.json": b"new"}
 
 
-def test_old_bundle_comes_back_when_the_new_one_cannot_be_renamed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("exchange", [True, False])
+def test_old_folder_stays_when_the_new_one_cannot_take_its_place(
+    exchange: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = _old_bundle(folder)
-    rename = Path.replace
+    rename = Path.rename
 
     def fail_for_the_new_one(self: Path, target: Path) -> Path:
         if target.name == "bundle" and not self.name.endswith(".old"):
-            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+            code = errno.ENOTEMPTY if not exchange and not failed else errno.EDQUOT
+            failed.append(code)
+            raise OSError(code, os.strerror(code))
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "replace", fail_for_the_new_one)
+    failed: list[int] = []
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    monkeypatch.delattr(ctypes, "CDLL")
     with (
-        pytest.raises(Exception, match="disk quota"),
+        pytest.raises(BundleError, match="disk quota"),
         new_folder(folder / "bundle", marker="manifest.json", force=True),
     ):
         pass
     assert files_below(folder) == before
+    assert len(failed) == 2 - exchange
+
+
+def test_folder_that_appeared_meanwhile_is_not_replaced(folder: Path) -> None:
+    changes = ExitStack()
+    changes.enter_context(new_folder(folder / "bundle", marker="manifest.json"))
+    _old_bundle(folder)
+    with pytest.raises(BundleError, match="exists already"):
+        changes.close()
+    assert (folder / "bundle" / "vision.onnx").read_bytes() == b"old"
+    assert len(list(folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -163,8 +188,9 @@ def test_full_disk_leaves_nothing_behind(
     out = tiny_disk / "adapter.safetensors"
     message = refused("split", checkpoint, "--base", adapter[0], "-o", out)
     assert message.startswith(f"{out}: cannot be written")
+    message = refused("onnx", checkpoint, "-o", tiny_disk, "--force")
+    assert message.startswith(f"{tiny_disk}: cannot be written: no space left")
     assert files_below(tiny_disk) == {}
-    assert "is a mount point" in refused("onnx", checkpoint, "-o", tiny_disk, "--force")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

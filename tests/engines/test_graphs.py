@@ -366,7 +366,7 @@ def test_a_graph_that_computes_something_else_is_refused(
 def test_int8_is_held_to_what_quantize_measured(
     calibrated: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = calibrated.graph("vision")[1]
+    own = calibrated.describe("vision")
     known = replace(own, file="x", precision="int8", dialect="openvino", conformance=0.999)
     manifest = replace(calibrated.manifest, graphs=(*calibrated.manifest.graphs, known))
     bundle = Bundle(calibrated.path, manifest)
