@@ -141,7 +141,7 @@ class Bundle:
         return self._tokenizer
 
     def conformance(self) -> Conformance:
-        return Conformance.load(self.file(CONFORMANCE))
+        return Conformance.load(self.file(CONFORMANCE), self.manifest.model.backbone)
 
 
 def _seen(path: Path) -> _Seen:

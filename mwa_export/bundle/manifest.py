@@ -81,6 +81,7 @@ class Export:
     warnings: tuple[str, ...]
     merges: tuple[str, ...]  # the merge steps that were applied
     largest_difference_from_reference: Mapping[Tower, float]  # of an embedding's components
+    versions: Mapping[str, str] | None = None  # of the packages that computed it
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,24 +154,30 @@ class Manifest:
 class Conformance:
     """A few inputs with the PyTorch reference's outputs, for runtimes to check."""
 
-    pixels: NDArray[np.uint8]  # (B, H, W, 3)
+    pictures: NDArray[np.uint8]  # PNG files, one behind the other
+    ends: NDArray[np.int64]  # (B,), in bytes; where each file ends
+    pixels: NDArray[np.uint8]  # (B, H, W, 3), what the pictures become
     token_ids: NDArray[np.int64]  # (B, T)
     padding_mask: NDArray[np.int64]  # (B, T), 1 = padding
     vision: NDArray[np.float32]  # (B, D), unit length
     text: NDArray[np.float32]  # (B, D), unit length
 
+    def files(self) -> list[bytes]:
+        """The pictures, encoded."""
+        return [part.tobytes() for part in np.split(self.pictures, self.ends)[:-1]]
+
     def save(self, path: Path) -> None:
         np.savez_compressed(path, **{name: getattr(self, name) for name in self.__slots__})
 
     @classmethod
-    def load(cls, path: Path) -> Conformance:
-        """Read the file of a bundle.
+    def load(cls, path: Path, backbone: BackboneConfig) -> Conformance:
+        """Read the file of a bundle with a model of these sizes.
 
         Raises:
             BundleError: it holds something else.
         """
-        kinds = dict(zip(cls.__slots__, ("u1", "i8", "i8", "f4", "f4"), strict=True))
-        ranks = dict(zip(cls.__slots__, (4, 2, 2, 2, 2), strict=True))
+        kinds = dict(zip(cls.__slots__, ("u1", "i8", "u1", "i8", "i8", "f4", "f4"), strict=True))
+        ranks = dict(zip(cls.__slots__, (1, 1, 4, 2, 2, 2, 2), strict=True))
         try:
             with zipfile.ZipFile(path) as archive:
                 if (total := sum(e.file_size for e in archive.infolist())) > MAX_CONFORMANCE:
@@ -180,12 +187,26 @@ class Conformance:
             odd = [n for n, a in found.items() if (a.dtype.str[1:], a.ndim) != (kinds[n], ranks[n])]
             if odd:
                 raise ValueError(f"{odd[0]} is {found[odd[0]].dtype} of rank {found[odd[0]].ndim}")
+            return cls(**found)._checked(backbone)
         # What numpy makes of damaged zips and headers has no limits.
         except Exception as error:
             raise BundleError(
                 f"{path}: does not hold conformance vectors ({error}). {REMEDY}"
             ) from error
-        return cls(**found)
+
+    def _checked(self, backbone: BackboneConfig) -> Conformance:
+        images, texts, width = len(self.pixels), len(self.token_ids), backbone.embed_dim
+        expected = {
+            "ends": (images,),
+            "pixels": (images, *(backbone.image_size,) * 2, 3) if images else self.pixels.shape,
+            "vision": (images, width),
+            "padding_mask": self.token_ids.shape,
+            "text": (texts, width),
+        }
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} is {getattr(self, name).shape}, expected {shape}")
+        return self
 
 
 def preprocessing_of(backbone: BackboneConfig) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from mwa_export.memory import release
 from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.options import ModelOptions
 from mwa_export.model.space import space_id
+from mwa_export.optional import versions_of
 from mwa_export.progress import ignore_step
 from mwa_export.runtimes.pytorch import TorchBackend
 from mwa_export.spec import ImageInput, Tower
@@ -38,6 +39,7 @@ from mwa_export.towers.steps import STEPS, steps_without
 from mwa_export.version import __version__
 
 log = logging.getLogger(__name__)
+_PACKAGES = ("numpy", "onnx", "onnxruntime", "pillow", "sentencepiece", "torch", "torchscale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ def bundle_from_model(
                 warnings=tuple(model.warnings),
                 merges=tuple(step for step in STEPS if step in steps),
                 largest_difference_from_reference=differences,
+                versions=versions_of(*_PACKAGES),
             ),
         )
         manifest = change.write(manifest)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mwa_export.bundle.manifest import Conformance, Graph
 from mwa_export.errors import VerificationError
+from mwa_export.inputs.decode import pixels_of
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.ort_session import run_graph, session
@@ -17,6 +20,7 @@ from mwa_export.spec import TOWERS, BackboneConfig, Tower
 
 TOLERANCE = 2e-5  # largest allowed difference of any embedding component
 LENGTH_TOLERANCE = 1e-3  # of an embedding, which is normalized
+_SIDES = ((97, 150), (240, 65))  # of the conformance pictures: upright and lying
 _IMAGE_BATCHES = (1, 3)
 _TEXT_SHAPES = ((1, 3), (2, 16), (3, 1 << 20))  # batch, length; cut to the model's longest text
 
@@ -80,24 +84,30 @@ def conformance_vectors(
     There are none, in arrays of no rows, for a tower that is not among ``towers``.
     """
     rng = np.random.default_rng(20230)
+    pictures = np.empty(0, np.uint8)
+    ends = np.empty(0, np.int64)
     pixels = np.empty((0, 0, 0, 3), np.uint8)
     ids = mask = np.empty((0, 0), np.int64)
     vision = text = np.empty((0, backbone.embed_dim), np.float32)
     if "vision" in towers:
-        pixels = _smooth_pixels(rng, 2, backbone.image_size)
+        files = [_picture(rng, *sides) for sides in _SIDES]
+        pictures = np.frombuffer(b"".join(files), np.uint8)
+        ends = np.cumsum([len(file) for file in files])
+        pixels = np.stack([pixels_of(file, "picture", backbone.image_size) for file in files])
         vision = reference.embed_images(pixels)
     if "text" in towers:
         ids, mask = random_texts(rng, 4, min(12, backbone.max_text_length), backbone.vocab_size)
         text = reference.embed_texts(ids, mask)
-    return Conformance(pixels, ids, mask, vision, text)
+    return Conformance(pictures, ends, pixels, ids, mask, vision, text)
 
 
-def _smooth_pixels(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.uint8]:
-    """Colour waves: unlike noise they compress, so that conformance files stay small."""
-    y, x = np.mgrid[0:size, 0:size] / size
-    waves = rng.uniform(1, 9, (batch, 3, 2)) * 2 * np.pi
-    phase = np.einsum("bcd,dhw->bhwc", waves, np.stack([y, x]))
-    return np.asarray(np.round(127.5 + 127.5 * np.sin(phase)), np.uint8)
+def _picture(rng: np.random.Generator, width: int, height: int) -> bytes:
+    """Colour waves as PNG: unlike noise they compress, so that conformance files stay small."""
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    phase = np.einsum("cd,dhw->hwc", rng.uniform(1, 9, (3, 2)) * 2 * np.pi, np.stack([y, x]))
+    image = Image.fromarray(np.round(127.5 + 127.5 * np.sin(phase)).astype(np.uint8))
+    image.save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
 
 
 def _difference(found: NDArray[np.float32], expected: NDArray[np.float32], tower: Tower) -> float:

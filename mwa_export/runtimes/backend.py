@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import Conformance, Graph
 from mwa_export.errors import RuntimeUnavailableError, VerificationError
+from mwa_export.inputs.decode import pixels_of
 from mwa_export.spec import TOWERS, Embeddings, Tower
 
 # Largest difference of a component between a float32 runtime and the reference. The export allows
@@ -129,6 +131,8 @@ def check_conformance(
     CONFORMANCE_TOLERANCE.
     """
     vectors = bundle.conformance()
+    if "vision" in towers:
+        _check_pictures(bundle, vectors)
     for tower in towers:
         found, wanted = embed(backend, tower, inputs_of(vectors, tower)), getattr(vectors, tower)
         expected = None if least is None else least.get(tower)
@@ -146,6 +150,18 @@ def check_conformance(
             raise VerificationError(
                 f"{bundle.path}: {backend.name} does not reproduce the conformance vectors of the "
                 f"{tower} tower. {details}. {advice}"
+            )
+
+
+def _check_pictures(bundle: Bundle, vectors: Conformance) -> None:
+    """Raise VerificationError if the bundle's pictures get other pixels than where it was made."""
+    for file, expected in zip(vectors.files(), vectors.pixels, strict=True):
+        found = pixels_of(file, "a conformance picture", len(expected))
+        if not np.array_equal(found, expected):
+            made = (bundle.manifest.export.versions or {}).get("pillow", "another version")
+            raise VerificationError(
+                f"{bundle.path}: Pillow {PIL.__version__} gives its conformance pictures other "
+                f"pixels than Pillow {made}, with which it was exported. Use that version."
             )
 
 

@@ -376,6 +376,10 @@ def test_space_differs_where_embeddings_do(
         {"vision": np.zeros(4, np.float32)},
         {"text": np.array([None, 1], dtype=object)},
         {"token_ids": np.zeros((1, 2), np.int32)},
+        {"padding_mask": np.zeros((4, 1), np.int64)},
+        {"ends": np.zeros(3, np.int64)},
+        {"text": np.zeros((4, 65), np.float32)},
+        {"pictures": np.zeros(1 << 27, np.uint8)},
     ],
 )
 def test_conformance_vectors_of_another_kind_are_one_error(
@@ -384,10 +388,10 @@ def test_conformance_vectors_of_another_kind_are_one_error(
     good = dict(np.load(bundle / CONFORMANCE)) if arrays else {}
     np.savez(bundle / CONFORMANCE, **{**good, **arrays})
     with pytest.raises(BundleError, match="does not hold conformance vectors"):
-        Conformance.load(bundle / CONFORMANCE)
+        Conformance.load(bundle / CONFORMANCE, CONFIG.backbone)
     (bundle / CONFORMANCE).write_bytes(b"PK\x03\x04 nothing")
     with pytest.raises(BundleError, match="does not hold conformance vectors"):
-        Conformance.load(bundle / CONFORMANCE)
+        Conformance.load(bundle / CONFORMANCE, CONFIG.backbone)
 
 
 def test_link_or_copy_never_overwrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

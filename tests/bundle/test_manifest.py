@@ -132,6 +132,7 @@ MANIFESTS = exactly(
         warnings=NAMES,
         merges=NAMES,
         largest_difference_from_reference=by_tower(NUMBER),
+        versions=st.none() | st.dictionaries(st.text(max_size=3), st.text(max_size=3)),
     ),
     files=st.dictionaries(st.text(max_size=3), exactly(StoredFile, bytes=st.integers(0))),
     checksum=st.none() | st.text(max_size=3),
