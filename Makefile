@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two processes of one thread each: most tests are too small for more threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test quick floors lint clean
+.PHONY: demo test quick fuzz floors lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -16,6 +16,10 @@ test: $(VENV)/installed
 
 quick: $(VENV)/installed
 	$(PYTEST) -m "not slow"
+
+# Ten minutes for each test, with new seeds: FUZZ_SECONDS=60 make fuzz
+fuzz: $(VENV)/installed
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(PYTEST) tests/fuzz
 
 floors: $(VENV)/installed
 	$(BIN)/python .ci/floors.py > $(VENV)/floors.txt

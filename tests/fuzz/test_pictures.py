@@ -1,0 +1,31 @@
+"""Damaged pictures of every format are pixels or one error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fuzzing import cases, mutated
+from picture_formats import GOOD, REFUSED
+
+from mwa_export.errors import ImageError
+from mwa_export.inputs.decode import pixels_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+FILES = {name: make() for name, make in GOOD.items()} | REFUSED
+
+
+def test_damaged_picture_is_decoded_or_is_one_error() -> None:
+    decoded = 0
+    for rng in cases("picture", 12000):
+        name = rng.choice(sorted(FILES))
+        try:
+            pixels = pixels_of(mutated(rng, FILES[name]), name, 32)
+        except ImageError:
+            continue
+        except Exception as error:
+            raise AssertionError(f"{rng!r}: {error!r}") from error
+        decoded += 1
+        assert pixels.shape == (32, 32, 3), rng
+        assert pixels.dtype == np.uint8
+    assert decoded
