@@ -8,8 +8,6 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from mwa_export.cpu import fast_bfloat16, fast_int8, instruction_sets
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import DataError
+from mwa_export.files import scratch_folder
 from mwa_export.memory import release
 from mwa_export.metrics.recall import SLACK, Recall, recall
 from mwa_export.progress import Progress
@@ -116,10 +115,10 @@ class Evaluator:
 
     def _embed(self, tower: Tower, names: frozenset[str]) -> Embeddings:
         label = f"{len(names)} of {len(self.variants.sites(tower))} layers in INT8"
-        with TemporaryDirectory(prefix="mwa-export-") as folder:
+        with scratch_folder() as folder:
             graphs = {}
             if names:
-                graphs[tower] = self.variants.write(tower, names, self.dialect, Path(folder))
+                graphs[tower] = self.variants.write(tower, names, self.dialect, folder)
             backend = cpu_backend(
                 self.variants.bundle, self.dialect.name, graphs, threads=self.threads
             )
@@ -148,8 +147,8 @@ def sensitivities(
         wanted = _embed_samples(exact, tower, samples)
         progress(f"{tower} tower: sensitivity of each layer", len(sites))
         for site in sites:
-            with TemporaryDirectory(prefix="mwa-export-") as folder:
-                file = variants.write(tower, {site.name}, dialect, Path(folder))
+            with scratch_folder() as folder:
+                file = variants.write(tower, {site.name}, dialect, folder)
                 backend = OnnxBackend(variants.bundle, graphs={tower: file}, check=False)
                 got = _embed_samples(backend, tower, samples)
             cosine = (wanted.astype(np.float64) * got).sum(axis=1)

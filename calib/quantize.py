@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import GraphFile
@@ -34,6 +33,7 @@ from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
 from mwa_export.errors import ParityError, UsageError, check_option
+from mwa_export.files import scratch_folder
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.open import cpu_backend
@@ -283,10 +283,9 @@ def _savings(
     Both in milliseconds per row, on the runtime of the search.
     """
     variants, dialect = evaluator.variants, evaluator.dialect
-    with TemporaryDirectory(prefix="mwa-export-") as folder:
+    with scratch_folder() as folder:
         graphs: dict[Tower, GraphFile] = {
-            tower: variants.write(tower, names_of(int8, tower), dialect, Path(folder))
-            for tower in TOWERS
+            tower: variants.write(tower, names_of(int8, tower), dialect, folder) for tower in TOWERS
         }
         open_ = partial(cpu_backend, variants.bundle, dialect.name, threads=evaluator.threads)
         times = milliseconds({"float": open_({}), "int8": open_(graphs)}, samples)

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,6 +62,18 @@ def new_folder(path: Path, *, marker: str, force: bool = False) -> Iterator[Path
                 check_new_folder(path, marker=marker, force=force)  # it may have appeared meanwhile
                 _exchange(partial, path)
             sync(path.parent)
+
+
+@contextmanager
+def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary folder, beside a target or else where the system has them.
+
+    What a killed run leaves is removed by the next one, for the same target or on this machine.
+    """
+    target = Path(beside).absolute() if beside else Path(tempfile.gettempdir(), "mwa-export")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(target, folder=True) as folder:
+        yield folder
 
 
 @contextmanager

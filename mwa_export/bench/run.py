@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from mwa_export.cpu import cores
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.open import CheckpointOptions, model_like
 from mwa_export.errors import UsageError
+from mwa_export.files import scratch_folder
 from mwa_export.memory import release
 from mwa_export.optional import require
 from mwa_export.progress import Progress, Silent
@@ -145,13 +145,13 @@ class _Run:
         packages = dict.fromkeys(name for peer in self.peers for name in peer.packages)
         machine = this_machine(self.threads, packages)  # first, before we are its load
         pools = {tower: self._pool(tower) for tower in self.options.towers}
-        with _torch_threads(self.threads), tempfile.TemporaryDirectory() as folder:
+        with _torch_threads(self.threads), scratch_folder() as folder:
             kernels: Sequence[Kernel] = ()
             if peak is not None:
                 self.progress("open the GEMMs of the machine's peak")
                 kernels = peak(self.threads)
             for tower, pool in pools.items():
-                sections += self._tower(tower, pool, Path(folder), kernels)
+                sections += self._tower(tower, pool, folder, kernels)
                 gc.collect()
                 release()
         manifest = self.bundle.manifest

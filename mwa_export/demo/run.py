@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mwa_export.calib.quantize import Quantized, QuantizeOptions, quantize
 from mwa_export.cpu import fast_int8, instruction_sets
@@ -15,7 +14,7 @@ from mwa_export.data.test_sets import read_data
 from mwa_export.demo.scenes import write_scenes
 from mwa_export.encoder.open import open_bundle
 from mwa_export.export.export import ExportOptions, bundle_from_model
-from mwa_export.files import new_folder
+from mwa_export.files import new_folder, scratch_folder
 from mwa_export.metrics.recall import Recall, recall
 from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.state_dict import expected_shapes
@@ -87,7 +86,7 @@ def run_demo(
         progress("read the checkpoint")
         model = load_model(ModelSource(checkpoint))
         bundle_from_model(model, bundle, ExportOptions(tokenizer=spm), on_step=progress)
-        with TemporaryDirectory(prefix="mwa-export-") as other:
+        with scratch_folder() as other:
             progress(f"draw {SAMPLES} other pictures to calibrate with, {HELD_BACK} to judge on")
             samples = _draw_unseen(Path(other) / "samples", SAMPLES, SAMPLES_SEED)
             held_back = _draw_unseen(Path(other) / "held-back", HELD_BACK, HELD_BACK_SEED)
@@ -128,9 +127,9 @@ def _recall_without_adapters(
     config = ModelConfig(model.config.backbone)
     tensors = {name: model.tensors[name] for name in expected_shapes(config)}
     bare = replace(model, config=config, tensors=tensors)
-    with TemporaryDirectory(prefix="mwa-export-") as folder:
-        bundle_from_model(bare, Path(folder) / "bundle", ExportOptions(tokenizer=spm))
-        encoder = open_bundle(Path(folder) / "bundle")
+    with scratch_folder() as folder:
+        bundle_from_model(bare, folder / "bundle", ExportOptions(tokenizer=spm))
+        encoder = open_bundle(folder / "bundle")
         rows = len(data.pictures) + len(data.captions)
         progress("embed everything without the adapters", rows)
         images, _ = encoder.embed_pictures(data.pictures, on_rows=progress.advance)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import (
@@ -32,7 +31,7 @@ from mwa_export.errors import (
     UsageError,
     VerificationError,
 )
-from mwa_export.files import link_or_copy
+from mwa_export.files import link_or_copy, scratch_folder
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.trt import TensorRtBackend
@@ -110,8 +109,8 @@ def best_engines(
     for candidate in candidates:
         candidate.problem = _not_tried(candidate.precision, bundle, tensorrt, device, held_back)
     # Beside the bundle, so that its files and the engines need not be copied.
-    with TemporaryDirectory(prefix=".mwa-export-", dir=Path(path).absolute().parent) as scratch:
-        trial = Path(scratch) / "bundle"
+    with scratch_folder(Path(path)) as scratch:
+        trial = scratch / "bundle"
         contest = _Contest(bundle, trial, device, options, held_back, max_recall_drop, progress)
         warnings = contest.build(candidates, data)
         tried = [candidate for candidate in candidates if candidate.engines]

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mwa_export.bundle.bundle import Bundle
@@ -17,7 +16,7 @@ from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph, needs_calibration
 from mwa_export.errors import EngineError, MwaExportError
-from mwa_export.files import sha256_of
+from mwa_export.files import scratch_folder, sha256_of
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.build import BuildOptions, engine_from_onnx
@@ -239,8 +238,8 @@ def _speed(bundle: Bundle, job: _Job, folder: Path, engine: Engine) -> Speed | N
     """Compare the speed of a new 8-bit engine with float16; None: not asked for."""
     if engine.precision not in CALIBRATED or not job.options.speed_gate:
         return None
-    with TemporaryDirectory(prefix="mwa-export-") as scratch:
-        float16 = _float16_engine(bundle, job, Path(scratch))
+    with scratch_folder() as scratch:
+        float16 = _float16_engine(bundle, job, scratch)
         job.progress(f"{job.tower} tower: time {engine.precision} beside float16")
         ours = (Bundle(folder, bundle.manifest), engine)
         found = compare_engines({"ours": ours, "float16": float16}, job.device)
@@ -262,13 +261,13 @@ def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine
     """Build one engine into the bundle's new folder. Returns warnings last."""
     options, version = job.options, job.tensorrt.version
     name = engine_name(job.tower, options.precision, version, job.device)
-    with TemporaryDirectory(prefix="mwa-export-") as scratch:
+    with scratch_folder() as scratch:
         graph = engine_graph(
             bundle,
             job.tower,
             options.precision,
             job.tensorrt.typed,
-            Path(scratch),
+            scratch,
             job.progress,
             batches=job.batches,
         )

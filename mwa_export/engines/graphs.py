@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
 from mwa_export.calib.insert import quantized_graph
 from mwa_export.calib.sites import find_sites
 from mwa_export.errors import CalibrationError, VerificationError
+from mwa_export.files import scratch_folder
 from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.graphs.lint.check import check
@@ -189,8 +189,8 @@ def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = Fal
     ``rounded``: run it as float32 that is rounded to bfloat16 after every node.
     """
     if rounded:
-        with TemporaryDirectory(prefix="mwa-export-") as scratch:
-            copy = Path(scratch) / path.name
+        with scratch_folder() as scratch:
+            copy = scratch / path.name
             in_float32(FloatGraph.load(path)).write(copy)
             return _cosine(copy, own, vectors)
     tower = own.spec.tower

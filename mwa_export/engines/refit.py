@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 
@@ -16,7 +15,7 @@ from mwa_export.bundle.update import changed_bundle, check_target
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.errors import EngineError
 from mwa_export.export.export import ExportOptions, bundle_from_model
-from mwa_export.files import sha256_of
+from mwa_export.files import scratch_folder, sha256_of
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.options import ModelOptions
@@ -84,12 +83,8 @@ def refit_bundle(
         heads=backbone.heads,
     )
     model = load_model(source, options)
-    parent = Path(out).absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".mwa-export-", dir=parent) as scratch:
-        new = bundle_from_model(
-            model, Path(scratch) / "bundle", _same_export(old), on_step=progress
-        )
+    with scratch_folder(out) as scratch:
+        new = bundle_from_model(model, scratch / "bundle", _same_export(old), on_step=progress)
         with changed_bundle(new, out, force=force) as change:
             start = time.perf_counter()
             made = tuple(
@@ -154,8 +149,8 @@ def _exchange(
     old: Bundle, new: Bundle, engine: Engine, device: Device, folder: Path, progress: Progress
 ) -> Engine:
     """Write one engine with the new weights. Returns its description."""
-    with TemporaryDirectory(prefix="mwa-export-") as scratch:
-        before = _compiled(old, engine, Path(scratch) / "old", progress)
+    with scratch_folder() as scratch:
+        before = _compiled(old, engine, scratch / "old", progress)
         if sha256_of(before.path) != engine.graph:
             raise EngineError(
                 f"{old.path / engine.file}: was compiled from another graph than this version of "
@@ -163,7 +158,7 @@ def _exchange(
                 f"`mwa-export trt {old.path}` with `engine_precision={engine.precision}` `refit` "
                 "`rebuild`"
             )
-        after = _compiled(new, engine, Path(scratch) / "new", progress)
+        after = _compiled(new, engine, scratch / "new", progress)
         more = sorted(set(after.float32) - set(before.float32))
         if more:
             raise EngineError(

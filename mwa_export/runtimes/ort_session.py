@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from mwa_export.bundle.manifest import Graph, GraphFile
 from mwa_export.cpu import fast_int8, instruction_sets
 from mwa_export.errors import BundleError, RuntimeUnavailableError
-from mwa_export.files import link_or_copy
+from mwa_export.files import link_or_copy, scratch_folder
 from mwa_export.inputs.preprocess import feed_of
 from mwa_export.optional import require
 from mwa_export.runtimes.backend import Probe
@@ -90,14 +89,14 @@ def session_with_outputs(path: Path, names: Sequence[str]) -> Any:
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
     ]
     tail = onnx.ModelProto(graph=onnx.GraphProto(output=outputs)).SerializeToString()
-    with tempfile.TemporaryDirectory(prefix="mwa-export-") as folder:
-        copy = Path(folder) / path.name
+    with scratch_folder() as folder:
+        copy = folder / path.name
         shutil.copyfile(path, copy)
         with copy.open("ab") as file:
             file.write(tail)
         data = data_file_of(path)
         if data.is_file():
-            link_or_copy(data, Path(folder) / data.name)
+            link_or_copy(data, folder / data.name)
         return session(copy)
 
 
