@@ -161,7 +161,8 @@ def place_of(root: str, name: str) -> tuple[Place | None, Problem | None]:
     try:
         found = os.stat(full)
     except FileNotFoundError:
-        return None, Problem("missing", "no such file. Expected a picture.")
+        where = readable(os.path.abspath(full))
+        return None, Problem("missing", f"{where}: no such file. Expected a picture.")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         return None, Problem("unreadable", f"cannot be read ({reason}).")
