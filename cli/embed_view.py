@@ -90,6 +90,7 @@ class Watchers:
             "finish",
             complete=summary.complete,
             rows_done=summary.embedded_now,
+            losses=summary.losses,
             seconds=round(summary.seconds, 3),
             counts={FOLDERS[kind]: total.to_json() for kind, total in summary.counts.items()},
         )
@@ -145,6 +146,8 @@ def show(summary: Summary, *, quiet: bool) -> None:
     if summary.embedded_now and summary.seconds > 0:
         rate = summary.embedded_now / summary.seconds
         console.say(f"{summary.embedded_now:,} rows in {summary.seconds:.1f} s, {rate:,.0f} rows/s")
+    for lost, pictures in summary.losses.items():
+        console.say(f"{pictures:,} pictures: {lost}, as for the model's training")
     if not summary.complete:
         console.say(
             f"{summary.left:,} shards of other machines are not finished; the last machine to "

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -65,6 +65,7 @@ class Summary:
     embedded_now: int = 0  # rows that this run did, failed ones too
     seconds: float = 0.0
     left: int = 0  # shards that other machines have not finished
+    losses: dict[str, int] = field(default_factory=dict)  # of this run: what was lost -> pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,9 @@ def _run(
     seconds = meter.snapshot().seconds
     if how.max_errors is not None:
         how.max_errors.check(total, failed_in(output.ledger(mine)), last=True)
-    return replace(_end(planned, output, how), embedded_now=meter.done, seconds=seconds)
+    losses = dict(meter.clock.losses)
+    ended = _end(planned, output, how)
+    return replace(ended, embedded_now=meter.done, seconds=seconds, losses=losses)
 
 
 def _end(planned: Plan, output: Output, how: Execution) -> Summary:

@@ -35,13 +35,13 @@ class Picture:
             ImageError: there is no such file, or it cannot be read in full.
         """
         try:
-            found = self.path.stat()
-            if not stat.S_ISREG(found.st_mode):
+            state = self.path.stat()
+            if not stat.S_ISREG(state.st_mode):
                 raise ImageError(f"{self}: is not a plain file. Expected a picture.")
-            size = found.st_size if self.size is None else self.size
+            size = state.st_size if self.size is None else self.size
             if size > MAX_BYTES:
-                reason = f"has {size:,} bytes. Expected {MAX_BYTES:,} at most."
-                raise ImageError(f"{self}: {reason}", "too-large")
+                found = f"has {size:,} bytes. Expected {MAX_BYTES:,} at most."
+                raise ImageError(f"{self}: {found}", "too-large")
             with self.path.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read(-1 if self.size is None else self.size)
@@ -53,6 +53,6 @@ class Picture:
         except MemoryError as error:
             raise ImageError(f"{self}: does not fit in memory.", "too-large") from error
         if self.size is not None and len(data) != self.size:
-            reason = f"{len(data)} of {self.size} bytes. The tar was cut short."
-            raise ImageError(f"{self}: {reason}", "truncated")
+            found = f"{len(data)} of {self.size} bytes. The tar was cut short."
+            raise ImageError(f"{self}: {found}", "truncated")
         return data
