@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from mwa_export.data.fields import Columns, Reader
 from mwa_export.data.files import expanded, is_folder, is_remote, readable
-from mwa_export.data.folders import folder_reader, is_glob
+from mwa_export.data.folders import FileReader, folder_reader, is_glob, is_picture
 from mwa_export.data.lines import STANDARD_INPUT, LineReader
 from mwa_export.data.parquet import ParquetReader, ParquetSource
 from mwa_export.data.readers import reader_of, suffix_of
@@ -70,4 +71,6 @@ def _plain_reader(kind: Kind, spec: str, image_root: str | None) -> Reader:
             ".jsonl, .json, .parquet or .tar, a folder or glob of .txt files, or - for standard "
             "input."
         )
+    if kind == "image" and is_picture(spec):
+        return FileReader(*os.path.split(spec))
     return folder_reader(spec, kind)

@@ -99,7 +99,8 @@ class SpooledSource:
         finally:
             draft.unlink(missing_ok=True)
         self._index, self._rows = index, len(offsets) - 1
-        return Scan(self._rows, fingerprint, duplicate_rows(ids))
+        skipped = dict(getattr(self.reader, "skipped", ()))  # by readers of files that look around
+        return Scan(self._rows, fingerprint, duplicate_rows(ids), skipped)
 
     def _entries(self) -> Iterator[Entry]:
         records = self.reader.records()

@@ -66,7 +66,13 @@ def extensions() -> frozenset[str]:
 
 def extension_of(name: str) -> str:
     """The extension of a file's name, in lower case and without the dot; "" if it has none."""
-    return name.rpartition("/")[2].lstrip(".").rpartition(".")[2].lower() if "." in name else ""
+    base = name.rpartition("/")[2].lstrip(".")
+    return base.rpartition(".")[2].lower() if "." in base else ""
+
+
+def shown(extension: str) -> str:
+    """An extension for people."""
+    return f".{extension}" if extension else "without extension"
 
 
 def likely(head: bytes) -> tuple[str, ...]:
