@@ -109,8 +109,16 @@ def quantize(
     side = open_bundle(path, lent_tokenizer=options.tokenizer)
     samples: Samples | None = None
     if calibration is not None:
-        found = Calibration.load(calibration)
         held_back = held_back or data
+        ignored = options.calibration.chosen
+        if held_back is None and options.samples != SAMPLES:
+            ignored.append(f"`samples={options.samples}`")
+        if ignored:
+            raise UsageError(
+                f"{', '.join(ignored)}: would change nothing, as {calibration} is there already. "
+                "Leave it out, or calibrate anew without `calibration`."
+            )
+        found = Calibration.load(calibration)
     else:
         if data is None:
             raise UsageError(

@@ -18,7 +18,6 @@ from mwa_export.cli.values import options_of
 if TYPE_CHECKING:
     from mwa_export.embed.plan import Slice
     from mwa_export.embed.run import Executor
-    from mwa_export.inputs.content import Kind
     from mwa_export.runtimes.options import RuntimeOptions
 
 _EXAMPLES = """\b
@@ -133,15 +132,14 @@ def command(
     if bundle is None or out is None:
         raise click.UsageError("Missing BUNDLE or -o OUT. See: mwa-export embed --help")
     from mwa_export.bundle.bundle import Bundle
-    from mwa_export.data.sources import SourceOptions, open_source
+    from mwa_export.data.sources import SourceOptions, open_sources
     from mwa_export.embed.progress import MaxErrors
     from mwa_export.embed.run import Execution, rehearse, run
     from mwa_export.vectors.job import EmbedOptions
 
     carried = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
     how = options_of(SourceOptions, values, columns=carried)
-    named: tuple[tuple[Kind, str | None], ...] = (("image", images), ("text", texts))
-    sources = [open_source(kind, spec, how) for kind, spec in named if spec is not None]
+    sources = open_sources(images, texts, how)
     options = options_of(EmbedOptions, values)
     part, opened = _slice(shard), Bundle.open(bundle)
     if dry_run:

@@ -112,11 +112,11 @@ def expanded(spec: str) -> list[str]:
     if (brace := _BRACE.search(spec)) and not os.path.lexists(spec):
         start, end = spec[: brace.start()], spec[brace.end() :]
         return [n for part in _alternatives(brace[1]) for n in expanded(start + part + end)]
-    for suffix in (".tar", ".parquet"):
+    for suffix, below in ((".tar", ""), (".parquet", ""), (".parquet", "*=*/**/")):
         if spec.lower().endswith(suffix) and split_glob(spec)[1]:
             return _globbed(spec)
         folder = not is_remote(spec) and os.path.isdir(spec)
-        if folder and (found := _globbed(os.path.join(spec, "*" + suffix))):
+        if folder and (found := _globbed(f"{os.path.join(spec, below)}*{suffix}")):
             return found
     return [spec]
 

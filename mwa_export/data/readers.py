@@ -9,6 +9,7 @@ from mwa_export.data.karpathy import KarpathyReader
 from mwa_export.data.parquet import ParquetReader
 from mwa_export.data.tables import CSV_SUFFIXES, JSONL_SUFFIXES, TableReader
 from mwa_export.data.tars import TarReader
+from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind
 
 TABLES = CSV_SUFFIXES | JSONL_SUFFIXES
@@ -28,13 +29,15 @@ def reader_of(
     None: the collection's own.
 
     Raises:
-        DataError: columns are named and the form has none.
+        DataError: columns or a folder of pictures are named, and the form has none.
     """
     suffix = suffix_of(files[0]) if files else ""
     root = os.path.dirname(spec) if images is None else images
     if suffix == ".parquet":
         return ParquetReader(tuple(files), columns, kinds, images)
     if suffix == ".tar":
+        if images is not None:
+            raise DataError(f"{spec}: is a WebDataset, which holds its pictures. Name no folder.")
         return TarReader(tuple(files), columns, kinds)
     if suffix in TABLES:
         return TableReader(spec, root, columns, kinds)

@@ -91,10 +91,6 @@ def parse_data(path: str | os.PathLike[str], options: DataOptions | None = None)
     files = _find(spec)
     reader = reader_of(files[0], files, options.columns, ("image", "text"), images)
     assert reader is not None  # `_find` knows the forms
-    if isinstance(reader, TarReader):
-        options.columns.refuse(spec)
-        if images is not None:
-            raise DataError(f"{spec}: is a WebDataset, which holds its pictures. Name no folder.")
     return _grouped(reader, files[0] if len(files) == 1 else spec, options)
 
 
@@ -161,6 +157,8 @@ def _id(record: Record, column: str | None) -> str | None:
 def _find(spec: str) -> list[str]:
     """The file to read, or several tars or Parquet files."""
     if is_folder(spec):
+        if (files := expanded(spec)) != [spec] and "=" in files[0]:
+            return files  # folders as Hive names them
         return [joined(spec, name) for name in _find_in_folder(spec, files_in(spec))]
     suffix = suffix_of(spec)
     if suffix in _COMPRESSED:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Source
-from mwa_export.data.sources import SourceOptions, open_source
+from mwa_export.data.sources import SourceOptions, open_sources
 from mwa_export.embed.pipeline import Channel, Clock, Line
 from mwa_export.embed.plan import Plan, Slice, check_sources, plan
 from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
@@ -102,9 +102,7 @@ def embed(
     Raises:
         DataError, OutputBusyError, BundleError: see `run`.
     """
-    named: tuple[tuple[Kind, str | os.PathLike[str] | None], ...]
-    named = ("image", images), ("text", texts)
-    sources = [open_source(k, os.fspath(s), source or SourceOptions()) for k, s in named if s]
+    sources = open_sources(images, texts, source or SourceOptions())
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     return run(opened, sources, Path(out), options=options, runtime=runtime)
 
