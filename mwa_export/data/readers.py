@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from mwa_export.data.compressed import suffix_of
 from mwa_export.data.fields import Columns, Reader
 from mwa_export.data.karpathy import KarpathyReader
 from mwa_export.data.parquet import ParquetReader
@@ -13,11 +14,6 @@ from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind
 
 TABLES = CSV_SUFFIXES | JSONL_SUFFIXES
-
-
-def suffix_of(name: str) -> str:
-    """The extension of a file or URL, in lower case."""
-    return os.path.splitext(name)[1].lower()
 
 
 def reader_of(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from mwa_export.data.compressed import suffix_of
 from mwa_export.data.fields import Columns, Reader
 from mwa_export.data.files import expanded, is_folder, is_remote, readable
 from mwa_export.data.folders import FileReader, folder_reader, is_glob, is_picture
 from mwa_export.data.lines import STANDARD_INPUT, LineReader
 from mwa_export.data.parquet import ParquetReader, ParquetSource
-from mwa_export.data.readers import reader_of, suffix_of
+from mwa_export.data.readers import reader_of
 from mwa_export.data.rows import Source
 from mwa_export.data.spool import SpooledSource
 from mwa_export.errors import DataError, UsageError
