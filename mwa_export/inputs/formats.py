@@ -130,14 +130,15 @@ def _says_it_is_longer(data: bytes) -> bool:
     if data[4:8] not in (b"ftyp", b"jP  "):
         return False
     position, names = 0, set[bytes]()
-    while position + 16 <= len(data):
-        size, name, long = struct.unpack_from(">I4sQ", data, position)
-        size = long if size == 1 else size
+    while position + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, position)
+        if size == 1:  # the size follows
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
         if size < 8:  # 0: up to the end
             return False
         position += size
         names.add(name)
-    return position != len(data) or names.isdisjoint({b"mdat", b"jp2c"})
+    return position > len(data) or names.isdisjoint({b"mdat", b"jp2c"})
 
 
 def _strips_end(data: bytes) -> int:
