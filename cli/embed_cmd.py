@@ -31,7 +31,7 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, list, table, tars.")
+@click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, file, list, table, tars.")
 @click.option("--texts", metavar="SOURCE", help="Texts: table, lines, or - for standard input.")
 @click.option("--columns", metavar="A,B", help="Columns of the source to carry along.")
 @click.option(
@@ -42,7 +42,7 @@ Examples:
 @click.option(
     "--image-column",
     metavar="NAME",
-    help="Column of a table with the pictures; default: image, path, ...",
+    help="Column with the pictures; default: image, path, ... In tars: their extension.",
 )
 @click.option(
     "--text-column",
