@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,13 @@ class CalibrationOptions:
             check_option(name, value, value in known, ", ".join(known))
         fits = 50 < self.percentile <= 100
         check_option("percentile", self.percentile, fits, "above 50, at most 100")
+
+    @property
+    def chosen(self) -> list[str]:
+        """The options that are not their defaults, for messages."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        usual = CalibrationOptions()
+        return [f"`{name}={value}`" for name, value in values if value != getattr(usual, name)]
 
 
 def calibrate(

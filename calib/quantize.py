@@ -103,6 +103,15 @@ def quantize(
     options, progress = options or QuantizeOptions(), progress or Silent()
     _dialects(options.dialects)  # refuses before the work starts
     data, held_back = as_test_set(data), as_test_set(held_back)
+    if calibration is not None:
+        ignored = options.calibration.chosen
+        if data is None and held_back is None and options.samples != SAMPLES:
+            ignored.append(f"`samples={options.samples}`")
+        if ignored:
+            raise UsageError(
+                f"{', '.join(ignored)}: would change nothing, as {calibration} is there already. "
+                "Leave it out, or calibrate anew without `calibration`."
+            )
     progress("open the bundle and check its conformance vectors")
     bundle = Bundle.open(path)
     bundle.require(*TOWERS, what="quantization")

@@ -18,7 +18,6 @@ from mwa_export.cli.values import options_of
 if TYPE_CHECKING:
     from mwa_export.embed.plan import Slice
     from mwa_export.embed.run import Executor
-    from mwa_export.inputs.content import Kind
     from mwa_export.runtimes.options import RuntimeOptions
 
 _EXAMPLES = """\b
@@ -32,7 +31,7 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, list, table, tars.")
+@click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, file, list, table, tars.")
 @click.option("--texts", metavar="SOURCE", help="Texts: table, lines, or - for standard input.")
 @click.option("--columns", metavar="A,B", help="Columns of the source to carry along.")
 @click.option(
@@ -43,7 +42,7 @@ Examples:
 @click.option(
     "--image-column",
     metavar="NAME",
-    help="Column of a table with the pictures; default: image, path, ...",
+    help="Column with the pictures; default: image, path, ... In tars: their extension.",
 )
 @click.option(
     "--text-column",
@@ -133,15 +132,14 @@ def command(
     if bundle is None or out is None:
         raise click.UsageError("Missing BUNDLE or -o OUT. See: mwa-export embed --help")
     from mwa_export.bundle.bundle import Bundle
-    from mwa_export.data.sources import SourceOptions, open_source
+    from mwa_export.data.sources import SourceOptions, open_sources
     from mwa_export.embed.progress import MaxErrors
     from mwa_export.embed.run import Execution, rehearse, run
     from mwa_export.vectors.job import EmbedOptions
 
     carried = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
     how = options_of(SourceOptions, values, columns=carried)
-    named: tuple[tuple[Kind, str | None], ...] = (("image", images), ("text", texts))
-    sources = [open_source(kind, spec, how) for kind, spec in named if spec is not None]
+    sources = open_sources(images, texts, how)
     options = options_of(EmbedOptions, values)
     part, opened = _slice(shard), Bundle.open(bundle)
     if dry_run:

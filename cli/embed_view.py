@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -45,8 +45,10 @@ class Watchers:
         console.say(choice.reason)
         for reason in choice.rejected:
             console.say(f"  not {reason}")
-        for entry in job.inputs:
+        for entry, scan in zip(job.inputs, plan.scans, strict=True):
             console.say(f"{FOLDERS[entry.kind]}: {entry.rows:,} rows of {entry.source}")
+            if scan.skipped:
+                console.say(f"  not rows: {_counted(scan.skipped)}")
         total = sum(entry.taken for entry in job.inputs)
         console.say(f"{todo:,} rows to do" + ("" if todo == total else f" of {total:,}"))
         self._write(
@@ -56,7 +58,14 @@ class Watchers:
             runtime=job.runtime,
             precision=job.precision,
             reason=choice.reason,
-            inputs={FOLDERS[e.kind]: {"rows": e.rows, "source": e.source} for e in job.inputs},
+            inputs={
+                FOLDERS[entry.kind]: {
+                    "rows": entry.rows,
+                    "source": entry.source,
+                    "skipped": scan.skipped,
+                }
+                for entry, scan in zip(job.inputs, plan.scans, strict=True)
+            },
         )
 
     def progress(self, snapshot: Snapshot) -> None:
@@ -90,6 +99,7 @@ class Watchers:
             "finish",
             complete=summary.complete,
             rows_done=summary.embedded_now,
+            losses=summary.losses,
             seconds=round(summary.seconds, 3),
             counts={FOLDERS[kind]: total.to_json() for kind, total in summary.counts.items()},
         )
@@ -145,6 +155,8 @@ def show(summary: Summary, *, quiet: bool) -> None:
     if summary.embedded_now and summary.seconds > 0:
         rate = summary.embedded_now / summary.seconds
         console.say(f"{summary.embedded_now:,} rows in {summary.seconds:.1f} s, {rate:,.0f} rows/s")
+    for lost, pictures in summary.losses.items():
+        console.say(f"{pictures:,} pictures: {lost}, as for the model's training")
     if not summary.complete:
         console.say(
             f"{summary.left:,} shards of other machines are not finished; the last machine to "
@@ -167,13 +179,23 @@ def show_rehearsal(rehearsal: Rehearsal) -> None:
     """Print what a run would do."""
     plan = rehearsal.plan
     rows = []
-    for entry, doubled in zip(plan.job.inputs, plan.duplicates, strict=True):
+    for entry, scan in zip(plan.job.inputs, plan.scans, strict=True):
         rows.append((FOLDERS[entry.kind], entry.source))
         rows.append(("", f"{entry.rows:,} rows, of which {entry.taken:,} would be embedded"))
-        rows.append(("", f"{len(doubled):,} duplicate ids, {entry.shard_count:,} shards"))
+        rows.append(("", f"{len(scan.duplicates):,} duplicate ids, {entry.shard_count:,} shards"))
+        if scan.skipped:
+            rows.append(("", f"not rows: {_counted(scan.skipped)}"))
     rows.append(("runtime", plan.choice.reason))
     rows.append(("to do", f"{rehearsal.rows:,} rows in {rehearsal.todo:,} shards"))
     console.table(rows)
+
+
+def _counted(skipped: Mapping[str, int]) -> str:
+    """What a scan passed over, the most frequent first."""
+    ordered = sorted(skipped.items(), key=lambda item: -item[1])
+    rest = sum(number for _what, number in ordered[_SHOWN:])
+    shown = [f"{number:,} {what}" for what, number in ordered[:_SHOWN]]
+    return ", ".join(shown + ([f"{rest:,} others"] if rest else []))
 
 
 def show_proof(out: Path, proof: Proof) -> None:

@@ -84,6 +84,8 @@ class Fields:
             return (Problem("malformed", f"has {both}. Expected one of them. Remove the other."),)
         for name in found or self.captions[:1]:
             value = values.get(name)
+            if isinstance(value, Problem):
+                return (value,)
             if value == [] or name not in values:
                 return (Problem("null", f"has no `{name}`. It has: {names(values)}."),)
             if not isinstance(value, list):
@@ -161,6 +163,8 @@ def has_caption(there: Collection[str]) -> bool:
 def image_field(values: Mapping[str, Any], name: str) -> str | bytes | Problem:
     """A picture's path or bytes, or the struct of both that `datasets` writes."""
     value = values.get(name)
+    if isinstance(value, Problem):
+        return value
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) or (isinstance(value, str) and value.strip()):

@@ -17,6 +17,7 @@ from mwa_export.inputs.content import Problem
 from mwa_export.inputs.pictures import Picture
 from mwa_export.optional import require
 
+_MAGIC = re.compile(r"[*?\[]")
 _BRACE = re.compile(r"\{([^{}]*)\}")
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -111,13 +112,26 @@ def expanded(spec: str) -> list[str]:
     if (brace := _BRACE.search(spec)) and not os.path.lexists(spec):
         start, end = spec[: brace.start()], spec[brace.end() :]
         return [n for part in _alternatives(brace[1]) for n in expanded(start + part + end)]
-    for suffix in (".tar", ".parquet"):
-        if spec.lower().endswith(suffix) and any(c in spec for c in "*?["):
+    for suffix, below in ((".tar", ""), (".parquet", ""), (".parquet", "*=*/**/")):
+        if spec.lower().endswith(suffix) and split_glob(spec)[1]:
             return _globbed(spec)
         folder = not is_remote(spec) and os.path.isdir(spec)
-        if folder and (found := _globbed(os.path.join(glob.escape(spec), "*" + suffix))):
+        if folder and (found := _globbed(f"{os.path.join(spec, below)}*{suffix}")):
             return found
     return [spec]
+
+
+def split_glob(spec: str) -> tuple[str, str]:
+    """The folder before the first wildcard, and the pattern below it; without one all, and "".
+
+    A file or folder that is there is never taken for a pattern, whatever its name.
+    """
+    parts = spec.split("/")
+    for n, part in enumerate(parts):
+        if _MAGIC.search(part) and not os.path.lexists("/".join(parts[: n + 1])):
+            folder = "/".join(parts[:n])
+            return folder or ("/" if n else ""), "/".join(parts[n:])
+    return spec, ""
 
 
 def _globbed(pattern: str) -> list[str]:
@@ -125,7 +139,8 @@ def _globbed(pattern: str) -> list[str]:
         system, path = file_system(pattern)
         found = [str(system.unstrip_protocol(name)) for name in system.glob(path)]
     else:
-        found = glob.glob(pattern, recursive=True)
+        root, rest = split_glob(pattern)
+        found = glob.glob(os.path.join(glob.escape(root), rest), recursive=True)
     if not found and not pattern.endswith(("/*.tar", "/*.parquet")):
         raise DataError(f"{readable(pattern)}: matches no file. Expected one at least.")
     return sorted(found)
@@ -161,7 +176,8 @@ def place_of(root: str, name: str) -> tuple[Place | None, Problem | None]:
     try:
         found = os.stat(full)
     except FileNotFoundError:
-        return None, Problem("missing", "no such file. Expected a picture.")
+        where = readable(os.path.abspath(full))
+        return None, Problem("missing", f"{where}: no such file. Expected a picture.")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         return None, Problem("unreadable", f"cannot be read ({reason}).")

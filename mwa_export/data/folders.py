@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mwa_export.data.fields import Record, text_field
 from mwa_export.data.files import (
@@ -15,16 +16,15 @@ from mwa_export.data.files import (
     open_file,
     place_of,
     readable,
+    split_glob,
     unreadable,
 )
-from mwa_export.data.tars import PICTURES
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind, Problem
+from mwa_export.inputs.formats import HEAD, extension_of, extensions, likely, shown
 
-SUFFIXES = frozenset(PICTURES | {"svg", "avif", "heic", "jfif", "jp2", "ppm", "pgm", "tga", "ico"})
 TEXT_SUFFIX = "txt"
 MAX_TEXT = 16 << 20  # bytes of a file of text; what is longer is no text to embed
-_MAGIC = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +33,19 @@ class FolderReader:
 
     A text file is one text, whatever its lines; white space around it goes.
     The id is the path relative to the folder; bytes in it that are not UTF-8 become `\xNN`.
-    Names that start with a dot are skipped, and so is a link to a folder that it lies in. A
-    directory or socket named like a picture, and a folder that cannot be listed, are failed rows.
+    Links are followed, each real folder is walked once. A directory or socket named like a picture,
+    and a folder that cannot be listed, are failed rows. A file without an extension is a picture if
+    it begins like one. Everything else is counted in ``skipped``, hidden names too.
     """
 
     root: str
     pattern: str | None = None  # `*` and `?` stay in one folder, `**/` is any number of them
     kind: Kind = "image"
+    skipped: Counter[str] = field(default_factory=Counter, compare=False)  # what -> how many
 
     def records(self) -> Iterator[Record]:
         """Every file."""
+        self.skipped.clear()
         wanted = None if self.pattern is None else re.compile(_regex(self.pattern), re.DOTALL)
         for name, problem in self._remote() if is_remote(self.root) else self._local():
             record = Record(joined(self.root, name), name, key=readable(name), problem=problem)
@@ -52,10 +55,18 @@ class FolderReader:
                 if self.kind == "text":
                     record = record._replace(captions=(self._text(name),))
                 yield record
+            elif wanted is None:
+                self.skipped[shown(extension_of(name))] += 1
+
+    def _is_named(self, name: str) -> bool:
+        """Whether a name has the extension of a picture or text."""
+        extension = extension_of(name)
+        return extension in extensions() if self.kind == "image" else extension == TEXT_SUFFIX
 
     def _is_wanted(self, name: str) -> bool:
-        suffix = name.rpartition("/")[2].rpartition(".")[2].lower()
-        return suffix in SUFFIXES if self.kind == "image" else suffix == TEXT_SUFFIX
+        if self._is_named(name) or self.kind == "text" or extension_of(name):
+            return self._is_named(name)
+        return begins_like_a_picture(joined(self.root, name))
 
     def _text(self, name: str) -> str | Problem:
         """Read the text of a file during the scan, so that later changes do not affect the run."""
@@ -73,43 +84,89 @@ class FolderReader:
 
     def _local(self) -> Iterator[tuple[str, Problem | None]]:
         try:
-            pending = [(iter(self._listed("")), frozenset({_identity(self.root)}))]
+            pending, seen = [iter(self._listed(""))], {_identity(self.root)}
         except OSError as error:
             raise unreadable(self.root, error) from error
         while pending:
-            names, above = pending[-1]
-            item = next(names, None)
-            if item is None:
+            name, is_folder = next(pending[-1], ("", False))
+            if not name:
                 pending.pop()
                 continue
-            name, is_folder = item
-            if not is_folder or self._is_wanted(name):
+            if not is_folder or self._is_named(name):
                 yield name, None
             if is_folder:
                 try:
-                    here = _identity(os.path.join(self.root, name))
-                    if here not in above:
-                        pending.append((iter(self._listed(name + "/")), above | {here}))
+                    if self._is_new(name, seen):
+                        pending.append(iter(self._listed(name + "/")))
                 except OSError as error:
                     reason = f"the folder cannot be listed ({error.strerror})."
                     yield name, Problem("unreadable", reason)
 
+    def _is_new(self, name: str, seen: set[tuple[int, int]]) -> bool:
+        """Whether to walk a folder under this name, and not under another or no deeper."""
+        if self.pattern is not None and "**" not in self.pattern:
+            return name.count("/") < self.pattern.count("/")
+        full = os.path.join(self.root, name)
+        root, real = os.path.realpath(self.root), os.path.realpath(full)
+        below = real.removeprefix(root + "/")
+        has_own = os.path.islink(full) and below != real and "/." not in f"/{below}"
+        if has_own or (here := _identity(full)) in seen:
+            self.skipped["links to folders that are walked elsewhere"] += 1
+            return False
+        seen.add(here)
+        return True
+
     def _listed(self, below: str) -> list[tuple[str, bool]]:
         with os.scandir(os.path.join(self.root, below)) as found:
-            names = [(below + e.name, _is_folder(e)) for e in found if not e.name.startswith(".")]
+            entries = list(found)
+        names = [(below + e.name, _is_folder(e)) for e in entries if not e.name.startswith(".")]
+        if self.pattern is None and (hidden := len(entries) - len(names)):
+            self.skipped["hidden"] += hidden
         return sorted(names, key=lambda item: os.fsencode(item[0]))
 
     def _remote(self) -> Iterator[tuple[str, Problem | None]]:
         system, path = file_system(self.root)
         start = len(path.rstrip("/")) + 1
         for full in sorted(system.find(path)):
-            if not any(part.startswith(".") for part in full[start:].split("/")):
+            if "/." not in f"/{full[start:]}":
                 yield full[start:], None
+            elif self.pattern is None:
+                self.skipped["hidden"] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileReader:
+    """A single picture. Its id is its name."""
+
+    root: str
+    name: str
+
+    def records(self) -> Iterator[Record]:
+        """The file."""
+        yield Record(joined(self.root, self.name), self.name, key=readable(self.name))
+
+
+def is_picture(name: str) -> bool:
+    """Whether this is the name of a picture, or of a local file that begins like one."""
+    if extension_of(name) in extensions():
+        return is_remote(name) or os.path.isfile(name)
+    return begins_like_a_picture(name)
+
+
+def begins_like_a_picture(name: str) -> bool:
+    """Whether a local file begins like a picture. Remote ones take a round trip each: no."""
+    if is_remote(name) or not os.path.isfile(name):
+        return False
+    try:
+        with open_file(name) as file:
+            return bool(likely(file.read(HEAD)))
+    except DataError:
+        return False
 
 
 def is_glob(spec: str) -> bool:
     """Whether a source names files by a pattern, and is not itself the name of a file."""
-    return _MAGIC.search(spec) is not None and not os.path.isfile(spec)
+    return split_glob(spec)[1] != ""
 
 
 def folder_reader(spec: str, kind: Kind) -> FolderReader:
@@ -118,15 +175,11 @@ def folder_reader(spec: str, kind: Kind) -> FolderReader:
     Raises:
         DataError: there is no such folder.
     """
-    root, pattern = spec, None
-    if magic := _MAGIC.search(spec):
-        head = spec[: magic.start()]
-        root, _, rest = head.rpartition("/")
-        pattern = rest + spec[magic.start() :]
-        root = root or ("/" if head.startswith("/") else ".")
+    root, pattern = split_glob(spec)
+    root = root or "."
     if not is_remote(root) and not os.path.isdir(root):
         raise DataError(f"{readable(root)}: is not a folder. Expected one with {kind}s.")
-    return FolderReader(root, pattern, kind)
+    return FolderReader(root, pattern or None, kind)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

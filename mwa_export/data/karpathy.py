@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mwa_export.data.compressed import open_plain
 from mwa_export.data.fields import Record, escaped, id_field, text_field
-from mwa_export.data.files import open_file, readable
+from mwa_export.data.files import readable, unreadable
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Caption, Problem
 
@@ -49,9 +50,13 @@ class KarpathyReader:
 
     def _document(self) -> dict[str, Any]:
         try:
-            with open_file(self.name) as file:
+            with open_plain(self.name) as file:
                 # Half of COCO's file are words of captions once more. Dropped while parsing.
                 document = json.loads(file.read(), object_hook=_without_tokens)
+        except OSError as error:
+            raise unreadable(self.name, error) from error
+        except MemoryError as error:
+            raise DataError(f"{readable(self.name)}: does not fit in memory.") from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"{readable(self.name)}: {_not_karpathy(error).reason}") from error
         if not isinstance(document, dict) or not isinstance(document.get("images"), list):

@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from mwa_export.data.compressed import open_plain
 from mwa_export.data.fields import Record, text_field
-from mwa_export.data.files import open_file, readable, unreadable
+from mwa_export.data.files import readable, unreadable
 from mwa_export.inputs.content import Kind, Problem
 
 STANDARD_INPUT = "-"
@@ -26,16 +28,10 @@ def text_lines(name: str, newline: str = "\n") -> Iterator[str | None]:
     Raises:
         DataError: the file cannot be read.
     """
-    encoding, errors = "utf-8-sig", "surrogateescape"
-    if name == STANDARD_INPUT:
-        file = sys.stdin.buffer
-    else:
-        file = open_file(name)
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            encoding, errors = "utf-16", "replace"
-        file.seek(0)
-    text = io.TextIOWrapper(file, encoding, errors, newline)
+    own = name != STANDARD_INPUT
+    file = open_plain(name) if own else sys.stdin.buffer
     try:
+        text = _text(file, newline, marked=own)
         while line := text.readline(MAX_LINE):
             if len(line) < MAX_LINE or line.endswith(("\n", "\r")):
                 yield line
@@ -46,9 +42,16 @@ def text_lines(name: str, newline: str = "\n") -> Iterator[str | None]:
     except OSError as error:
         raise unreadable(name, error) from error
     finally:
-        text.detach()
-        if name != STANDARD_INPUT:
+        if own:
             file.close()
+        else:
+            text.detach()  # and leave it open
+
+
+def _text(file: Any, newline: str, *, marked: bool) -> io.TextIOWrapper:
+    if marked and file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return io.TextIOWrapper(file, "utf-16", "replace", newline)
+    return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from mwa_export.data.arrow import SLICE, Column, opened, partition, rows_of
 from mwa_export.data.fields import Columns, Fields, Record, image_field
 from mwa_export.data.files import (
     check_state,
@@ -24,10 +24,7 @@ from mwa_export.data.files import (
 from mwa_export.data.rows import Row, Scan
 from mwa_export.data.spool import duplicate_rows, entries_of, id_hash
 from mwa_export.errors import DataError, ImageError
-from mwa_export.inputs.content import Kind
-from mwa_export.optional import require
-
-_BATCH = 64  # rows decoded at a time: pictures may be large
+from mwa_export.inputs.content import Kind, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,8 @@ class ParquetReader:
 
     A value that holds no picture or no text, because of its type as well, is a problem; a missing
     column and a file that is not Parquet are errors of all. The key is the named column, or the
-    row number. Paths are relative to ``images``, or to the folder of their file.
+    row number. Paths are relative to ``images``, or to the folder of their file. Folders like
+    `lang=en` are columns, too.
     """
 
     files: tuple[str, ...]
@@ -53,7 +51,7 @@ class ParquetReader:
                 for group in range(parquet.num_row_groups):
                     row = count()
                     for batch in batches(parquet, group, fields):
-                        for values in batch.to_pylist():
+                        for values in rows_of(batch):
                             record = self.record(values, fields, name, next(number))
                             cell = ParquetPicture(name, fields.image or "", group, next(row))
                             in_file = isinstance(record.image, bytes)
@@ -61,11 +59,29 @@ class ParquetReader:
 
     def fields(self, parquet: Any, name: str) -> Fields:
         """The columns of one open file."""
-        return self.columns.find(parquet.schema_arrow.names, self.kinds, readable(name))
+        schema = parquet.schema_arrow
+        there = list(dict.fromkeys([*schema.names, *partition(name)]))
+        fields = self.columns.find(there, self.kinds, readable(name))
+        in_file = fields.image in schema.names and "binary" in str(schema.field(fields.image).type)
+        if self.images is not None and in_file:
+            raise DataError(
+                f"{readable(name)}: holds its pictures in `{fields.image}`. Name no folder of "
+                "pictures."
+            )
+        return fields
 
     def record(self, values: dict[str, Any], fields: Fields, name: str, number: int) -> Record:
         """The ``number``-th record, whose values are in one of the files."""
+        values = partition(name) | values
         record = fields.record(values, f"{name}: row {number}")
+        bad = [v for v in (record.image_id, *record.columns) if isinstance(v, Problem)]
+        if bad:
+            record = record._replace(
+                image=record.image and bad[0],
+                captions=(bad[0],) * len(record.captions),
+                key=None if isinstance(record.image_id, Problem) else record.key,
+                columns=(),
+            )
         image, key = record.image, record.key
         if isinstance(image, str):
             image = joined(os.path.dirname(name) if self.images is None else self.images, image)
@@ -96,7 +112,7 @@ class ParquetPicture:
             ImageError: the file changed, or cannot be read any more.
         """
         try:
-            value = _column(self.file, self.group, self.column)[self.row].as_py()
+            value = _column(self.file, self.group, self.column).value(self.row)
         except (DataError, LookupError) as error:
             raise ImageError(f"{self}: cannot be read ({error}).") from error
         found = image_field({self.column: value}, self.column)
@@ -106,10 +122,9 @@ class ParquetPicture:
 
 
 @lru_cache(maxsize=2)
-def _column(name: str, group: int, column: str) -> Any:
+def _column(name: str, group: int, column: str) -> Column:
     """A column of a row group. Pictures are mostly read in order, many of one group."""
-    with opened(name) as parquet:
-        return parquet.read_row_group(group, columns=[column]).column(0)
+    return Column(name, group, column)
 
 
 class ParquetSource:
@@ -136,6 +151,7 @@ class ParquetSource:
             with open_file(name) as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
+            digest.update(repr(hive).encode() if (hive := partition(name)) else b"")
             self._states.append(state_of(name))
             with opened(name) as parquet:
                 fields = reader.fields(parquet, name)
@@ -144,27 +160,39 @@ class ParquetSource:
                 self._fields = fields
                 for group in range(parquet.num_row_groups):
                     self._groups.append((position, group, records, self._rows))
-                    self._scan_group(parquet, group, records, ids)
+                    self._scan_group(parquet, name, group, records, ids)
                     records += parquet.metadata.row_group(group).num_rows
         return Scan(self._rows, digest.hexdigest(), duplicate_rows(ids))
 
-    def _scan_group(self, parquet: Any, group: int, number: int, ids: bytearray) -> None:
+    def _scan_group(self, parquet: Any, name: str, group: int, record: int, ids: bytearray) -> None:
         """Count the rows of a row group, and hash their ids where a column has them."""
-        fields, schema = self._fields, parquet.schema_arrow
-        lists = any(_is_list(schema, name) for name in fields.captions)
-        if not lists and fields.id is None:
+        if self._has_lists(parquet) or self._fields.id is not None:
+            for id in self._ids(parquet, name, group, record):
+                ids += id_hash(id)
+                self._rows += 1
+        else:
             self._rows += parquet.metadata.row_group(group).num_rows
+
+    def _has_lists(self, parquet: Any) -> bool:
+        """Whether a record may have several captions."""
+        schema = parquet.schema_arrow
+        return any(_is_list(schema, column) for column in self._fields.captions)
+
+    def _ids(self, parquet: Any, name: str, group: int, record: int) -> Iterator[str]:
+        """The ids of the rows of a row group, whose first record is the ``record``-th."""
+        captions = self._fields.captions if self._has_lists(parquet) else ()
+        light = Fields(captions=captions, id=self._fields.id)
+        if light == Fields():
+            last = record + parquet.metadata.row_group(group).num_rows
+            yield from map(str, range(record, last))
             return
-        light = Fields(captions=fields.captions if lists else (), id=fields.id)
         for batch in batches(parquet, group, light, 4096):
-            for values in batch.to_pylist():
-                record = light.record(values, "")
-                id = str(number) if record.key is None else record.key
-                rows = max(1, len(record.captions))
-                for n in range(rows):
-                    ids += id_hash(f"{id}#{n}" if rows > 1 else id)
-                self._rows += rows
-                number += 1
+            for number, values in enumerate(rows_of(batch), record):
+                found = self._reader.record(values, light, name, number)
+                several = len(found.captions) > 1
+                for n in range(max(1, len(found.captions))):
+                    yield f"{found.key}#{n}" if several else str(found.key)
+            record += batch.num_rows
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
         """Rows ``start`` to before ``stop``, from the files."""
@@ -174,14 +202,29 @@ class ParquetSource:
             if row < stop and end > start:
                 name = self._reader.files[position]
                 check_state(name, self._states[position])
-                yield from self._group(name, group, record, start - row, stop - row)
+                yield from self._group(name, group, record, max(start - row, 0), stop - row)
 
     def _group(self, name: str, group: int, record: int, start: int, stop: int) -> Iterator[Row]:
-        """Some rows of a row group, whose first record is the ``record``-th."""
+        """Some rows of a row group, whose first record is the ``record``-th.
+
+        Behind a damaged place every row of the group fails.
+        """
+        try:
+            for row in self._undamaged(name, group, record, start, stop):
+                yield row
+                start += 1
+        except DataError as error:
+            damage = Problem("unreadable", str(error))
+            with opened(name) as parquet:
+                for id in islice(self._ids(parquet, name, group, record), start, stop):
+                    yield Row(id, None, problem=damage)
+
+    def _undamaged(
+        self, name: str, group: int, record: int, start: int, stop: int
+    ) -> Iterator[Row]:
         row = 0
         with opened(name) as parquet:
-            schema = parquet.schema_arrow
-            lists = any(_is_list(schema, column) for column in self._fields.captions)
+            lists = self._has_lists(parquet)
             for batch in batches(parquet, group, self._fields):
                 if row >= stop:
                     return
@@ -194,7 +237,7 @@ class ParquetSource:
                 record += batch.num_rows
 
     def _batch(self, batch: Any, name: str, number: int) -> Iterator[Row]:
-        for n, values in enumerate(batch.to_pylist(), number):
+        for n, values in enumerate(rows_of(batch), number):
             record = self._reader.record(values, self._fields, name, n)
             for id, content, columns, problem in entries_of(record, n, self.kind, ""):
                 if isinstance(content, list):
@@ -202,7 +245,7 @@ class ParquetSource:
                 yield Row(id, content, columns, problem)
 
 
-def batches(parquet: Any, group: int, fields: Fields, size: int = _BATCH) -> Iterator[Any]:
+def batches(parquet: Any, group: int, fields: Fields, size: int = SLICE) -> Iterator[Any]:
     """The columns of a row group that are needed, some rows at a time."""
     wanted = (fields.image, *fields.captions, fields.id, fields.split, *fields.carried)
     columns = [name for name in dict.fromkeys(wanted) if name in parquet.schema_arrow.names]
@@ -211,19 +254,3 @@ def batches(parquet: Any, group: int, fields: Fields, size: int = _BATCH) -> Ite
 
 def _is_list(schema: Any, column: str) -> bool:
     return column in schema.names and "list" in str(schema.field(column).type).split("<")[0]
-
-
-@contextmanager
-def opened(name: str) -> Iterator[Any]:
-    """An open `pyarrow.parquet.ParquetFile`.
-
-    Raises:
-        DataError: it cannot be read, or is not a whole Parquet file.
-    """
-    arrow = require("pyarrow", extra="embed", why="read Parquet")
-    parquet = require("pyarrow.parquet", extra="embed", why="read Parquet")
-    with open_file(name) as file:
-        try:
-            yield parquet.ParquetFile(file)
-        except (arrow.ArrowException, OSError) as error:
-            raise DataError(f"{readable(name)}: is not a whole Parquet file ({error}).") from error

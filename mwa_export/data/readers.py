@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 
+from mwa_export.data.compressed import suffix_of
 from mwa_export.data.fields import Columns, Reader
 from mwa_export.data.karpathy import KarpathyReader
 from mwa_export.data.parquet import ParquetReader
 from mwa_export.data.tables import CSV_SUFFIXES, JSONL_SUFFIXES, TableReader
 from mwa_export.data.tars import TarReader
+from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind
 
 TABLES = CSV_SUFFIXES | JSONL_SUFFIXES
-
-
-def suffix_of(name: str) -> str:
-    """The extension of a file or URL, in lower case."""
-    return os.path.splitext(name)[1].lower()
 
 
 def reader_of(
@@ -28,13 +25,15 @@ def reader_of(
     None: the collection's own.
 
     Raises:
-        DataError: columns are named and the form has none.
+        DataError: columns or a folder of pictures are named, and the form has none.
     """
     suffix = suffix_of(files[0]) if files else ""
     root = os.path.dirname(spec) if images is None else images
     if suffix == ".parquet":
         return ParquetReader(tuple(files), columns, kinds, images)
     if suffix == ".tar":
+        if images is not None:
+            raise DataError(f"{spec}: is a WebDataset, which holds its pictures. Name no folder.")
         return TarReader(tuple(files), columns, kinds)
     if suffix in TABLES:
         return TableReader(spec, root, columns, kinds)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +30,7 @@ class Scan:
     rows: int
     fingerprint: str  # hex; changes when the rows, their order or their files (size, time) do
     duplicates: NDArray[np.int64]  # rows whose id an earlier row has, ascending
+    skipped: Mapping[str, int] = field(default_factory=dict)  # what is no row -> how many
 
 
 class Source(Protocol):

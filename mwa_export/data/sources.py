@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+from mwa_export.data.compressed import suffix_of
 from mwa_export.data.fields import Columns, Reader
 from mwa_export.data.files import expanded, is_folder, is_remote, readable
-from mwa_export.data.folders import folder_reader, is_glob
+from mwa_export.data.folders import FileReader, folder_reader, is_glob, is_picture
 from mwa_export.data.lines import STANDARD_INPUT, LineReader
 from mwa_export.data.parquet import ParquetReader, ParquetSource
-from mwa_export.data.readers import reader_of, suffix_of
+from mwa_export.data.readers import reader_of
 from mwa_export.data.rows import Source
 from mwa_export.data.spool import SpooledSource
-from mwa_export.errors import DataError
+from mwa_export.errors import DataError, UsageError
 from mwa_export.inputs.content import Kind
 
 
@@ -21,11 +23,32 @@ class SourceOptions:
     """How a source is read. A column that is not named is found by its usual names."""
 
     id_column: str | None = None
-    image_column: str | None = None
+    image_column: str | None = None  # in tars the extension of the picture
     text_column: str | None = None
     columns: tuple[str, ...] = ()  # carried along
     split: str | None = None  # None: all
     image_root: str | None = None  # folder of the paths in a table or list; None: its own
+
+
+_ONLY_OF: dict[str, Kind] = {"image_column": "image", "image_root": "image", "text_column": "text"}
+
+
+def open_sources(
+    images: str | os.PathLike[str] | None,
+    texts: str | os.PathLike[str] | None,
+    options: SourceOptions,
+) -> tuple[Source, ...]:
+    """The sources of pictures and of texts, as far as they are given.
+
+    Raises:
+        UsageError: an option is for a source that is not given.
+        DataError: see `open_source`.
+    """
+    sources: dict[Kind, str | os.PathLike[str] | None] = {"image": images, "text": texts}
+    for name, kind in _ONLY_OF.items():
+        if (value := getattr(options, name)) is not None and sources[kind] is None:
+            raise UsageError(f"`{name}={value}`: is for {kind}s. Give `{kind}s=SOURCE`.")
+    return tuple(open_source(k, os.fspath(s), options) for k, s in sources.items() if s is not None)
 
 
 def open_source(kind: Kind, spec: str, options: SourceOptions) -> Source:
@@ -44,14 +67,15 @@ def open_source(kind: Kind, spec: str, options: SourceOptions) -> Source:
     image, text = (options.image_column, None) if kind == "image" else (None, options.text_column)
     columns = Columns(image, text, options.id_column, options.columns)
     files = [spec] if spec == STANDARD_INPUT else expanded(spec)
-    reader = reader_of(spec, files, columns, (kind,), options.image_root)
+    root = options.image_root if kind == "image" else None
+    reader = reader_of(spec, files, columns, (kind,), root)
     if isinstance(reader, ParquetReader):
         if options.split is not None:
             raise DataError(f"{readable(spec)}: Parquet is read whole. Name no split.")
         return ParquetSource(kind, readable(spec), reader)
     if reader is None:
-        Columns(None, None, options.id_column, options.columns).refuse(readable(spec))
-        reader = _plain_reader(kind, spec, options.image_root)
+        columns.refuse(readable(spec))
+        reader = _plain_reader(kind, spec, root)
     name = "standard input" if spec == STANDARD_INPUT else readable(spec)
     return SpooledSource(kind, name, options.columns, reader, options.split)
 
@@ -70,4 +94,9 @@ def _plain_reader(kind: Kind, spec: str, image_root: str | None) -> Reader:
             ".jsonl, .json, .parquet or .tar, a folder or glob of .txt files, or - for standard "
             "input."
         )
+    if image_root is not None:
+        reason = "has no paths of pictures, but the pictures. Name no folder: `image_root`."
+        raise DataError(f"{readable(spec)}: {reason}")
+    if kind == "image" and is_picture(spec):
+        return FileReader(*os.path.split(spec))
     return folder_reader(spec, kind)

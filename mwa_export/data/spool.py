@@ -83,7 +83,9 @@ class SpooledSource:
                     columns = columns or (None,) * len(self.columns)
                     content = {"ids": content} if isinstance(content, tuple) else content
                     line = json.dumps((id, content, columns, problem)).encode() + b"\n"
-                    digest.update(line)
+                    # Without the reason, which may name a folder that can be moved.
+                    marked = (id, content, columns, problem and problem.code)
+                    digest.update(json.dumps(marked).encode() if problem else line)
                     file.write(line)
                     position += len(line)
                     offsets.append(position)
@@ -97,7 +99,8 @@ class SpooledSource:
         finally:
             draft.unlink(missing_ok=True)
         self._index, self._rows = index, len(offsets) - 1
-        return Scan(self._rows, fingerprint, duplicate_rows(ids))
+        skipped = dict(getattr(self.reader, "skipped", ()))  # by readers of files that look around
+        return Scan(self._rows, fingerprint, duplicate_rows(ids), skipped)
 
     def _entries(self) -> Iterator[Entry]:
         records = self.reader.records()

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
-from mwa_export.data.fields import Columns, Fields, Place, Record, text_field
+from mwa_export.data.fields import Columns, Fields, Place, Record, escaped, names, text_field
 from mwa_export.data.files import open_file, place_of, readable
 from mwa_export.data.tables import json_object
+from mwa_export.data.tar_members import members_of
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Caption, Kind, Problem
+from mwa_export.inputs.formats import HEAD, extensions, likely, shown
 
-PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}
 _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # WebDataset's rule
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _MAX_TEXT = 16 << 20  # bytes of a member that is read during the scan
 _OPEN = 1 << 16  # samples of a tar that wait for more members, which bounds the memory
+_NOTED = 20  # extensions that a message names
+_AGAIN = Problem("malformed", "occurs a second time. Expected each name once.")
+_LATE = Problem(
+    "malformed",
+    f"lies more than {_OPEN:,} samples behind the others of its key. Sort the tar by names.",
+)
 
 
 class _Member(NamedTuple):
@@ -36,18 +44,26 @@ _Sample = dict[str, _Member]
 class TarReader:
     """One or more tars. Members of a sample may lie anywhere in a tar.
 
-    Captions are the lines of `KEY.txt`, or `caption` or `captions` of `KEY.json`. A member that a
+    Captions are the lines of `KEY.txt`, or `caption` or `captions` of `KEY.json`. A sample without
+    a picture `KEY.png`, but with `KEY.1.png`, `KEY.2.png`, is a sample of each. A member that a
     tar was cut in is a problem of its sample; a damaged end of a tar is a record of its own, as
-    what followed is not known.
+    what followed is not known. Members that are never read are counted in ``skipped``.
     """
 
     tars: tuple[str, ...]
-    columns: Columns  # carried: fields of KEY.json
+    columns: Columns  # fields of KEY.json; but image: the extension of the picture
     kinds: tuple[Kind, ...]  # what the records need
     root: str = ""  # tars have whole paths
+    skipped: Counter[str] = field(default_factory=Counter, compare=False)  # what -> how many
 
     def records(self) -> Iterator[Record]:
-        """Every sample, in the order of their first members."""
+        """Every sample, in the order of their first members.
+
+        Raises:
+            DataError: a tar cannot be read, or no sample has a field or picture that was named.
+        """
+        self.skipped.clear()
+        found = set[str]()
         for name in self.tars:
             with open_file(name) as file:
                 start = file.read(8)
@@ -58,19 +74,31 @@ class TarReader:
                             "as pictures are read from anywhere in it. Decompress it."
                         )
                 place, _problem = place_of("", name)
-                yield from _Tar(file, readable(name), place or [name, None, None], self).records()
+                place = place or [name, None, None]
+                yield from _Tar(file, readable(name), place, self, found).records()
+        columns = self.columns
+        named = (columns.image, columns.caption, columns.id, *columns.carried)
+        if found and (missing := [n for n in named if n is not None and n not in found]):
+            raise DataError(
+                f"{names(map(readable, self.tars), 3)}: no sample has {names(missing)}. Samples "
+                f"have: {names(sorted(found))}. Name what they have."
+            )
 
 
 class _Tar:
     """One open tar."""
 
-    def __init__(self, file: BinaryIO, name: str, place: Place, reader: TarReader) -> None:
+    def __init__(
+        self, file: BinaryIO, name: str, place: Place, reader: TarReader, found: set[str]
+    ) -> None:
         self._file, self._name, self._place, self._reader = file, name, place, reader
         self._length = file.seek(0, 2)
         self._damage: Problem | None = None
-        caption = reader.columns.caption
-        captions = ("caption", "captions") if caption is None else (caption,)
-        self._fields = Fields(None, captions, carried=reader.columns.carried)
+        self._found = found  # extensions and fields of samples, some of them
+        columns = reader.columns
+        captions = ("caption", "captions") if columns.caption is None else (columns.caption,)
+        self._fields = Fields(None, captions, columns.id, carried=columns.carried)
+        self._needs_json = "text" in reader.kinds or columns.id or columns.carried
 
     def records(self) -> Iterator[Record]:
         """Every sample, and the damage."""
@@ -84,27 +112,72 @@ class _Tar:
 
     def _samples(self) -> Iterator[Record]:
         samples: dict[str, _Sample] = {}
+        closed = set[int]()  # hashes of keys
         try:
-            for member in _members(self._file, self._name):
-                match = _KEY.fullmatch(member.name)
-                if member.isdir() or match is None:  # hidden files, and files without an extension
+            for member in members_of(self._file, self._name):
+                if (named := self._key(member)) is None:
                     continue
-                key, extension = match[1], match[2].lower()
-                sample = samples.setdefault(key, {})
-                if extension in sample:
-                    again = Problem("malformed", "occurs a second time. Expected each name once.")
-                    where = f"{self._name}:{member.name}"
-                    yield Record(where, key=member.name, problem=again)
+                key, extension = named
+                late = hash(key) in closed and key not in samples
+                if late or extension in samples.setdefault(key, {}):
+                    if not late or self._is_needed(extension):
+                        yield self._extra(member.name, _LATE if late else _AGAIN)
                     continue
-                sample[extension] = self._member(member)
+                samples[key][extension] = self._member(member)
                 if len(samples) > _OPEN:
                     first = next(iter(samples))
-                    yield self._record(first, samples.pop(first))
+                    closed.add(hash(first))
+                    yield from self._records(first, samples.pop(first))
         except DataError as error:
             reason = str(error).removeprefix(f"{self._name}: ")
             self._damage = Problem("truncated", reason)
         for key, sample in samples.items():
-            yield self._record(key, sample)
+            yield from self._records(key, sample)
+
+    def _key(self, member: tarfile.TarInfo) -> tuple[str, str] | None:
+        """Key and extension of a member; None if it is passed over."""
+        if member.isdir():
+            return None
+        if (match := _KEY.fullmatch(member.name)) is not None:
+            return match[1], match[2].lower()
+        self._file.seek(min(member.offset_data, self._length))
+        hidden = member.name.rpartition("/")[2].startswith(".")
+        if not hidden and likely(self._file.read(HEAD)):
+            return member.name, ""
+        self._reader.skipped["hidden" if hidden else shown("")] += 1
+        return None
+
+    def _is_needed(self, extension: str) -> bool:
+        """Whether a member with this extension decides something of a record."""
+        if extension in ("txt", "json"):
+            return bool(self._needs_json)
+        return _is_picture(extension) and "image" in self._reader.kinds
+
+    def _extra(self, member: str, problem: Problem) -> Record:
+        return Record(f"{self._name}:{member}", key=member, problem=problem)
+
+    def _records(self, key: str, sample: _Sample) -> Iterator[Record]:
+        """The record of a sample, or one of each picture where none has the plain key."""
+        pictures = [extension for extension in sample if _is_picture(extension)]
+        parts = {key: sample}
+        if self._reader.columns.image is None and pictures and all("." in p for p in pictures):
+            parts = {}
+            for extension, member in sample.items():
+                stem, _, last = f"{key}.{extension}".rpartition(".")
+                parts.setdefault(stem, {})[last] = member
+        for stem, part in parts.items():
+            self._count(part)
+            yield self._record(stem, part)
+
+    def _count(self, sample: _Sample) -> None:
+        """Count what is not read in a sample, and note what it has."""
+        chosen = self._reader.columns.image
+        if chosen in sample or len(self._found) < _NOTED:
+            self._found.update(sample)
+        for extension in sample:
+            other = "." in extension if chosen is None else extension != chosen
+            if other if _is_picture(extension) else extension not in ("txt", "json"):
+                self._reader.skipped[shown(extension)] += 1
 
     def _member(self, info: tarfile.TarInfo) -> _Member:
         problem = None
@@ -120,35 +193,45 @@ class _Tar:
         found = f"(found {', '.join(f'.{extension}' for extension in sample)})"
         kinds, json, values = self._reader.kinds, sample.get("json"), dict[str, Any]()
         broken: Problem | None = None
-        if json is not None and ("text" in kinds or self._reader.columns.carried):
+        if json is not None and self._needs_json:
             data = self._read(json, f"{key}.json")
             parsed = data if isinstance(data, Problem) else json_object(data)
             if isinstance(parsed, Problem):
                 broken = parsed._replace(reason=f"{key}.json {parsed.reason}")
             else:
                 values = parsed
+                named = self._reader.columns.caption, self._fields.id, *self._fields.carried
+                self._found.update(name for name in named if name in values)
+        given = None if self._fields.id is None else values.get(self._fields.id)
         return Record(
             f"{self._name}:{key}",
             self._image(sample, found) if "image" in kinds else None,
             self._captions(key, sample, values, broken, found) if "text" in kinds else (),
-            key,
+            key if given is None else escaped(str(given)),
+            given,
             columns=tuple(values.get(name) for name in self._fields.carried),
         )
 
     def _image(self, sample: _Sample, found: str) -> Place | Problem:
-        pictures = [member for extension, member in sample.items() if extension in PICTURES]
+        chosen = self._reader.columns.image
+        plain = (extension for extension in sample if _is_picture(extension, plain=True))
+        pictures = [sample[e] for e in (plain if chosen is None else [chosen]) if e in sample]
         if len(pictures) == 1:
             [member] = pictures
             return member.problem or [*self._place, member.name, member.offset, member.size]
-        expected = f"Expected one of {', '.join(sorted(PICTURES))}."
-        return (not pictures and self._damage) or Problem(
-            "malformed", f"has {len(pictures) or 'no'} pictures {found}. {expected}"
-        )
+        expected = "such as .jpg" if chosen is None else shown(chosen)
+        reason = f"has no picture {found}. Expected one, {expected}."
+        if pictures:
+            reason = f"has {len(pictures)} pictures {found}. Name the extension of one: "
+            reason += "`image_column`"
+        return (not pictures and self._damage) or Problem("malformed", reason)
 
     def _captions(
         self, key: str, sample: _Sample, values: dict[str, Any], broken: Problem | None, found: str
     ) -> tuple[Caption | Problem, ...]:
         fields: tuple[Caption | Problem, ...] = ()
+        if self._reader.columns.caption is not None:
+            return (broken,) if broken else self._fields.captions_of(values)
         if any(values.get(name) not in (None, "", []) for name in self._fields.captions):
             fields = self._fields.captions_of(values)
         lines: tuple[Caption | Problem, ...] = ()
@@ -180,34 +263,7 @@ class _Tar:
         return self._file.read(member.size)
 
 
-def _members(file: BinaryIO, name: str) -> Iterator[tarfile.TarInfo]:
-    """Every member, or an error: tarfile takes a damaged header for the end."""
-    file.seek(0)
-    try:
-        with tarfile.open(
-            fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace"
-        ) as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # frees 1 kB each; not in typeshed
-                if member.size < 0:
-                    raise tarfile.ReadError("a member of negative size")
-                yield member
-            end = tar.offset
-    except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        raise _damaged(name, str(error)) from error
-    _check_end(file, end, name)
-
-
-def _check_end(file: BinaryIO, end: int, name: str) -> None:
-    file.seek(end)
-    block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        raise _damaged(name, f"it was cut short at byte {end + len(block)}")
-    while block:
-        if block.strip(b"\0"):
-            raise _damaged(name, f"no end, and no header either, at byte {end}")
-        block = file.read(2**20)
-
-
-def _damaged(name: str, found: str) -> DataError:
-    return DataError(f"{name}: is not a whole tar ({found}). Copy or write it again.")
+def _is_picture(extension: str, *, plain: bool = False) -> bool:
+    """Whether a member with this extension, after its key, is a picture. ``plain``: one part."""
+    last = extension.rpartition(".")[2]
+    return (last in extensions() or not extension) and (last == extension or not plain)

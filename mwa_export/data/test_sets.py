@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from mwa_export.data.compressed import suffix_of
 from mwa_export.data.fields import Columns, Reader, Record, escaped, names, of_split
 from mwa_export.data.files import exists, expanded, files_in, is_folder, joined, picture_of
 from mwa_export.data.karpathy import KarpathyReader
-from mwa_export.data.readers import TABLES, reader_of, suffix_of
+from mwa_export.data.readers import TABLES, reader_of
 from mwa_export.data.tars import TarReader
 from mwa_export.data.test_set import Groups, RetrievalData
 from mwa_export.errors import DataError
@@ -23,8 +24,8 @@ _COMPRESSED = {".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip"}
 _SHARDS = (".tar", ".parquet")
 _FORMS = (
     "Expected one of: a Karpathy or COCO JSON (.json); an index of BEiT-3 (.jsonl); a table of "
-    "captions (.csv, .tsv or .jsonl), or a folder with one; Parquet or a WebDataset (.parquet, "
-    ".tar), or a folder of such files."
+    "captions (.csv, .tsv or .jsonl), or a folder with one, each also as .gz or .zst; Parquet or "
+    "a WebDataset (.parquet, .tar), or a folder of such files."
 )
 
 
@@ -91,10 +92,6 @@ def parse_data(path: str | os.PathLike[str], options: DataOptions | None = None)
     files = _find(spec)
     reader = reader_of(files[0], files, options.columns, ("image", "text"), images)
     assert reader is not None  # `_find` knows the forms
-    if isinstance(reader, TarReader):
-        options.columns.refuse(spec)
-        if images is not None:
-            raise DataError(f"{spec}: is a WebDataset, which holds its pictures. Name no folder.")
     return _grouped(reader, files[0] if len(files) == 1 else spec, options)
 
 
@@ -161,9 +158,11 @@ def _id(record: Record, column: str | None) -> str | None:
 def _find(spec: str) -> list[str]:
     """The file to read, or several tars or Parquet files."""
     if is_folder(spec):
+        if (files := expanded(spec)) != [spec] and "=" in files[0]:
+            return files  # folders as Hive names them
         return [joined(spec, name) for name in _find_in_folder(spec, files_in(spec))]
     suffix = suffix_of(spec)
-    if suffix in _COMPRESSED:
+    if os.path.splitext(spec.lower())[1] in _COMPRESSED and suffix not in {*TABLES, ".json"}:
         raise DataError(f"{spec}: is compressed. Expected plain files. Decompress it. {_FORMS}")
     files = expanded(spec)
     if files == [spec] and not exists(spec):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mwa_export.data.rows import Row, Source
 from mwa_export.embed.pipeline import Channel, Clock, Line, StoppedError
+from mwa_export.embed.room import Room
 from mwa_export.embed.rows import Collected, Setup, checked_rows, stable
 from mwa_export.errors import ImageError
 from mwa_export.inputs.decode import pixels_of
@@ -49,6 +50,7 @@ def embed_picture_shards(
     size, batch, clock = setup.backend.image_size, setup.batch, setup.clock
     clock.threads |= {"read": setup.workers, "decode": setup.workers}
     pool = ThreadPoolExecutor(setup.workers, thread_name_prefix="decode")
+    room = Room(setup.workers)
     with Line(clock) as line:
         free: Channel[NDArray[np.uint8]] = Channel(line, _SLOTS, None, None)
         ready: Channel[_Batch] = Channel(line, _SLOTS, None, "infer")
@@ -58,7 +60,7 @@ def embed_picture_shards(
         def decode(row: int, item: Row, target: NDArray[np.uint8]) -> RowError | None:
             if line.stopped:
                 raise StoppedError
-            return _decode(row, item, target, clock)
+            return _decode(row, item, target, clock, room)
 
         def read() -> None:
             for shard in shards:
@@ -118,7 +120,9 @@ def _infer(backend: Backend, entry: _Batch, collected: Collected, clock: Clock) 
     return len(collected.errors) - before
 
 
-def _decode(row: int, item: Row, target: NDArray[np.uint8], clock: Clock) -> RowError | None:
+def _decode(
+    row: int, item: Row, target: NDArray[np.uint8], clock: Clock, room: Room
+) -> RowError | None:
     """Decode one picture into ``target`` (size, size, 3); or why it cannot be."""
     try:
         content: Any = item.content
@@ -126,7 +130,10 @@ def _decode(row: int, item: Row, target: NDArray[np.uint8], clock: Clock) -> Row
             with clock.working("read"):
                 content = content.read()
         with clock.working("decode"):
-            target[:] = pixels_of(content, item.id, target.shape[0])
+            size = target.shape[0]
+            target[:] = pixels_of(content, item.id, size, room=room, on_loss=clock.lose)
     except ImageError as error:
         return RowError(row, item.id, error.code, stable(str(error)))
+    except MemoryError:
+        return RowError(row, item.id, "too-large", f"{item.id}: does not fit in memory.")
     return None

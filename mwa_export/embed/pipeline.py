@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,13 +25,19 @@ class StoppedError(Exception):
 
 @dataclass
 class Clock:
-    """Seconds that each stage worked and waited, over all its threads."""
+    """Seconds that each stage worked and waited, over all its threads; and what decoding lost."""
 
     busy: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     starved: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     blocked: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     threads: dict[Stage, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 1))
+    losses: Counter[str] = field(default_factory=Counter)  # what was lost -> pictures
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def lose(self, what: str, pictures: int = 1) -> None:
+        """Count pictures of which 8-bit RGB cannot hold something."""
+        with self._lock:
+            self.losses[what] += pictures
 
     @contextmanager
     def working(self, stage: Stage) -> Iterator[None]:

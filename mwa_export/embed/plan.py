@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.data.rows import Source
+from mwa_export.data.rows import Scan, Source
 from mwa_export.errors import DataError, UsageError, check_option
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import versions_of
@@ -73,12 +70,13 @@ class Plan:
     bundle: Bundle
     choice: Choice
     sources: tuple[Source, ...]  # in the order of Job.inputs
-    duplicates: tuple[NDArray[np.int64], ...]  # of each source
+    scans: tuple[Scan, ...]  # of each source
 
     def shards(self, part: Slice | None = None) -> Iterator[Shard]:
         """All shards, or those of one machine, pictures before texts."""
-        for entry, doubled in zip(self.job.inputs, self.duplicates, strict=True):
-            yield from (s for s in shards(entry, doubled) if part is None or part.takes(s))
+        for entry, scan in zip(self.job.inputs, self.scans, strict=True):
+            found = shards(entry, scan.duplicates)
+            yield from (s for s in found if part is None or part.takes(s))
 
     def source(self, shard: Shard) -> Source:
         """The source of a shard's rows."""
@@ -127,7 +125,7 @@ def plan(
     choice = choose(bundle.manifest, asked, this_machine(bundle.manifest, asked))
     ordered = sorted(sources, key=lambda source: list(FOLDERS).index(source.kind))
     scanned = [_scanned(source, work, options, choice) for source in ordered]
-    inputs, duplicates = zip(*scanned, strict=True)
+    inputs, scans = zip(*scanned, strict=True)
     job = Job(
         bundle=str(bundle.path.resolve()),
         space_id=bundle.manifest.space_id,
@@ -143,12 +141,12 @@ def plan(
             **versions_of(*_PACKAGES, *_RUNTIME_PACKAGES[choice.runtime]),
         },
     )
-    return Plan(job, bundle, choice, tuple(ordered), duplicates)
+    return Plan(job, bundle, choice, tuple(ordered), scans)
 
 
 def _scanned(
     source: Source, work: Path, options: EmbedOptions, choice: Choice
-) -> tuple[Input, NDArray[np.int64]]:
+) -> tuple[Input, Scan]:
     for name in source.columns:
         if name in RESERVED:
             raise UsageError(
@@ -173,7 +171,7 @@ def _scanned(
         options.batch or _batch_rows(source.kind, choice),
         column_types(source.columns, sample),
     )
-    return entry, scan.duplicates
+    return entry, scan
 
 
 def _batch_rows(kind: Kind, choice: Choice) -> int:

@@ -149,6 +149,8 @@ def _account(task: Task, row: dict[str, Any]) -> str:
         for stage, seconds in spent.items():
             if name == "threads":
                 clock.threads[stage] = seconds
+            elif name == "losses":
+                clock.lose(stage, seconds)
             else:
                 clock.add(getattr(clock, name), stage, seconds)
     task.meter.advance(entry.shard.stop - entry.shard.start, len(entry.errors))
@@ -197,7 +199,7 @@ class _Actor:
         return {"entry": [entry], "clock": [clock], "error": [error]}
 
     def _embed(self, shard: Shard) -> tuple[str, str]:
-        """Embed and write a shard. Its entry and the times of its stages, as JSON."""
+        """Embed and write a shard. Its entry and its clock, as JSON."""
         output = self._orders.output
         if self._worker is None:
             self._worker = self._open(output)
@@ -206,7 +208,7 @@ class _Actor:
         source = next(source for source in self._orders.sources if source.kind == shard.kind)
         with _counted(output, shard):
             entry = worker.embed_shard(output, source, shard)
-        times = {name: getattr(worker.clock, name) for name in (*TIMES, "threads")}
+        times = {name: getattr(worker.clock, name) for name in (*TIMES, "threads", "losses")}
         return json.dumps(entry.to_json()), json.dumps(times)
 
     def _open(self, output: Output) -> Worker:

@@ -6,13 +6,13 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Source
-from mwa_export.data.sources import SourceOptions, open_source
+from mwa_export.data.sources import SourceOptions, open_sources
 from mwa_export.embed.pipeline import Channel, Clock, Line
 from mwa_export.embed.plan import Plan, Slice, check_sources, plan
 from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
@@ -65,6 +65,7 @@ class Summary:
     embedded_now: int = 0  # rows that this run did, failed ones too
     seconds: float = 0.0
     left: int = 0  # shards that other machines have not finished
+    losses: dict[str, int] = field(default_factory=dict)  # of this run: what was lost -> pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,7 @@ def embed(
     Raises:
         DataError, OutputBusyError, BundleError: see `run`.
     """
-    named: tuple[tuple[Kind, str | os.PathLike[str] | None], ...]
-    named = ("image", images), ("text", texts)
-    sources = [open_source(k, os.fspath(s), source or SourceOptions()) for k, s in named if s]
+    sources = open_sources(images, texts, source or SourceOptions())
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     return run(opened, sources, Path(out), options=options, runtime=runtime)
 
@@ -172,7 +171,9 @@ def _run(
     seconds = meter.snapshot().seconds
     if how.max_errors is not None:
         how.max_errors.check(total, failed_in(output.ledger(mine)), last=True)
-    return replace(_end(planned, output, how), embedded_now=meter.done, seconds=seconds)
+    losses = dict(meter.clock.losses)
+    ended = _end(planned, output, how)
+    return replace(ended, embedded_now=meter.done, seconds=seconds, losses=losses)
 
 
 def _end(planned: Plan, output: Output, how: Execution) -> Summary:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,40 +13,15 @@ from PIL import Image, UnidentifiedImageError
 
 from mwa_export.errors import DataError, ImageError
 from mwa_export.inputs.content import Code, Content, Problem
+from mwa_export.inputs.formats import formats, is_cut, unknown
 from mwa_export.inputs.preprocess import pixels_from_image
-
-FORMATS = (
-    *("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "AVIF", "TIFF", "JPEG2000"),
-    *("BLP", "CUR", "DCX", "DDS", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "IMT"),
-    *("MCIDAS", "MSP", "PCD", "PCX", "PIXAR", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA"),
-    *("XBM", "XPM", "XVTHUMB"),
-)
-"""Pillow's names of the formats that are read. Pillow decodes all of them inside this process.
-
-Left out: EPS starts Ghostscript; IPTC opens whatever it holds, EPS included; WMF, EMF, BUFR, GRIB,
-HDF5 and MPEG need a handler from elsewhere; FPX and MIC are containers of other formats.
-"""
 
 MAX_PIXELS = 2 * 89_478_485  # where Pillow itself stops: about 512 MiB of RGB
 MAX_SIDE = 1 << 20  # pixels; resizing a longer line overflows Pillow's tables
 MAX_CHARACTERS = 1_000_000  # of a text; tokenizing this many takes well under a second
 
-_REFUSED = (  # how files of well-known formats begin that are not read
-    ("PostScript (EPS)", rb"%!|\xc5\xd0\xd3\xc6"),
-    ("PDF", rb"%PDF"),
-    ("SVG", rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg\b"),
-    ("WMF", rb"\xd7\xcd\xc6\x9a"),
-    ("EMF", rb"\x01\0\0\0.{36} EMF"),
-    ("HEIC", rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)"),
-    ("AVIF (by this version of Pillow)", rb".{4}ftypavi[fs]"),
-    ("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
-    ("FlashPix or MIC", rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),
-    ("HDF5", rb"\x89HDF\r\n"),
-    ("GRIB", rb"GRIB"),
-    ("BUFR", rb"BUFR"),
-    ("MPEG", rb"\0\0\x01[\xb3\xba]"),
-    ("IPTC", rb"\x1c[\x01-\x09]"),
-)
+Room = Callable[[int], AbstractContextManager[object]]
+"""Waits until there is memory for a number of pixels, and keeps it while it is entered."""
 _OPENS_MORE = ("EPS", "IPTC")  # of the formats left out
 _READ_TO_NAME = 1024  # bytes
 
@@ -86,38 +59,69 @@ def decode_picture(
     """
     if name is None:
         name = "picture" if isinstance(content, bytes | Image.Image) else str(content)
+    return _rgb(*_opened(content, name, max_pixels), name, max_pixels)
+
+
+def pixels_of(
+    content: Content | Image.Image,
+    name: str,
+    size: int,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    room: Room = nullcontext,
+    on_loss: Callable[[str], None] | None = None,
+) -> NDArray[np.uint8]:
+    """Decode a picture and resize it as `preprocess.pixels_from_image` does.
+
+    Returns (size, size, 3) uint8. ``room`` gets the number of pixels and is held while they are in
+    memory; ``on_loss`` is told what 8-bit RGB cannot hold. Other arguments and errors are those of
+    `decode_picture`.
+    """
+    image, data = _opened(content, name, max_pixels)
+    with room(image.width * image.height):
+        rgb = _rgb(image, data, name, max_pixels)
+        if on_loss is not None and (lost := _lost(image)) is not None:
+            on_loss(lost)
+        return pixels_from_image(rgb, size)
+
+
+def _opened(
+    content: Content | Image.Image, name: str, max_pixels: int
+) -> tuple[Image.Image, bytes]:
+    """A picture whose header is read and checked, and its encoded bytes, as far as we have them."""
     if isinstance(content, str):
         raise ImageError(f"{name}: is a text. Expected a picture.", "not-a-picture")
     if isinstance(content, Image.Image):
-        image = content
+        image, data = content, b""
     else:
         data = content if isinstance(content, bytes) else content.read()
         if not data:
             raise ImageError(f"{name}: is empty. Expected a picture.", "empty")
-        formats = _formats()
-        with _one_error(name, data[:_READ_TO_NAME]):
-            image = Image.open(io.BytesIO(data), formats=formats)
+        known = formats()
+        with _one_error(name, data):
+            image = Image.open(io.BytesIO(data), formats=known)
     _check(image, name, max_pixels)
-    with _one_error(name):
+    return image, data
+
+
+def _rgb(image: Image.Image, data: bytes, name: str, max_pixels: int) -> Image.Image:
+    form = image.format  # an icon's changes
+    with _one_error(name, data, form):
         image.load()
     _check(image, name, max_pixels)  # icons have their size in two places
-    with _one_error(name):
-        image = image if image.mode == "RGB" else image.convert("RGB")
-    return image
+    with _one_error(name, data, form):
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def pixels_of(
-    content: Content | Image.Image, name: str, size: int, *, max_pixels: int = MAX_PIXELS
-) -> NDArray[np.uint8]:
-    """Decode a picture and resize it as `preprocess.pixels_from_image` does.
-
-    Returns (size, size, 3) uint8. Arguments and errors are those of `decode_picture`.
-    """
-    return pixels_from_image(decode_picture(content, name, max_pixels=max_pixels), size)
+def _lost(image: Image.Image) -> str | None:
+    """What is lost where a picture becomes 8-bit RGB, as the reference's pictures do."""
+    if image.mode.startswith(("I", "F")):
+        return "16-bit or float grey, cut to 8 bits"
+    return "transparency, dropped" if image.has_transparency_data else None
 
 
 @contextmanager
-def _one_error(name: str, head: bytes = b"") -> Iterator[None]:
+def _one_error(name: str, data: bytes, form: str | None = None) -> Iterator[None]:
     """Turn all that Pillow may raise into ImageError. No code of ours goes inside.
 
     Its plugins raise nearly anything on damaged files: struct.error, zlib.error, OverflowError,
@@ -125,16 +129,19 @@ def _one_error(name: str, head: bytes = b"") -> Iterator[None]:
     """
     try:
         yield
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: cannot be decoded: {_unknown(head)}", "not-a-picture") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: has too many pixels ({error}).", "too-large") from error
     except MemoryError as error:
         raise ImageError(f"{name}: does not fit in memory.", "too-large") from error
     except Exception as error:
-        cut = isinstance(error, EOFError) or "truncated" in str(error)
-        reason = f"{name}: cannot be decoded ({type(error).__name__}: {error})."
-        raise ImageError(reason, "truncated" if cut else "unreadable") from error
+        found = f"({type(error).__name__}: {error})."
+        code: Code = "unreadable"
+        if isinstance(error, EOFError) or "truncated" in str(error).lower() or is_cut(data, form):
+            code = "truncated"
+        elif isinstance(error, UnidentifiedImageError):
+            code, found = "not-a-picture", unknown(data[:_READ_TO_NAME])
+        at = ":" if code == "not-a-picture" else ""
+        raise ImageError(f"{name}: cannot be decoded{at} {found}", code) from error
 
 
 def _check(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -154,24 +161,6 @@ def _check(image: Image.Image, name: str, max_pixels: int) -> None:
         )
     if width < 1 or height < 1:
         raise ImageError(f"{name}: is {width} x {height}. Expected pixels.", "unreadable")
-
-
-def _unknown(head: bytes) -> str:
-    """Why Pillow does not identify a file that starts like this."""
-    for name, start in _REFUSED:
-        if re.match(start, head, re.DOTALL | re.IGNORECASE):
-            return f"{name} is not read here. Convert it to PNG or JPEG."
-    return (
-        f"it is not a picture, or its header is damaged; it starts with {head[:16]!r}. Expected "
-        "JPEG, PNG, WebP, TIFF or another raster format."
-    )
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """The FORMATS that this version of Pillow knows; it raises KeyError for others."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def text_of(content: object, *, what: str = "the text") -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mwa_export.errors import ImageError
 
+MAX_BYTES = 2**31  # of an encoded picture; the largest that is decoded needs less in any format
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -33,8 +35,13 @@ class Picture:
             ImageError: there is no such file, or it cannot be read in full.
         """
         try:
-            if not stat.S_ISREG(self.path.stat().st_mode):
+            state = self.path.stat()
+            if not stat.S_ISREG(state.st_mode):
                 raise ImageError(f"{self}: is not a plain file. Expected a picture.")
+            size = state.st_size if self.size is None else self.size
+            if size > MAX_BYTES:
+                found = f"has {size:,} bytes. Expected {MAX_BYTES:,} at most."
+                raise ImageError(f"{self}: {found}", "too-large")
             with self.path.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read(-1 if self.size is None else self.size)
@@ -46,6 +53,6 @@ class Picture:
         except MemoryError as error:
             raise ImageError(f"{self}: does not fit in memory.", "too-large") from error
         if self.size is not None and len(data) != self.size:
-            found = f"{len(data)} of {self.size} bytes"
-            raise ImageError(f"{self}: {found}. The tar was cut short.", "truncated")
+            found = f"{len(data)} of {self.size} bytes. The tar was cut short."
+            raise ImageError(f"{self}: {found}", "truncated")
         return data

@@ -232,6 +232,11 @@ def test_options_and_calibrations_that_do_not_fit_are_refused(
     before = files_below(copy)
     assert refused("quantize", copy, *QUICK).startswith("no data to calibrate with.")
     own = ("--calibration", whole[0] / "calibration.json")
+    for option in (("--rounding", "learned"), ("--method", "mse"), ("--samples", 20),
+                   ("--percentile", 99), ("--no-smooth",)):  # fmt: skip
+        message = refused("quantize", copy, *own, *option, *QUICK)
+        assert "would change nothing" in message
+        assert str(option[-1]).removeprefix("--no-") in message
     message = refused("quantize", copy, *own, "--keep", "blocks.7.*", *QUICK)
     assert message.startswith("--keep blocks.7.*: no layer has such a name. The layers are vision:")
     everything = ("--keep", "vision:*", "--keep", "text:*")

@@ -91,7 +91,7 @@ def test_equal_captions_in_both_files_count_once(tmp_path: Path) -> None:
         ([], "holds no pictures"),
         (
             [*PAIR, ("2.txt", "a")],
-            r"a\.tar:2: has no pictures \(found \.txt\)\. Expected one of bmp",
+            r"a\.tar:2: has no picture \(found \.txt\)\. Expected one, such as",
         ),
         ([*PAIR, ("1.png", b"")], r"a\.tar:1: has 2 pictures \(found \.jpg, \.txt, \.png\)"),
         (

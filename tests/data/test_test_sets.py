@@ -162,7 +162,7 @@ def test_names_no_file_can_have_are_missing_pictures(tmp_path: Path, name: str) 
         (karpathy, "k.json", {"split": "dev"}, "nothing in split 'dev'. It has: test"),
         (table, "t.csv", {"split": "test"}, "has no `split`"),
         (tar, "w.tar", {"images": Path()}, "holds its pictures. Name no folder"),
-        (tar, "w.tar", {"image_column": "x"}, "has no columns.*Name no columns"),
+        (tar, "w.tar", {"image_column": "x"}, r"has no picture .*Expected one, \.x"),
         (karpathy, "k.json", {"image_column": "x"}, "has no columns"),
         (table, "t.csv", {"image_column": "x"}, "no column x. It has: image, caption"),
         (table, "t.csv", {"images": Path("absent")}, "absent: no such folder"),

@@ -134,7 +134,7 @@ def test_the_account_is_exact_for_every_pattern_of_failures(
         limit=limit,
     )
     taken = outcome[:limit]
-    codes = {"broken": "not-a-picture", "null": "null", "duplicate": "duplicate-id"}
+    codes = {"broken": "truncated", "null": "null", "duplicate": "duplicate-id"}
     expected = [
         (n, codes[what])
         for n, what in enumerate(taken)

@@ -33,7 +33,6 @@ from PIL import Image
 
 from mwa_export.errors import ImageError
 from mwa_export.inputs.decode import (
-    FORMATS,
     MAX_CHARACTERS,
     MAX_SIDE,
     RowRefusedError,
@@ -41,7 +40,8 @@ from mwa_export.inputs.decode import (
     pixels_of,
     text_of,
 )
-from mwa_export.inputs.pictures import Picture
+from mwa_export.inputs.formats import FORMATS
+from mwa_export.inputs.pictures import MAX_BYTES, Picture
 from mwa_export.inputs.preprocess import pixels_from_image
 
 STARTS_A_PROGRAM = {
@@ -278,7 +278,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "truncated png": (lambda: saved("PNG")[:-900], "truncated"),
     "empty": (lambda: b"", "empty"),
     "html": (lambda: b"<!doctype html><html>not found</html>", "not-a-picture"),
-    "header only": (lambda: saved("PNG")[:8], "not-a-picture"),
+    "header only": (lambda: saved("PNG")[:8], "truncated"),
     "bomb": (lambda: png_header(60_000, 60_000), "too-large"),
     "above the limit": (lambda: png_header(13_000, 13_800), "too-large"),
     "one endless line": (lambda: png_header(MAX_SIDE + 1, 1), "too-large"),
@@ -351,6 +351,15 @@ def test_a_member_of_absurd_size_is_refused(size: int, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"12345")
     with pytest.raises(ImageError, match=r"a\.tar:a\.jpg"):
         decode_picture(Picture(tmp_path / "a.tar", "a.jpg", 0, size))
+
+
+def test_a_file_that_no_memory_holds_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse
+    with pytest.raises(ImageError, match=r"huge\.png: has 2,147,483,649 bytes") as caught:
+        decode_picture(Picture(path))
+    assert caught.value.code == "too-large"
 
 
 def test_a_text_is_not_a_picture() -> None:

@@ -1,0 +1,67 @@
+"""Compressed tables, lists and JSON documents, read as if they were plain."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+from collections.abc import Callable
+from typing import Any, BinaryIO, cast
+
+from mwa_export.data.files import open_file
+from mwa_export.optional import require
+
+
+def _zstd(file: BinaryIO) -> Any:
+    arrow = require("pyarrow", extra="embed", why="read .zst files")
+    return arrow.CompressedInputStream(file, "zstd")
+
+
+_OPEN: dict[str, Callable[[BinaryIO], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstd,
+}
+
+
+def suffix_of(name: str) -> str:
+    """The extension of a file or URL, in lower case; of `t.csv.gz` that is `.csv`."""
+    stem, suffix = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] if suffix in _OPEN else suffix
+
+
+def open_plain(name: str) -> io.BufferedReader:
+    """Open a file or URL for reading, without its compression, if its name says that it has one.
+
+    Raises:
+        DataError: it cannot be opened. Reading raises OSError, if damaged as well.
+    """
+    file = open_file(name)
+    decompressed = _OPEN.get(os.path.splitext(name.lower())[1])
+    raw: Any = file if decompressed is None else _Decompressed(file, decompressed(file))
+    return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
+
+
+class _Decompressed(io.RawIOBase):
+    """A decompressor whose errors, of many types, are OSError."""
+
+    def __init__(self, file: BinaryIO, source: Any) -> None:
+        self._file, self._source = file, source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = cast("bytes", self._source.read(len(buffer)))
+        except Exception as error:  # EOFError, zlib.error, LZMAError, those of Arrow
+            raise OSError(f"cannot be decompressed: {error}") from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,0 +1,161 @@
+"""Formats of pictures: which are read, their file names, and whether a file was cut short."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import re
+import struct
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+FORMATS = (
+    *("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "AVIF", "TIFF", "JPEG2000"),
+    *("BLP", "CUR", "DCX", "DDS", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "IMT"),
+    *("MCIDAS", "MSP", "PCD", "PCX", "PIXAR", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA"),
+    *("XBM", "XPM", "XVTHUMB"),
+)
+"""Pillow's names of the formats that are read. Pillow decodes all of them inside this process.
+
+Left out: EPS starts Ghostscript; IPTC opens whatever it holds, EPS included; WMF, EMF, BUFR, GRIB,
+HDF5 and MPEG need a handler from elsewhere; FPX and MIC are containers of other formats.
+"""
+
+_REFUSED = (  # how files of well-known formats begin that are not read
+    ("PostScript (EPS)", rb"%!|\xc5\xd0\xd3\xc6"),
+    ("PDF", rb"%PDF"),
+    ("SVG", rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg\b"),
+    ("WMF", rb"\xd7\xcd\xc6\x9a"),
+    ("EMF", rb"\x01\0\0\0.{36} EMF"),
+    ("HEIC", rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)"),
+    ("AVIF (by this version of Pillow)", rb".{4}ftypavi[fs]"),
+    ("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
+    ("FlashPix or MIC", rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),
+    ("HDF5", rb"\x89HDF\r\n"),
+    ("GRIB", rb"GRIB"),
+    ("BUFR", rb"BUFR"),
+    ("MPEG", rb"\0\0\x01[\xb3\xba]"),
+    ("IPTC", rb"\x1c[\x01-\x09]"),
+)
+_NOT_READ = frozenset({"avif", "avifs", "eps", "heic", "heif", "jxl", "svg", "wmf", "emf"})
+HEAD = 16  # bytes by which Pillow tells a format
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The FORMATS that this version of Pillow knows; it raises KeyError for others."""
+    Image.init()
+    _quiet_libtiff()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """File name extensions of pictures, without the dot: each has a row, if only of errors.
+
+    They are those of Pillow for the FORMATS, and of well-known formats that are refused by name.
+    """
+    read = {*formats(), "MPO"}  # opened as a JPEG
+    found = {end[1:] for end, name in Image.registered_extensions().items() if name in read}
+    return frozenset(found) | _NOT_READ
+
+
+def extension_of(name: str) -> str:
+    """The extension of a file's name, in lower case and without the dot; "" if it has none."""
+    base = name.rpartition("/")[2].lstrip(".")
+    return base.rpartition(".")[2].lower() if "." in base else ""
+
+
+def shown(extension: str) -> str:
+    """An extension for people."""
+    return f".{extension}" if extension else "without extension"
+
+
+def likely(head: bytes) -> tuple[str, ...]:
+    """The formats whose mark ``head``, the first bytes of a file, has."""
+    marks = ((name, Image.OPEN[name][1]) for name in formats())
+    return tuple(name for name, fits in marks if fits is not None and fits(head[:HEAD]) is True)
+
+
+def unknown(head: bytes) -> str:
+    """Why Pillow does not identify a file that starts like this."""
+    for name, start in _REFUSED:
+        if re.match(start, head, re.DOTALL | re.IGNORECASE):
+            return f"{name} is not read here. Convert it to PNG or JPEG."
+    return (
+        f"it is not a picture, or its header is damaged; it starts with {head[:16]!r}. Expected "
+        "JPEG, PNG, WebP, TIFF or another raster format."
+    )
+
+
+def is_cut(data: bytes, form: str | None) -> bool:
+    """Whether a picture that cannot be decoded ends too early. ``form``: None: not identified."""
+    if _says_it_is_longer(data):
+        return True
+    file = _Watched(data)
+    with suppress(Exception):  # it failed before: the question is how far it was read
+        # MPO is opened as a JPEG, and has no mark of its own.
+        if candidates := (form,) if form in formats() else likely(data):
+            Image.open(file, formats=candidates).load()
+    return file.ran_out or _strips_end(data) > len(data)
+
+
+class _Watched(io.BytesIO):
+    """Notes reads behind the end. Pillow reads large blocks, of which the last may be short."""
+
+    ran_out = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        if size is not None and size > len(found) and (not found or size < 4096):
+            self.ran_out = True
+        return found
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        found = super().readline(size)
+        self.ran_out |= not found.endswith(b"\n")
+        return found
+
+
+def _says_it_is_longer(data: bytes) -> bool:
+    """Whether sizes (in RIFF: WebP; in boxes: AVIF, JPEG 2000) or a missing end mark say so."""
+    if data[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000 without boxes
+        return not data.endswith(b"\xff\xd9")
+    if data[:4] == b"RIFF":
+        return len(data) < 12 or 8 + int(struct.unpack_from("<I", data, 4)[0]) > len(data)
+    if data[4:8] not in (b"ftyp", b"jP  "):
+        return False
+    position, names = 0, set[bytes]()
+    while position + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, position)
+        if size == 1:  # the size follows
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
+        if size < 8:  # 0: up to the end
+            return False
+        position += size
+        names.add(name)
+    return position > len(data) or names.isdisjoint({b"mdat", b"jp2c"})
+
+
+def _strips_end(data: bytes) -> int:
+    """The end of the last strip or tile of a TIFF, which libtiff reads without Pillow; else 0."""
+    with suppress(Exception):
+        tags: Any = getattr(Image.open(io.BytesIO(data), formats=["TIFF"]), "tag_v2", {})
+        for offsets, counts in ((273, 279), (324, 325)):
+            if offsets in tags and counts in tags:
+                return int(max(map(sum, zip(tags[offsets], tags[counts], strict=True))))
+    return 0
+
+
+def _quiet_libtiff() -> None:
+    """Stop libtiff from printing on stderr, which names no picture; the error is raised anyway."""
+    with suppress(OSError, AttributeError):  # not Linux, or linked in another way
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+        for name in set(re.findall(r"/\S*libtiff[^/\s]*\.so\S*", maps)):
+            library = ctypes.CDLL(name)
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
