@@ -29,7 +29,7 @@ def verbosity(command: F) -> F:
 
     def set_verbose(_context: Any, _option: Any, value: bool) -> None:
         logging.basicConfig(
-            level=logging.DEBUG if value else logging.WARNING,
+            level=logging.WARNING,  # of others: their debug messages hold signed URLs
             format="%(levelname)s %(name)s: %(message)s",
             stream=sys.stderr,
         )

@@ -7,16 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mwa_export.data.addresses import is_remote, joined
 from mwa_export.data.fields import Record, text_field
-from mwa_export.data.files import (
-    file_system,
-    is_remote,
-    joined,
-    open_file,
-    place_of,
-    readable,
-    unreadable,
-)
+from mwa_export.data.files import open_file, place_of, readable, unreadable
+from mwa_export.data.remote import ask
 from mwa_export.data.tars import PICTURES
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind, Problem
@@ -66,7 +60,7 @@ class FolderReader:
             with open_file(joined(self.root, name)) as file:
                 data = file.read(MAX_TEXT + 1)
         except DataError as error:
-            return Problem("unreadable", str(error))
+            return Problem(getattr(error, "code", "unreadable"), str(error))
         if len(data) > MAX_TEXT:
             return Problem("too-large", f"the file is above {MAX_TEXT:,} bytes.")
         return text_field(data.removeprefix(b"\xef\xbb\xbf").strip(), "the text")
@@ -100,9 +94,9 @@ class FolderReader:
         return sorted(names, key=lambda item: os.fsencode(item[0]))
 
     def _remote(self) -> Iterator[tuple[str, Problem | None]]:
-        system, path = file_system(self.root)
+        path, found = ask(self.root, lambda system, path: (path, sorted(system.find(path))))
         start = len(path.rstrip("/")) + 1
-        for full in sorted(system.find(path)):
+        for full in found:
             if not any(part.startswith(".") for part in full[start:].split("/")):
                 yield full[start:], None
 

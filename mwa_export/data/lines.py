@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mwa_export.data.addresses import folder_of
 from mwa_export.data.fields import Record, text_field
 from mwa_export.data.files import open_file, readable, unreadable
 from mwa_export.inputs.content import Kind, Problem
@@ -65,7 +65,7 @@ class LineReader:
     @property
     def root(self) -> str:
         """Folder of the paths."""
-        return os.path.dirname(self.name) if self.images is None else self.images
+        return folder_of(self.name) if self.images is None else self.images
 
     def records(self) -> Iterator[Record]:
         """Every line."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from mwa_export.data.addresses import folder_of, located
 from mwa_export.data.fields import Columns, Fields, Record, image_field
 from mwa_export.data.files import (
     check_state,
-    joined,
     open_file,
     picture_at,
     readable,
@@ -65,10 +64,10 @@ class ParquetReader:
 
     def record(self, values: dict[str, Any], fields: Fields, name: str, number: int) -> Record:
         """The ``number``-th record, whose values are in one of the files."""
-        record = fields.record(values, f"{name}: row {number}")
+        record = fields.record(values, f"{readable(name)}: row {number}")
         image, key = record.image, record.key
         if isinstance(image, str):
-            image = joined(os.path.dirname(name) if self.images is None else self.images, image)
+            image = located(folder_of(name) if self.images is None else self.images, image)
         return record._replace(image=image, key=str(number) if key is None else key)
 
 
@@ -98,7 +97,8 @@ class ParquetPicture:
         try:
             value = _column(self.file, self.group, self.column)[self.row].as_py()
         except (DataError, LookupError) as error:
-            raise ImageError(f"{self}: cannot be read ({error}).") from error
+            code = getattr(error, "code", "unreadable")
+            raise ImageError(f"{self}: cannot be read ({error}).", code) from error
         found = image_field({self.column: value}, self.column)
         if not isinstance(found, bytes):
             raise ImageError(f"{self}: holds no picture any more. The file changed.")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from mwa_export.data.addresses import folder_of, suffix_of
 from mwa_export.data.fields import Columns, Reader
 from mwa_export.data.karpathy import KarpathyReader
 from mwa_export.data.parquet import ParquetReader
@@ -12,11 +11,6 @@ from mwa_export.data.tars import TarReader
 from mwa_export.inputs.content import Kind
 
 TABLES = CSV_SUFFIXES | JSONL_SUFFIXES
-
-
-def suffix_of(name: str) -> str:
-    """The extension of a file or URL, in lower case."""
-    return os.path.splitext(name)[1].lower()
 
 
 def reader_of(
@@ -31,7 +25,7 @@ def reader_of(
         DataError: columns are named and the form has none.
     """
     suffix = suffix_of(files[0]) if files else ""
-    root = os.path.dirname(spec) if images is None else images
+    root = folder_of(spec) if images is None else images
     if suffix == ".parquet":
         return ParquetReader(tuple(files), columns, kinds, images)
     if suffix == ".tar":

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, cast
 
+from mwa_export.data.addresses import suffix_of
 from mwa_export.data.fields import Columns, Fields, Record, names
 from mwa_export.data.files import readable
 from mwa_export.data.index import index_fields
@@ -41,7 +41,7 @@ class TableReader:
 
     def records(self) -> Iterator[Record]:
         """Every row."""
-        suffix = os.path.splitext(self.name)[1].lower()
+        suffix = suffix_of(self.name)
         return self._json() if suffix in JSONL_SUFFIXES else self._csv(suffix)
 
     def _bad(self, line: int, problem: Problem) -> Record:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 from mwa_export.data.fields import Columns, Fields, Place, Record, text_field
-from mwa_export.data.files import open_file, place_of, readable
+from mwa_export.data.files import open_file, readable, state_of
 from mwa_export.data.tables import json_object
-from mwa_export.errors import DataError
+from mwa_export.errors import DataError, RemoteError
 from mwa_export.inputs.content import Caption, Kind, Problem
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}
@@ -57,8 +57,8 @@ class TarReader:
                             f"{readable(name)}: is compressed with {kind}. Expected a plain tar, "
                             "as pictures are read from anywhere in it. Decompress it."
                         )
-                place, _problem = place_of("", name)
-                yield from _Tar(file, readable(name), place or [name, None, None], self).records()
+                place = [name, *(state_of(name) or (None, None))]
+                yield from _Tar(file, readable(name), place, self).records()
 
 
 class _Tar:
@@ -100,6 +100,8 @@ class _Tar:
                 if len(samples) > _OPEN:
                     first = next(iter(samples))
                     yield self._record(first, samples.pop(first))
+        except RemoteError:
+            raise
         except DataError as error:
             reason = str(error).removeprefix(f"{self._name}: ")
             self._damage = Problem("truncated", reason)
