@@ -44,6 +44,14 @@ def path_of(name: str) -> str:
     return re.split("[?#]", name, maxsplit=1)[0] if protocol_of(name) in HTTP else name
 
 
+def wildcard(spec: str) -> int | None:
+    """Where the first wildcard of a glob is. In a URL of http, `?` begins the query."""
+    http = protocol_of(spec) in HTTP
+    host = spec.find("/", spec.find("://") + 3) if http else 0  # it may be in brackets
+    found = re.compile(r"[*\[]" if http else r"[*?\[]").search(path_of(spec), max(host, 0))
+    return found and found.start()
+
+
 def suffix_of(name: str) -> str:
     """The extension of a file or URL, in lower case."""
     return os.path.splitext(path_of(name))[1].lower()

@@ -19,6 +19,7 @@ from mwa_export.data.addresses import (
     protocol_of,
     public,
     suffix_of,
+    wildcard,
 )
 from mwa_export.data.fields import Place
 from mwa_export.data.remote import ask
@@ -91,7 +92,7 @@ def files_in(folder: str) -> list[str]:
             entries = ask(folder, lambda system, path: system.ls(path, detail=True))
             found = [e["name"].rpartition("/")[2] for e in entries if e["type"] == "file"]
         else:
-            found = [e.name for e in os.scandir(folder) if e.is_file()]
+            found = [e.name for e in os.scandir(folder) if os.path.isfile(e.path)]
     except OSError as error:
         raise unreadable(folder, error) from error
     return sorted(name for name in found if not name.startswith("."))
@@ -106,13 +107,12 @@ def expanded(spec: str) -> list[str]:
     if (brace := _BRACE.search(spec)) and not os.path.lexists(spec):
         start, end = spec[: brace.start()], spec[brace.end() :]
         return [n for part in _alternatives(brace[1]) for n in expanded(start + part + end)]
-    wild = "*[" if protocol_of(spec) in HTTP else "*?["  # in a URL of http, `?` begins the query
-    folder = is_folder(spec)
+    names = files_in(spec) if is_folder(spec) else []
     for suffix in (".tar", ".parquet"):
-        if suffix_of(spec) == suffix and any(c in spec for c in wild):
+        if suffix_of(spec) == suffix and wildcard(spec) is not None:
             return _globbed(spec)
-        if folder and (found := _globbed(joined(glob.escape(spec), "*" + suffix))):
-            return found
+        if found := [name for name in names if suffix_of(name) == suffix]:
+            return [joined(path_of(spec), name) for name in found]
     return [spec]
 
 
@@ -121,7 +121,7 @@ def _globbed(pattern: str) -> list[str]:
         found = ask(pattern, lambda system, path: _urls(system, system.glob(path)))
     else:
         found = glob.glob(pattern, recursive=True)
-    if not found and not pattern.endswith(("/*.tar", "/*.parquet")):
+    if not found:
         raise DataError(f"{readable(pattern)}: matches no file. Expected one at least.")
     return sorted(found)
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mwa_export.data.addresses import is_remote, joined
+from mwa_export.data.addresses import is_remote, joined, path_of, wildcard
 from mwa_export.data.fields import Record, text_field
 from mwa_export.data.files import open_file, place_of, readable, unreadable
 from mwa_export.data.remote import ask
@@ -18,7 +18,6 @@ from mwa_export.inputs.content import Kind, Problem
 SUFFIXES = frozenset(PICTURES | {"svg", "avif", "heic", "jfif", "jp2", "ppm", "pgm", "tga", "ico"})
 TEXT_SUFFIX = "txt"
 MAX_TEXT = 16 << 20  # bytes of a file of text; what is longer is no text to embed
-_MAGIC = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class FolderReader:
 
 def is_glob(spec: str) -> bool:
     """Whether a source names files by a pattern, and is not itself the name of a file."""
-    return _MAGIC.search(spec) is not None and not os.path.isfile(spec)
+    return wildcard(spec) is not None and not os.path.isfile(spec)
 
 
 def folder_reader(spec: str, kind: Kind) -> FolderReader:
@@ -112,11 +111,10 @@ def folder_reader(spec: str, kind: Kind) -> FolderReader:
     Raises:
         DataError: there is no such folder.
     """
-    root, pattern = spec, None
-    if magic := _MAGIC.search(spec):
-        head = spec[: magic.start()]
-        root, _, rest = head.rpartition("/")
-        pattern = rest + spec[magic.start() :]
+    root, pattern = path_of(spec), None
+    if (start := wildcard(spec)) is not None:
+        root, _, rest = (head := spec[:start]).rpartition("/")
+        pattern = rest + path_of(spec)[start:]
         root = root or ("/" if head.startswith("/") else ".")
     if not is_remote(root) and not os.path.isdir(root):
         raise DataError(f"{readable(root)}: is not a folder. Expected one with {kind}s.")

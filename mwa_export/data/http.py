@@ -20,12 +20,13 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import (
     HTTPError,
     IncompleteRead,
+    LocationParseError,
     LocationValueError,
     MaxRetryError,
     NameResolutionError,
+    NewConnectionError,
     ProtocolError,
     ResponseError,
-    URLSchemeUnknown,
 )
 from urllib3.exceptions import TimeoutError as HTTPTimeoutError
 from urllib3.util import Retry, Timeout, make_headers, parse_url
@@ -36,7 +37,7 @@ from mwa_export.errors import RemoteError
 MAX_BYTES = 1 << 30  # of what is held in memory
 _BLOCK = 1 << 20
 _CONNECTIONS = 64  # hosts, and connections to one of them, that are kept open
-_ONLY_REDIRECTS = Retry(10, connect=False, read=False, respect_retry_after_header=False)
+_ONLY_REDIRECTS = Retry(10, connect=False, read=False, other=0, respect_retry_after_header=False)
 _METADATA = (ip_address("100.100.100.200"), ip_address("fd00:ec2::254"))  # beside link-local ones
 _CODES = {401: "forbidden", 403: "forbidden", 407: "forbidden", 404: "missing", 410: "missing"}
 _PASSING = (408, 425, 429)  # and 5xx
@@ -100,10 +101,12 @@ def _answer(
     """The answer to a request, if it is a good one. What fails in the body is an error, too."""
     with _one_error():
         parsed = parse_url(url)
+        if parsed.host is None:
+            raise LocationParseError(url)
         sent = {"Accept-Encoding": "identity", **(headers or {})}
         if parsed.auth:
             sent |= make_headers(basic_auth=unquote(parsed.auth))
-        response = _pool(_proxy(parsed.scheme or "", parsed.host or "")).request(
+        response = _pool(_proxy(parsed.scheme or "", parsed.host)).request(
             "GET",
             url,
             headers=sent,
@@ -137,10 +140,10 @@ def _one_error() -> Iterator[None]:
     """Turn what urllib3 raises into RemoteError. Its own words would repeat the query of a URL."""
     try:
         yield
-    except URLSchemeUnknown as error:
-        raise RemoteError("redirects to another protocol than http", "not-allowed") from error
-    except (LocationValueError, UnicodeError) as error:
-        raise RemoteError("is not a valid URL", "malformed") from error
+    except (LocationParseError, UnicodeError) as error:
+        raise RemoteError("it is not a valid URL", "malformed") from error
+    except LocationValueError as error:  # no host, or an unknown scheme: ours was looked at
+        raise RemoteError("it redirects to another protocol than http", "not-allowed") from error
     except MaxRetryError as error:
         raise _failure(error.reason or error) from error
     except HTTPError as error:
@@ -148,16 +151,16 @@ def _one_error() -> Iterator[None]:
 
 
 def _failure(error: Exception) -> RemoteError:
-    cause = error.__cause__ or error
-    if isinstance(error, HTTPTimeoutError):
-        return RemoteError("the server did not answer in time", "timeout", passes=True)
+    cause = error.__cause__ or next((a for a in error.args if isinstance(a, Exception)), error)
     if isinstance(error, ResponseError):
-        return RemoteError("redirects too often", "unreachable")
+        return RemoteError("it redirects too often", "unreachable")
     if isinstance(error, ProtocolError) and any(isinstance(a, IncompleteRead) for a in error.args):
         return RemoteError("the server sent less than it announced", "truncated", passes=True)
     if isinstance(error, NameResolutionError):
         gone = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
-        return RemoteError("no such host", "unreachable", passes=not gone)
+        return RemoteError("there is no such host", "unreachable", passes=not gone)
+    if isinstance(error, HTTPTimeoutError) and not isinstance(error, NewConnectionError):
+        return RemoteError("the server did not answer in time", "timeout", passes=True)
     if isinstance(cause, ssl.SSLCertVerificationError):
         reason = f"its certificate is not valid ({cause.verify_message})"
         return RemoteError(reason, "unreachable")
@@ -194,7 +197,7 @@ class _Guard:
         address = getattr(address, "ipv4_mapped", None) or address
         if address.is_link_local or address in _METADATA:
             connected.close()
-            raise RemoteError("is at a link-local or metadata address", "not-allowed")
+            raise RemoteError("it is at a link-local or metadata address", "not-allowed")
         return connected
 
 

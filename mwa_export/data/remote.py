@@ -182,7 +182,8 @@ def _patience(protocol: str, access: Access, configured: dict[str, Any]) -> dict
     if protocol in ("s3", "s3a"):
         limits = {"connect_timeout": access.timeout, "read_timeout": access.timeout}
         others = configured.get(protocol, {}).get("config_kwargs", {})
-        return {"config_kwargs": {**others, **limits, "retries": {"max_attempts": 0}}}
+        given = {"config_kwargs": {**others, **limits, "retries": {"max_attempts": 0}}}
+        return given | {"max_concurrency": 1}  # more would ask for the size of each file first
     return {}
 
 

@@ -42,7 +42,9 @@ def fetch(url: str, start: int, end: int) -> Part:
         RemoteError: they cannot be read in full.
     """
     if protocol_of(url) not in HTTP:
-        return Part(ask(url, lambda system, path: bytes(system.cat_file(path, start, end))))
+        return Part(
+            ask(url, lambda system, path: bytes(system.cat_file(path, start=start, end=end)))
+        )
     http, timeout = _http(), current().timeout
     if url not in _copies:
         part: Part | None = patiently(url, lambda: http.part(url, start, end, timeout))

@@ -134,5 +134,5 @@ def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def stable(reason: str) -> str:
-    """A reason without secrets, and without the addresses in memory by which Pillow names objects."""
+    """A reason without secrets, and without the addresses in memory that Pillow prints."""
     return re.sub(r"<?[\w.]+ object at 0x[0-9a-fA-F]+>?", "its bytes", public(reason))
