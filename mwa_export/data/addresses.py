@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TypeVar
-from urllib.request import url2pathname
 
 from mwa_export.inputs.content import Problem
 
@@ -24,9 +22,6 @@ _ENDS = r"[^&#\s\"'<>]*"  # a value of a query, also within a sentence
 
 class Confined(str):
     """A local folder that names must stay in, because they are from elsewhere."""
-
-
-Name = TypeVar("Name", bound=str)
 
 
 def is_remote(name: str) -> bool:
@@ -95,6 +90,8 @@ def local_name(spec: str) -> str:
     """The path that a `file://` URL means; other names stay as they are."""
     if not spec.lower().startswith("file://"):
         return spec
+    from urllib.request import url2pathname  # which loads half of the standard library
+
     return url2pathname(re.sub("^localhost/", "/", spec[len("file://") :]))
 
 

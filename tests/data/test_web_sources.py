@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from mwa_export.data.remote_files import RemotePicture
 from mwa_export.data.rows import Row
 from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.data.test_sets import DataOptions, read_data
-from mwa_export.errors import DataError, RemoteError
+from mwa_export.errors import DataError, MissingPackageError, OptionsError, RemoteError
 from mwa_export.inputs.content import Kind
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -190,3 +191,25 @@ def test_chains_of_file_systems_are_refused(tmp_path: Path) -> None:
     for chain in "simplecache::file://", "reference://::file://", "filecache::":
         with pytest.raises(DataError):
             rows("text", f"{chain}{tmp_path}/t.csv", tmp_path / "w", retries=0)
+
+
+@pytest.mark.parametrize(
+    ("package", "spec"),
+    [
+        ("urllib3", "http://127.0.0.1:1/t.csv"),
+        ("aiohttp", "http://127.0.0.1:1/d/"),
+        ("s3fs", "s3://b/t.csv"),
+    ],
+)
+def test_the_error_names_the_extra(
+    package: str, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=r"mwa-export\[remote\]"):
+        rows("image", spec, tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": float("nan")}, {"retries": -1}])
+def test_patience_that_cannot_be_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(OptionsError):
+        SourceOptions(**options)  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers GET."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     web: Web
 
     def do_GET(self) -> None:
