@@ -92,10 +92,17 @@ def files_in(folder: str) -> list[str]:
             entries = ask(folder, lambda system, path: system.ls(path, detail=True))
             found = [e["name"].rpartition("/")[2] for e in entries if e["type"] == "file"]
         else:
-            found = [e.name for e in os.scandir(folder) if os.path.isfile(e.path)]
+            found = [e.name for e in os.scandir(folder) if _is_file(e)]
     except OSError as error:
         raise unreadable(folder, error) from error
     return sorted(name for name in found if not name.startswith("."))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def expanded(spec: str) -> list[str]:
