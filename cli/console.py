@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from mwa_export.cli.flags import with_flags
+from mwa_export.data.addresses import public
 from mwa_export.errors import MwaExportError
 from mwa_export.progress import Progress, Silent
 
@@ -29,7 +30,7 @@ def verbosity(command: F) -> F:
 
     def set_verbose(_context: Any, _option: Any, value: bool) -> None:
         logging.basicConfig(
-            level=logging.DEBUG if value else logging.WARNING,
+            level=logging.WARNING,  # of others: their debug messages hold signed URLs
             format="%(levelname)s %(name)s: %(message)s",
             stream=sys.stderr,
         )
@@ -72,8 +73,11 @@ def _in_one_line(text: str) -> str:
 
 
 def words(text: str) -> str:
-    """A message of the library in the words of the command line: options become flags."""
-    return printable(with_flags(text, running) if "`" in text else text)
+    """A message of the library in the words of the command line: options become flags.
+
+    Passwords and signatures of URLs are left out once more: terminals are often logged.
+    """
+    return printable(public(with_flags(text, running) if "`" in text else text))
 
 
 def printable(text: str) -> str:

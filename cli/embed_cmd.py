@@ -53,6 +53,16 @@ Examples:
 )
 @click.option("--image-root", metavar="FOLDER", help="Where a table's paths begin.")
 @click.option("--split", help="Split of a Karpathy JSON or of a table; default: all.")
+@click.option(
+    "--timeout",
+    type=float,
+    default=30.0,
+    metavar="SECONDS",
+    help="Silence of a remote server that ends an attempt.",
+)
+@click.option(
+    "--retries", type=int, default=4, metavar="N", help="Further attempts to read what is remote."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Take the first N rows of a source.")
 @click.option("-o", "--out", type=PATH, help="Folder to write, or to go on with.")
 @click.option(

@@ -78,6 +78,18 @@ class DataError(MwaExportError):
     """A retrieval data set is incomplete or malformed."""
 
 
+class RemoteError(DataError):
+    """Something remote that cannot be read. The message is a reason, or names the URL as well."""
+
+    def __init__(
+        self, message: str, code: str = "unreadable", *, passes: bool = False, wait: float = 0.0
+    ) -> None:
+        super().__init__(message)
+        self.code = code  # for programs; one of inputs.content.Code
+        self.passes = passes  # it may work when it is tried again
+        self.wait = wait  # seconds until then that the server asks for
+
+
 class RecallError(MwaExportError):
     """Embeddings and image ids that recall cannot be computed from."""
 

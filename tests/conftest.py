@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,9 @@ from commands import files_below, refused, save
 from configs import CONFIGS, MWA
 from embed_samples import embed, pictures, texts
 from parity_files import export, write_test_set, write_tokenizer
+from web import Web, web_server
 
+from mwa_export.data.remote import access as remote
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
 from mwa_export.encoder.encoder import Encoder
@@ -100,6 +102,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export(root / "checkpoint.pth", root / "bundle", write_tokenizer(root))
     write_test_set(root / "data")
     return root
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A web server on the loopback. Retries come at once."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    with web_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

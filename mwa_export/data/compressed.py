@@ -6,10 +6,10 @@ import bz2
 import gzip
 import io
 import lzma
-import os
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
+from mwa_export.data.addresses import packing_of
 from mwa_export.data.files import open_file
 from mwa_export.optional import require
 
@@ -27,12 +27,6 @@ _OPEN: dict[str, Callable[[BinaryIO], Any]] = {
 }
 
 
-def suffix_of(name: str) -> str:
-    """The extension of a file or URL, in lower case; of `t.csv.gz` that is `.csv`."""
-    stem, suffix = os.path.splitext(name.lower())
-    return os.path.splitext(stem)[1] if suffix in _OPEN else suffix
-
-
 def open_plain(name: str) -> io.BufferedReader:
     """Open a file or URL for reading, without its compression, if its name says that it has one.
 
@@ -40,7 +34,7 @@ def open_plain(name: str) -> io.BufferedReader:
         DataError: it cannot be opened. Reading raises OSError, if damaged as well.
     """
     file = open_file(name)
-    decompressed = _OPEN.get(os.path.splitext(name.lower())[1])
+    decompressed = _OPEN.get(packing_of(name))
     raw: Any = file if decompressed is None else _Decompressed(file, decompressed(file))
     return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from mwa_export.data.addresses import public
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Caption, Code, Kind, Problem, Readable
 from mwa_export.inputs.decode import RowRefusedError, text_of
@@ -68,7 +69,7 @@ class Fields:
             where,
             None if self.image is None else image_field(values, self.image),
             self.captions_of(values),
-            None if given is None else escaped(str(given)),
+            None if given is None else escaped(public(str(given))),
             given,
             None if split in (None, "") else str(split),
             tuple([values.get(name) for name in self.carried]),

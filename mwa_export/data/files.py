@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import glob
-import io
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
+from mwa_export.data.addresses import (
+    HTTP,
+    is_remote,
+    joined,
+    local_name,
+    located,
+    path_of,
+    protocol_of,
+    public,
+    split_glob,
+)
 from mwa_export.data.fields import Place
-from mwa_export.errors import DataError, ImageError
+from mwa_export.data.remote.access import ask
+from mwa_export.data.remote.files import RemotePicture, open_remote
+from mwa_export.errors import DataError, RemoteError
 from mwa_export.inputs.content import Problem
 from mwa_export.inputs.pictures import Picture
-from mwa_export.optional import require
 
-_MAGIC = re.compile(r"[*?\[]")
+_SHARDS = (".tar", ".parquet")
 _BRACE = re.compile(r"\{([^{}]*)\}")
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -28,35 +38,15 @@ _KINDS = (
 )
 
 
-def is_remote(name: str) -> bool:
-    """Whether a name is a URL that fsspec opens. No local name with `://` is looked for."""
-    return "://" in name
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the path in it.
-
-    Raises:
-        DataError: no such protocol, or it needs a package that is not installed.
-    """
-    fsspec = require("fsspec", extra="embed", why="read remote paths")
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise DataError(f"{url}: cannot be opened ({error}).") from error
-    return system, path
-
-
 def open_file(name: str) -> BinaryIO:
     """Open a plain file or a URL for reading. A pipe or a device is refused, not waited for.
 
     Raises:
         DataError: it cannot be opened.
     """
+    if is_remote(name):
+        return open_remote(name)
     try:
-        if is_remote(name):
-            system, path = file_system(name)
-            return cast("BinaryIO", system.open(path, "rb"))
         if not stat.S_ISREG(os.stat(name).st_mode):
             raise DataError(f"{readable(name)}: is not a plain file. Expected one.")
         return open(name, "rb")
@@ -71,18 +61,24 @@ def unreadable(name: str, error: OSError) -> DataError:
 
 def exists(name: str) -> bool:
     """Whether there is a file or folder of this name."""
-    if is_remote(name):
-        system, path = file_system(name)
-        return bool(system.exists(path))
-    return os.path.exists(name)
+    if not is_remote(name):
+        return os.path.exists(name)
+    try:
+        open_file(name).close()
+    except RemoteError as error:
+        if error.code != "missing":
+            raise
+        return False
+    return True
 
 
 def is_folder(name: str) -> bool:
-    """Whether this is the name of a folder."""
-    if is_remote(name):
-        system, path = file_system(name)
-        return bool(system.isdir(path))
-    return os.path.isdir(name)
+    """Whether this is the name of a folder. Over http that of one ends with `/`."""
+    if not is_remote(name):
+        return os.path.isdir(name)
+    if protocol_of(name) in HTTP:
+        return path_of(name).endswith("/")
+    return ask(name, lambda system, path: bool(system.isdir(path)))
 
 
 def files_in(folder: str) -> list[str]:
@@ -93,14 +89,20 @@ def files_in(folder: str) -> list[str]:
     """
     try:
         if is_remote(folder):
-            system, path = file_system(folder)
-            entries = system.ls(path, detail=True)
+            entries = ask(folder, lambda system, path: system.ls(path, detail=True))
             found = [e["name"].rpartition("/")[2] for e in entries if e["type"] == "file"]
         else:
-            found = [e.name for e in os.scandir(folder) if e.is_file()]
+            found = [e.name for e in os.scandir(folder) if _is_file(e)]
     except OSError as error:
         raise unreadable(folder, error) from error
     return sorted(name for name in found if not name.startswith("."))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def expanded(spec: str) -> list[str]:
@@ -112,38 +114,34 @@ def expanded(spec: str) -> list[str]:
     if (brace := _BRACE.search(spec)) and not os.path.lexists(spec):
         start, end = spec[: brace.start()], spec[brace.end() :]
         return [n for part in _alternatives(brace[1]) for n in expanded(start + part + end)]
-    for suffix, below in ((".tar", ""), (".parquet", ""), (".parquet", "*=*/**/")):
-        if spec.lower().endswith(suffix) and split_glob(spec)[1]:
-            return _globbed(spec)
-        folder = not is_remote(spec) and os.path.isdir(spec)
-        if folder and (found := _globbed(f"{os.path.join(spec, below)}*{suffix}")):
-            return found
+    if path_of(spec).lower().endswith(_SHARDS) and split_glob(spec)[1]:
+        return _globbed(spec)
+    names = files_in(spec) if is_folder(spec) else []
+    for suffix in _SHARDS:
+        if found := [name for name in names if name.lower().endswith(suffix)]:
+            return [joined(path_of(spec), name) for name in found]
+    if is_folder(spec) and protocol_of(spec) not in HTTP:  # which cannot be searched
+        return _matches(joined(spec, "*=*/**/*.parquet")) or [spec]
     return [spec]
 
 
-def split_glob(spec: str) -> tuple[str, str]:
-    """The folder before the first wildcard, and the pattern below it; without one all, and "".
-
-    A file or folder that is there is never taken for a pattern, whatever its name.
-    """
-    parts = spec.split("/")
-    for n, part in enumerate(parts):
-        if _MAGIC.search(part) and not os.path.lexists("/".join(parts[: n + 1])):
-            folder = "/".join(parts[:n])
-            return folder or ("/" if n else ""), "/".join(parts[n:])
-    return spec, ""
-
-
-def _globbed(pattern: str) -> list[str]:
+def _matches(pattern: str) -> list[str]:
     if is_remote(pattern):
-        system, path = file_system(pattern)
-        found = [str(system.unstrip_protocol(name)) for name in system.glob(path)]
+        found = ask(pattern, lambda system, path: _urls(system, system.glob(path)))
     else:
         root, rest = split_glob(pattern)
         found = glob.glob(os.path.join(glob.escape(root), rest), recursive=True)
-    if not found and not pattern.endswith(("/*.tar", "/*.parquet")):
-        raise DataError(f"{readable(pattern)}: matches no file. Expected one at least.")
     return sorted(found)
+
+
+def _globbed(pattern: str) -> list[str]:
+    if not (found := _matches(pattern)):
+        raise DataError(f"{readable(pattern)}: matches no file. Expected one at least.")
+    return found
+
+
+def _urls(system: Any, paths: list[str]) -> list[str]:
+    return [str(system.unstrip_protocol(path)) for path in paths]
 
 
 def _alternatives(text: str) -> list[str]:
@@ -154,23 +152,18 @@ def _alternatives(text: str) -> list[str]:
 
 
 def readable(name: str) -> str:
-    r"""A file's name as text. Bytes that are not UTF-8 become `\xNN`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def joined(root: str, name: str) -> str:
-    """A name below a root, or the name itself if it is absolute or a URL."""
-    if is_remote(name):
-        return name
-    return f"{root.rstrip('/')}/{name}" if is_remote(root) else os.path.join(root, name)
+    r"""A file's name as text, without secrets. Bytes that are not UTF-8 become `\xNN`."""
+    return public(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def place_of(root: str, name: str) -> tuple[Place | None, Problem | None]:
-    """The place of a picture file, or None and the problem.
+    """The place of a picture that a row names, or None and the problem.
 
     Of a remote file nothing is looked at: that would be a round trip for each.
     """
-    full = joined(root, name)
+    full = located(root, name)
+    if isinstance(full, Problem):
+        return None, full
     if is_remote(full):
         return [name, None, None], None
     try:
@@ -184,7 +177,7 @@ def place_of(root: str, name: str) -> tuple[Place | None, Problem | None]:
     for is_kind, words in _KINDS:
         if is_kind(found.st_mode):
             return None, Problem("unreadable", f"is {words}. Expected a picture.")
-    return [name, found.st_size, found.st_mtime_ns], None
+    return [local_name(name), found.st_size, found.st_mtime_ns], None
 
 
 def picture_of(root: str, name: str, *member: Any) -> Picture | RemotePicture:
@@ -223,39 +216,3 @@ def picture_at(root: str, place: Place, checked: dict[str, None]) -> Picture | R
         if member:
             checked[full] = None
     return picture_of(root, name, *member)
-
-
-@dataclass(frozen=True, slots=True)
-class RemotePicture:
-    """A picture that fsspec reads: a file, or a member of a tar."""
-
-    url: str
-    member: str | None = None
-    offset: int = 0
-    size: int | None = None
-
-    def __str__(self) -> str:
-        return self.url if self.member is None else f"{self.url}:{self.member}"
-
-    @property
-    def name(self) -> str:
-        """The last part of its name, for people."""
-        return (self.member or self.url).rpartition("/")[2]
-
-    def read(self) -> bytes:
-        """The encoded picture.
-
-        Raises:
-            ImageError: it cannot be read in full.
-        """
-        try:
-            system, path = file_system(self.url)
-            end = None if self.size is None else self.offset + self.size
-            data = bytes(system.cat_file(path, start=self.offset or None, end=end))
-        except FileNotFoundError:
-            raise ImageError(f"{self}: no such file. Expected a picture.") from None
-        except (OSError, DataError, io.UnsupportedOperation) as error:
-            raise ImageError(f"{self}: cannot be read ({error}).") from error
-        if self.size is not None and len(data) != self.size:
-            raise ImageError(f"{self}: {len(data)} of {self.size} bytes. It was cut short.")
-        return data

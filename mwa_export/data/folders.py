@@ -8,17 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mwa_export.data.addresses import is_remote, joined, path_of, split_glob
 from mwa_export.data.fields import Record, text_field
-from mwa_export.data.files import (
-    file_system,
-    is_remote,
-    joined,
-    open_file,
-    place_of,
-    readable,
-    split_glob,
-    unreadable,
-)
+from mwa_export.data.files import open_file, place_of, readable, unreadable
+from mwa_export.data.remote.access import ask
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind, Problem
 from mwa_export.inputs.formats import HEAD, extension_of, extensions, likely, shown
@@ -77,7 +70,7 @@ class FolderReader:
             with open_file(joined(self.root, name)) as file:
                 data = file.read(MAX_TEXT + 1)
         except DataError as error:
-            return Problem("unreadable", str(error))
+            return Problem(getattr(error, "code", "unreadable"), str(error))
         if len(data) > MAX_TEXT:
             return Problem("too-large", f"the file is above {MAX_TEXT:,} bytes.")
         return text_field(data.removeprefix(b"\xef\xbb\xbf").strip(), "the text")
@@ -125,9 +118,9 @@ class FolderReader:
         return sorted(names, key=lambda item: os.fsencode(item[0]))
 
     def _remote(self) -> Iterator[tuple[str, Problem | None]]:
-        system, path = file_system(self.root)
+        path, found = ask(self.root, lambda system, path: (path, sorted(system.find(path))))
         start = len(path.rstrip("/")) + 1
-        for full in sorted(system.find(path)):
+        for full in found:
             if "/." not in f"/{full[start:]}":
                 yield full[start:], None
             elif self.pattern is None:
@@ -148,7 +141,7 @@ class FileReader:
 
 def is_picture(name: str) -> bool:
     """Whether this is the name of a picture, or of a local file that begins like one."""
-    if extension_of(name) in extensions():
+    if extension_of(path_of(name)) in extensions():
         return is_remote(name) or os.path.isfile(name)
     return begins_like_a_picture(name)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mwa_export.data.addresses import folder_of
 from mwa_export.data.compressed import open_plain
 from mwa_export.data.fields import Record, text_field
 from mwa_export.data.files import readable, unreadable
@@ -68,7 +68,7 @@ class LineReader:
     @property
     def root(self) -> str:
         """Folder of the paths."""
-        return os.path.dirname(self.name) if self.images is None else self.images
+        return folder_of(self.name) if self.images is None else self.images
 
     def records(self) -> Iterator[Record]:
         """Every line."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,11 +10,11 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from mwa_export.data.addresses import folder_of, located
 from mwa_export.data.arrow import SLICE, Column, opened, partition, rows_of
 from mwa_export.data.fields import Columns, Fields, Record, image_field
 from mwa_export.data.files import (
     check_state,
-    joined,
     open_file,
     picture_at,
     readable,
@@ -73,7 +72,7 @@ class ParquetReader:
     def record(self, values: dict[str, Any], fields: Fields, name: str, number: int) -> Record:
         """The ``number``-th record, whose values are in one of the files."""
         values = partition(name) | values
-        record = fields.record(values, f"{name}: row {number}")
+        record = fields.record(values, f"{readable(name)}: row {number}")
         bad = [v for v in (record.image_id, *record.columns) if isinstance(v, Problem)]
         if bad:
             record = record._replace(
@@ -84,7 +83,7 @@ class ParquetReader:
             )
         image, key = record.image, record.key
         if isinstance(image, str):
-            image = joined(os.path.dirname(name) if self.images is None else self.images, image)
+            image = located(folder_of(name) if self.images is None else self.images, image)
         return record._replace(image=image, key=str(number) if key is None else key)
 
 
@@ -114,7 +113,8 @@ class ParquetPicture:
         try:
             value = _column(self.file, self.group, self.column).value(self.row)
         except (DataError, LookupError) as error:
-            raise ImageError(f"{self}: cannot be read ({error}).") from error
+            code = getattr(error, "code", "unreadable")
+            raise ImageError(f"{self}: cannot be read ({error}).", code) from error
         found = image_field({self.column: value}, self.column)
         if not isinstance(found, bytes):
             raise ImageError(f"{self}: holds no picture any more. The file changed.")

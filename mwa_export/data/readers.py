@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from mwa_export.data.compressed import suffix_of
+from mwa_export.data.addresses import folder_of, suffix_of
 from mwa_export.data.fields import Columns, Reader
 from mwa_export.data.karpathy import KarpathyReader
 from mwa_export.data.parquet import ParquetReader
@@ -28,7 +26,7 @@ def reader_of(
         DataError: columns or a folder of pictures are named, and the form has none.
     """
     suffix = suffix_of(files[0]) if files else ""
-    root = os.path.dirname(spec) if images is None else images
+    root = folder_of(spec) if images is None else images
     if suffix == ".parquet":
         return ParquetReader(tuple(files), columns, kinds, images)
     if suffix == ".tar":

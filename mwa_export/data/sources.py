@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from mwa_export.data.compressed import suffix_of
+from mwa_export.data.addresses import confined, folder_of, is_remote, local_name, suffix_of
 from mwa_export.data.fields import Columns, Reader
-from mwa_export.data.files import expanded, is_folder, is_remote, readable
+from mwa_export.data.files import expanded, is_folder, readable
 from mwa_export.data.folders import FileReader, folder_reader, is_glob, is_picture
 from mwa_export.data.lines import STANDARD_INPUT, LineReader
 from mwa_export.data.parquet import ParquetReader, ParquetSource
 from mwa_export.data.readers import reader_of
-from mwa_export.data.rows import Source
+from mwa_export.data.remote.access import Access, using
+from mwa_export.data.rows import Row, Scan, Source
 from mwa_export.data.spool import SpooledSource
 from mwa_export.errors import DataError, UsageError
 from mwa_export.inputs.content import Kind
@@ -28,6 +31,16 @@ class SourceOptions:
     columns: tuple[str, ...] = ()  # carried along
     split: str | None = None  # None: all
     image_root: str | None = None  # folder of the paths in a table or list; None: its own
+    timeout: float = 30.0  # seconds without a byte, of what is remote
+    retries: int = 4  # of remote reads whose failure may pass
+
+    @property
+    def access(self) -> Access:
+        """How remote files are read."""
+        return Access(self.timeout, self.retries)
+
+    def __post_init__(self) -> None:
+        _ = self.access  # refuses values that cannot be
 
 
 _ONLY_OF: dict[str, Kind] = {"image_column": "image", "image_root": "image", "text_column": "text"}
@@ -64,10 +77,50 @@ def open_source(kind: Kind, spec: str, options: SourceOptions) -> Source:
         DataError: nothing is there, or this kind cannot be read from it, or an option is given
             that the source does not have.
     """
+    with using(options.access):
+        return PatientSource(_opened(kind, local_name(spec), options), options.access)
+
+
+@dataclass(frozen=True, slots=True)
+class PatientSource:
+    """A source whose remote files are read in a way of its own."""
+
+    source: Source
+    access: Access
+
+    @property
+    def kind(self) -> Kind:
+        return self.source.kind
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.source.columns
+
+    def scan(self, work: Path) -> Scan:
+        """Scan the source."""
+        with using(self.access):
+            return self.source.scan(work)
+
+    def rows(self, start: int, stop: int) -> Iterator[Row]:
+        """Rows of the source. Between them, the thread's own way holds."""
+        rows = self.source.rows(start, stop)
+        while True:
+            with using(self.access):
+                row = next(rows, None)
+            if row is None:
+                return
+            yield row
+
+
+def _opened(kind: Kind, spec: str, options: SourceOptions) -> Source:
     image, text = (options.image_column, None) if kind == "image" else (None, options.text_column)
     columns = Columns(image, text, options.id_column, options.columns)
     files = [spec] if spec == STANDARD_INPUT else expanded(spec)
-    root = options.image_root if kind == "image" else None
+    root = confined(spec, options.image_root) if kind == "image" else None
     reader = reader_of(spec, files, columns, (kind,), root)
     if isinstance(reader, ParquetReader):
         if options.split is not None:
@@ -97,6 +150,7 @@ def _plain_reader(kind: Kind, spec: str, image_root: str | None) -> Reader:
     if image_root is not None:
         reason = "has no paths of pictures, but the pictures. Name no folder: `image_root`."
         raise DataError(f"{readable(spec)}: {reason}")
-    if kind == "image" and is_picture(spec):
-        return FileReader(*os.path.split(spec))
+    if kind == "image" and not is_glob(spec) and is_picture(spec):
+        name = spec if is_remote(spec) else os.path.basename(spec)
+        return FileReader(folder_of(spec), name)
     return folder_reader(spec, kind)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.data.addresses import public
 from mwa_export.data.fields import Reader, Record, escaped, of_split
 from mwa_export.data.files import picture_at, place_of
 from mwa_export.data.rows import Row, Scan
@@ -47,7 +48,7 @@ def entries_of(record: Record, number: int, kind: Kind, root: str) -> Iterator[E
                 yield name, caption, columns, None
     elif isinstance(image, str):
         place, problem = place_of(root, image)
-        yield escaped(image) if record.key is None else id, place, columns, problem
+        yield escaped(public(image)) if record.key is None else id, place, columns, problem
     elif isinstance(image, Problem):
         yield id, None, columns, image
     elif image is not None:
@@ -83,9 +84,12 @@ class SpooledSource:
                     columns = columns or (None,) * len(self.columns)
                     content = {"ids": content} if isinstance(content, tuple) else content
                     line = json.dumps((id, content, columns, problem)).encode() + b"\n"
+                    url = isinstance(content, list) and "://" in content[0]
+                    if url:  # one that is signed anew is the same
+                        content = [public(content[0]), *content[1:]]
                     # Without the reason, which may name a folder that can be moved.
                     marked = (id, content, columns, problem and problem.code)
-                    digest.update(json.dumps(marked).encode() if problem else line)
+                    digest.update(json.dumps(marked).encode() if url or problem else line)
                     file.write(line)
                     position += len(line)
                     offsets.append(position)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, cast
 
-from mwa_export.data.compressed import suffix_of
+from mwa_export.data.addresses import suffix_of
 from mwa_export.data.fields import Columns, Fields, Record, names
 from mwa_export.data.files import readable
 from mwa_export.data.index import index_fields

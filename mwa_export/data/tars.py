@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 from mwa_export.data.fields import Columns, Fields, Place, Record, escaped, names, text_field
-from mwa_export.data.files import open_file, place_of, readable
+from mwa_export.data.files import open_file, readable, state_of
 from mwa_export.data.tables import json_object
 from mwa_export.data.tar_members import members_of
-from mwa_export.errors import DataError
+from mwa_export.errors import DataError, RemoteError
 from mwa_export.inputs.content import Caption, Kind, Problem
 from mwa_export.inputs.formats import HEAD, extensions, likely, shown
 
@@ -73,8 +73,7 @@ class TarReader:
                             f"{readable(name)}: is compressed with {kind}. Expected a plain tar, "
                             "as pictures are read from anywhere in it. Decompress it."
                         )
-                place, _problem = place_of("", name)
-                place = place or [name, None, None]
+                place = [name, *(state_of(name) or (None, None))]
                 yield from _Tar(file, readable(name), place, self, found).records()
         columns = self.columns
         named = (columns.image, columns.caption, columns.id, *columns.carried)
@@ -128,6 +127,8 @@ class _Tar:
                     first = next(iter(samples))
                     closed.add(hash(first))
                     yield from self._records(first, samples.pop(first))
+        except RemoteError:
+            raise
         except DataError as error:
             reason = str(error).removeprefix(f"{self._name}: ")
             self._damage = Problem("truncated", reason)

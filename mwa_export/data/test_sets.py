@@ -9,9 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from mwa_export.data.compressed import suffix_of
+from mwa_export.data.addresses import (
+    confined,
+    joined,
+    local_name,
+    located,
+    packing_of,
+    public,
+    suffix_of,
+)
 from mwa_export.data.fields import Columns, Reader, Record, escaped, names, of_split
-from mwa_export.data.files import exists, expanded, files_in, is_folder, joined, picture_of
+from mwa_export.data.files import exists, expanded, files_in, is_folder, picture_of, readable
 from mwa_export.data.karpathy import KarpathyReader
 from mwa_export.data.readers import TABLES, reader_of
 from mwa_export.data.tars import TarReader
@@ -85,14 +93,15 @@ def read_data(path: str | os.PathLike[str], options: DataOptions | None = None) 
 
 def parse_data(path: str | os.PathLike[str], options: DataOptions | None = None) -> RetrievalData:
     """Parse a test set, as `read_data` does. Whether the pictures exist is not looked at."""
-    options, spec = options or DataOptions(), str(path)
-    images = None if options.images is None else str(options.images)
+    options, spec = options or DataOptions(), local_name(str(path))
+    name = readable(spec)
+    images = confined(spec, None if options.images is None else str(options.images))
     if images is not None and not is_folder(images):
         raise DataError(f"{images}: no such folder. Expected the folder of the pictures: `images`")
     files = _find(spec)
     reader = reader_of(files[0], files, options.columns, ("image", "text"), images)
     assert reader is not None  # `_find` knows the forms
-    return _grouped(reader, files[0] if len(files) == 1 else spec, options)
+    return _grouped(reader, readable(files[0]) if len(files) == 1 else name, options)
 
 
 def _grouped(reader: Reader, path: str, options: DataOptions) -> RetrievalData:
@@ -109,7 +118,7 @@ def _grouped(reader: Reader, path: str, options: DataOptions) -> RetrievalData:
             if isinstance(part, Problem):
                 raise DataError(f"{escaped(record.where)}: {part.reason}")
         captions = [part for part in record.captions if not isinstance(part, Problem)]
-        picture = _picture(record.image, reader.root)
+        picture = _picture(record, reader.root)
         id = record.key if isinstance(reader, TarReader) else _id(record, options.image_id_column)
         if id and options.image_id_column and owners.setdefault(picture, id) != id:
             raise DataError(
@@ -133,9 +142,13 @@ def _one_split(records: Iterable[Record], path: str) -> Iterator[Record]:
         raise DataError(f"{path}: has the splits {names(sorted(splits))}. Name one of them.")
 
 
-def _picture(image: object, root: str) -> Readable:
+def _picture(record: Record, root: str) -> Readable:
+    image = record.image
     if isinstance(image, str):
-        return picture_of(root, image)
+        full = located(root, image)
+        if isinstance(full, Problem):
+            raise DataError(f"{escaped(record.where)}: {full.reason}")
+        return picture_of("", full)
     if isinstance(image, list):
         tar, _size, _changed, *member = image
         return picture_of(root, tar, *member)
@@ -146,7 +159,7 @@ def _id(record: Record, column: str | None) -> str | None:
     """The id of a record's picture; None: its path identifies it."""
     value = record.image_id
     if type(value) is int or (isinstance(value, str) and value.strip()):
-        return str(value)
+        return public(str(value))
     if column is None:
         return None
     found = "missing" if value is None else reprlib.repr(value)
@@ -162,17 +175,20 @@ def _find(spec: str) -> list[str]:
             return files  # folders as Hive names them
         return [joined(spec, name) for name in _find_in_folder(spec, files_in(spec))]
     suffix = suffix_of(spec)
-    if os.path.splitext(spec.lower())[1] in _COMPRESSED and suffix not in {*TABLES, ".json"}:
-        raise DataError(f"{spec}: is compressed. Expected plain files. Decompress it. {_FORMS}")
+    if (packing_of(spec) or suffix in _COMPRESSED) and suffix not in {*TABLES, ".json"}:
+        raise DataError(
+            f"{readable(spec)}: is compressed. Expected plain files. Decompress it. {_FORMS}"
+        )
     files = expanded(spec)
     if files == [spec] and not exists(spec):
-        raise DataError(f"{spec}: no such file or folder. {_FORMS}")
+        raise DataError(f"{readable(spec)}: no such file or folder. {_FORMS}")
     if suffix not in {*TABLES, *_SHARDS, ".json"}:
-        raise DataError(f"{spec}: is a {suffix or 'nameless'} file. {_FORMS}")
+        raise DataError(f"{readable(spec)}: is a {suffix or 'nameless'} file. {_FORMS}")
     return files
 
 
 def _find_in_folder(folder: str, files: list[str]) -> list[str]:
+    where = readable(folder)
     for suffix in _SHARDS:
         shards = [name for name in files if suffix_of(name) == suffix]
         if shards and len(shards) == len(files):
@@ -180,13 +196,13 @@ def _find_in_folder(folder: str, files: list[str]) -> list[str]:
         if shards:
             others = names((name for name in files if name not in shards), 3)
             raise DataError(
-                f"{folder}: has {len(shards)} {suffix} and other files: {others}. {_FORMS}"
+                f"{where}: has {len(shards)} {suffix} and other files: {others}. {_FORMS}"
             )
     tables = [name for name in files if suffix_of(name) in TABLES]
     if len(tables) > 1:
         found = names(tables)
-        raise DataError(f"{folder}: has {len(tables)} tables: {found}. Name the file itself.")
+        raise DataError(f"{where}: has {len(tables)} tables: {found}. Name the file itself.")
     if not tables:
         found = names(files, 5)
-        raise DataError(f"{folder}: is a folder without a table or tars (files: {found}). {_FORMS}")
+        raise DataError(f"{where}: is a folder without a table or tars (files: {found}). {_FORMS}")
     return tables

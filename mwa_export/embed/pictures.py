@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.data.remote.access import stop_with
 from mwa_export.data.rows import Row, Source
 from mwa_export.embed.pipeline import Channel, Clock, Line, StoppedError
 from mwa_export.embed.room import Room
@@ -49,17 +50,16 @@ def embed_picture_shards(
     """
     size, batch, clock = setup.backend.image_size, setup.batch, setup.clock
     clock.threads |= {"read": setup.workers, "decode": setup.workers}
-    pool = ThreadPoolExecutor(setup.workers, thread_name_prefix="decode")
     room = Room(setup.workers)
     with Line(clock) as line:
+        pool = ThreadPoolExecutor(setup.workers, "decode", stop_with, (line.give_up,))
         free: Channel[NDArray[np.uint8]] = Channel(line, _SLOTS, None, None)
         ready: Channel[_Batch] = Channel(line, _SLOTS, None, "infer")
         for _ in range(_SLOTS):
             free.put(np.empty((batch, size, size, 3), np.uint8))
 
         def decode(row: int, item: Row, target: NDArray[np.uint8]) -> RowError | None:
-            if line.stopped:
-                raise StoppedError
+            line.give_up()
             return _decode(row, item, target, clock, room)
 
         def read() -> None:

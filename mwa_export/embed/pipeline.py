@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
+from mwa_export.data.remote.access import stop_with
+
 Stage = Literal["read", "decode", "infer", "write"]
 STAGES: tuple[Stage, ...] = ("read", "decode", "infer", "write")
 TIMES = ("busy", "starved", "blocked")  # of a clock
@@ -82,6 +84,7 @@ class Line:
         """Run ``work`` in a thread; its failure becomes the failure of the whole line."""
 
         def run() -> None:
+            stop_with(self.give_up)
             try:
                 work()
             except StoppedError:
@@ -109,6 +112,11 @@ class Line:
             while thread.is_alive():
                 thread.join(0.2)  # a signal's handler runs in between
         self.check()
+
+    def give_up(self) -> None:
+        """Raise StoppedError if the line was stopped."""
+        if self.stopped:
+            raise StoppedError
 
     def check(self) -> None:
         """Raise what another stage failed with, or StoppedError."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.data.addresses import public
 from mwa_export.data.rows import Row, Source
 from mwa_export.embed.pipeline import Clock
 from mwa_export.errors import DataError
@@ -64,7 +65,7 @@ def checked_rows(
             error = RowError(number, item.id, "duplicate-id", reason)
         elif item.content is None:
             problem = item.problem or Problem("unreadable", "nothing to embed")
-            error = RowError(number, item.id, *problem)
+            error = RowError(number, item.id, problem.code, stable(problem.reason))
         elif types:
             try:
                 columns = fit_columns(item.columns, types)
@@ -133,5 +134,5 @@ def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def stable(reason: str) -> str:
-    """A reason without what differs from run to run: Pillow names objects by their address."""
-    return re.sub(r"<?[\w.]+ object at 0x[0-9a-fA-F]+>?", "its bytes", reason)
+    """A reason without secrets, and without the addresses in memory that Pillow prints."""
+    return re.sub(r"<?[\w.]+ object at 0x[0-9a-fA-F]+>?", "its bytes", public(reason))

@@ -20,6 +20,11 @@ Code = Literal[
     "truncated",
     "too-large",
     "unreadable",
+    # Of what is remote:
+    "timeout",
+    "forbidden",
+    "unreachable",
+    "not-allowed",
 ]
 """Why a row cannot be embedded, for programs."""
 

@@ -20,6 +20,7 @@ _PARTS = (  # what it is for, distributions that bring it, what to install
     ("onnx: write and quantize graphs", ("onnx",), "mwa-export[export]"),
     ("ONNX Runtime: run graphs", ("onnxruntime", "onnxruntime-gpu"), "mwa-export"),
     ("OpenVINO: the fastest CPU runtime", ("openvino",), "mwa-export[openvino]"),
+    ("s3fs: read remote files (http, s3)", ("s3fs",), "mwa-export[remote]"),
     ("TensorRT: engines for NVIDIA GPUs", ("tensorrt",), "tensorrt"),
 )
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from click.testing import CliRunner
 from embed_samples import png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tar_files import tar_of
 
 from mwa_export.cli.options import DataSet, data_options
 from mwa_export.data.sources import SourceOptions, open_source
@@ -249,16 +248,6 @@ def test_parquet_with_lists_of_captions_is_read_by_all(folder: Path) -> None:
     for start in range(4):
         found = [(row.id, row.content) for row in source.rows(start, 4)]
         assert found == [("0", "a"), ("1#0", "b"), ("1#1", "c"), ("2", "d")][start:]
-
-
-def tar_of(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def test_members_of_a_sample_may_lie_apart(

@@ -1,0 +1,205 @@
+"""Requests to remote stores: tried again while a failure may pass, given up when the run stops."""
+
+from __future__ import annotations
+
+import errno
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from mwa_export.data.addresses import HTTP, protocol_of, public
+from mwa_export.errors import MissingPackageError, RemoteError, check_option
+from mwa_export.optional import require
+
+T = TypeVar("T")
+_STEP = 0.2  # seconds after which a waiting thread looks whether it shall stop
+_PATIENCE = 20  # time-outs that one request may take in all, however slowly its bytes come
+_PAUSE = 0.5  # seconds before the second attempt; twice as many before each further one
+_MAX_PAUSE = 60.0
+_PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs"}  # of the extra
+_LASTING = (errno.EINVAL, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How patiently remote files are read."""
+
+    timeout: float = 30.0  # seconds without a byte
+    retries: int = 4
+
+    def __post_init__(self) -> None:
+        fits = math.isfinite(self.timeout) and self.timeout > 0
+        check_option("timeout", self.timeout, fits, "seconds above 0")
+        check_option("retries", self.retries, 0 <= self.retries <= 100, "0 to 100")
+
+
+class Part(NamedTuple):
+    """Some bytes of a file."""
+
+    data: bytes
+    total: int = 0  # bytes of the whole file, if known
+    tag: str | None = None  # another one: the file has changed
+
+
+class _Here(threading.local):
+    """Settings of one thread."""
+
+    access = Access()
+    check: Callable[[], None] | None = None
+
+
+_here = _Here()
+
+
+def current() -> Access:
+    """How this thread reads remote files."""
+    return _here.access
+
+
+@contextmanager
+def using(access: Access) -> Iterator[None]:
+    """Set how this thread reads remote files."""
+    before, _here.access = _here.access, access
+    try:
+        yield
+    finally:
+        _here.access = before
+
+
+def stop_with(check: Callable[[], None]) -> None:
+    """End this thread's waiting for remote files when ``check`` raises."""
+    _here.check = check
+
+
+def check_stop() -> None:
+    """Raise what ends the work of this thread, if it shall end."""
+    if _here.check is not None:
+        _here.check()
+
+
+def patiently(url: str, work: Callable[[], T], *, bounded: bool = True) -> T:
+    """Result of ``work``, which is tried again while its failure may pass.
+
+    ``bounded``: one attempt may take 20 time-outs, even if bytes keep coming.
+
+    Raises:
+        RemoteError: the last failure, with the URL.
+    """
+    attempt, access = 1, current()
+    while True:
+        try:
+            return _aside(work, _PATIENCE * access.timeout if bounded else math.inf)
+        except RemoteError as error:
+            if not error.passes or attempt > access.retries:
+                tried = f" {attempt} times" if attempt > 1 else ""
+                message = f"{public(url)}: cannot be read: {error}{tried}."
+                raise RemoteError(message, error.code) from error
+            pause = _PAUSE * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
+            _sleep(min(_MAX_PAUSE, max(error.wait, pause)))
+            attempt += 1
+
+
+def _aside(work: Callable[[], T], limit: float) -> T:
+    """Do work in a thread of its own, which is left behind if it hangs while the run stops."""
+    future, end = Future[T](), time.monotonic() + limit
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="remote", daemon=True).start()
+    while not wait([future], _STEP).done:
+        check_stop()
+        if time.monotonic() > end:
+            raise RemoteError(f"it took more than {limit:g} seconds", "timeout")
+    return future.result()
+
+
+def _sleep(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        check_stop()
+        time.sleep(min(left, _STEP))
+
+
+def ask(url: str, question: Callable[[Any, str], T]) -> T:
+    """Ask the fsspec file system of a URL something about its path.
+
+    Raises:
+        RemoteError: there is no such protocol, or no answer.
+        MissingPackageError: the protocol needs a package that is not installed.
+    """
+    access = current()
+
+    def work() -> T:
+        try:
+            return question(*_file_system(url, access))
+        except (RemoteError, MissingPackageError):
+            raise
+        except Exception as error:  # each protocol's client has errors of its own
+            raise _failure(error) from error
+
+    return patiently(url, work)
+
+
+def _file_system(url: str, access: Access) -> tuple[Any, str]:
+    """Open fsspec's file system of a URL, and give the path in it.
+
+    The parts of a chained URL (`zip://a::s3://b`) never become file systems: the protocol is what
+    stands before the first `://`.
+    """
+    fsspec = require("fsspec", extra="embed", why="read remote files")
+    protocol = protocol_of(url)
+    if protocol in _PACKAGES:
+        require(_PACKAGES[protocol], extra="remote", why=f"read {protocol}")
+    try:
+        kind = fsspec.get_filesystem_class(protocol)
+    except ValueError as error:
+        raise RemoteError(f"no such protocol: {protocol}", "not-allowed") from error
+    except ImportError as error:
+        raise MissingPackageError(f"{public(url)}: cannot be read: {error}.") from error
+    given = kind._get_kwargs_from_urls(url) | _patience(protocol, access, fsspec.config.conf)
+    system = kind(**given)
+    if hasattr(system, "retries"):  # those of S3 and Google: ours are the only ones
+        system.retries = 1
+    return system, str(kind._strip_protocol(url))
+
+
+def _patience(protocol: str, access: Access, configured: dict[str, Any]) -> dict[str, Any]:
+    """Options with which a file system has our time-out and no retries of its own."""
+    if protocol in HTTP:
+        aiohttp = require("aiohttp", extra="remote", why="list folders over http")
+        limit = aiohttp.ClientTimeout(sock_connect=access.timeout, sock_read=access.timeout)
+        return {"client_kwargs": {"timeout": limit}}
+    if protocol in ("s3", "s3a"):
+        limits = {"connect_timeout": access.timeout, "read_timeout": access.timeout}
+        others = configured.get(protocol, {}).get("config_kwargs", {})
+        given = {"config_kwargs": {**others, **limits, "retries": {"max_attempts": 0}}}
+        return given | {"max_concurrency": 1}  # more would ask for the size of each file first
+    return {}
+
+
+def _failure(error: Exception) -> RemoteError:
+    """The error of a file system as ours."""
+    name, status = type(error).__name__, getattr(error, "status", None)
+    reason = public(str(error).partition("\n")[0]) or name
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return RemoteError("there is no such file or folder", "missing")
+    if isinstance(error, PermissionError) or "Credentials" in name or status in (401, 403):
+        return RemoteError(f"access is denied ({reason})", "forbidden")
+    if "Timeout" in name:
+        return RemoteError("the server did not answer in time", "timeout", passes=True)
+    if name in ("ClientPayloadError", "IncompleteRead", "IncompleteReadError"):
+        return RemoteError("the server sent less than it announced", "truncated", passes=True)
+    lost = isinstance(error, OSError) and error.errno not in _LASTING
+    if lost or any(part in name for part in ("Connect", "Endpoint", "HTTPClient")):
+        return RemoteError(f"the connection failed ({reason})", "unreachable", passes=True)
+    return RemoteError(reason)
