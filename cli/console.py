@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import click
@@ -65,6 +65,12 @@ def warn(*texts: str) -> None:
 def fail(error: MwaExportError) -> None:
     """Print an error on stderr."""
     click.echo(f"error: {_in_one_line(words(str(error)))}", err=True)
+
+
+def last_words(text: str) -> None:
+    """Print how a run was ended on stderr, if that is still there."""
+    with suppress(KeyboardInterrupt):
+        click.echo(text, err=True)
 
 
 def _in_one_line(text: str) -> str:

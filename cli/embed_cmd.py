@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from mwa_export.cli import console
+from mwa_export.cli.ending import status_of
 from mwa_export.cli.options import PATH, runtime_options
 from mwa_export.cli.values import options_of
 
@@ -209,24 +209,13 @@ def _actors(text: str | None) -> tuple[int, int] | None:
     return int(least), int(most or least)
 
 
-class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM, told apart from Ctrl-C."""
-
-
 @contextmanager
 def _stoppable(out: Path) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into a line that says how to go on, and their exit status."""
-
-    def terminated(*_: object) -> None:
-        raise _TerminatedError
-
-    before = signal.signal(signal.SIGTERM, terminated)
+    """Say how to go on when somebody ends the run."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        click.echo(
-            f"stopped; what is finished stays in {out}. Run the same command to go on.", err=True
+        console.last_words(
+            f"stopped; what is finished stays in {out}. Run the same command to go on."
         )
-        sys.exit(143 if isinstance(stop, _TerminatedError) else 130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise click.exceptions.Exit(status_of(stop)) from stop
