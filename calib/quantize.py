@@ -27,14 +27,16 @@ from mwa_export.calib.evaluate import (
 )
 from mwa_export.calib.precision_search import SearchResult, SiteKey, names_of, savings, search
 from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
+from mwa_export.calib.sites import find_sites
 from mwa_export.calib.variants import Variants
-from mwa_export.cpu import fast_int8, instruction_sets
+from mwa_export.cpu import check_threads, fast_int8, instruction_sets
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
 from mwa_export.errors import ParityError, UsageError, check_option
 from mwa_export.files import scratch_folder
-from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
+from mwa_export.graphs.edit import FloatGraph
+from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK, check_recall_drop
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.open import cpu_backend
 from mwa_export.spec import TOWERS, Tower
@@ -57,6 +59,17 @@ class QuantizeOptions:
     search: bool = True  # False: all in INT8, and the drop is only measured
     threads: int | None = None
     tokenizer: Path | None = None  # for a bundle that was exported without one
+
+    def __post_init__(self) -> None:
+        check_option("samples", self.samples, self.samples >= 1, "1 or more")
+        check_option("seed", self.seed, self.seed >= 0, "0 or more")
+        check_option("points", self.points, 0 <= self.points <= 20, "0 to 20")
+        check_recall_drop(self.max_recall_drop)
+        check_threads("threads", self.threads)
+
+    def of_calibration(self) -> tuple[object, ...]:
+        """The options that a finished calibration has decided."""
+        return self.calibration, self.samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +115,17 @@ def quantize(
     """
     options, progress = options or QuantizeOptions(), progress or Silent()
     _dialects(options.dialects)  # refuses before the work starts
+    if calibration is not None and options.of_calibration() != QuantizeOptions().of_calibration():
+        raise UsageError(
+            "options of a calibration (`samples`, `method`, `percentile`, `rounding`, `smooth`) "
+            "were given together with a finished one. Leave them or `calibration` out."
+        )
     data, held_back = as_test_set(data), as_test_set(held_back)
     progress("open the bundle and check its conformance vectors")
     bundle = Bundle.open(path)
     bundle.require(*TOWERS, what="quantization")
+    if options.keep:  # before the minutes of work
+        _kept(_sites_in(bundle), options.keep)
     found = None if calibration is None else Calibration.load(calibration)
     if data is None and found is None:
         raise UsageError(
@@ -139,7 +159,7 @@ def _quantize(
         samples = take_samples(side, data, options.samples, options.seed)
         found = calibrate(bundle, samples, options.calibration, progress=progress)
     variants = Variants(bundle, found)
-    kept = _kept(variants, options.keep)
+    kept = _kept(_all_sites(variants), options.keep)
     evaluator, few, result = None, None, None
     times: dict[Tower, float] = {}
     measured: tuple[Measured, ...] = ()
@@ -226,9 +246,13 @@ def _all_sites(variants: Variants) -> list[SiteKey]:
     return [SiteKey(tower, site.name) for tower in TOWERS for site in variants.sites(tower)]
 
 
-def _kept(variants: Variants, patterns: tuple[str, ...]) -> frozenset[SiteKey]:
+def _sites_in(bundle: Bundle) -> list[SiteKey]:
+    towers = {tower: find_sites(FloatGraph.load(bundle.graph(tower)[0])) for tower in TOWERS}
+    return [SiteKey(tower, site.name) for tower, sites in towers.items() for site in sites]
+
+
+def _kept(sites: list[SiteKey], patterns: tuple[str, ...]) -> frozenset[SiteKey]:
     """Sites that a pattern names: "blocks.0.*", or for one tower "vision:blocks.0.*"."""
-    sites = _all_sites(variants)
     kept: set[SiteKey] = set()
     for pattern in patterns:
         found = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.cli.ending import status_of
-from mwa_export.cli.options import PATH, runtime_options
-from mwa_export.cli.values import options_of
+from mwa_export.cli.options import runtime_options
+from mwa_export.cli.values import PATH, Real, Whole, options_of, refuse
 
 if TYPE_CHECKING:
     from mwa_export.embed.plan import Slice
@@ -54,7 +55,7 @@ Examples:
 )
 @click.option("--image-root", metavar="FOLDER", help="Where a table's paths begin.")
 @click.option("--split", help="Split of a Karpathy JSON or of a table; default: all.")
-@click.option("--limit", type=click.IntRange(min=1), help="Take the first N rows of a source.")
+@click.option("--limit", type=Whole(min=1), help="Take the first N rows of a source.")
 @click.option("-o", "--out", type=PATH, help="Folder to write, or to go on with.")
 @click.option(
     "--dtype",
@@ -70,13 +71,13 @@ Examples:
 )
 @click.option(
     "--shard-size",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Rows of a file; what a killed run loses at most.  [default: 2048 pictures, 16384 texts]",
 )
 @click.option("--faiss", is_flag=True, help="Write a FAISS index (inner product) as well.")
 @runtime_options()
-@click.option("--batch", type=click.IntRange(min=1), help="Rows that the model gets at once.")
-@click.option("--workers", type=click.IntRange(min=1), help="Threads that decode; default: cores.")
+@click.option("--batch", type=Whole(min=1), help="Rows that the model gets at once.")
+@click.option("--workers", type=Whole(min=1), help="Threads that decode; default: cores.")
 @click.option("--shard", metavar="I/N", help="This machine's part: every Nth file, from the Ith.")
 @click.option(
     "--engine",
@@ -86,8 +87,8 @@ Examples:
 )
 @click.option("--ray-address", help="A running cluster; default: $RAY_ADDRESS, or a local one.")
 @click.option("--ray-actors", metavar="N|MIN-MAX", help="Models held; default: what fits.")
-@click.option("--ray-cpus", type=click.IntRange(min=1), help="Cores per model; default: 4.")
-@click.option("--ray-gpus", type=click.FloatRange(min=0), help="GPUs per model.")
+@click.option("--ray-cpus", type=Whole(min=1), help="Cores per model; default: 4.")
+@click.option("--ray-gpus", type=Real(min=0), help="GPUs per model.")
 @click.option("--max-errors", metavar="N|P%", help="Stop, with exit status 1, when more rows fail.")
 @click.option("--dry-run", is_flag=True, help="Scan, say what would be done, write nothing.")
 @click.option("--log-json", metavar="FILE|-", help="Progress as JSON lines.")
@@ -121,8 +122,8 @@ def command(
     from mwa_export.cli.embed_view import show, show_proof, show_rehearsal, watching
 
     if verify is not None:
-        if bundle is not None or out is not None:
-            raise click.UsageError("--verify OUT takes neither BUNDLE nor -o.")
+        others = {p.name or "" for p in command.params} - {"verify", "verbose", "quiet"}
+        refuse(others, "does not go with --verify, which takes nothing else.")
         from mwa_export.vectors.verify import verify as prove
 
         with console.steps() as step:
@@ -138,22 +139,25 @@ def command(
     from mwa_export.embed.run import Execution, rehearse, run
     from mwa_export.vectors.job import EmbedOptions
 
-    carried = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-    how = options_of(SourceOptions, values, columns=carried)
-    named: tuple[tuple[Kind, str | None], ...] = (("image", images), ("text", texts))
-    sources = [open_source(kind, spec, how) for kind, spec in named if spec is not None]
-    options = options_of(EmbedOptions, values)
-    part, opened = _slice(shard), Bundle.open(bundle)
-    if dry_run:
-        show_rehearsal(rehearse(opened, sources, out, options=options, runtime=runtime, part=part))
-        return
+    carried = tuple(name.strip() for name in columns.split(",")) if columns else ()
+    if not all(carried):
+        raise click.UsageError(f"--columns {columns}: expected names with commas between them.")
     execution = options_of(
         Execution,
         values,
-        part=part,
+        part=_slice(shard),
         max_errors=None if max_errors is None else MaxErrors.parse(max_errors),
         executor=_executor(engine, ray_address, ray_actors, ray_cpus, ray_gpus),
     )
+    options = options_of(EmbedOptions, values)
+    how = options_of(SourceOptions, values, columns=carried)
+    named: tuple[tuple[Kind, str | None], ...] = (("image", images), ("text", texts))
+    sources = [open_source(kind, spec, how) for kind, spec in named if spec is not None]
+    opened = Bundle.open(bundle)
+    if dry_run:
+        part = execution.part
+        show_rehearsal(rehearse(opened, sources, out, options=options, runtime=runtime, part=part))
+        return
     with _stoppable(out), watching(log_json) as watch:
         summary = run(
             opened, sources, out, options=options, runtime=runtime, how=execution, watch=watch
@@ -175,10 +179,10 @@ def _slice(text: str | None) -> Slice | None:
 
     if text is None:
         return None
-    index, _, of = text.partition("/")
-    if not (index.isdecimal() and of.isdecimal()):
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if found is None:
         raise click.UsageError(f"--shard {text}: expected I/N, such as 2/4.")
-    return Slice(int(index), int(of))
+    return Slice(int(found[1]), int(found[2]))
 
 
 def _executor(
@@ -203,10 +207,10 @@ def _executor(
 def _actors(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    least, _, most = text.partition("-")
-    if not (least.isdecimal() and (most or least).isdecimal()):
+    found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text)
+    if found is None:
         raise click.UsageError(f"--ray-actors {text}: expected N or MIN-MAX, such as 1-8.")
-    return int(least), int(most or least)
+    return int(found[1]), int(found[2] or found[1])
 
 
 @contextmanager

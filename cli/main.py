@@ -13,6 +13,7 @@ from click.shell_completion import shell_complete
 
 from mwa_export.cli import console
 from mwa_export.cli.ending import run_as_process
+from mwa_export.cli.values import TEXT
 from mwa_export.version import __version__
 
 _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloaded until they run
@@ -46,6 +47,9 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"mwa_export.cli.{cmd_name}_cmd").command
+        for parameter in command.params:
+            if parameter.type is click.STRING and parameter.default != "":
+                parameter.type = TEXT
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ class RayOptions:
 
     def __post_init__(self) -> None:
         check_option("ray_cpus", self.cpus, self.cpus is None or self.cpus >= 1, "1 or more")
+        fits = self.gpus is None or 0 <= self.gpus < math.inf
+        check_option("ray_gpus", self.gpus, fits, "0 or more")
         least, most = self.actors or (1, 1)
         fits = 1 <= least <= most
         check_option("ray_actors", f"{least}-{most}", fits, "1 or more, least before most")

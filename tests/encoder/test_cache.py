@@ -232,9 +232,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     (tmp_path / "file").write_bytes(b"")
     backend = Counting()
     for _ in range(2):  # nothing is found, either
-        found, _failed = Cache(tmp_path / "file" / "cache", {}).pictures(
-            encoder_on(backend, SPEC), pictures
-        )
+        found, _ = images_of(Cache(tmp_path / "file" / "cache", {}), backend, pictures)
         assert np.isfinite(found).all()
     assert backend.rows == 2 * len(pictures)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
