@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +24,14 @@ from mwa_export.calib.evaluate import (
     sensitivities,
     with_conformance,
 )
-from mwa_export.calib.precision_search import SearchResult, SiteKey, names_of, savings, search
+from mwa_export.calib.precision_search import (
+    SearchResult,
+    SiteKey,
+    named_sites,
+    names_of,
+    savings,
+    search,
+)
 from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
 from mwa_export.calib.sites import find_sites
 from mwa_export.calib.variants import Variants
@@ -125,7 +131,7 @@ def quantize(
     bundle = Bundle.open(path)
     bundle.require(*TOWERS, what="quantization")
     if options.keep:  # before the minutes of work
-        _kept(_sites_in(bundle), options.keep)
+        named_sites(_sites_in(bundle), options.keep)
     found = None if calibration is None else Calibration.load(calibration)
     if data is None and found is None:
         raise UsageError(
@@ -159,7 +165,7 @@ def _quantize(
         samples = take_samples(side, data, options.samples, options.seed)
         found = calibrate(bundle, samples, options.calibration, progress=progress)
     variants = Variants(bundle, found)
-    kept = _kept(_all_sites(variants), options.keep)
+    kept = named_sites(_all_sites(variants), options.keep)
     evaluator, few, result = None, None, None
     times: dict[Tower, float] = {}
     measured: tuple[Measured, ...] = ()
@@ -249,29 +255,6 @@ def _all_sites(variants: Variants) -> list[SiteKey]:
 def _sites_in(bundle: Bundle) -> list[SiteKey]:
     towers = {tower: find_sites(FloatGraph.load(bundle.graph(tower)[0])) for tower in TOWERS}
     return [SiteKey(tower, site.name) for tower, sites in towers.items() for site in sites]
-
-
-def _kept(sites: list[SiteKey], patterns: tuple[str, ...]) -> frozenset[SiteKey]:
-    """Sites that a pattern names: "blocks.0.*", or for one tower "vision:blocks.0.*"."""
-    kept: set[SiteKey] = set()
-    for pattern in patterns:
-        found = {
-            key
-            for key in sites
-            if fnmatchcase(key.name, pattern) or fnmatchcase(f"{key.tower}:{key.name}", pattern)
-        }
-        if not found:
-            names = ", ".join(f"{key.tower}:{key.name}" for key in sites[:4])
-            raise UsageError(
-                f"`keep={pattern}`: no layer has such a name. The layers are {names}, ..."
-            )
-        kept |= found
-    if patterns and len(kept) == len(sites):
-        raise UsageError(
-            f"`keep={', '.join(patterns)}`: keeps all {len(sites)} layers in high precision, "
-            "so nothing is left for INT8. Name fewer."
-        )
-    return frozenset(kept)
 
 
 def _search(

@@ -104,9 +104,10 @@ def command(
     if reference is None:
         refuse(("adapter", *READING), "belongs to --reference, which was not given.")
     from mwa_export.bench.report import MARKER, write_bench
-    from mwa_export.files import check_new_folder
+    from mwa_export.files import claimed_folder
 
-    check_new_folder(out, marker=MARKER, force=force)  # before the minutes of work
+    # Before the minutes of work, and held until they are over.
+    click.get_current_context().with_resource(claimed_folder(out, marker=MARKER, force=force))
 
     from mwa_export.bench.peers import chosen_peers
     from mwa_export.bench.run import BenchOptions, reference_of, run_bench

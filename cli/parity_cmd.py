@@ -93,10 +93,11 @@ def command(
     Exit status 1 when a gate fails.
     """
     from mwa_export.errors import UsageError
-    from mwa_export.files import check_new_folder
+    from mwa_export.files import claimed_folder
     from mwa_export.parity.reports.write import MARKER, write_reports
 
-    check_new_folder(out, marker=MARKER, force=force)  # before the minutes of work
+    # Before the minutes of work, and held until they are over.
+    click.get_current_context().with_resource(claimed_folder(out, marker=MARKER, force=force))
     if no_cache and cache:
         raise UsageError("--cache and --no-cache were both given. Expected one of them.")
 

@@ -11,7 +11,7 @@ from base64 import b64encode
 from pathlib import Path
 
 from mwa_export.errors import BundleError, ImageError
-from mwa_export.files import new_file
+from mwa_export.files import check_writable, disk_errors, new_file
 from mwa_export.inputs.content import Readable
 from mwa_export.inputs.pictures import Picture
 from mwa_export.report.numbers import DASH
@@ -24,7 +24,9 @@ _NOT_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def check_page(path: Path) -> None:
-    """Raise BundleError if ``path`` is something else than an earlier page: it will be replaced."""
+    """Raise BundleError if ``path`` cannot be written, or is not an earlier page."""
+    with disk_errors(path):
+        check_writable(path.parent)
     if path.is_dir():
         raise BundleError(f"{path}: is a folder. Expected the name of a file, such as found.html.")
     if path.exists() and not path.read_bytes()[:15].lower() == b"<!doctype html>":
