@@ -154,7 +154,7 @@ def _show(done: Quantized) -> None:
     if done.result is not None and done.result.kept:
         click.echo("Kept in high precision:")
         for layer in done.result.kept[:_SHOWN]:
-            click.echo(f"  {layer.site.tower} {layer.site.name}: {layer.reason}")
+            click.echo(console.printable(f"  {layer.site.tower} {layer.site.name}: {layer.reason}"))
         if len(done.result.kept) > _SHOWN:
             click.echo(f"  and {len(done.result.kept) - _SHOWN} more, see tradeoff.json")
 
