@@ -74,9 +74,21 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line."""
+    _take_names_as_utf8()
     # What Pillow warns of costs nothing: a picture is decoded, or it is an error with a reason.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     sys.exit(run_as_process(_run))
+
+
+def _take_names_as_utf8() -> None:
+    """Start again in UTF-8 mode if the locale has another encoding.
+
+    Runtimes and Parquet take file names as UTF-8, whatever the locale is, and ids of rows must not
+    depend on it. Python 3.15 does so by default. What the terminal gets stays in its encoding.
+    """
+    if os.name == "posix" and sys.getfilesystemencoding() != "utf-8":
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _run() -> int:
