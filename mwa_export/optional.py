@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from types import ModuleType
 
 from mwa_export.errors import MissingPackageError
@@ -57,6 +56,8 @@ def _openvino_unreported() -> Iterator[None]:
 
 def versions_of(*distributions: str) -> dict[str, str]:
     """The version of each distribution that is installed."""
+    from importlib import metadata  # takes as long as all that `--help` needs
+
     found = {}
     for name in distributions:
         try:
