@@ -27,7 +27,15 @@ def test_names_work_in_a_locale_that_lacks_their_characters(
     photos.mkdir()
     picture = next((files / "data").glob("*.png"))
     shutil.copy(picture, photos / "\xfc.png")
-    command: list[str | Path] = [MWA_EXPORT, "embed", files / "bundle", "--images", photos, "-o", out]
+    command: list[str | Path] = [
+        MWA_EXPORT,
+        "embed",
+        files / "bundle",
+        "--images",
+        photos,
+        "-o",
+        out,
+    ]
     environment = {**os.environ, **locale}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
