@@ -59,7 +59,7 @@ def cores() -> int:
 
 def check_threads(option: str, threads: int | None) -> None:
     """Raise OptionsError for a number of threads that costs memory and helps nobody."""
-    most = max(64, 4 * (os.cpu_count() or 1))
+    most = max(256, 4 * (os.cpu_count() or 1))
     check_option(option, threads, threads is None or 1 <= threads <= most, f"1 to {most}")
 
 
