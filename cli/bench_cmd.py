@@ -12,6 +12,7 @@ from mwa_export.cli.options import (
     READING,
     DataSet,
     checkpoint_options_from,
+    claim_folder,
     data_options,
     device_option,
     reading_options,
@@ -104,10 +105,8 @@ def command(
     if reference is None:
         refuse(("adapter", *READING), "belongs to --reference, which was not given.")
     from mwa_export.bench.report import MARKER, write_bench
-    from mwa_export.files import claimed_folder
 
-    # Before the minutes of work, and held until they are over.
-    click.get_current_context().with_resource(claimed_folder(out, marker=MARKER, force=force))
+    claim_folder(out, marker=MARKER, force=force)  # before the minutes of work
 
     from mwa_export.bench.peers import chosen_peers
     from mwa_export.bench.run import BenchOptions, reference_of, run_bench

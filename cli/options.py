@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
@@ -247,6 +248,21 @@ def shape_options(command: F) -> F:
     for decorator in reversed(_SHAPE):
         command = decorator(command)
     return command
+
+
+def claim_folder(out: Path, *, marker: str, force: bool) -> None:
+    """Check the name of a new folder, and hold it until the command ends.
+
+    Raises:
+        BundleError: as `check_new_folder`.
+        OutputBusyError: another run works for the same name.
+    """
+    from mwa_export.files import check_new_folder, locked
+
+    check_new_folder(out, marker=marker, force=force)
+    if out.parent.is_dir():  # else it is made together with the folder
+        lock = locked(out.with_name(f".{out.name}.lock"), of=out, passing=True)
+        click.get_current_context().with_resource(lock)
 
 
 def source_from(values: dict[str, Any]) -> ModelSource:

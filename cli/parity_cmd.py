@@ -11,6 +11,7 @@ from mwa_export.cli import console
 from mwa_export.cli.options import (
     DataSet,
     checkpoint_options_from,
+    claim_folder,
     data_options,
     reading_options,
     runtime_options,
@@ -93,11 +94,9 @@ def command(
     Exit status 1 when a gate fails.
     """
     from mwa_export.errors import UsageError
-    from mwa_export.files import claimed_folder
     from mwa_export.parity.reports.write import MARKER, write_reports
 
-    # Before the minutes of work, and held until they are over.
-    click.get_current_context().with_resource(claimed_folder(out, marker=MARKER, force=force))
+    claim_folder(out, marker=MARKER, force=force)  # before the minutes of work
     if no_cache and cache:
         raise UsageError("--cache and --no-cache were both given. Expected one of them.")
 

@@ -217,22 +217,6 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def claimed_folder(path: Path, *, marker: str, force: bool) -> Iterator[None]:
-    """Hold the name of a new folder while the work for it runs, see check_new_folder.
-
-    Raises:
-        BundleError: as check_new_folder.
-        OutputBusyError: another run works for the same name.
-    """
-    check_new_folder(path, marker=marker, force=force)
-    if not path.parent.is_dir():  # is made with the folder
-        yield
-        return
-    with locked(path.with_name(f".{path.name}.lock"), of=path, passing=True):
-        yield
-
-
-@contextmanager
 def locked(
     path: Path,
     *,

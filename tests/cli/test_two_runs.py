@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 from commands import files_below, refused, run
 
-from mwa_export.files import claimed_folder
+from mwa_export.cli.options import claim_folder
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
@@ -27,7 +28,8 @@ def test_a_second_run_for_the_default_folder_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     default = Path(arguments[0])
-    with claimed_folder(default, marker="report.json", force=False):
+    with click.Context(click.Command("other")):
+        claim_folder(default, marker="report.json", force=False)
         message = refused(*arguments, *force)
     assert message.startswith(f"{default}: is being written by process ")
     assert "absent" in refused(*arguments, *force)  # now it comes as far as its input
