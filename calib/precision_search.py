@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
+from mwa_export.errors import UsageError
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
 
@@ -204,3 +206,26 @@ def speedup(
     """Estimated speed-up of a tower with these sites in INT8 over one with none."""
     saved = sum(saving.get(site, 0.0) for site in int8 if site.tower == tower)
     return high_ms[tower] / max(1e-9, high_ms[tower] - saved)
+
+
+def named_sites(sites: Sequence[SiteKey], patterns: Sequence[str]) -> frozenset[SiteKey]:
+    """Sites that a pattern names: "blocks.0.*", or for one tower "vision:blocks.0.*"."""
+    kept: set[SiteKey] = set()
+    for pattern in patterns:
+        found = {
+            key
+            for key in sites
+            if fnmatchcase(key.name, pattern) or fnmatchcase(f"{key.tower}:{key.name}", pattern)
+        }
+        if not found:
+            names = ", ".join(f"{key.tower}:{key.name}" for key in sites[:4])
+            raise UsageError(
+                f"`keep={pattern}`: no layer has such a name. The layers are {names}, ..."
+            )
+        kept |= found
+    if patterns and len(kept) == len(sites):
+        raise UsageError(
+            f"`keep={', '.join(patterns)}`: keeps all {len(sites)} layers in high precision, "
+            "so nothing is left for INT8. Name fewer."
+        )
+    return frozenset(kept)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,16 +24,25 @@ from mwa_export.calib.evaluate import (
     sensitivities,
     with_conformance,
 )
-from mwa_export.calib.precision_search import SearchResult, SiteKey, names_of, savings, search
+from mwa_export.calib.precision_search import (
+    SearchResult,
+    SiteKey,
+    named_sites,
+    names_of,
+    savings,
+    search,
+)
 from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
+from mwa_export.calib.sites import find_sites
 from mwa_export.calib.variants import Variants
-from mwa_export.cpu import fast_int8, instruction_sets
+from mwa_export.cpu import check_threads, fast_int8, instruction_sets
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
 from mwa_export.errors import ParityError, UsageError, check_option
 from mwa_export.files import scratch_folder
-from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
+from mwa_export.graphs.edit import FloatGraph
+from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK, check_recall_drop
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.open import cpu_backend
 from mwa_export.spec import TOWERS, Tower
@@ -57,6 +65,13 @@ class QuantizeOptions:
     search: bool = True  # False: all in INT8, and the drop is only measured
     threads: int | None = None
     tokenizer: Path | None = None  # for a bundle that was exported without one
+
+    def __post_init__(self) -> None:
+        check_option("samples", self.samples, self.samples >= 1, "1 or more")
+        check_option("seed", self.seed, self.seed >= 0, "0 or more")
+        check_option("points", self.points, 0 <= self.points <= 20, "0 to 20")
+        check_recall_drop(self.max_recall_drop)
+        check_threads("threads", self.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +117,6 @@ def quantize(
     """
     options, progress = options or QuantizeOptions(), progress or Silent()
     _dialects(options.dialects)  # refuses before the work starts
-    data, held_back = as_test_set(data), as_test_set(held_back)
     if calibration is not None:
         ignored = options.calibration.chosen
         if data is None and held_back is None and options.samples != SAMPLES:
@@ -112,9 +126,12 @@ def quantize(
                 f"{', '.join(ignored)}: would change nothing, as {calibration} is there already. "
                 "Leave it out, or calibrate anew without `calibration`."
             )
+    data, held_back = as_test_set(data), as_test_set(held_back)
     progress("open the bundle and check its conformance vectors")
     bundle = Bundle.open(path)
     bundle.require(*TOWERS, what="quantization")
+    if options.keep:  # before the minutes of work
+        named_sites(_sites_in(bundle), options.keep)
     found = None if calibration is None else Calibration.load(calibration)
     if data is None and found is None:
         raise UsageError(
@@ -148,7 +165,7 @@ def _quantize(
         samples = take_samples(side, data, options.samples, options.seed)
         found = calibrate(bundle, samples, options.calibration, progress=progress)
     variants = Variants(bundle, found)
-    kept = _kept(variants, options.keep)
+    kept = named_sites(_all_sites(variants), options.keep)
     evaluator, few, result = None, None, None
     times: dict[Tower, float] = {}
     measured: tuple[Measured, ...] = ()
@@ -235,28 +252,9 @@ def _all_sites(variants: Variants) -> list[SiteKey]:
     return [SiteKey(tower, site.name) for tower in TOWERS for site in variants.sites(tower)]
 
 
-def _kept(variants: Variants, patterns: tuple[str, ...]) -> frozenset[SiteKey]:
-    """Sites that a pattern names: "blocks.0.*", or for one tower "vision:blocks.0.*"."""
-    sites = _all_sites(variants)
-    kept: set[SiteKey] = set()
-    for pattern in patterns:
-        found = {
-            key
-            for key in sites
-            if fnmatchcase(key.name, pattern) or fnmatchcase(f"{key.tower}:{key.name}", pattern)
-        }
-        if not found:
-            names = ", ".join(f"{key.tower}:{key.name}" for key in sites[:4])
-            raise UsageError(
-                f"`keep={pattern}`: no layer has such a name. The layers are {names}, ..."
-            )
-        kept |= found
-    if patterns and len(kept) == len(sites):
-        raise UsageError(
-            f"`keep={', '.join(patterns)}`: keeps all {len(sites)} layers in high precision, "
-            "so nothing is left for INT8. Name fewer."
-        )
-    return frozenset(kept)
+def _sites_in(bundle: Bundle) -> list[SiteKey]:
+    towers = {tower: find_sites(FloatGraph.load(bundle.graph(tower)[0])) for tower in TOWERS}
+    return [SiteKey(tower, site.name) for tower, sites in towers.items() for site in sites]
 
 
 def _search(

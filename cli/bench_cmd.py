@@ -9,14 +9,15 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.cli.options import (
-    PATH,
+    READING,
     DataSet,
     checkpoint_options_from,
+    claim_folder,
     data_options,
     device_option,
     reading_options,
 )
-from mwa_export.cli.values import options_of
+from mwa_export.cli.values import PATH, Whole, options_of, refuse
 
 _EXAMPLES = """\b
 Examples:
@@ -55,7 +56,7 @@ Examples:
 @click.option(
     "--batch",
     "batches",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     multiple=True,
     default=(1, 8),
     help="Rows of a call. Repeatable.",
@@ -67,12 +68,12 @@ Examples:
 )
 @click.option(
     "--rounds",
-    type=click.IntRange(min=3),
+    type=Whole(min=3),
     default=15,
     help="How often each contender runs; ratios are taken within a round.",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads per contender. Default: available cores."
+    "--threads", type=Whole(min=1), help="Threads per contender. Default: available cores."
 )
 @click.option(
     "--allow-slow",
@@ -101,10 +102,11 @@ def command(
     Every round runs each contender once, in shuffled order; what counts are the ratios within a
     round. Writes bench.md, bench.svg and bench.json. What cannot run is listed with its reason.
     """
+    if reference is None:
+        refuse(("adapter", *READING), "belongs to --reference, which was not given.")
     from mwa_export.bench.report import MARKER, write_bench
-    from mwa_export.files import check_new_folder
 
-    check_new_folder(out, marker=MARKER, force=force)  # before the minutes of work
+    claim_folder(out, marker=MARKER, force=force)  # before the minutes of work
 
     from mwa_export.bench.peers import chosen_peers
     from mwa_export.bench.run import BenchOptions, reference_of, run_bench
@@ -112,7 +114,7 @@ def command(
 
     towers: Any = ("vision", "text") if tower == "both" else (tower,)
     options = options_of(BenchOptions, values, towers=towers, batches=tuple(dict.fromkeys(batches)))
-    chosen = chosen_peers(name.strip() for name in peers.split(",") if name.strip())
+    chosen = chosen_peers(name.strip() for name in peers.split(","))
     with console.steps() as step:
         step("read the bundle")
         opened = Bundle.open(bundle)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import click
@@ -29,11 +28,10 @@ def verbosity(command: F) -> F:
     """Add -v and -q to a command."""
 
     def set_verbose(_context: Any, _option: Any, value: bool) -> None:
-        logging.basicConfig(
-            level=logging.WARNING,  # of others: their debug messages hold signed URLs
-            format="%(levelname)s %(name)s: %(message)s",
-            stream=sys.stderr,
-        )
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Printable("%(levelname)s %(name)s: %(message)s"))
+        # Debug messages of others hold signed URLs.
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
         if value:
             logging.getLogger("mwa_export").setLevel(logging.DEBUG)
 
@@ -51,6 +49,11 @@ def verbosity(command: F) -> F:
     return command
 
 
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def say(text: str) -> None:
     """A line for people, on stderr, so that stdout carries results only."""
     if not _quiet:
@@ -66,6 +69,12 @@ def warn(*texts: str) -> None:
 def fail(error: MwaExportError) -> None:
     """Print an error on stderr."""
     click.echo(f"error: {_in_one_line(words(str(error)))}", err=True)
+
+
+def last_words(text: str) -> None:
+    """Print how a run was ended on stderr, if that is still there."""
+    with suppress(KeyboardInterrupt):
+        click.echo(text, err=True)
 
 
 def _in_one_line(text: str) -> str:
@@ -88,7 +97,7 @@ def printable(text: str) -> str:
 
 
 _UNPRINTABLE = re.compile(  # control characters but the line feed, and those of direction
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
@@ -103,9 +112,9 @@ class _Steps:
 
     def __call__(self, text: str, total: int | None = None) -> None:
         self.finish()
-        self._text, self._total, self._done = text, total, 0
+        self._text, self._total, self._done = _in_one_line(printable(text)), total, 0
         self._start = time.perf_counter()
-        self._status.update(f"{escape(text)} ...")
+        self._status.update(f"{escape(self._text)} ...")
 
     def advance(self, rows: int) -> None:
         self._done += rows
@@ -186,7 +195,7 @@ def table(
     from rich.table import Table
 
     output = Table(
-        title=title,
+        title=None if title is None else _in_one_line(printable(title)),
         title_justify="left",
         title_style="bold",
         show_header=header is not None,
@@ -195,7 +204,9 @@ def table(
     )
     for index, name in enumerate(header or [""] * len(rows[0])):
         numeric = header is not None and index > 0
-        output.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        output.add_column(
+            _in_one_line(printable(name)), justify="right" if numeric else "left", overflow="fold"
+        )
     for row in rows:
-        output.add_row(*map(printable, row))
+        output.add_row(*(_in_one_line(printable(cell)) for cell in row))
     Console(highlight=False, markup=False, emoji=False).print(output)

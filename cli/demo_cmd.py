@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH
+from mwa_export.cli.values import PATH
 
 if TYPE_CHECKING:
     from mwa_export.demo.run import DemoResult

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, runtime_options
-from mwa_export.cli.values import options_of
+from mwa_export.cli.ending import status_of
+from mwa_export.cli.options import runtime_options
+from mwa_export.cli.values import PATH, Real, Whole, options_of, refuse
 
 if TYPE_CHECKING:
     from mwa_export.embed.plan import Slice
@@ -55,15 +56,19 @@ Examples:
 @click.option("--split", help="Split of a Karpathy JSON or of a table; default: all.")
 @click.option(
     "--timeout",
-    type=float,
+    type=Real(min=0, min_open=True),
     default=30.0,
     metavar="SECONDS",
     help="Silence of a remote server that ends an attempt.",
 )
 @click.option(
-    "--retries", type=int, default=4, metavar="N", help="Further attempts to read what is remote."
+    "--retries",
+    type=Whole(0, 100),
+    default=4,
+    metavar="N",
+    help="Further attempts to read what is remote.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Take the first N rows of a source.")
+@click.option("--limit", type=Whole(min=1), help="Take the first N rows of a source.")
 @click.option("-o", "--out", type=PATH, help="Folder to write, or to go on with.")
 @click.option(
     "--dtype",
@@ -79,13 +84,13 @@ Examples:
 )
 @click.option(
     "--shard-size",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Rows of a file; what a killed run loses at most.  [default: 2048 pictures, 16384 texts]",
 )
 @click.option("--faiss", is_flag=True, help="Write a FAISS index (inner product) as well.")
 @runtime_options()
-@click.option("--batch", type=click.IntRange(min=1), help="Rows that the model gets at once.")
-@click.option("--workers", type=click.IntRange(min=1), help="Threads that decode; default: cores.")
+@click.option("--batch", type=Whole(min=1), help="Rows that the model gets at once.")
+@click.option("--workers", type=Whole(min=1), help="Threads that decode; default: cores.")
 @click.option("--shard", metavar="I/N", help="This machine's part: every Nth file, from the Ith.")
 @click.option(
     "--engine",
@@ -95,8 +100,8 @@ Examples:
 )
 @click.option("--ray-address", help="A running cluster; default: $RAY_ADDRESS, or a local one.")
 @click.option("--ray-actors", metavar="N|MIN-MAX", help="Models held; default: what fits.")
-@click.option("--ray-cpus", type=click.IntRange(min=1), help="Cores per model; default: 4.")
-@click.option("--ray-gpus", type=click.FloatRange(min=0), help="GPUs per model.")
+@click.option("--ray-cpus", type=Whole(min=1), help="Cores per model; default: 4.")
+@click.option("--ray-gpus", type=Real(min=0), help="GPUs per model.")
 @click.option("--max-errors", metavar="N|P%", help="Stop, with exit status 1, when more rows fail.")
 @click.option("--dry-run", is_flag=True, help="Scan, say what would be done, write nothing.")
 @click.option("--log-json", metavar="FILE|-", help="Progress as JSON lines.")
@@ -130,8 +135,8 @@ def command(
     from mwa_export.cli.embed_view import show, show_proof, show_rehearsal, watching
 
     if verify is not None:
-        if bundle is not None or out is not None:
-            raise click.UsageError("--verify OUT takes neither BUNDLE nor -o.")
+        others = {p.name or "" for p in command.params} - {"verify", "verbose", "quiet"}
+        refuse(others, "does not go with --verify, which takes nothing else.")
         from mwa_export.vectors.verify import verify as prove
 
         with console.steps() as step:
@@ -147,21 +152,24 @@ def command(
     from mwa_export.embed.run import Execution, rehearse, run
     from mwa_export.vectors.job import EmbedOptions
 
-    carried = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-    how = options_of(SourceOptions, values, columns=carried)
-    sources = open_sources(images, texts, how)
-    options = options_of(EmbedOptions, values)
-    part, opened = _slice(shard), Bundle.open(bundle)
-    if dry_run:
-        show_rehearsal(rehearse(opened, sources, out, options=options, runtime=runtime, part=part))
-        return
+    carried = tuple(name.strip() for name in columns.split(",")) if columns else ()
+    if not all(carried):
+        raise click.UsageError(f"--columns {columns}: expected names with commas between them.")
     execution = options_of(
         Execution,
         values,
-        part=part,
+        part=_slice(shard),
         max_errors=None if max_errors is None else MaxErrors.parse(max_errors),
         executor=_executor(engine, ray_address, ray_actors, ray_cpus, ray_gpus),
     )
+    options = options_of(EmbedOptions, values)
+    how = options_of(SourceOptions, values, columns=carried)
+    sources = open_sources(images, texts, how)
+    opened = Bundle.open(bundle)
+    if dry_run:
+        part = execution.part
+        show_rehearsal(rehearse(opened, sources, out, options=options, runtime=runtime, part=part))
+        return
     with _stoppable(out), watching(log_json) as watch:
         summary = run(
             opened, sources, out, options=options, runtime=runtime, how=execution, watch=watch
@@ -183,10 +191,10 @@ def _slice(text: str | None) -> Slice | None:
 
     if text is None:
         return None
-    index, _, of = text.partition("/")
-    if not (index.isdecimal() and of.isdecimal()):
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if found is None:
         raise click.UsageError(f"--shard {text}: expected I/N, such as 2/4.")
-    return Slice(int(index), int(of))
+    return Slice(int(found[1]), int(found[2]))
 
 
 def _executor(
@@ -211,30 +219,19 @@ def _executor(
 def _actors(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    least, _, most = text.partition("-")
-    if not (least.isdecimal() and (most or least).isdecimal()):
+    found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text)
+    if found is None:
         raise click.UsageError(f"--ray-actors {text}: expected N or MIN-MAX, such as 1-8.")
-    return int(least), int(most or least)
-
-
-class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM, told apart from Ctrl-C."""
+    return int(found[1]), int(found[2] or found[1])
 
 
 @contextmanager
 def _stoppable(out: Path) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into a line that says how to go on, and their exit status."""
-
-    def terminated(*_: object) -> None:
-        raise _TerminatedError
-
-    before = signal.signal(signal.SIGTERM, terminated)
+    """Say how to go on when somebody ends the run."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        click.echo(
-            f"stopped; what is finished stays in {out}. Run the same command to go on.", err=True
+        console.last_words(
+            f"stopped; what is finished stays in {out}. Run the same command to go on."
         )
-        sys.exit(143 if isinstance(stop, _TerminatedError) else 130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise click.exceptions.Exit(status_of(stop)) from stop

@@ -10,6 +10,7 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.cli.options import model_options, model_options_from, shape_options, source_from
+from mwa_export.cli.values import refuse
 
 _EXAMPLES = """\b
 Examples:
@@ -29,6 +30,7 @@ def command(as_json: bool, **model_values: Any) -> None:
 
     checkpoint = model_values["checkpoint"]
     if checkpoint is not None and (checkpoint / MANIFEST).is_file():
+        refuse(set(model_values) - {"checkpoint"}, "is for checkpoints, and this is a bundle.")
         _show_bundle(checkpoint, as_json=as_json)
         return
     from mwa_export.model.load import load_model

@@ -1,20 +1,19 @@
-"""The `mwa-export` command: subcommands that load when they run, and errors as exit statuses."""
+"""The `mwa-export` command: subcommands that load when they run."""
 
 from __future__ import annotations
 
 import importlib
-import io
 import os
-import signal
 import sys
 import warnings
 from typing import NoReturn
 
 import click
+from click.shell_completion import shell_complete
 
 from mwa_export.cli import console
-from mwa_export.errors import MwaExportError, UsageError
-from mwa_export.optional import missing_package
+from mwa_export.cli.ending import run_as_process
+from mwa_export.cli.values import TEXT
 from mwa_export.version import __version__
 
 _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloaded until they run
@@ -48,6 +47,9 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"mwa_export.cli.{cmd_name}_cmd").command
+        for parameter in command.params:
+            if parameter.type is click.STRING and parameter.default != "":
+                parameter.type = TEXT
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -58,7 +60,8 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-    epilog="Exit status: 0 done, 1 a check failed, 2 wrong use or bad input.",
+    epilog="Exit status: 0 done, 1 a check failed, 2 wrong use or bad input, 70 a bug, "
+    "128 + N ended by signal N; 141: nobody reads the output.",
 )
 @click.version_option(__version__, prog_name="mwa-export")
 def cli() -> None:
@@ -70,40 +73,31 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line. Foreseeable errors end in one message; bugs keep their traceback."""
-    # A run that is terminated, or whose terminal is closed, cleans up like an interrupted one.
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal need not know every character
-            stream.reconfigure(errors="backslashreplace")
+    """Run the command line."""
+    _take_names_as_utf8()
     # What Pillow warns of costs nothing: a picture is decoded, or it is an error with a reason.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    try:
-        cli.main(prog_name="mwa-export", standalone_mode=False)
-    except MwaExportError as error:
-        console.fail(error)
-        sys.exit(error.exit_status)
-    except ModuleNotFoundError as error:
-        missing = missing_package(error)
-        if missing is None:
-            raise
-        console.fail(missing)
-        sys.exit(missing.exit_status)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing was left half-written", err=True)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output (`| head`) has gone
-        sys.stderr.close()
-        sys.exit(141)
-    except OSError as error:  # a name, a permission or a disk, and the file that it is about
-        if error.strerror is None:
-            raise
-        file = "the output" if error.filename is None else os.fsdecode(error.filename)
-        console.fail(UsageError(f"{file}: {error.strerror}. Check its name, permissions and disk."))
-        sys.exit(2)
-    sys.exit(0)
+    sys.exit(run_as_process(_run))
+
+
+def _take_names_as_utf8() -> None:
+    """Start again in UTF-8 mode if the locale has another encoding.
+
+    Runtimes and Parquet take file names as UTF-8, whatever the locale is, and ids of rows must not
+    depend on it. Python 3.15 does so by default. What the terminal gets stays in its encoding.
+    """
+    if os.name == "posix" and sys.getfilesystemencoding() != "utf-8":
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _run() -> int:
+    """Run the command, without what `click.Group.main` makes of a closed pipe and of EOFError."""
+    if instruction := os.environ.get(_COMPLETE):
+        return shell_complete(cli, {}, "mwa-export", _COMPLETE, instruction)
+    with cli.make_context("mwa-export", sys.argv[1:]) as context:
+        cli.invoke(context)
+    return 0
+
+
+_COMPLETE = "_MWA_EXPORT_COMPLETE"  # where a shell asks for completions

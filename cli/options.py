@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from mwa_export.cli.values import PATH, Real, Whole
+
 if TYPE_CHECKING:
     from mwa_export.data.test_set import RetrievalData
     from mwa_export.encoder.open import CheckpointOptions
@@ -20,12 +22,10 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PATH: Any = click.Path(path_type=Path)
-
 
 def device_option(command: F) -> F:
     """--device: which GPU."""
-    kind = click.IntRange(min=0)
+    kind = Whole(min=0)
     return click.option(
         "--device", type=kind, default=0, show_default=True, help="GPU, for TensorRT and CUDA."
     )(command)
@@ -58,7 +58,7 @@ def runtime_options(runtime: str = "auto", precision: str = "auto") -> Callable[
             show_default=True,
             help="Precision of the bundle's graphs. auto: the fastest here.",
         ),
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all."),
+        click.option("--threads", type=Whole(min=1), help="CPU threads. Default: all."),
         click.option(
             "--allow-slow",
             is_flag=True,
@@ -105,7 +105,7 @@ _COLUMNS = (
     click.option("--image-id-column", metavar="NAME", help="Column of a table with image ids."),
     click.option(
         "--max-excluded",
-        type=click.IntRange(min=0),
+        type=Whole(min=0),
         default=0,
         show_default=True,
         help="Pictures that may be missing or unreadable; they are listed, their captions left "
@@ -178,7 +178,7 @@ _READING = (
         help='Leave out tensors that only training needs, such as "criterion.*". Repeatable.',
     ),
     click.option(
-        "--adapter-scale", type=float, help="ffn_adapter_scalar, where the file does not say."
+        "--adapter-scale", type=Real(), help="ffn_adapter_scalar, where the file does not say."
     ),
     click.option(
         "--adapter-layernorm",
@@ -191,20 +191,25 @@ _READING = (
         help="ffn_option, where the file does not say.",
     ),
 )
+READING = (
+    *("ema", "model_key", "model_prefix", "ignore"),
+    *("adapter_scale", "adapter_layernorm", "ffn_option"),
+)
+"""Parameters of `reading_options`."""
 heads_option = click.option(
     "--heads",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Attention heads. Default: as stored, or as BEiT-3 of that width has.",
 )
 _SHAPE = (
     click.option(
         "--image-size",
-        type=click.IntRange(min=1),
+        type=Whole(min=1),
         help="Pixels; interpolates positions. Default: input_size of training.",
     ),
     click.option(
         "--max-length",
-        type=click.IntRange(min=1),
+        type=Whole(min=1),
         help="Longest text in tokens. Default: num_max_bpe_tokens of training, or 64.",
     ),
     heads_option,
@@ -243,6 +248,21 @@ def shape_options(command: F) -> F:
     for decorator in reversed(_SHAPE):
         command = decorator(command)
     return command
+
+
+def claim_folder(out: Path, *, marker: str, force: bool) -> None:
+    """Check the name of a new folder, and hold it until the command ends.
+
+    Raises:
+        BundleError: as `check_new_folder`.
+        OutputBusyError: another run works for the same name.
+    """
+    from mwa_export.files import check_new_folder, locked
+
+    check_new_folder(out, marker=marker, force=force)
+    if out.parent.is_dir():  # else it is made together with the folder
+        lock = locked(out.with_name(f".{out.name}.lock"), of=out, passing=True)
+        click.get_current_context().with_resource(lock)
 
 
 def source_from(values: dict[str, Any]) -> ModelSource:

@@ -9,14 +9,14 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.cli.options import (
-    PATH,
     DataSet,
     checkpoint_options_from,
+    claim_folder,
     data_options,
     reading_options,
     runtime_options,
 )
-from mwa_export.cli.values import options_of, recall_drop_option
+from mwa_export.cli.values import PATH, Real, Whole, options_of, recall_drop_option
 
 _EXAMPLES = """\b
 Examples:
@@ -56,17 +56,17 @@ Examples:
 @recall_drop_option("Gate on each of TR@1/5/10 and IR@1/5/10.")
 @click.option(
     "--min-cosine",
-    type=click.FloatRange(-1, 1),
+    type=Real(-1, 1),
     metavar="COSINE",
     help="Gate on the smallest cosine of any row.",
 )
 @click.option(
     "--confidence",
-    type=click.FloatRange(0.5, 1, max_open=True),
+    type=Real(0.5, 1, max_open=True),
     help="Hold the recall gate against the bound of this interval (0.95) instead of the "
     "measured drop.",
 )
-@click.option("--seed", type=int, default=0, help="Bootstrap seed.")
+@click.option("--seed", type=Whole(min=0), default=0, help="Bootstrap seed.")
 @click.option("--layers", is_flag=True, help="Compare block by block too.")
 @click.option(
     "--cache", type=PATH, help="Folder for the reference's embeddings; default: ~/.cache/mwa-export"
@@ -94,10 +94,9 @@ def command(
     Exit status 1 when a gate fails.
     """
     from mwa_export.errors import UsageError
-    from mwa_export.files import check_new_folder
     from mwa_export.parity.reports.write import MARKER, write_reports
 
-    check_new_folder(out, marker=MARKER, force=force)  # before the minutes of work
+    claim_folder(out, marker=MARKER, force=force)  # before the minutes of work
     if no_cache and cache:
         raise UsageError("--cache and --no-cache were both given. Expected one of them.")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, DataSet, data_options
-from mwa_export.cli.values import options_of, recall_drop_option
+from mwa_export.cli.options import DataSet, data_options
+from mwa_export.cli.values import PATH, Real, Whole, options_of, recall_drop_option, refuse
 from mwa_export.runtimes.options import LABELS
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ Examples:
 )
 @click.option(
     "--samples",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     default=256,
     help="Pictures to calibrate with, and a caption of each.",
 )
-@click.option("--seed", type=int, default=0, help="Random seed for sampling.")
+@click.option("--seed", type=Whole(min=0), default=0, help="Random seed for sampling.")
 @click.option(
     "--method",
     type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
@@ -51,7 +51,7 @@ Examples:
 )
 @click.option(
     "--percentile",
-    type=click.FloatRange(50, 100, min_open=True),
+    type=Real(50, 100, min_open=True),
     default=99.99,
     help="Percentile, for the method of this name.",
 )
@@ -79,11 +79,11 @@ Examples:
 )
 @click.option(
     "--points",
-    type=click.IntRange(0, 20),
+    type=Whole(0, 20),
     default=5,
     help="Extra points of the trade-off curve; each embeds the held-back data once.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
+@click.option("--threads", type=Whole(min=1), help="CPU threads. Default: all cores.")
 @click.option("--tokenizer", type=PATH, help="A .spm, for a bundle that carries none.")
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
 @click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")
@@ -107,6 +107,16 @@ def command(
     """
     from mwa_export.bundle.update import check_target
 
+    if calibration is not None:
+        measures = data.path is not None or held_back.path is not None
+        decided = [
+            "method",
+            "percentile",
+            "no_smooth",
+            "rounding",
+            *([] if measures else ["samples"]),
+        ]
+        refuse(decided, "belongs to making a calibration, and --calibration names a finished one.")
     if out is not None:
         check_target(None, out, force=force)
 
@@ -151,7 +161,7 @@ def _show(done: Quantized) -> None:
     if done.result is not None and done.result.kept:
         click.echo("Kept in high precision:")
         for layer in done.result.kept[:_SHOWN]:
-            click.echo(f"  {layer.site.tower} {layer.site.name}: {layer.reason}")
+            click.echo(console.printable(f"  {layer.site.tower} {layer.site.name}: {layer.reason}"))
         if len(done.result.kept) > _SHOWN:
             click.echo(f"  and {len(done.result.kept) - _SHOWN} more, see tradeoff.json")
 

@@ -9,12 +9,12 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.cli.options import (
-    PATH,
     device_option,
     model_options,
     model_options_from,
     source_from,
 )
+from mwa_export.cli.values import PATH
 
 _EXAMPLES = """\b
 Examples:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, runtime_options
+from mwa_export.cli.options import runtime_options
+from mwa_export.cli.values import PATH, Whole, refuse
 
 if TYPE_CHECKING:
     from mwa_export.search.result import Found
@@ -27,7 +28,7 @@ Examples:
 @click.argument("output", type=PATH)
 @click.argument("text", required=False)
 @click.option("--image", type=PATH, help="Search for what is like this picture, not for a text.")
-@click.option("-k", type=click.IntRange(min=1), default=5, help="Rows to find.")
+@click.option("-k", type=Whole(min=1), default=5, help="Rows to find.")
 @click.option(
     "--in",
     "where",
@@ -64,7 +65,9 @@ def command(
     from mwa_export.search.run import Query, open_output, search_output
 
     query = Query(text, image)
-    if html is not None:
+    if html is None:
+        refuse(["pictures"], "belongs to --html, which was not given.")
+    else:
         check_page(html)
     part = open_output(output, where)
     with console.steps() as step:

@@ -9,12 +9,12 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.cli.options import (
-    PATH,
     heads_option,
     model_options,
     model_options_from,
     source_from,
 )
+from mwa_export.cli.values import PATH
 
 _EXAMPLES = """\b
 Example:
@@ -36,6 +36,7 @@ def command(out: Path, force: bool, base: Path | None, **model_values: Any) -> N
     many adapters.
     """
     from mwa_export.errors import AdapterError
+    from mwa_export.files import check_writable, disk_errors
 
     if base is None or model_values["checkpoint"] is None or model_values["adapter"] is not None:
         raise click.UsageError("Expected CHECKPOINT and --base BASE, and no --adapter.")
@@ -43,6 +44,8 @@ def command(out: Path, force: bool, base: Path | None, **model_values: Any) -> N
         raise click.UsageError(f"{out}: expected a name that ends in .safetensors.")
     if out.exists() and not force:
         raise AdapterError(f"{out}: exists already. Choose another name, or replace it: --force")
+    with disk_errors(out):
+        check_writable(out.parent)
 
     from mwa_export.model.adapters import split
     from mwa_export.model.checkpoint import read_checkpoint

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import PATH, DataSet, data_options
-from mwa_export.cli.values import options_of, recall_drop_option
+from mwa_export.cli.options import DataSet, data_options
+from mwa_export.cli.values import PATH, Real, Whole, options_of, recall_drop_option, refuse
 
 if TYPE_CHECKING:
     from mwa_export.engines.best import Best, Candidate
@@ -24,6 +24,8 @@ Examples:
   mwa-export trt bundle --fp16 --batch 1 --batch 2,64,256 -o bundle-gpu
   mwa-export trt bundle --fp16 --version-compatible --timing-cache times.cache
 """
+
+_OF_BEST = ("max_recall_drop", "held_back", "held_back_images", "held_back_split")
 
 
 @click.command(epilog=_EXAMPLES)
@@ -90,13 +92,13 @@ Examples:
 )
 @click.option(
     "--samples",
-    type=click.IntRange(min=16),
+    type=Whole(min=16),
     default=64,
     help="Pictures of --data to measure on, and a caption of each.",
 )
 @click.option(
     "--workspace",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(min=0, min_open=True),
     metavar="GIB",
     help="Scratch memory that kernels may use; default: all that the GPU has.",
 )
@@ -105,7 +107,7 @@ Examples:
 )
 @click.option(
     "--builder-level",
-    type=click.IntRange(0, 5),
+    type=Whole(0, 5),
     help="0 builds fastest, 5 searches longest; default: TensorRT's own.",
 )
 @click.option(
@@ -119,7 +121,7 @@ Examples:
 @click.option(
     "--refit", is_flag=True, help="`mwa-export refit` may put another adapter into the engines."
 )
-@click.option("--device", type=click.IntRange(min=0), default=0, help="GPU.")
+@click.option("--device", type=Whole(min=0), default=0, help="GPU.")
 @click.option("--rebuild", is_flag=True, help="Build also what is there already.")
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
 @click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")
@@ -148,12 +150,13 @@ def command(
         raise click.UsageError(
             "say which precision to build: --fp16, --bf16, --int8, --fp8, or --best of them"
         )
+    if precision != "best":
+        refuse(_OF_BEST, "belongs to --best, which was not given.")
     from mwa_export.bundle.update import check_target
     from mwa_export.trt.install import load_tensorrt
 
     if out is not None:
         check_target(None, out, force=force)
-    load_tensorrt()  # before anything is read
     from mwa_export.engines.best import best_engines
     from mwa_export.engines.build import BATCH, EngineOptions, build_engines
     from mwa_export.trt.build import GIB, BuildOptions
@@ -170,6 +173,7 @@ def command(
         build=options_of(BuildOptions, values, workspace=scratch, level=builder_level),
         speed_gate=not no_speed_gate,
     )
+    load_tensorrt()  # before anything is read
     build: Any = build_engines
     if best:
         build = partial(best_engines, held_back=held_back.read(), max_recall_drop=max_recall_drop)

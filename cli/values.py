@@ -1,15 +1,70 @@
-"""Parameters of commands that the library knows by the same names: an option, and their objects."""
+"""Values of options: types that refuse what no option can have, and the library's objects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+_MOST = 2**31 - 1  # of a whole number; what counts further is a slip of the hand
+
+
+class Whole(click.IntRange):
+    """A whole number."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        number: int = super().convert(value, param, ctx)
+        if abs(number) > _MOST:
+            self.fail(f"{value} is beyond {_MOST}.", param, ctx)
+        return number
+
+
+class Real(click.FloatRange):
+    """A finite number."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class _Text(click.types.StringParamType):
+    """Text that is not blank."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        if not str(value).strip():
+            self.fail("it is empty. Expected a value, or leave the option out.", param, ctx)
+        return str(super().convert(value, param, ctx))
+
+
+class _File(click.Path):
+    """A path; an empty one would be the current folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not str(value) or "\0" in str(value):
+            self.fail("it is empty or has a NUL character. Expected a path.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH: Any = _File(path_type=Path)
+TEXT: Any = _Text()
+
+
+def refuse(names: Collection[str], why: str) -> None:
+    """Refuse options that were given and would not be read."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in names and source is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{max(option.opts, key=len)}: {why}")
 
 
 def options_of(kind: type[T], values: dict[str, Any], **given: Any) -> T:
@@ -24,5 +79,5 @@ def options_of(kind: type[T], values: dict[str, Any], **given: Any) -> T:
 
 def recall_drop_option(what: str) -> Callable[[F], F]:
     """--max-recall-drop, in points; ``what`` is its help."""
-    kind = click.FloatRange(0, 100)
+    kind = Real(0, 100)
     return click.option("--max-recall-drop", type=kind, default=0.2, metavar="POINTS", help=what)

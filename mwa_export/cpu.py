@@ -8,6 +8,8 @@ from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
+from mwa_export.errors import check_option
+
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
@@ -53,6 +55,12 @@ def cores() -> int:
     else:
         count = os.cpu_count() or 1
     return max(1, min(count, _quota(count)))
+
+
+def check_threads(option: str, threads: int | None) -> None:
+    """Raise OptionsError for a number of threads that costs memory and helps nobody."""
+    most = max(256, 4 * (os.cpu_count() or 1))
+    check_option(option, threads, threads is None or 1 <= threads <= most, f"1 to {most}")
 
 
 def _quota(otherwise: int) -> int:

@@ -218,12 +218,18 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def locked(
-    path: Path, *, shared: bool = False, wait: bool = False, passing: bool = False
+    path: Path,
+    *,
+    of: Path | None = None,
+    shared: bool = False,
+    wait: bool = False,
+    passing: bool = False,
 ) -> Iterator[None]:
     """Hold a lock file, with a lock that the kernel releases when the process dies.
 
     Args:
         path: the file, in a folder that exists.
+        of: what it protects, for the message; None: its folder.
         shared: with others who share it.
         wait: for other holders, instead of raising.
         passing: remove the file afterwards.
@@ -236,7 +242,7 @@ def locked(
         with disk_errors(path.parent):
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
-            _lock(handle, path, shared=shared, wait=wait)
+            _lock(handle, path, of or path.parent, shared=shared, wait=wait)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(path)):
                     break  # else whoever held it has removed the file
@@ -256,7 +262,7 @@ def locked(
         os.close(handle)
 
 
-def _lock(handle: int, path: Path, *, shared: bool, wait: bool) -> None:
+def _lock(handle: int, path: Path, of: Path, *, shared: bool, wait: bool) -> None:
     import fcntl  # not on Windows
 
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -271,7 +277,7 @@ def _lock(handle: int, path: Path, *, shared: bool, wait: bool) -> None:
         holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
         who = f"process {holder}" if holder else "another run"
         raise OutputBusyError(
-            f"{path.parent}: is being written by {who}. Wait for it or stop it: a finished or dead "
+            f"{of}: is being written by {who}. Wait for it or stop it: a finished or dead "
             "process holds no lock."
         ) from error
 

@@ -7,7 +7,6 @@ from functools import partial
 
 from mwa_export.bench.contenders import CannotRunError, Contender, Run
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.errors import UsageError
 from mwa_export.runtimes.backend import Backend, embed
 from mwa_export.runtimes.open import open_backend
 from mwa_export.runtimes.options import PRECISIONS, RuntimeOptions
@@ -33,13 +32,7 @@ def our_contenders(
     """Contenders for the named runtimes in all their precisions; none named: all of NAMES.
 
     Of TensorRT only the precisions that the bundle has engines of, unless it is named.
-
-    Raises:
-        UsageError: a runtime of another name.
     """
-    for runtime in runtimes:
-        if runtime not in NAMES:
-            raise UsageError(f"no runtime is called {runtime!r}. Expected: {', '.join(NAMES)}.")
     built = {engine.precision for engine in bundle.manifest.engines}
     return [
         _contender(

@@ -13,7 +13,7 @@ from mwa_export.bench.plain import (
     on_openvino,
     on_pytorch,
 )
-from mwa_export.errors import UsageError
+from mwa_export.errors import OptionsError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,7 @@ def chosen_peers(names: Iterable[str], known: Mapping[str, Peer] = PEERS) -> tup
     """
     asked = set(names)
     if unknown := asked - {*known, "all", "none"}:
-        raise UsageError(
-            f"no peer is called {min(unknown)!r}. Expected all, none, or some of: "
-            f"{', '.join(known)}."
-        )
+        raise OptionsError("peers", min(unknown), f"all, none, or some of: {', '.join(known)}")
     if "none" in asked and len(asked) > 1:
         raise UsageError("`peers=none` was given together with others. Expected one of both.")
     return tuple(peer for name, peer in known.items() if "all" in asked or name in asked)

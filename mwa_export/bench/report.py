@@ -11,7 +11,7 @@ from mwa_export.bench.chart import by_speed, heading, rate, svg_from_bench
 from mwa_export.bench.result import Bench, Figure, Section
 from mwa_export.files import new_folder
 from mwa_export.report.numbers import DASH
-from mwa_export.report.text import markdown_table
+from mwa_export.report.text import markdown_table, printable
 
 MARKER = "bench.json"  # of a folder that was made here, and may be replaced when forced
 _PEAK_MEANS = " Peak is its share of the fastest GEMM of the same precision in the same round."
@@ -182,4 +182,4 @@ def _without_nan(value: object) -> object:
 def _escape(text: str) -> str:
     for character in "\\`*_<>|[]":
         text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mwa_export.bench.contenders import Kernel, quiet, reason_of
 from mwa_export.bench.inputs import Pool, caption_pool, picture_pool
-from mwa_export.bench.ours import our_contenders
+from mwa_export.bench.ours import NAMES, our_contenders
 from mwa_export.bench.peers import PEERS, Peer, contender
 from mwa_export.bench.plain import ReferenceTower
 from mwa_export.bench.result import Bench, Section, Settings, Skipped, this_machine
@@ -27,10 +28,10 @@ from mwa_export.bench.section import (
 )
 from mwa_export.bench.timing import FEWEST_ROUNDS
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.cpu import cores
+from mwa_export.cpu import check_threads, cores
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.open import CheckpointOptions, model_like
-from mwa_export.errors import UsageError
+from mwa_export.errors import UsageError, check_option
 from mwa_export.files import scratch_folder
 from mwa_export.memory import release
 from mwa_export.optional import require
@@ -64,6 +65,11 @@ class BenchOptions:
             raise UsageError(f"{self.rounds} rounds. Expected at least {FEWEST_ROUNDS}.")
         if not self.batches or min(self.batches) < 1:
             raise UsageError(f"batch sizes {self.batches}. Expected one or more, from 1.")
+        for runtime in self.runtimes:
+            check_option("runtime", runtime, runtime in NAMES, ", ".join(NAMES))
+        fits = re.fullmatch(r"coco|\d{1,9}", self.lengths or "coco") is not None
+        check_option("lengths", self.lengths, fits, "`coco`, or a number of tokens")
+        check_threads("threads", self.threads)
 
 
 def run_bench(

@@ -73,7 +73,7 @@ class MaxErrors:
             value = float(text[:-1]) if percent else float(int(text))
             if not 0 <= value <= (100 if percent else math.inf):
                 raise ValueError
-        except ValueError:
+        except (ValueError, OverflowError):
             expected = "a number such as 20, or a share such as 0.5%"
             raise OptionsError("max_errors", text, expected) from None
         return cls(value, percent)

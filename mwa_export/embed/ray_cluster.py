@@ -22,7 +22,6 @@ _OBJECT_STORE = 128 << 20  # bytes: only names of shards and their accounts trav
 # Of a cluster that is started here. Ray reads the first when it is imported.
 _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too: everything binds to 127.0.0.1
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _RAYS_OWN = ("RAY_", "PYTHONBREAKPOINT")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ from mwa_export.embed.pipeline import TIMES, Clock
 from mwa_export.embed.ray_cluster import cluster
 from mwa_export.embed.run import Executor, Task
 from mwa_export.embed.worker import Worker
-from mwa_export.errors import ClusterError, DataError, MwaExportError, check_option
+from mwa_export.errors import ClusterError, DataError, check_option
 from mwa_export.runtimes.options import NVIDIA, RuntimeOptions
 from mwa_export.vectors.job import Job, Shard
 from mwa_export.vectors.output import JOB, WORK, Output
@@ -44,6 +46,8 @@ class RayOptions:
 
     def __post_init__(self) -> None:
         check_option("ray_cpus", self.cpus, self.cpus is None or self.cpus >= 1, "1 or more")
+        fits = self.gpus is None or 0 <= self.gpus < math.inf
+        check_option("ray_gpus", self.gpus, fits, "0 or more")
         least, most = self.actors or (1, 1)
         fits = 1 <= least <= most
         check_option("ray_actors", f"{least}-{most}", fits, "1 or more, least before most")
@@ -141,8 +145,8 @@ def _run(ray: Any, task: Task, pool: Pool) -> None:
 def _account(task: Task, row: dict[str, Any]) -> str:
     """Enter a finished shard into the figures of the run. Returns its key."""
     if row["error"]:
-        error: MwaExportError = pickle.loads(row["error"])
-        raise error
+        error, where = pickle.loads(row["error"])
+        raise error from RuntimeError(f"in a worker:\n{where}")
     entry = Entry.from_json(json.loads(row["entry"]))
     clock: Clock = task.meter.clock
     for name, spent in json.loads(row["clock"]).items():
@@ -182,6 +186,15 @@ class _Orders:
         )
 
 
+def _pickled(error: Exception) -> bytes:
+    """Pickle an error and its traceback."""
+    where = traceback.format_exc()
+    try:
+        return pickle.dumps((error, where))
+    except Exception:  # of a type that cannot be
+        return pickle.dumps((RuntimeError(repr(error)), where))
+
+
 class _Actor:
     """Holds the model; takes one shard at a time."""
 
@@ -194,8 +207,8 @@ class _Actor:
         entry, clock, error = "", "", b""
         try:
             entry, clock = self._embed(shard)
-        except MwaExportError as refusal:  # as data: Ray would wrap it, and lose its type
-            error = pickle.dumps(refusal)
+        except Exception as failure:  # as data: Ray would wrap it, and lose its type
+            error = _pickled(failure)
         return {"entry": [entry], "clock": [clock], "error": [error]}
 
     def _embed(self, shard: Shard) -> tuple[str, str]:

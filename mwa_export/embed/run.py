@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.cpu import check_threads
 from mwa_export.data.rows import Source
 from mwa_export.data.sources import SourceOptions, open_sources
 from mwa_export.embed.pipeline import Channel, Clock, Line
@@ -37,6 +38,9 @@ class Execution:
     max_errors: MaxErrors | None = None
     faiss: bool = False
     executor: Executor | None = None  # None: this process
+
+    def __post_init__(self) -> None:
+        check_threads("workers", self.workers)
 
 
 @dataclass(frozen=True, slots=True)

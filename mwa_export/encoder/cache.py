@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from mwa_export.encoder.batches import (
     embed_token_ids,
 )
 from mwa_export.encoder.encoder import Encoder
-from mwa_export.errors import ImageError
+from mwa_export.errors import BundleError, ImageError
 from mwa_export.files import new_file
 from mwa_export.inputs.content import Readable
 from mwa_export.progress import Progress, Silent
@@ -44,10 +45,14 @@ _TEXTS = 64 * TEXT_BATCH
 _DIGEST = hashlib.sha256().digest_size  # in front of a chunk, of what follows
 
 
-def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/mwa-export/parity`, by default below `~/.cache`."""
+def default_cache() -> Path | None:
+    """`$XDG_CACHE_HOME/mwa-export/parity`, by default below `~/.cache`; None: no home folder."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mwa-export" / "parity"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "mwa-export" / "parity"
+    except RuntimeError as error:  # a user without an entry, as in some containers
+        log.warning("embeddings are not kept: %s", error)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +175,24 @@ def _save(file: Path, embeddings: Embeddings, failures: Mapping[int, str]) -> No
         reasons=np.array([failures[row] for row in sorted(failures)], np.str_),
     )
     digest = hashlib.sha256(content.getbuffer()).digest()
-    with new_file(file) as partial:
-        partial.write_bytes(digest + content.getbuffer())
+    try:
+        with new_file(file) as partial:
+            partial.write_bytes(digest + content.getbuffer())
+    except (BundleError, OSError) as error:
+        _not_kept(file.parent.parent, getattr(error.__cause__ or error, "strerror", None))
+
+
+@cache
+def _not_kept(folder: Path, reason: str | None) -> None:
+    """Warn once that a run goes on without keeping its embeddings."""
+    log.warning("%s: cannot be written (%s), so embeddings are not kept", folder, reason)
 
 
 def _load(file: Path, rows: int) -> tuple[Embeddings, dict[int, str]] | None:
     """A chunk, or None if it is absent or damaged: then it is computed again."""
-    if not file.is_file():
-        return None
     try:
+        if not file.is_file():
+            return None
         content = file.read_bytes()
         if hashlib.sha256(memoryview(content)[_DIGEST:]).digest() != content[:_DIGEST]:
             raise ValueError("its hash is another one")

@@ -32,7 +32,7 @@ from mwa_export.errors import (
     VerificationError,
 )
 from mwa_export.files import link_or_copy, scratch_folder
-from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
+from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK, check_recall_drop
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import TOWERS, Tower
@@ -99,6 +99,7 @@ def best_engines(
         MissingPackageError, RuntimeUnavailableError: as `build_engines`.
     """
     options, progress = options or EngineOptions(), progress or Silent()
+    check_recall_drop(max_recall_drop)
     progress("look for TensorRT and a GPU")
     tensorrt, device = find_tensorrt(options.device)
     bundle = Bundle.open(path)

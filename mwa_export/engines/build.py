@@ -15,7 +15,7 @@ from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph, needs_calibration
-from mwa_export.errors import EngineError, MwaExportError
+from mwa_export.errors import EngineError, MwaExportError, check_option
 from mwa_export.files import scratch_folder, sha256_of
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
@@ -44,6 +44,10 @@ class EngineOptions:
     seed: int = 0
     speed_gate: bool = True  # compare the speed of 8-bit engines with float16
     allow_slow: bool = False  # keep 8-bit engines that are slower than float16
+
+    def __post_init__(self) -> None:
+        check_option("samples", self.samples, self.samples >= 1, "1 or more")
+        check_option("seed", self.seed, self.seed >= 0, "0 or more")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ def check_embeddings(name: str, embeddings: Floats, rows: int) -> Floats:
     Raises:
         RecallError: another shape, not finite, or not of unit length within 2e-3.
     """
-    values = np.asarray(embeddings)
+    values = _array(name, embeddings)
     if values.ndim != 2 or values.dtype.kind != "f":
         raise RecallError(
             f"{name}: {values.dtype} of shape {values.shape}. Expected floats of shape (rows, D)."
@@ -47,6 +48,21 @@ def check_embeddings(name: str, embeddings: Floats, rows: int) -> Floats:
             f"with length {lengths[off[0]]:.4g}. Normalize them: x / |x|."
         )
     return values
+
+
+def _array(name: str, embeddings: Any) -> NDArray[Any]:
+    """An array of what may be a tensor of torch: on any device, with a gradient, in bfloat16."""
+    try:
+        if hasattr(embeddings, "detach"):
+            tensor = embeddings.detach().cpu()
+            embeddings = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        values = np.asarray(embeddings)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise RecallError(
+            f"{name}: a {type(embeddings).__name__} that is not an array ({error}). Expected "
+            "floats of shape (rows, D)."
+        ) from error
+    return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
 
 
 def cosine_distances(reference: Floats, candidate: Floats) -> NDArray[np.float64]:

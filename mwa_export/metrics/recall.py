@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.errors import RecallError
+from mwa_export.errors import RecallError, check_option
 from mwa_export.metrics.ranking import Floats, Ranking, rank
 from mwa_export.progress import ignore
 
@@ -18,6 +18,12 @@ MAX_RECALL_DROP = 0.2  # percentage points
 SLACK = 1e-9  # points: one query of 500 is 0.2 and passes a gate of 0.2 whatever floats say
 
 KS = (1, 5, 10)
+
+
+def check_recall_drop(points: float | None) -> None:
+    """Raise OptionsError for a budget that is none; None: no limit."""
+    fits = points is None or 0 <= points <= 100
+    check_option("max_recall_drop", points, fits, "0 to 100 points")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ Stored options have the names of the reference's option parser and of torchscale
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mwa_export.errors import CheckpointError, UsageError
+from mwa_export.errors import CheckpointError, UsageError, check_option
 from mwa_export.model.pickled import Placeholder
 from mwa_export.spec import LAYERNORM_EPS, AdapterLayerNorm, FfnOption, Tower
 
@@ -34,6 +35,9 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
+_LARGEST = 8192  # pixels, tokens, heads: whatever is larger would only fill the memory
+
+
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
     """What the user says about a model; None: as the checkpoint says."""
@@ -45,6 +49,15 @@ class ModelOptions:
     max_length: int | None = None  # longest text in tokens, BOS and EOS included
     heads: int | None = None  # of the attention
     towers: tuple[Tower, ...] | None = None  # to export; None: all that are there
+
+    def __post_init__(self) -> None:
+        scale = self.adapter_scale
+        fits = scale is None or math.isfinite(scale)
+        check_option("adapter_scale", scale, fits, "a finite number")
+        for name in ("image_size", "max_length", "heads"):
+            value = getattr(self, name)
+            fits = value is None or 1 <= value <= _LARGEST
+            check_option(name, value, fits, f"1 to {_LARGEST}")
 
     def of_adapters(self) -> dict[str, Any]:
         """The adapters' options that were given."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mwa_export.errors import check_option
 from mwa_export.metrics.agreement import CosineSummary
-from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK
+from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK, check_recall_drop
 from mwa_export.parity.result import DirectionResult, GateResult, RecallChange
 
 
@@ -21,7 +21,7 @@ class Gates:
 
     def __post_init__(self) -> None:
         drop, cosine = self.max_recall_drop, self.min_cosine
-        check_option("max_recall_drop", drop, drop is None or 0 <= drop <= 100, "0 to 100 points")
+        check_recall_drop(drop)
         check_option("min_cosine", cosine, cosine is None or -1 <= cosine <= 1, "-1 to 1")
 
 

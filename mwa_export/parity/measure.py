@@ -48,6 +48,7 @@ class CompareOptions:
         fits = 0.5 <= self.confidence < 1
         check_option("confidence", self.confidence, fits, "0.5 to below 1, such as 0.95")
         check_option("resamples", self.resamples, self.resamples >= 100, "at least 100")
+        check_option("seed", self.seed, self.seed >= 0, "0 or more")
         check_option("examples", self.examples, self.examples >= 0, "0 or more")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mwa_export.inputs.content import Content
 from mwa_export.inputs.decode import decode_picture
+from mwa_export.report.text import printable
 
 THUMBNAIL = 160  # pixels of the longer side, in the parity report
 _QUALITY = 80  # of the JPEG
@@ -17,7 +18,7 @@ _QUALITY = 80  # of the JPEG
 def rendered(
     template: str, styles: Sequence[str], filters: Mapping[str, Callable[..., str]], **values: Any
 ) -> str:
-    """A page that can be encoded as UTF-8; values are escaped, and a missing one is an error."""
+    """A page of printable text; values are escaped, and a missing one is an error."""
     import jinja2
 
     assets = files("mwa_export") / "assets"
@@ -28,8 +29,7 @@ def rendered(
     css = "".join((assets / name).read_text(encoding="utf-8") for name in styles)
     source = (assets / template).read_text(encoding="utf-8")
     page: str = environment.from_string(source).render(css=css, **values)
-    # File names may hold bytes that are no text.
-    return page.encode("utf-8", "replace").decode()
+    return "\n".join(map(printable, page.split("\n")))
 
 
 def thumbnail(picture: Content, longest: int) -> bytes:

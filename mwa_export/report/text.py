@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-_NOT_TEXT = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# Control characters, those of direction and of lines, halves of characters, and no characters.
+_NOT_TEXT = re.compile(
+    "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 
 
 def printable(text: str) -> str:
-    """Without what no file and no terminal should get, such as a file name may hold."""
+    """Replace what no file and no terminal should get, but a name may hold."""
     return _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

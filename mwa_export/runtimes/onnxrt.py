@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -153,6 +154,12 @@ def _foreign_graph(path: Path, bundle: Bundle) -> Graph:
             raise BundleError(
                 f"{path}: input {port.name} is {found.type} of shape {found.shape}. Expected "
                 f"{port.dtype} of shape {list(port.shape)}."
+            )
+        free = [isinstance(size, str) for size in port.shape]
+        if any(isinstance(size, int) for size in compress(found.shape, free)):
+            raise BundleError(
+                f"{path}: input {port.name} has the fixed shape {found.shape}. Expected "
+                f"{list(port.shape)}: export it with dynamic axes where these have names."
             )
         ports.append(Port(port.name, tuple(found.shape), _DTYPES[found.type]))
     outputs = runner.get_outputs()

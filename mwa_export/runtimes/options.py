@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mwa_export.cpu import check_threads
 from mwa_export.errors import check_option
 
 AUTO = "auto"
@@ -47,6 +48,5 @@ class RuntimeOptions:
         check_option("runtime", self.runtime, self.runtime in runtimes, ", ".join(runtimes))
         known = (AUTO, *PRECISIONS.get(self.runtime, every))
         check_option("precision", self.precision, self.precision in known, ", ".join(known))
-        fits = self.threads is None or self.threads >= 1
-        check_option("threads", self.threads, fits, "1 or more")
+        check_threads("threads", self.threads)
         check_option("device", self.device, self.device >= 0, "0 or more")

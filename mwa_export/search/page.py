@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from pathlib import Path
 
 from mwa_export.errors import BundleError, ImageError
-from mwa_export.files import new_file
+from mwa_export.files import check_writable, disk_errors, new_file
 from mwa_export.inputs.content import Readable
 from mwa_export.inputs.pictures import Picture
 from mwa_export.report.numbers import DASH
@@ -20,11 +19,12 @@ from mwa_export.search.result import Found
 from mwa_export.version import __version__
 
 THUMBNAIL = 320  # pixels of the longer side
-_NOT_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def check_page(path: Path) -> None:
-    """Raise BundleError if ``path`` is something else than an earlier page: it will be replaced."""
+    """Raise BundleError if ``path`` cannot be written, or is not an earlier page."""
+    with disk_errors(path):
+        check_writable(path.parent)
     if path.is_dir():
         raise BundleError(f"{path}: is a folder. Expected the name of a file, such as found.html.")
     if path.exists() and not path.read_bytes()[:15].lower() == b"<!doctype html>":
@@ -47,7 +47,7 @@ def html_from_search(found: Found) -> str:
     return rendered(
         "search.html.j2",
         ["report.css", "search.css"],
-        {"clean": _clean, "cell": lambda value: _clean(DASH if value is None else value)},
+        {"cell": lambda value: DASH if value is None else str(value)},
         found=found,
         asked=None if found.query_picture is None else _shown(found.query_picture),
         shown=[None if hit.picture is None else _shown(hit.picture) for hit in found.hits],
@@ -61,8 +61,3 @@ def _shown(picture: Picture | Readable | bytes) -> tuple[str, str]:
         return b64encode(thumbnail(picture, THUMBNAIL)).decode(), ""
     except ImageError as error:
         return "", str(error)
-
-
-def _clean(value: object) -> str:
-    """Text without what no page can hold: control characters and halves of characters."""
-    return _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", str(value))

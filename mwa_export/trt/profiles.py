@@ -37,7 +37,7 @@ class Span:
         """
         option = _OPTIONS[axis]
         try:
-            numbers = [int(part) for part in text.split(",")]
+            numbers = [int(part) if len(part) < 10 else 0 for part in text.split(",")]
         except ValueError:
             numbers = []
         if len(numbers) not in (1, 3) or min(numbers) < 1:

@@ -195,9 +195,9 @@ def test_every_shape_is_warmed_up_before_the_clock_runs(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--peers", "eager,tensorflow"), "no peer is called 'tensorflow'. Expected all, none"),
+        (("--peers", "eager,tensorflow"), "--peers tensorflow: expected all, none"),
         (("--peers", "none,eager"), "none was given together"),
-        (("--runtime", "tflite"), "no runtime is called 'tflite'. Expected: onnxruntime"),
+        (("--runtime", "tflite"), "--runtime tflite: expected onnxruntime"),
         (("--data", "nowhere.json"), "nowhere.json: no such file"),
         (("--images", "pictures"), "belong to --data were given without it"),
         (("--lengths", "400"), "from 3 to 62"),

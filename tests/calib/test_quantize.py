@@ -253,3 +253,11 @@ def test_options_and_calibrations_that_do_not_fit_are_refused(
     message = refused("quantize", copy, "--calibration", missing, *QUICK)
     assert "text.onnx: is not the graph that the calibration was made from" in message
     assert files_below(copy) == before
+
+
+def test_patterns_are_checked_before_the_calibration(
+    copy: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mwa_export.calib.quantize.calibrate", None)  # would fail
+    message = refused("quantize", copy, "--data", pictures, "--samples", 16, "--keep", "head")
+    assert message.startswith("--keep head: no layer has such a name.")

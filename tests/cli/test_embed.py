@@ -116,7 +116,9 @@ def _spin(seconds: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_run_that_is_asked_to_stop_says_how_to_go_on(
     bundle: Path,
     whole: dict[str, bytes],
@@ -148,6 +150,38 @@ def test_a_run_that_is_asked_to_stop_says_how_to_go_on(
     assert json.loads(rest.splitlines()[-1])["event"] == "stop"
     assert list((out / ".work").glob("*.json"))
     assert not list(out.rglob(".part*"))
+    assert embed(bundle, out).returncode == 0
+    assert files_below(out) == whole
+
+
+def test_a_run_whose_terminal_is_closed_can_be_gone_on_with(
+    bundle: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out, (terminal, inside) = tmp_path / "out", os.openpty()
+    command = arguments(bundle, out, "--log-json", "-")
+    with subprocess.Popen(command, stdout=inside, stderr=inside, start_new_session=True) as process:
+        os.close(inside)
+        while b'"shard"' not in os.read(terminal, 4096):
+            pass
+        os.close(terminal)
+        assert process.wait() == 141
+    assert not (out / "manifest.json").exists()
+    assert embed(bundle, out).returncode == 0
+    assert files_below(out) == whole
+
+
+def test_json_lines_that_nobody_reads_end_the_run(
+    bundle: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    command = arguments(bundle, out, "--log-json", "-")
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, pipesize=4096)
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait() == 141
+    assert "Traceback" not in log.read_text()
     assert embed(bundle, out).returncode == 0
     assert files_below(out) == whole
 

@@ -6,6 +6,8 @@ import os
 import pickle
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +20,7 @@ from paths import HELPERS
 from ray_source import DrawnSource
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.data.rows import Row
 from mwa_export.embed.pipeline import Clock
 from mwa_export.embed.plan import plan
 from mwa_export.embed.progress import Meter, Unwatched
@@ -133,6 +136,22 @@ def test_what_a_worker_refuses_is_refused_as_in_one_process(bundle: Bundle, tmp_
     orders, task = orders_of(bundle, DrawnSource("text", 20, refused=10), tmp_path / "out")
     with pytest.raises(DataError, match="changed at row 10"):
         _account(task, ask(_Actor(orders), task.shards[1]))
+
+
+class Faulty(DrawnSource):
+    """A source with a bug."""
+
+    def rows(self, start: int, stop: int) -> Iterator[Row]:
+        if start:
+            raise ZeroDivisionError(threading.Lock())  # which cannot be pickled
+        return super().rows(start, stop)
+
+
+def test_a_bug_in_a_worker_stays_one(bundle: Bundle, tmp_path: Path) -> None:
+    orders, task = orders_of(bundle, Faulty("text", 20), tmp_path / "out")
+    with pytest.raises(RuntimeError, match="ZeroDivisionError") as bug:
+        _account(task, ask(_Actor(orders), task.shards[1]))
+    assert "in rows" in str(bug.value.__cause__)
 
 
 def test_a_worker_that_sees_another_output_writes_nothing(bundle: Bundle, tmp_path: Path) -> None:

@@ -224,3 +224,28 @@ def test_read_that_failed_for_a_moment_is_not_remembered(
         embeddings, failures = images_of(cache, Counting(), pictures)
         assert failures == {}
         assert np.array_equal(embeddings, expected)
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning(
+    pictures: tuple[Picture, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    backend = Counting()
+    for _ in range(2):  # nothing is found, either
+        found, _ = images_of(Cache(tmp_path / "file" / "cache", {}), backend, pictures)
+        assert np.isfinite(found).all()
+    assert backend.rows == 2 * len(pictures)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Not a directory" in caplog.text
+
+
+def test_without_a_home_folder_nothing_is_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert default_cache() is None
+    assert "not kept" in caplog.text

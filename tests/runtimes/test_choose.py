@@ -241,7 +241,7 @@ def test_laws_of_choosing(
         ({"runtime": "tflite"}, "runtime=tflite`: expected auto"),
         ({"precision": "int4"}, "precision=int4"),
         ({"runtime": "onnxruntime", "precision": "bfloat16"}, "precision=bfloat16"),
-        ({"threads": 0}, "threads=0`: expected 1 or more"),
+        ({"threads": 0}, "threads=0`: expected 1 to "),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:

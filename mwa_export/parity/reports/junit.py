@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from xml.etree import ElementTree
 
 from mwa_export.parity.result import Parity
-
-_NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+from mwa_export.report.text import printable
 
 
 def junit_from_parity(result: Parity) -> str:
@@ -31,20 +29,15 @@ def junit_from_parity(result: Parity) -> str:
         ("captions", str(result.data.captions)),
         ("mwa-export", result.version),
     ):
-        ElementTree.SubElement(properties, "property", name=name, value=_clean(value))
+        ElementTree.SubElement(properties, "property", name=name, value=printable(value))
     for gate in result.gates:
         case = ElementTree.SubElement(
-            suite, "testcase", classname="parity", name=_clean(gate.name), time="0"
+            suite, "testcase", classname="parity", name=printable(gate.name), time="0"
         )
         if not gate.passed:
-            ElementTree.SubElement(case, "failure", message=_clean(gate.message), type="gate")
+            ElementTree.SubElement(case, "failure", message=printable(gate.message), type="gate")
     root = ElementTree.Element("testsuites", tests=str(len(result.gates)), failures=str(failures))
     root.append(suite)
     ElementTree.indent(root)
     body = ElementTree.tostring(root, encoding="unicode")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{body}\n'
-
-
-def _clean(text: str) -> str:
-    """Without the control characters that XML cannot hold, such as a file name may have."""
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
