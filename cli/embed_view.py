@@ -15,14 +15,15 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.errors import BundleError, OutputDamagedError
+from mwa_export.typed_json import json_from_value
 from mwa_export.vectors.job import FOLDERS
 
 if TYPE_CHECKING:
     from mwa_export.embed.plan import Plan
     from mwa_export.embed.progress import Snapshot
     from mwa_export.embed.run import Rehearsal, Summary
+    from mwa_export.vectors.entries import Entry
     from mwa_export.vectors.manifest import Counts
-    from mwa_export.vectors.shards import Entry
     from mwa_export.vectors.verify import Proof
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS, _JSON_SECONDS = 0.2, 10.0, 1.0
@@ -90,7 +91,7 @@ class Watchers:
             shard=entry.shard.stem,
             embedded=entry.embedded,
             failed=len(entry.errors),
-            files=[file.to_json() for file in entry.files],
+            files=json_from_value(entry.files),
         )
 
     def finished(self, summary: Summary) -> None:
@@ -101,7 +102,9 @@ class Watchers:
             rows_done=summary.embedded_now,
             losses=summary.losses,
             seconds=round(summary.seconds, 3),
-            counts={FOLDERS[kind]: total.to_json() for kind, total in summary.counts.items()},
+            counts={
+                FOLDERS[kind]: json_from_value(total) for kind, total in summary.counts.items()
+            },
         )
 
     def stopped(self, error: BaseException) -> None:
@@ -178,7 +181,7 @@ def _account(folder: str, total: Counts, *, complete: bool) -> str:
 def show_rehearsal(rehearsal: Rehearsal) -> None:
     """Print what a run would do."""
     plan = rehearsal.plan
-    rows = []
+    rows: list[tuple[str, str]] = []
     for entry, scan in zip(plan.job.inputs, plan.scans, strict=True):
         rows.append((FOLDERS[entry.kind], entry.source))
         rows.append(("", f"{entry.rows:,} rows, of which {entry.taken:,} would be embedded"))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from mwa_export.embed.pipeline import STAGES, TIMES, Clock, Stage
 from mwa_export.embed.plan import Plan
 from mwa_export.errors import OptionsError, TooManyErrorsError
-from mwa_export.vectors.shards import Entry
+from mwa_export.vectors.entries import Entry
 
 _ENOUGH = 1000  # rows, before a share of them says something
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from mwa_export.data.sources import SourceOptions, open_sources
 from mwa_export.embed.pipeline import Channel, Clock, Line
 from mwa_export.embed.plan import Plan, Slice, check_sources, plan
 from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
+from mwa_export.embed.update import Update, renew
 from mwa_export.embed.worker import Worker
-from mwa_export.errors import MwaExportError, OutputDamagedError
+from mwa_export.errors import MwaExportError, OutputDamagedError, UsageError
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.runtimes.options import RuntimeOptions
+from mwa_export.vectors.install import install_update, pending_update
 from mwa_export.vectors.job import EmbedOptions, Shard
 from mwa_export.vectors.lock import locked
 from mwa_export.vectors.manifest import Counts, counts
@@ -37,6 +40,7 @@ class Execution:
     max_errors: MaxErrors | None = None
     faiss: bool = False
     executor: Executor | None = None  # None: this process
+    update: Update | None = None  # of an output that is there, finished or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class Summary:
     seconds: float = 0.0
     left: int = 0  # shards that other machines have not finished
     losses: dict[str, int] = field(default_factory=dict)  # of this run: what was lost -> pictures
+    kept: int = 0  # rows that an update took over, among `embedded_now`
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,26 +136,59 @@ def run(
         TooManyErrorsError: more rows failed than allowed; the run can go on.
         BundleError: the disk refuses; the run can go on.
     """
-    how, watch = how or Execution(), watch or Unwatched()
+    how, watch, runtime = how or Execution(), watch or Unwatched(), runtime or RuntimeOptions()
     out = Path(out)
     check_sources(bundle, sources)
+    if how.update is not None and how.part is not None:
+        raise UsageError("`shard` and `update`: an update is made by one machine, or on Ray.")
+    if (made := pending_update(out)) is not None:
+        with locked(out):
+            install_update(out, made)
+    ask = partial(plan, bundle, sources, options=options, runtime=runtime)
+    if (
+        (earlier := Output.load(out)) is not None
+        and earlier.finished
+        and not os.access(out, os.W_OK)
+    ):
+        return _reported(earlier, ask, how)
     Output.prepare(out)  # refuses a folder of something else before anything is written
     with locked(out, None if how.part is None else how.part.name):
         Output.prepare(out)  # another run may have finished in between
         if how.part is None:
             clean_folder(out)
         try:
-            planned = plan(bundle, sources, out / WORK, options=options, runtime=runtime)
-            output = Output.claim(out, planned.job)
+            planned, output = _opened(ask(out / WORK), out, how)
         except MwaExportError:
             earlier = Output.load(out)
             if earlier is not None and earlier.finished:
                 earlier.remove_work()  # a finished output stays as it was
             raise
-        if output.finished:
-            return _finished(output, how)
-        planned = replace(planned, job=output.job)
-        return _run(planned, output, runtime or RuntimeOptions(), how, watch)
+        summary = (
+            _finished(output, how)
+            if output.finished
+            else _run(replace(planned, job=output.job), output, runtime, how, watch)
+        )
+        if output.base is not None:
+            install_update(out, output.folder)
+        return replace(summary, out=out)
+
+
+def _opened(planned: Plan, out: Path, how: Execution) -> tuple[Plan, Output]:
+    """What is to be made, and the output in which: an update is an output of its own."""
+    old = None if how.update is None else Output.load(out)
+    if old is None or how.update is None:
+        return planned, Output.claim(out, planned.job)
+    renewal = renew(planned, old, how.update)
+    if renewal is not None:
+        return renewal.plan, renewal.output(out)
+    return planned, old if old.finished else Output.claim(out, planned.job)
+
+
+def _reported(output: Output, ask: Callable[[Path], Plan], how: Execution) -> Summary:
+    """Report a finished output on a disk that cannot be written."""
+    with tempfile.TemporaryDirectory() as work:
+        output.check(ask(Path(work)).job)
+    return _finished(output, how)
 
 
 def _run(
@@ -171,9 +209,9 @@ def _run(
     seconds = meter.snapshot().seconds
     if how.max_errors is not None:
         how.max_errors.check(total, failed_in(output.ledger(mine)), last=True)
-    losses = dict(meter.clock.losses)
+    found = {"losses": dict(meter.clock.losses), "kept": sum(e.kept for e in output.ledger(todo))}
     ended = _end(planned, output, how)
-    return replace(ended, embedded_now=meter.done, seconds=seconds, losses=losses)
+    return replace(ended, embedded_now=meter.done, seconds=seconds, **found)
 
 
 def _end(planned: Plan, output: Output, how: Execution) -> Summary:
@@ -198,6 +236,9 @@ def _end(planned: Plan, output: Output, how: Execution) -> Summary:
 def _finished(output: Output, how: Execution) -> Summary:
     """End a run whose manifest is there: do the rest of what a kill may have interrupted."""
     found = output.close()
+    if how.max_errors is not None:
+        total = sum(c.embedded + c.failed for c in found.values())
+        how.max_errors.check(total, sum(c.failed for c in found.values()), last=True)
     if how.faiss:
         output.add_indexes()
     return Summary(output.folder, found, complete=True)

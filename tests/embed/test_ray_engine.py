@@ -34,9 +34,9 @@ from mwa_export.embed.ray_engine import (
 from mwa_export.embed.run import Execution, Task, run
 from mwa_export.errors import ClusterError, DataError, MissingPackageError, UsageError
 from mwa_export.runtimes.options import RuntimeOptions
+from mwa_export.vectors.entries import Entry
 from mwa_export.vectors.job import EmbedOptions, Job, Shard
 from mwa_export.vectors.output import WORK, Output
-from mwa_export.vectors.shards import Entry
 
 ONNX = RuntimeOptions("onnxruntime", "float32", threads=1)
 OPTIONS = EmbedOptions(shard_size=8, batch=4)
