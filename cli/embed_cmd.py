@@ -18,6 +18,7 @@ from mwa_export.cli.values import options_of
 if TYPE_CHECKING:
     from mwa_export.embed.plan import Slice
     from mwa_export.embed.run import Executor
+    from mwa_export.embed.update import Update, Vanished
     from mwa_export.runtimes.options import RuntimeOptions
 
 _EXAMPLES = """\b
@@ -25,6 +26,7 @@ Examples:
   mwa-export embed bundle --images photos -o vectors
   mwa-export embed bundle --images a.parquet --texts captions.jsonl --dtype float16 -o vectors
   mwa-export embed bundle --texts big.csv --shard 2/4 -o /shared/vectors
+  mwa-export embed bundle --images photos -o vectors --update
   mwa-export embed --verify vectors
 """
 
@@ -97,7 +99,18 @@ Examples:
 @click.option("--ray-actors", metavar="N|MIN-MAX", help="Models held; default: what fits.")
 @click.option("--ray-cpus", type=click.IntRange(min=1), help="Cores per model; default: 4.")
 @click.option("--ray-gpus", type=click.FloatRange(min=0), help="GPUs per model.")
-@click.option("--max-errors", metavar="N|P%", help="Stop, with exit status 1, when more rows fail.")
+@click.option(
+    "--max-errors",
+    metavar="N|P%",
+    help="Stop, with exit status 1, when more rows fail. Default: finish, then 1 above 10%.",
+)
+@click.option("--update", is_flag=True, help="Go on with a changed source; keep what is the same.")
+@click.option("--retry-failed", is_flag=True, help="Try the rows of errors.parquet again.")
+@click.option(
+    "--vanished",
+    type=click.Choice(["drop", "keep"]),
+    help="With --update: rows that the source no longer has.  [default: drop]",
+)
 @click.option("--dry-run", is_flag=True, help="Scan, say what would be done, write nothing.")
 @click.option("--log-json", metavar="FILE|-", help="Progress as JSON lines.")
 @click.option("--verify", type=PATH, metavar="OUT", help="Prove a finished output; no BUNDLE.")
@@ -116,6 +129,9 @@ def command(
     ray_cpus: int | None,
     ray_gpus: float | None,
     max_errors: str | None,
+    update: bool,
+    retry_failed: bool,
+    vanished: Vanished | None,
     dry_run: bool,
     log_json: str | None,
     verify: Path | None,
@@ -125,7 +141,7 @@ def command(
 
     Every row of the input ends as a vector or as a row of errors.parquet. A run that was stopped,
     killed even, goes on when the same command is run again, to the same bytes.
-    Exit status 1: more rows failed than --max-errors, or --verify found damage.
+    Exit status 1: more rows failed than --max-errors or 10% of a kind, or --verify found damage.
     """
     from mwa_export.cli.embed_view import show, show_proof, show_rehearsal, watching
 
@@ -143,7 +159,7 @@ def command(
         raise click.UsageError("Missing BUNDLE or -o OUT. See: mwa-export embed --help")
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.data.sources import SourceOptions, open_sources
-    from mwa_export.embed.progress import MaxErrors
+    from mwa_export.embed.progress import MaxErrors, judge
     from mwa_export.embed.run import Execution, rehearse, run
     from mwa_export.vectors.job import EmbedOptions
 
@@ -152,14 +168,18 @@ def command(
     sources = open_sources(images, texts, how)
     options = options_of(EmbedOptions, values)
     part, opened = _slice(shard), Bundle.open(bundle)
+    change = _update(update, retry_failed, vanished)
     if dry_run:
-        show_rehearsal(rehearse(opened, sources, out, options=options, runtime=runtime, part=part))
+        more: Any = {"options": options, "runtime": runtime, "part": part, "update": change}
+        show_rehearsal(rehearse(opened, sources, out, **more))
         return
+    limit = None if max_errors is None else MaxErrors.parse(max_errors)
     execution = options_of(
         Execution,
         values,
         part=part,
-        max_errors=None if max_errors is None else MaxErrors.parse(max_errors),
+        max_errors=limit,
+        update=change,
         executor=_executor(engine, ray_address, ray_actors, ray_cpus, ray_gpus),
     )
     with _stoppable(out), watching(log_json) as watch:
@@ -168,6 +188,8 @@ def command(
         )
         watch.finished(summary)
     show(summary, quiet=log_json == "-")
+    if summary.complete:
+        judge(summary.counts, limit)
 
 
 def main() -> NoReturn:
@@ -187,6 +209,16 @@ def _slice(text: str | None) -> Slice | None:
     if not (index.isdecimal() and of.isdecimal()):
         raise click.UsageError(f"--shard {text}: expected I/N, such as 2/4.")
     return Slice(int(index), int(of))
+
+
+def _update(source: bool, retry_failed: bool, vanished: Vanished | None) -> Update | None:
+    from mwa_export.embed.update import Update
+
+    if vanished is not None and not source:
+        raise click.UsageError("--vanished is for --update.")
+    if not (source or retry_failed):
+        return None
+    return Update(source, retry_failed, vanished or "drop")
 
 
 def _executor(

@@ -101,6 +101,7 @@ class Watchers:
             complete=summary.complete,
             rows_done=summary.embedded_now,
             losses=summary.losses,
+            rows_kept=summary.kept,
             seconds=round(summary.seconds, 3),
             counts={
                 FOLDERS[kind]: json_from_value(total) for kind, total in summary.counts.items()
@@ -155,9 +156,11 @@ def show(summary: Summary, *, quiet: bool) -> None:
         for kind, total in summary.counts.items():
             click.echo(_account(FOLDERS[kind], total, complete=summary.complete))
         click.echo(summary.out)
-    if summary.embedded_now and summary.seconds > 0:
-        rate = summary.embedded_now / summary.seconds
-        console.say(f"{summary.embedded_now:,} rows in {summary.seconds:.1f} s, {rate:,.0f} rows/s")
+    if summary.kept:
+        console.say(f"{summary.kept:,} rows were kept as they were")
+    if (rows := summary.embedded_now - summary.kept) and summary.seconds > 0:
+        rate = rows / summary.seconds
+        console.say(f"{rows:,} rows in {summary.seconds:.1f} s, {rate:,.0f} rows/s")
     for lost, pictures in summary.losses.items():
         console.say(f"{pictures:,} pictures: {lost}, as for the model's training")
     if not summary.complete:

@@ -17,6 +17,7 @@ from mwa_export.data.sources import SourceOptions, open_sources
 from mwa_export.embed.pipeline import Channel, Clock, Line
 from mwa_export.embed.plan import Plan, Slice, check_sources, plan
 from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
+from mwa_export.embed.rows import KnownRow
 from mwa_export.embed.update import Update, renew
 from mwa_export.embed.worker import Worker
 from mwa_export.errors import MwaExportError, OutputDamagedError, UsageError
@@ -92,6 +93,7 @@ def embed(
     source: SourceOptions | None = None,
     options: EmbedOptions | None = None,
     runtime: RuntimeOptions | None = None,
+    update: Update | None = None,
 ) -> Summary:
     """Embed files of images or texts into a folder, every row accounted for and resumable.
 
@@ -103,13 +105,15 @@ def embed(
         source: columns and splits, where they are not found by themselves.
         options: what decides the output: dtype, format, sizes.
         runtime: what to run on.
+        update: go on although the source has changed, or try rows again that failed.
 
     Raises:
         DataError, OutputBusyError, BundleError: see `run`.
     """
     sources = open_sources(images, texts, source or SourceOptions())
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    return run(opened, sources, Path(out), options=options, runtime=runtime)
+    how = Execution(update=update)
+    return run(opened, sources, Path(out), options=options, runtime=runtime, how=how)
 
 
 def run(
@@ -133,7 +137,7 @@ def run(
     Raises:
         DataError: the sources or the folder cannot be used, or belong to another job.
         OutputBusyError: another run is writing to the folder.
-        TooManyErrorsError: more rows failed than allowed; the run can go on.
+        TooManyErrorsError: more rows failed than allowed; the run can go on, or it is finished.
         BundleError: the disk refuses; the run can go on.
     """
     how, watch, runtime = how or Execution(), watch or Unwatched(), runtime or RuntimeOptions()
@@ -280,6 +284,7 @@ def rehearse(
     options: EmbedOptions | None = None,
     runtime: RuntimeOptions | None = None,
     part: Slice | None = None,
+    update: Update | None = None,
 ) -> Rehearsal:
     """Scan the sources and say what `run` would do. Writes nothing.
 
@@ -289,12 +294,28 @@ def rehearse(
     earlier = Output.load(out)
     with tempfile.TemporaryDirectory() as work:
         planned = plan(bundle, sources, Path(work), options=options, runtime=runtime)
+        if earlier is not None and update is not None:
+            renewal = renew(planned, earlier, update)
+            if renewal is not None:
+                return _rehearsed(renewal.plan)
     mine = list(planned.shards(part))
     done: list[Shard] = []
     if earlier is not None:
-        earlier.check(planned.job)
+        if update is None:
+            earlier.check(planned.job)
         done = mine if earlier.finished else [entry.shard for entry in earlier.ledger(mine)]
     return Rehearsal(planned, len(mine), len(mine) - len(done), _rows(mine) - _rows(done))
+
+
+def _rehearsed(planned: Plan) -> Rehearsal:
+    """What an update would do; rows that are kept are not to be done."""
+    every = list(planned.shards())
+    rows = sum(
+        not isinstance(row, KnownRow)
+        for entry, source in zip(planned.job.inputs, planned.sources, strict=True)
+        for row in source.rows(0, entry.taken)
+    )
+    return Rehearsal(planned, len(every), len(every), rows)
 
 
 def _rows(shards: Sequence[Shard]) -> int:

@@ -71,7 +71,7 @@ def renew(planned: Plan, old: Output, update: Update) -> Renewal | None:
     old.check_files()
     mark = json.dumps([job.to_json(), update.retry_failed])
     folder = old.folder / UPDATE / hashlib.sha256(mark.encode()).hexdigest()[:16]
-    outputs = [old, *_unfinished(old, folder)]
+    outputs = [old, *_unfinished(old, job, folder)]
     sources = tuple(
         RenewedSource(
             source,
@@ -128,14 +128,16 @@ def _with(entry: Input, gone: NDArray[np.int64]) -> Input:
     return replace(entry, rows=rows, taken=entry.taken + len(gone), kept=len(gone))
 
 
-def _unfinished(old: Output, mine: Path) -> Iterator[Output]:
+def _unfinished(old: Output, job: Job, mine: Path) -> Iterator[Output]:
     """Updates of the same model that were given up: what they computed need not be again."""
     for folder in sorted((old.folder / UPDATE).glob("*")):
         try:
             found = None if folder == mine else Output.load(folder)
         except MwaExportError:
             continue
-        if found is not None and not differences(found.job, old.job, allowed=r"inputs\..*"):
+        if found is None or found.job.versions not in (job.versions, *job.earlier):
+            continue
+        if not differences(found.job, job, allowed=rf"{_VERSIONS}|inputs\..*"):
             found.check_files()
             yield found
 
