@@ -6,6 +6,7 @@ import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -83,10 +84,15 @@ def _read(kind: Any, data: Any, where: str) -> Any:
 
 
 def _dataclass(kind: Any, data: dict[str, Any], where: str) -> Any:
-    hints, values = get_type_hints(kind), {}
+    hints, values = _hints(kind), {}
     for field in fields(kind):
         if field.name in data:
             values[field.name] = _read(hints[field.name], data[field.name], f"{where}.{field.name}")
         elif field.default is not None:
             raise ValueError(f"{where}: has no {field.name}")
     return kind(**values)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)  # half a millisecond, and a manifest may list thousands of files

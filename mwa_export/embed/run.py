@@ -185,7 +185,10 @@ def _opened(planned: Plan, out: Path, how: Execution) -> tuple[Plan, Output]:
     renewal = renew(planned, old, how.update)
     if renewal is not None:
         return renewal.plan, renewal.output(out)
-    return planned, old if old.finished else Output.claim(out, planned.job)
+    if not old.finished:
+        return planned, Output.claim(out, planned.job)
+    old.remove_updates()
+    return planned, old
 
 
 def _reported(output: Output, ask: Callable[[Path], Plan], how: Execution) -> Summary:
@@ -311,7 +314,7 @@ def _rehearsed(planned: Plan) -> Rehearsal:
     """What an update would do; rows that are kept are not to be done."""
     every = list(planned.shards())
     rows = sum(
-        not isinstance(row, KnownRow)
+        row.content is not None and not isinstance(row, KnownRow)
         for entry, source in zip(planned.job.inputs, planned.sources, strict=True)
         for row in source.rows(0, entry.taken)
     )

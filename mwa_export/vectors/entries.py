@@ -45,7 +45,7 @@ class Part:
     files: tuple[FileEntry, ...]
 
     def __post_init__(self) -> None:
-        rows = 0 <= self.start <= self.stop and min(self.embedded, self.failed) >= 0
+        rows = 0 <= self.start <= self.stop < 1 << 63 and min(self.embedded, self.failed) >= 0
         names = {f"{self.stem}.parquet", f"{self.stem}.npy"}
         if not rows or not names.issuperset(file.file for file in self.files):
             raise ValueError(f"{self.stem}: rows or files that no shard has")

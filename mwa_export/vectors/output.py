@@ -260,6 +260,10 @@ class Output:
         """Remove what only an unfinished run needs."""
         shutil.rmtree(self.folder / WORK, ignore_errors=True)
 
+    def remove_updates(self) -> None:
+        """Remove updates that were begun and given up."""
+        shutil.rmtree(self.folder / UPDATE, ignore_errors=True)
+
     def finish(self, entries: Sequence[Entry]) -> None:
         """Check that every row is accounted for, and write errors.parquet and manifest.json.
 

@@ -20,7 +20,6 @@ from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.embed import worker
 from mwa_export.embed.run import Execution, run
 from mwa_export.embed.update import Update
-from mwa_export.inputs.content import Kind
 from mwa_export.vectors.job import EmbedOptions
 from mwa_export.vectors.manifest import MANIFEST
 from mwa_export.vectors.verify import verify
@@ -45,7 +44,8 @@ class Sums:
     def _unit(self, rows: np.ndarray) -> np.ndarray:
         sums = [(rows.astype(np.int64) % (7 + n)).sum(axis=1) + 1 for n in range(self._width)]
         vectors = np.stack(sums, axis=1).astype(np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        lengths: np.ndarray = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.divide(vectors, lengths, dtype=np.float32)
 
 
 Job = Callable[..., object]
@@ -53,17 +53,17 @@ Job = Callable[..., object]
 
 @pytest.fixture
 def job(files: Path, tmp_path: Path) -> Iterator[Job]:
-    """Run the job of a folder of pictures and a list of texts, with a model that is no work."""
+    """Run the job of a folder of pictures, and a list of texts, with a model that is no work."""
     photos, lines = tmp_path / "photos", tmp_path / "lines.txt"
     photos.mkdir()
     for n in range(4):
         (photos / f"{n}.png").write_bytes(png(n) if n != 3 else b"<html>")
-    lines.write_text("abc\nabc def\n\n")
     bundle = Bundle.open(files / "bundle")
 
     def embed(out: Path, update: Update | None = None) -> None:
-        named: tuple[tuple[Kind, Path], ...] = (("image", photos), ("text", lines))
-        sources = [open_source(kind, str(path), SourceOptions()) for kind, path in named]
+        sources = [open_source("image", str(photos), SourceOptions())]
+        if lines.exists():
+            sources.append(open_source("text", str(lines), SourceOptions()))
         how = Execution(update=update, workers=1)
         run(bundle, sources, out, options=EmbedOptions(shard_size=3), runtime=ONNX, how=how)
 
@@ -94,6 +94,7 @@ def is_whole(out: Path) -> bool:
 
 @pytest.mark.slow
 def test_a_run_goes_on_to_the_same_bytes(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("abc\nabc def\n\n")
     job(tmp_path / "whole")
     expected, out = content(tmp_path / "whole"), tmp_path / "out"
     for step in deaths(lambda: job(out)):
@@ -106,8 +107,10 @@ def test_a_run_goes_on_to_the_same_bytes(job: Job, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["finished", "unfinished"])
-@pytest.mark.parametrize("what", ["update", "retry"])
+@pytest.mark.parametrize(
+    ("what", "start"),
+    [("update", "finished"), ("update", "unfinished"), ("retry", "finished")],
+)
 def test_an_update_leaves_the_old_output_or_the_new_one(
     job: Job, tmp_path: Path, start: str, what: str
 ) -> None:
@@ -133,8 +136,7 @@ def test_an_update_leaves_the_old_output_or_the_new_one(
         assert content(out) == expected, step
         shutil.rmtree(out)
         shutil.copytree(old, out)
-    assert step > 80, step
-    print(what, start, step)
+    assert step > 60, step
 
 
 def stop_half_way(job: Job, out: Path) -> None:
@@ -150,7 +152,7 @@ def test_what_the_ledger_names_is_on_the_disk(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = changes(lambda: job(out))
     names = [(change.name, change.paths[-1]) for change in done]
-    for kind, number in (("images", 0), ("images", 1), ("texts", 0)):
+    for kind, number in (("images", 0), ("images", 1)):
         part, entry = f"{out}/{kind}/part-{number:05d}.parquet", f"{kind}-{number:05d}.json"
         moved = names.index(("replace", part))
         hidden = done[moved].paths[0]

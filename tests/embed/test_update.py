@@ -13,16 +13,19 @@ from unittest import mock
 import numpy as np
 import pytest
 from commands import files_below
-from embed_samples import ListSource, embed, errors, pictures, png, texts, vectors_of
+from embed_samples import ONNX, ListSource, embed, errors, pictures, png, texts, vectors_of
 
+from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Row
 from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.embed.plan import Slice
 from mwa_export.embed.progress import MaxErrors
-from mwa_export.embed.run import Execution
+from mwa_export.embed.run import Execution, rehearse
 from mwa_export.embed.update import Update
 from mwa_export.errors import DataError, OutputDamagedError, TooManyErrorsError, UsageError
 from mwa_export.runtimes.onnxrt import OnnxBackend
+from mwa_export.vectors.job import EmbedOptions
+from mwa_export.vectors.output import UPDATE as UPDATES
 from mwa_export.vectors.output import Output
 from mwa_export.vectors.verify import verify
 
@@ -40,8 +43,9 @@ def changed(source: ListSource, items: Any, fingerprint: str = "beef") -> ListSo
     return replace(source, items=list(items), fingerprint=fingerprint)
 
 
-def by_id(out: Path, folder: str) -> dict[str, bytes]:
-    return dict(zip(*map(list, vectors_of(out, folder)), strict=True))
+def by_id(out: Path, folder: str) -> dict[str, np.ndarray]:
+    ids, vectors = vectors_of(out, folder)
+    return dict(zip(ids, vectors, strict=True))
 
 
 @contextmanager
@@ -71,7 +75,8 @@ def computed() -> Iterator[list[int]]:
 def test_only_new_and_changed_rows_are_computed(
     bundle: Path, tmp_path: Path, dtype: str, format: str
 ) -> None:
-    out, options = tmp_path / "out", {"dtype": dtype, "format": format}
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"dtype": dtype, "format": format}
     old = pictures(21, bad=(3, 20))
     embed(bundle, [old], out, **options)
     before = by_id(out, "images")
@@ -112,17 +117,44 @@ def test_rows_that_moved_are_kept_by_their_content(bundle: Path, tmp_path: Path)
 
 def test_an_unfinished_output_goes_on_after_a_change(bundle: Path, tmp_path: Path) -> None:
     out, old = tmp_path / "out", pictures(24, bad=(20,))
-    with pytest.raises(TooManyErrorsError):
-        embed(bundle, [old], out, Execution(max_errors=MaxErrors(0)))
+    embed(bundle, [old], out, Execution(part=Slice(1, 3)))  # the first 8 rows
     new = changed(old, [*old.items[1:], Row("late.png", png(99))])
     with pytest.raises(DataError, match=r"fingerprint: was f00d, is beef.*`update`"):
         embed(bundle, [new], out)
     with computed() as seen:
         summary = embed(bundle, [new], out, UPDATE)
     assert summary.complete
-    assert sum(seen) == 24 - 1 - (16 - 1)
+    assert sum(seen) == 24 - 1 - (8 - 1)
     assert verify(out).findings == ()
     assert embed(bundle, [new], out).embedded_now == 0
+
+
+def test_an_update_that_was_given_up_is_not_lost(bundle: Path, tmp_path: Path) -> None:
+    out, rows = tmp_path / "out", pictures(40, bad=(38,)).items
+    old = pictures(8)
+    embed(bundle, [old], out)
+    second = changed(old, [*rows[8:], *rows[:8]], "second")
+    stop = replace(UPDATE, max_errors=MaxErrors(0))
+    with pytest.raises(TooManyErrorsError):
+        embed(bundle, [second], out, stop)
+    assert verify(out).findings == ()  # the old one, as long as there is no other
+    assert embed(bundle, [old], out).embedded_now == 0
+    with computed() as seen:
+        embed(bundle, [changed(old, second.items[1:], "third")], out, UPDATE)
+    assert sum(seen) <= 30 - 7  # the first part of the second at least was finished
+    assert verify(out).findings == ()
+    assert not (out / UPDATES).exists()
+
+
+def test_a_rehearsal_counts_what_is_new_and_writes_nothing(bundle: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", EmbedOptions(shard_size=8, batch=3)
+    embed(bundle, [texts(20)], out)
+    before = files_below(out)
+    new, opened = texts(23, fingerprint="beef"), Bundle.open(bundle)
+    for source, rows in ((texts(20), 0), (new, 3)):
+        found = rehearse(opened, [source], out, options=options, runtime=ONNX, update=Update())
+        assert found.rows == rows
+    assert files_below(out) == before
 
 
 def test_vanished_rows_are_dropped_or_kept(bundle: Path, tmp_path: Path) -> None:
