@@ -44,8 +44,8 @@ class Sums:
     def _unit(self, rows: np.ndarray) -> np.ndarray:
         sums = [(rows.astype(np.int64) % (7 + n)).sum(axis=1) + 1 for n in range(self._width)]
         vectors = np.stack(sums, axis=1).astype(np.float32)
-        lengths: np.ndarray = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.divide(vectors, lengths, dtype=np.float32)
+        found: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return found
 
 
 Job = Callable[..., object]

@@ -24,6 +24,7 @@ from mwa_export.embed.run import Execution, rehearse
 from mwa_export.embed.update import Update
 from mwa_export.errors import DataError, OutputDamagedError, TooManyErrorsError, UsageError
 from mwa_export.runtimes.onnxrt import OnnxBackend
+from mwa_export.search.run import open_output
 from mwa_export.vectors.job import EmbedOptions
 from mwa_export.vectors.output import UPDATE as UPDATES
 from mwa_export.vectors.output import Output
@@ -146,6 +147,23 @@ def test_an_update_that_was_given_up_is_not_lost(bundle: Path, tmp_path: Path) -
     assert not (out / UPDATES).exists()
 
 
+def test_nobody_reads_an_output_while_an_update_takes_its_place(
+    bundle: Path, tmp_path: Path
+) -> None:
+    out, new = tmp_path / "out", texts(12, fingerprint="beef")
+    embed(bundle, [texts(9)], out)
+    with (
+        mock.patch("mwa_export.vectors.install._move", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        embed(bundle, [new], out, UPDATE)
+    for read in (verify, open_output):
+        with pytest.raises(DataError, match=r"manifest.json|update was interrupted"):
+            read(out)
+    assert embed(bundle, [new], out).complete  # without `update`: it was made already
+    assert verify(out).findings == ()
+
+
 def test_a_rehearsal_counts_what_is_new_and_writes_nothing(bundle: Path, tmp_path: Path) -> None:
     out, options = tmp_path / "out", EmbedOptions(shard_size=8, batch=3)
     embed(bundle, [texts(20)], out)
@@ -174,6 +192,7 @@ def test_vanished_rows_are_dropped_or_kept(bundle: Path, tmp_path: Path) -> None
     output = Output.load(out)
     assert output is not None
     assert output.read("texts/part-00003").columns["n"] == [24, 25, 26, 27, 28, 29]
+    assert sum(len(block.vectors) for block in open_output(out).blocks()) == 29
     assert verify(out).findings == ()
     assert embed(bundle, [new], out).embedded_now == 0  # the plain command reports it
     assert embed(bundle, [new], out, KEEP).embedded_now == 0
