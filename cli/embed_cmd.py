@@ -160,7 +160,8 @@ def command(
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.data.sources import SourceOptions, open_sources
     from mwa_export.embed.progress import MaxErrors, judge
-    from mwa_export.embed.run import Execution, rehearse, run
+    from mwa_export.embed.rehearse import rehearse
+    from mwa_export.embed.run import Execution, run
     from mwa_export.vectors.job import EmbedOptions
 
     carried = tuple(name.strip() for name in (columns or "").split(",") if name.strip())

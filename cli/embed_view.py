@@ -21,7 +21,8 @@ from mwa_export.vectors.job import FOLDERS
 if TYPE_CHECKING:
     from mwa_export.embed.plan import Plan
     from mwa_export.embed.progress import Snapshot
-    from mwa_export.embed.run import Rehearsal, Summary
+    from mwa_export.embed.rehearse import Rehearsal
+    from mwa_export.embed.run import Summary
     from mwa_export.vectors.entries import Entry
     from mwa_export.vectors.manifest import Counts
     from mwa_export.vectors.verify import Proof

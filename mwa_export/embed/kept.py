@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from mwa_export.embed.rows import Known, KnownRow, Notes
 from mwa_export.inputs.content import Kind
+from mwa_export.vectors.columns import valid_text
 from mwa_export.vectors.entries import Part
 from mwa_export.vectors.job import RowError
 from mwa_export.vectors.output import Output
-from mwa_export.vectors.shards import Embedded, Kept, Stored, read_column, valid_text
+from mwa_export.vectors.shards import Embedded, Kept, Stored, read_column
 
 _SHARDS = 4  # held in memory
 

@@ -19,8 +19,9 @@ from mwa_export.embed.pipeline import Clock
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Problem
 from mwa_export.runtimes.backend import Backend
+from mwa_export.vectors.columns import fit_columns
 from mwa_export.vectors.job import RowError, Shard
-from mwa_export.vectors.shards import UNIT_TOLERANCE, Embedded, fit_columns
+from mwa_export.vectors.shards import UNIT_TOLERANCE, Embedded
 
 OnRows = Callable[[int, int], None]
 """Is told how many rows more are done, and how many of them failed; may raise to stop the run."""

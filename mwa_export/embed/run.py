@@ -17,13 +17,13 @@ from mwa_export.data.sources import SourceOptions, open_sources
 from mwa_export.embed.pipeline import Channel, Clock, Line
 from mwa_export.embed.plan import Plan, Slice, check_sources, plan
 from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
-from mwa_export.embed.rows import KnownRow
 from mwa_export.embed.update import Update, renew
 from mwa_export.embed.worker import Worker
 from mwa_export.errors import MwaExportError, OutputDamagedError, UsageError
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.runtimes.options import RuntimeOptions
+from mwa_export.vectors.indexes import add_indexes
 from mwa_export.vectors.install import install_update, pending_update
 from mwa_export.vectors.job import EmbedOptions, Shard
 from mwa_export.vectors.lock import locked
@@ -72,16 +72,6 @@ class Summary:
     left: int = 0  # shards that other machines have not finished
     losses: dict[str, int] = field(default_factory=dict)  # of this run: what was lost -> pictures
     kept: int = 0  # rows that an update took over, among `embedded_now`
-
-
-@dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """Result of `rehearse`: what a run would do."""
-
-    plan: Plan
-    shards: int  # of this run
-    todo: int  # of them, not finished
-    rows: int  # not done
 
 
 def embed(
@@ -207,7 +197,7 @@ def _run(
     before = output.ledger(mine)
     finished = {entry.shard.key for entry in before}
     todo = [shard for shard in mine if shard.key not in finished]
-    total, left = _rows(mine), _rows(todo)
+    total, left = row_count(mine), row_count(todo)
     watch.planned(planned, left, len(mine))
     meter = Meter(Clock(), total, total - left, failed_in(before), watch, how.max_errors)
     if todo:
@@ -216,9 +206,9 @@ def _run(
     seconds = meter.snapshot().seconds
     if how.max_errors is not None:
         how.max_errors.check(total, failed_in(output.ledger(mine)), last=True)
-    found = {"losses": dict(meter.clock.losses), "kept": sum(e.kept for e in output.ledger(todo))}
+    kept, losses = sum(e.kept for e in output.ledger(todo)), dict(meter.clock.losses)
     ended = _end(planned, output, how)
-    return replace(ended, embedded_now=meter.done, seconds=seconds, **found)
+    return replace(ended, embedded_now=meter.done, seconds=seconds, kept=kept, losses=losses)
 
 
 def _end(planned: Plan, output: Output, how: Execution) -> Summary:
@@ -247,7 +237,7 @@ def _finished(output: Output, how: Execution) -> Summary:
         total = sum(c.embedded + c.failed for c in found.values())
         how.max_errors.check(total, sum(c.failed for c in found.values()), last=True)
     if how.faiss:
-        output.add_indexes()
+        add_indexes(output)
     return Summary(output.folder, found, complete=True)
 
 
@@ -279,47 +269,6 @@ def run_here(task: Task) -> None:
         line.join()
 
 
-def rehearse(
-    bundle: Bundle,
-    sources: Sequence[Source],
-    out: Path,
-    *,
-    options: EmbedOptions | None = None,
-    runtime: RuntimeOptions | None = None,
-    part: Slice | None = None,
-    update: Update | None = None,
-) -> Rehearsal:
-    """Scan the sources and say what `run` would do. Writes nothing.
-
-    Raises:
-        DataError: as `run`, also for a folder that belongs to another job.
-    """
-    earlier = Output.load(out)
-    with tempfile.TemporaryDirectory() as work:
-        planned = plan(bundle, sources, Path(work), options=options, runtime=runtime)
-        if earlier is not None and update is not None:
-            renewal = renew(planned, earlier, update)
-            if renewal is not None:
-                return _rehearsed(renewal.plan)
-    mine = list(planned.shards(part))
-    done: list[Shard] = []
-    if earlier is not None:
-        if update is None:
-            earlier.check(planned.job)
-        done = mine if earlier.finished else [entry.shard for entry in earlier.ledger(mine)]
-    return Rehearsal(planned, len(mine), len(mine) - len(done), _rows(mine) - _rows(done))
-
-
-def _rehearsed(planned: Plan) -> Rehearsal:
-    """What an update would do; rows that are kept are not to be done."""
-    every = list(planned.shards())
-    rows = sum(
-        row.content is not None and not isinstance(row, KnownRow)
-        for entry, source in zip(planned.job.inputs, planned.sources, strict=True)
-        for row in source.rows(0, entry.taken)
-    )
-    return Rehearsal(planned, len(every), len(every), rows)
-
-
-def _rows(shards: Sequence[Shard]) -> int:
+def row_count(shards: Sequence[Shard]) -> int:
+    """Rows of some shards."""
     return sum(shard.stop - shard.start for shard in shards)

@@ -19,9 +19,10 @@ from mwa_export.embed.plan import Plan
 from mwa_export.embed.rows import Known, KnownRow, fingerprint_of
 from mwa_export.errors import DataError, MwaExportError, UsageError
 from mwa_export.inputs.content import Kind
+from mwa_export.vectors.columns import valid_text
 from mwa_export.vectors.job import FOLDERS, Input, Job, differences
 from mwa_export.vectors.output import UPDATE, Output, clean_folder
-from mwa_export.vectors.shards import read_column, valid_text
+from mwa_export.vectors.shards import read_column
 
 Vanished = Literal["drop", "keep"]
 _ROWS = 64  # looked up at a time

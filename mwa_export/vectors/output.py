@@ -20,13 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from mwa_export.errors import BundleError, DataError, OutputDamagedError
-from mwa_export.files import new_file, sha256_of
+from mwa_export.files import sha256_of
 from mwa_export.inputs.content import Kind
-from mwa_export.optional import require
-from mwa_export.typed_json import json_from_value, read_object
+from mwa_export.typed_json import read_object
 from mwa_export.vectors.entries import Entry, FileEntry, Part
 from mwa_export.vectors.install import UPDATE as UPDATE
 from mwa_export.vectors.install import WORK as WORK
@@ -50,7 +47,6 @@ from mwa_export.vectors.shards import (
     error_table,
     read_errors,
     read_shard,
-    restored,
     write_shard,
     write_table,
 )
@@ -306,27 +302,6 @@ class Output:
         with suppress(OSError):  # on a disk that is read only nothing need go
             _remove(self.folder.glob(f"{LOCK}-*"))
         return {KINDS[name]: total for name, total in found.counts.items()}
-
-    def add_indexes(self) -> None:
-        """Write a FAISS index of inner products per kind, exact, and enter it into the manifest.
-
-        Position i of the index is the i-th embedded row. Holds all vectors of a kind in memory.
-
-        Raises:
-            MissingPackageError: faiss is not installed.
-        """
-        manifest = read_manifest(self.folder)
-        for folder in [name for name in manifest["shards"] if name not in manifest["indexes"]]:
-            faiss = require("faiss", extra="faiss", why="write an index")
-            index, name = faiss.IndexFlatIP(self.job.width), f"{folder}.faiss"
-            for shard in manifest["shards"][folder]:
-                stored = self.read(shard["stem"])
-                index.add(np.ascontiguousarray(restored(stored.vectors, stored.scales)))
-            with new_file(self.folder / name) as partial:
-                faiss.write_index(index, str(partial))
-                entry = FileEntry.of(name, index.ntotal, partial)
-            manifest["indexes"][folder] = json_from_value(entry)
-        write_manifest(self.folder, manifest)
 
 
 def clean_folder(folder: Path) -> None:

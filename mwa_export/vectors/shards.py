@@ -5,8 +5,6 @@ The bytes depend on the rows alone: no timestamps, one row group, one writer.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +16,13 @@ from numpy.typing import NDArray
 from mwa_export.errors import DataError
 from mwa_export.files import new_file
 from mwa_export.optional import require
+from mwa_export.vectors.columns import arrow_type, valid_text
 from mwa_export.vectors.entries import FileEntry
 from mwa_export.vectors.job import RESERVED, Dtype, Job, RowError, Shard
 
 UNIT_TOLERANCE = 1e-2  # of a vector's length: wide, bfloat16 and int8 graphs round
 
 _NUMPY: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
-_SCALARS = ("string", "int64", "double", "bool", "binary", "date32[day]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,73 +217,6 @@ def restored(stored: NDArray[Any], scales: NDArray[np.float32] | None) -> NDArra
     return vectors if scales is None else vectors * scales[:, None]
 
 
-def column_types(
-    names: Sequence[str], sample: Sequence[tuple[Any, ...]]
-) -> tuple[tuple[str, str], ...]:
-    """A type for each carried column from some rows of it: a scalar's, or else "string".
-
-    Values of a "string" column that are no text are stored as JSON.
-    """
-    pa = _arrow()
-    found = []
-    for index, name in enumerate(names):
-        try:
-            kind = str(pa.array([row[index] for row in sample]).type)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            kind = "string"
-        known = kind in _SCALARS or kind.startswith("timestamp")
-        found.append((name, kind if known else "string"))
-    return tuple(found)
-
-
-def fit_columns(values: tuple[Any, ...], types: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
-    """A row's carried values in the types of their columns.
-
-    Raises:
-        DataError: a value is of another type than its column; the message is the row's reason.
-    """
-    return tuple(_fit(value, name, kind) for value, (name, kind) in zip(values, types, strict=True))
-
-
-def _fit(value: Any, name: str, kind: str) -> Any:
-    if value is None:
-        return None
-    if kind == "string":
-        return valid_text(value) if isinstance(value, str) else json.dumps(value, default=str)
-    whole = isinstance(value, float) and value.is_integer() and kind == "int64"
-    if whole or (kind == "double" and isinstance(value, int) and not isinstance(value, bool)):
-        return int(value) if whole else float(value)
-    plain: Any = {"int64": int, "double": float, "bool": bool, "binary": bytes}.get(kind)
-    if plain is not None and type(value) is plain:
-        if kind != "int64" or -(2**63) <= value < 2**63:
-            return value
-    elif plain is None:
-        pa = _arrow()
-        try:
-            return pa.scalar(value, arrow_type(kind)).as_py()
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            pass
-    raise DataError(
-        f"column {name}: {_shown(value)} is not {kind}, as the first rows of the column are."
-    )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def arrow_type(name: str) -> Any:
-    """The Arrow type that str() calls ``name``."""
-    pa = _arrow()
-    if name.startswith("timestamp["):
-        unit, _, zone = name[len("timestamp[") : -1].partition(", tz=")
-        return pa.timestamp(unit, zone or None)
-    return pa.type_for_alias(name.removesuffix("[day]"))
-
-
 def error_table(rows: Iterator[tuple[str, str, RowError]]) -> Any:
     """errors.parquet as an Arrow table, of (kind, source, error)."""
     pa = _arrow()
@@ -301,15 +232,6 @@ def error_table(rows: Iterator[tuple[str, str, RowError]]) -> Any:
     ]
     names = [name for name, _type in types]
     return pa.Table.from_pylist([dict(zip(names, r, strict=True)) for r in found], pa.schema(types))
-
-
-def valid_text(text: str) -> str:
-    """Text that UTF-8 can hold: bytes that were no UTF-8 in a name are shown as \\udcff."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode()
-    return text
 
 
 def _arrow() -> Any:

@@ -12,9 +12,10 @@ from unittest import mock
 import numpy as np
 import pytest
 from commands import files_below
-from deaths import changes, deaths
+from deaths import deaths
 from embed_samples import ONNX, png
 
+import mwa_export.files
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.embed import worker
@@ -51,14 +52,18 @@ class Sums:
 Job = Callable[..., object]
 
 
+@pytest.fixture(scope="module", name="bundle")
+def opened_bundle(files: Path) -> Bundle:
+    return Bundle.open(files / "bundle")
+
+
 @pytest.fixture
-def job(files: Path, tmp_path: Path) -> Iterator[Job]:
+def job(bundle: Bundle, tmp_path: Path) -> Iterator[Job]:
     """Run the job of a folder of pictures, and a list of texts, with a model that is no work."""
     photos, lines = tmp_path / "photos", tmp_path / "lines.txt"
     photos.mkdir()
     for n in range(4):
         (photos / f"{n}.png").write_bytes(png(n) if n != 3 else b"<html>")
-    bundle = Bundle.open(files / "bundle")
 
     def embed(out: Path, update: Update | None = None) -> None:
         sources = [open_source("image", str(photos), SourceOptions())]
@@ -92,18 +97,25 @@ def is_whole(out: Path) -> bool:
     return True
 
 
+def states(action: Callable[[], object], out: Path, into: Path) -> list[Path]:
+    """The disk as a death before each of its changes leaves it, the last one without a death."""
+    with deaths(out.parent, into) as found:
+        action()
+    return [state / out.name for state in found.states]
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_to_the_same_bytes(job: Job, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("abc\nabc def\n\n")
-    job(tmp_path / "whole")
-    expected, out = content(tmp_path / "whole"), tmp_path / "out"
-    for step in deaths(lambda: job(out)):
-        finished = is_whole(out)
-        assert not finished or content(out).items() >= expected.items()
-        job(out)
-        assert content(out) == expected, step
-        shutil.rmtree(out)
-    assert step > 60, step
+    out = tmp_path / "disk" / "out"
+    out.parent.mkdir()
+    left = states(lambda: job(out), out, tmp_path / "states")
+    expected = content(out)
+    assert len(left) > 60
+    for state in left:
+        assert not is_whole(state) or content(state).items() >= expected.items()
+        job(state)
+        assert content(state) == expected, state
 
 
 @pytest.mark.slow
@@ -114,48 +126,48 @@ def test_a_run_goes_on_to_the_same_bytes(job: Job, tmp_path: Path) -> None:
 def test_an_update_leaves_the_old_output_or_the_new_one(
     job: Job, tmp_path: Path, start: str, what: str
 ) -> None:
-    old, out = tmp_path / "old", tmp_path / "out"
-    job(old)
-    before = content(old)
+    out = tmp_path / "disk" / "out"
+    out.parent.mkdir()
+    left = states(lambda: job(out), out, tmp_path / "first")
     if start == "unfinished":
-        stop_half_way(job, old)
+        shutil.rmtree(out)
+        listed = [s for s in left if len(list(s.glob(".work/images-*.json"))) == 1]
+        shutil.copytree(listed[0], out)
+    before = content(out)
     update = UPDATE if what == "update" else replace(UPDATE, source=False)
     if what == "update":
         change(tmp_path)
-    shutil.copytree(old, out)
-    job(out, update)
+    left = states(lambda: job(out, update), out, tmp_path / "second")
     expected = content(out)
     assert expected != before
-    shutil.rmtree(out)
-    shutil.copytree(old, out)
-    for step in deaths(lambda: job(out, update)):
-        if is_whole(out):
-            visible = {n: d for n, d in content(out).items() if not n.startswith((".work", ".upd"))}
-            assert visible in (before, expected), step
-        job(out, update)
-        assert content(out) == expected, step
-        shutil.rmtree(out)
-        shutil.copytree(old, out)
-    assert step > 60, step
-
-
-def stop_half_way(job: Job, out: Path) -> None:
-    """Make the output one of a run that died in the middle."""
-    shutil.rmtree(out)
-    for _ in deaths(lambda: job(out)):
-        if len(list(out.glob(".work/images-*.json"))) == 2:
-            return
-        shutil.rmtree(out, ignore_errors=True)
+    assert len(left) > 60
+    for state in left:
+        if is_whole(state):
+            visible = {
+                n: d for n, d in content(state).items() if not n.startswith((".work", ".upd"))
+            }
+            assert visible in (before, expected), state
+        job(state, update)
+        assert content(state) == expected, state
 
 
 def test_what_the_ledger_names_is_on_the_disk(job: Job, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = changes(lambda: job(out))
-    names = [(change.name, change.paths[-1]) for change in done]
-    for kind, number in (("images", 0), ("images", 1)):
-        part, entry = f"{out}/{kind}/part-{number:05d}.parquet", f"{kind}-{number:05d}.json"
-        moved = names.index(("replace", part))
-        hidden = done[moved].paths[0]
-        listed = names.index(("replace", f"{out}/.work/{entry}"))
-        assert names.index(("write", hidden)) < names.index(("fsync", hidden)) < moved
-        assert ("fsync", f"{out}/{kind}") in names[moved:listed]
+    out, done = tmp_path / "out", list[str]()
+    replace_, sync = Path.replace, mwa_export.files.sync
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(f"rename {target}")
+        return replace_(path, target)
+
+    def synced(path: Path) -> None:
+        done.append(f"sync {path}")
+        sync(path)
+
+    with mock.patch.object(Path, "replace", renamed), mock.patch("mwa_export.files.sync", synced):
+        job(out)
+    for number in (0, 1):
+        moved = done.index(f"rename {out}/images/part-{number:05d}.parquet")
+        listed = done.index(f"rename {out}/.work/images-{number:05d}.json")
+        assert f".part-{number:05d}.parquet." in done[moved - 1]
+        assert done[moved - 1].startswith("sync ")
+        assert f"sync {out}/images" in done[moved:listed]

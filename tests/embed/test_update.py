@@ -20,7 +20,8 @@ from mwa_export.data.rows import Row
 from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.embed.plan import Slice
 from mwa_export.embed.progress import MaxErrors
-from mwa_export.embed.run import Execution, rehearse
+from mwa_export.embed.rehearse import rehearse
+from mwa_export.embed.run import Execution
 from mwa_export.embed.update import Update
 from mwa_export.errors import DataError, OutputDamagedError, TooManyErrorsError, UsageError
 from mwa_export.runtimes.onnxrt import OnnxBackend
