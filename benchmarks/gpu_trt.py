@@ -12,7 +12,6 @@ import numpy as np
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import Engine, Profile
-from mwa_export.bundle.fields import json_from_value, value_from_json
 from mwa_export.files import sha256_of
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
@@ -24,6 +23,7 @@ from mwa_export.trt.profiles import Span, profiles_of
 from mwa_export.trt.run import EngineRunner, open_runners
 from mwa_export.trt.timing import time_interleaved
 from mwa_export.trt.versions import major_of
+from mwa_export.typed_json import json_from_value, value_from_json
 
 RUNS, WARM_UP = 10, 3  # of a turn; turns that do not count
 TOWERS: tuple[Tower, ...] = ("vision", "text")

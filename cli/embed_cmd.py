@@ -19,6 +19,7 @@ from mwa_export.cli.values import PATH, Real, Whole, options_of, refuse
 if TYPE_CHECKING:
     from mwa_export.embed.plan import Slice
     from mwa_export.embed.run import Executor
+    from mwa_export.embed.update import Update, Vanished
     from mwa_export.runtimes.options import RuntimeOptions
 
 _EXAMPLES = """\b
@@ -26,6 +27,7 @@ Examples:
   mwa-export embed bundle --images photos -o vectors
   mwa-export embed bundle --images a.parquet --texts captions.jsonl --dtype float16 -o vectors
   mwa-export embed bundle --texts big.csv --shard 2/4 -o /shared/vectors
+  mwa-export embed bundle --images photos -o vectors --update
   mwa-export embed --verify vectors
 """
 
@@ -102,7 +104,18 @@ Examples:
 @click.option("--ray-actors", metavar="N|MIN-MAX", help="Models held; default: what fits.")
 @click.option("--ray-cpus", type=Whole(min=1), help="Cores per model; default: 4.")
 @click.option("--ray-gpus", type=Real(min=0), help="GPUs per model.")
-@click.option("--max-errors", metavar="N|P%", help="Stop, with exit status 1, when more rows fail.")
+@click.option(
+    "--max-errors",
+    metavar="N|P%",
+    help="Stop, with exit status 1, when more rows fail. Default: finish, then 1 above 10%.",
+)
+@click.option("--update", is_flag=True, help="Go on with a changed source; keep what is the same.")
+@click.option("--retry-failed", is_flag=True, help="Try the rows of errors.parquet again.")
+@click.option(
+    "--vanished",
+    type=click.Choice(["drop", "keep"]),
+    help="With --update: rows that the source no longer has.  [default: drop]",
+)
 @click.option("--dry-run", is_flag=True, help="Scan, say what would be done, write nothing.")
 @click.option("--log-json", metavar="FILE|-", help="Progress as JSON lines.")
 @click.option("--verify", type=PATH, metavar="OUT", help="Prove a finished output; no BUNDLE.")
@@ -121,6 +134,9 @@ def command(
     ray_cpus: int | None,
     ray_gpus: float | None,
     max_errors: str | None,
+    update: bool,
+    retry_failed: bool,
+    vanished: Vanished | None,
     dry_run: bool,
     log_json: str | None,
     verify: Path | None,
@@ -130,7 +146,7 @@ def command(
 
     Every row of the input ends as a vector or as a row of errors.parquet. A run that was stopped,
     killed even, goes on when the same command is run again, to the same bytes.
-    Exit status 1: more rows failed than --max-errors, or --verify found damage.
+    Exit status 1: more rows failed than --max-errors or 10% of a kind, or --verify found damage.
     """
     from mwa_export.cli.embed_view import show, show_proof, show_rehearsal, watching
 
@@ -148,18 +164,22 @@ def command(
         raise click.UsageError("Missing BUNDLE or -o OUT. See: mwa-export embed --help")
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.data.sources import SourceOptions, open_sources
-    from mwa_export.embed.progress import MaxErrors
-    from mwa_export.embed.run import Execution, rehearse, run
+    from mwa_export.embed.progress import MaxErrors, judge
+    from mwa_export.embed.rehearse import rehearse
+    from mwa_export.embed.run import Execution, run
     from mwa_export.vectors.job import EmbedOptions
 
     carried = tuple(name.strip() for name in columns.split(",")) if columns else ()
     if not all(carried):
         raise click.UsageError(f"--columns {columns}: expected names with commas between them.")
+    limit = None if max_errors is None else MaxErrors.parse(max_errors)
+    change = _update(update, retry_failed, vanished)
     execution = options_of(
         Execution,
         values,
         part=_slice(shard),
-        max_errors=None if max_errors is None else MaxErrors.parse(max_errors),
+        max_errors=limit,
+        update=change,
         executor=_executor(engine, ray_address, ray_actors, ray_cpus, ray_gpus),
     )
     options = options_of(EmbedOptions, values)
@@ -167,8 +187,8 @@ def command(
     sources = open_sources(images, texts, how)
     opened = Bundle.open(bundle)
     if dry_run:
-        part = execution.part
-        show_rehearsal(rehearse(opened, sources, out, options=options, runtime=runtime, part=part))
+        more: Any = {"options": options, "runtime": runtime, "part": execution.part}
+        show_rehearsal(rehearse(opened, sources, out, update=change, **more))
         return
     with _stoppable(out), watching(log_json) as watch:
         summary = run(
@@ -176,6 +196,8 @@ def command(
         )
         watch.finished(summary)
     show(summary, quiet=log_json == "-")
+    if summary.complete:
+        judge(summary.counts, limit)
 
 
 def main() -> NoReturn:
@@ -195,6 +217,16 @@ def _slice(text: str | None) -> Slice | None:
     if found is None:
         raise click.UsageError(f"--shard {text}: expected I/N, such as 2/4.")
     return Slice(int(found[1]), int(found[2]))
+
+
+def _update(source: bool, retry_failed: bool, vanished: Vanished | None) -> Update | None:
+    from mwa_export.embed.update import Update
+
+    if vanished is not None and not source:
+        raise click.UsageError("--vanished is for --update.")
+    if not (source or retry_failed):
+        return None
+    return Update(source, retry_failed, vanished or "drop")
 
 
 def _executor(

@@ -15,14 +15,16 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.errors import BundleError, OutputDamagedError
+from mwa_export.typed_json import json_from_value
 from mwa_export.vectors.job import FOLDERS
 
 if TYPE_CHECKING:
     from mwa_export.embed.plan import Plan
     from mwa_export.embed.progress import Snapshot
-    from mwa_export.embed.run import Rehearsal, Summary
+    from mwa_export.embed.rehearse import Rehearsal
+    from mwa_export.embed.run import Summary
+    from mwa_export.vectors.entries import Entry
     from mwa_export.vectors.manifest import Counts
-    from mwa_export.vectors.shards import Entry
     from mwa_export.vectors.verify import Proof
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS, _JSON_SECONDS = 0.2, 10.0, 1.0
@@ -90,7 +92,7 @@ class Watchers:
             shard=entry.shard.stem,
             embedded=entry.embedded,
             failed=len(entry.errors),
-            files=[file.to_json() for file in entry.files],
+            files=json_from_value(entry.files),
         )
 
     def finished(self, summary: Summary) -> None:
@@ -100,8 +102,11 @@ class Watchers:
             complete=summary.complete,
             rows_done=summary.embedded_now,
             losses=summary.losses,
+            rows_kept=summary.kept,
             seconds=round(summary.seconds, 3),
-            counts={FOLDERS[kind]: total.to_json() for kind, total in summary.counts.items()},
+            counts={
+                FOLDERS[kind]: json_from_value(total) for kind, total in summary.counts.items()
+            },
         )
 
     def stopped(self, error: BaseException) -> None:
@@ -152,9 +157,11 @@ def show(summary: Summary, *, quiet: bool) -> None:
         for kind, total in summary.counts.items():
             click.echo(_account(FOLDERS[kind], total, complete=summary.complete))
         click.echo(summary.out)
-    if summary.embedded_now and summary.seconds > 0:
-        rate = summary.embedded_now / summary.seconds
-        console.say(f"{summary.embedded_now:,} rows in {summary.seconds:.1f} s, {rate:,.0f} rows/s")
+    if summary.kept:
+        console.say(f"{summary.kept:,} rows were kept as they were")
+    if (rows := summary.embedded_now - summary.kept) and summary.seconds > 0:
+        rate = rows / summary.seconds
+        console.say(f"{rows:,} rows in {summary.seconds:.1f} s, {rate:,.0f} rows/s")
     for lost, pictures in summary.losses.items():
         console.say(f"{pictures:,} pictures: {lost}, as for the model's training")
     if not summary.complete:
@@ -178,7 +185,7 @@ def _account(folder: str, total: Counts, *, complete: bool) -> str:
 def show_rehearsal(rehearsal: Rehearsal) -> None:
     """Print what a run would do."""
     plan = rehearsal.plan
-    rows = []
+    rows: list[tuple[str, str]] = []
     for entry, scan in zip(plan.job.inputs, plan.scans, strict=True):
         rows.append((FOLDERS[entry.kind], entry.source))
         rows.append(("", f"{entry.rows:,} rows, of which {entry.taken:,} would be embedded"))

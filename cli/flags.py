@@ -15,8 +15,8 @@ import click
 _OWNERS = {  # a command -> options that it has under their own names
     "bench": "peers rounds",
     "embed": "columns dtype format id_column image_root limit max_errors ray_actors "
-    "ray_address ray_cpus ray_gpus retries shard shard_size text_column texts timeout verify "
-    "workers",
+    "ray_address ray_cpus ray_gpus retries retry_failed shard shard_size text_column texts timeout "
+    "update vanished verify workers",
     "onnx": "adapter adapter_layernorm adapter_scale base ema ffn_option force heads ignore "
     "image_size input max_length model_key model_prefix no_merge tokenizer towers",
     "parity": "allow_slow any_space caption_column confidence data device image_column "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.calib.quantize import QuantizeOptions, quantize
     from mwa_export.embed.run import embed
+    from mwa_export.embed.update import Update
     from mwa_export.encoder.encoder import Encoder
     from mwa_export.encoder.open import load
     from mwa_export.engines.build import EngineOptions, build_engines
@@ -46,6 +47,7 @@ _WHERE = {
     "Encoder": "encoder.encoder",
     "Query": "search.run",
     "RuntimeOptions": "runtimes.options",
+    "Update": "embed.update",
     "build_engines": "engines.build",
     "compare": "parity.measure",
     "compare_models": "parity.run",
@@ -69,6 +71,7 @@ __all__ = [
     "Query",
     "ReadOptions",
     "RuntimeOptions",
+    "Update",
     "__version__",
     "build_engines",
     "compare",

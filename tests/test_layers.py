@@ -22,7 +22,9 @@ LAYERS = (  # from the top down
     {"graphs", "inputs", "metrics", "model"},
     {"base modules"},
 )
-BASE = {"cpu", "errors", "files", "memory", "optional", "progress", "spec", "version"}
+BASE = {
+    *("cpu", "errors", "files", "memory", "optional", "progress", "spec", "typed_json", "version"),
+}
 HEIGHT = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}
 MOST_MODULES = 20
 MOST_LINES = 350

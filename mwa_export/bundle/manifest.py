@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.engine import Engine
-from mwa_export.bundle.fields import json_from_value, value_from_json
 from mwa_export.bundle.quantization import Quantization
 from mwa_export.errors import BundleError, MwaExportError
 from mwa_export.files import checksum, sha256_of
@@ -30,6 +29,7 @@ from mwa_export.spec import (
     text_spec,
     vision_spec,
 )
+from mwa_export.typed_json import json_from_value, value_from_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -83,8 +83,12 @@ class ParquetReader:
             )
         image, key = record.image, record.key
         if isinstance(image, str):
-            image = located(folder_of(name) if self.images is None else self.images, image)
+            image = located(self.folder_of(name), image)
         return record._replace(image=image, key=str(number) if key is None else key)
+
+    def folder_of(self, name: str) -> str:
+        """Where the paths in a file begin."""
+        return folder_of(name) if self.images is None else self.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +244,11 @@ class ParquetSource:
         for n, values in enumerate(rows_of(batch), number):
             record = self._reader.record(values, self._fields, name, n)
             for id, content, columns, problem in entries_of(record, n, self.kind, ""):
+                place = None
                 if isinstance(content, list):
+                    place = [content[0].removeprefix(self._reader.folder_of(name)), *content[1:]]
                     content = picture_at("", content, {})
-                yield Row(id, content, columns, problem)
+                yield Row(id, content, columns, problem, place)
 
 
 def batches(parquet: Any, group: int, fields: Fields, size: int = SLICE) -> Iterator[Any]:

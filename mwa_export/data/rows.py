@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mwa_export.data.fields import Place
 from mwa_export.inputs.content import Content, Kind, Problem, TokenIds
 
 
@@ -21,6 +22,7 @@ class Row:
     content: Content | TokenIds | None  # None: there is nothing to embed, see ``problem``
     columns: tuple[object, ...] = ()  # what is carried along, in the order of Source.columns
     problem: Problem | None = None  # why it cannot be embedded, as far as the reader knows
+    place: Place | None = None  # of a picture in a file, relative to the source
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Source(Protocol):
 
         Raises:
             DataError: there is no such source, or it is malformed as a whole.
+            BundleError: the disk of ``work`` refuses.
         """
         ...
 

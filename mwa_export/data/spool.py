@@ -19,6 +19,7 @@ from mwa_export.data.fields import Reader, Record, escaped, of_split
 from mwa_export.data.files import picture_at, place_of
 from mwa_export.data.rows import Row, Scan
 from mwa_export.errors import DataError
+from mwa_export.files import disk_errors
 from mwa_export.inputs.content import Kind, Problem
 
 Entry = tuple[str, Any, "tuple[object, ...]", "Problem | None"]
@@ -77,9 +78,10 @@ class SpooledSource:
         digest.update(json.dumps(self.columns).encode())
         work.mkdir(parents=True, exist_ok=True)
         draft = work / f".{self.kind}-rows.{os.getpid()}"
+        numbers = work / f".{self.kind}-offsets.{os.getpid()}.npy"
         position = 0
         try:
-            with draft.open("wb") as file:
+            with disk_errors(work), draft.open("wb") as file:
                 for id, content, columns, problem in self._entries():
                     columns = columns or (None,) * len(self.columns)
                     content = {"ids": content} if isinstance(content, tuple) else content
@@ -96,12 +98,13 @@ class SpooledSource:
                     ids += id_hash(id)
             fingerprint = digest.hexdigest()
             index = work / f"{self.kind}-{fingerprint[:16]}.rows"
-            numbers = work / f".{self.kind}-offsets.{os.getpid()}.npy"
-            np.save(numbers, np.frombuffer(offsets, np.int64))
-            os.replace(numbers, index.with_suffix(".npy"))
-            os.replace(draft, index)
+            with disk_errors(work):
+                np.save(numbers, np.frombuffer(offsets, np.int64))
+                os.replace(numbers, index.with_suffix(".npy"))
+                os.replace(draft, index)
         finally:
-            draft.unlink(missing_ok=True)
+            for left in (draft, numbers):
+                left.unlink(missing_ok=True)
         self._index, self._rows = index, len(offsets) - 1
         skipped = dict(getattr(self.reader, "skipped", ()))  # by readers of files that look around
         return Scan(self._rows, fingerprint, duplicate_rows(ids), skipped)
@@ -133,11 +136,12 @@ class SpooledSource:
             checked: dict[str, None] = {}
             for _ in range(start, stop):
                 id, content, columns, problem = json.loads(file.readline())
-                if isinstance(content, list):
-                    content = picture_at(self.reader.root, content, checked)
+                place = content if isinstance(content, list) else None
+                if place is not None:
+                    content = picture_at(self.reader.root, place, checked)
                 elif isinstance(content, dict):
                     content = tuple(content["ids"])
-                yield Row(id, content, tuple(columns), problem and Problem(*problem))
+                yield Row(id, content, tuple(columns), problem and Problem(*problem), place)
 
 
 def id_hash(id: str) -> bytes:

@@ -65,9 +65,7 @@ def embed_picture_shards(
         def read() -> None:
             for shard in shards:
                 entry = _Batch(shard, free.take())
-                for position, (row, item, error) in enumerate(
-                    checked_rows(source, shard, setup.columns, clock)
-                ):
+                for position, (row, item, error) in enumerate(checked_rows(setup, source, shard)):
                     if position and position % batch == 0:
                         ready.put(entry)
                         entry = _Batch(shard, free.take())

@@ -16,6 +16,7 @@ from mwa_export.runtimes.choose import Choice, choose
 from mwa_export.runtimes.machine import this_machine
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import Tower
+from mwa_export.vectors.columns import column_types
 from mwa_export.vectors.job import (
     BATCH_ROWS,
     FOLDERS,
@@ -27,7 +28,6 @@ from mwa_export.vectors.job import (
     Shard,
     shards,
 )
-from mwa_export.vectors.shards import column_types
 from mwa_export.version import __version__
 
 _SAMPLE = 1000  # rows that decide the types of the carried columns

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mwa_export.embed.pipeline import STAGES, TIMES, Clock, Stage
 from mwa_export.embed.plan import Plan
 from mwa_export.errors import OptionsError, TooManyErrorsError
-from mwa_export.vectors.shards import Entry
+from mwa_export.inputs.content import Kind
+from mwa_export.vectors.entries import Entry
+from mwa_export.vectors.job import FOLDERS
+from mwa_export.vectors.manifest import Counts
 
 _ENOUGH = 1000  # rows, before a share of them says something
 
@@ -94,6 +97,26 @@ class MaxErrors:
                 f"{failed:,} of {done:,} rows failed, and `max_errors` allows {allowed}. What is "
                 "finished stays: go on with the same command and a larger `max_errors`, or look "
                 "at the input first."
+            )
+
+
+_USUAL = MaxErrors(10, percent=True)  # of a kind: a wrong folder or column fails nearly all
+
+
+def judge(found: Mapping[Kind, Counts], limit: MaxErrors | None) -> None:
+    """Raise TooManyErrorsError if a finished output can hardly be what was wanted.
+
+    ``limit``: what the caller allows, already checked; None: 10% of each kind.
+    """
+    for kind, total in found.items():
+        done = total.embedded + total.failed
+        if (limit is None and total.failed > done * _USUAL.value / 100) or not total.embedded:
+            allowed = f"more than {_USUAL.value:g}%" if total.embedded else "all of them"
+            raise TooManyErrorsError(
+                f"{total.failed:,} of {done:,} {FOLDERS[kind]} failed, {allowed}. The output is "
+                "complete and its errors.parquet says why. Look at the input; rows that may "
+                "succeed now are tried again with `retry_failed`"
+                + ("; to allow it: `max_errors`" if total.embedded else "")
             )
 
 

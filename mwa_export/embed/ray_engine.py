@@ -26,9 +26,9 @@ from mwa_export.embed.run import Executor, Task
 from mwa_export.embed.worker import Worker
 from mwa_export.errors import ClusterError, DataError, check_option
 from mwa_export.runtimes.options import NVIDIA, RuntimeOptions
+from mwa_export.vectors.entries import Entry
 from mwa_export.vectors.job import Job, Shard
 from mwa_export.vectors.output import JOB, WORK, Output
-from mwa_export.vectors.shards import Entry
 
 TRIES = 3  # of a shard whose workers die
 _CPUS = 4  # of an actor, where there are as many

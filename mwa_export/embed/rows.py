@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,9 @@ from mwa_export.embed.pipeline import Clock
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Problem
 from mwa_export.runtimes.backend import Backend
+from mwa_export.vectors.columns import fit_columns
 from mwa_export.vectors.job import RowError, Shard
-from mwa_export.vectors.shards import UNIT_TOLERANCE, Embedded, fit_columns
+from mwa_export.vectors.shards import UNIT_TOLERANCE, Embedded
 
 OnRows = Callable[[int, int], None]
 """Is told how many rows more are done, and how many of them failed; may raise to stop the run."""
@@ -28,6 +31,26 @@ _TIMED = 64  # rows whose reading is entered into the clock at a time
 
 def ignore(_rows: int, _failed: int) -> None:
     """For those who do not watch."""
+
+
+Known = tuple[NDArray[Any], Any] | RowError
+"""What is known of a row: its vector as it was stored, with its scale or None; or its failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRow(Row):
+    """A row that need not be computed."""
+
+    known: Known = field(kw_only=True)
+    fingerprint: bytes = field(kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """Of a shard: the fingerprints of its rows by their numbers, and the rows that are known."""
+
+    fingerprints: dict[int, bytes] = field(default_factory=dict)
+    kept: list[tuple[int, KnownRow]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +63,21 @@ class Setup:
     workers: int  # threads that read and decode, or tokenize
     clock: Clock  # takes the times of the stages; tokenizing counts as decoding
     on_rows: OnRows  # is told after each batch
+    notes: dict[str, Notes] = field(default_factory=dict)  # of shards that are under way
 
 
 def checked_rows(
-    source: Source, shard: Shard, types: Sequence[tuple[str, str]], clock: Clock
+    setup: Setup, source: Source, shard: Shard
 ) -> Iterator[tuple[int, Row, RowError | None]]:
     """Number, row and obstacle of each row of a shard. Columns have the types of their columns.
+
+    Rows that are known are left out, and stand in the notes.
 
     Raises:
         DataError: the source gives more or fewer rows than it was asked for.
     """
-    duplicates = frozenset(shard.duplicates)
+    duplicates, types, clock = frozenset(shard.duplicates), setup.columns, setup.clock
+    notes = setup.notes[shard.key] = Notes()
     number, start, spent = shard.start, time.perf_counter(), 0.0
     for item in source.rows(shard.start, shard.stop):
         spent += time.perf_counter() - start
@@ -70,10 +97,15 @@ def checked_rows(
             try:
                 columns = fit_columns(item.columns, types)
                 if columns != item.columns:
-                    item = Row(item.id, item.content, columns)
+                    item = replace(item, columns=columns)
             except DataError as refusal:
                 error = RowError(number, item.id, "column-type", str(refusal))
-        yield number, item, error
+        if error is None:
+            notes.fingerprints[number] = fingerprint_of(item)
+        if error is None and isinstance(item, KnownRow):
+            notes.kept.append((number, item))
+        else:
+            yield number, item, error
         number += 1
         start = time.perf_counter()
     else:
@@ -84,6 +116,19 @@ def checked_rows(
         f"{source.name}: gave {found} rows for {shard}. It changed since it was scanned; run the "
         "command again."
     )
+
+
+def fingerprint_of(row: Row) -> bytes:
+    """16 bytes that stand for a row's content: of a file its name, size and time; else all of it.
+
+    Empty where the content is in no file and not read yet.
+    """
+    if isinstance(row, KnownRow):
+        return row.fingerprint
+    data = row.content if row.place is None else row.place
+    if isinstance(data, str | tuple | list):
+        data = json.dumps(data).encode()
+    return hashlib.blake2b(data, digest_size=16).digest() if isinstance(data, bytes) else b""
 
 
 class Collected:

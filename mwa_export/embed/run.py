@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from mwa_export.data.sources import SourceOptions, open_sources
 from mwa_export.embed.pipeline import Channel, Clock, Line
 from mwa_export.embed.plan import Plan, Slice, check_sources, plan
 from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
+from mwa_export.embed.update import Update, renew
 from mwa_export.embed.worker import Worker
-from mwa_export.errors import MwaExportError, OutputDamagedError
+from mwa_export.errors import MwaExportError, OutputDamagedError, UsageError
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.runtimes.options import RuntimeOptions
+from mwa_export.vectors.indexes import add_indexes
+from mwa_export.vectors.install import install_update, pending_update
 from mwa_export.vectors.job import EmbedOptions, Shard
 from mwa_export.vectors.lock import locked
 from mwa_export.vectors.manifest import Counts, counts
@@ -38,6 +42,7 @@ class Execution:
     max_errors: MaxErrors | None = None
     faiss: bool = False
     executor: Executor | None = None  # None: this process
+    update: Update | None = None  # of an output that is there, finished or not
 
     def __post_init__(self) -> None:
         check_threads("workers", self.workers)
@@ -70,16 +75,7 @@ class Summary:
     seconds: float = 0.0
     left: int = 0  # shards that other machines have not finished
     losses: dict[str, int] = field(default_factory=dict)  # of this run: what was lost -> pictures
-
-
-@dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """Result of `rehearse`: what a run would do."""
-
-    plan: Plan
-    shards: int  # of this run
-    todo: int  # of them, not finished
-    rows: int  # not done
+    kept: int = 0  # rows that an update took over, among `embedded_now`
 
 
 def embed(
@@ -91,6 +87,7 @@ def embed(
     source: SourceOptions | None = None,
     options: EmbedOptions | None = None,
     runtime: RuntimeOptions | None = None,
+    update: Update | None = None,
 ) -> Summary:
     """Embed files of images or texts into a folder, every row accounted for and resumable.
 
@@ -102,13 +99,15 @@ def embed(
         source: columns and splits, where they are not found by themselves.
         options: what decides the output: dtype, format, sizes.
         runtime: what to run on.
+        update: go on although the source has changed, or try rows again that failed.
 
     Raises:
         DataError, OutputBusyError, BundleError: see `run`.
     """
     sources = open_sources(images, texts, source or SourceOptions())
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    return run(opened, sources, Path(out), options=options, runtime=runtime)
+    how = Execution(update=update)
+    return run(opened, sources, Path(out), options=options, runtime=runtime, how=how)
 
 
 def run(
@@ -132,29 +131,65 @@ def run(
     Raises:
         DataError: the sources or the folder cannot be used, or belong to another job.
         OutputBusyError: another run is writing to the folder.
-        TooManyErrorsError: more rows failed than allowed; the run can go on.
+        TooManyErrorsError: more rows failed than allowed; the run can go on, or it is finished.
         BundleError: the disk refuses; the run can go on.
     """
-    how, watch = how or Execution(), watch or Unwatched()
+    how, watch, runtime = how or Execution(), watch or Unwatched(), runtime or RuntimeOptions()
     out = Path(out)
     check_sources(bundle, sources)
+    if how.update is not None and how.part is not None:
+        raise UsageError("`shard` and `update`: an update is made by one machine, or on Ray.")
+    if (made := pending_update(out)) is not None:
+        with locked(out):
+            install_update(out, made)
+    ask = partial(plan, bundle, sources, options=options, runtime=runtime)
+    if (
+        (earlier := Output.load(out)) is not None
+        and earlier.finished
+        and not os.access(out, os.W_OK)
+    ):
+        return _reported(earlier, ask, how)
     Output.prepare(out)  # refuses a folder of something else before anything is written
     with locked(out, None if how.part is None else how.part.name):
         Output.prepare(out)  # another run may have finished in between
         if how.part is None:
             clean_folder(out)
         try:
-            planned = plan(bundle, sources, out / WORK, options=options, runtime=runtime)
-            output = Output.claim(out, planned.job)
+            planned, output = _opened(ask(out / WORK), out, how)
         except MwaExportError:
             earlier = Output.load(out)
             if earlier is not None and earlier.finished:
                 earlier.remove_work()  # a finished output stays as it was
             raise
-        if output.finished:
-            return _finished(output, how)
-        planned = replace(planned, job=output.job)
-        return _run(planned, output, runtime or RuntimeOptions(), how, watch)
+        summary = (
+            _finished(output, how)
+            if output.finished
+            else _run(replace(planned, job=output.job), output, runtime, how, watch)
+        )
+        if output.base is not None:
+            install_update(out, output.folder)
+        return replace(summary, out=out)
+
+
+def _opened(planned: Plan, out: Path, how: Execution) -> tuple[Plan, Output]:
+    """What is to be made, and the output in which: an update is an output of its own."""
+    old = None if how.update is None else Output.load(out)
+    if old is None or how.update is None:
+        return planned, Output.claim(out, planned.job)
+    renewal = renew(planned, old, how.update)
+    if renewal is not None:
+        return renewal.plan, renewal.output(out)
+    if not old.finished:
+        return planned, Output.claim(out, planned.job)
+    old.remove_updates()
+    return planned, old
+
+
+def _reported(output: Output, ask: Callable[[Path], Plan], how: Execution) -> Summary:
+    """Report a finished output on a disk that cannot be written."""
+    with tempfile.TemporaryDirectory() as work:
+        output.check(ask(Path(work)).job)
+    return _finished(output, how)
 
 
 def _run(
@@ -166,7 +201,7 @@ def _run(
     before = output.ledger(mine)
     finished = {entry.shard.key for entry in before}
     todo = [shard for shard in mine if shard.key not in finished]
-    total, left = _rows(mine), _rows(todo)
+    total, left = row_count(mine), row_count(todo)
     watch.planned(planned, left, len(mine))
     meter = Meter(Clock(), total, total - left, failed_in(before), watch, how.max_errors)
     if todo:
@@ -175,9 +210,9 @@ def _run(
     seconds = meter.snapshot().seconds
     if how.max_errors is not None:
         how.max_errors.check(total, failed_in(output.ledger(mine)), last=True)
-    losses = dict(meter.clock.losses)
+    kept, losses = sum(e.kept for e in output.ledger(todo)), dict(meter.clock.losses)
     ended = _end(planned, output, how)
-    return replace(ended, embedded_now=meter.done, seconds=seconds, losses=losses)
+    return replace(ended, embedded_now=meter.done, seconds=seconds, kept=kept, losses=losses)
 
 
 def _end(planned: Plan, output: Output, how: Execution) -> Summary:
@@ -202,8 +237,11 @@ def _end(planned: Plan, output: Output, how: Execution) -> Summary:
 def _finished(output: Output, how: Execution) -> Summary:
     """End a run whose manifest is there: do the rest of what a kill may have interrupted."""
     found = output.close()
+    if how.max_errors is not None:
+        total = sum(c.embedded + c.failed for c in found.values())
+        how.max_errors.check(total, sum(c.failed for c in found.values()), last=True)
     if how.faiss:
-        output.add_indexes()
+        add_indexes(output)
     return Summary(output.folder, found, complete=True)
 
 
@@ -235,30 +273,6 @@ def run_here(task: Task) -> None:
         line.join()
 
 
-def rehearse(
-    bundle: Bundle,
-    sources: Sequence[Source],
-    out: Path,
-    *,
-    options: EmbedOptions | None = None,
-    runtime: RuntimeOptions | None = None,
-    part: Slice | None = None,
-) -> Rehearsal:
-    """Scan the sources and say what `run` would do. Writes nothing.
-
-    Raises:
-        DataError: as `run`, also for a folder that belongs to another job.
-    """
-    earlier = Output.load(out)
-    with tempfile.TemporaryDirectory() as work:
-        planned = plan(bundle, sources, Path(work), options=options, runtime=runtime)
-    mine = list(planned.shards(part))
-    done: list[Shard] = []
-    if earlier is not None:
-        earlier.check(planned.job)
-        done = mine if earlier.finished else [entry.shard for entry in earlier.ledger(mine)]
-    return Rehearsal(planned, len(mine), len(mine) - len(done), _rows(mine) - _rows(done))
-
-
-def _rows(shards: Sequence[Shard]) -> int:
+def row_count(shards: Sequence[Shard]) -> int:
+    """Rows of some shards."""
     return sum(shard.stop - shard.start for shard in shards)

@@ -82,7 +82,7 @@ def _tokenized(
             _encode(window, entry, known, tokenizer, setup.workers)
         window.clear()
 
-    for number, row, error in checked_rows(source, shard, setup.columns, line.clock):
+    for number, row, error in checked_rows(setup, source, shard):
         if error is not None:
             entry.errors.append(error)
             continue

@@ -17,15 +17,17 @@ import numpy as np
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.cpu import cores
 from mwa_export.data.rows import Source
+from mwa_export.embed.kept import completed
 from mwa_export.embed.pipeline import Clock
 from mwa_export.embed.rows import OnRows, Setup, ignore
 from mwa_export.errors import DataError
 from mwa_export.runtimes.backend import Backend
 from mwa_export.runtimes.open import open_backend
 from mwa_export.runtimes.options import RuntimeOptions
+from mwa_export.vectors.entries import Entry
 from mwa_export.vectors.job import Job, Shard
 from mwa_export.vectors.output import Output
-from mwa_export.vectors.shards import Embedded, Entry
+from mwa_export.vectors.shards import Embedded
 
 
 @dataclass
@@ -87,6 +89,10 @@ class Worker:
         for shard in found:
             if not len(shard.vectors):  # every row failed: the width is still the job's
                 shard = replace(shard, vectors=np.empty((0, self.job.width), np.float32))
+            notes = setup.notes.pop(shard.shard.key)
+            shard = completed(shard, notes)
+            if shard.kept is not None and notes.kept:
+                setup.on_rows(len(notes.kept), shard.kept.failed)
             yield shard
 
     def embed_shard(self, output: Output, source: Source, shard: Shard) -> Entry:

@@ -5,8 +5,9 @@ Knows neither models nor files. What decides nothing (decoding threads, the disp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,21 +15,23 @@ from numpy.typing import NDArray
 
 from mwa_export.errors import check_option
 from mwa_export.inputs.content import Kind
+from mwa_export.typed_json import value_from_json
 
 SCHEMA = 1  # of job.json and manifest.json
 Dtype = Literal["float32", "float16", "int8"]
 Format = Literal["parquet", "npy"]
-FOLDERS: dict[Kind, str] = {"image": "images", "text": "texts"}
+Folder = Literal["images", "texts"]
+FOLDERS: dict[Kind, Folder] = {"image": "images", "text": "texts"}
 KINDS: dict[str, Kind] = {folder: kind for kind, folder in FOLDERS.items()}
 SHARD_ROWS: dict[Kind, int] = {"image": 2048, "text": 16384}
 """Rows of a shard where none are given: what a killed run loses at most."""
 BATCH_ROWS: dict[Kind, int] = {"image": 32, "text": 128}
-RESERVED = ("row", "id", "embedding", "scale")
+RESERVED = ("row", "id", "fingerprint", "embedding", "scale")
 """Columns of the output that a carried column may not be called."""
 
-
+_MOST_SHARDS = 1 << 24  # that a job may claim
 # Fields that job.json has as they are.
-_INPUT = ("source", "fingerprint", "rows", "taken", "shard_size", "batch")
+_INPUT = ("source", "fingerprint", "rows", "taken", "shard_size", "batch", "kept")
 _JOB = ("bundle", "space_id", "runtime", "precision", "width", "dtype", "format")
 
 
@@ -56,6 +59,7 @@ class RowError:
     id: str
     code: str  # a word for programs, such as "duplicate-id"
     reason: str  # a sentence for people
+    fingerprint: str = ""  # hex, of the row's content, where it has any
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +93,17 @@ class Input:
     kind: Kind
     source: str  # for people
     fingerprint: str
-    rows: int  # of the source
+    rows: int  # of the source, and those kept
     taken: int  # the first rows, that are embedded; the rest is skipped
     shard_size: int
     batch: int
     columns: tuple[tuple[str, str], ...] = ()  # carried along: name, Arrow type
+    kept: int = 0  # the last rows, which the source no longer has
+
+    def __post_init__(self) -> None:
+        sizes = min(self.shard_size, self.batch) >= 1 and 0 <= self.kept <= self.taken <= self.rows
+        if not sizes or self.shard_count > _MOST_SHARDS or self.rows >= 1 << 63:
+            raise ValueError(f"{FOLDERS[self.kind]}: numbers of rows that no job has")
 
     @property
     def shard_count(self) -> int:
@@ -102,11 +112,6 @@ class Input:
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _INPUT} | {"columns": dict(self.columns)}
 
-    @classmethod
-    def from_json(cls, kind: Kind, data: Mapping[str, Any]) -> Input:
-        fields = {name: data[name] for name in _INPUT}
-        return cls(kind, **fields, columns=tuple(data["columns"].items()))
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -114,14 +119,15 @@ class Job:
 
     bundle: str  # its path, for people and for `search`; a moved bundle is still the same
     space_id: str
-    files: dict[str, str]  # the bundle's files that are used -> sha256
+    files: Mapping[str, str]  # the bundle's files that are used -> sha256
     runtime: str
     precision: str
     width: int  # of an embedding
     dtype: Dtype
     format: Format
     inputs: tuple[Input, ...]
-    versions: dict[str, str] = field(default_factory=dict)  # package -> version
+    versions: Mapping[str, str] = field(default_factory=dict)  # package -> version
+    earlier: tuple[Mapping[str, str], ...] = ()  # the same of runs whose rows an update kept
 
     def input(self, kind: Kind) -> Input:
         """The input of that kind."""
@@ -134,6 +140,7 @@ class Job:
             "bundle_files": self.files,
             "inputs": {FOLDERS[entry.kind]: entry.to_json() for entry in self.inputs},
             "versions": self.versions,
+            "earlier": list(self.earlier),
         }
 
     @classmethod
@@ -141,11 +148,17 @@ class Job:
         """Parse the content of job.json.
 
         Raises:
-            KeyError, TypeError, AttributeError: something is missing or is of another type.
+            ValueError: something is missing, or is what no job has.
         """
-        inputs = tuple(Input.from_json(KINDS[n], entry) for n, entry in data["inputs"].items())
-        fields = {name: data[name] for name in _JOB}
-        return cls(**fields, files=data["bundle_files"], inputs=inputs, versions=data["versions"])
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"schema version {data.get('schema')!r}, this version reads {SCHEMA}")
+        named = value_from_json(dict[Folder, dict[str, Any]], data.get("inputs"), "inputs")
+        inputs = [
+            {**entry, "kind": KINDS[folder], "columns": _pairs(entry, f"inputs.{folder}")}
+            for folder, entry in named.items()
+        ]
+        fields = {**data, "files": data.get("bundle_files"), "inputs": inputs}
+        return value_from_json(cls, fields, "job")
 
 
 def shards(entry: Input, duplicates: NDArray[np.int64] | Sequence[int] = ()) -> Iterator[Shard]:
@@ -158,22 +171,38 @@ def shards(entry: Input, duplicates: NDArray[np.int64] | Sequence[int] = ()) -> 
         yield Shard(entry.kind, number, start, stop, tuple(doubled[first:last].tolist()))
 
 
-def differences(old: Job, new: Job) -> list[str]:
-    """Differences from an earlier job in words; empty if the output is the same."""
-    before, after = _flat(old.to_json()), _flat(new.to_json())
+def differences(old: Job, new: Job, *, allowed: str = "") -> list[str]:
+    """Differences from an earlier job in words; empty if the output is the same.
+
+    ``allowed``: a pattern of the names of fields that may differ.
+    """
+    before, after = _flat(_unchanged(old).to_json()), _flat(_unchanged(new).to_json())
     names = dict.fromkeys([*before, *after])
-    ignored = {"bundle", *(f"inputs.{folder}.source" for folder in FOLDERS.values())}
+    ignored = re.compile(rf"bundle|inputs\.\w+\.source|{allowed}")
     return [
         f"{name}: was {_short(before.get(name))}, is {_short(after.get(name))}"
         for name in names
-        if name not in ignored and before.get(name) != after.get(name)
+        if not ignored.fullmatch(name) and before.get(name) != after.get(name)
     ]
+
+
+def _unchanged(job: Job) -> Job:
+    """The job without what an update made of it."""
+    inputs = tuple(
+        replace(e, rows=e.rows - e.kept, taken=e.taken - e.kept, kept=0) for e in job.inputs
+    )
+    return replace(job, inputs=inputs, earlier=())
+
+
+def _pairs(entry: Mapping[str, Any], where: str) -> list[list[str]]:
+    columns = value_from_json(dict[str, str], entry.get("columns"), f"{where}.columns")
+    return [list(pair) for pair in columns.items()]
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in data.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             found |= _flat(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value

@@ -12,8 +12,9 @@ from typing import Any
 from mwa_export.errors import DataError
 from mwa_export.files import new_file
 from mwa_export.inputs.content import Kind
-from mwa_export.vectors.job import FOLDERS, SCHEMA, Job
-from mwa_export.vectors.shards import Entry, FileEntry
+from mwa_export.typed_json import json_from_value, read_object, value_from_json
+from mwa_export.vectors.entries import Entry, FileEntry, Part
+from mwa_export.vectors.job import FOLDERS, Folder, Job
 
 MANIFEST, ERRORS = "manifest.json", "errors.parquet"
 
@@ -27,13 +28,44 @@ class Counts:
     failed: int
     skipped: int  # beyond the limit
 
+    def __post_init__(self) -> None:
+        if min(self.rows, self.embedded, self.failed, self.skipped) < 0:
+            raise ValueError("a count below 0")
+
     @property
     def exact(self) -> bool:
         """Whether every row is accounted for."""
         return self.embedded + self.failed + self.skipped == self.rows
 
-    def to_json(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in self.__slots__}
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What manifest.json says beside the job."""
+
+    counts: Mapping[Folder, Counts]
+    shards: Mapping[Folder, tuple[Part, ...]]
+    errors: FileEntry
+    indexes: Mapping[Folder, FileEntry]
+
+    def __post_init__(self) -> None:
+        indexes = {(name, entry.file) for name, entry in self.indexes.items()}
+        named = all(
+            part.stem.startswith(f"{f}/part-") for f in self.shards for part in self.shards[f]
+        )
+        if not named or indexes - {(f, f"{f}.faiss") for f in self.shards}:
+            raise ValueError("names of files that no output has")
+        if self.counts.keys() != self.shards.keys() or self.errors.file != ERRORS:
+            raise ValueError(f"counts, shards or {ERRORS} of another output")
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """All files, but for the manifest itself and the job."""
+        parts = [part for parts in self.shards.values() for part in parts]
+        return [
+            *(file for part in parts for file in part.files),
+            self.errors,
+            *self.indexes.values(),
+        ]
 
 
 def counts(job: Job, entries: Sequence[Entry]) -> dict[Kind, Counts]:
@@ -50,16 +82,12 @@ def manifest_of(
     job: Job, entries: Sequence[Entry], totals: Mapping[Kind, Counts], errors: FileEntry
 ) -> dict[str, Any]:
     """The content of manifest.json, but for the checksum."""
-    return {
-        **job.to_json(),
-        "counts": {FOLDERS[kind]: total.to_json() for kind, total in totals.items()},
-        "shards": {
-            FOLDERS[entry.kind]: [_shard(e) for e in entries if e.shard.kind == entry.kind]
-            for entry in job.inputs
-        },
-        "errors": errors.to_json(),
-        "indexes": {},
+    parts: dict[Folder, tuple[Part, ...]] = {
+        FOLDERS[entry.kind]: tuple(e.part for e in entries if e.shard.kind == entry.kind)
+        for entry in job.inputs
     }
+    counts = {FOLDERS[kind]: total for kind, total in totals.items()}
+    return {**job.to_json(), **json_from_value(Contents(counts, parts, errors, {}))}
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -80,17 +108,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "unfinished one goes on when the same command is run again."
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["schema"] != SCHEMA:
-            raise DataError(
-                f"{path}: has schema version {manifest['schema']!r}, and this version reads "
-                f"{SCHEMA}. Use the mwa-export that made it."
-            )
-        Job.from_json(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is not what `embed` wrote ({error!r}).") from error
-    found: dict[str, Any] = manifest
-    return found
+        manifest = read_object(path)
+        job, found = Job.from_json(manifest), contents(manifest)
+        if {FOLDERS[entry.kind] for entry in job.inputs} != set(found.shards):
+            raise ValueError("the shards are of other inputs than the job's")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: is not what `embed` wrote ({error}). Restore the file, or embed into a new "
+            "folder."
+        ) from error
+    return manifest
+
+
+def contents(manifest: Mapping[str, Any]) -> Contents:
+    """Parse what a manifest says beside the job.
+
+    Raises:
+        ValueError: something is missing, or is what no output has.
+    """
+    return value_from_json(Contents, manifest, "manifest")
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:
@@ -104,14 +140,3 @@ def write_json(path: Path, data: Any) -> None:
     text = json.dumps(data, indent=1)
     with new_file(path) as partial:
         partial.write_text(text + "\n", encoding="ascii")
-
-
-def _shard(entry: Entry) -> dict[str, Any]:
-    return {
-        "stem": entry.shard.stem,
-        "start": entry.shard.start,
-        "stop": entry.shard.stop,
-        "embedded": entry.embedded,
-        "failed": len(entry.errors),
-        "files": [file.to_json() for file in entry.files],
-    }

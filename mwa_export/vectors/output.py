@@ -4,32 +4,37 @@
     OUT/images/part-00000.parquet   and texts/
     OUT/.work/images-00000.json     the ledger: a shard is finished when its entry is there
     OUT/.work/...                   what sources keep
+    OUT/.update/...                 see `install`
     OUT/errors.parquet, manifest.json   at the end; .work goes
 
-Every file appears by rename. A shard's files come first and its entry last, so a run that was
-killed in between computes that shard again, to the same bytes.
+Every file appears by rename, its bytes on disk. A shard's files come first and its entry last, so a
+run that was killed in between computes that shard again, to the same bytes.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from mwa_export.errors import BundleError, DataError, OutputDamagedError
-from mwa_export.files import new_file
+from mwa_export.files import sha256_of
 from mwa_export.inputs.content import Kind
-from mwa_export.optional import require
-from mwa_export.vectors.job import FOLDERS, KINDS, Job, Shard, differences
+from mwa_export.typed_json import read_object
+from mwa_export.vectors.entries import Entry, FileEntry, Part
+from mwa_export.vectors.install import UPDATE as UPDATE
+from mwa_export.vectors.install import WORK as WORK
+from mwa_export.vectors.install import pending_update
+from mwa_export.vectors.job import FOLDERS, KINDS, Job, RowError, Shard, differences, shards
 from mwa_export.vectors.lock import LOCK
 from mwa_export.vectors.manifest import (
     ERRORS,
     MANIFEST,
     Counts,
+    contents,
     counts,
     manifest_of,
     read_manifest,
@@ -38,17 +43,15 @@ from mwa_export.vectors.manifest import (
 )
 from mwa_export.vectors.shards import (
     Embedded,
-    Entry,
-    FileEntry,
     Stored,
     error_table,
+    read_errors,
     read_shard,
-    restored,
     write_shard,
     write_table,
 )
 
-JOB, WORK = "job.json", ".work"
+JOB = "job.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Output:
 
     folder: Path
     job: Job
+    base: Path | None = field(default=None, compare=False)  # the output that this one updates
 
     @classmethod
     def load(cls, folder: Path) -> Output | None:
@@ -66,17 +70,22 @@ class Output:
             DataError: the folder holds something else.
         """
         path = folder / JOB
+        if pending_update(folder) is not None:
+            raise DataError(
+                f"{folder}: an update was interrupted when it was ready. Run `mwa-export embed` "
+                "on it again, which takes a moment."
+            )
         if path.is_file():
             try:
-                return cls(folder, Job.from_json(json.loads(path.read_text(encoding="utf-8"))))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                return cls(folder, Job.from_json(read_object(path)))
+            except (OSError, ValueError) as error:
                 raise DataError(
-                    f"{path}: is not the file that `embed` wrote ({error!r}). Use another folder."
+                    f"{path}: is not the file that `embed` wrote ({error}). Use another folder."
                 ) from error
         if folder.exists() and not folder.is_dir():
             raise DataError(f"{folder}: is a file. Expected a folder, new or of an earlier run.")
         for name in sorted(p.name for p in folder.iterdir()) if folder.is_dir() else ():
-            if not name.startswith((".lock", WORK, f".{JOB}.")):
+            if not name.startswith((".lock", WORK, UPDATE, f".{JOB}.")):
                 raise DataError(
                     f"{folder}: holds {name} and no {JOB}, so it is not the output of an earlier "
                     "run. Use a new or empty folder."
@@ -124,7 +133,8 @@ class Output:
         if changed:
             raise DataError(
                 f"{self.folder}: was begun with other input or options, and going on would mix "
-                f"them. {'; '.join(changed)}. Give what it was begun with, or another folder."
+                f"them. {'; '.join(changed)}. Give what it was begun with, or another folder; if "
+                "only the source has changed: `update`"
             )
 
     @property
@@ -142,11 +152,69 @@ class Output:
         """
         shard = embedded.shard
         files = tuple(write_shard(self.folder, self.job, embedded))
-        entry = Entry(shard, len(embedded.rows), files, tuple(embedded.errors))
+        kept = 0 if embedded.kept is None else len(embedded.kept.at) + embedded.kept.failed
+        entry = Entry(shard, len(embedded.rows), files, tuple(embedded.errors), kept)
         if entry.embedded + len(entry.errors) != shard.stop - shard.start:
             raise AssertionError(f"{shard}: {entry.embedded} + {len(entry.errors)} rows")
+        for file in files:
+            self._share(file)
         write_json(self.folder / WORK / f"{shard.key}.json", entry.to_json())
         return entry
+
+    def _share(self, file: FileEntry) -> None:
+        """Keep a file once on disk that is the same in the output that this one updates."""
+        if self.base is None or not file.is_in(self.base):
+            return
+        old, new = self.base / file.file, self.folder / file.file
+        if sha256_of(old) == file.sha256:
+            linked = new.with_name(f".{new.name}.linked")
+            with suppress(OSError):  # no links here: then it is there twice
+                linked.unlink(missing_ok=True)
+                os.link(old, linked)
+                linked.replace(new)
+
+    def parts(self, kind: Kind) -> tuple[Part, ...]:
+        """The finished shards of one kind.
+
+        Raises:
+            DataError: the manifest is damaged.
+        """
+        entries = self.job.inputs
+        if self.finished:
+            return contents(read_manifest(self.folder)).shards.get(FOLDERS[kind], ())
+        return tuple(e.part for i in entries if i.kind == kind for e in self.ledger(shards(i)))
+
+    def failures(self, kind: Kind) -> Iterator[RowError]:
+        """Rows of one kind that failed in finished shards.
+
+        Raises:
+            DataError: errors.parquet is damaged.
+        """
+        if self.finished:
+            try:
+                errors = list(read_errors(self.folder / ERRORS))
+            except (OSError, ValueError, KeyError) as error:
+                raise DataError(f"{self.folder / ERRORS}: cannot be read ({error}).") from error
+            yield from (error for name, error in errors if name == kind)
+        else:
+            inputs = [entry for entry in self.job.inputs if entry.kind == kind]
+            for entry in (e for i in inputs for e in self.ledger(shards(i))):
+                yield from entry.errors
+
+    def check_files(self) -> None:
+        """Compare every finished shard with its hash.
+
+        Raises:
+            OutputDamagedError: one is missing or has other bytes.
+        """
+        files = [f for kind in FOLDERS for part in self.parts(kind) for f in part.files]
+        for file in files:
+            path = self.folder / file.file
+            if not file.is_in(self.folder) or sha256_of(path) != file.sha256:
+                raise OutputDamagedError(
+                    f"{path}: is missing or damaged, so its rows cannot be kept. Restore the file, "
+                    "or embed into a new folder."
+                )
 
     def read(self, stem: str) -> Stored:
         """Read a shard back, by the stem of its files.
@@ -167,16 +235,12 @@ class Output:
         """
         path = self.folder / WORK / f"{shard.key}.json"
         try:
-            entry = Entry.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
+            entry = Entry.from_json(read_object(path))
+        except (OSError, ValueError):
             return None
-        whole = all(self._has(file.file, file.bytes) for file in entry.files)
-        same = (entry.shard.start, entry.shard.stop) == (shard.start, shard.stop)
+        whole = all(file.is_in(self.folder) for file in entry.files)
+        same = entry.shard == replace(shard, duplicates=())
         return entry if whole and same else None
-
-    def _has(self, name: str, size: int) -> bool:
-        path = self.folder / name
-        return path.is_file() and path.stat().st_size == size
 
     def clean(self, shards: Iterable[Shard]) -> None:
         """Remove what a killed run left half-written of some shards.
@@ -191,6 +255,10 @@ class Output:
     def remove_work(self) -> None:
         """Remove what only an unfinished run needs."""
         shutil.rmtree(self.folder / WORK, ignore_errors=True)
+
+    def remove_updates(self) -> None:
+        """Remove updates that were begun and given up."""
+        shutil.rmtree(self.folder / UPDATE, ignore_errors=True)
 
     def finish(self, entries: Sequence[Entry]) -> None:
         """Check that every row is accounted for, and write errors.parquet and manifest.json.
@@ -223,39 +291,17 @@ class Output:
         Raises:
             OutputDamagedError: a file is missing or cut.
         """
-        manifest = read_manifest(self.folder)
-        for shards in manifest["shards"].values():
-            for file in (file for shard in shards for file in shard["files"]):
-                if not self._has(file["file"], file["bytes"]):
-                    raise OutputDamagedError(
-                        f"{self.folder / file['file']}: is missing or cut, and {MANIFEST} says "
-                        "that this output was finished. Restore the file, or embed into a new "
-                        "folder."
-                    )
+        found = contents(read_manifest(self.folder))
+        for file in found.files:
+            if not file.is_in(self.folder):
+                raise OutputDamagedError(
+                    f"{self.folder / file.file}: is missing or cut, and {MANIFEST} says that this "
+                    "output was finished. Restore the file, or embed into a new folder."
+                )
         self.remove_work()
-        _remove(self.folder.glob(f"{LOCK}-*"))
-        return {KINDS[name]: Counts(**total) for name, total in manifest["counts"].items()}
-
-    def add_indexes(self) -> None:
-        """Write a FAISS index of inner products per kind, exact, and enter it into the manifest.
-
-        Position i of the index is the i-th embedded row. Holds all vectors of a kind in memory.
-
-        Raises:
-            MissingPackageError: faiss is not installed.
-        """
-        manifest = read_manifest(self.folder)
-        for folder in [name for name in manifest["shards"] if name not in manifest["indexes"]]:
-            faiss = require("faiss", extra="faiss", why="write an index")
-            index, name = faiss.IndexFlatIP(self.job.width), f"{folder}.faiss"
-            for shard in manifest["shards"][folder]:
-                stored = self.read(shard["stem"])
-                index.add(np.ascontiguousarray(restored(stored.vectors, stored.scales)))
-            with new_file(self.folder / name) as partial:
-                faiss.write_index(index, str(partial))
-                entry = FileEntry.of(name, index.ntotal, partial)
-            manifest["indexes"][folder] = entry.to_json()
-        write_manifest(self.folder, manifest)
+        with suppress(OSError):  # on a disk that is read only nothing need go
+            _remove(self.folder.glob(f"{LOCK}-*"))
+        return {KINDS[name]: total for name, total in found.counts.items()}
 
 
 def clean_folder(folder: Path) -> None:

@@ -5,8 +5,6 @@ The bytes depend on the rows alone: no timestamps, one row group, one writer.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import DataError
-from mwa_export.files import new_file, sha256_of
+from mwa_export.files import new_file
 from mwa_export.optional import require
+from mwa_export.vectors.columns import arrow_type, valid_text
+from mwa_export.vectors.entries import FileEntry
 from mwa_export.vectors.job import RESERVED, Dtype, Job, RowError, Shard
 
 UNIT_TOLERANCE = 1e-2  # of a vector's length: wide, bfloat16 and int8 graphs round
 
 _NUMPY: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
-_SCALARS = ("string", "int64", "double", "bool", "binary", "date32[day]")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Rows of a shard that an update takes over as they were stored."""
+
+    at: NDArray[np.int64]  # (k,), their places in the shard
+    vectors: NDArray[Any]  # (k, D)
+    scales: NDArray[np.float32]  # (k,), or (0,)
+    failed: int = 0  # rows more, among the errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +43,10 @@ class Embedded:
     rows: NDArray[np.int64]  # (n,) ascending
     ids: Sequence[str]  # (n,)
     columns: Sequence[tuple[Any, ...]]  # (n,), each as long as Input.columns
-    vectors: NDArray[np.float32]  # (n, D), unit length
+    vectors: NDArray[np.float32]  # (n, D), unit length, but for those kept
     errors: Sequence[RowError]  # ascending
-
-
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """A file of the output."""
-
-    file: str  # below the output folder
-    rows: int
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, name: str, rows: int, path: Path) -> FileEntry:
-        """The entry of a file that is written under another name still."""
-        return cls(name, rows, path.stat().st_size, sha256_of(path))
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+    fingerprints: Sequence[bytes] = ()  # (n,), of their contents, empty where unknown; (): all are
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +58,7 @@ class Stored:
     columns: dict[str, list[Any]]
     vectors: NDArray[Any]  # (n, D) float32, float16 or int8
     scales: NDArray[np.float32] | None  # (n,): what int8 rows are multiplied by
+    fingerprints: list[bytes | None]  # of their contents; an earlier version stored none
 
 
 def write_shard(out: Path, job: Job, embedded: Embedded) -> list[FileEntry]:
@@ -75,11 +69,17 @@ def write_shard(out: Path, job: Job, embedded: Embedded) -> list[FileEntry]:
     """
     pa, shard = _arrow(), embedded.shard
     stored, scales = quantized(embedded.vectors, job.dtype)
+    if embedded.kept is not None and len(embedded.kept.at):
+        stored[embedded.kept.at] = embedded.kept.vectors
+        if scales is not None:
+            scales[embedded.kept.at] = embedded.kept.scales
+    prints = embedded.fingerprints or [b""] * len(embedded.ids)
     arrays = [
         pa.array(embedded.rows, pa.int64()),
         pa.array([valid_text(id) for id in embedded.ids], pa.string()),
+        pa.array([print_ or None for print_ in prints], pa.binary(16)),
     ]
-    names = ["row", "id"]
+    names = ["row", "id", "fingerprint"]
     for index, (name, type_) in enumerate(job.input(shard.kind).columns):
         arrays.append(pa.array([row[index] for row in embedded.columns], arrow_type(type_)))
         names.append(name)
@@ -147,9 +147,43 @@ def read_shard(out: Path, job: Job, stem: str) -> Stored:
             f"{path}: holds {vectors.dtype} of shape {vectors.shape}. Expected {job.dtype} of "
             f"shape {(table.num_rows, job.width)}."
         )
-    names = [name for name in table.column_names if name not in RESERVED]
-    columns = {name: table.column(name).to_pylist() for name in names}
-    return Stored(rows, ids, columns, vectors, scales)
+    wanted = [name for name in table.column_names if name not in RESERVED or name == "fingerprint"]
+    columns = {name: table.column(name).to_pylist() for name in wanted}
+    prints = columns.pop("fingerprint", [None] * len(ids))
+    return Stored(rows, ids, columns, vectors, scales, prints)
+
+
+def read_column(out: Path, stem: str, name: str) -> list[Any]:
+    """One column of a shard's Parquet file.
+
+    Raises:
+        DataError: the file is missing or damaged, or an earlier version wrote it without.
+    """
+    parquet = require("pyarrow.parquet", extra="embed", why="read embeddings")
+    path = out / f"{stem}.parquet"
+    try:
+        found: list[Any] = parquet.read_table(path, columns=[name], partitioning=None)[
+            name
+        ].to_pylist()
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path}: its column {name} cannot be read ({error}). An output that an earlier "
+            "version made without it cannot be updated: embed into a new folder."
+        ) from error
+    return found
+
+
+def read_errors(path: Path) -> Iterator[tuple[str, RowError]]:
+    """Kind and error of each row of errors.parquet.
+
+    Raises:
+        OSError, ValueError, KeyError: it cannot be read.
+    """
+    parquet = require("pyarrow.parquet", extra="embed", why="read embeddings")
+    names = ["row", "id", "code", "reason", "fingerprint", "kind"]
+    columns = (column.to_pylist() for column in parquet.read_table(path, columns=names).columns)
+    for row, id, code, reason, print_, kind in zip(*columns, strict=True):
+        yield kind, RowError(row, id, code, reason, (print_ or b"").hex())
 
 
 def _vectors(table: Any, job: Job) -> NDArray[Any]:
@@ -183,124 +217,22 @@ def restored(stored: NDArray[Any], scales: NDArray[np.float32] | None) -> NDArra
     return vectors if scales is None else vectors * scales[:, None]
 
 
-def column_types(
-    names: Sequence[str], sample: Sequence[tuple[Any, ...]]
-) -> tuple[tuple[str, str], ...]:
-    """A type for each carried column from some rows of it: a scalar's, or else "string".
-
-    Values of a "string" column that are no text are stored as JSON.
-    """
-    pa = _arrow()
-    found = []
-    for index, name in enumerate(names):
-        try:
-            kind = str(pa.array([row[index] for row in sample]).type)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            kind = "string"
-        known = kind in _SCALARS or kind.startswith("timestamp")
-        found.append((name, kind if known else "string"))
-    return tuple(found)
-
-
-def fit_columns(values: tuple[Any, ...], types: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
-    """A row's carried values in the types of their columns.
-
-    Raises:
-        DataError: a value is of another type than its column; the message is the row's reason.
-    """
-    return tuple(_fit(value, name, kind) for value, (name, kind) in zip(values, types, strict=True))
-
-
-def _fit(value: Any, name: str, kind: str) -> Any:
-    if value is None:
-        return None
-    if kind == "string":
-        return valid_text(value) if isinstance(value, str) else json.dumps(value, default=str)
-    whole = isinstance(value, float) and value.is_integer() and kind == "int64"
-    if whole or (kind == "double" and isinstance(value, int) and not isinstance(value, bool)):
-        return int(value) if whole else float(value)
-    plain: Any = {"int64": int, "double": float, "bool": bool, "binary": bytes}.get(kind)
-    if plain is not None and type(value) is plain:
-        if kind != "int64" or -(2**63) <= value < 2**63:
-            return value
-    elif plain is None:
-        pa = _arrow()
-        try:
-            return pa.scalar(value, arrow_type(kind)).as_py()
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            pass
-    raise DataError(
-        f"column {name}: {_shown(value)} is not {kind}, as the first rows of the column are."
-    )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def arrow_type(name: str) -> Any:
-    """The Arrow type that str() calls ``name``."""
-    pa = _arrow()
-    if name.startswith("timestamp["):
-        unit, _, zone = name[len("timestamp[") : -1].partition(", tz=")
-        return pa.timestamp(unit, zone or None)
-    return pa.type_for_alias(name.removesuffix("[day]"))
-
-
 def error_table(rows: Iterator[tuple[str, str, RowError]]) -> Any:
     """errors.parquet as an Arrow table, of (kind, source, error)."""
     pa = _arrow()
     types = [("row", pa.int64())]
     types += [(name, pa.string()) for name in ("id", "kind", "code", "reason", "source")]
+    types.append(("fingerprint", pa.binary(16)))
     found = [
-        (e.row, *map(valid_text, (e.id, kind, e.code, e.reason, source)))
+        (
+            *(e.row, *map(valid_text, (e.id, kind, e.code, e.reason, source))),
+            bytes.fromhex(e.fingerprint) or None,
+        )
         for kind, source, e in rows
     ]
     names = [name for name, _type in types]
     return pa.Table.from_pylist([dict(zip(names, r, strict=True)) for r in found], pa.schema(types))
 
 
-def valid_text(text: str) -> str:
-    """Text that UTF-8 can hold: bytes that were no UTF-8 in a name are shown as \\udcff."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode()
-    return text
-
-
 def _arrow() -> Any:
     return require("pyarrow", extra="embed", why="write embeddings")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A finished shard in the ledger."""
-
-    shard: Shard
-    embedded: int
-    files: tuple[FileEntry, ...]
-    errors: tuple[RowError, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.shard.kind,
-            "shard": self.shard.number,
-            "start": self.shard.start,
-            "stop": self.shard.stop,
-            "embedded": self.embedded,
-            "files": [file.to_json() for file in self.files],
-            "errors": [[e.row, e.id, e.code, e.reason] for e in self.errors],
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Entry:
-        return cls(
-            Shard(data["kind"], data["shard"], data["start"], data["stop"]),
-            data["embedded"],
-            tuple(FileEntry(**file) for file in data["files"]),
-            tuple(RowError(*error) for error in data["errors"]),
-        )

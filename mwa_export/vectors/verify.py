@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,17 @@ from mwa_export.files import sha256_of
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.progress import ignore
+from mwa_export.typed_json import read_object
+from mwa_export.vectors.entries import FileEntry, Part
 from mwa_export.vectors.job import KINDS, Job
-from mwa_export.vectors.manifest import ERRORS, MANIFEST, Counts, checksum, read_manifest
+from mwa_export.vectors.manifest import (
+    ERRORS,
+    MANIFEST,
+    Counts,
+    checksum,
+    contents,
+    read_manifest,
+)
 from mwa_export.vectors.output import JOB, Output
 from mwa_export.vectors.shards import UNIT_TOLERANCE, Stored, restored
 
@@ -47,56 +55,54 @@ def verify(out: Path, *, on_rows: Callable[[int], None] = ignore) -> Proof:
     """
     out = Path(out)
     manifest = read_manifest(out)
-    output = Output(out, Job.from_json(manifest))
+    output, named = Output(out, Job.from_json(manifest)), contents(manifest)
     findings = list(_manifest_findings(output, manifest))
-    entries = list(_files(manifest))
-    findings += [text for file in entries for text in _file_findings(out, file)]
+    findings += _foreign_files(out, {file.file for file in named.files})
+    findings += [text for file in named.files for text in _file_findings(out, file)]
     failed, texts = _failed_rows(out)
     findings += texts
     totals: dict[Kind, Counts] = {}
-    counts = manifest["counts"]
-    for folder, shards in manifest["shards"].items():
+    for folder, parts in named.shards.items():
         kind = KINDS[folder]
-        part, totals[kind] = _Part(output, folder, failed.get(kind, [])), Counts(**counts[folder])
-        for shard in shards:
-            findings += part.shard(shard)
-            on_rows(shard["embedded"])
-        findings += part.end(totals[kind])
-    return Proof(totals, len(entries), tuple(findings))
-
-
-def _files(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for shards in manifest["shards"].values():
-        for shard in shards:
-            yield from shard["files"]
-    yield manifest["errors"]
-    yield from manifest["indexes"].values()
+        rows, totals[kind] = _Rows(output, folder, failed.get(kind, [])), named.counts[folder]
+        for part in parts:
+            findings += rows.shard(part)
+            on_rows(part.embedded)
+        findings += rows.end(totals[kind])
+    return Proof(totals, len(named.files), tuple(findings))
 
 
 def _manifest_findings(output: Output, manifest: dict[str, Any]) -> Iterator[str]:
     if manifest.get("checksum") != checksum(manifest):
         yield f"{MANIFEST}: was edited: its checksum is not that of its content"
     try:
-        recorded = json.loads((output.folder / JOB).read_text(encoding="utf-8"))
+        recorded = read_object(output.folder / JOB)
         if recorded != output.job.to_json():
             yield f"{JOB}: describes another job than {MANIFEST}"
     except (OSError, ValueError) as error:
         yield f"{JOB}: cannot be read ({error})"
-    known = {file["file"] for file in _files(manifest)}
-    for folder in KINDS:
-        for path in sorted((output.folder / folder).glob("*")):
-            name = path.relative_to(output.folder).as_posix()
-            if name not in known:
-                yield f"{name}: {MANIFEST} does not name it"
 
 
-def _file_findings(out: Path, file: dict[str, Any]) -> Iterator[str]:
-    path, name = out / file["file"], file["file"]
+def _foreign_files(out: Path, known: set[str]) -> Iterator[str]:
+    """Files and folders that the output does not have.
+
+    At its top, hidden ones are passed over: our lock, what file managers and network disks leave,
+    and an update that was stopped.
+    """
+    top = (path for path in out.glob("*") if not path.name.startswith("."))
+    for path in sorted([*top, *(path for folder in KINDS for path in (out / folder).glob("*"))]):
+        name = path.relative_to(out).as_posix()
+        if name not in known | {JOB, MANIFEST} and not (name in KINDS and path.is_dir()):
+            yield f"{name}: {MANIFEST} does not name it"
+
+
+def _file_findings(out: Path, file: FileEntry) -> Iterator[str]:
+    path, name = out / file.file, file.file
     if not path.is_file():
         yield f"{name}: is missing"
-    elif path.stat().st_size != file["bytes"]:
-        yield f"{name}: has {path.stat().st_size:,} bytes, expected {file['bytes']:,}"
-    elif sha256_of(path) != file["sha256"]:
+    elif path.stat().st_size != file.bytes:
+        yield f"{name}: has {path.stat().st_size:,} bytes, expected {file.bytes:,}"
+    elif sha256_of(path) != file.sha256:
         yield f"{name}: has other content than {MANIFEST} says (sha256)"
 
 
@@ -115,7 +121,7 @@ def _failed_rows(out: Path) -> tuple[dict[str, list[int]], list[str]]:
     return found, [f"{ERRORS}: {silent:,} rows have no reason"] if silent else []
 
 
-class _Part:
+class _Rows:
     """Checks the shards of one kind, one after another; gives what is wrong."""
 
     def __init__(self, output: Output, folder: str, failed: list[int]) -> None:
@@ -125,9 +131,9 @@ class _Part:
         self._embedded = 0
         self._ids: list[NDArray[np.uint64]] = []
 
-    def shard(self, shard: dict[str, Any]) -> Iterator[str]:
+    def shard(self, part: Part) -> Iterator[str]:
         """Look at one shard's rows."""
-        name, start, stop = shard["stem"], shard["start"], shard["stop"]
+        name, start, stop = part.stem, part.start, part.stop
         if start != self._next:
             yield f"{name}: begins at row {start:,}, expected {self._next:,}"
         self._next = stop
@@ -139,8 +145,8 @@ class _Part:
         rows = len(stored.rows)
         self._embedded += rows
         self._ids.append(_hashes(stored.ids))
-        if rows != shard["embedded"]:
-            yield f"{name}: has {rows:,} rows, {MANIFEST} says {shard['embedded']:,}"
+        if rows != part.embedded:
+            yield f"{name}: has {rows:,} rows, {MANIFEST} says {part.embedded:,}"
         first, last = np.searchsorted(self._failed, (start, stop))
         yield from _rows(name, start, stop, stored, self._failed[first:last])
         yield from _vectors(name, stored)
@@ -176,8 +182,11 @@ def _rows(
     """Every row of the shard is there once: embedded, or failed."""
     present = np.concatenate([stored.rows, failed])
     numbers, times = np.unique(present, return_counts=True)
+    within = numbers[(numbers >= start) & (numbers < stop)]
+    if lost := stop - start - len(within):  # however many a damaged manifest claims
+        first = np.setdiff1d(np.arange(start, min(stop, start + len(within) + _SHOWN + 1)), within)
+        yield f"{name}: {lost:,} rows are neither embedded nor failed: {_some(first)}"
     for what, rows in (
-        ("are neither embedded nor failed", np.setdiff1d(np.arange(start, stop), numbers)),
         ("occur more than once", numbers[times > 1]),
         ("belong to another shard", numbers[(numbers < start) | (numbers >= stop)]),
     ):

@@ -35,11 +35,12 @@ from mwa_export.embed.ray_engine import (
     size_pool,
 )
 from mwa_export.embed.run import Execution, Task, run
+from mwa_export.embed.update import Update
 from mwa_export.errors import ClusterError, DataError, MissingPackageError, UsageError
 from mwa_export.runtimes.options import RuntimeOptions
+from mwa_export.vectors.entries import Entry
 from mwa_export.vectors.job import EmbedOptions, Job, Shard
 from mwa_export.vectors.output import WORK, Output
-from mwa_export.vectors.shards import Entry
 
 ONNX = RuntimeOptions("onnxruntime", "float32", threads=1)
 OPTIONS = EmbedOptions(shard_size=8, batch=4)
@@ -61,6 +62,22 @@ class Watched(Unwatched):
 @pytest.fixture(scope="module")
 def bundle(files: Path) -> Bundle:
     return Bundle.open(files / "bundle")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_an_update_by_workers_is_that_of_one_process(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))
+    monkeypatch.chdir(tmp_path)
+    ray = Execution(workers=1, executor=ray_executor(TWO), update=Update(vanished="keep"))
+    for name, how in (("alone", replace(ray, executor=None)), ("ray", ray)):
+        for count in (30, 22):
+            source = DrawnSource("image", count, label=f"drawn {count}")
+            done = run(bundle, [source], Path(name), options=OPTIONS, runtime=ONNX, how=how)
+        assert (done.kept, done.counts["image"].rows) == (done.counts["image"].rows - 1, 29)
+    assert files_below(tmp_path / "ray") == files_below(tmp_path / "alone")
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Row
 from mwa_export.data.sources import SourceOptions, open_source
 from mwa_export.embed.plan import Slice
-from mwa_export.embed.run import Execution, rehearse
+from mwa_export.embed.rehearse import rehearse
+from mwa_export.embed.run import Execution
 from mwa_export.encoder.open import load
 from mwa_export.errors import DataError, MwaExportError, UsageError
 from mwa_export.inputs.content import Problem

@@ -27,6 +27,7 @@ class DrawnSource:
     marker: Path | None = None  # after which it does so no more; None: it always does
     refused: int = -1  # row at which a part of the source is found to have changed
     spared: int = os.getpid()
+    label: str = "drawn"  # its fingerprint
 
     @property
     def name(self) -> str:
@@ -37,7 +38,7 @@ class DrawnSource:
         return ("square",)
 
     def scan(self, work: Path) -> Scan:
-        return Scan(self.count, "drawn", np.array([9], np.int64))
+        return Scan(self.count, self.label, np.array([9], np.int64))
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
         for number in range(start, stop):

@@ -22,9 +22,10 @@ from mwa_export.inputs.pictures import Picture
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.search.result import Found
 from mwa_export.search.run import Query, open_output, picture_of, search_output
+from mwa_export.vectors.entries import Entry
 from mwa_export.vectors.job import Dtype, Format, Input, Job, RowError, shards
 from mwa_export.vectors.output import WORK, Output
-from mwa_export.vectors.shards import Embedded, Entry
+from mwa_export.vectors.shards import Embedded
 
 ONNX = RuntimeOptions("onnxruntime", "float32")
 TEXTS = ["abc de fg", "hij kl", "mno pab cde", "klm no", "abc de fg", "a b c d e f g"]

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, nested too deeply, or not an object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return value_from_json(dict[str, Any], data, "the file")
 
 
 def json_from_value(value: Any) -> Any:
@@ -55,7 +72,7 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         if len(kinds) == len(data):
             entries = enumerate(zip(kinds, data, strict=True))
             return tuple(_read(each, entry, f"{where}[{i}]") for i, (each, entry) in entries)
-    if origin is Mapping and isinstance(data, dict):
+    if origin in (Mapping, dict) and isinstance(data, dict):
         return {
             _read(parts[0], name, where): _read(parts[1], entry, f"{where}.{name}")
             for name, entry in data.items()
@@ -67,10 +84,15 @@ def _read(kind: Any, data: Any, where: str) -> Any:
 
 
 def _dataclass(kind: Any, data: dict[str, Any], where: str) -> Any:
-    hints, values = get_type_hints(kind), {}
+    hints, values = _hints(kind), {}
     for field in fields(kind):
         if field.name in data:
             values[field.name] = _read(hints[field.name], data[field.name], f"{where}.{field.name}")
         elif field.default is not None:
             raise ValueError(f"{where}: has no {field.name}")
     return kind(**values)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)  # half a millisecond, and a manifest may list thousands of files

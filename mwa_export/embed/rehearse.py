@@ -1,0 +1,70 @@
+"""Say what a run of `embed` would do, and write nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.data.rows import Source
+from mwa_export.embed.plan import Plan, Slice, plan
+from mwa_export.embed.rows import KnownRow
+from mwa_export.embed.run import row_count
+from mwa_export.embed.update import Update, renew
+from mwa_export.runtimes.options import RuntimeOptions
+from mwa_export.vectors.job import EmbedOptions, Shard
+from mwa_export.vectors.output import Output
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """Result of `rehearse`: what a run would do."""
+
+    plan: Plan
+    shards: int  # of this run
+    todo: int  # of them, not finished
+    rows: int  # not done
+
+
+def rehearse(
+    bundle: Bundle,
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    options: EmbedOptions | None = None,
+    runtime: RuntimeOptions | None = None,
+    part: Slice | None = None,
+    update: Update | None = None,
+) -> Rehearsal:
+    """Scan the sources and say what `run` would do. Writes nothing.
+
+    Raises:
+        DataError: as `run`, also for a folder that belongs to another job.
+    """
+    earlier = Output.load(out)
+    with tempfile.TemporaryDirectory() as work:
+        planned = plan(bundle, sources, Path(work), options=options, runtime=runtime)
+        if earlier is not None and update is not None:
+            renewal = renew(planned, earlier, update)
+            if renewal is not None:
+                return _rehearsed(renewal.plan)
+    mine = list(planned.shards(part))
+    done: list[Shard] = []
+    if earlier is not None:
+        if update is None:
+            earlier.check(planned.job)
+        done = mine if earlier.finished else [entry.shard for entry in earlier.ledger(mine)]
+    return Rehearsal(planned, len(mine), len(mine) - len(done), row_count(mine) - row_count(done))
+
+
+def _rehearsed(planned: Plan) -> Rehearsal:
+    """What an update would do; rows that are kept are not to be done."""
+    every = list(planned.shards())
+    rows = sum(
+        row.content is not None and not isinstance(row, KnownRow)
+        for entry, source in zip(planned.job.inputs, planned.sources, strict=True)
+        for row in source.rows(0, entry.taken)
+    )
+    return Rehearsal(planned, len(every), len(every), rows)
