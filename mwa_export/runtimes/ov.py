@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ctypes
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +113,37 @@ class OpenVinoBackend:
             return np.concatenate(outputs)
 
 
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of Linux."""
+
+    _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """Put this thread's signal stack back.
+
+    OpenVINO sets one, for AMX, and frees it with the model: the next Ctrl-C would be a segmentation
+    fault.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
+
+
 def _requests(path: Path, options: Mapping[str, str], count: int) -> Sequence[Any]:
     openvino = require("openvino", extra="openvino", why="run graphs on OpenVINO")
     try:
         core = openvino.Core()
-        compiled = core.compile_model(core.read_model(str(path)), "CPU", dict(options))
+        model = core.read_model(str(path))
+        with _signal_stack_kept():
+            compiled = core.compile_model(model, "CPU", dict(options))
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1]
         raise BundleError(f"{path}: OpenVINO cannot load this graph: {first}") from error
