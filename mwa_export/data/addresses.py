@@ -60,12 +60,15 @@ def split_glob(spec: str) -> tuple[str, str]:
 def packing_of(name: str) -> str:
     """The extension of a compressed file, in lower case; "" of another."""
     suffix = os.path.splitext(path_of(name).lower())[1]
-    return suffix if suffix in PACKINGS else ""
+    return suffix if suffix in (*PACKINGS, ".tgz") else ""
 
 
 def suffix_of(name: str) -> str:
     """The extension of a file or URL, in lower case; of `t.csv.gz` that is `.csv`."""
-    return os.path.splitext(path_of(name).lower().removesuffix(packing_of(name)))[1]
+    packing = packing_of(name)
+    if packing == ".tgz":
+        return ".tar"
+    return os.path.splitext(path_of(name).lower().removesuffix(packing))[1]
 
 
 def folder_of(name: str) -> str:

@@ -6,36 +6,24 @@ import glob
 import os
 import re
 import stat
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from mwa_export.data.addresses import (
     HTTP,
     is_remote,
     joined,
-    local_name,
-    located,
     path_of,
     protocol_of,
     public,
     split_glob,
+    suffix_of,
 )
-from mwa_export.data.fields import Place
 from mwa_export.data.remote.access import ask
-from mwa_export.data.remote.files import RemotePicture, open_remote
+from mwa_export.data.remote.files import open_remote
 from mwa_export.errors import DataError, RemoteError
-from mwa_export.inputs.content import Problem
-from mwa_export.inputs.pictures import Picture
 
 _SHARDS = (".tar", ".parquet")
 _BRACE = re.compile(r"\{([^{}]*)\}")
-_KINDS = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def open_file(name: str) -> BinaryIO:
@@ -114,11 +102,11 @@ def expanded(spec: str) -> list[str]:
     if (brace := _BRACE.search(spec)) and not os.path.lexists(spec):
         start, end = spec[: brace.start()], spec[brace.end() :]
         return [n for part in _alternatives(brace[1]) for n in expanded(start + part + end)]
-    if path_of(spec).lower().endswith(_SHARDS) and split_glob(spec)[1]:
+    if suffix_of(spec) in _SHARDS and split_glob(spec)[1]:
         return _globbed(spec)
     names = files_in(spec) if is_folder(spec) else []
     for suffix in _SHARDS:
-        if found := [name for name in names if name.lower().endswith(suffix)]:
+        if found := [name for name in names if suffix_of(name) == suffix]:
             return [joined(path_of(spec), name) for name in found]
     if is_folder(spec) and protocol_of(spec) not in HTTP:  # which cannot be searched
         return _matches(joined(spec, "*=*/**/*.parquet")) or [spec]
@@ -154,65 +142,3 @@ def _alternatives(text: str) -> list[str]:
 def readable(name: str) -> str:
     r"""A file's name as text, without secrets. Bytes that are not UTF-8 become `\xNN`."""
     return public(os.fsencode(name).decode("utf-8", "backslashreplace"))
-
-
-def place_of(root: str, name: str) -> tuple[Place | None, Problem | None]:
-    """The place of a picture that a row names, or None and the problem.
-
-    Of a remote file nothing is looked at: that would be a round trip for each.
-    """
-    full = located(root, name)
-    if isinstance(full, Problem):
-        return None, full
-    if is_remote(full):
-        return [name, None, None], None
-    try:
-        found = os.stat(full)
-    except FileNotFoundError:
-        where = readable(os.path.abspath(full))
-        return None, Problem("missing", f"{where}: no such file. Expected a picture.")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        return None, Problem("unreadable", f"cannot be read ({reason}).")
-    for is_kind, words in _KINDS:
-        if is_kind(found.st_mode):
-            return None, Problem("unreadable", f"is {words}. Expected a picture.")
-    return [local_name(name), found.st_size, found.st_mtime_ns], None
-
-
-def picture_of(root: str, name: str, *member: Any) -> Picture | RemotePicture:
-    """The picture of a file below ``root``; of a tar's ``member``: name, offset and size."""
-    full = joined(root, name)
-    return RemotePicture(full, *member) if is_remote(full) else Picture(Path(full), *member)
-
-
-def state_of(name: str) -> tuple[int, int] | None:
-    """Size and time of change of a file; None: it is not there, or remote and not looked at."""
-    try:
-        found = None if is_remote(name) else os.stat(name)
-    except OSError:
-        return None
-    return None if found is None else (found.st_size, found.st_mtime_ns)
-
-
-def check_state(name: str, state: tuple[int, int] | None) -> None:
-    """Raise DataError if a file is not what it was during the scan."""
-    if not is_remote(name) and state_of(name) != state:
-        raise DataError(
-            f"{readable(name)}: changed since the source was scanned. Run the command again."
-        )
-
-
-def picture_at(root: str, place: Place, checked: dict[str, None]) -> Picture | RemotePicture:
-    """The picture at a place. ``checked`` holds the tars that were compared already.
-
-    Raises:
-        DataError: the file is not what it was during the scan.
-    """
-    name, size, changed, *member = place
-    full = joined(root, name)
-    if full not in checked:
-        check_state(full, (size, changed))
-        if member:
-            checked[full] = None
-    return picture_of(root, name, *member)

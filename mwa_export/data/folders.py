@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from mwa_export.data.addresses import is_remote, joined, path_of, split_glob
 from mwa_export.data.fields import Record, text_field
-from mwa_export.data.files import open_file, place_of, readable, unreadable
+from mwa_export.data.files import open_file, readable, unreadable
+from mwa_export.data.places import place_of
 from mwa_export.data.remote.access import ask
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind, Problem

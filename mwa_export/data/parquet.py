@@ -13,13 +13,8 @@ from typing import Any
 from mwa_export.data.addresses import folder_of, located
 from mwa_export.data.arrow import SLICE, Column, opened, partition, rows_of
 from mwa_export.data.fields import Columns, Fields, Record, image_field
-from mwa_export.data.files import (
-    check_state,
-    open_file,
-    picture_at,
-    readable,
-    state_of,
-)
+from mwa_export.data.files import open_file, readable
+from mwa_export.data.places import check_state, picture_at, state_of
 from mwa_export.data.rows import Row, Scan
 from mwa_export.data.spool import duplicate_rows, entries_of, id_hash
 from mwa_export.errors import DataError, ImageError

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mwa_export.data.addresses import public
 from mwa_export.data.fields import Reader, Record, escaped, of_split
-from mwa_export.data.files import picture_at, place_of
+from mwa_export.data.places import picture_at, place_of
 from mwa_export.data.rows import Row, Scan
 from mwa_export.errors import DataError
 from mwa_export.files import disk_errors

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
+from mwa_export.data.addresses import packing_of
+from mwa_export.data.compressed import plain_copy
 from mwa_export.data.fields import Columns, Fields, Place, Record, escaped, names, text_field
-from mwa_export.data.files import open_file, readable, state_of
+from mwa_export.data.files import open_file, readable
+from mwa_export.data.places import state_of
 from mwa_export.data.tables import json_object
 from mwa_export.data.tar_members import members_of
 from mwa_export.errors import DataError, RemoteError
@@ -18,7 +21,7 @@ from mwa_export.inputs.content import Caption, Kind, Problem
 from mwa_export.inputs.formats import HEAD, extensions, likely, shown
 
 _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # WebDataset's rule
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_COMPRESSED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 _MAX_TEXT = 16 << 20  # bytes of a member that is read during the scan
 _OPEN = 1 << 16  # samples of a tar that wait for more members, which bounds the memory
 _NOTED = 20  # extensions that a message names
@@ -65,13 +68,14 @@ class TarReader:
         self.skipped.clear()
         found = set[str]()
         for name in self.tars:
-            with open_file(name) as file:
+            # Pictures are read from anywhere in it.
+            with open_file(str(plain_copy(name)) if packing_of(name) else name) as file:
                 start = file.read(8)
-                for magic, kind in _COMPRESSED.items():
+                for magic, suffix in _COMPRESSED.items():
                     if start.startswith(magic):
                         raise DataError(
-                            f"{readable(name)}: is compressed with {kind}. Expected a plain tar, "
-                            "as pictures are read from anywhere in it. Decompress it."
+                            f"{readable(name)}: is compressed. Expected a plain tar under this "
+                            f"name. Rename it to end with {suffix}."
                         )
                 place = [name, *(state_of(name) or (None, None))]
                 yield from _Tar(file, readable(name), place, self, found).records()

@@ -14,13 +14,13 @@ from mwa_export.data.addresses import (
     joined,
     local_name,
     located,
-    packing_of,
     public,
     suffix_of,
 )
 from mwa_export.data.fields import Columns, Reader, Record, escaped, names, of_split
-from mwa_export.data.files import exists, expanded, files_in, is_folder, picture_of, readable
+from mwa_export.data.files import exists, expanded, files_in, is_folder, readable
 from mwa_export.data.karpathy import KarpathyReader
+from mwa_export.data.places import picture_of
 from mwa_export.data.readers import TABLES, reader_of
 from mwa_export.data.tars import TarReader
 from mwa_export.data.test_set import Groups, RetrievalData
@@ -28,7 +28,6 @@ from mwa_export.errors import DataError
 from mwa_export.inputs.content import Problem, Readable
 from mwa_export.inputs.pictures import Picture
 
-_COMPRESSED = {".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip"}
 _SHARDS = (".tar", ".parquet")
 _FORMS = (
     "Expected one of: a Karpathy or COCO JSON (.json); an index of BEiT-3 (.jsonl); a table of "
@@ -175,10 +174,6 @@ def _find(spec: str) -> list[str]:
             return files  # folders as Hive names them
         return [joined(spec, name) for name in _find_in_folder(spec, files_in(spec))]
     suffix = suffix_of(spec)
-    if (packing_of(spec) or suffix in _COMPRESSED) and suffix not in {*TABLES, ".json"}:
-        raise DataError(
-            f"{readable(spec)}: is compressed. Expected plain files. Decompress it. {_FORMS}"
-        )
     files = expanded(spec)
     if files == [spec] and not exists(spec):
         raise DataError(f"{readable(spec)}: no such file or folder. {_FORMS}")

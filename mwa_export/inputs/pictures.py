@@ -19,9 +19,11 @@ class Picture:
     member: str | None = None  # its name in the tar
     offset: int = 0  # of its bytes in the tar
     size: int | None = None  # bytes; None: to the end of the file
+    archive: str | None = None  # what the tar was decompressed from, for people
 
     def __str__(self) -> str:
-        return str(self.path) if self.member is None else f"{self.path}:{self.member}"
+        file = self.archive or str(self.path)
+        return file if self.member is None else f"{file}:{self.member}"
 
     @property
     def name(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import tarfile
@@ -133,14 +132,6 @@ def test_links_are_refused_and_folders_skipped(tmp_path: Path) -> None:
         else:
             with pytest.raises(DataError, match=r"a\.tar:0: is a link"):
                 parse_data(path)
-
-
-@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
-def test_a_compressed_tar_is_refused_whatever_its_name(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(tar_bytes(PAIR)))
-    with pytest.raises(DataError, match=r"is compressed.*Decompress it"):
-        parse_data(path)
 
 
 WHOLE = tar_bytes([*PAIR, ("2.jpg", b"two" * 400), ("2.txt", "another")])
