@@ -8,16 +8,18 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from mwa_export.cpu import cores
 from mwa_export.errors import ClusterError
+from mwa_export.files import scratch_folder
 from mwa_export.optional import require
 
+_TEMPORARY = Path("/tmp/mwa-ray")
 _OBJECT_STORE = 128 << 20  # bytes: only names of shards and their accounts travel
 # Of a cluster that is started here. Ray reads the first when it is imported.
 _LOCAL = {
@@ -74,9 +76,15 @@ def _running(address: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _local(cpus: int) -> Iterator[Any]:
-    before = dict(os.environ)
     # Sockets lie in it, whose paths may have 107 characters: TMPDIR can be too deep.
-    folder = tempfile.mkdtemp(prefix="mwa-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    place = _TEMPORARY if _TEMPORARY.parent.is_dir() else None
+    with scratch_folder(place) as folder, _local_in(str(folder), cpus) as ray:
+        yield ray
+
+
+@contextmanager
+def _local_in(folder: str, cpus: int) -> Iterator[Any]:
+    before = dict(os.environ)
     os.environ.update(_LOCAL)
     # Registered before Ray registers its own: when Python ends, Ray makes the folder once more.
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -106,7 +114,6 @@ def _local(cpus: int) -> Iterator[Any]:
                 os.environ[name] = before[name]
             else:  # also what Ray has set
                 del os.environ[name]
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from mwa_export.embed.plan import Plan, Slice, plan
 from mwa_export.embed.rows import KnownRow
 from mwa_export.embed.run import row_count
 from mwa_export.embed.update import Update, renew
+from mwa_export.files import scratch_folder
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.vectors.job import EmbedOptions, Shard
 from mwa_export.vectors.output import Output
@@ -44,8 +44,8 @@ def rehearse(
         DataError: as `run`, also for a folder that belongs to another job.
     """
     earlier = Output.load(out)
-    with tempfile.TemporaryDirectory() as work:
-        planned = plan(bundle, sources, Path(work), options=options, runtime=runtime)
+    with scratch_folder() as work:
+        planned = plan(bundle, sources, work, options=options, runtime=runtime)
         if earlier is not None and update is not None:
             renewal = renew(planned, earlier, update)
             if renewal is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed
 from mwa_export.embed.update import Update, renew
 from mwa_export.embed.worker import Worker
 from mwa_export.errors import MwaExportError, OutputDamagedError, UsageError
+from mwa_export.files import scratch_folder
 from mwa_export.inputs.content import Kind
 from mwa_export.optional import require
 from mwa_export.runtimes.options import RuntimeOptions
@@ -187,8 +187,8 @@ def _opened(planned: Plan, out: Path, how: Execution) -> tuple[Plan, Output]:
 
 def _reported(output: Output, ask: Callable[[Path], Plan], how: Execution) -> Summary:
     """Report a finished output on a disk that cannot be written."""
-    with tempfile.TemporaryDirectory() as work:
-        output.check(ask(Path(work)).job)
+    with scratch_folder() as work:
+        output.check(ask(work).job)
     return _finished(output, how)
 
 

@@ -96,7 +96,7 @@ def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
     deadly = [DrawnSource("image", 60, deadly=21, marker=marker), sources[1]]
     watch = Watched()
     how = Execution(workers=1, executor=ray_executor(TWO))
-    before, folders = dict(os.environ), set(Path("/tmp").glob("mwa-ray-*"))
+    before, folders = dict(os.environ), set(Path("/tmp").glob(".mwa-ray.*"))
     done = run(
         bundle, deadly, tmp_path / "ray", options=OPTIONS, runtime=ONNX, how=how, watch=watch
     )
@@ -116,7 +116,7 @@ def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
     assert not ray.is_initialized()  # what was started here was stopped here
     assert dict(os.environ) == before
     assert watch.handlers == {signal.getsignal(signal.SIGTERM)}  # Ray's own would abort
-    assert set(Path("/tmp").glob("mwa-ray-*")) == folders
+    assert set(Path("/tmp").glob(".mwa-ray.*")) == folders
     assert capsys.readouterr().out == ""  # stdout is for results
 
 
