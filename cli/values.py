@@ -64,7 +64,10 @@ def refuse(names: Collection[str], why: str) -> None:
     for option in context.command.params:
         source = context.get_parameter_source(option.name or "")
         if option.name in names and source is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{max(option.opts, key=len)}: {why}")
+            name = option.human_readable_name.upper()
+            if isinstance(option, click.Option):
+                name = max(option.opts, key=len)
+            raise click.UsageError(f"{name}: {why}")
 
 
 def options_of(kind: type[T], values: dict[str, Any], **given: Any) -> T:

@@ -14,7 +14,7 @@ from mwa_export.errors import AdapterError, CheckpointError
 from mwa_export.model.adapters import combine, of_towers
 from mwa_export.model.checkpoint import Checkpoint, ReadOptions, read_checkpoint
 from mwa_export.model.names import without_ignored
-from mwa_export.model.options import ModelOptions, StoredOptions, shown
+from mwa_export.model.options import MAX_IMAGE_SIZE, ModelOptions, StoredOptions, shown
 from mwa_export.model.pickled import Placeholder
 from mwa_export.model.state_dict import (
     EXTRA_VISION_ROWS,
@@ -27,7 +27,6 @@ from mwa_export.model.state_dict import (
 from mwa_export.spec import HEAD_OF_TOWER, MAX_TOKENS, ModelConfig, Tower
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MAX_IMAGE_SIZE = 4096  # pixels; attention over more patches fits into no memory
 _CHUNK = 1 << 24  # values that are looked at together
 
 

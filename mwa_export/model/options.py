@@ -35,7 +35,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
-_LARGEST = 8192  # pixels, tokens, heads: whatever is larger would only fill the memory
+MAX_IMAGE_SIZE = 4096  # pixels; attention over more patches fits into no memory
+_LARGEST = {"image_size": MAX_IMAGE_SIZE, "max_length": 8192, "heads": 8192}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,9 @@ class ModelOptions:
         scale = self.adapter_scale
         fits = scale is None or math.isfinite(scale)
         check_option("adapter_scale", scale, fits, "a finite number")
-        for name in ("image_size", "max_length", "heads"):
+        for name, largest in _LARGEST.items():
             value = getattr(self, name)
-            fits = value is None or 1 <= value <= _LARGEST
-            check_option(name, value, fits, f"1 to {_LARGEST}")
+            check_option(name, value, value is None or 1 <= value <= largest, f"1 to {largest}")
 
     def of_adapters(self) -> dict[str, Any]:
         """The adapters' options that were given."""

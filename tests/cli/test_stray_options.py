@@ -20,7 +20,7 @@ from mwa_export.calib.calibrate import CalibrationOptions
         ("quantize none --calibration c.json --method auto", "--method"),
         ("quantize none --calibration c.json --samples 256", "--samples"),
         ("embed --verify none --dtype int8", "--dtype"),
-        ("embed none --verify none", "bundle"),
+        ("embed none --verify none", "BUNDLE"),
     ],
 )
 def test_an_option_without_the_one_it_belongs_to_is_refused(arguments: str, stray: str) -> None:

@@ -260,7 +260,7 @@ def test_interrupted_run_leaves_nothing_behind(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     deadline = time.monotonic() + 60
-    while not list(folder.glob(".bundle.*")):
+    while not [*folder.glob(".bundle.*"), *folder.glob("bundle/.pending")]:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)

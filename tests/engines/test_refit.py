@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from commands import files_below, refused, run, save
 from configs import MWA
+from manifests import seal
 from torch import Tensor
 from trt_fake import VERSIONS
 from trt_fake_gpu import LateDriver, LateTensorRT
@@ -241,7 +243,7 @@ def test_an_engine_of_an_earlier_version_says_to_build_it_again(
 ) -> None:
     built(bundle)
     manifest = (bundle / "manifest.json").read_text()
-    (bundle / "manifest.json").write_text(manifest.replace('"float32": [', '"other": ['))
+    seal(bundle, json.loads(manifest.replace('"float32": [', '"other": [')))
     message = refused("refit", bundle, checkpoints[1], "-o", tmp_path / "new")
     assert "an earlier version of mwa-export built it" in message
 
