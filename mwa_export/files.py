@@ -188,19 +188,19 @@ def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
             if path.name in ("", ".."):
                 raise BundleError(f"{path}: does not name a folder. Write its name out.")
             return check_writable(path.parent)
-        if path.is_mount() or path.resolve() in (Path.cwd(), *Path.cwd().parents):
+        if not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
             raise BundleError(
-                f"{path}: is a mount point or holds the current folder, so it cannot be replaced. "
-                "Name a new folder inside it."
+                f"{path}: exists and was not made by this command ({marker} is missing), so it is "
+                "not replaced. Choose another folder, or remove it yourself."
             )
         if not force:
             raise BundleError(
                 f"{path}: exists already. Choose another folder, or replace it: `force`"
             )
-        if not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        if path.is_mount() or path.resolve() in (Path.cwd(), *Path.cwd().parents):
             raise BundleError(
-                f"{path}: exists and was not made by this command ({marker} is missing), so "
-                "`force` does not replace it. Choose another folder, or remove it yourself."
+                f"{path}: is a mount point or holds the current folder, so it cannot be replaced. "
+                "Name a new folder inside it."
             )
         check_writable(path.parent)
 

@@ -24,6 +24,7 @@ from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.spec import Tower
 
 _Seen = tuple[int, ...]
+_TRIES = 3  # to open a bundle that may be changing
 
 
 class Bundle:
@@ -42,7 +43,7 @@ class Bundle:
         Raises:
             BundleError: no bundle, an unknown schema, or a file that is missing or changed.
         """
-        folder = Path(path)
+        folder, before = Path(path), list[Manifest]()
         while True:
             bundle = cls(folder, read_manifest(folder))
             try:
@@ -50,8 +51,9 @@ class Bundle:
                     bundle.file(name)
                 return bundle
             except BundleError:
-                if read_manifest(folder) == bundle.manifest:
-                    raise  # else it was changed meanwhile
+                before.append(bundle.manifest)
+                if before[-_TRIES:] == [bundle.manifest] * _TRIES:
+                    raise  # else it may have been changed meanwhile
 
     def file(self, name: str) -> Path:
         """Where a file of the bundle is. Its content is checked unless it has not been touched.
@@ -71,17 +73,18 @@ class Bundle:
 
     def _find(self, name: str) -> tuple[Path, _Seen]:
         """Find a file by its content. Of a change that was interrupted, some are not in place."""
-        entry, place = self.manifest.files[name], self.path / name
-        for path in (place, self.path / PENDING / name, place):  # it may be moved meanwhile
-            seen = _seen(path)
-            if is_stored(path, entry):
-                inside = path.parent.resolve().is_relative_to(self.path.resolve())
-                if inside and seen == _seen(path):
-                    return path, seen
-                raise BundleError(f"{path}: leads out of the bundle, or is being changed. {REMEDY}")
-        if not place.is_file():
-            raise BundleError(f"{place}: is missing, and {MANIFEST} names it. {REMEDY}")
-        raise BundleError(f"{place}: is not the file that {MANIFEST} describes. {REMEDY}")
+        entry, place, settled = self.manifest.files[name], self.path / name, False
+        while not settled:
+            settled = True
+            for path in (place, self.path / PENDING / name, place):  # it may be moved meanwhile
+                seen = _seen(path)
+                if is_stored(path, entry):
+                    if not path.parent.resolve().is_relative_to(self.path.resolve()):
+                        raise BundleError(f"{path}: is linked from outside the bundle. {REMEDY}")
+                    if seen == _seen(path):
+                        return path, seen
+                    settled = False  # it was moved into place just now
+        raise BundleError(f"{place}: {_fault(place)}. {REMEDY}")
 
     def require(self, *towers: Tower, what: str) -> None:
         """Raise UsageError unless the bundle has the towers that ``what`` needs."""
@@ -108,7 +111,9 @@ class Bundle:
                 return graph
         have = ", ".join(f"{g.spec.tower} {g.precision} {g.dialect}" for g in self.manifest.graphs)
         wanted = precision if dialect is None else f"{precision} {dialect}"
-        raise BundleError(f"{self.path}: has no {wanted} graph for {tower}. It has: {have}.")
+        raise BundleError(
+            f"{self.path}: has no {wanted} graph for {tower}. It has: {have or 'none'}."
+        )
 
     def graph(
         self, tower: Tower, *, precision: str = "float32", dialect: str | None = None
@@ -142,6 +147,19 @@ class Bundle:
 
     def conformance(self) -> Conformance:
         return Conformance.load(self.file(CONFORMANCE), self.manifest.model.backbone)
+
+
+def _fault(path: Path) -> str:
+    """What is wrong with a file that is not what the manifest describes."""
+    try:
+        if not path.exists():
+            return f"is missing, and {MANIFEST} names it"
+        if not path.is_file():
+            return "is not a plain file"
+        path.open("rb").close()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return f"is not the file that {MANIFEST} describes"
 
 
 def _seen(path: Path) -> _Seen:

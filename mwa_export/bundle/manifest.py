@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -245,7 +246,7 @@ def read_manifest(folder: Path) -> Manifest:
             field that is missing, malformed or out of its range.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BundleError(
             f"{folder}: is not a bundle ({MANIFEST} is missing). Expected a folder made by "
             "`mwa-export onnx CHECKPOINT -o FOLDER`."
@@ -267,6 +268,8 @@ def read_manifest(folder: Path) -> Manifest:
     ) as error:
         reason = error if isinstance(error, ValueError | MwaExportError) else repr(error)
         raise BundleError(f"{path}: is not a manifest ({reason}). {REMEDY}") from error
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}).") from error
     raise BundleError(
         f"{path}: has schema version {schema!r}, and this version reads {SCHEMA}. "
         "Use the mwa-export that made it, or export again."

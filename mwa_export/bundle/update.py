@@ -109,23 +109,21 @@ def changed_bundle(
     folder = target.resolve()
     in_place = base is not None and folder == base.path.resolve()
     with disk_errors(target), locked(folder / LOCK, passing=True):
-        _settle(folder)
+        _settle(folder, target)
         if in_place and base is not None and read_manifest(folder) != base.manifest:
             raise BundleError(f"{target}: was changed since it was opened. Run the command again.")
         pending = folder / PENDING
         try:
             pending.mkdir()
             yield Change(pending, base, in_place)
-            for name in read_manifest(pending).files:
-                if not _is_below(folder / name, folder):
-                    raise BundleError(f"{target / name}: leads out of the bundle. Remove the link.")
+            _check_places(folder, target)
             if (folder / MANIFEST).exists():
                 shutil.copyfile(folder / MANIFEST, pending / _REPLACED)
             sync_folder(pending)
             (pending / MANIFEST).replace(folder / MANIFEST)
             sync(folder)
         finally:
-            _settle(folder)
+            _settle(folder, target)
 
 
 def check_target(base: Bundle | None, out: Path | None = None, *, force: bool = False) -> Path:
@@ -137,10 +135,14 @@ def check_target(base: Bundle | None, out: Path | None = None, *, force: bool = 
     target = Path(out) if out is not None else base.path if base is not None else Path()
     force = force or out is None
     with disk_errors(target):
-        if target.is_dir() and force and (target / MANIFEST).is_file() | _is_empty(target):
-            check_writable(target)
-        else:
+        if not target.is_dir() or not ((target / MANIFEST).is_file() or _is_empty(target)):
             check_new_folder(target, marker=MANIFEST, force=force)
+        elif not force:
+            raise BundleError(
+                f"{target}: exists already. Choose another folder, or replace it: `force`"
+            )
+        else:
+            check_writable(target)
     return target
 
 
@@ -148,8 +150,36 @@ def _is_empty(folder: Path) -> bool:
     return all(name in (PENDING, LOCK) for name in os.listdir(folder))
 
 
-def _settle(folder: Path) -> None:
-    """Finish the change in `.pending` if its manifest is in place; discard it else."""
+def _check_places(folder: Path, target: Path) -> None:
+    """Refuse a change that could not be finished."""
+    files = read_manifest(folder / PENDING).files
+    new = {name for name in files if (folder / PENDING / name).exists()}
+    for name in new:
+        if not _is_below(folder / name, folder):
+            raise BundleError(f"{target / name}: leads out of the bundle. Remove the link.")
+    for name in new | (_names_of(folder / MANIFEST) - files.keys()):
+        place = (target / name).parent
+        with disk_errors(place):
+            check_writable(place)
+
+
+def _settle(folder: Path, target: Path) -> None:
+    """Finish the change in `.pending` if its manifest is in place; discard it else.
+
+    Raises:
+        BundleError: something is in the way. The bundle is whole, with some files in `.pending`.
+    """
+    try:
+        _finish(folder)
+    except OSError as error:
+        raise BundleError(
+            f"{target}: can be read, but not all of its files can be moved into place "
+            f"({os.fsdecode(error.filename or folder)}: {error.strerror}). Remove what is in the "
+            "way: the next change of the bundle moves them."
+        ) from error
+
+
+def _finish(folder: Path) -> None:
     pending = folder / PENDING
     if not pending.is_dir() or pending.is_symlink():
         remove(pending)
@@ -164,8 +194,10 @@ def _settle(folder: Path) -> None:
         if inside and is_stored(staged, files[name]) and not is_stored(target, files[name]):
             _place(staged, target, ours=name in before)
     for name in before - files.keys():
-        if _is_below(folder / name, folder):
+        if _is_below(folder / name, folder) and not (folder / name).is_dir():
             (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # others have files in it
+                (folder / name).parent.rmdir()
     sync(folder)
     remove(pending)
 
@@ -182,9 +214,9 @@ def _names_of(manifest: Path) -> set[str]:
 def _place(staged: Path, target: Path, *, ours: bool) -> None:
     """Move a file into place in one step. `.pending` stays whole until all are there."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not ours and os.path.lexists(target):  # a stranger: kept, under another name
+    if os.path.lexists(target) and (target.is_dir() or not ours):  # kept, under another name
         target.rename(target.with_name(f"{target.name}.{secrets.token_hex(3)}.old"))
-    moving = staged.with_name(staged.name + ".moving")
+    moving = target.with_name(f".{target.name}.moving")  # here: the folder may be a mount
     remove(moving)
     link_or_copy(staged, moving)
     sync(moving)

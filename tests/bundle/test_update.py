@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -145,6 +147,14 @@ def test_other_files_are_kept_even_under_names_that_the_change_needs(tmp_path: P
     assert [p.read_text() for p in path.glob("new/file.*.old")] == ["mine"]
 
 
+def test_folder_under_the_name_of_a_file_is_kept_under_another(tmp_path: Path) -> None:
+    path = first(tmp_path / "bundle").path
+    for name in ("engines/two", "new/file"):
+        (path / name / "deep").mkdir(parents=True)
+    assert content(change(path)) == SECOND
+    assert len([*path.glob("engines/two.*.old/deep"), *path.glob("new/file.*.old/deep")]) == 2
+
+
 def test_files_of_another_bundle_that_is_replaced_are_removed(tmp_path: Path) -> None:
     base = first(tmp_path / "base")
     other = first(tmp_path / "other").path
@@ -190,7 +200,7 @@ def test_folder_that_leads_out_of_the_bundle_is_refused(tmp_path: Path) -> None:
     (path / "engines").rename(tmp_path / "elsewhere")
     (path / "engines").symlink_to(tmp_path / "elsewhere")
     before = files_below(tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match="leads out of the bundle"):
+    with pytest.raises(BundleError, match="is linked from outside the bundle"):
         Bundle.open(path)
     with (
         pytest.raises(BundleError, match="leads out of the bundle"),
@@ -225,6 +235,25 @@ def test_mount_point_can_be_filled_and_changed(tmp_path: Path, mount: Callable[[
         prepared.write(base.manifest)
     assert content(Bundle.open(path)) == FIRST
     assert content(change(path)) == SECOND
+
+
+def test_change_that_could_not_be_finished_is_refused(
+    tmp_path: Path, mount: Callable[[], Path]
+) -> None:
+    bundle = first(tmp_path / "bundle")
+    mounted = mount()
+    shutil.copytree(bundle.path / "engines", mounted, dirs_exist_ok=True)
+    subprocess.run(["mount", "--bind", str(mounted), str(bundle.path / "engines")], check=True)
+    try:
+        assert content(change(bundle.path)) == SECOND, "files are copied onto another disk"
+        before = files_below(bundle.path)
+        remount = ["mount", "-o", "remount,bind,ro", str(bundle.path / "engines")]
+        subprocess.run(remount, check=True)
+        with pytest.raises(BundleError, match="engines: cannot be written: the file system is"):
+            change(bundle.path)
+        assert files_below(bundle.path) == before
+    finally:
+        subprocess.run(["umount", str(bundle.path / "engines")], check=True)
 
 
 def test_disk_that_cannot_be_written_is_refused_before_the_work(
@@ -354,3 +383,25 @@ def test_files_are_checked_where_they_are_loaded(tmp_path: Path) -> None:
     (bundle.path / "a.onnx.data").write_text("Old a.onnx.data")
     with pytest.raises(BundleError, match=r"a\.onnx\.data: is not the file"):
         bundle.graph("text")
+
+
+def test_readers_are_not_turned_away_by_changes(tmp_path: Path) -> None:
+    base = first(tmp_path / "base")
+    path = first(tmp_path / "bundle").path
+    ended = threading.Event()
+
+    def read() -> int:
+        count = 0
+        while not ended.is_set():
+            assert Bundle.open(path).manifest.files.keys() in (FIRST.keys(), SECOND.keys())
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(read)
+        for _ in range(10):
+            change(path)
+            with changed_bundle(base, path, force=True) as prepared:
+                prepared.write(base.manifest)
+        ended.set()
+        assert reader.result() > 10
