@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
+
+from mwa_export.cpu import fast_int8, instruction_sets
+from mwa_export.errors import check_option
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +51,25 @@ FLOAT8 = Dialect("tensorrt-float8", "TensorRT 10 and 11", "float8", 0, typed=Tru
 """Engines are compiled from it; no bundle holds it."""
 CPU_DIALECTS = ("openvino", "onnxruntime")
 """Those of CPUs, the fastest first where there are INT8 instructions. Packages have these names."""
+
+
+def named_dialects(names: Sequence[str]) -> tuple[Dialect, ...]:
+    """The dialects asked for, or those of the CPU runtimes that are installed."""
+    if "all" in names:
+        names = tuple(DIALECTS)
+    if not names:
+        names = tuple(name for name in CPU_DIALECTS if find_spec(name) is not None)
+    for name in names:
+        check_option("dialects", name, name in DIALECTS, ", ".join((*DIALECTS, "all")))
+    return tuple(DIALECTS[name] for name in dict.fromkeys(names))
+
+
+def primary_dialect(dialects: Sequence[Dialect]) -> Dialect:
+    """The dialect that the search measures: of the fastest runtime here that was asked for."""
+    named = {dialect.name for dialect in dialects}
+    # Without INT8 instructions OpenVINO is slow at it, and less exact.
+    slow = fast_int8(instruction_sets()) is False
+    for name in reversed(CPU_DIALECTS) if slow else CPU_DIALECTS:
+        if name in named and find_spec(name) is not None:
+            return DIALECTS[name]
+    return DIALECTS["onnxruntime"]

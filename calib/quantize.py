@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from mwa_export.bundle.bundle import Bundle
@@ -15,7 +14,7 @@ from mwa_export.bundle.update import Change, changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.curve import TRADEOFF, write_curve
-from mwa_export.calib.dialects import CPU_DIALECTS, DIALECTS, Dialect
+from mwa_export.calib.dialects import DIALECTS, named_dialects, primary_dialect
 from mwa_export.calib.evaluate import (
     Evaluator,
     HeldBack,
@@ -35,12 +34,12 @@ from mwa_export.calib.precision_search import (
 from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
 from mwa_export.calib.sites import find_sites
 from mwa_export.calib.variants import Variants
-from mwa_export.cpu import check_threads, fast_int8, instruction_sets
+from mwa_export.cpu import check_threads
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
 from mwa_export.errors import ParityError, UsageError, check_option
-from mwa_export.files import scratch_folder
+from mwa_export.files import scratch_folder, sha256_of
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK, check_recall_drop
 from mwa_export.progress import Progress, Silent
@@ -116,7 +115,7 @@ def quantize(
         UsageError: options that do not go together.
     """
     options, progress = options or QuantizeOptions(), progress or Silent()
-    _dialects(options.dialects)  # refuses before the work starts
+    named_dialects(options.dialects)  # refuses before the work starts
     if calibration is not None:
         ignored = options.calibration.chosen
         if data is None and held_back is None and options.samples != SAMPLES:
@@ -139,7 +138,8 @@ def quantize(
             "embedded (`data`), or an earlier calibration (`calibration`)."
         )
     with changed_bundle(bundle, out, force=force) as change:  # refuses before the work starts
-        quantized = _quantize(change, bundle, found, data, held_back, options, progress)
+        earlier = _earlier(bundle, calibration)
+        quantized = _quantize(change, bundle, found, earlier, data, held_back, options, progress)
     return replace(quantized, bundle=Bundle(Path(out or path), quantized.bundle.manifest))
 
 
@@ -147,13 +147,14 @@ def _quantize(
     change: Change,
     bundle: Bundle,
     found: Calibration | None,
+    earlier: Quantization | None,
     data: RetrievalData | None,
     held_back: RetrievalData | None,
     options: QuantizeOptions,
     progress: Progress,
 ) -> Quantized:
-    """Do the work of `quantize`, and write its files."""
-    folder, dialects = change.folder, _dialects(options.dialects)
+    """Do the work of `quantize`, and write its files. ``earlier``: see `_earlier`."""
+    folder, dialects = change.folder, named_dialects(options.dialects)
     side = open_bundle(bundle, lent_tokenizer=options.tokenizer)
     samples: Samples | None = None
     if found is not None:
@@ -171,21 +172,37 @@ def _quantize(
     measured: tuple[Measured, ...] = ()
     warnings: tuple[str, ...]
     if held_back is None:
+        if earlier is not None and not options.keep:
+            kept = frozenset(SiteKey(t, name) for t in TOWERS for name in earlier.kept.get(t, ()))
         chosen = frozenset(_all_sites(variants)) - kept
         warnings = ("recall was not measured (no `data`): `auto` will not choose these graphs",)
     else:
         evaluator = Evaluator(
-            variants, HeldBack(side, held_back, progress), _primary(dialects), options.threads
+            variants,
+            HeldBack(side, held_back, progress),
+            primary_dialect(dialects),
+            options.threads,
         )
         few = samples or take_samples(side, held_back, options.samples, options.seed)
         result, times = _search(evaluator, few, kept, options, progress)
         chosen, warnings = result.chosen.int8, _coarse(held_back, options.max_recall_drop)
         if not chosen:
             raise ParityError(_nothing_passes(result, options.max_recall_drop))
-    for graph in bundle.manifest.graphs:
-        if graph.precision == "int8":  # of an earlier calibration: a bundle holds one
-            change.drop(*bundle.manifest.files_of(graph.file))
-    change.drop(f"{TRADEOFF}.json", f"{TRADEOFF}.svg")
+    high = {
+        tower: tuple(s.name for s in variants.sites(tower) if SiteKey(tower, s.name) not in chosen)
+        for tower in TOWERS
+    }
+    if earlier is not None and earlier.kept != high:
+        earlier = None  # a bundle holds INT8 graphs of one calibration and one choice of layers
+    written = {dialect.name for dialect in dialects}
+    old = [graph for graph in bundle.manifest.graphs if graph.precision == "int8"]
+    gone = [graph for graph in old if earlier is None or graph.dialect in written]
+    change.drop(*(name for graph in gone for name in bundle.manifest.files_of(graph.file)))
+    if lost := sorted({graph.dialect for graph in gone} - written):
+        again = " ".join(f"`dialects={name}`" for name in lost)
+        warnings += (f"INT8 graphs of the earlier quantization are removed: {again}",)
+    if earlier is None or result is not None:
+        change.drop(f"{TRADEOFF}.json", f"{TRADEOFF}.svg")
     files: list[GraphFile] = []
     for dialect in dialects:
         progress(f"write the graphs for {dialect.runtime}")
@@ -201,51 +218,42 @@ def _quantize(
     if result is not None:
         write_curve(folder, result, times, options.max_recall_drop)
     progress("write the manifest")
-    quantization = Quantization(
-        mwa_export=__version__,
-        calibration=CALIBRATION,
-        data=found.data,
-        max_recall_drop=options.max_recall_drop,
-        held_back=None
-        if held_back is None
-        else HeldBackData(held_back.name, len(held_back.pictures), len(held_back.captions)),
-        measured=measured,
-        kept={
-            tower: tuple(
-                site.name
-                for site in variants.sites(tower)
-                if SiteKey(tower, site.name) not in chosen
-            )
-            for tower in TOWERS
-        },
-    )
-    others = [graph for graph in bundle.manifest.graphs if graph.precision != "int8"]
+    if earlier is not None and held_back is None:
+        quantization = earlier
+    else:
+        on = None if held_back is None else _described(held_back)
+        budget = options.max_recall_drop
+        if earlier is not None and (earlier.held_back, earlier.max_recall_drop) == (on, budget):
+            new = {(entry.runtime, entry.precision) for entry in measured}
+            old_ones = (e for e in earlier.measured if (e.runtime, e.precision) not in new)
+            measured = (*measured, *old_ones)
+        quantization = Quantization(
+            mwa_export=__version__,
+            calibration=CALIBRATION,
+            data=found.data,
+            max_recall_drop=budget,
+            held_back=on,
+            measured=measured,
+            kept=high,
+        )
+    others = [graph for graph in bundle.manifest.graphs if graph not in gone]
     manifest = change.write(
         replace(bundle.manifest, graphs=(*others, *graphs), quantization=quantization)
     )
     return Quantized(Bundle(folder, manifest), found, result, quantization, warnings)
 
 
-def _dialects(names: tuple[str, ...]) -> tuple[Dialect, ...]:
-    """The dialects asked for, or those of the CPU runtimes that are installed."""
-    if "all" in names:
-        names = tuple(DIALECTS)
-    if not names:
-        names = tuple(name for name in CPU_DIALECTS if find_spec(name) is not None)
-    for name in names:
-        check_option("dialects", name, name in DIALECTS, ", ".join((*DIALECTS, "all")))
-    return tuple(DIALECTS[name] for name in dict.fromkeys(names))
+def _earlier(bundle: Bundle, calibration: Path | None) -> Quantization | None:
+    """The bundle's quantization, if it is of this calibration: its graphs may stay."""
+    stored = bundle.manifest.files.get(CALIBRATION)
+    if calibration is None or stored is None:
+        return None
+    file = calibration / CALIBRATION if calibration.is_dir() else calibration
+    return bundle.manifest.quantization if sha256_of(file) == stored.sha256 else None
 
 
-def _primary(dialects: tuple[Dialect, ...]) -> Dialect:
-    """The dialect that the search measures: of the fastest runtime here that was asked for."""
-    named = {dialect.name for dialect in dialects}
-    # Without INT8 instructions OpenVINO is slow at it, and less exact.
-    slow = fast_int8(instruction_sets()) is False
-    for name in reversed(CPU_DIALECTS) if slow else CPU_DIALECTS:
-        if name in named and find_spec(name) is not None:
-            return DIALECTS[name]
-    return DIALECTS["onnxruntime"]
+def _described(data: RetrievalData) -> HeldBackData:
+    return HeldBackData(data.name, len(data.pictures), len(data.captions))
 
 
 def _all_sites(variants: Variants) -> list[SiteKey]:

@@ -120,8 +120,32 @@ def test_calibration_is_reused_without_data(whole: tuple[Path, Outcome], copy: P
 
     run("quantize", copy, "--calibration", calibration, "--dialect", "tensorrt8")
     dialects = {g.dialect for g in Bundle.open(copy).manifest.graphs if g.precision == "int8"}
-    assert dialects == {"tensorrt8"}
-    assert not list(copy.glob("*.int8.onnxruntime.onnx")), "the earlier INT8 graphs are gone"
+    assert dialects == {"onnxruntime", "tensorrt8"}
+
+
+def test_graphs_of_another_choice_of_layers_go_and_that_is_said(
+    whole: tuple[Path, Outcome], copy: Path
+) -> None:
+    calibration = ("--calibration", whole[0] / "calibration.json")
+    assert run("quantize", copy, *calibration, *QUICK).status == 0
+    outcome = run("quantize", copy, *calibration, "--dialect", "tensorrt8", "--keep", "text:*")
+    assert outcome.status == 0
+    assert "are removed: --dialect onnxruntime" in outcome.stderr
+    assert {g.dialect for g in Bundle.open(copy).manifest.graphs} == {"onnx", "tensorrt8"}
+
+
+def test_measured_graphs_stay_when_another_runtimes_are_added(
+    whole: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(whole[0], tmp_path / "bundle"))
+    before = quantization(bundle)
+    calibration = ("--calibration", bundle / "calibration.json")
+    assert run("quantize", bundle, *calibration, "--dialect", "tensorrt").status == 0
+    assert quantization(bundle) == before
+    assert (bundle / "tradeoff.json").exists()
+    assert {g.dialect for g in Bundle.open(bundle).manifest.graphs} == {
+        *("onnx", "onnxruntime", "tensorrt")
+    }
 
 
 def test_kept_layers_stay_and_force_replaces_only_if_asked(
