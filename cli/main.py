@@ -12,7 +12,7 @@ import click
 from click.shell_completion import shell_complete
 
 from mwa_export.cli import console
-from mwa_export.cli.ending import run_as_process
+from mwa_export.cli.ending import open_closed_streams, run_as_process
 from mwa_export.cli.values import TEXT
 from mwa_export.version import __version__
 
@@ -74,6 +74,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line."""
+    open_closed_streams()
     _take_names_as_utf8()
     # What Pillow warns of costs nothing: a picture is decoded, or it is an error with a reason.
     warnings.filterwarnings("ignore", module=r"PIL\.")
