@@ -148,7 +148,7 @@ def open_closed_streams() -> None:
         if getattr(sys, name) is None:
             number = os.open(os.devnull, os.O_RDWR)
             if name != "stdin":
-                setattr(sys, name, open(number, "w", closefd=False))
+                setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 def prepare_streams() -> None:
