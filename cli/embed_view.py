@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
@@ -116,8 +117,12 @@ class Watchers:
     def _write(self, event: str, **fields: Any) -> None:
         if self._log is not None:
             with self._lock:
-                self._log.write(json.dumps({"event": event, **fields}) + "\n")
-                self._log.flush()
+                try:
+                    self._log.write(json.dumps({"event": event, **fields}) + "\n")
+                    self._log.flush()
+                except OSError as error:
+                    error.filename = error.filename or self._log.name
+                    raise
 
 
 @contextmanager
@@ -129,9 +134,11 @@ def watching(log: str | None) -> Iterator[Watchers]:
             file = sys.stdout
         elif log is not None:
             try:
-                file = stack.enter_context(Path(log).open("a", encoding="utf-8"))
+                raw: Any = stack.enter_context(Path(log).open("ab", buffering=0))
             except OSError as error:
                 raise BundleError(f"--log-json {log}: {error.strerror}.") from error
+            # Unbuffered, so that closing it after a failed write does not fail again.
+            file = io.TextIOWrapper(raw, "utf-8", write_through=True)
         watch = Watchers(stack.enter_context(console.status()), file)
         try:
             yield watch

@@ -119,6 +119,14 @@ def test_output_that_a_disk_has_no_room_for_is_an_error() -> None:
 
 
 @posix
+def test_a_log_that_a_disk_has_no_room_for_is_named(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("abc\n")
+    arguments = (files / "bundle", "--texts", tmp_path / "texts.txt", "-o", tmp_path / "out")
+    _, _, stderr = run("embed", *arguments, "--log-json", "/dev/full", "--runtime", "onnxruntime")
+    assert stderr.splitlines()[-1].startswith("error: /dev/full: No space left on device")
+
+
+@posix
 @pytest.mark.parametrize(
     ("ignored", "number", "status"),
     [(False, signal.SIGHUP, 129), (False, signal.SIGTERM, 143), (True, signal.SIGHUP, 0)],
