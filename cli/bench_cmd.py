@@ -64,8 +64,8 @@ Examples:
 @click.option(
     "--lengths",
     metavar="coco|N",
-    help="Random captions as long as those of COCO, or of N tokens. Default: those of --data, else "
-    "coco.",
+    help="Random captions of lengths assumed for COCO, or of N tokens. Default: those of --data, "
+    "else coco.",
 )
 @click.option(
     "--rounds",

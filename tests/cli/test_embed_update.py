@@ -30,7 +30,7 @@ def test_an_update_says_what_it_kept(command: list[object], tmp_path: Path) -> N
     outcome = run(*command, "--update", "--vanished", "keep")
     assert outcome.status == 0, outcome
     assert "images: 5 embedded + 0 failed + 0 skipped = 5 rows" in outcome.stdout
-    assert "4 rows were kept" in outcome.stderr
+    assert "4 rows kept" in outcome.stderr
     assert run("embed", "--verify", tmp_path / "out").status == 0
 
 
