@@ -30,7 +30,7 @@ Examples:
 @click.command(epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH)
 @click.option("--reference", type=PATH, help="The checkpoint of the bundle; peers need it.")
-@click.option("--adapter", type=PATH, help="Adapter file, if the reference is its base.")
+@click.option("--adapter", type=PATH, help="Adapter file, if --reference is its base.")
 @data_options("Test set, as `parity` reads it; else inputs are random.")
 @click.option(
     "--runtime",
@@ -44,7 +44,7 @@ Examples:
     "--peers",
     default="all",
     metavar="LIST",
-    help="all, none, or a list with commas: eager, eager-bf16, compile, onnx, openvino, "
+    help="all, none, or a comma-separated list: eager, eager-bf16, compile, onnx, openvino, "
     "openvino-bf16.",
 )
 @click.option(
@@ -59,12 +59,13 @@ Examples:
     type=Whole(min=1),
     multiple=True,
     default=(1, 8),
-    help="Rows of a call. Repeatable.",
+    help="Rows per call. Repeatable.",
 )
 @click.option(
     "--lengths",
     metavar="coco|N",
-    help="Random captions of plausible or of N tokens; default: those of --data, else coco.",
+    help="Random captions of lengths assumed for COCO, or of N tokens. Default: those of --data, "
+    "else coco.",
 )
 @click.option(
     "--rounds",
@@ -81,7 +82,7 @@ Examples:
     help="Allow precisions that are slower than float32 on this CPU, such as INT8.",
 )
 @device_option
-@click.option("-o", "--out", type=PATH, default="bench", help="Folder to make.")
+@click.option("-o", "--out", type=PATH, default="bench", help="Folder to create.")
 @click.option("--force", is_flag=True, help="Replace an earlier benchmark.")
 @reading_options
 @console.verbosity
@@ -99,7 +100,7 @@ def command(
 ) -> None:
     """Measure how fast BUNDLE embeds, and how fast others embed with the same checkpoint.
 
-    Every round runs each contender once, in shuffled order; what counts are the ratios within a
+    Every round runs each contender once, in shuffled order; the results are ratios within a
     round. Writes bench.md, bench.svg and bench.json. What cannot run is listed with its reason.
     """
     if reference is None:

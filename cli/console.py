@@ -19,6 +19,7 @@ from mwa_export.progress import Progress, Silent
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_NARROWEST = 40  # columns of a table; fewer show blanks
 _quiet = False
 running: str | None = None
 """Name of the command that runs, whose flags messages use."""
@@ -209,4 +210,6 @@ def table(
         )
     for row in rows:
         output.add_row(*(_in_one_line(printable(cell)) for cell in row))
-    Console(highlight=False, markup=False, emoji=False).print(output)
+    terminal = Console(highlight=False, markup=False, emoji=False)
+    terminal.width = max(terminal.width, _NARROWEST)
+    terminal.print(output)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="\b\nExample:\n  mwa-export demo -o demo\n")
-@click.option("-o", "--out", type=PATH, default="demo", help="Folder to make.")
+@click.option("-o", "--out", type=PATH, default="demo", help="Folder to create.")
 @click.option("--force", is_flag=True, help="Replace the folder if it exists.")
 @console.verbosity
 def command(out: Path, force: bool) -> None:

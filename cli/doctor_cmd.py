@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @console.verbosity
 def command(as_json: bool) -> None:
-    """Say what this machine can run: processor, GPU, runtimes, versions, and what to install."""
+    """Show what this machine can run: processor, GPU, runtimes, versions, and what to install."""
     from mwa_export.runtimes.doctor import advice, examine
 
     found = examine()

@@ -36,7 +36,7 @@ Examples:
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, file, list, table, tars.")
 @click.option("--texts", metavar="SOURCE", help="Texts: table, lines, or - for standard input.")
-@click.option("--columns", metavar="A,B", help="Columns of the source to carry along.")
+@click.option("--columns", metavar="A,B", help="Columns of the source to copy to the output.")
 @click.option(
     "--id-column",
     metavar="NAME",
@@ -45,7 +45,7 @@ Examples:
 @click.option(
     "--image-column",
     metavar="NAME",
-    help="Column with the pictures; default: image, path, ... In tars: their extension.",
+    help="Column with the pictures; default: image, path, ... In tars: a file extension.",
 )
 @click.option(
     "--text-column",
@@ -54,24 +54,24 @@ Examples:
     metavar="NAME",
     help="Column of a table with the texts; default: caption, text, ...",
 )
-@click.option("--image-root", metavar="FOLDER", help="Where a table's paths begin.")
+@click.option("--image-root", metavar="FOLDER", help="Folder that a table's paths are relative to.")
 @click.option("--split", help="Split of a Karpathy JSON or of a table; default: all.")
 @click.option(
     "--timeout",
     type=Real(min=0, min_open=True),
     default=30.0,
     metavar="SECONDS",
-    help="Silence of a remote server that ends an attempt.",
+    help="How long a remote server may be silent before an attempt is given up.",
 )
 @click.option(
     "--retries",
     type=Whole(0, 100),
     default=4,
     metavar="N",
-    help="Further attempts to read what is remote.",
+    help="Further attempts to read a remote file.",
 )
 @click.option("--limit", type=Whole(min=1), help="Take the first N rows of a source.")
-@click.option("-o", "--out", type=PATH, help="Folder to write, or to go on with.")
+@click.option("-o", "--out", type=PATH, help="Folder to write, or to resume.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "int8"]),
@@ -82,43 +82,51 @@ Examples:
     "--format",
     type=click.Choice(["parquet", "npy"]),
     default="parquet",
-    help="npy: vectors in .npy files, all else in Parquet beside them.",
+    help="npy: vectors in .npy files, everything else in Parquet beside them.",
 )
 @click.option(
     "--shard-size",
     type=Whole(min=1),
-    help="Rows of a file; what a killed run loses at most.  [default: 2048 pictures, 16384 texts]",
+    help="Rows per file; a killed run loses no more.  [default: 2048 pictures, 16384 texts]",
 )
-@click.option("--faiss", is_flag=True, help="Write a FAISS index (inner product) as well.")
+@click.option("--faiss", is_flag=True, help="Also write a FAISS index (inner product).")
 @runtime_options()
-@click.option("--batch", type=Whole(min=1), help="Rows that the model gets at once.")
-@click.option("--workers", type=Whole(min=1), help="Threads that decode; default: cores.")
+@click.option("--batch", type=Whole(min=1), help="Rows per model call.")
+@click.option("--workers", type=Whole(min=1), help="Decoding threads. Default: one per core.")
 @click.option("--shard", metavar="I/N", help="This machine's part: every Nth file, from the Ith.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
-    help="ray: on a Ray cluster; starts a local one where there is none.",
+    help="ray: run on a Ray cluster; starts a local one if there is none.",
 )
 @click.option("--ray-address", help="A running cluster; default: $RAY_ADDRESS, or a local one.")
-@click.option("--ray-actors", metavar="N|MIN-MAX", help="Models held; default: what fits.")
+@click.option(
+    "--ray-actors", metavar="N|MIN-MAX", help="Copies of the model. Default: as many as fit."
+)
 @click.option("--ray-cpus", type=Whole(min=1), help="Cores per model; default: 4.")
 @click.option("--ray-gpus", type=Real(min=0), help="GPUs per model.")
 @click.option(
     "--max-errors",
     metavar="N|P%",
-    help="Stop, with exit status 1, when more rows fail. Default: finish, then 1 above 10%.",
+    help="Stop with exit status 1 when more rows fail. Default: finish, then exit with 1 if more "
+    "than 10% failed.",
 )
-@click.option("--update", is_flag=True, help="Go on with a changed source; keep what is the same.")
+@click.option("--update", is_flag=True, help="Follow a changed source; unchanged rows are kept.")
 @click.option("--retry-failed", is_flag=True, help="Try the rows of errors.parquet again.")
 @click.option(
     "--vanished",
     type=click.Choice(["drop", "keep"]),
     help="With --update: rows that the source no longer has.  [default: drop]",
 )
-@click.option("--dry-run", is_flag=True, help="Scan, say what would be done, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Scan and show what would be done; write nothing.")
 @click.option("--log-json", metavar="FILE|-", help="Progress as JSON lines.")
-@click.option("--verify", type=PATH, metavar="OUT", help="Prove a finished output; no BUNDLE.")
+@click.option(
+    "--verify",
+    type=PATH,
+    metavar="OUT",
+    help="Check every file of a finished output. Takes no BUNDLE.",
+)
 @console.verbosity
 def command(
     bundle: Path | None,
@@ -144,8 +152,8 @@ def command(
 ) -> None:
     """Embed pictures and texts with BUNDLE into a folder of Parquet or .npy files.
 
-    Every row of the input ends as a vector or as a row of errors.parquet. A run that was stopped,
-    killed even, goes on when the same command is run again, to the same bytes.
+    Every row of the input becomes a vector or a row of errors.parquet. When a run was stopped or
+    killed, the same command resumes it, and writes the same bytes.
     Exit status 1: more rows failed than --max-errors or 10% of a kind, or --verify found damage.
     """
     from mwa_export.cli.embed_view import show, show_proof, show_rehearsal, watching
@@ -161,7 +169,8 @@ def command(
         show_proof(verify, proof)
         return
     if bundle is None or out is None:
-        raise click.UsageError("Missing BUNDLE or -o OUT. See: mwa-export embed --help")
+        missing = "BUNDLE" if bundle is None else "-o OUT"
+        raise click.UsageError(f"Missing {missing}. See: mwa-export embed --help")
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.data.sources import SourceOptions, open_sources
     from mwa_export.embed.progress import MaxErrors, judge

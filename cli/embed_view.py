@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
@@ -15,6 +16,7 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.errors import BundleError, OutputDamagedError
+from mwa_export.report.numbers import counted
 from mwa_export.typed_json import json_from_value
 from mwa_export.vectors.job import FOLDERS
 
@@ -48,11 +50,11 @@ class Watchers:
         for reason in choice.rejected:
             console.say(f"  not {reason}")
         for entry, scan in zip(job.inputs, plan.scans, strict=True):
-            console.say(f"{FOLDERS[entry.kind]}: {entry.rows:,} rows of {entry.source}")
+            console.say(f"{FOLDERS[entry.kind]}: {counted(entry.rows, 'row')} of {entry.source}")
             if scan.skipped:
                 console.say(f"  not rows: {_counted(scan.skipped)}")
         total = sum(entry.taken for entry in job.inputs)
-        console.say(f"{todo:,} rows to do" + ("" if todo == total else f" of {total:,}"))
+        console.say(f"{counted(todo, 'row')} to do" + ("" if todo == total else f" of {total:,}"))
         self._write(
             "start",
             rows_to_do=todo,
@@ -116,8 +118,12 @@ class Watchers:
     def _write(self, event: str, **fields: Any) -> None:
         if self._log is not None:
             with self._lock:
-                self._log.write(json.dumps({"event": event, **fields}) + "\n")
-                self._log.flush()
+                try:
+                    self._log.write(json.dumps({"event": event, **fields}) + "\n")
+                    self._log.flush()
+                except OSError as error:
+                    error.filename = error.filename or self._log.name
+                    raise
 
 
 @contextmanager
@@ -129,9 +135,11 @@ def watching(log: str | None) -> Iterator[Watchers]:
             file = sys.stdout
         elif log is not None:
             try:
-                file = stack.enter_context(Path(log).open("a", encoding="utf-8"))
+                raw: Any = stack.enter_context(Path(log).open("ab", buffering=0))
             except OSError as error:
                 raise BundleError(f"--log-json {log}: {error.strerror}.") from error
+            # Unbuffered, so that closing it after a failed write does not fail again.
+            file = io.TextIOWrapper(raw, "utf-8", write_through=True)
         watch = Watchers(stack.enter_context(console.status()), file)
         try:
             yield watch
@@ -142,7 +150,10 @@ def watching(log: str | None) -> Iterator[Watchers]:
 
 def progress_line(snapshot: Snapshot) -> str:
     """One line: rows, speed, time left, failures, and the stage that limits."""
-    parts = [f"{snapshot.done:,} of {snapshot.total:,} rows", f"{snapshot.rate:,.0f} rows/s"]
+    parts = [
+        f"{snapshot.done:,} of {counted(snapshot.total, 'row')}",
+        f"{snapshot.rate:,.0f} rows/s",
+    ]
     if snapshot.eta is not None and snapshot.seconds > 3:
         parts.append(f"{console.clock(snapshot.eta)} left")
     parts.append(f"{snapshot.failed:,} failed")
@@ -158,28 +169,28 @@ def show(summary: Summary, *, quiet: bool) -> None:
             click.echo(_account(FOLDERS[kind], total, complete=summary.complete))
         click.echo(summary.out)
     if summary.kept:
-        console.say(f"{summary.kept:,} rows were kept as they were")
+        console.say(f"{counted(summary.kept, 'row')} kept unchanged")
     if (rows := summary.embedded_now - summary.kept) and summary.seconds > 0:
         rate = rows / summary.seconds
-        console.say(f"{rows:,} rows in {summary.seconds:.1f} s, {rate:,.0f} rows/s")
+        console.say(f"{counted(rows, 'row')} in {summary.seconds:.1f} s, {rate:,.0f} rows/s")
     for lost, pictures in summary.losses.items():
-        console.say(f"{pictures:,} pictures: {lost}, as for the model's training")
+        console.say(f"{counted(pictures, 'picture')}: {lost}, as for the model's training")
     if not summary.complete:
         console.say(
-            f"{summary.left:,} shards of other machines are not finished; the last machine to "
-            "finish writes the manifest"
+            f"{counted(summary.left, 'shard')} of other machines left; the last machine to finish "
+            "writes the manifest"
         )
     failed = sum(total.failed for total in summary.counts.values())
     if failed and summary.complete:
-        console.warn(f"{failed:,} rows failed; reasons: {summary.out / 'errors.parquet'}")
+        console.warn(f"{counted(failed, 'row')} failed; reasons: {summary.out / 'errors.parquet'}")
 
 
 def _account(folder: str, total: Counts, *, complete: bool) -> str:
     """Rows by outcome; the sums were checked before the manifest was written."""
     parts = f"{total.embedded:,} embedded + {total.failed:,} failed + {total.skipped:,} skipped"
     if complete:
-        return f"{folder}: {parts} = {total.rows:,} rows"
-    return f"{folder}: {parts} of {total.rows:,} rows so far"
+        return f"{folder}: {parts} = {counted(total.rows, 'row')}"
+    return f"{folder}: {parts} of {counted(total.rows, 'row')} so far"
 
 
 def show_rehearsal(rehearsal: Rehearsal) -> None:
@@ -188,12 +199,14 @@ def show_rehearsal(rehearsal: Rehearsal) -> None:
     rows: list[tuple[str, str]] = []
     for entry, scan in zip(plan.job.inputs, plan.scans, strict=True):
         rows.append((FOLDERS[entry.kind], entry.source))
-        rows.append(("", f"{entry.rows:,} rows, of which {entry.taken:,} would be embedded"))
-        rows.append(("", f"{len(scan.duplicates):,} duplicate ids, {entry.shard_count:,} shards"))
+        rows.append(("", f"{counted(entry.rows, 'row')}, {entry.taken:,} to embed"))
+        duplicates = counted(len(scan.duplicates), "duplicate id")
+        rows.append(("", f"{duplicates}, {counted(entry.shard_count, 'shard')}"))
         if scan.skipped:
             rows.append(("", f"not rows: {_counted(scan.skipped)}"))
     rows.append(("runtime", plan.choice.reason))
-    rows.append(("to do", f"{rehearsal.rows:,} rows in {rehearsal.todo:,} shards"))
+    todo = f"{counted(rehearsal.rows, 'row')} in {counted(rehearsal.todo, 'shard')}"
+    rows.append(("to do", todo))
     console.table(rows)
 
 
@@ -221,4 +234,4 @@ def show_proof(out: Path, proof: Proof) -> None:
         )
     for kind, total in proof.counts.items():
         click.echo(_account(FOLDERS[kind], total, complete=True))
-    click.echo(f"{out}: whole: {proof.files:,} files, every row accounted for")
+    click.echo(f"{out}: whole: {counted(proof.files, 'file')}, every row accounted for")

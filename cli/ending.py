@@ -139,6 +139,18 @@ class _Raw(io.FileIO):
             raise
 
 
+def open_closed_streams() -> None:
+    """Let closed outputs act like /dev/null, and keep the numbers of closed streams from files.
+
+    Standard input stays None: reading nothing would be a silent loss.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)
+            if name != "stdin":
+                setattr(sys, name, os.fdopen(number, "w", closefd=False))
+
+
 def prepare_streams() -> None:
     """Make both streams take any text, and tell closed ones apart from disks that fail."""
     codecs.register_error(_ERRORS, _replaced)

@@ -2,7 +2,8 @@
 
 The library calls an option by its Python name in backticks: `max_excluded`, or `max_excluded=5`.
 The command line prints the flag instead: the running command's own, or else that of the command
-that has one.
+that has one. A name alone may be a field of a file, so it becomes the flag of another command only
+in a message that names that command.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def with_flags(text: str, command: str | None) -> str:
             return match.group()
         owner, name = FLAGS[field]
         if command is None or name not in flags_of(command):
+            if value is None and owner not in named:
+                return match.group()
             name = _from(owner, name)
         return name if value is None else f"{name} {value}"
 

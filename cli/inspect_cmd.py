@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@model_options
+@partial(model_options, metavar="[CHECKPOINT|BUNDLE]")
 @shape_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @console.verbosity
 def command(as_json: bool, **model_values: Any) -> None:
-    """Show what is in CHECKPOINT: model, adapters, options, parameter counts; or in a bundle."""
+    """Show what a checkpoint or a bundle holds: model, adapters, options, parameter counts."""
     from mwa_export.bundle.manifest import MANIFEST
 
     checkpoint = model_values["checkpoint"]

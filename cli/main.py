@@ -12,22 +12,22 @@ import click
 from click.shell_completion import shell_complete
 
 from mwa_export.cli import console
-from mwa_export.cli.ending import run_as_process
+from mwa_export.cli.ending import open_closed_streams, run_as_process
 from mwa_export.cli.values import TEXT
 from mwa_export.version import __version__
 
 _COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloaded until they run
     "bench": "Measure speed beside PyTorch and a plain ONNX export.",
-    "demo": "The whole job on a small trained model that ships with the package.",
-    "doctor": "Say what this machine can run, and what to install.",
-    "embed": "Embed pictures and texts, millions of them, every row accounted for.",
-    "inspect": "Show what is in a checkpoint: model, adapters, options, parameters.",
+    "demo": "Run the full pipeline on a small trained model that ships with the package.",
+    "doctor": "Show what this machine can run and what to install.",
+    "embed": "Embed millions of pictures and texts, with every row accounted for.",
+    "inspect": "Show what a checkpoint or a bundle holds: model, adapters, options, parameters.",
     "onnx": "Export a checkpoint to a verified ONNX bundle.",
-    "parity": "Check recall parity of a bundle with its checkpoint, with a report and gates.",
+    "parity": "Check a bundle's recall against its checkpoint, with a report and gates.",
     "quantize": "Add INT8 graphs to a bundle: calibrate, search precisions, check recall.",
     "refit": "Put another adapter into the engines of a bundle, without building them again.",
-    "search": "Find what is most like a text or a picture among embedded rows.",
-    "split": "Write what training added to a base as an adapter file.",
+    "search": "Find the embedded rows that are most like a text or a picture.",
+    "split": "Write what training added to a base checkpoint to an adapter file.",
     "trt": "Add TensorRT engines to a bundle, for the GPU of this machine.",
 }
 
@@ -61,7 +61,7 @@ class _LazyGroup(click.Group):
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="Exit status: 0 done, 1 a check failed, 2 wrong use or bad input, 70 a bug, "
-    "128 + N ended by signal N; 141: nobody reads the output.",
+    "128 + N ended by signal N, 141 when the reader of the output has gone away.",
 )
 @click.version_option(__version__, prog_name="mwa-export")
 def cli() -> None:
@@ -74,6 +74,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line."""
+    open_closed_streams()
     _take_names_as_utf8()
     # What Pillow warns of costs nothing: a picture is decoded, or it is an error with a reason.
     warnings.filterwarnings("ignore", module=r"PIL\.")

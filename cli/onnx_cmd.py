@@ -40,7 +40,7 @@ Examples:
     "--no-merge",
     multiple=True,
     metavar="STEP",
-    help="Leave a merge step out: qkv, layernorm, adapter-down, adapter-up, last-token, "
+    help="Leave out a merge step: qkv, layernorm, adapter-down, adapter-up, last-token, "
     "constants, text-mask. Repeatable.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")

@@ -27,7 +27,11 @@ def device_option(command: F) -> F:
     """--device: which GPU."""
     kind = Whole(min=0)
     return click.option(
-        "--device", type=kind, default=0, show_default=True, help="GPU, for TensorRT and CUDA."
+        "--device",
+        type=kind,
+        default=0,
+        show_default=True,
+        help="GPU number, for TensorRT and CUDA.",
     )(command)
 
 
@@ -49,16 +53,16 @@ def runtime_options(runtime: str = "auto", precision: str = "auto") -> Callable[
             type=_RUNTIMES,
             default=runtime,
             show_default=True,
-            help="What the bundle runs on.",
+            help="Runtime for the bundle.",
         ),
         click.option(
             "--precision",
             type=_PRECISIONS,
             default=precision,
             show_default=True,
-            help="Precision of the bundle's graphs. auto: the fastest here.",
+            help="Precision of the bundle's graphs. auto: the fastest on this machine.",
         ),
-        click.option("--threads", type=Whole(min=1), help="CPU threads. Default: all."),
+        click.option("--threads", type=Whole(min=1), help="CPU threads. Default: all cores."),
         click.option(
             "--allow-slow",
             is_flag=True,
@@ -108,8 +112,8 @@ _COLUMNS = (
         type=Whole(min=0),
         default=0,
         show_default=True,
-        help="Pictures that may be missing or unreadable; they are listed, their captions left "
-        "out.",
+        help="How many pictures may be missing or unreadable; they are listed, and left out with "
+        "their captions.",
     ),
 )
 _HOW = ("image_column", "caption_column", "image_id_column", "max_excluded")
@@ -131,8 +135,8 @@ def data_options(
         sets["held_back"] = ("--held-back", "--held-back-", held_back)
     options: list[Callable[[Any], Any]] = []
     for name, (flag, prefix, words) in sets.items():
-        images = f"Folder of the pictures of {flag}; default: beside it."
-        split = f"Split of {flag}; default: test, of a Karpathy JSON."
+        images = f"Folder with the pictures of {flag}. Default: next to it."
+        split = f"Split of {flag}. Default: test, for a Karpathy JSON."
         options += [
             click.option(flag, name, metavar="DATA", required=required, help=words),
             click.option(f"{prefix}images", f"{name}_images", metavar="FOLDER", help=images),
@@ -163,13 +167,14 @@ def data_options(
 
 
 _READING = (
-    click.option("--ema", is_flag=True, help="Take the moving average (model_ema)."),
+    click.option("--ema", is_flag=True, help="Use the moving average of the weights (model_ema)."),
     click.option("--model-key", metavar="KEY", help="Entry of the file that holds the weights."),
     click.option(
         "--model-prefix",
         metavar="PREFIX",
         default="",
-        help="Take the tensors whose names start so, and cut it off.",
+        show_default=False,
+        help="Use only tensors whose names start with this, and strip it.",
     ),
     click.option(
         "--ignore",
@@ -178,17 +183,17 @@ _READING = (
         help='Leave out tensors that only training needs, such as "criterion.*". Repeatable.',
     ),
     click.option(
-        "--adapter-scale", type=Real(), help="ffn_adapter_scalar, where the file does not say."
+        "--adapter-scale", type=Real(), help="ffn_adapter_scalar, if the file does not store it."
     ),
     click.option(
         "--adapter-layernorm",
         type=click.Choice(["none", "in", "out"]),
-        help="ffn_adapter_layernorm_option, where the file does not say.",
+        help="ffn_adapter_layernorm_option, if the file does not store it.",
     ),
     click.option(
         "--ffn-option",
         type=click.Choice(["parallel", "sequential"]),
-        help="ffn_option, where the file does not say.",
+        help="ffn_option, if the file does not store it.",
     ),
 )
 READING = (
@@ -199,13 +204,14 @@ READING = (
 heads_option = click.option(
     "--heads",
     type=Whole(min=1),
-    help="Attention heads. Default: as stored, or as BEiT-3 of that width has.",
+    help="Attention heads. Default: as stored, or those of a BEiT-3 of this width.",
 )
 _SHAPE = (
     click.option(
         "--image-size",
         type=Whole(min=1),
-        help="Pixels; interpolates positions. Default: input_size of training.",
+        help="Image size in pixels; position embeddings are interpolated. Default: input_size of "
+        "training.",
     ),
     click.option(
         "--max-length",
@@ -229,12 +235,15 @@ def reading_options(command: F) -> F:
     return command
 
 
-def model_options(command: F) -> F:
-    """CHECKPOINT, --base, --adapter and the options of `reading_options`."""
+def model_options(command: F, metavar: str | None = None) -> F:
+    """CHECKPOINT, --base, --adapter and the options of `reading_options`.
+
+    ``metavar``: what the usage line says in the place of CHECKPOINT.
+    """
     for decorator in reversed(
         (
-            click.argument("checkpoint", type=PATH, required=False),
-            click.option("--base", type=PATH, help="Base checkpoint, together with --adapter."),
+            click.argument("checkpoint", type=PATH, required=False, metavar=metavar),
+            click.option("--base", type=PATH, help="Checkpoint that the adapter was trained from."),
             click.option("--adapter", type=PATH, help="Adapter file, as written by `split`."),
             *_READING,
         )

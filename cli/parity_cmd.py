@@ -29,7 +29,7 @@ Examples:
 @click.command(epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH)
 @click.option("--reference", type=PATH, required=True, help="Checkpoint, or another bundle.")
-@click.option("--adapter", type=PATH, help="Adapter file, if the reference is its base.")
+@click.option("--adapter", type=PATH, help="Adapter file, if --reference is its base.")
 @data_options(
     "Karpathy or COCO JSON, BEiT-3 index (.jsonl), table of captions (.csv, .tsv, .jsonl, or a "
     "folder with one), Parquet or WebDataset (.parquet, .tar, or a folder of such files).",
@@ -40,7 +40,7 @@ Examples:
     "graphs",
     multiple=True,
     metavar="FILE",
-    help="Graph of the bundle to check, or any .onnx file, in place of --precision. Repeatable.",
+    help="Graph of the bundle to check, or any .onnx file, instead of --precision. Repeatable.",
 )
 @runtime_options("onnxruntime", "float32")
 @click.option(
@@ -51,14 +51,14 @@ Examples:
 @click.option(
     "--any-space",
     is_flag=True,
-    help="Compare although the embedding spaces differ (other weights, tokenizer, image size).",
+    help="Compare even if the embedding spaces differ (other weights, tokenizer, image size).",
 )
-@recall_drop_option("Gate on each of TR@1/5/10 and IR@1/5/10.")
+@recall_drop_option("Largest drop allowed for each of TR@1/5/10 and IR@1/5/10.")
 @click.option(
     "--min-cosine",
     type=Real(-1, 1),
     metavar="COSINE",
-    help="Gate on the smallest cosine of any row.",
+    help="Smallest cosine allowed for any row.",
 )
 @click.option(
     "--confidence",
@@ -71,8 +71,8 @@ Examples:
 @click.option(
     "--cache", type=PATH, help="Folder for the reference's embeddings; default: ~/.cache/mwa-export"
 )
-@click.option("--no-cache", is_flag=True, help="Compute the reference again, keep nothing.")
-@click.option("-o", "--out", type=PATH, default="parity", help="Folder to make.")
+@click.option("--no-cache", is_flag=True, help="Compute the reference again and cache nothing.")
+@click.option("-o", "--out", type=PATH, default="parity", help="Folder to create.")
 @click.option("--force", is_flag=True, help="Replace an earlier report.")
 @reading_options
 @console.verbosity
@@ -89,7 +89,7 @@ def command(
 ) -> None:
     """Compare BUNDLE with the checkpoint it came from, or with another bundle.
 
-    Both embed the same pictures and captions; recall, its confidence interval and the cosines say
+    Both embed the same pictures and captions; recall, its confidence interval and the cosines show
     what the conversion cost, and where. Writes report.html, report.json, report.md and junit.xml.
     Exit status 1 when a gate fails.
     """

@@ -20,7 +20,7 @@ from mwa_export.parity.reports.words import (
     recall_cells,
 )
 from mwa_export.parity.result import Parity
-from mwa_export.report.numbers import count, p_value, percent
+from mwa_export.report.numbers import count, counted, p_value, percent
 from mwa_export.report.text import printable
 from mwa_export.spec import TOWERS
 
@@ -32,7 +32,8 @@ def show(result: Parity) -> None:
     click.secho(printable(headline(result)), bold=True, fg=colour)
     data = result.data
     click.echo(printable(f"{result.candidate.name} against {result.reference.name}"))
-    click.echo(printable(f"{data.name}: {data.images:,} images, {data.captions:,} captions"))
+    size = f"{counted(data.images, 'image')}, {counted(data.captions, 'caption')}"
+    click.echo(printable(f"{data.name}: {size}"))
     click.echo()
     _show_recall(result)
     _show_ranks(result)

@@ -29,41 +29,41 @@ Examples:
 @click.command(epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH)
 @data_options(
-    "Pictures with captions to calibrate with, in any form that `parity` reads. What is not "
-    "drawn as a sample is held back, to measure recall on.",
+    "Pictures with captions to calibrate with, in any form that `parity` reads. Those "
+    "that are not drawn as samples are held back to measure recall on.",
     held_back="Another set to measure recall on.",
 )
 @click.option(
-    "--calibration", type=PATH, help="An earlier calibration.json of this bundle, without samples."
+    "--calibration", type=PATH, help="Use an earlier calibration.json of this bundle, not samples."
 )
 @click.option(
     "--samples",
     type=Whole(min=1),
     default=256,
-    help="Pictures to calibrate with, and a caption of each.",
+    help="Number of pictures to calibrate with, each with one caption.",
 )
 @click.option("--seed", type=Whole(min=0), default=0, help="Random seed for sampling.")
 @click.option(
     "--method",
     type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
     default="auto",
-    help="How a range is chosen; auto takes for each tensor the one with the least output error.",
+    help="How ranges are chosen; auto takes the method with the least output error per tensor.",
 )
 @click.option(
     "--percentile",
     type=Real(50, 100, min_open=True),
     default=99.99,
-    help="Percentile, for the method of this name.",
+    help="Percentile for --method percentile.",
 )
-@click.option("--no-smooth", is_flag=True, help="Leave activations and weights as they are.")
+@click.option("--no-smooth", is_flag=True, help="Do not smooth activations and weights.")
 @click.option(
     "--rounding",
     type=click.Choice(["nearest", "learned"]),
     default="nearest",
-    help="Rounding of the weights; learned takes minutes more and loses less.",
+    help="Rounding of the weights; learned takes some minutes longer and loses less.",
 )
 @recall_drop_option("Budget for each of TR@1/5/10 and IR@1/5/10 on the held-back data.")
-@click.option("--no-search", is_flag=True, help="All layers in INT8; measure the drop only.")
+@click.option("--no-search", is_flag=True, help="Use INT8 in all layers; only measure the drop.")
 @click.option(
     "--keep",
     multiple=True,
@@ -84,7 +84,9 @@ Examples:
     help="Extra points of the trade-off curve; each embeds the held-back data once.",
 )
 @click.option("--threads", type=Whole(min=1), help="CPU threads. Default: all cores.")
-@click.option("--tokenizer", type=PATH, help="A .spm, for a bundle that carries none.")
+@click.option(
+    "--tokenizer", type=PATH, help="SentencePiece model (.spm), for a bundle without one."
+)
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
 @click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")
 @console.verbosity
@@ -101,9 +103,9 @@ def command(
 ) -> None:
     """Add INT8 graphs to BUNDLE: calibrate, smooth, search precisions, check recall.
 
-    The fastest assignment of INT8 and high precision whose recall drop stays inside the budget on
-    held-back data is written for each runtime, with calibration.json and the trade-off curve.
-    Exit status 1 when nothing with INT8 stays inside.
+    Writes, for each runtime, the fastest mix of INT8 and high precision whose recall drop on
+    held-back data stays within the budget, with calibration.json and the trade-off curve. Exit
+    status 1 when no mix with INT8 does.
     """
     from mwa_export.bundle.update import check_target
 

@@ -27,8 +27,8 @@ Examples:
 @click.command(epilog=_EXAMPLES)
 @click.argument("output", type=PATH)
 @click.argument("text", required=False)
-@click.option("--image", type=PATH, help="Search for what is like this picture, not for a text.")
-@click.option("-k", type=Whole(min=1), default=5, help="Rows to find.")
+@click.option("--image", type=PATH, help="Search by this picture instead of a text.")
+@click.option("-k", type=Whole(min=1), default=5, help="Number of rows to find.")
 @click.option(
     "--in",
     "where",
@@ -59,7 +59,7 @@ def command(
     """Find the rows of OUTPUT, a folder that `embed` wrote, that are most like TEXT or a picture.
 
     Every row is compared, so the result is exact. An unfinished OUTPUT is searched as far as it
-    is; what is missing is said.
+    goes, with a warning about what is missing.
     """
     from mwa_export.search.page import check_page, write_page
     from mwa_export.search.run import Query, open_output, search_output
@@ -85,9 +85,11 @@ def command(
 
 def _show(found: Found) -> None:
     """The rows found as a table, with as many columns as were carried along."""
+    from mwa_export.report.numbers import counted
     from mwa_export.report.text import printable
 
-    console.say(f"the {len(found.hits):,} best of {found.searched:,} {found.where}")
+    searched = counted(found.searched, found.where.removesuffix("s"))
+    console.say(f"the {counted(len(found.hits), 'best row')} of {searched}")
     if not found.hits:
         return
     names = list(found.hits[0].columns)

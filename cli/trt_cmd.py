@@ -40,20 +40,21 @@ _OF_BEST = ("max_recall_drop", "held_back", "held_back_images", "held_back_split
     "--bf16",
     "precision",
     flag_value="bfloat16",
-    help="Bfloat16: the range of float32 and fewer digits than float16, for models with values "
-    "that float16 cannot hold. From TensorRT 10 and Ampere on.",
+    help="Build bfloat16 engines: the range of float32 and fewer digits than float16, for models "
+    "with values that float16 cannot hold. Needs TensorRT 10 and Ampere, or later.",
 )
 @click.option(
     "--int8",
     "precision",
     flag_value="int8",
-    help="INT8 where the bundle's calibration has it, float16 elsewhere. Needs `quantize` before.",
+    help="INT8 where the bundle's calibration has it, float16 elsewhere. Run `quantize` first.",
 )
 @click.option(
     "--fp8",
     "precision",
     flag_value="float8",
-    help="Float8 (E4M3) in the place of INT8. From TensorRT 10 and Ada on. Needs `quantize`, too.",
+    help="Float8 (E4M3) instead of INT8. Needs TensorRT 10 and Ada, or later; run `quantize` "
+    "first.",
 )
 @click.option(
     "--best",
@@ -64,7 +65,7 @@ _OF_BEST = ("max_recall_drop", "held_back", "held_back_images", "held_back_split
 )
 @recall_drop_option("Budget of --best for each of TR@1/5/10 and IR@1/5/10, against float32.")
 @click.option(
-    "--allow-slow", is_flag=True, help="Add --int8 or --fp8 engines also if float16 is faster."
+    "--allow-slow", is_flag=True, help="Add --int8 or --fp8 engines even if float16 is faster."
 )
 @click.option(
     "--no-speed-gate",
@@ -86,15 +87,15 @@ _OF_BEST = ("max_recall_drop", "held_back", "held_back_images", "held_back_split
 )
 @data_options(
     "Pictures with captions, in any form that `parity` reads: how large values become on them "
-    "decides what stays in float32. Without it, the bundle's conformance vectors do; --bf16 needs "
-    "neither. --best measures recall on those of its pictures that are not samples.",
+    "decides what stays in float32. Without it, the bundle's conformance vectors are used; --bf16 "
+    "needs neither. --best measures recall on those pictures that are not samples.",
     held_back="Another set for --best to measure recall on.",
 )
 @click.option(
     "--samples",
     type=Whole(min=16),
     default=64,
-    help="Pictures of --data to measure on, and a caption of each.",
+    help="Number of pictures of --data to measure on, each with one caption.",
 )
 @click.option(
     "--workspace",
@@ -119,10 +120,10 @@ _OF_BEST = ("max_recall_drop", "held_back", "held_back_images", "held_back_split
     "--hardware-compatible", is_flag=True, help="Every GPU from Ampere on may load the engines."
 )
 @click.option(
-    "--refit", is_flag=True, help="`mwa-export refit` may put another adapter into the engines."
+    "--refit", is_flag=True, help="Let `mwa-export refit` put another adapter into the engines."
 )
-@click.option("--device", type=Whole(min=0), default=0, help="GPU.")
-@click.option("--rebuild", is_flag=True, help="Build also what is there already.")
+@click.option("--device", type=Whole(min=0), default=0, help="GPU number.")
+@click.option("--rebuild", is_flag=True, help="Rebuild engines that are already there.")
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
 @click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")
 @console.verbosity
@@ -141,9 +142,9 @@ def command(
     force: bool,
     **values: Any,
 ) -> None:
-    """Add TensorRT engines to BUNDLE, for the GPU of this machine: 8.6, 10 or 11.
+    """Add engines for the GPU of this machine to BUNDLE, with TensorRT 8.6, 10 or 11.
 
-    Each tower's graph is made in the form that the installed version wants, checked on ONNX
+    Each tower's graph is made in the form that the installed version needs, checked on ONNX
     Runtime against the bundle's conformance vectors, and compiled.
     """
     if precision is None:

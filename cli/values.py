@@ -19,6 +19,8 @@ _MOST = 2**31 - 1  # of a whole number; what counts further is a slip of the han
 class Whole(click.IntRange):
     """A whole number."""
 
+    name = "integer"
+
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
         number: int = super().convert(value, param, ctx)
         if abs(number) > _MOST:
@@ -28,6 +30,12 @@ class Whole(click.IntRange):
 
 class Real(click.FloatRange):
     """A finite number."""
+
+    name = "number"
+
+    def _describe_range(self) -> str:
+        unbounded = self.min is None and self.max is None
+        return "" if unbounded else super()._describe_range()
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         number: float = super().convert(value, param, ctx)

@@ -9,7 +9,7 @@ from mwa_export.bench.contenders import CannotRunError, Contender, Run
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.runtimes.backend import Backend, embed
 from mwa_export.runtimes.open import open_backend
-from mwa_export.runtimes.options import PRECISIONS, RuntimeOptions
+from mwa_export.runtimes.options import NVIDIA, PRECISIONS, RuntimeOptions
 from mwa_export.spec import Tower
 
 NAMES = {
@@ -37,7 +37,13 @@ def our_contenders(
     return [
         _contender(
             bundle,
-            RuntimeOptions(runtime, precision, threads, allow_slow=allow_slow, device=device),
+            RuntimeOptions(
+                runtime,
+                precision,
+                threads,
+                allow_slow=allow_slow,
+                device=device if runtime in NVIDIA else 0,
+            ),
         )
         for runtime in NAMES
         if not runtimes or runtime in runtimes

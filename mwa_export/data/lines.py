@@ -12,6 +12,7 @@ from mwa_export.data.addresses import folder_of
 from mwa_export.data.compressed import open_plain
 from mwa_export.data.fields import Record, text_field
 from mwa_export.data.files import readable, unreadable
+from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind, Problem
 
 STANDARD_INPUT = "-"
@@ -29,6 +30,8 @@ def text_lines(name: str, newline: str = "\n") -> Iterator[str | None]:
         DataError: the file cannot be read.
     """
     own = name != STANDARD_INPUT
+    if not own and sys.stdin is None:
+        raise DataError("standard input is closed. Give it a file or a pipe, or name a file.")
     file = open_plain(name) if own else sys.stdin.buffer
     try:
         text = _text(file, newline, marked=own)

@@ -50,6 +50,7 @@ class Slice:
     of: int
 
     def __post_init__(self) -> None:
+        check_option("shard", f"{self.index}/{self.of}", self.of >= 1, "N to be at least 1")
         given, expected = f"{self.index}/{self.of}", f"1/{self.of} to {self.of}/{self.of}"
         check_option("shard", given, 1 <= self.index <= self.of, expected)
 

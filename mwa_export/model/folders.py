@@ -39,6 +39,8 @@ def find_files(path: Path) -> CheckpointFiles:
     if path.is_file():
         config = _config(path.parent) if path.name in _HUGGING_FACE else {}
         return CheckpointFiles(path, (path,), _DEEPSPEED_NAMES.get(path.name, ""), config=config)
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path}: is a device or a pipe. Expected a file or a folder.")
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such file or folder. Expected a checkpoint.")
     # What a trainer gathered into one file counts, also beside what each rank wrote.

@@ -15,6 +15,11 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def counted(value: int, noun: str) -> str:
+    """A number of things: "1 row", "2,500 rows"."""
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
 def percent(value: float | None, queries: int) -> str:
     """A recall figure, with as many decimals as the number of queries carries."""
     if value is None or not math.isfinite(value):

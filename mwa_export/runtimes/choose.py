@@ -8,7 +8,7 @@ from mwa_export.bundle.engine import Engine, MeasuredEngines
 from mwa_export.bundle.manifest import Manifest
 from mwa_export.bundle.quantization import Measured
 from mwa_export.cpu import fast_bfloat16, fast_int8
-from mwa_export.errors import RuntimeUnavailableError
+from mwa_export.errors import RuntimeUnavailableError, UsageError
 from mwa_export.runtimes.machine import Machine
 from mwa_export.runtimes.options import AUTO, LABELS, NVIDIA, RuntimeOptions
 from mwa_export.trt.engine import usable_engines
@@ -54,7 +54,18 @@ def choose(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Cho
 
     Raises:
         RuntimeUnavailableError: nothing that was asked for can run here.
+        UsageError: a GPU was named, and what runs uses none.
     """
+    choice = _choice(manifest, options, machine)
+    if options.device and choice.runtime not in NVIDIA:
+        raise UsageError(
+            f"`device={options.device}`: {LABELS[choice.runtime]} uses no GPU. Leave `device` out, "
+            f"or name a runtime that does: {' or '.join(f'`runtime={name}`' for name in NVIDIA)}"
+        )
+    return choice
+
+
+def _choice(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Choice:
     if options.runtime == "torch":
         _need("torch", machine)
         return Choice("torch", "float32", "PyTorch with float32: it was asked for")
@@ -80,8 +91,8 @@ def choose(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Cho
         _need("cuda", machine)
         return Choice("cuda", "float32", "ONNX Runtime on CUDA with float32: it was asked for")
     wanted = " ".join(part for part in (options.runtime, options.precision) if part != AUTO)
-    details = "; ".join(dict.fromkeys(rejected)) or "no runtime has this precision"
-    raise RuntimeUnavailableError(f"{wanted or 'no runtime'} cannot be run here. {details}")
+    details = "; ".join(dict.fromkeys(rejected)) or "No runtime on this machine has this precision"
+    raise RuntimeUnavailableError(f"{wanted or 'no runtime'} cannot be run here. {details}.")
 
 
 def _worth_saying(manifest: Manifest, runtime: str, precision: str, machine: Machine) -> bool:

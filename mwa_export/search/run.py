@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import MANIFEST as BUNDLE
 from mwa_export.encoder.encoder import Encoder
 from mwa_export.encoder.open import load
 from mwa_export.errors import DataError, UsageError
@@ -149,11 +150,12 @@ def open_output(folder: Path, where: str | None = None) -> Searched:
     Raises:
         DataError: not an output of `embed`, or one without that part.
     """
-    output = Output.load(folder) if folder.is_dir() else None
+    output = Output.load(folder) if (folder / JOB).is_file() else None
     if output is None:
+        found = "it is a bundle" if (folder / BUNDLE).is_file() else f"{JOB} is missing"
         raise DataError(
-            f"{folder}: is not the output of `mwa-export embed` ({JOB} is missing). Expected the "
-            "folder that it wrote."
+            f"{folder}: is not the output of `mwa-export embed` ({found}). Expected the folder "
+            "that it wrote."
         )
     have = {FOLDERS[entry.kind]: entry for entry in output.job.inputs}
     if where is None:

@@ -165,11 +165,12 @@ def load_engine(tensorrt: TensorRt, bundle: Bundle, engine: Engine, device: Devi
         runtime.engine_host_code_allowed = True  # it carries its own runtime, covered by the hash
     loaded = runtime.deserialize_cuda_engine(blob)
     if loaded is None:
-        memory = " It needs more memory than is free: end what else uses the GPU."
+        advice = "Build it again: `mwa-export trt` with `rebuild`"
+        if messages.out_of_memory:
+            advice = "It needs more memory than is free: end what else uses the GPU."
         raise EngineError(
             f"{bundle.path / engine.file}: TensorRT {tensorrt.version} cannot load it "
-            f"({messages.reason or 'no reason given'})."
-            f"{memory if messages.out_of_memory else ' Build it again: `rebuild`'}"
+            f"({messages.reason or 'no reason given'}). {advice}"
         )
     return LoadedEngine(tensorrt, engine, messages, runtime, loaded)
 
@@ -181,12 +182,13 @@ def _checked_bytes(path: Path, sha256: str) -> bytes:
     except OSError as error:
         raise BundleError(
             f"{path}: cannot be read ({error.strerror}), and the manifest names it. Copy the "
-            "bundle again, or build the engine again: `rebuild`"
+            "bundle again, or build the engine again: `mwa-export trt` with `rebuild`"
         ) from error
     if hashlib.sha256(blob).hexdigest() != sha256:
         raise BundleError(
             f"{path}: is not the engine that the manifest describes, so it is not loaded: an "
-            "engine is code. Copy the bundle again, or build the engine again: `rebuild`"
+            "engine is code. Copy the bundle again, or build the engine again: `mwa-export trt` "
+            "with `rebuild`"
         )
     return blob
 

@@ -251,5 +251,6 @@ class EngineRunner:
         if not done:
             raise EngineError(
                 f"{self._engine.file}: TensorRT refuses to run it "
-                f"({self.loaded.messages.reason or 'no reason given'}). Build it again: `rebuild`"
+                f"({self.loaded.messages.reason or 'no reason given'}). Build it again: "
+                "`mwa-export trt` with `rebuild`"
             )

@@ -26,11 +26,11 @@ def test_an_update_says_what_it_kept(command: list[object], tmp_path: Path) -> N
     (tmp_path / "photos/z.png").write_bytes(png(9))
     assert "--update" in refused(*command)
     outcome = run(*command, "--update", "--dry-run")
-    assert "1 rows in 1 shards" in outcome.stdout
+    assert "1 row in 1 shard" in outcome.stdout
     outcome = run(*command, "--update", "--vanished", "keep")
     assert outcome.status == 0, outcome
     assert "images: 5 embedded + 0 failed + 0 skipped = 5 rows" in outcome.stdout
-    assert "4 rows were kept" in outcome.stderr
+    assert "4 rows kept" in outcome.stderr
     assert run("embed", "--verify", tmp_path / "out").status == 0
 
 

@@ -84,11 +84,46 @@ def test_a_closed_pipe_ends_the_run_as_sigpipe_would(arguments: list[str], gone:
 
 
 @posix
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("arguments", ["--version", "doctor --json"])
+def test_a_closed_output_acts_like_dev_null(arguments: str, closed: str) -> None:
+    command = f"{MWA_EXPORT} {arguments} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@posix
+def test_files_do_not_get_the_numbers_of_closed_streams() -> None:
+    code = (
+        "import os; from mwa_export.cli.ending import open_closed_streams; open_closed_streams(); "
+        "raise SystemExit(os.open(os.devnull, os.O_RDONLY))"
+    )
+    command = f"{sys.executable} -c '{code}' <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command]).returncode > 2
+
+
+@posix
+def test_a_closed_standard_input_is_not_read_as_no_rows(files: Path, tmp_path: Path) -> None:
+    command = f"{MWA_EXPORT} embed {files / 'bundle'} --texts - -o {tmp_path / 'out'} <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard input is closed")
+
+
+@posix
 def test_output_that_a_disk_has_no_room_for_is_an_error() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([MWA_EXPORT, "--help"], stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: standard output: No space left on device")
+
+
+@posix
+def test_a_log_that_a_disk_has_no_room_for_is_named(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("abc\n")
+    arguments = (files / "bundle", "--texts", tmp_path / "texts.txt", "-o", tmp_path / "out")
+    _, _, stderr = run("embed", *arguments, "--log-json", "/dev/full", "--runtime", "onnxruntime")
+    assert stderr.splitlines()[-1].startswith("error: /dev/full: No space left on device")
 
 
 @posix

@@ -84,6 +84,16 @@ def test_words_in_backticks_that_are_no_options_stay() -> None:
     assert with_flags(text, "parity") == text
 
 
+@pytest.mark.parametrize("command", [None, "quantize", "embed"])
+def test_a_name_alone_is_a_flag_of_another_command_only_where_that_is_named(
+    command: str | None,
+) -> None:
+    field = "a graph has the input `image`"
+    assert with_flags(field, command) == field
+    advice = "find it: `mwa-export search` with `image`"
+    assert with_flags(advice, command).endswith("with --image")
+
+
 def test_a_python_caller_reads_the_option_and_a_terminal_the_flag(tmp_path: Path) -> None:
     with pytest.raises(OptionsError, match="`percentile=30`: expected above 50") as caught:
         CalibrationOptions(percentile=30)

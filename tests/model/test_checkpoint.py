@@ -220,7 +220,12 @@ def test_optimizer_state_is_not_even_looked_at(tensors: Tensors, tmp_path: Path)
     assert _same(read_checkpoint(path).tensors, tensors)
 
 
-@pytest.mark.parametrize("name", ["gone.pth", "gone.safetensors", "/dev/null"])
+def test_a_device_is_told_from_a_name_that_is_not_there() -> None:
+    with pytest.raises(CheckpointError, match="is a device or a pipe"):
+        read_checkpoint(Path("/dev/null"))
+
+
+@pytest.mark.parametrize("name", ["gone.pth", "gone.safetensors"])
 def test_path_without_a_file_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file or folder"):
         read_checkpoint(tmp_path / name)

@@ -67,6 +67,13 @@ def test_auto_takes_int8_on_openvino_where_the_cpu_is_fast_at_it(plain: Manifest
     assert any('pip install "mwa-export[openvino]"' in reason for reason in choice.rejected)
 
 
+def test_a_gpu_for_a_runtime_that_uses_none_is_refused(plain: Manifest) -> None:
+    with pytest.raises(UsageError, match="`device=2`: ONNX Runtime uses no GPU"):
+        chosen(plain, Machine(VNNI, frozenset({"onnxruntime"})), device=2)
+    gpu = Machine(VNNI, frozenset({"onnxruntime", "cuda"}), nvidia=True)
+    assert chosen(plain, gpu, device=2, runtime="cuda") == ("cuda", "float32")
+
+
 def test_auto_passes_openvinos_int8_by_without_int8_instructions(plain: Manifest) -> None:
     manifest = with_recall(with_graphs(plain, *INT8), *GOOD)
     choice = choose(manifest, RuntimeOptions(), Machine(PLAIN, CPUS))

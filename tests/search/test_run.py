@@ -251,7 +251,7 @@ def test_without_an_output_or_its_part_there_is_nothing_to_search(
     out: Path, tmp_path: Path, bundle: Bundle, made: Made, files: Path
 ) -> None:
     assert "is not the output of" in refused("search", tmp_path / "none", "a")
-    assert "is not the output of" in refused("search", files / "bundle", "a")
+    assert "it is a bundle" in refused("search", files / "bundle", "a")
     only: Made = ({"text": made[0]["text"]}, made[1])
     write_output(tmp_path / "texts", bundle, *only)
     message = refused("search", tmp_path / "texts", "a", "--in", "images")

@@ -18,7 +18,7 @@ from mwa_export.parity.reports.words import (
     recall_cells,
 )
 from mwa_export.parity.result import Parity
-from mwa_export.report.numbers import count, p_value, percent
+from mwa_export.report.numbers import count, counted, p_value, percent
 from mwa_export.report.text import markdown_table, printable
 
 _LISTED = 5  # examples, excluded pictures
@@ -38,7 +38,8 @@ def markdown_from_parity(result: Parity) -> str:
     parts = [
         f"## {mark} {_escape(headline(result))}",
         f"{_escape(result.candidate.name)} against {_escape(result.reference.name)}, on "
-        f"{_escape(data.name)}: {data.images:,} images, {data.captions:,} captions.",
+        f"{_escape(data.name)}: {counted(data.images, 'image')}, "
+        f"{counted(data.captions, 'caption')}.",
         *(f"> ⚠️ {_escape(text, _LONGEST_NOTE)}" for text in _notes(result)),
         _recall_table(result),
         _ranks_table(result),

@@ -27,7 +27,17 @@ from mwa_export.parity.reports.words import (
     stage_sentence,
 )
 from mwa_export.parity.result import DIRECTION_NAMES, Parity, Which
-from mwa_export.report.numbers import MINUS, cosine, count, p_value, percent, points, share, small
+from mwa_export.report.numbers import (
+    MINUS,
+    cosine,
+    count,
+    counted,
+    p_value,
+    percent,
+    points,
+    share,
+    small,
+)
 from mwa_export.report.page import rendered
 from mwa_export.spec import TOWERS
 
@@ -36,7 +46,7 @@ SIDES: tuple[Which, ...] = ("reference", "candidate")
 
 def html_from_parity(result: Parity, thumbnails: Mapping[int, bytes] | None = None) -> str:
     """The whole document. ``thumbnails``: image row -> JPEG; other rows show the picture's name."""
-    numbers = (count, percent, points, cosine, p_value, share, small)
+    numbers = (count, counted, percent, points, cosine, p_value, share, small)
     page = rendered(
         "report.html.j2",
         ["report.css"],

@@ -15,7 +15,7 @@ from mwa_export.parity.result import (
     RecallChange,
     Stage,
 )
-from mwa_export.report.numbers import DASH, cosine, finite, percent, points, share, small
+from mwa_export.report.numbers import DASH, cosine, counted, finite, percent, points, share, small
 from mwa_export.spec import TOWERS, Tower
 
 COSINE_HEAD = ("cosine", "mean", "1st percentile", "minimum")
@@ -96,9 +96,9 @@ def left_out(result: Parity) -> str:
     excluded = result.data.excluded
     if not excluded:
         return ""
-    captions = sum(item.captions for item in excluded)
-    pictures = "1 picture was" if len(excluded) == 1 else f"{len(excluded):,} pictures were"
-    return f"{pictures} left out, with {captions:,} caption{'s' if captions != 1 else ''}"
+    captions = counted(sum(item.captions for item in excluded), "caption")
+    were = "was" if len(excluded) == 1 else "were"
+    return f"{counted(len(excluded), 'picture')} {were} left out, with {captions}"
 
 
 def certain_changes(result: Parity) -> str:
