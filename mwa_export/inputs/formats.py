@@ -77,8 +77,15 @@ def shown(extension: str) -> str:
 
 def likely(head: bytes) -> tuple[str, ...]:
     """The formats whose mark ``head``, the first bytes of a file, has."""
-    marks = ((name, Image.OPEN[name][1]) for name in formats())
-    return tuple(name for name, fits in marks if fits is not None and fits(head[:HEAD]) is True)
+    return tuple(name for name in formats() if _fits(name, head[:HEAD]))
+
+
+def _fits(name: str, head: bytes) -> bool:
+    accepts = Image.OPEN[name][1]
+    try:
+        return accepts is not None and accepts(head) is True
+    except Exception:  # of Pillow's, where there are fewer bytes than a mark has
+        return False
 
 
 def unknown(head: bytes) -> str:

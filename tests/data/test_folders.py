@@ -51,6 +51,14 @@ def test_pictures_of_every_extension_and_of_none_are_rows(tmp_path: Path) -> Non
     assert scan.skipped == {"without extension": 1}
 
 
+def test_files_shorter_than_a_mark_are_no_pictures(tmp_path: Path) -> None:
+    root = write(tmp_path / "p", "a.png")
+    for size in range(4):
+        (root / f"short{size}").write_bytes(b"II*"[:size])
+    found, scan = ids(root, tmp_path)
+    assert (found, scan.skipped) == (["a.png"], {"without extension": 4})
+
+
 def test_what_is_passed_over_is_counted_by_extension(tmp_path: Path) -> None:
     root = write(tmp_path / "p", "a.png", "b/x.txt", "b/y.TXT", "c.d/z", "v.mp4", ".git/x.png")
     (root / "c.d/z").write_bytes(b"Makefile")
