@@ -137,3 +137,32 @@ def test_one_picture_is_a_source(tmp_path: Path) -> None:
     for name in ("absent.png", "list.xyz"):
         with pytest.raises(DataError, match="is not a folder"):
             open_source("image", str(root / name), SourceOptions())
+
+
+@pytest.mark.parametrize(("kind", "picture"), [("image", "deep/b.jpg"), ("text", "n.txt")])
+def test_a_folder_of_shards_and_other_rows_is_refused(
+    kind: Kind, picture: str, tmp_path: Path
+) -> None:
+    root = write(tmp_path / "p", picture, "stray.tar")
+    with pytest.raises(DataError, match=rf"\.tar files and {kind}s \({picture}\).*/\*\.tar"):
+        open_source(kind, str(root), SourceOptions())
+    (root / "stray.tar").rename(root / "_stray.tar")
+    found, scan = ids(root, tmp_path, kind)
+    assert (found, scan.skipped) == ([picture], {".tar": 1})
+    write(root, "a.tar", "b.parquet")
+    with pytest.raises(DataError, match=r"\.tar files and \.parquet files"):
+        open_source(kind, str(root), SourceOptions())
+
+
+def test_what_lies_beside_the_parts_of_a_table_is_counted(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    root = tmp_path / "parts"
+    (root / "_temporary").mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), root / "part-0.parquet")
+    for name in ("_SUCCESS", ".part-0.crc", "_old.parquet", "_temporary/x.parquet", "stats.json"):
+        (root / name).write_bytes(b"")
+    found, scan = ids(root, tmp_path, "text")
+    assert found == ["0", "1"]
+    assert scan.skipped == {"hidden": 1, ".parquet": 2, ".json": 1, "without extension": 1}

@@ -289,13 +289,13 @@ def test_standard_input_can_be_read_again(tmp_path: Path, monkeypatch: pytest.Mo
         assert [row.content for row in source.rows(0, 2)] == ["one", "two"]
 
 
-@pytest.mark.parametrize("spec", ["memory://mwa", "memory://mwa/t.tar", "memory://mwa/t.csv"])
+@pytest.mark.parametrize("spec", ["memory://mwa", "memory://mwa/tars/t.tar", "memory://mwa/t.csv"])
 def test_remote_pictures_are_read(spec: str, tmp_path: Path) -> None:
     import fsspec
 
     system = fsspec.filesystem("memory")
     tar = write_tar(tmp_path / "t.tar", {"a.png": png(1)}).read_bytes()
-    files = {"a.png": png(1), "t.tar": tar, "t.csv": b"image\na.png\n"}
+    files = {"a.png": png(1), "tars/t.tar": tar, "t.csv": b"image\na.png\n"}
     for name, data in files.items():
         system.pipe_file(f"/mwa/{name}", data)
     try:
