@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -69,11 +70,18 @@ class Fields:
             where,
             None if self.image is None else image_field(values, self.image),
             self.captions_of(values),
-            None if given is None else escaped(public(str(given))),
+            key_of(given),
             given,
             None if split in (None, "") else str(split),
             tuple([values.get(name) for name in self.carried]),
         )
+
+    def check_unique(self, there: Sequence[str], where: str) -> None:
+        """Raise DataError if one of the fields stands twice among the columns of a file."""
+        used = (self.image, *self.captions, self.id, *self.carried, self.split)
+        if repeated := {name for name in used if name and there.count(name) > 1}:
+            found = names(sorted(repeated))
+            raise DataError(f"{where}: has columns of the same name: {found}. Rename them.")
 
     def captions_of(self, values: Mapping[str, Any]) -> tuple[Caption | Problem, ...]:
         """A record's captions: a text, or a list of texts."""
@@ -154,6 +162,17 @@ def _match(wanted: Iterable[str], there: Collection[str]) -> str | None:
         if name in there or name.casefold() in folded:
             return name if name in there else folded[name.casefold()]
     return None
+
+
+def key_of(given: object) -> str | None:
+    """The id of a row as text; None: it is null or blank, so the row's path or number is."""
+    if given is None or (isinstance(given, str) and not given.strip()):
+        return None
+    if isinstance(given, bytes):
+        given = given.decode("utf-8", "backslashreplace")
+    elif isinstance(given, bool | dict | list):
+        given = json.dumps(given, default=str)
+    return escaped(public(str(given)))
 
 
 def has_caption(there: Collection[str]) -> bool:

@@ -56,6 +56,7 @@ class ParquetReader:
         schema = parquet.schema_arrow
         there = list(dict.fromkeys([*schema.names, *partition(name)]))
         fields = self.columns.find(there, self.kinds, readable(name))
+        fields.check_unique(schema.names, readable(name))
         in_file = fields.image in schema.names and "binary" in str(schema.field(fields.image).type)
         if self.images is not None and in_file:
             raise DataError(

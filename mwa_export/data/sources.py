@@ -25,7 +25,7 @@ from mwa_export.data.readers import reader_of
 from mwa_export.data.remote.access import Access, using
 from mwa_export.data.rows import Row, Scan, Source
 from mwa_export.data.spool import SpooledSource
-from mwa_export.errors import DataError, UsageError
+from mwa_export.errors import DataError, UsageError, check_option
 from mwa_export.inputs.content import Kind
 from mwa_export.inputs.formats import extension_of, shown
 
@@ -50,6 +50,8 @@ class SourceOptions:
 
     def __post_init__(self) -> None:
         _ = self.access  # refuses values that cannot be
+        once = len(set(self.columns)) == len(self.columns)
+        check_option("columns", ",".join(self.columns), once, "each name once")
 
 
 _ONLY_OF: dict[str, Kind] = {"image_column": "image", "image_root": "image", "text_column": "text"}

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import Any, cast
 
 from mwa_export.data.addresses import suffix_of
-from mwa_export.data.fields import Columns, Fields, Record, names
+from mwa_export.data.fields import Columns, Fields, Record
 from mwa_export.data.files import readable
 from mwa_export.data.index import index_fields
 from mwa_export.data.lines import MAX_LINE, TOO_LONG, text_lines
@@ -66,7 +66,7 @@ class TableReader:
                 yield fields.record(values, where)
 
     def _csv(self, suffix: str) -> Iterator[Record]:
-        lines, first = text_lines(self.name, newline=""), ""
+        lines, first = text_lines(self.name), ""
         for line in islice(lines, _HEADER_LINES):
             first += line or ""
             if first.count('"') % 2 == 0:
@@ -97,12 +97,7 @@ class TableReader:
             raise DataError(f"{readable(self.name)}:1: {cells.reason}")
         header = [name.strip() for name in cells]
         fields = self.columns.find(header, self.kinds, readable(self.name))
-        used = (fields.image, *fields.captions, fields.id, *fields.carried, fields.split)
-        if repeated := {name for name in used if name and header.count(name) > 1}:
-            raise DataError(
-                f"{readable(self.name)}: has columns of the same name: {names(repeated)}. "
-                "Rename them."
-            )
+        fields.check_unique(header, readable(self.name))
         return header, fields
 
 

@@ -320,3 +320,15 @@ def test_memory_does_not_grow_by_objects_per_row(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 30 * count
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl", "t.csv"])
+def test_lines_end_in_any_way(end: str, name: str, tmp_path: Path) -> None:
+    lines = {"t.txt": ["a", "b"], "t.csv": ["text", "a", "b"],
+             "t.jsonl": ['{"text": "a"}', '{"text": "b"}']}[name]  # fmt: skip
+    (tmp_path / name).write_bytes(end.join(lines).encode())
+    assert [row.content for row in scanned(opened("text", tmp_path / name), tmp_path)] == ["a", "b"]
+    write_tar(tmp_path / "t.tar", {"k.txt": end.join("ab").encode()})
+    rows = scanned(opened("text", tmp_path / "t.tar"), tmp_path)
+    assert [row.content for row in rows] == ["a", "b"]
