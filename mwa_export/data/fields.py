@@ -86,20 +86,23 @@ class Fields:
     def captions_of(self, values: Mapping[str, Any]) -> tuple[Caption | Problem, ...]:
         """A record's captions: a text, or a list of texts."""
         if len(self.captions) == 1 and isinstance(text := values.get(self.captions[0]), str):
-            return (text_field(text, f"`{self.captions[0]}`"),)  # mostly, and fast
+            return (text_field(text, f'"{self.captions[0]}"'),)  # mostly, and fast
         found = [name for name in self.captions if values.get(name) not in (None, "", [])]
         if len(found) > 1:
-            both = " and ".join(f"`{name}`" for name in found)
+            both = " and ".join(f'"{name}"' for name in found)
             return (Problem("malformed", f"has {both}. Expected one of them. Remove the other."),)
-        for name in found or self.captions[:1]:
+        there = [name for name in self.captions if name in values]
+        for name in (found or there or self.captions)[:1]:
             value = values.get(name)
             if isinstance(value, Problem):
                 return (value,)
-            if value == [] or name not in values:
-                return (Problem("null", f"has no `{name}`. It has: {names(values)}."),)
+            if name not in values:
+                return (_absent(values, name),)
+            if value == []:
+                return (Problem("null", f'"{name}" is an empty list. Expected a text.'),)
             if not isinstance(value, list):
-                return (text_field(value, f"`{name}`"),)
-            return tuple(text_field(item, f"`{name}`[{n}]") for n, item in enumerate(value))
+                return (text_field(value, f'"{name}"'),)
+            return tuple(text_field(item, f'"{name}"[{n}]') for n, item in enumerate(value))
         return ()
 
 
@@ -149,10 +152,14 @@ class Columns:
             )
         return Fields(image, captions, id, _match(("split",), there), carried)
 
-    def refuse(self, where: str) -> None:
+    def refuse(self, where: str, kinds: tuple[Kind, ...]) -> None:
         """Raise DataError if columns are named, for a source that has none."""
-        if self != Columns():
-            raise DataError(f"{where}: has no columns. Only tables have. Name no columns.")
+        text, id = ("caption", "image_id") if len(kinds) > 1 else ("text", "id")  # of a test set
+        given: dict[str, object] = {"image_column": self.image, f"{text}_column": self.caption}
+        given |= {f"{id}_column": self.id, "columns": self.carried or None}
+        if named := [f"`{name}`" for name, value in given.items() if value is not None]:
+            found = "has no columns; only tables do"
+            raise DataError(f"{where}: {found}. Leave {' and '.join(named)} out.")
 
 
 def _match(wanted: Iterable[str], there: Collection[str]) -> str | None:
@@ -190,10 +197,20 @@ def image_field(values: Mapping[str, Any], name: str) -> str | bytes | Problem:
     if isinstance(value, bytes) or (isinstance(value, str) and value.strip()):
         return value
     if name not in values:
-        return Problem("null", f"has no `{name}`. It has: {names(values)}.")
+        return _absent(values, name)
     found = "null" if value is None else "blank" if isinstance(value, str) else reprlib.repr(value)
-    code: Code = "null" if value is None else "not-a-picture"
-    return Problem(code, f"`{name}` is {found}. Expected the path of a picture.")
+    code: Code = "null" if value is None or isinstance(value, str) else "not-a-picture"
+    return Problem(code, f'"{name}" is {found}. Expected the path of a picture.')
+
+
+def _absent(values: Mapping[str, Any], name: str) -> Problem:
+    return Problem("null", f'has no "{name}". It has: {names(values)}.')
+
+
+def holds_pictures(kinds: tuple[Kind, ...]) -> str:
+    """Why a folder of pictures cannot be named."""
+    option = "images" if len(kinds) > 1 else "image_root"  # of a test set, or of `embed`
+    return f"holds the pictures themselves, not paths to them. Leave `{option}` out."
 
 
 def text_field(value: object, what: str) -> str | Problem:
@@ -227,11 +244,11 @@ def of_split(records: Iterable[Record], split: str, name: str) -> Iterator[Recor
             yield record
         elif not found:
             raise DataError(
-                f"{record.where}: has no `split`: the file is one. Name no split, and the file of "
-                f"the split {split}."
+                f"{record.where}: has no splits: the whole file is one. Leave `split` out, and "
+                f"name the file that holds split {split}."
             )
         elif record.split is None:
-            yield record._replace(problem=Problem("malformed", "has no `split`. Add it."))
+            yield record._replace(problem=Problem("malformed", 'has no "split". Add it.'))
     if found and split not in found:
         raise DataError(
             f"{name}: has nothing in split {split!r}. It has: {names(sorted(found))}. "

@@ -38,13 +38,15 @@ def open_file(name: str) -> BinaryIO:
         if not stat.S_ISREG(os.stat(name).st_mode):
             raise DataError(f"{readable(name)}: is not a plain file. Expected one.")
         return open(name, "rb")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
         raise unreadable(name, error) from error
 
 
-def unreadable(name: str, error: OSError) -> DataError:
+def unreadable(name: str, error: OSError | ValueError) -> DataError:
     """The error for a file or folder that the system does not let us read."""
-    return DataError(f"{readable(name)}: cannot be read ({error.strerror or error}).")
+    return DataError(
+        f"{readable(name)}: cannot be read ({getattr(error, 'strerror', 0) or error})."
+    )
 
 
 def exists(name: str) -> bool:

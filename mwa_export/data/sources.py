@@ -16,7 +16,7 @@ from mwa_export.data.addresses import (
     path_of,
     suffix_of,
 )
-from mwa_export.data.fields import Columns, Reader
+from mwa_export.data.fields import Columns, Reader, holds_pictures
 from mwa_export.data.files import expanded, is_folder, mixed, readable
 from mwa_export.data.folders import FileReader, folder_reader, is_glob, is_picture
 from mwa_export.data.lines import STANDARD_INPUT, LineReader
@@ -155,10 +155,10 @@ def _opened(kind: Kind, spec: str, files: list[str], options: SourceOptions) -> 
     reader = reader_of(spec, files, columns, (kind,), root)
     if isinstance(reader, ParquetReader):
         if options.split is not None:
-            raise DataError(f"{readable(spec)}: Parquet is read whole. Name no split.")
+            raise DataError(f"{readable(spec)}: Parquet is read whole. Leave `split` out.")
         return ParquetSource(kind, readable(spec), reader)
     if reader is None:
-        columns.refuse(readable(spec))
+        columns.refuse(readable(spec), (kind,))
         reader = _plain_reader(kind, spec, root)
     name = "standard input" if spec == STANDARD_INPUT else readable(spec)
     return SpooledSource(kind, name, options.columns, reader, options.split)
@@ -173,14 +173,15 @@ def _plain_reader(kind: Kind, spec: str, image_root: str | None) -> Reader:
     if suffix_of(spec) == ".txt" and not is_glob(spec):
         return LineReader(kind, spec, image_root)
     if kind == "text" and not (is_glob(spec) or is_remote(spec) or is_folder(spec)):
+        if not os.path.lexists(spec):
+            raise DataError(f"{readable(spec)}: no such file or folder. Expected texts.")
         raise DataError(
             f"{readable(spec)}: no texts can be read from this. Expected a .txt, .csv, .tsv, "
             ".jsonl, .json, .parquet or .tar, a folder or glob of .txt files, or - for standard "
             "input."
         )
     if image_root is not None:
-        reason = "has no paths of pictures, but the pictures. Name no folder: `image_root`."
-        raise DataError(f"{readable(spec)}: {reason}")
+        raise DataError(f"{readable(spec)}: {holds_pictures((kind,))}")
     if kind == "image" and not is_glob(spec) and is_picture(spec):
         name = spec if is_remote(spec) else os.path.basename(spec)
         return FileReader(folder_of(spec), name)

@@ -260,7 +260,7 @@ class _Tar:
                 "Expected the same. Remove one of the two."
             )
             return (Problem("malformed", reason),)
-        expected = f"Expected {key}.txt with one per line, or {key}.json with `caption`."
+        expected = f'Expected {key}.txt with one per line, or {key}.json with "caption".'
         nothing = self._damage or Problem("null", f"has no captions {found}. {expected}")
         return fields or lines or (broken or nothing,)
 

@@ -41,7 +41,9 @@ _REFUSED = (  # how files of well-known formats begin that are not read
     ("MPEG", rb"\0\0\x01[\xb3\xba]"),
     ("IPTC", rb"\x1c[\x01-\x09]"),
 )
-_NOT_READ = frozenset({"avif", "avifs", "eps", "heic", "heif", "jxl", "svg", "wmf", "emf"})
+_NOT_READ = frozenset(
+    {"avif", "avifs", "eps", "heic", "heif", "iim", "jxl", "pdf", "svg", "wmf", "emf"}
+)
 HEAD = 16  # bytes by which Pillow tells a format
 
 

@@ -77,7 +77,7 @@ def test_a_path_that_is_not_utf8_fails_and_a_test_set_names_it(tmp_path: Path) -
         (tmp_path / name).write_bytes(png(1))
     path = write(tmp_path / "t.parquet", image=NOT_UTF8, caption=list("xyz"))
     assert codes(read("image", path, tmp_path)) == [None, "not-text", None]
-    with pytest.raises(DataError, match="row 1: `image` is not UTF-8"):
+    with pytest.raises(DataError, match='row 1: "image" is not UTF-8'):
         parse_data(path)
 
 

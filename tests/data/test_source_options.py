@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from embed_samples import png
 
+from mwa_export.cli.flags import with_flags
 from mwa_export.data.rows import Row
 from mwa_export.data.sources import SourceOptions, open_sources
 from mwa_export.errors import MwaExportError
@@ -217,3 +218,14 @@ def test_a_tar_sample_whose_json_is_needed_and_broken_fails(
     assert bad.problem is not None
     assert bad.problem.code == "malformed"
     assert good.problem is None
+
+
+def test_what_a_file_calls_a_field_is_not_shown_as_a_flag(tmp_path: Path) -> None:
+    rows = read("image", lines(tmp_path, "t.jsonl", [{"image": "a"}, {"image": []}]), tmp_path)
+    message = str(rows[1].problem)
+    assert with_flags(message, "embed") == message
+    assert '"image" is []' in message
+    for option, flag in (("text_column", "--text-column"), ("id_column", "--id-column")):
+        with pytest.raises(MwaExportError, match="has no columns") as caught:
+            read("text", karpathy(tmp_path), tmp_path, **{option: "x"})
+        assert flag in with_flags(str(caught.value), "embed")
