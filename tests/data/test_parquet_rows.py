@@ -170,3 +170,11 @@ def test_a_moved_partition_is_another_source(hive: Path, tmp_path: Path) -> None
     before = open_source("text", str(hive), SourceOptions()).scan(tmp_path).fingerprint
     (hive / "lang=de").rename(hive / "lang=da")
     assert open_source("text", str(hive), SourceOptions()).scan(tmp_path).fingerprint != before
+
+
+def test_an_unknown_time_zone_is_named(tmp_path: Path) -> None:
+    zoned = pyarrow.array([1], pyarrow.timestamp("us", "Mars/Base"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "at": zoned}), tmp_path / "t.parquet")
+    source = open_source("text", str(tmp_path / "t.parquet"), SourceOptions(columns=("at",)))
+    [row] = source.rows(0, source.scan(tmp_path).rows)
+    assert "the time zone Mars/Base is not known" in str(row.problem)

@@ -221,7 +221,10 @@ def test_a_tar_sample_whose_json_is_needed_and_broken_fails(
 
 
 def test_what_a_file_calls_a_field_is_not_shown_as_a_flag(tmp_path: Path) -> None:
-    rows = read("image", lines(tmp_path, "t.jsonl", [{"image": "a"}, {"image": []}]), tmp_path)
+    records: list[dict[str, Any]] = [{"image": " "}, {"image": []}]
+    rows = read("image", lines(tmp_path, "t.jsonl", records), tmp_path)
+    assert rows[0].problem is not None
+    assert rows[0].problem.code == "null"
     message = str(rows[1].problem)
     assert with_flags(message, "embed") == message
     assert '"image" is []' in message
