@@ -50,9 +50,11 @@ def _value(column: Any, row: int, name: str) -> Any:
     try:
         return column[row].as_py()
     except UnicodeDecodeError:
-        return Problem("not-text", f"`{name}` is not UTF-8.")
+        return Problem("not-text", f'"{name}" is not UTF-8.')
     except Exception as error:  # of Arrow's, see `rows_of`
-        return Problem("malformed", f"`{name}` cannot be read ({error}).")
+        zone = getattr(column.type, "tz", None) if "zoneinfo" in str(error) else None
+        reason = str(error) if zone is None else f"the time zone {zone} is not known here"
+        return Problem("malformed", f'"{name}" cannot be read ({reason}).')
 
 
 @lru_cache(maxsize=16)

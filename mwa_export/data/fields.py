@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -69,29 +70,39 @@ class Fields:
             where,
             None if self.image is None else image_field(values, self.image),
             self.captions_of(values),
-            None if given is None else escaped(public(str(given))),
+            key_of(given),
             given,
             None if split in (None, "") else str(split),
             tuple([values.get(name) for name in self.carried]),
         )
 
+    def check_unique(self, there: Sequence[str], where: str) -> None:
+        """Raise DataError if one of the fields stands twice among the columns of a file."""
+        used = (self.image, *self.captions, self.id, *self.carried, self.split)
+        if repeated := {name for name in used if name and there.count(name) > 1}:
+            found = names(sorted(repeated))
+            raise DataError(f"{where}: has columns of the same name: {found}. Rename them.")
+
     def captions_of(self, values: Mapping[str, Any]) -> tuple[Caption | Problem, ...]:
         """A record's captions: a text, or a list of texts."""
         if len(self.captions) == 1 and isinstance(text := values.get(self.captions[0]), str):
-            return (text_field(text, f"`{self.captions[0]}`"),)  # mostly, and fast
+            return (text_field(text, f'"{self.captions[0]}"'),)  # mostly, and fast
         found = [name for name in self.captions if values.get(name) not in (None, "", [])]
         if len(found) > 1:
-            both = " and ".join(f"`{name}`" for name in found)
+            both = " and ".join(f'"{name}"' for name in found)
             return (Problem("malformed", f"has {both}. Expected one of them. Remove the other."),)
-        for name in found or self.captions[:1]:
+        there = [name for name in self.captions if name in values]
+        for name in (found or there or self.captions)[:1]:
             value = values.get(name)
             if isinstance(value, Problem):
                 return (value,)
-            if value == [] or name not in values:
-                return (Problem("null", f"has no `{name}`. It has: {names(values)}."),)
+            if name not in values:
+                return (_absent(values, name),)
+            if value == []:
+                return (Problem("null", f'"{name}" is an empty list. Expected a text.'),)
             if not isinstance(value, list):
-                return (text_field(value, f"`{name}`"),)
-            return tuple(text_field(item, f"`{name}`[{n}]") for n, item in enumerate(value))
+                return (text_field(value, f'"{name}"'),)
+            return tuple(text_field(item, f'"{name}"[{n}]') for n, item in enumerate(value))
         return ()
 
 
@@ -141,10 +152,14 @@ class Columns:
             )
         return Fields(image, captions, id, _match(("split",), there), carried)
 
-    def refuse(self, where: str) -> None:
+    def refuse(self, where: str, kinds: tuple[Kind, ...]) -> None:
         """Raise DataError if columns are named, for a source that has none."""
-        if self != Columns():
-            raise DataError(f"{where}: has no columns. Only tables have. Name no columns.")
+        text, id = ("caption", "image_id") if len(kinds) > 1 else ("text", "id")  # of a test set
+        given: dict[str, object] = {"image_column": self.image, f"{text}_column": self.caption}
+        given |= {f"{id}_column": self.id, "columns": self.carried or None}
+        if named := [f"`{name}`" for name, value in given.items() if value is not None]:
+            found = "has no columns; only tables do"
+            raise DataError(f"{where}: {found}. Leave {' and '.join(named)} out.")
 
 
 def _match(wanted: Iterable[str], there: Collection[str]) -> str | None:
@@ -154,6 +169,17 @@ def _match(wanted: Iterable[str], there: Collection[str]) -> str | None:
         if name in there or name.casefold() in folded:
             return name if name in there else folded[name.casefold()]
     return None
+
+
+def key_of(given: object) -> str | None:
+    """The id of a row as text; None: it is null or blank, so the row's path or number is."""
+    if given is None or (isinstance(given, str) and not given.strip()):
+        return None
+    if isinstance(given, bytes):
+        given = given.decode("utf-8", "backslashreplace")
+    elif isinstance(given, bool | dict | list):
+        given = json.dumps(given, default=str)
+    return escaped(public(str(given)))
 
 
 def has_caption(there: Collection[str]) -> bool:
@@ -171,10 +197,20 @@ def image_field(values: Mapping[str, Any], name: str) -> str | bytes | Problem:
     if isinstance(value, bytes) or (isinstance(value, str) and value.strip()):
         return value
     if name not in values:
-        return Problem("null", f"has no `{name}`. It has: {names(values)}.")
+        return _absent(values, name)
     found = "null" if value is None else "blank" if isinstance(value, str) else reprlib.repr(value)
-    code: Code = "null" if value is None else "not-a-picture"
-    return Problem(code, f"`{name}` is {found}. Expected the path of a picture.")
+    code: Code = "null" if value is None or isinstance(value, str) else "not-a-picture"
+    return Problem(code, f'"{name}" is {found}. Expected the path of a picture.')
+
+
+def _absent(values: Mapping[str, Any], name: str) -> Problem:
+    return Problem("null", f'has no "{name}". It has: {names(values)}.')
+
+
+def holds_pictures(kinds: tuple[Kind, ...]) -> str:
+    """Why a folder of pictures cannot be named."""
+    option = "images" if len(kinds) > 1 else "image_root"  # of a test set, or of `embed`
+    return f"holds the pictures themselves, not paths to them. Leave `{option}` out."
 
 
 def text_field(value: object, what: str) -> str | Problem:
@@ -208,11 +244,11 @@ def of_split(records: Iterable[Record], split: str, name: str) -> Iterator[Recor
             yield record
         elif not found:
             raise DataError(
-                f"{record.where}: has no `split`: the file is one. Name no split, and the file of "
-                f"the split {split}."
+                f"{record.where}: has no splits: the whole file is one. Leave `split` out, and "
+                f"name the file that holds split {split}."
             )
         elif record.split is None:
-            yield record._replace(problem=Problem("malformed", "has no `split`. Add it."))
+            yield record._replace(problem=Problem("malformed", 'has no "split". Add it.'))
     if found and split not in found:
         raise DataError(
             f"{name}: has nothing in split {split!r}. It has: {names(sorted(found))}. "

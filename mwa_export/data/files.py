@@ -38,13 +38,15 @@ def open_file(name: str) -> BinaryIO:
         if not stat.S_ISREG(os.stat(name).st_mode):
             raise DataError(f"{readable(name)}: is not a plain file. Expected one.")
         return open(name, "rb")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
         raise unreadable(name, error) from error
 
 
-def unreadable(name: str, error: OSError) -> DataError:
+def unreadable(name: str, error: OSError | ValueError) -> DataError:
     """The error for a file or folder that the system does not let us read."""
-    return DataError(f"{readable(name)}: cannot be read ({error.strerror or error}).")
+    return DataError(
+        f"{readable(name)}: cannot be read ({getattr(error, 'strerror', 0) or error})."
+    )
 
 
 def exists(name: str) -> bool:
@@ -70,7 +72,9 @@ def is_folder(name: str) -> bool:
 
 
 def files_in(folder: str) -> list[str]:
-    """Names of the files in a folder, sorted, without those that start with a dot.
+    """Names of the files in a folder, sorted, without those that start with `.` or `_`.
+
+    What writes tables in parts keeps its own files under such names.
 
     Raises:
         DataError: the folder cannot be listed.
@@ -83,7 +87,7 @@ def files_in(folder: str) -> list[str]:
             found = [e.name for e in os.scandir(folder) if _is_file(e)]
     except OSError as error:
         raise unreadable(folder, error) from error
-    return sorted(name for name in found if not name.startswith("."))
+    return sorted(name for name in found if not name.startswith((".", "_")))
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -104,13 +108,25 @@ def expanded(spec: str) -> list[str]:
         return [n for part in _alternatives(brace[1]) for n in expanded(start + part + end)]
     if suffix_of(spec) in _SHARDS and split_glob(spec)[1]:
         return _globbed(spec)
-    names = files_in(spec) if is_folder(spec) else []
-    for suffix in _SHARDS:
-        if found := [name for name in names if suffix_of(name) == suffix]:
-            return [joined(path_of(spec), name) for name in found]
-    if is_folder(spec) and protocol_of(spec) not in HTTP:  # which cannot be searched
-        return _matches(joined(spec, "*=*/**/*.parquet")) or [spec]
-    return [spec]
+    if not is_folder(spec):
+        return [spec]
+    found = [name for name in files_in(spec) if suffix_of(name) in _SHARDS]
+    if len({suffix_of(name) for name in found}) > 1:
+        raise DataError(mixed(spec, *(f"{suffix} files" for suffix in _SHARDS)))
+    if not found and protocol_of(spec) not in HTTP:  # which cannot be searched
+        parts = _matches(joined(spec, "*=*/**/*.parquet"))
+        return [part for part in parts if "/_" not in part[len(spec) :]] or [spec]
+    return [joined(path_of(spec), name) for name in found] or [spec]
+
+
+def mixed(folder: str, shards: str, others: str) -> str:
+    """The message that a folder holds shards and something else."""
+    shown = readable(folder).rstrip("/")
+    suffix = shards.partition(" ")[0]
+    return (
+        f"{shown}: holds {shards} and {others}. Expected one of the two. Name the shards by a "
+        f"glob ({shown}/*{suffix}), or move them to a folder of their own."
+    )
 
 
 def _matches(pattern: str) -> list[str]:

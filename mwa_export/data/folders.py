@@ -15,9 +15,10 @@ from mwa_export.data.places import place_of
 from mwa_export.data.remote.access import ask
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind, Problem
-from mwa_export.inputs.formats import HEAD, extension_of, extensions, likely, shown
+from mwa_export.inputs.formats import HEAD, extension_of, extensions, likely, shown, unknown
 
 TEXT_SUFFIX = "txt"
+_READ_TO_NAME = 1024  # bytes
 MAX_TEXT = 16 << 20  # bytes of a file of text; what is longer is no text to embed
 
 
@@ -29,7 +30,8 @@ class FolderReader:
     The id is the path relative to the folder; bytes in it that are not UTF-8 become `\xNN`.
     Links are followed, each real folder is walked once. A directory or socket named like a picture,
     and a folder that cannot be listed, are failed rows. A file without an extension is a picture if
-    it begins like one. Everything else is counted in ``skipped``, hidden names too.
+    it begins like one, and any that a pattern names. Everything else is counted in ``skipped``,
+    hidden names too.
     """
 
     root: str
@@ -45,11 +47,13 @@ class FolderReader:
             record = Record(joined(self.root, name), name, key=readable(name), problem=problem)
             if problem is not None:
                 yield record
-            elif self._is_wanted(name) if wanted is None else wanted.fullmatch(name):
+            elif wanted is not None and not wanted.fullmatch(name):
+                continue
+            elif (wanted and self.kind == "image") or self._is_wanted(name):
                 if self.kind == "text":
                     record = record._replace(captions=(self._text(name),))
                 yield record
-            elif wanted is None:
+            else:
                 self.skipped[shown(extension_of(name))] += 1
 
     def _is_named(self, name: str) -> bool:
@@ -172,8 +176,20 @@ def folder_reader(spec: str, kind: Kind) -> FolderReader:
     root, pattern = split_glob(spec)
     root = root or "."
     if not is_remote(root) and not os.path.isdir(root):
-        raise DataError(f"{readable(root)}: is not a folder. Expected one with {kind}s.")
+        raise DataError(f"{readable(root)}: {_no_folder(root)}")
     return FolderReader(root, pattern or None, kind)
+
+
+def _no_folder(root: str) -> str:
+    """Why nothing can be read from something local."""
+    if not os.path.lexists(root):
+        hint = " Braces are for tars and Parquet files only." if "{" in root else ""
+        return f"no such file or folder.{hint}"
+    with open_file(root) as file:
+        head = file.read(_READ_TO_NAME)
+    if head.startswith(b"PK"):
+        return "is a zip archive, which is not read here. Unpack it, or make it a tar."
+    return unknown(head)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ class IndexFields(Fields):
 
     def record(self, values: Mapping[str, Any], where: str) -> Record:
         """The record of a line."""
-        image_id = id_field(values.get("image_id"), "`image_id`")
+        image_id = id_field(values.get("image_id"), '"image_id"')
         return super().record(values, where)._replace(image_id=image_id)
 
     def captions_of(self, values: Mapping[str, Any]) -> tuple[Caption | Problem, ...]:
@@ -40,33 +40,40 @@ class IndexFields(Fields):
             return Problem(
                 "null",
                 f"{values.get('image_path')} is an image without captions: it has no "
-                "`text_segment`. Expected an index for retrieval, with a text or token ids.",
+                '"text_segment". Expected an index for retrieval, with a text or token ids.',
             )
         if not isinstance(value, list):
-            return text_field(value, "`text_segment`")
+            return text_field(value, '"text_segment"')
         if not value:
-            return Problem("empty-text", "`text_segment` is blank. Fill it in or remove the line.")
+            return Problem("empty-text", '"text_segment" is blank. Fill it in or remove the line.')
         # All at once, as there are millions of tokens; one by one only to name the wrong one.
         if set(map(type, value)) != {int} or min(value) < 0 or max(value) > MAX_ID:
-            ids = (id_field(item, "a token of `text_segment`") for item in value)
+            ids = (id_field(item, 'a token of "text_segment"') for item in value)
             return next(item for item in ids if isinstance(item, Problem))
         if value[0] == BOS and value[-1] == EOS:
             return Problem(
                 "malformed",
-                f"`text_segment` has BOS and EOS ({BOS} and {EOS}) around it. Expected token ids "
+                f'"text_segment" has BOS and EOS ({BOS} and {EOS}) around it. Expected token ids '
                 "without them, as BEiT-3 adds them when it reads. Remove them.",
             )
         return tuple(map(self.shared.setdefault, value, value))
 
 
 def index_fields(
-    values: Mapping[str, Any], columns: Columns, kinds: tuple[Kind, ...], where: str
+    values: Mapping[str, Any],
+    there: Collection[str],
+    columns: Columns,
+    kinds: tuple[Kind, ...],
+    where: str,
 ) -> IndexFields | None:
-    """The fields of a BEiT-3 index, or None if ``values``, its first line, is a table's."""
+    """The fields of a BEiT-3 index, or None if ``values``, its first line, is a table's.
+
+    ``there``: what its first lines have.
+    """
     pair = {"image_path", "image_id"} <= values.keys() and not has_caption(values)
     if columns.image or columns.caption or not ("text_segment" in values or pair):
         return None
-    found = replace(columns, image="image_path").find(values.keys(), ("image",), where)
+    found = replace(columns, image="image_path").find(there, ("image",), where)
     return IndexFields(
         image="image_path" if "image" in kinds else None,
         captions=("text_segment",) if "text" in kinds else (),

@@ -60,7 +60,7 @@ class KarpathyReader:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{readable(self.name)}: {_not_karpathy(error).reason}") from error
         if not isinstance(document, dict) or not isinstance(document.get("images"), list):
-            problem = _not_karpathy("it has no list `images`")
+            problem = _not_karpathy('it has no list "images"')
             raise DataError(f"{readable(self.name)}: {problem.reason}")
         return document
 
@@ -76,7 +76,7 @@ def _record(entry: dict[str, Any], captions: list[object], number: int, where: s
         _path(entry.get("filepath") or "", file_name),  # Flickr30k has no folder
         _captions(entry, captions),
         key,
-        id_field(entry.get(name), f"`{name}`"),
+        id_field(entry.get(name), f'"{name}"'),
         split if isinstance(split, str) else None,
         numbered=True,
     )
@@ -86,20 +86,20 @@ def _path(folder: object, file_name: object) -> str | Problem:
     for name, value in (("filename", file_name), ("filepath", folder)):
         if not isinstance(value, str) or (name == "filename" and not value.strip()):
             found = "missing" if value is None else reprlib.repr(value)
-            return Problem("malformed", f"`{name}` is {found}. Expected a name.")
+            return Problem("malformed", f'"{name}" is {found}. Expected a name.')
     return os.path.join(str(folder), str(file_name))
 
 
 def _captions(entry: dict[str, Any], annotated: list[object]) -> tuple[Caption | Problem, ...]:
     sentences = entry.get("sentences")
     if sentences is None:
-        return tuple(text_field(text, "its `caption`") for text in annotated)
+        return tuple(text_field(text, 'its "caption"') for text in annotated)
     if not isinstance(sentences, list):
-        return (_not_karpathy(f"`sentences` is {reprlib.repr(sentences)}"),)
+        return (_not_karpathy(f'"sentences" is {reprlib.repr(sentences)}'),)
     return tuple(
-        text_field(sentence.get("raw"), f"`raw` of sentence {n}")
+        text_field(sentence.get("raw"), f'"raw" of sentence {n}')
         if isinstance(sentence, dict)
-        else _not_karpathy(f"`sentences`[{n}] is {reprlib.repr(sentence)}")
+        else _not_karpathy(f'"sentences"[{n}] is {reprlib.repr(sentence)}')
         for n, sentence in enumerate(sentences)
     )
 
@@ -112,6 +112,6 @@ def _without_tokens(value: dict[str, Any]) -> dict[str, Any]:
 def _not_karpathy(found: object) -> Problem:
     return Problem(
         "malformed",
-        f"is not a Karpathy JSON ({found}). Expected an object with `images`, each with "
-        "`filename`, `split`, `imgid` and `sentences`, as dataset_coco.json has them.",
+        f'is not a Karpathy JSON ({found}). Expected an object with "images", each with '
+        '"filename", "split", "imgid" and "sentences", as dataset_coco.json has them.',
     )

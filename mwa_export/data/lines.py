@@ -20,11 +20,11 @@ MAX_LINE = 16 << 20  # characters; the rest of a longer line is not kept
 TOO_LONG = Problem("too-large", f"the line is above {MAX_LINE:,} characters.")
 
 
-def text_lines(name: str, newline: str = "\n") -> Iterator[str | None]:
-    """Lines of a file, URL or `-`, with their ends; None for one above `MAX_LINE`.
+def text_lines(name: str) -> Iterator[str | None]:
+    """Lines of a file, URL or `-`, with their ends (LF, CRLF or CR); None: above `MAX_LINE`.
 
     The text is UTF-8, or UTF-16 with its byte order mark, which is left out. A byte that is not
-    UTF-8 becomes a lone surrogate. ``newline``: what ends a line, as for `open`.
+    UTF-8 becomes a lone surrogate.
 
     Raises:
         DataError: the file cannot be read.
@@ -34,7 +34,7 @@ def text_lines(name: str, newline: str = "\n") -> Iterator[str | None]:
         raise DataError("standard input is closed. Give it a file or a pipe, or name a file.")
     file = open_plain(name) if own else sys.stdin.buffer
     try:
-        text = _text(file, newline, marked=own)
+        text = _text(file, marked=own)
         while line := text.readline(MAX_LINE):
             if len(line) < MAX_LINE or line.endswith(("\n", "\r")):
                 yield line
@@ -51,10 +51,10 @@ def text_lines(name: str, newline: str = "\n") -> Iterator[str | None]:
             text.detach()  # and leave it open
 
 
-def _text(file: Any, newline: str, *, marked: bool) -> io.TextIOWrapper:
+def _text(file: Any, *, marked: bool) -> io.TextIOWrapper:
     if marked and file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return io.TextIOWrapper(file, "utf-16", "replace", newline)
-    return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline)
+        return io.TextIOWrapper(file, "utf-16", "replace", "")
+    return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", "")
 
 
 @dataclass(frozen=True, slots=True)

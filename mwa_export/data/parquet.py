@@ -12,7 +12,7 @@ from typing import Any
 
 from mwa_export.data.addresses import folder_of, located
 from mwa_export.data.arrow import SLICE, Column, opened, partition, rows_of
-from mwa_export.data.fields import Columns, Fields, Record, image_field
+from mwa_export.data.fields import Columns, Fields, Record, holds_pictures, image_field
 from mwa_export.data.files import open_file, readable
 from mwa_export.data.places import check_state, picture_at, state_of
 from mwa_export.data.rows import Row, Scan
@@ -56,12 +56,10 @@ class ParquetReader:
         schema = parquet.schema_arrow
         there = list(dict.fromkeys([*schema.names, *partition(name)]))
         fields = self.columns.find(there, self.kinds, readable(name))
+        fields.check_unique(schema.names, readable(name))
         in_file = fields.image in schema.names and "binary" in str(schema.field(fields.image).type)
         if self.images is not None and in_file:
-            raise DataError(
-                f"{readable(name)}: holds its pictures in `{fields.image}`. Name no folder of "
-                "pictures."
-            )
+            raise DataError(f"{readable(name)}: {holds_pictures(self.kinds)}")
         return fields
 
     def record(self, values: dict[str, Any], fields: Fields, name: str, number: int) -> Record:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mwa_export.data.addresses import folder_of, suffix_of
-from mwa_export.data.fields import Columns, Reader
+from mwa_export.data.addresses import folder_of, split_glob, suffix_of
+from mwa_export.data.fields import Columns, Reader, holds_pictures
+from mwa_export.data.files import readable
 from mwa_export.data.karpathy import KarpathyReader
 from mwa_export.data.parquet import ParquetReader
 from mwa_export.data.tables import CSV_SUFFIXES, JSONL_SUFFIXES, TableReader
@@ -31,11 +32,16 @@ def reader_of(
         return ParquetReader(tuple(files), columns, kinds, images)
     if suffix == ".tar":
         if images is not None:
-            raise DataError(f"{spec}: is a WebDataset, which holds its pictures. Name no folder.")
+            raise DataError(f"{readable(spec)}: {holds_pictures(kinds)}")
         return TarReader(tuple(files), columns, kinds)
+    if suffix in {*TABLES, ".json"} and (files != [spec] or split_glob(spec)[1]):
+        raise DataError(
+            f"{readable(spec)}: stands for several tables. A glob is for pictures, .txt files, "
+            "tars and Parquet files. Name one table."
+        )
     if suffix in TABLES:
         return TableReader(spec, root, columns, kinds)
     if suffix == ".json":
-        columns.refuse(spec)
+        columns.refuse(readable(spec), kinds)
         return KarpathyReader(spec, root)
     return None

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mwa_export.data.addresses import confined, folder_of, is_remote, local_name, suffix_of
-from mwa_export.data.fields import Columns, Reader
-from mwa_export.data.files import expanded, is_folder, readable
+from mwa_export.data.addresses import (
+    confined,
+    folder_of,
+    is_remote,
+    local_name,
+    path_of,
+    suffix_of,
+)
+from mwa_export.data.fields import Columns, Reader, holds_pictures
+from mwa_export.data.files import expanded, is_folder, mixed, readable
 from mwa_export.data.folders import FileReader, folder_reader, is_glob, is_picture
 from mwa_export.data.lines import STANDARD_INPUT, LineReader
 from mwa_export.data.parquet import ParquetReader, ParquetSource
@@ -17,8 +25,9 @@ from mwa_export.data.readers import reader_of
 from mwa_export.data.remote.access import Access, using
 from mwa_export.data.rows import Row, Scan, Source
 from mwa_export.data.spool import SpooledSource
-from mwa_export.errors import DataError, UsageError
+from mwa_export.errors import DataError, UsageError, check_option
 from mwa_export.inputs.content import Kind
+from mwa_export.inputs.formats import extension_of, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,8 @@ class SourceOptions:
 
     def __post_init__(self) -> None:
         _ = self.access  # refuses values that cannot be
+        once = len(set(self.columns)) == len(self.columns)
+        check_option("columns", ",".join(self.columns), once, "each name once")
 
 
 _ONLY_OF: dict[str, Kind] = {"image_column": "image", "image_root": "image", "text_column": "text"}
@@ -78,7 +89,10 @@ def open_source(kind: Kind, spec: str, options: SourceOptions) -> Source:
             that the source does not have.
     """
     with using(options.access):
-        return PatientSource(_opened(kind, local_name(spec), options), options.access)
+        spec = local_name(spec)
+        files = [spec] if spec == STANDARD_INPUT else expanded(spec)
+        passed = Counter[str]() if files == [spec] else _passed_over(kind, spec, files)
+        return PatientSource(_opened(kind, spec, files, options), options.access, passed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,7 @@ class PatientSource:
 
     source: Source
     access: Access
+    passed: Counter[str] = field(default_factory=Counter)  # beside its files: what -> how many
 
     @property
     def kind(self) -> Kind:
@@ -103,7 +118,8 @@ class PatientSource:
     def scan(self, work: Path) -> Scan:
         """Scan the source."""
         with using(self.access):
-            return self.source.scan(work)
+            scan = self.source.scan(work)
+        return replace(scan, skipped=self.passed + Counter(scan.skipped))
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
         """Rows of the source. Between them, the thread's own way holds."""
@@ -116,18 +132,33 @@ class PatientSource:
             yield row
 
 
-def _opened(kind: Kind, spec: str, options: SourceOptions) -> Source:
+def _passed_over(kind: Kind, spec: str, shards: list[str]) -> Counter[str]:
+    """What is no row beside the tars or Parquet files of a folder, and how many.
+
+    Raises:
+        DataError: the folder holds pictures or texts as well.
+    """
+    if not is_folder(spec):
+        return Counter()
+    beside = folder_reader(spec, kind)
+    if other := next((r for r in beside.records() if r.problem is None), None):
+        suffix = suffix_of(shards[0])
+        raise DataError(mixed(spec, f"{suffix} files", f"{kind}s ({other.key})"))
+    names = (extension_of(path_of(name)) for name in shards)
+    return beside.skipped - Counter(map(shown, names))
+
+
+def _opened(kind: Kind, spec: str, files: list[str], options: SourceOptions) -> Source:
     image, text = (options.image_column, None) if kind == "image" else (None, options.text_column)
     columns = Columns(image, text, options.id_column, options.columns)
-    files = [spec] if spec == STANDARD_INPUT else expanded(spec)
     root = confined(spec, options.image_root) if kind == "image" else None
     reader = reader_of(spec, files, columns, (kind,), root)
     if isinstance(reader, ParquetReader):
         if options.split is not None:
-            raise DataError(f"{readable(spec)}: Parquet is read whole. Name no split.")
+            raise DataError(f"{readable(spec)}: Parquet is read whole. Leave `split` out.")
         return ParquetSource(kind, readable(spec), reader)
     if reader is None:
-        columns.refuse(readable(spec))
+        columns.refuse(readable(spec), (kind,))
         reader = _plain_reader(kind, spec, root)
     name = "standard input" if spec == STANDARD_INPUT else readable(spec)
     return SpooledSource(kind, name, options.columns, reader, options.split)
@@ -142,14 +173,15 @@ def _plain_reader(kind: Kind, spec: str, image_root: str | None) -> Reader:
     if suffix_of(spec) == ".txt" and not is_glob(spec):
         return LineReader(kind, spec, image_root)
     if kind == "text" and not (is_glob(spec) or is_remote(spec) or is_folder(spec)):
+        if not os.path.lexists(spec):
+            raise DataError(f"{readable(spec)}: no such file or folder. Expected texts.")
         raise DataError(
             f"{readable(spec)}: no texts can be read from this. Expected a .txt, .csv, .tsv, "
             ".jsonl, .json, .parquet or .tar, a folder or glob of .txt files, or - for standard "
             "input."
         )
     if image_root is not None:
-        reason = "has no paths of pictures, but the pictures. Name no folder: `image_root`."
-        raise DataError(f"{readable(spec)}: {reason}")
+        raise DataError(f"{readable(spec)}: {holds_pictures((kind,))}")
     if kind == "image" and not is_glob(spec) and is_picture(spec):
         name = spec if is_remote(spec) else os.path.basename(spec)
         return FileReader(folder_of(spec), name)

@@ -6,13 +6,15 @@ import csv
 import io
 import json
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, cast
 
 from mwa_export.data.addresses import suffix_of
-from mwa_export.data.fields import Columns, Fields, Record, names
+from mwa_export.data.fields import Columns, Fields, Record
 from mwa_export.data.files import readable
 from mwa_export.data.index import index_fields
 from mwa_export.data.lines import MAX_LINE, TOO_LONG, text_lines
@@ -21,6 +23,7 @@ from mwa_export.inputs.content import Kind, Problem
 
 CSV_SUFFIXES = {".csv", ".tsv"}
 JSONL_SUFFIXES = {".jsonl", ".ndjson"}
+_SAMPLE = 100  # JSON lines that show the fields
 _HEADER_LINES = 100  # that a header may have, because of line ends in quotes
 
 
@@ -28,10 +31,11 @@ _HEADER_LINES = 100  # that a header may have, because of line ends in quotes
 class TableReader:
     """A CSV, TSV or JSON lines file.
 
-    A line that cannot be parsed is a problem of its own, named `line N`; an unpaired quote takes
-    the lines up to the next quote with it, as CSV has no other end for it. A column that a CSV
-    header, or the first object of JSON lines, does not have is an error of the whole table; where
-    a later object lacks it, the value is null.
+    A line that cannot be parsed is a problem of its own, named `line N`. Where the lines of a row
+    are no row because of a quote, the first is the problem, and the others are read again; a cell
+    above the limit takes the lines up to the next quote with it. A column that a CSV header, or
+    the first 100 objects of JSON lines, do not have is an error of the whole table; where another
+    object lacks it, the value is null.
     """
 
     name: str
@@ -49,24 +53,32 @@ class TableReader:
 
     def _json(self) -> Iterator[Record]:
         name, fields = readable(self.name), cast("Fields | None", None)
+        lines = self._objects()
+        while some := list(islice(lines, _SAMPLE)):
+            objects = [values for _, values in some if not isinstance(values, Problem)]
+            if fields is None and objects:
+                fields = self._json_fields(objects, f"{name}:{some[0][0]}")
+            for number, values in some:
+                if fields is None or isinstance(values, Problem):
+                    yield self._bad(number, cast("Problem", values))
+                else:
+                    yield fields.record(values, f"{name}:{number}")
+
+    def _objects(self) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
         for number, line in enumerate(text_lines(self.name), 1):
             if line is None:
-                yield self._bad(number, TOO_LONG)
+                yield number, TOO_LONG
             elif line.strip():
-                values = json_object(line)
-                if isinstance(values, Problem):
-                    yield self._bad(number, values)
-                    continue
-                where = f"{name}:{number}"
-                fields = (
-                    fields
-                    or index_fields(values, self.columns, self.kinds, where)
-                    or self.columns.find(values.keys(), self.kinds, where)
-                )
-                yield fields.record(values, where)
+                yield number, json_object(line)
+
+    def _json_fields(self, objects: list[dict[str, Any]], where: str) -> Fields:
+        """The fields of a table whose first objects these are. Not every object has each."""
+        there = list(dict.fromkeys(chain.from_iterable(objects)))
+        index = index_fields(objects[0], there, self.columns, self.kinds, where)
+        return index or self.columns.find(there, self.kinds, where)
 
     def _csv(self, suffix: str) -> Iterator[Record]:
-        lines, first = text_lines(self.name, newline=""), ""
+        lines, first = text_lines(self.name), ""
         for line in islice(lines, _HEADER_LINES):
             first += line or ""
             if first.count('"') % 2 == 0:
@@ -97,39 +109,50 @@ class TableReader:
             raise DataError(f"{readable(self.name)}:1: {cells.reason}")
         header = [name.strip() for name in cells]
         fields = self.columns.find(header, self.kinds, readable(self.name))
-        used = (fields.image, *fields.captions, fields.id, *fields.carried, fields.split)
-        if repeated := {name for name in used if name and header.count(name) > 1}:
-            raise DataError(
-                f"{readable(self.name)}: has columns of the same name: {names(repeated)}. "
-                "Rename them."
-            )
+        fields.check_unique(header, readable(self.name))
         return header, fields
 
 
 class _Lines:
-    """Lines for `csv.reader`, counted, and the quotes in them."""
+    """Lines for `csv.reader`, counted, with the quotes and lines of the current row."""
 
-    def __init__(self, lines: Iterable[str | None]) -> None:
-        self._lines = iter(lines)
+    def __init__(self, lines: Iterator[str | None]) -> None:
+        self._lines, self._again = lines, deque[str | None]()
+        self._row: list[str | None] = []
         self.number = 0
         self.quotes = 0
+
+    def start_row(self) -> int:
+        """Number of the line that comes next."""
+        self._row, self.quotes = [], 0
+        return self.number + 1
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines)
-        self.number += 1
+        line = self._next()
+        self._row.append(line)
         if line is None:
             raise csv.Error(f"a line above the limit of {MAX_LINE:,} characters")
-        self.quotes += line.count('"')
+        return line
+
+    def _next(self) -> str | None:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self.number += 1
+        self.quotes += 0 if line is None else line.count('"')
         return line
 
     def skip_cell(self) -> None:
-        """Pass over the lines up to the quote that ends the current cell."""
-        while self.quotes % 2 and (line := next(self._lines, "")) != "":
-            self.number += 1
-            self.quotes += 0 if line is None else line.count('"')
+        """Pass over the lines up to the quote that ends the current cell, or to the end."""
+        with suppress(StopIteration):
+            while self.quotes % 2:
+                self._next()
+
+    def go_back(self) -> None:
+        """Read again the lines after the first of the row."""
+        self._again.extendleft(reversed(self._row[1:]))
+        self.number -= len(self._row) - 1
 
 
 def _rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Problem]]:
@@ -138,16 +161,21 @@ def _rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Prob
     # Strict, as an unpaired quote would otherwise swallow rows up to the next one.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        start, lines.quotes = lines.number + 1, 0
+        start = lines.start_row()
         try:
             yield start, next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            if "limit" in str(error):
+            found = str(error)
+            if "limit" in found:
                 lines.skip_cell()
+            if lines.number > start and ("limit" not in found or lines.quotes % 2):
+                found += f"; in lines {start} to {lines.number} a quote is not closed"
+            if "limit" not in found:
+                lines.go_back()
             reason = (
-                f"is not CSV ({error}). Expected fields delimited by {delimiter!r}; those that "
+                f"is not CSV ({found}). Expected fields delimited by {delimiter!r}; those that "
                 'hold it, quotes or newlines in "quotes", with inner ones doubled.'
             )
             yield start, Problem("malformed", reason)

@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 from mwa_export.errors import DataError
 
+_MAGIC = slice(257, 262)  # of a header
+
 
 def members_of(file: BinaryIO, name: str) -> Iterator[tarfile.TarInfo]:
     """Every member, or an error: tarfile takes a damaged header for the end."""
@@ -32,8 +34,12 @@ def _check_end(file: BinaryIO, end: int, name: str) -> None:
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         raise _damaged(name, f"it was cut short at byte {end + len(block)}")
+    ended = not block.strip(b"\0")
     while block:
-        if block.strip(b"\0"):
+        rest = block.lstrip(b"\0")
+        if ended and rest[_MAGIC] == b"ustar":
+            raise DataError(f"{name}: another tar follows its end. Join tars by `tar -A`.")
+        if rest:
             raise _damaged(name, f"no end, and no header either, at byte {end}")
         block = file.read(2**20)
 

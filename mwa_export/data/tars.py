@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from mwa_export.data.addresses import packing_of
 from mwa_export.data.compressed import plain_copy
-from mwa_export.data.fields import Columns, Fields, Place, Record, escaped, names, text_field
+from mwa_export.data.fields import Columns, Fields, Place, Record, key_of, names, text_field
 from mwa_export.data.files import open_file, readable
 from mwa_export.data.places import state_of
 from mwa_export.data.tables import json_object
@@ -208,11 +208,13 @@ class _Tar:
                 named = self._reader.columns.caption, self._fields.id, *self._fields.carried
                 self._found.update(name for name in named if name in values)
         given = None if self._fields.id is None else values.get(self._fields.id)
+        wanted = self._fields.id is not None or bool(self._fields.carried)
+        image = self._image(sample, found) if "image" in kinds else None
         return Record(
             f"{self._name}:{key}",
-            self._image(sample, found) if "image" in kinds else None,
+            image and broken if broken and wanted else image,
             self._captions(key, sample, values, broken, found) if "text" in kinds else (),
-            key if given is None else escaped(str(given)),
+            key_of(given) or key,
             given,
             columns=tuple(values.get(name) for name in self._fields.carried),
         )
@@ -234,9 +236,12 @@ class _Tar:
     def _captions(
         self, key: str, sample: _Sample, values: dict[str, Any], broken: Problem | None, found: str
     ) -> tuple[Caption | Problem, ...]:
+        columns = self._reader.columns
         fields: tuple[Caption | Problem, ...] = ()
-        if self._reader.columns.caption is not None:
-            return (broken,) if broken else self._fields.captions_of(values)
+        if broken and (columns.caption or columns.id or columns.carried):
+            return (broken,)
+        if columns.caption is not None:
+            return self._fields.captions_of(values)
         if any(values.get(name) not in (None, "", []) for name in self._fields.captions):
             fields = self._fields.captions_of(values)
         lines: tuple[Caption | Problem, ...] = ()
@@ -245,7 +250,7 @@ class _Tar:
             if isinstance(data, Problem):
                 return (data,)
             text = data.decode("utf-8-sig", "surrogateescape")
-            stripped = (line.strip() for line in text.split("\n"))
+            stripped = (line.strip() for line in re.split("[\r\n]", text))
             lines = tuple(text_field(line, f"{key}.txt") for line in stripped if line)
         # img2dataset writes the caption into both. Other sets may mean different things by them.
         same = tuple(field.strip() if isinstance(field, str) else field for field in fields)
@@ -255,7 +260,7 @@ class _Tar:
                 "Expected the same. Remove one of the two."
             )
             return (Problem("malformed", reason),)
-        expected = f"Expected {key}.txt with one per line, or {key}.json with `caption`."
+        expected = f'Expected {key}.txt with one per line, or {key}.json with "caption".'
         nothing = self._damage or Problem("null", f"has no captions {found}. {expected}")
         return fields or lines or (broken or nothing,)
 

@@ -163,7 +163,7 @@ def _id(record: Record, column: str | None) -> str | None:
         return None
     found = "missing" if value is None else reprlib.repr(value)
     raise DataError(
-        f"{record.where}: `{column}` is {found}. Expected a text or an integer as the image id."
+        f'{record.where}: "{column}" is {found}. Expected a text or an integer as the image id.'
     )
 
 

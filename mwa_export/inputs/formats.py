@@ -41,7 +41,9 @@ _REFUSED = (  # how files of well-known formats begin that are not read
     ("MPEG", rb"\0\0\x01[\xb3\xba]"),
     ("IPTC", rb"\x1c[\x01-\x09]"),
 )
-_NOT_READ = frozenset({"avif", "avifs", "eps", "heic", "heif", "jxl", "svg", "wmf", "emf"})
+_NOT_READ = frozenset(
+    {"avif", "avifs", "eps", "heic", "heif", "iim", "jxl", "pdf", "svg", "wmf", "emf"}
+)
 HEAD = 16  # bytes by which Pillow tells a format
 
 
@@ -77,8 +79,15 @@ def shown(extension: str) -> str:
 
 def likely(head: bytes) -> tuple[str, ...]:
     """The formats whose mark ``head``, the first bytes of a file, has."""
-    marks = ((name, Image.OPEN[name][1]) for name in formats())
-    return tuple(name for name, fits in marks if fits is not None and fits(head[:HEAD]) is True)
+    return tuple(name for name in formats() if _fits(name, head[:HEAD]))
+
+
+def _fits(name: str, head: bytes) -> bool:
+    accepts = Image.OPEN[name][1]
+    try:
+        return accepts is not None and accepts(head) is True
+    except Exception:  # of Pillow's, where there are fewer bytes than a mark has
+        return False
 
 
 def unknown(head: bytes) -> str:

@@ -35,8 +35,8 @@ def write(root: Path, *names: str) -> Path:
 def test_every_extension_that_pillow_has_for_a_format_that_is_read_is_listed() -> None:
     Image.init()
     known = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
-    assert {end[1:] for end in known} | {"mpo", "svg", "heic", "jxl"} <= extensions()
-    assert not extensions() & {"txt", "json", "csv", "pdf", "mpg", "xml", "npy", "cls"}
+    assert {end[1:] for end in known} | {"mpo", "svg", "pdf", "iim", "heic", "jxl"} <= extensions()
+    assert not extensions() & {"txt", "json", "csv", "mpg", "xml", "npy", "cls"}
 
 
 def test_pictures_of_every_extension_and_of_none_are_rows(tmp_path: Path) -> None:
@@ -49,6 +49,14 @@ def test_pictures_of_every_extension_and_of_none_are_rows(tmp_path: Path) -> Non
     found, scan = ids(root, tmp_path)
     assert found == sorted([*names, *(f"no-extension-{name}" for name in marked)])
     assert scan.skipped == {"without extension": 1}
+
+
+def test_files_shorter_than_a_mark_are_no_pictures(tmp_path: Path) -> None:
+    root = write(tmp_path / "p", "a.png")
+    for size in range(4):
+        (root / f"short{size}").write_bytes(b"II*"[:size])
+    found, scan = ids(root, tmp_path)
+    assert (found, scan.skipped) == (["a.png"], {"without extension": 4})
 
 
 def test_what_is_passed_over_is_counted_by_extension(tmp_path: Path) -> None:
@@ -127,5 +135,66 @@ def test_one_picture_is_a_source(tmp_path: Path) -> None:
         [row] = source.rows(0, source.scan(tmp_path).rows)
         assert (row.id, row.content.read()) == (name, png(len(name)))  # type: ignore[union-attr]
     for name in ("absent.png", "list.xyz"):
-        with pytest.raises(DataError, match="is not a folder"):
+        with pytest.raises(DataError, match="no such file or folder"):
             open_source("image", str(root / name), SourceOptions())
+
+
+@pytest.mark.parametrize(("kind", "picture"), [("image", "deep/b.jpg"), ("text", "n.txt")])
+def test_a_folder_of_shards_and_other_rows_is_refused(
+    kind: Kind, picture: str, tmp_path: Path
+) -> None:
+    root = write(tmp_path / "p", picture, "stray.tar")
+    with pytest.raises(DataError, match=rf"\.tar files and {kind}s \({picture}\).*/\*\.tar"):
+        open_source(kind, str(root), SourceOptions())
+    (root / "stray.tar").rename(root / "_stray.tar")
+    found, scan = ids(root, tmp_path, kind)
+    assert (found, scan.skipped) == ([picture], {".tar": 1})
+    write(root, "a.tar", "b.parquet")
+    with pytest.raises(DataError, match=r"\.tar files and \.parquet files"):
+        open_source(kind, str(root), SourceOptions())
+
+
+def test_what_lies_beside_the_parts_of_a_table_is_counted(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    root = tmp_path / "parts"
+    (root / "_temporary").mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), root / "part-0.parquet")
+    for name in ("_SUCCESS", ".part-0.crc", "_old.parquet", "_temporary/x.parquet", "stats.json"):
+        (root / name).write_bytes(b"")
+    found, scan = ids(root, tmp_path, "text")
+    assert found == ["0", "1"]
+    assert scan.skipped == {"hidden": 1, ".parquet": 2, ".json": 1, "without extension": 1}
+
+
+def test_a_glob_of_texts_takes_text_files_only_and_none_is_for_tables(tmp_path: Path) -> None:
+    root = write(tmp_path / "g", "a.zip", "b.xlsx", "c/d.txt")
+    (root / "e.txt").write_text("a cat")
+    found, scan = ids(f"{root}/*", tmp_path, "text")
+    assert (found, scan.skipped) == (["e.txt"], {".zip": 1, ".xlsx": 1})
+    write(root, "t1.tsv", "t2.tsv")
+    for spec in ("*.tsv", "t{1,2}.tsv", "t?.jsonl"):
+        with pytest.raises(DataError, match="stands for several tables"):
+            open_source("text", f"{root}/{spec}", SourceOptions())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gone.png", "no such file or folder"),
+        ("{a.png,b.png}", "no such file or folder. Braces are for tars"),
+        ("nul\0.png", "no such file or folder"),
+        ("zip.doc", "is a zip archive"),
+        ("text.doc", "it is not a picture"),
+        ("pipe.png", "is not a plain file"),
+    ],
+)
+def test_what_is_no_source_of_pictures_has_a_true_reason(
+    name: str, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "zip.doc").write_bytes(b"PK\3\4....")
+    (tmp_path / "text.doc").write_bytes(b"Dear Sir")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match=reason):
+        open_source("image", str(tmp_path / name), SourceOptions())

@@ -73,17 +73,17 @@ def test_pictures_may_lie_elsewhere_or_have_absolute_paths(tmp_path: Path) -> No
         ([entry(1), entry(1)], r"images\[1\].*the id 1 occurs a second time, after.*images\[0\]"),
         (
             [entry(1, sentences=[{"raw": " "}])],
-            r"images\[0\], 1\.jpg: `raw` of sentence 0 is blank",
+            r"images\[0\], 1\.jpg: \"raw\" of sentence 0 is blank",
         ),
-        ([entry(1, sentences=[{}])], "`raw` of sentence 0 is null"),
+        ([entry(1, sentences=[{}])], '"raw" of sentence 0 is null'),
         ([entry(1, sentences=[{"raw": "\ud800"}])], "not valid Unicode"),
-        ([entry(1, sentences=["a"])], r"not a Karpathy JSON \(`sentences`\[0\] is 'a'"),
-        ([entry(1, imgid="1")], r"images\[0\], 1\.jpg: `imgid` is '1'\. Expected an integer"),
-        ([entry(1, imgid=True)], "`imgid` is True"),
-        ([entry(1, imgid=2**63)], "`imgid` is 9223372036854775808"),
-        ([entry(1, filename=None)], "`filename` is missing"),
-        ([entry(1, filepath=3)], "`filepath` is 3"),
-        ([entry(1), {}], r"images\[1\]: has no `split`"),
+        ([entry(1, sentences=["a"])], r"not a Karpathy JSON \(\"sentences\"\[0\] is 'a'"),
+        ([entry(1, imgid="1")], r"images\[0\], 1\.jpg: \"imgid\" is '1'\. Expected an integer"),
+        ([entry(1, imgid=True)], '"imgid" is True'),
+        ([entry(1, imgid=2**63)], '"imgid" is 9223372036854775808'),
+        ([entry(1, filename=None)], '"filename" is missing'),
+        ([entry(1, filepath=3)], '"filepath" is 3'),
+        ([entry(1), {}], r"images\[1\]: has no \"split\""),
         ([3], "not a Karpathy JSON"),
     ],
 )
@@ -100,7 +100,7 @@ def test_other_splits_are_not_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", '{"pictures": []}', '{"images": 3}', "[" * 100_000])
 def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(DataError, match=r"not a Karpathy JSON.*Expected an object with `images`"):
+    with pytest.raises(DataError, match=r"not a Karpathy JSON.*Expected an object with \"images\""):
         parse_data(tmp_path / "dataset.json")
 
 

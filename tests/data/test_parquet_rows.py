@@ -77,7 +77,7 @@ def test_a_path_that_is_not_utf8_fails_and_a_test_set_names_it(tmp_path: Path) -
         (tmp_path / name).write_bytes(png(1))
     path = write(tmp_path / "t.parquet", image=NOT_UTF8, caption=list("xyz"))
     assert codes(read("image", path, tmp_path)) == [None, "not-text", None]
-    with pytest.raises(DataError, match="row 1: `image` is not UTF-8"):
+    with pytest.raises(DataError, match='row 1: "image" is not UTF-8'):
         parse_data(path)
 
 
@@ -170,3 +170,11 @@ def test_a_moved_partition_is_another_source(hive: Path, tmp_path: Path) -> None
     before = open_source("text", str(hive), SourceOptions()).scan(tmp_path).fingerprint
     (hive / "lang=de").rename(hive / "lang=da")
     assert open_source("text", str(hive), SourceOptions()).scan(tmp_path).fingerprint != before
+
+
+def test_an_unknown_time_zone_is_named(tmp_path: Path) -> None:
+    zoned = pyarrow.array([1], pyarrow.timestamp("us", "Mars/Base"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "at": zoned}), tmp_path / "t.parquet")
+    source = open_source("text", str(tmp_path / "t.parquet"), SourceOptions(columns=("at",)))
+    [row] = source.rows(0, source.scan(tmp_path).rows)
+    assert "the time zone Mars/Base is not known" in str(row.problem)

@@ -288,8 +288,8 @@ def test_token_ids_of_an_index_are_captions_everywhere(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.jsonl", '{"image": "red.png", "caption": "a", "captions": ["b"]}', "`captions`"),
-        ("t.jsonl", '{"image": "red.png", "captions": []}', "has no `caption`"),
+        ("t.jsonl", '{"image": "red.png", "caption": "a", "captions": ["b"]}', '"captions"'),
+        ("t.jsonl", '{"image": "red.png", "captions": []}', '"captions" is an empty list'),
         ("t.csv", "image,text\nred.png,a,b\n", "has 3 fields"),
         ("k.json", '{"images": [], "annotations": [{"image_id": 2}]}', "2, which is not listed"),
     ],

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from embed_samples import png
 
+from mwa_export.cli.flags import with_flags
 from mwa_export.data.rows import Row
 from mwa_export.data.sources import SourceOptions, open_sources
 from mwa_export.errors import MwaExportError
@@ -176,3 +177,58 @@ def test_a_tar_without_what_is_named_says_what_it_has(
     value = ("absent",) if option == "columns" else "absent"
     with pytest.raises(MwaExportError, match=r"no sample has absent.*have: .*png"):
         read(kind, tar(root), tmp_path, **{option: value})
+
+
+def test_an_id_that_says_nothing_gives_the_number_and_objects_are_json(tmp_path: Path) -> None:
+    given: list[Any] = ["", "  ", None, True, {"a": 1}, 7]
+    records = [{"caption": "c", "key": value} for value in given]
+    source = read("text", lines(tmp_path, "t.jsonl", records), tmp_path, id_column="key")
+    assert [row.id for row in source] == ["0", "1", "2", "true", '{"a": 1}', "7"]
+
+
+def test_a_column_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(MwaExportError, match="`columns=note,key,note`: expected each name once"):
+        SourceOptions(columns=("note", "key", "note"))
+
+
+def test_a_parquet_column_that_is_there_twice_is_one_error(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["title", "title"])
+    pyarrow.parquet.write_table(twice, tmp_path / "t.parquet")
+    with pytest.raises(MwaExportError, match="columns of the same name: title"):
+        read("text", tmp_path / "t.parquet", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+@pytest.mark.parametrize("option", [{"columns": ("note",)}, {"id_column": "note"}])
+@pytest.mark.parametrize("data", [b"{bad", b"[1]"])
+def test_a_tar_sample_whose_json_is_needed_and_broken_fails(
+    kind: Kind, option: dict[str, Any], data: bytes, tmp_path: Path
+) -> None:
+    members = {"a.txt": b"a", "a.png": png(0), "a.json": data}
+    members |= {"b.txt": b"b", "b.png": png(1), "b.json": b'{"note": "n"}'}
+    with tarfile.open(tmp_path / "t.tar", "w") as file:
+        for name, held in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(held)
+            file.addfile(info, io.BytesIO(held))
+    bad, good = read(kind, tmp_path / "t.tar", tmp_path, **option)
+    assert bad.problem is not None
+    assert bad.problem.code == "malformed"
+    assert good.problem is None
+
+
+def test_what_a_file_calls_a_field_is_not_shown_as_a_flag(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [{"image": " "}, {"image": []}]
+    rows = read("image", lines(tmp_path, "t.jsonl", records), tmp_path)
+    assert rows[0].problem is not None
+    assert rows[0].problem.code == "null"
+    message = str(rows[1].problem)
+    assert with_flags(message, "embed") == message
+    assert '"image" is []' in message
+    for option, flag in (("text_column", "--text-column"), ("id_column", "--id-column")):
+        with pytest.raises(MwaExportError, match="has no columns") as caught:
+            read("text", karpathy(tmp_path), tmp_path, **{option: "x"})
+        assert flag in with_flags(str(caught.value), "embed")

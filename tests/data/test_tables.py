@@ -188,7 +188,7 @@ def test_a_split_column_is_used_only_when_a_split_is_named(tmp_path: Path) -> No
     data = parse_data(path, DataOptions(split="test"))
     assert data.captions == ("two",)
     assert data.name == f"{path}, split test"
-    with pytest.raises(DataError, match="csv:4: `caption` is blank"):
+    with pytest.raises(DataError, match='csv:4: "caption" is blank'):
         parse_data(path)
     with pytest.raises(DataError, match=r"nothing in split 'dev'\. It has: test, train, val"):
         parse_data(path, DataOptions(split="dev"))
@@ -204,7 +204,7 @@ def test_several_splits_are_never_read_as_one_set(tmp_path: Path) -> None:
 
 def test_a_split_needs_its_column(tmp_path: Path) -> None:
     path = write(tmp_path, "image,caption\na,one\n")
-    with pytest.raises(DataError, match=r"csv:2: has no `split`.*Name no split"):
+    with pytest.raises(DataError, match=r"csv:2: has no splits.*Leave `split` out"):
         parse_data(path, DataOptions(split="test"))
 
 
@@ -220,10 +220,10 @@ def test_a_split_needs_its_column(tmp_path: Path) -> None:
         ("image,caption,image\na,b,c\n", "columns of the same name: image"),
         ("image,caption\na,b\na, b, c\n", "csv:3: has 3 fields.*Expected 2.*quotes"),
         ("image,caption\na\n", "csv:2: has 1 fields"),
-        ("image,caption\na, \n", "csv:2: `caption` is blank"),
-        ("image,caption\na,b\n,c\n", "csv:3: `image` is blank"),
-        ('image,caption\na,"b\nc"\na, \n', "csv:4: `caption` is blank"),
-        ('image,caption\na,"b\nc,d\n', "csv:2: is not CSV.*unexpected end"),
+        ("image,caption\na, \n", 'csv:2: "caption" is blank'),
+        ("image,caption\na,b\n,c\n", 'csv:3: "image" is blank'),
+        ('image,caption\na,"b\nc"\na, \n', 'csv:4: "caption" is blank'),
+        ('image,caption\na,"b\nc,d\n', "csv:2: is not CSV.*lines 2 to 3 a quote"),
         ('image,caption\na,"b" c\n', "csv:2: is not CSV.*doubled"),
         ('"image,caption\n', "csv:1: is not CSV"),
     ],
@@ -233,10 +233,25 @@ def test_malformed_csv_is_refused(tmp_path: Path, content: str, message: str) ->
         parse_data(write(tmp_path, content))
 
 
+def test_a_quote_that_is_never_closed_costs_its_line_only(tmp_path: Path) -> None:
+    path = write(tmp_path, 'text\nx\n"open\ny\na "" b\nz\n"again\n')
+    found = list(TableReader(str(path), "", Columns(), ("text",)).records())
+    assert [r.captions for r in found] == [("x",), (), ("y",), ('a "" b',), ("z",), ()]
+    assert "lines 3 to 7 a quote" in found[1].problem.reason  # type: ignore[union-attr]
+
+
+def test_a_field_of_json_lines_may_be_in_some_objects_only(tmp_path: Path) -> None:
+    path = write_json(tmp_path, [{"text": "a"}, {"text": "b", "tag": 1}, {"text": "c"}])
+    found = TableReader(str(path), "", Columns(carried=("tag",)), ("text",)).records()
+    assert [record.columns for record in found] == [(None,), (1,), (None,)]
+    with pytest.raises(DataError, match="has no column other"):
+        list(TableReader(str(path), "", Columns(carried=("other",)), ("text",)).records())
+
+
 def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes("image,caption\na,b\na,é\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"csv:3: `caption` is not UTF-8.*Save the file as UTF-8"):
+    with pytest.raises(DataError, match=r"csv:3: \"caption\" is not UTF-8.*Save the file as UTF-8"):
         parse_data(path)
     path.write_bytes("image,caption\na,b\n".encode("utf-16-le"))
     with pytest.raises(DataError, match=r"csv: has no column for pictures"):
@@ -262,15 +277,15 @@ def test_ids_and_pictures_belong_together_one_to_one(tmp_path: Path) -> None:
     [
         (
             {"image": "b"},
-            r"jsonl:2: has no `caption`. It has: image\.",
+            r"jsonl:2: has no \"caption\". It has: image\.",
         ),
-        ({"caption": "c"}, r"jsonl:2: has no `image`. It has: caption\."),
-        ({"image": "b", "caption": "c", "captions": ["d"]}, "has `caption` and `captions`"),
-        ({"image": "b", "captions": ["c", ""]}, r"`captions`\[1\] is blank"),
-        ({"image": "b", "captions": [3]}, r"`captions`\[0\] is of type int. Expected a text"),
-        ({"image": "b", "caption": 3}, "`caption` is of type int. Expected a text"),
-        ({"image": "b", "captions": []}, r"jsonl:2: has no `caption`. It has: image, captions"),
-        ({"image": 3, "caption": "c"}, "`image` is 3. Expected the path"),
+        ({"caption": "c"}, r"jsonl:2: has no \"image\". It has: caption\."),
+        ({"image": "b", "caption": "c", "captions": ["d"]}, 'has "caption" and "captions"'),
+        ({"image": "b", "captions": ["c", ""]}, r"\"captions\"\[1\] is blank"),
+        ({"image": "b", "captions": [3]}, r"\"captions\"\[0\] is of type int. Expected a text"),
+        ({"image": "b", "caption": 3}, '"caption" is of type int. Expected a text'),
+        ({"image": "b", "captions": []}, r"jsonl:2: \"captions\" is an empty list"),
+        ({"image": 3, "caption": "c"}, '"image" is 3. Expected the path'),
         ([], r"jsonl:2: is \[\]. Expected a JSON object"),
     ],
 )
@@ -283,7 +298,7 @@ def test_malformed_json_rows_are_named(tmp_path: Path, row: object, message: str
 @pytest.mark.parametrize("value", [None, 1.5, " ", True])
 def test_json_ids_are_texts_or_integers(tmp_path: Path, value: object) -> None:
     path = write_json(tmp_path, [{"image": "a", "caption": "x", "id": value}])
-    with pytest.raises(DataError, match=r"jsonl:1: `id` is .*(Expected a text|Fill it in)"):
+    with pytest.raises(DataError, match=r"jsonl:1: \"id\" is .*(Expected a text|Fill it in)"):
         parse_data(path, DataOptions(image_id_column="id"))
 
 

@@ -99,7 +99,7 @@ def test_a_named_caption_is_not_replaced_by_another(tmp_path: Path) -> None:
     rows, _ = scanned("text", write(tmp_path, members), text_column="alt")
     assert rows[0].content == "x"
     assert rows[1].problem is not None
-    assert "has no `alt`" in rows[1].problem.reason
+    assert 'has no "alt"' in rows[1].problem.reason
 
 
 def test_ids_of_samples_may_come_from_a_field(tmp_path: Path) -> None:

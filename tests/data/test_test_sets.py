@@ -157,11 +157,16 @@ def test_names_no_file_can_have_are_missing_pictures(tmp_path: Path, name: str) 
 @pytest.mark.parametrize(
     ("make", "name", "options", "message"),
     [
-        (index, "i.jsonl", {"split": "test"}, "has no `split`: the file is one.*Name no split"),
-        (tar, "w.tar", {"split": "test"}, "has no `split`: the file is one"),
+        (
+            index,
+            "i.jsonl",
+            {"split": "test"},
+            "has no splits: the whole file is one.*Leave `split` out",
+        ),
+        (tar, "w.tar", {"split": "test"}, "has no splits: the whole file"),
         (karpathy, "k.json", {"split": "dev"}, "nothing in split 'dev'. It has: test"),
-        (table, "t.csv", {"split": "test"}, "has no `split`"),
-        (tar, "w.tar", {"images": Path()}, "holds its pictures. Name no folder"),
+        (table, "t.csv", {"split": "test"}, "has no splits"),
+        (tar, "w.tar", {"images": Path()}, "holds the pictures themselves.*Leave `images` out"),
         (tar, "w.tar", {"image_column": "x"}, r"has no picture .*Expected one, \.x"),
         (karpathy, "k.json", {"image_column": "x"}, "has no columns"),
         (table, "t.csv", {"image_column": "x"}, "no column x. It has: image, caption"),

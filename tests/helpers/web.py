@@ -112,6 +112,15 @@ def cut(data: bytes, announced: int, times: int = 1000) -> Behaviour:
     return behave
 
 
+def chunk_cut(handler: Handler) -> None:
+    """A chunk that is shorter than it says, and the connection closed."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"400\r\nshort")
+    handler.close_connection = True
+
+
 def reset(handler: Handler) -> None:
     """No answer at all."""
     handler.connection.shutdown(socket.SHUT_RDWR)

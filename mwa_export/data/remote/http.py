@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import socket
 import ssl
@@ -18,8 +19,8 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import (
+    DecodeError,
     HTTPError,
-    IncompleteRead,
     LocationParseError,
     LocationValueError,
     MaxRetryError,
@@ -86,19 +87,24 @@ def copy(url: str, file: IO[bytes], timeout: float) -> None:
 
 
 def _blocks(response: urllib3.BaseHTTPResponse, limit: int | None = None) -> Iterator[bytes]:
-    size = 0
-    for block in response.stream(_BLOCK, decode_content=True):
+    size, blocks = 0, response.stream(_BLOCK, decode_content=True)
+    while block := _next(blocks):
         size += len(block)
         if limit is not None and size > limit:
             raise RemoteError(f"the server sends more than {limit:,} bytes", "too-large")
         yield block
 
 
+def _next(blocks: Iterator[bytes]) -> bytes:
+    with _one_error():
+        return next(blocks, b"")
+
+
 @contextmanager
 def _answer(
     url: str, timeout: float, headers: dict[str, str] | None = None
 ) -> Iterator[urllib3.BaseHTTPResponse]:
-    """The answer to a request, if it is a good one. What fails in the body is an error, too."""
+    """The answer to a request, if it is a good one."""
     with _one_error():
         parsed = parse_url(url)
         if parsed.host is None:
@@ -114,12 +120,12 @@ def _answer(
             retries=_ONLY_REDIRECTS,
             preload_content=False,
         )
-        try:
-            if response.status >= 300 and not (headers and response.status == 416):
-                raise _refusal(response)
-            yield response
-        finally:
-            response.close()  # of use where the body was not read; else it is given back already
+    try:
+        if response.status >= 300 and not (headers and response.status == 416):
+            raise _refusal(response)
+        yield response
+    finally:
+        response.close()  # of use where the body was not read; else it is given back already
 
 
 def _refusal(response: urllib3.BaseHTTPResponse) -> RemoteError:
@@ -130,31 +136,42 @@ def _refusal(response: urllib3.BaseHTTPResponse) -> RemoteError:
     code = _CODES.get(status, "unreachable" if passes else "unreadable")
     try:
         seconds = Retry().parse_retry_after(wait) if passes and wait else 0.0
-    except HTTPError:  # neither seconds nor a date
+    except (HTTPError, ValueError, OverflowError):  # neither seconds nor a date
         seconds = 0.0
     return RemoteError(f"the server answered {status} {words}", code, passes=passes, wait=seconds)
 
 
 @contextmanager
 def _one_error() -> Iterator[None]:
-    """Turn what urllib3 raises into RemoteError. Its own words would repeat the query of a URL."""
+    """Turn all that urllib3 may raise into RemoteError; only calls of it go inside.
+
+    Its own words would repeat the query of a URL.
+    """
     try:
         yield
+    except RemoteError:
+        raise
     except (LocationParseError, UnicodeError) as error:
         raise RemoteError("it is not a valid URL", "malformed") from error
     except LocationValueError as error:  # no host, or an unknown scheme: ours was looked at
         raise RemoteError("it redirects to another protocol than http", "not-allowed") from error
     except MaxRetryError as error:
         raise _failure(error.reason or error) from error
-    except HTTPError as error:
+    except DecodeError as error:
+        raise RemoteError("its body cannot be decompressed") from error
+    except (HTTPError, OSError) as error:
         raise _failure(error) from error
+    except Exception as error:  # ValueError, for one, where it redirects to `http://[`
+        reason = f"what the server answered is malformed ({type(error).__name__})"
+        raise RemoteError(reason, "malformed") from error
 
 
 def _failure(error: Exception) -> RemoteError:
     cause = error.__cause__ or next((a for a in error.args if isinstance(a, Exception)), error)
     if isinstance(error, ResponseError):
         return RemoteError("it redirects too often", "unreachable")
-    if isinstance(error, ProtocolError) and any(isinstance(a, IncompleteRead) for a in error.args):
+    cut = (a for a in error.args if isinstance(a, http.client.IncompleteRead))
+    if isinstance(error, ProtocolError) and any(cut):
         return RemoteError("the server sent less than it announced", "truncated", passes=True)
     if isinstance(error, NameResolutionError):
         gone = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
