@@ -168,6 +168,7 @@ def test_nothing_that_runs_is_an_error_with_every_reason(
         run_bench(Bundle.open(files / "bundle"), options, peers=())
 
 
+@pytest.mark.slow
 def test_every_shape_is_warmed_up_before_the_clock_runs(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,7 @@ def test_changed_bundle_has_the_new_files_and_those_that_were_kept(tmp_path: Pat
     assert named - {MANIFEST} == SECOND.keys()
 
 
+@pytest.mark.slow
 def test_a_death_leaves_the_old_bundle_or_the_new_one_and_the_next_change_clears_up(
     tmp_path: Path,
 ) -> None:

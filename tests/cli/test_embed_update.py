@@ -9,6 +9,8 @@ import pytest
 from commands import refused, run
 from embed_samples import png
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def command(files: Path, tmp_path: Path) -> list[object]:

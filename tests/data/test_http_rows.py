@@ -88,6 +88,7 @@ def test_the_server_says_when_to_come_back(web: Web, monkeypatch: pytest.MonkeyP
     assert waits == [7, 60]
 
 
+@pytest.mark.slow
 def test_bytes_that_come_too_slowly_are_given_up(web: Web) -> None:
     web.odd["/slow"] = odd.drip
     assert failure(f"{web.url}/slow", Access(timeout=0.1, retries=9)).code == "timeout"

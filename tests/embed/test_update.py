@@ -72,6 +72,7 @@ def computed() -> Iterator[list[int]]:
         yield seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("format", ["parquet", "npy"])
 def test_only_new_and_changed_rows_are_computed(

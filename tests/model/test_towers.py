@@ -93,6 +93,7 @@ def test_every_part_of_python_says_which_tower_is_missing(bundles: dict[str, Pat
         text.embed_images([Image.new("RGB", (8, 8))])
 
 
+@pytest.mark.slow
 def test_every_command_that_needs_the_other_tower_says_so(
     bundles: dict[str, Path], files: Path, tmp_path: Path
 ) -> None:

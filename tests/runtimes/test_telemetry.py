@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from commands import files_below
 
+pytestmark = pytest.mark.slow
+
 SEARCH = "from mwa_export.cli.main import main; main()"
 
 
