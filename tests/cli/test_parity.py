@@ -113,7 +113,7 @@ def test_quiet_run_says_nothing_on_stderr(files: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--images", "nowhere"), "no such folder"),
-        (("--split", "dev"), "has no --split"),
+        (("--split", "dev"), "Leave --split out"),
         (("--caption-column", "title"), "has no column title"),
         (("--tokenizer", "nothing.spm"), "nothing.spm: cannot be read"),
         (("--adapter", "nothing.safetensors"), "nothing.safetensors"),
