@@ -28,7 +28,8 @@ from mwa_export.errors import ClusterError, DataError, check_option
 from mwa_export.runtimes.options import NVIDIA, RuntimeOptions
 from mwa_export.vectors.entries import Entry
 from mwa_export.vectors.job import Job, Shard
-from mwa_export.vectors.output import JOB, WORK, Output
+from mwa_export.vectors.manifest import JOB
+from mwa_export.vectors.output import WORK, Output
 
 TRIES = 3  # of a shard whose workers die
 _CPUS = 4  # of an actor, where there are as many

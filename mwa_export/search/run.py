@@ -22,8 +22,8 @@ from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.search.result import Found, Hit, Where
 from mwa_export.search.scan import Block, best_rows
 from mwa_export.vectors.job import FOLDERS, Input, shards
-from mwa_export.vectors.manifest import ERRORS, MANIFEST
-from mwa_export.vectors.output import JOB, Output
+from mwa_export.vectors.manifest import ERRORS, JOB, MANIFEST
+from mwa_export.vectors.output import Output
 
 _WILDCARD = re.compile(r"[*?\[{]")
 Locate = Callable[[str], Picture | None]

@@ -1,9 +1,10 @@
 """Put a finished update in the place of the output that it updates.
 
-    OUT/.update/NAME/   an output of its own, made beside the old one, which stays whole until then
+    OUT/.update/NAME/   an output of its own, made beside the old one
 
-From the moment OUT/manifest.json goes until the new one is there, OUT is no output: a run that
-was killed in between is continued by the next run, from whatever is left in .update.
+One call decides: OUT/manifest.json goes, and from then on the update is the output that readers
+find. Its files are linked into place before it is removed, so a death at any moment leaves the old
+output or the new one, and the next run finishes the move.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mwa_export.files import disk_errors, sync
-from mwa_export.vectors.manifest import MANIFEST, contents, read_manifest
+from mwa_export.files import disk_errors, link_or_copy, sync
+from mwa_export.vectors.job import FOLDERS
+from mwa_export.vectors.manifest import JOB, MANIFEST, contents, read_manifest
 
 WORK, UPDATE = ".work", ".update"
 
 
 def pending_update(out: Path) -> Path | None:
-    """The finished update whose installation was begun, or may begin, and was not ended."""
+    """The finished update that stands for the output, because its move was begun and not ended."""
     if (out / MANIFEST).is_file():
         return None
     return next((path.parent for path in sorted(out.glob(f"{UPDATE}/*/{MANIFEST}"))), None)
@@ -30,29 +32,31 @@ def install_update(out: Path, made: Path) -> None:
     Raises:
         BundleError: the disk refuses; the same call goes on.
     """
-    indexes = contents(read_manifest(made)).indexes.values()
+    names = [JOB, *(file.file for file in contents(read_manifest(made)).files)]
     with disk_errors(out):
         (out / MANIFEST).unlink(missing_ok=True)
-        _remove(out / WORK)  # its ledger is of the old shards
         sync(out)
-        for path in sorted(made.iterdir()):
-            if path.name not in (MANIFEST, WORK):
-                _move(path, out / path.name)
-        for path in out.glob("*.faiss"):
-            if path.name not in {index.file for index in indexes}:
-                path.unlink()
-        sync(out)
+        if (out / WORK).exists():
+            shutil.rmtree(out / WORK)  # its ledger is of the old shards
+        for name in names:
+            _link(made / name, out / name)
+        for pattern in ("*.faiss", *(f"{folder}/part-*" for folder in FOLDERS.values())):
+            for path in out.glob(pattern):
+                if path.relative_to(out).as_posix() not in names:
+                    path.unlink()
+        for folder in {(out / name).parent for name in names}:
+            sync(folder)
         (made / MANIFEST).replace(out / MANIFEST)
         sync(out)
-        shutil.rmtree(out / UPDATE)
+        (out / UPDATE).rename(out / WORK)  # what is only partly there must not look like an update
+        shutil.rmtree(out / WORK)
 
 
-def _move(path: Path, target: Path) -> None:
-    if path.is_dir():
-        _remove(target)
-    path.replace(target)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _link(path: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    moving = target.with_name(f".{target.name}.moving")
+    moving.unlink(missing_ok=True)
+    link_or_copy(path, moving)
+    sync(moving)
+    moving.replace(target)
+    moving.unlink(missing_ok=True)  # it stays where both are one file already

@@ -16,7 +16,7 @@ from mwa_export.typed_json import json_from_value, read_object, value_from_json
 from mwa_export.vectors.entries import Entry, FileEntry, Part
 from mwa_export.vectors.job import FOLDERS, Folder, Job
 
-MANIFEST, ERRORS = "manifest.json", "errors.parquet"
+JOB, MANIFEST, ERRORS = "job.json", "manifest.json", "errors.parquet"
 
 
 @dataclass(frozen=True, slots=True)

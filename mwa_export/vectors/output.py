@@ -32,6 +32,7 @@ from mwa_export.vectors.job import FOLDERS, KINDS, Job, RowError, Shard, differe
 from mwa_export.vectors.lock import LOCK
 from mwa_export.vectors.manifest import (
     ERRORS,
+    JOB,
     MANIFEST,
     Counts,
     contents,
@@ -51,8 +52,6 @@ from mwa_export.vectors.shards import (
     write_table,
 )
 
-JOB = "job.json"
-
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -69,12 +68,8 @@ class Output:
         Raises:
             DataError: the folder holds something else.
         """
+        folder = pending_update(folder) or folder
         path = folder / JOB
-        if pending_update(folder) is not None:
-            raise DataError(
-                f"{folder}: an update was interrupted when it was ready. Run `mwa-export embed` "
-                "on it again, which takes a moment."
-            )
         if path.is_file():
             try:
                 return cls(folder, Job.from_json(read_object(path)))

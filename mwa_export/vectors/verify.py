@@ -18,16 +18,18 @@ from mwa_export.optional import require
 from mwa_export.progress import ignore
 from mwa_export.typed_json import read_object
 from mwa_export.vectors.entries import FileEntry, Part
+from mwa_export.vectors.install import pending_update
 from mwa_export.vectors.job import KINDS, Job
 from mwa_export.vectors.manifest import (
     ERRORS,
+    JOB,
     MANIFEST,
     Counts,
     checksum,
     contents,
     read_manifest,
 )
-from mwa_export.vectors.output import JOB, Output
+from mwa_export.vectors.output import Output
 from mwa_export.vectors.shards import UNIT_TOLERANCE, Stored, restored
 
 _INT8_TOLERANCE = 0.05  # of a restored vector's length
@@ -53,7 +55,7 @@ def verify(out: Path, *, on_rows: Callable[[int], None] = ignore) -> Proof:
     Raises:
         DataError: no manifest, or one that cannot be read; there is nothing to check against.
     """
-    out = Path(out)
+    out = pending_update(Path(out)) or Path(out)
     manifest = read_manifest(out)
     output, named = Output(out, Job.from_json(manifest)), contents(manifest)
     findings = list(_manifest_findings(output, manifest))

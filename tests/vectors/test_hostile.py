@@ -16,8 +16,8 @@ from mwa_export.embed.progress import MaxErrors
 from mwa_export.embed.run import Execution
 from mwa_export.errors import DataError, TooManyErrorsError
 from mwa_export.search.run import open_output
-from mwa_export.vectors.manifest import MANIFEST, write_json
-from mwa_export.vectors.output import JOB, WORK, Output
+from mwa_export.vectors.manifest import JOB, MANIFEST, write_json
+from mwa_export.vectors.output import WORK, Output
 from mwa_export.vectors.verify import verify
 
 NUMBERS: tuple[Any, ...] = (-1, 1.5, "8", None, True, [])

@@ -17,8 +17,7 @@ from embed_samples import embed, pictures, texts
 
 from mwa_export.errors import DataError
 from mwa_export.files import sha256_of
-from mwa_export.vectors.manifest import ERRORS, MANIFEST, read_manifest, write_manifest
-from mwa_export.vectors.output import JOB
+from mwa_export.vectors.manifest import ERRORS, JOB, MANIFEST, read_manifest, write_manifest
 from mwa_export.vectors.verify import verify
 
 PART = "texts/part-00001.parquet"
