@@ -77,7 +77,7 @@ def _outcome(run: Callable[[], int]) -> int:
     except ModuleNotFoundError as error:
         missing = missing_package(error)
         return _crashed() if missing is None else _failed(missing)
-    except Exception:
+    except Exception:  # whatever else it is, it is a bug of ours
         return _crashed()
 
 
@@ -127,8 +127,8 @@ class _Raw(io.FileIO):
 
     _gone = False
 
-    def write(self, data: object) -> int | None:  # type: ignore[override]
-        view = memoryview(data)  # type: ignore[arg-type]
+    def write(self, data: object) -> int | None:  # type: ignore[override]  # typeshed names a buffer type
+        view = memoryview(data)  # type: ignore[arg-type]  # the same
         try:
             return len(view) if self._gone else super().write(view)
         except OSError as error:

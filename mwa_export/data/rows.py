@@ -73,3 +73,25 @@ class Source(Protocol):
             DataError: the source changed since the scan.
         """
         ...
+
+
+@dataclass(frozen=True)
+class SourceAround:
+    """Base of a source that reads another one in its own way."""
+
+    source: Source
+
+    @property
+    def kind(self) -> Kind:
+        return self.source.kind
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.source.columns
+
+    def scan(self, work: Path) -> Scan:
+        return self.source.scan(work)

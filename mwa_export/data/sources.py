@@ -23,7 +23,7 @@ from mwa_export.data.lines import STANDARD_INPUT, LineReader
 from mwa_export.data.parquet import ParquetReader, ParquetSource
 from mwa_export.data.readers import reader_of
 from mwa_export.data.remote.access import Access, using
-from mwa_export.data.rows import Row, Scan, Source
+from mwa_export.data.rows import Row, Scan, Source, SourceAround
 from mwa_export.data.spool import SpooledSource
 from mwa_export.errors import DataError, UsageError, check_option
 from mwa_export.inputs.content import Kind
@@ -95,30 +95,17 @@ def open_source(kind: Kind, spec: str, options: SourceOptions) -> Source:
         return PatientSource(_opened(kind, spec, files, options), options.access, passed)
 
 
-@dataclass(frozen=True, slots=True)
-class PatientSource:
+@dataclass(frozen=True)
+class PatientSource(SourceAround):
     """A source whose remote files are read in a way of its own."""
 
-    source: Source
     access: Access
     passed: Counter[str] = field(default_factory=Counter)  # beside its files: what -> how many
-
-    @property
-    def kind(self) -> Kind:
-        return self.source.kind
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.source.columns
 
     def scan(self, work: Path) -> Scan:
         """Scan the source."""
         with using(self.access):
-            scan = self.source.scan(work)
+            scan = super().scan(work)
         return replace(scan, skipped=self.passed + Counter(scan.skipped))
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:

@@ -36,7 +36,7 @@ class Earlier:
         return {**self.__dict__, "_index": None, "_stored": {}}
 
     def find(self, ids: Sequence[str], fingerprints: Sequence[bytes]) -> list[Known | None]:
-        """What became of rows with these contents; None: not known.
+        """Look up what became of rows with these contents; None: not known.
 
         Of rows that failed the id counts as well, because the reason names it.
         """
@@ -113,7 +113,7 @@ class _Index:
 
 
 def _fingerprints(output: Output, part: Part) -> NDArray[np.bytes_]:
-    """Of a shard's rows; empty where a content has none."""
+    """Read the fingerprints of a shard's rows; empty where a content has none."""
     found = read_column(output.folder, part.stem, "fingerprint")
     return np.array([print_ or b"" for print_ in found], "S16")
 

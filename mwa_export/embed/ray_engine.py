@@ -192,7 +192,7 @@ def _pickled(error: Exception) -> bytes:
     where = traceback.format_exc()
     try:
         return pickle.dumps((error, where))
-    except Exception:  # of a type that cannot be
+    except Exception:  # some errors cannot be pickled, and pickle then raises anything
         return pickle.dumps((RuntimeError(repr(error)), where))
 
 

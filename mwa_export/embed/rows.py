@@ -47,7 +47,7 @@ class KnownRow(Row):
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """Of a shard: the fingerprints of its rows by their numbers, and the rows that are known."""
+    """Fingerprints of a shard's rows by number, and the rows whose outcome is known."""
 
     fingerprints: dict[int, bytes] = field(default_factory=dict)
     kept: list[tuple[int, KnownRow]] = field(default_factory=list)

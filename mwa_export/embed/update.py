@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.data.rows import Row, Scan, Source
+from mwa_export.data.rows import Row, SourceAround
 from mwa_export.embed.kept import Earlier
 from mwa_export.embed.plan import Plan
 from mwa_export.embed.rows import Known, KnownRow, fingerprint_of
@@ -163,33 +163,13 @@ def _hash(id: str) -> bytes:
     return hashlib.blake2b(valid_text(id).encode(), digest_size=16).digest()
 
 
-@dataclass(eq=False)
-class RenewedSource:
+@dataclass(frozen=True, eq=False)
+class RenewedSource(SourceAround):
     """A scanned source, whose unchanged rows are known, and after them the rows that vanished."""
 
-    source: Source
     own: int  # rows of the source
     earlier: Earlier
     gone: NDArray[np.int64]  # (k, 2), as `_gone` gives them: of the first output
-
-    @property
-    def kind(self) -> Kind:
-        """The source's."""
-        return self.source.kind
-
-    @property
-    def name(self) -> str:
-        """The source's."""
-        return self.source.name
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The source's."""
-        return self.source.columns
-
-    def scan(self, work: Path) -> Scan:
-        """The source's."""
-        return self.source.scan(work)
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
         """Rows of the source, then those that vanished."""

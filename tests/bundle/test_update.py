@@ -185,7 +185,7 @@ def test_link_to_a_release_stays_a_link(tmp_path: Path) -> None:
 
 
 def test_bundle_of_links_is_changed_without_writing_through_them(tmp_path: Path) -> None:
-    """As the cache of Hugging Face and DVC keep files."""
+    """Hugging Face's cache and DVC store files as links."""
     path = first(tmp_path / "blobs").path
     for name in files_below(path):
         link = tmp_path / "snapshot" / name

@@ -96,6 +96,17 @@ def _places(data: Any) -> Iterator[tuple[Any, Any]]:
 
 
 @contextmanager
+def survived(rng: random.Random, refusal: type[Exception]) -> Iterator[None]:
+    """Let a refusal end the block, and show the seed of any other error or failed assertion."""
+    try:
+        yield
+    except refusal:
+        pass
+    except Exception as error:
+        raise AssertionError(f"{rng!r}: {error!r}") from error
+
+
+@contextmanager
 def little_memory() -> Iterator[None]:
     """Refuse memory for what a small file claims to need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -209,7 +209,7 @@ class _Guard:
     """Refuses the addresses at which clouds hand out credentials, whatever name leads there."""
 
     def _new_conn(self) -> socket.socket:
-        connected: socket.socket = super()._new_conn()  # type: ignore[misc]
+        connected: socket.socket = super()._new_conn()  # type: ignore[misc]  # of the class beside it
         address = ip_address(str(connected.getpeername()[0]).partition("%")[0])
         address = getattr(address, "ipv4_mapped", None) or address
         if address.is_link_local or address in _METADATA:
