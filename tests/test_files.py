@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from commands import files_below
 
-from mwa_export.files import new_file, new_folder, scratch_folder
+from mwa_export.files import link_or_copy, new_file, new_folder, scratch_folder
 
 MAKE = {
     "file": "new_file(Path(sys.argv[1]))",
@@ -29,7 +29,7 @@ def other_run(make: str, target: Path) -> Iterator[subprocess.Popen[str]]:
     code = f"""
 import sys
 from pathlib import Path
-from mwa_export.files import new_file, new_folder, scratch_folder
+from mwa_export.files import link_or_copy, new_file, new_folder, scratch_folder
 
 with {MAKE[make]} as path:
     (path / "half" if path.is_dir() else path).write_text("half")
@@ -96,3 +96,19 @@ def test_scratch_folder_of_the_system_is_cleared_too(
     with scratch_folder() as folder, scratch_folder() as second:
         assert {folder, second} == set(tmp_path.iterdir())
     assert os.listdir(tmp_path) == []
+
+
+def test_link_or_copy_never_overwrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    for _ in range(2):
+        with pytest.raises(FileExistsError):
+            link_or_copy(tmp_path / "a", tmp_path / "b")
+        assert (tmp_path / "b").read_text() == "b"
+        monkeypatch.setattr(os, "link", _other_disk)
+    link_or_copy(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c").read_text() == "a"
+
+
+def _other_disk(*_: object) -> None:
+    raise OSError(18, "Invalid cross-device link")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -28,11 +27,10 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.manifest import CONFORMANCE, MANIFEST, Conformance, write_manifest
+from mwa_export.bundle.manifest import MANIFEST, write_manifest
 from mwa_export.errors import BundleError, VerificationError
 from mwa_export.export import export as module
 from mwa_export.export.export import ExportOptions, bundle_from_model
-from mwa_export.files import link_or_copy
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.options import ModelOptions
 from mwa_export.model.synthetic import random_tensors, training_args
@@ -366,45 +364,3 @@ def test_space_differs_where_embeddings_do(
     monkeypatch.setattr(Files, "tensors", lambda _self: tensors)
     bundles.append(files.export("weight", files.checkpoint("weight.pth")))
     assert len({bundle.manifest.space_id for bundle in bundles}) == len(bundles)
-
-
-@pytest.mark.parametrize(
-    "arrays",
-    [
-        {},
-        {"pixels": np.zeros((1, 2, 2, 3), np.float32)},
-        {"vision": np.zeros(4, np.float32)},
-        {"text": np.array([None, 1], dtype=object)},
-        {"token_ids": np.zeros((1, 2), np.int32)},
-        {"padding_mask": np.zeros((4, 1), np.int64)},
-        {"ends": np.zeros(3, np.int64)},
-        {"text": np.zeros((4, 65), np.float32)},
-        {"pictures": np.zeros(1 << 27, np.uint8)},
-    ],
-)
-def test_conformance_vectors_of_another_kind_are_one_error(
-    arrays: dict[str, Any], bundle: Path
-) -> None:
-    good = dict(np.load(bundle / CONFORMANCE)) if arrays else {}
-    np.savez(bundle / CONFORMANCE, **{**good, **arrays})
-    with pytest.raises(BundleError, match="does not hold conformance vectors"):
-        Conformance.load(bundle / CONFORMANCE, CONFIG.backbone)
-    (bundle / CONFORMANCE).write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(BundleError, match="does not hold conformance vectors"):
-        Conformance.load(bundle / CONFORMANCE, CONFIG.backbone)
-
-
-def test_link_or_copy_never_overwrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).write_text(name)
-    for _ in range(2):
-        with pytest.raises(FileExistsError):
-            link_or_copy(tmp_path / "a", tmp_path / "b")
-        assert (tmp_path / "b").read_text() == "b"
-        monkeypatch.setattr(os, "link", _other_disk)
-    link_or_copy(tmp_path / "a", tmp_path / "c")
-    assert (tmp_path / "c").read_text() == "a"
-
-
-def _other_disk(*_: object) -> None:
-    raise OSError(18, "Invalid cross-device link")
