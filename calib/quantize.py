@@ -15,6 +15,7 @@ from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.curve import TRADEOFF, write_curve
 from mwa_export.calib.dialects import DIALECTS, named_dialects, primary_dialect
+from mwa_export.calib.earlier import earlier_quantization, joined, replaced_graphs
 from mwa_export.calib.evaluate import (
     Evaluator,
     HeldBack,
@@ -39,11 +40,12 @@ from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
 from mwa_export.errors import ParityError, UsageError, check_option
-from mwa_export.files import scratch_folder, sha256_of
+from mwa_export.files import scratch_folder
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK, check_recall_drop
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.open import cpu_backend
+from mwa_export.runtimes.options import LABELS
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.version import __version__
 
@@ -138,7 +140,7 @@ def quantize(
             "embedded (`data`), or an earlier calibration (`calibration`)."
         )
     with changed_bundle(bundle, out, force=force) as change:  # refuses before the work starts
-        earlier = _earlier(bundle, calibration)
+        earlier = earlier_quantization(bundle, calibration)
         quantized = _quantize(change, bundle, found, earlier, data, held_back, options, progress)
     return replace(quantized, bundle=Bundle(Path(out or path), quantized.bundle.manifest))
 
@@ -153,7 +155,7 @@ def _quantize(
     options: QuantizeOptions,
     progress: Progress,
 ) -> Quantized:
-    """Do the work of `quantize`, and write its files. ``earlier``: see `_earlier`."""
+    """Do the work of `quantize`, and write its files. ``earlier``: see `earlier_quantization`."""
     folder, dialects = change.folder, named_dialects(options.dialects)
     side = open_bundle(bundle, lent_tokenizer=options.tokenizer)
     samples: Samples | None = None
@@ -194,11 +196,9 @@ def _quantize(
     }
     if earlier is not None and earlier.kept != high:
         earlier = None  # a bundle holds INT8 graphs of one calibration and one choice of layers
-    written = {dialect.name for dialect in dialects}
-    old = [graph for graph in bundle.manifest.graphs if graph.precision == "int8"]
-    gone = [graph for graph in old if earlier is None or graph.dialect in written]
+    gone = replaced_graphs(bundle, earlier, dialects)
     change.drop(*(name for graph in gone for name in bundle.manifest.files_of(graph.file)))
-    if lost := sorted({graph.dialect for graph in gone} - written):
+    if lost := sorted({graph.dialect for graph in gone} - {dialect.name for dialect in dialects}):
         again = " ".join(f"`dialects={name}`" for name in lost)
         warnings += (f"INT8 graphs of the earlier quantization are removed: {again}",)
     if earlier is None or result is not None:
@@ -218,38 +218,27 @@ def _quantize(
     if result is not None:
         write_curve(folder, result, times, options.max_recall_drop)
     progress("write the manifest")
-    if earlier is not None and held_back is None:
-        quantization = earlier
-    else:
-        on = None if held_back is None else _described(held_back)
-        budget = options.max_recall_drop
-        if earlier is not None and (earlier.held_back, earlier.max_recall_drop) == (on, budget):
-            new = {(entry.runtime, entry.precision) for entry in measured}
-            old_ones = (e for e in earlier.measured if (e.runtime, e.precision) not in new)
-            measured = (*measured, *old_ones)
-        quantization = Quantization(
-            mwa_export=__version__,
-            calibration=CALIBRATION,
-            data=found.data,
-            max_recall_drop=budget,
-            held_back=on,
-            measured=measured,
-            kept=high,
+    quantization = Quantization(
+        mwa_export=__version__,
+        calibration=CALIBRATION,
+        data=found.data,
+        max_recall_drop=options.max_recall_drop,
+        held_back=None if held_back is None else _described(held_back),
+        measured=measured,
+        kept=high,
+    )
+    if earlier is not None:
+        quantization, unmeasured = joined(earlier, quantization)
+        warnings += tuple(
+            f"recall of the graphs for {LABELS[runtime]} was measured on other data: `auto` will "
+            "not choose them any more. Name their dialect, too"
+            for runtime in unmeasured
         )
     others = [graph for graph in bundle.manifest.graphs if graph not in gone]
     manifest = change.write(
         replace(bundle.manifest, graphs=(*others, *graphs), quantization=quantization)
     )
     return Quantized(Bundle(folder, manifest), found, result, quantization, warnings)
-
-
-def _earlier(bundle: Bundle, calibration: Path | None) -> Quantization | None:
-    """The bundle's quantization, if it is of this calibration: its graphs may stay."""
-    stored = bundle.manifest.files.get(CALIBRATION)
-    if calibration is None or stored is None:
-        return None
-    file = calibration / CALIBRATION if calibration.is_dir() else calibration
-    return bundle.manifest.quantization if sha256_of(file) == stored.sha256 else None
 
 
 def _described(data: RetrievalData) -> HeldBackData:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.quantization import Quantization
+from mwa_export.calib.earlier import joined as joined_records
 from mwa_export.calib.evaluate import Evaluator
 from mwa_export.calib.precision_search import SiteKey, Trial
 from mwa_export.graphs.edit import FloatGraph
@@ -146,6 +148,22 @@ def test_measured_graphs_stay_when_another_runtimes_are_added(
     assert {g.dialect for g in Bundle.open(bundle).manifest.graphs} == {
         *("onnx", "onnxruntime", "tensorrt")
     }
+
+
+def test_measurements_are_joined_only_if_they_are_of_the_same_data(
+    whole: tuple[Path, Outcome], pictures: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(whole[0], tmp_path / "bundle"))
+    before = quantization(bundle)
+    arguments = (bundle, "--calibration", bundle / "calibration.json", "--held-back", pictures)
+    search = ("--dialect", "openvino", "--threads", 1, "--no-search", "--points", 0)
+    outcome = run("quantize", *arguments, *search)
+    assert outcome.status == 0, outcome
+    assert "ONNX Runtime was measured on other data" in outcome.stderr
+    assert {entry.runtime for entry in quantization(bundle).measured} == {"openvino"}
+    joined, lost = joined_records(before, replace(quantization(bundle), held_back=before.held_back))
+    assert lost == []
+    assert {entry.runtime for entry in joined.measured} == {"openvino", "onnxruntime"}
 
 
 def test_kept_layers_stay_and_force_replaces_only_if_asked(
