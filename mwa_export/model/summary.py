@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mwa_export.model.load import Model
 from mwa_export.spec import (
     ADAPTER_OF_TOWER,
     BRANCH_OF_TOWER,
@@ -13,6 +12,9 @@ from mwa_export.spec import (
     ModelConfig,
     Tower,
 )
+
+if TYPE_CHECKING:  # bundles are described without torch
+    from mwa_export.model.load import Model
 
 _PARTS = ("backbone", "adapters", "enhancer", "head")
 
