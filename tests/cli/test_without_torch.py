@@ -13,12 +13,20 @@ pytestmark = pytest.mark.slow
 CODE = """
 import sys
 
-class Refuse:
+class Bare:
+    def __init__(self, finder):
+        self.finder = finder
+
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("torch", "torchscale", "onnx", "safetensors"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return None
+        return self.finder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Refuse())
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+
+sys.meta_path[:] = map(Bare, sys.meta_path)
 from mwa_export.cli.main import main
 
 sys.argv[0] = "mwa-export"
