@@ -24,7 +24,7 @@ def command(out: Path, force: bool) -> None:
     A tiny BEiT-3 with MultiWay-Adapters, 500 pictures it has not seen, 2,500 captions: checkpoint,
     merge, ONNX, INT8, embeddings, and the parity report against the PyTorch reference.
     """
-    from mwa_export.cli.parity_view import fail_if_failed, show
+    from mwa_export.cli.parity_view import fail_unless_passed, show
     from mwa_export.demo.run import quantize_demo, run_demo
 
     with console.steps() as step:
@@ -33,7 +33,7 @@ def command(out: Path, force: bool) -> None:
     _explain(result)
     click.echo(f"bundle: {result.folder / 'bundle'}")
     click.echo(f"report: {result.report}")
-    fail_if_failed(result.parity)
+    fail_unless_passed(result.parity, None)
 
 
 def _explain(result: DemoResult) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from mwa_export.cli import console
-from mwa_export.errors import ParityError
+from mwa_export.errors import ParityError, UndecidedError
+from mwa_export.metrics.verdict import Verdict
 from mwa_export.parity.reports.words import (
     COSINE_HEAD,
     cosine_rows,
@@ -20,15 +21,17 @@ from mwa_export.parity.reports.words import (
     recall_cells,
 )
 from mwa_export.parity.result import Parity
-from mwa_export.report.numbers import count, counted, p_value, percent
+from mwa_export.report.numbers import count, counted, percent
 from mwa_export.report.text import printable
 from mwa_export.spec import TOWERS
+
+COLOURS: dict[Verdict, str] = {"passes": "green", "fails": "red", "undecided": "yellow"}
 
 
 def show(result: Parity) -> None:
     """Print the whole result as tables, the verdict first."""
     click.echo()
-    colour = "yellow" if not result.gates else "green" if result.passed else "red"
+    colour = COLOURS[result.verdict] if result.gates else "yellow"
     click.secho(printable(headline(result)), bold=True, fg=colour)
     data = result.data
     click.echo(printable(f"{result.candidate.name} against {result.reference.name}"))
@@ -53,24 +56,36 @@ def show(result: Parity) -> None:
         console.warn(f"{left_out(result)}; the first: {first}. See report.json")
 
 
-def fail_if_failed(result: Parity) -> None:
-    """Raise ParityError, naming every gate that failed."""
-    failed = [gate.message.rstrip(". ") for gate in result.gates if not gate.passed]
-    if failed:
-        raise ParityError(f"parity failed. {'; '.join(failed)}.")
+def fail_unless_passed(result: Parity, undecided: str | None) -> None:
+    """Raise ParityError or UndecidedError, naming every gate that does not pass.
+
+    ``undecided``: "pass" or "fail", what an undecided verdict counts as.
+    """
+    if result.verdict == "fails" or (result.verdict, undecided) == ("undecided", "fail"):
+        raise ParityError(f"parity failed. {_messages(result)}.")
+    if result.verdict == "undecided" and undecided is None:
+        raise UndecidedError(
+            f"parity is undecided. {_messages(result)}. Give more pictures, allow a larger drop "
+            "(`max_recall_drop`), or say what to do then (`undecided`: pass or fail)."
+        )
+
+
+def _messages(result: Parity) -> str:
+    left = [gate for gate in result.gates if gate.verdict != "passes"]
+    ordered = sorted(left, key=lambda gate: gate.verdict == "undecided")
+    return "; ".join(gate.message.rstrip(". ") for gate in ordered)
 
 
 def _show_recall(result: Parity) -> None:
     exact = has_float32(result)
     rows = []
     for name, n, change in figures(result):
-        # There is room for one of both in 80 columns; the report has both.
-        p = p_value(change.p_value).replace(" ", "")
-        last = percent(change.float32, n) if exact else p
-        rows.append((name, *recall_cells(change, n), str(change.won), str(change.lost), last))
-    interval = f"{result.confidence * 100:g}% interval"
-    head = ("in %", "reference", "candidate", "points", interval, "won", "lost")
-    console.table(rows, (*head, "float32" if exact else "p"))
+        reference, candidate, _, margins, interval = recall_cells(change, n)
+        float32 = [percent(change.float32, n)] if exact else []
+        flips = f"+{change.won} -{change.lost}"
+        rows.append((name, reference, candidate, *float32, flips, margins, interval))
+    head = ("in %", "reference", "candidate", *(["float32"] if exact else []), "flips")
+    console.table(rows, (*head, "change", f"{result.confidence * 100:g}% interval"))
     if exact:
         click.echo("float32: the candidate's graphs before their precision was reduced.")
 

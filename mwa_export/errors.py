@@ -128,6 +128,12 @@ class ParityError(VerificationError):
     """A gate of the parity report failed."""
 
 
+class UndecidedError(MwaExportError):
+    """The data do not show whether a gate passes or fails."""
+
+    exit_status = 3
+
+
 class OutputBusyError(DataError):
     """An output that another run is writing."""
 

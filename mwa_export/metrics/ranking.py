@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from mwa_export.progress import ignore
 
 TOP = 10
-NO_WRONG_ITEM = 2.0  # the margin when every item is right: the largest two unit vectors allow
+KS = (1, 5, 10)
+NO_WRONG_ITEM = 2.0  # the margin with fewer than k wrong items: the largest two unit vectors allow
 _SCORES = 1 << 25  # of a block: 128 MiB
 _GROUP = 32  # columns that are first compared as one
 
@@ -31,7 +32,7 @@ class Ranking:
 
     ranks: Ints  # (n_query,), 1 is best; equal scores in the order of the gallery
     right: Ints  # (n_query,) gallery row of the best right item
-    margins: Floats  # (n_query,) its score minus that of the best wrong item
+    margins: Floats  # (n_query, len(KS)) its score minus that of the k-th best wrong item
     top: Ints  # (n_query, min(TOP, n_gallery)) gallery rows, best first
     gallery: int  # n_gallery
 
@@ -108,8 +109,8 @@ def _rank_block(scores: Floats, right: Ints) -> tuple[Ints, Ints, Floats, Ints]:
     """Ranks, best right rows, margins and top of a block. Overwrites ``scores``."""
     queries = np.arange(len(scores))
     right_scores = np.where(right >= 0, scores[queries[:, None], right], -np.inf)  # (b, most)
-    column = right_scores.argmax(axis=1)
-    best, best_row = right_scores[queries, column], right[queries, column]
+    first = right_scores.argmax(axis=1)
+    best, best_row = right_scores[queries, first], right[queries, first]
     real = right >= 0
     scores[np.nonzero(real)[0], right[real]] = -np.inf  # what is left is wrong
     above = np.count_nonzero(scores > best[:, None], axis=1)
@@ -118,12 +119,15 @@ def _rank_block(scores: Floats, right: Ints) -> tuple[Ints, Ints, Floats, Ints]:
         above[query] += int((scores[query, : best_row[query]] == best[query]).sum())
     wrong = _largest(scores, TOP)  # (b, <= 10)
     most = min(TOP, scores.shape[1])
-    highest = scores[queries, wrong[:, 0]]
-    margins = np.where(np.isneginf(highest), NO_WRONG_ITEM, best - highest)
+    margins = np.full((len(scores), len(KS)), NO_WRONG_ITEM, np.float32)
+    for column, k in enumerate(KS):
+        if k <= wrong.shape[1]:
+            rival = scores[queries, wrong[:, k - 1]]
+            margins[:, column] = np.where(np.isneginf(rival), NO_WRONG_ITEM, best - rival)
     rows = np.concatenate([wrong, right], axis=1)
     values = np.concatenate([np.take_along_axis(scores, wrong, 1), right_scores], axis=1)
     top = np.take_along_axis(rows, np.lexsort((rows, -values))[:, :most], 1)
-    return above + 1, best_row, margins.astype(np.float32), top
+    return above + 1, best_row, margins, top
 
 
 def _largest(scores: Floats, count: int) -> Ints:

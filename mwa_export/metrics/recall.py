@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import RecallError, check_option
-from mwa_export.metrics.ranking import Floats, Ranking, rank
+from mwa_export.metrics.ranking import KS, Floats, Ranking, rank
 from mwa_export.progress import ignore
 
 MAX_RECALL_DROP = 0.2  # percentage points
 
 SLACK = 1e-9  # points: one query of 500 is 0.2 and passes a gate of 0.2 whatever floats say
-
-KS = (1, 5, 10)
 
 
 def check_recall_drop(points: float | None) -> None:

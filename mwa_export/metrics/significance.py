@@ -5,6 +5,8 @@ Knows only which queries were won and lost.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,8 +42,7 @@ def bootstrap_interval(
     """
     kinds, counts = np.unique(np.stack([gains, sizes], axis=1), axis=0, return_counts=True)
     usual = float(sizes.mean())
-    changed = gains[gains != 0].astype(float)
-    typical = float(np.sqrt(np.mean(changed**2))) if len(changed) else 1.0
+    typical = typical_change(gains)
     gain = np.concatenate([kinds[:, 0], [typical, -typical]])
     size = np.concatenate([kinds[:, 1], [usual, usual]])
     shares = np.concatenate([counts, [1.0, 1.0]]) / (len(gains) + 2)
@@ -52,6 +53,12 @@ def bootstrap_interval(
     measured = 100.0 * float(gains.sum()) / float(sizes.sum())
     # An added image may win more queries than an average one has.
     return max(-100.0, min(float(low), measured)), min(100.0, max(float(high), measured))
+
+
+def typical_change(gains: NDArray[Any]) -> float:
+    """Root mean square of the queries that changed images won or lost; 1 if no image changed."""
+    changed = gains[gains != 0].astype(np.float64)
+    return float(np.sqrt(np.mean(changed**2))) if len(changed) else 1.0
 
 
 def mcnemar(won: int, lost: int) -> float:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.metrics.agreement import overlap
-from mwa_export.metrics.ranking import Ranking
-from mwa_export.metrics.recall import KS
+from mwa_export.metrics.ranking import KS, Ranking
 from mwa_export.metrics.significance import bootstrap_interval, mcnemar
+from mwa_export.metrics.smoothed import ranking_change
 from mwa_export.parity.result import Direction, DirectionResult, Margins, RecallChange
 
 Ints = NDArray[np.int64]
@@ -18,12 +18,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Settings of the bootstrap intervals."""
+    """Settings of the intervals; the last two are the bootstrap's."""
 
     confidence: float
     resamples: int
     seed: int
-    certain: bool  # all embeddings are equal bit by bit, which leaves nothing to chance
 
 
 def measure_direction(
@@ -34,7 +33,7 @@ def measure_direction(
     ``owners``: (n_query,) image row of each query; images are what is resampled.
     """
     flipped = (before.ranks == 1) != (after.ranks == 1)
-    margins = np.abs(before.margins)
+    margins = np.abs(before.margins[:, 0])
     return DirectionResult(
         direction=name,
         queries=len(before.ranks),
@@ -64,17 +63,17 @@ def _recall_change(
 ) -> RecallChange:
     old, new = before.ranks <= k, after.ranks <= k
     won, lost = int((new & ~old).sum()), int((old & ~new).sum())
-    low = high = 0.0
-    if not sampling.certain:
-        gains = np.bincount(owners, weights=new.astype(np.int64) - old).astype(np.int64)
-        low, high = bootstrap_interval(
-            gains,
-            np.bincount(owners),
-            confidence=sampling.confidence,
-            resamples=sampling.resamples,
-            # its own stream per figure, so that no figure depends on which others are computed
-            rng=np.random.default_rng([sampling.seed, ("tr", "ir").index(name), k]),
-        )
+    gains = np.bincount(owners, weights=new.astype(np.int64) - old).astype(np.int64)
+    low, high = bootstrap_interval(
+        gains,
+        np.bincount(owners),
+        confidence=sampling.confidence,
+        resamples=sampling.resamples,
+        # its own stream per figure, so that no figure depends on which others are computed
+        rng=np.random.default_rng([sampling.seed, ("tr", "ir").index(name), k]),
+    )
+    smoothed = ranking_change(before, after, k, owners)
+    smoothed_low, smoothed_high = smoothed.interval(sampling.confidence)
     return RecallChange(
         k=k,
         reference=before.recall(k),
@@ -82,6 +81,9 @@ def _recall_change(
         difference=100.0 * (won - lost) / len(old),
         low=low,
         high=high,
+        smoothed=smoothed,
+        smoothed_low=smoothed_low,
+        smoothed_high=smoothed_high,
         won=won,
         lost=lost,
         p_value=mcnemar(won, lost),

@@ -14,11 +14,12 @@ from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.encoder import EncoderInfo
 from mwa_export.errors import RecallError, UsageError, check_option
 from mwa_export.metrics.agreement import check_embeddings, cosine_summary
-from mwa_export.metrics.ranking import Ranking
-from mwa_export.metrics.recall import KS, Pairs, rank_both
+from mwa_export.metrics.ranking import KS, Ranking
+from mwa_export.metrics.recall import Pairs, rank_both
+from mwa_export.metrics.verdict import CONFIDENCE, whole
 from mwa_export.parity.directions import Sampling, measure_direction, with_float32
 from mwa_export.parity.examples import Labels, worst_examples
-from mwa_export.parity.gates import Gates, check_gates
+from mwa_export.parity.gates import Gates, check_gates, pictures_for_verdict
 from mwa_export.parity.result import (
     CrossCell,
     DataInfo,
@@ -39,7 +40,7 @@ class CompareOptions:
     """Options of `compare`: gates, interval and seed."""
 
     gates: Gates = field(default_factory=Gates)
-    confidence: float = 0.95  # of the intervals
+    confidence: float = CONFIDENCE  # of the intervals; half of the rest is the level of a verdict
     resamples: int = 10_000
     seed: int = 0  # of the bootstrap
     examples: int = 12  # worst-changed queries to list, per direction
@@ -128,7 +129,7 @@ def measure(
     before, after = ranked["reference", "reference"], ranked["candidate", "candidate"]
     progress("measure how sure the differences are")
     owners = pairs.rows()
-    measured = Sampling(options.confidence, options.resamples, options.seed, certain=same)
+    measured = Sampling(options.confidence, options.resamples, options.seed)
     directions = (
         measure_direction("tr", before[0], after[0], np.arange(len(pairs.image_ids)), measured),
         measure_direction("ir", before[1], after[1], owners, measured),
@@ -140,7 +141,8 @@ def measure(
         directions = with_float32(directions[0], exact[0]), with_float32(directions[1], exact[1])
     gates = check_gates(options.gates, options.confidence, directions, cosines)
     return Parity(
-        passed=all(gate.passed for gate in gates),
+        verdict=whole(gate.verdict for gate in gates),
+        pictures=pictures_for_verdict(gates),
         reference=context.reference,
         candidate=context.candidate,
         data=_data_info(data, pairs, labels),

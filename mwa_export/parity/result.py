@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple
 from mwa_export.data.test_set import Excluded
 from mwa_export.encoder.encoder import EncoderInfo
 from mwa_export.metrics.agreement import CosineSummary
+from mwa_export.metrics.smoothed import SmoothedChange
+from mwa_export.metrics.verdict import Verdict
 from mwa_export.spec import Embeddings, Tower
 
-SCHEMA = 1
+SCHEMA = 2
 Direction = Literal["tr", "ir"]
 DIRECTION_NAMES: dict[Direction, str] = {"tr": "text retrieval", "ir": "image retrieval"}
 Which = Literal["reference", "candidate"]
@@ -43,14 +45,21 @@ class DataInfo:
 
 @dataclass(frozen=True, slots=True)
 class RecallChange:
-    """Recall@k of both sides, in percent, and how sure the difference is."""
+    """Recall@k of both sides, in percent, and how sure the difference is.
+
+    The difference is known twice: by the count of flips, and by the margins of all queries near the
+    boundary. Margins say more and decide the gate.
+    """
 
     k: int
     reference: float
     candidate: float
-    difference: float  # points; exactly 0.0 if as many queries were won as lost
+    difference: float  # points, by flips; exactly 0.0 if as many queries were won as lost
     low: float  # interval of the difference at the result's confidence, points
     high: float
+    smoothed: SmoothedChange  # the difference by margins
+    smoothed_low: float  # its interval at the result's confidence, points
+    smoothed_high: float
     won: int  # queries that only the candidate finds among its k best
     lost: int  # queries that only the reference finds
     p_value: float  # McNemar's exact test, two-sided
@@ -123,9 +132,10 @@ class GateResult:
 
     name: str  # "TR@1 drop", "vision cosine"
     limit: float
-    found: float
-    passed: bool
+    found: float  # of a drop: estimated from margins
+    verdict: Verdict
     message: str  # one sentence with both numbers
+    pictures: int | None = None  # with which an undecided one would probably be decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +158,8 @@ class Example:
 class Parity:
     """The whole result."""
 
-    passed: bool  # every gate
+    verdict: Verdict  # on all gates; passes if there is none
+    pictures: int | None  # with which an undecided verdict would probably be decided; None: unknown
     reference: EncoderInfo
     candidate: EncoderInfo
     data: DataInfo

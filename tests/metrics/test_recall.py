@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from paths import GOLDEN, SHARED_GOLDEN
 
 from mwa_export.errors import RecallError
-from mwa_export.metrics.recall import KS, Pairs, Recall, rank_both, recall
+from mwa_export.metrics.ranking import KS
+from mwa_export.metrics.recall import Pairs, Recall, rank_both, recall
 
 Floats = NDArray[np.float32]
 

@@ -23,7 +23,8 @@ from parity_arrays import (
     unit,
 )
 
-from mwa_export.metrics.recall import KS, recall
+from mwa_export.metrics.ranking import KS
+from mwa_export.metrics.recall import recall
 from mwa_export.parity.gates import Gates
 from mwa_export.parity.measure import CompareOptions, compare
 from mwa_export.parity.result import Vectors

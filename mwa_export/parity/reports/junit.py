@@ -10,14 +10,15 @@ from mwa_export.report.text import printable
 
 def junit_from_parity(result: Parity) -> str:
     """An XML document with one test suite."""
-    failures = sum(not gate.passed for gate in result.gates)
+    failures = sum(gate.verdict == "fails" for gate in result.gates)
+    skipped = sum(gate.verdict == "undecided" for gate in result.gates)
     suite = ElementTree.Element(
         "testsuite",
         name="recall parity",
         tests=str(len(result.gates)),
         failures=str(failures),
         errors="0",
-        skipped="0",
+        skipped=str(skipped),
         timestamp=result.created,
     )
     properties = ElementTree.SubElement(suite, "properties")
@@ -34,8 +35,10 @@ def junit_from_parity(result: Parity) -> str:
         case = ElementTree.SubElement(
             suite, "testcase", classname="parity", name=printable(gate.name), time="0"
         )
-        if not gate.passed:
+        if gate.verdict == "fails":
             ElementTree.SubElement(case, "failure", message=printable(gate.message), type="gate")
+        elif gate.verdict == "undecided":
+            ElementTree.SubElement(case, "skipped", message=printable(gate.message))
     root = ElementTree.Element("testsuites", tests=str(len(result.gates)), failures=str(failures))
     root.append(suite)
     ElementTree.indent(root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from mwa_export.metrics.verdict import Verdict
 from mwa_export.parity.reports.words import (
     COSINE_HEAD,
     cosine_rows,
@@ -21,6 +22,7 @@ from mwa_export.parity.result import Parity
 from mwa_export.report.numbers import count, counted, p_value, percent
 from mwa_export.report.text import markdown_table, printable
 
+MARKS: dict[Verdict, str] = {"passes": "✅", "fails": "❌", "undecided": "❔"}
 _LISTED = 5  # examples, excluded pictures
 _LONGEST = 200  # characters of a text, so that all of them fit a comment of 65,536
 _LONGEST_NOTE = 1000
@@ -34,7 +36,7 @@ _BREAK = "&#8203;"  # of no width; an escaped "@" alone is a mention all the sam
 
 def markdown_from_parity(result: Parity) -> str:
     """The verdict, the gates, the figures, and the worst queries folded away."""
-    data, mark = result.data, "❔" if not result.gates else "✅" if result.passed else "❌"
+    data, mark = result.data, MARKS[result.verdict] if result.gates else "❔"
     parts = [
         f"## {mark} {_escape(headline(result))}",
         f"{_escape(result.candidate.name)} against {_escape(result.reference.name)}, on "
@@ -52,8 +54,8 @@ def markdown_from_parity(result: Parity) -> str:
         _gates(result),
         _examples(result),
         f"<sub>mwa-export {result.version}, {result.created}. Intervals: "
-        f"{result.confidence * 100:g}%, "
-        f"paired bootstrap over images, {result.resamples:,} resamples, seed {result.seed}.</sub>",
+        f"{result.confidence * 100:g}%, from "
+        "margins, over images.</sub>",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -66,9 +68,11 @@ def _recall_table(result: Parity) -> str:
         float32 = [percent(change.float32, n)] if exact else []
         changed = (count(change.won), count(change.lost), p_value(change.p_value))
         rows.append((name, reference, *float32, *others, *changed))
-    head = ("recall", "reference", *(["candidate's float32"] if exact else []), "candidate")
+    head: tuple[str, ...] = ("recall", "reference")
+    head += ("candidate's float32", "candidate") if exact else ("candidate",)
     interval = f"{result.confidence * 100:g}% interval"
-    return _table((*head, "points", interval, "won", "lost", "McNemar p"), rows)
+    head = (*head, "points by flips", "points by margins", interval)
+    return _table((*head, "won", "lost", "McNemar p"), rows)
 
 
 def _ranks_table(result: Parity) -> str:
@@ -77,10 +81,11 @@ def _ranks_table(result: Parity) -> str:
 
 
 def _gates(result: Parity) -> str:
-    failed = [gate for gate in result.gates if not gate.passed]
-    if not failed:
+    left = [gate for gate in result.gates if gate.verdict != "passes"]
+    if not left:
         return f"All {len(result.gates)} gates pass." if result.gates else "No gates were set."
-    return "\n".join(["Failed gates:", "", *(f"- {_escape(gate.message)}" for gate in failed)])
+    lines = [f"- {MARKS[gate.verdict]} {_escape(gate.message)}" for gate in left]
+    return "\n".join(["Gates that do not pass:", "", *lines])
 
 
 def _examples(result: Parity) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 from mwa_export.parity.reports import charts as draw
 from mwa_export.parity.reports.words import (
-    also_failed,
     certain_changes,
     cross_sentence,
     drop_limits,
@@ -24,6 +23,7 @@ from mwa_export.parity.reports.words import (
     layer_sentences,
     layer_table,
     margin_sentence,
+    not_passed,
     stage_sentence,
 )
 from mwa_export.parity.result import DIRECTION_NAMES, Parity, Which
@@ -41,6 +41,7 @@ from mwa_export.report.numbers import (
 from mwa_export.report.page import rendered
 from mwa_export.spec import TOWERS
 
+VERDICTS = ("fails", "undecided", "passes")
 SIDES: tuple[Which, ...] = ("reference", "candidate")
 
 
@@ -68,10 +69,11 @@ def thumbnail_rows(result: Parity) -> list[int]:
 
 def _sentences(result: Parity) -> dict[str, Any]:
     """Sentences of the page that depend on the figures."""
-    ordered = sorted(result.gates, key=lambda gate: gate.passed)
+    ordered = sorted(result.gates, key=lambda gate: VERDICTS.index(gate.verdict))
     return {
+        "marks": {"passes": "✓", "fails": "✗", "undecided": "?"},
         "headline": headline(result),
-        "also_failed": also_failed(result),
+        "not_passed": not_passed(result),
         "gates": [(gate, *gate_numbers(gate)) for gate in ordered],
         "identical": is_identical(result),
         "exact": has_float32(result),

@@ -33,9 +33,14 @@ def figures(result: Parity) -> list[tuple[str, int, RecallChange]]:
 
 
 def recall_cells(change: RecallChange, queries: int) -> tuple[str, ...]:
-    """Both sides' recall, their difference, and its interval."""
-    sides = percent(change.reference, queries), percent(change.candidate, queries)
-    return *sides, points(change.difference), f"{points(change.low)} to {points(change.high)}"
+    """Both sides' recall, their difference by flips, and by margins with its interval."""
+    return (
+        percent(change.reference, queries),
+        percent(change.candidate, queries),
+        points(change.difference),
+        points(change.smoothed.value),
+        f"{points(change.smoothed_low)} to {points(change.smoothed_high)}",
+    )
 
 
 def rank_cells(d: DirectionResult, to: str) -> tuple[str, ...]:
@@ -63,27 +68,29 @@ def has_float32(result: Parity) -> bool:
 
 def headline(result: Parity) -> str:
     """The verdict in one sentence."""
+    limits = drop_limits(result)
     if not result.gates:
         return "No verdict: no gate was set"
-    if not result.passed:
+    if result.verdict == "fails":
         return f"Fails: {worst.message.rstrip('. ')}" if (worst := _worst(result)) else "Fails"
-    if is_identical(result):
-        return "Passes: both sides give identical embeddings"
-    drop = -min(finite([change.difference for *_, change in figures(result)]), default=0.0)
-    if drop <= 0:
-        return "Passes: no recall figure dropped"
-    limits = set(drop_limits(result).values())
-    if limits and drop <= min(limits) + SLACK:
-        return f"Passes: no recall figure dropped by more than {min(limits):g} points"
-    largest = points(drop)[1:]
-    return f"Passes: every gate holds; the largest drop of a recall figure is {largest} points"
+    limit = f"{min(limits.values(), default=0):g} points"
+    if result.verdict == "undecided":
+        said = f"{counted(result.data.images, 'picture')} cannot show whether recall drops by more"
+        more = f"; about {result.pictures:,} probably would" if result.pictures else ""
+        return f"Undecided: {said} than {limit}{more}"
+    return f"Passes: no recall figure drops by more than {limit}" if limits else _ALL_HOLD
 
 
-def also_failed(result: Parity) -> str:
-    """The gates that fail besides the one in the headline."""
-    worst = _worst(result)
-    names = [gate.name for gate in result.gates if not gate.passed and gate is not worst]
-    return f"Failed too: {_list(names)}." if names else ""
+_ALL_HOLD = "Passes: every gate holds"
+
+
+def not_passed(result: Parity) -> str:
+    """The gates that fail besides the one in the headline, and those that are undecided."""
+    worst, said = _worst(result), []
+    for verdict, words in (("fails", "Failed too"), ("undecided", "Undecided")):
+        names = [g.name for g in result.gates if g.verdict == verdict and g is not worst]
+        said += [f"{words}: {_list(names)}."] if names else []
+    return " ".join(said)
 
 
 def is_identical(result: Parity) -> bool:
@@ -103,7 +110,7 @@ def left_out(result: Parity) -> str:
 
 def certain_changes(result: Parity) -> str:
     """Sentence on the differences whose interval excludes zero."""
-    changed = [name for name, _, r in figures(result) if r.low > 0 or r.high < 0]
+    changed = [name for name, _, r in figures(result) if r.smoothed_low > 0 or r.smoothed_high < 0]
     if all(r.won == r.lost == 0 for *_, r in figures(result)):
         return "No query was won or lost."
     if not changed:
@@ -204,7 +211,7 @@ def margin_sentence(d: DirectionResult) -> str:
 
 def _worst(result: Parity) -> GateResult | None:
     """The failed gate that is named first: the largest drop of recall, if there is one."""
-    failed = [gate for gate in result.gates if not gate.passed]
+    failed = [gate for gate in result.gates if gate.verdict == "fails"]
     drops = [gate for gate in failed if gate.name.endswith(" drop")]
     return max(drops, key=lambda gate: gate.found - gate.limit, default=next(iter(failed), None))
 

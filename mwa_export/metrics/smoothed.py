@@ -1,0 +1,168 @@
+"""The change of a recall figure, estimated from the margins of all queries near the boundary.
+
+A query counts in Recall@k when its margin is above 0: the score of its best right item minus that
+of the k-th best wrong one. Counting flips compares that step for two models, so only the queries
+that cross zero say anything. Here the same smooth step, ``h`` wide, stands in for it on both sides,
+and every query within about ``h`` of zero speaks. The method, its sources and its limits are in
+``docs/parity.md``; ``benchmarks/verdict.py`` measures it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mwa_export.metrics.ranking import KS, Ranking
+from mwa_export.metrics.significance import typical_change
+
+Array = NDArray[np.float64]
+Margins = NDArray[np.floating]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+_WIDEST, _QUERIES, _POWER = 0.5, 500, 1 / 7
+_NARROWER = (1.0, 0.7, 0.5, 0.35, 0.25)  # shares of the widest that are tried
+_BIAS = 0.5  # standard errors that the bias may seem to be
+_QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
+_FEWEST = 3.0  # degrees of freedom
+_FAR = 8.0  # widths from zero, where the steps are flat
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+@dataclass(frozen=True, slots=True)
+class SmoothedChange:
+    """Recall of the candidate minus that of the reference, in points, from margins."""
+
+    value: float
+    error: float  # standard error; a bias that shows is part of it
+    freedom: float  # degrees of freedom of Student's t
+    width: float  # h, in units of the scores; 0: flips were counted
+    disagreement: float  # the count of flips minus the value, in standard errors of that
+    noise: float  # squared points: variance of what one image contributes
+    floor: float  # squared points: error^2 is about noise / images + floor / images^2
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Bounds in points; 0.95 leaves 2.5 % on each side."""
+        reach = _student(NormalDist().inv_cdf((1 + confidence) / 2), self.freedom) * self.error
+        return max(-100.0, self.value - reach), min(100.0, self.value + reach)
+
+    def sigmas_above(self, points: float) -> float:
+        """How far the value lies above ``points``, as a quantile of the normal distribution."""
+        return _normal((self.value - points) / self.error, self.freedom)
+
+
+def smoothed_change(
+    margins: tuple[Margins, Margins], hits: tuple[Bools, Bools], owners: Ints
+) -> SmoothedChange:
+    """Estimate the change of one figure; pairs are reference, candidate.
+
+    Queries whose margin changed by more than ``h`` are counted as what they are, a flip or none: a
+    smooth step says little about them, and would smooth away what a fault in some pictures does.
+
+    To what is averaged, one image that won and one that lost are added, as in
+    `bootstrap_interval`: images like none of the test set may exist.
+
+    Args:
+        margins: (n_query,) each, see above.
+        hits: (n_query,) each, whether the query counts. Ties go by the order of the gallery, so
+            this is not quite ``margins > 0``.
+        owners: (n_query,) image of each query, 0 to n_image - 1, each with a query. Queries of one
+            image rise and fall together, so images are what the error is computed over.
+    """
+    before, after = (side.astype(np.float64) for side in margins)
+    sizes = np.bincount(owners)
+    flips = hits[1].astype(np.float64) - hits[0]
+    floor = 2 * (100 * typical_change(np.bincount(owners, flips)) / sizes.mean()) ** 2
+    counted, counted_rest = value, rest = _mean(flips, owners, sizes)
+    width = bias = 0.0
+    for h in _widths(before, after):
+        smooth, smoother = _smooth_flips(before, after, flips, h)
+        mean, spread = _mean(smooth, owners, sizes)
+        shift = mean - _mean(smoother, owners, sizes)[0]
+        if abs(shift) <= _BIAS * _error(spread, floor):
+            value, rest, width, bias = mean, spread, h, shift
+            break
+    return SmoothedChange(
+        value=value,
+        error=math.hypot(_error(rest, floor), bias),
+        freedom=_freedom(rest, floor),
+        width=width,
+        disagreement=(counted - value) / _error(counted_rest - rest, floor),
+        noise=float(rest @ rest) / len(rest),
+        floor=floor,
+    )
+
+
+def ranking_change(before: Ranking, after: Ranking, k: int, owners: Ints) -> SmoothedChange:
+    """`smoothed_change` of Recall@k from two rankings of the same queries."""
+    margins = before.margins[:, KS.index(k)], after.margins[:, KS.index(k)]
+    return smoothed_change(margins, (before.ranks <= k, after.ranks <= k), owners)
+
+
+def _widths(before: Array, after: Array) -> Iterator[float]:
+    """Widths to try, widest first: shares of the margins' spread, smaller for more queries.
+
+    The bias falls with h^4 and the variance rises with 1 / h, so h ~ n^(-1/9) has the least mean
+    squared error, and any faster decrease lets the bias vanish beside the error.
+    """
+    low, high = np.quantile(np.concatenate([before, after]), [0.25, 0.75])
+    widest = _WIDEST * (high - low) / _QUARTILES * min(1.0, (_QUERIES / len(before)) ** _POWER)
+    return (float(share * widest) for share in _NARROWER if widest > 0)
+
+
+def _smooth_flips(before: Array, after: Array, flips: Array, h: float) -> tuple[Array, Array]:
+    """What each query contributes, with steps of fourth and of sixth order."""
+    fourth, sixth = flips.copy(), flips.copy()
+    near = np.abs(after - before) <= h
+    fourth[near] = sixth[near] = 0.0
+    rows = np.flatnonzero(near & (np.minimum(np.abs(before), np.abs(after)) < _FAR * h))
+    old, new = _steps(before[rows] / h), _steps(after[rows] / h)
+    fourth[rows], sixth[rows] = new[0] - old[0], new[1] - old[1]
+    return fourth, sixth
+
+
+def _steps(x: Array) -> tuple[Array, Array]:
+    """Integrals of the Gaussian kernels of order four and six (Wand and Schucany, 1990)."""
+    density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    step = 0.5 + 0.5 * _erf(x / math.sqrt(2))
+    return step + density * x / 2, step + density * (7 * x - x**3) / 8
+
+
+def _mean(values: Array, owners: Ints, sizes: Ints) -> tuple[float, Array]:
+    """The mean over queries in points, and by how much each image deviates from it."""
+    sums = np.bincount(owners, values)
+    mean = 100 * float(sums.sum() / sizes.sum())
+    return mean, (100 * sums - mean * sizes) / sizes.mean()
+
+
+def _error(rest: Array, floor: float) -> float:
+    return math.sqrt(float(rest @ rest) + floor) / len(rest)
+
+
+def _freedom(rest: Array, floor: float) -> float:
+    """Degrees of freedom with which the images, and the two added ones, give a variance.
+
+    Satterthwaite's: the variance of a sample variance depends on the kurtosis, and a few images
+    that changed among many that did not say little.
+    """
+    squares = np.concatenate([rest**2, [floor / 2, floor / 2]])
+    kurtosis = len(squares) * float(squares @ squares) / float(squares.sum()) ** 2
+    return max(_FEWEST, 2 * len(rest) / max(kurtosis - 1, 1e-9))
+
+
+def _normal(t: float, freedom: float) -> float:
+    """The normal quantile as probable as one of Student's t, to 1 % (Wallace, 1959)."""
+    scale = (8 * freedom + 1) / (8 * freedom + 3)
+    return math.copysign(scale * math.sqrt(freedom * math.log1p(t * t / freedom)), t)
+
+
+def _student(z: float, freedom: float) -> float:
+    """The inverse of `_normal`."""
+    scale = (8 * freedom + 1) / (8 * freedom + 3)
+    return math.copysign(math.sqrt(freedom * math.expm1((z / scale) ** 2 / freedom)), z)
