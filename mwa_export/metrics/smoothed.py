@@ -78,7 +78,7 @@ def smoothed_change(
     before, after = (side.astype(np.float64) for side in margins)
     sizes = np.bincount(owners)
     flips = hits[1].astype(np.float64) - hits[0]
-    floor = 2 * (100 * typical_change(np.bincount(owners, flips)) / sizes.mean()) ** 2
+    floor = 2 * (100 * typical_change(np.bincount(owners, flips)) / float(sizes.mean())) ** 2
     counted, counted_rest = value, rest = _mean(flips, owners, sizes)
     width = bias = 0.0
     for h in _widths(before, after):

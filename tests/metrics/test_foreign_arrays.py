@@ -45,7 +45,6 @@ def read_only(vectors: Embeddings) -> Any:
 def test_any_floats_are_compared(made: Callable[[Embeddings], Any], embeddings: Embeddings) -> None:
     side = (made(embeddings), made(embeddings))
     found = compare((embeddings, embeddings), side, np.arange(20), options=FEW)
-    assert found.passed
     assert found.direction("tr").recalls[0].candidate == 100
 
 

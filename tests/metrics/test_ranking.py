@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mwa_export.metrics import ranking
-from mwa_export.metrics.ranking import NO_WRONG_ITEM, TOP, Ranking, rank
+from mwa_export.metrics.ranking import KS, NO_WRONG_ITEM, TOP, Ranking, rank
 
 Floats = NDArray[np.float32]
 SEEDS = st.integers(0, 2**32 - 1)
@@ -39,7 +39,7 @@ class Case(NamedTuple):
 class Naive(NamedTuple):
     ranks: list[int]
     right: list[int]
-    margins: list[float]
+    margins: list[list[float]]
     top: NDArray[np.int64]
 
 
@@ -55,7 +55,8 @@ def naive(case: Case) -> Naive:
         right.append(int(order[row, first]))
         wrong = scores[row, order[row][~hits]]
         best = float(scores[row, right[-1]])
-        margins.append(best - float(wrong[0]) if len(wrong) else NO_WRONG_ITEM)
+        rivals = [float(wrong[k - 1]) if len(wrong) >= k else best - NO_WRONG_ITEM for k in KS]
+        margins.append([best - rival for rival in rivals])
     return Naive(ranks, right, margins, order[:, :TOP])
 
 
@@ -222,7 +223,7 @@ def test_first_of_equal_right_items_is_the_best_one() -> None:
     found = rank(np.ones((1, 1), np.float32), gallery, np.array([7]), np.array([0, 0, 7, 7]))
     assert found.right.tolist() == [2]
     assert found.ranks.tolist() == [2]
-    assert found.margins.tolist() == [0.0]
+    assert found.margins[0, 0] == 0.0
 
 
 @pytest.mark.parametrize("n_gallery", [50, 1000, 2 * GROUPED + 5])
@@ -237,7 +238,7 @@ def test_collapsed_model_gets_the_recall_of_chance(n_gallery: int, vector: str) 
     assert sorted(found.ranks.tolist()) == list(range(1, n_gallery + 1))
     for k in (1, 5, 10):
         assert found.recall(k) == pytest.approx(100 * k / n_gallery)
-    assert set(found.margins.tolist()) == {0.0}
+    assert (found.margins == 0).all()
 
 
 @pytest.mark.parametrize("n_gallery", [1, 4, 12, GROUPED + 3])
@@ -249,7 +250,7 @@ def test_margin_is_the_largest_there_is_when_every_item_is_right(n_gallery: int)
         np.zeros(3, np.int64),
         np.zeros(n_gallery, np.int64),
     )
-    assert found.margins.tolist() == [2.0] * 3
+    assert (found.margins == 2).all()
     assert found.ranks.tolist() == [1] * 3
     assert found.top.shape == (3, min(TOP, n_gallery))
     assert (found.top[:, 0] == found.right).all()

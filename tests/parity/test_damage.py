@@ -38,11 +38,12 @@ def test_identical_embeddings_differ_by_exactly_nothing(
     rng = np.random.default_rng(seed)
     owners = random_owners(rng, images, extra)
     side = random_side(rng, owners, noise=noise, width=8)
-    strict = CompareOptions(Gates(0.0, 1.0, on_bound=True))
+    strict = CompareOptions(Gates(100.0, 1.0))
     result = compare(side, Vectors(*(array.copy() for array in side)), owners, options=strict)
     for _, change in changes(result):
         assert change.candidate == change.reference
-        assert (change.difference, change.low, change.high) == (0.0, 0.0, 0.0)
+        assert change.difference == change.smoothed.value == 0.0
+        assert change.smoothed_low < 0 < change.smoothed_high
         assert (change.won, change.lost, change.p_value) == (0, 0, 1.0)
     for direction in result.directions:
         assert direction.changed_ranks == direction.margins.flipped == 0
@@ -55,7 +56,7 @@ def test_identical_embeddings_differ_by_exactly_nothing(
     assert len(result.cross) == 4
     assert len({(cell.tr, cell.ir) for cell in result.cross}) == 1
     assert result.examples == ()
-    assert result.passed
+    assert result.verdict == "passes"
     assert len(result.gates) == 8
 
 
@@ -93,7 +94,9 @@ def test_every_figure_agrees_with_the_others_and_with_plain_sorting(
         assert change.difference == pytest.approx(change.candidate - change.reference)
         assert change.low - 1e-9 <= change.difference <= change.high + 1e-9
         assert 0 <= change.p_value <= 1
-    assert result.passed == all(change.difference >= -0.2 - 1e-9 for _, change in changes(result))
+    verdicts = {gate.verdict for gate in result.gates}
+    assert (result.verdict == "fails") == ("fails" in verdicts)
+    assert (result.verdict == "passes") == (verdicts == {"passes"})
 
     sides = {"reference": before, "candidate": after}
     for cell in result.cross:
@@ -182,7 +185,7 @@ def test_mixed_up_captions_lose_exactly_their_queries(
         assert (change.won, change.lost) == (0, per_image * m)
         assert change.difference == pytest.approx(-100 * m / images)
         assert change.p_value == pytest.approx(2.0 ** (1 - per_image * m))
-    assert not result.passed
+    assert result.verdict != "passes"
     assert {e.image for e in result.examples} <= set(mixed)
     assert [cosine.identical for cosine in result.cosines] == [images, (images - m) * captions]
     assert result.cosines[1].minimum == pytest.approx(0.0, abs=1e-9)
@@ -237,7 +240,7 @@ def test_index_that_cannot_be_mixed_shows_in_the_cross_matrix() -> None:
     rotation, _ = np.linalg.qr(rng.standard_normal((64, 64)))
     after = Vectors(*(unit(array.astype(np.float64) @ rotation) for array in before))
     result = compare(before, after, owners)
-    assert result.passed
+    assert result.verdict == "undecided"  # 300 pictures say nothing of a fifth of a point
     for _, change in changes(result):
         assert change.won == change.lost == 0
         assert change.reference > 95
@@ -265,7 +268,7 @@ def test_improvement_is_won_and_passes(seed: int) -> None:
         assert 0 < change.difference <= change.high
         assert change.low > 0
         assert change.p_value < 0.001
-    assert result.passed
+    assert {gate.verdict for gate in result.gates if gate.name.endswith("@1 drop")} == {"passes"}
     assert result.examples == ()
     assert all(gate.found <= 0 for gate in result.gates)
 
@@ -291,21 +294,4 @@ def test_collapsed_candidate_has_the_recall_of_chance() -> None:
     result = compare(before, collapsed, owners)
     tr, ir = first(result)
     assert (tr.candidate, ir.candidate) == (2.0, 2.0)
-    assert not result.passed
-
-
-@pytest.mark.parametrize("allowed", [True, False])
-def test_one_lost_query_of_500_passes_a_gate_of_a_fifth_of_a_point(allowed: bool) -> None:
-    before, owners = perfect(500, 1)
-    texts = before.texts.copy()
-    rows = [499] if allowed else [498, 499]
-    texts[rows] = before.images[[3, 4][: len(rows)]]
-    result = compare(before, Vectors(before.images, texts), owners, options=FAST)
-    assert result.direction("ir").recalls[0].lost == len(rows)
-    assert result.passed == allowed
-    assert not compare(
-        before,
-        Vectors(before.images, texts),
-        owners,
-        options=CompareOptions(Gates(on_bound=True), resamples=500),
-    ).passed
+    assert result.verdict == "fails"

@@ -71,6 +71,7 @@ def test_more_confidence_widens_every_interval() -> None:
     )
     for (_, a), (_, b) in zip(changes(narrow), changes(wide), strict=True):
         assert b.low < a.low < a.high < b.high
+        assert b.smoothed_low < a.smoothed_low < a.smoothed_high < b.smoothed_high
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
@@ -87,7 +88,7 @@ def test_so_many_examples_are_listed_per_direction(count: int) -> None:
 def test_without_gates_everything_passes() -> None:
     options = CompareOptions(Gates(max_recall_drop=None), resamples=100)
     result = compare(*example_case(), options=options)
-    assert result.passed
+    assert result.verdict == "passes"
     assert result.gates == ()
 
 
@@ -140,7 +141,7 @@ def test_result_is_json_without_nan() -> None:
         before, _, owners = example_case()
         found = compare(before, after, owners, options=FAST).to_json()
         text = json.dumps(found, allow_nan=False)
-        assert json.loads(text)["schema"] == 1
+        assert json.loads(text)["schema"] == 2
         assert json.dumps(json.loads(text)) == text
         assert json.loads(text)["data"]["name"] == "arrays"
 
@@ -150,7 +151,7 @@ def test_single_pair_is_compared() -> None:
     side = Vectors(np.array([[1.0, 0.0]], np.float32), np.array([[0.6, 0.8]], np.float32))
     other = Vectors(side.texts, side.images)
     result = compare(side, other, [0])
-    assert result.passed
+    assert result.verdict == "undecided"
     assert result.direction("tr").margins.all_median == 2.0
     json.dumps(result.to_json(), allow_nan=False)
 
