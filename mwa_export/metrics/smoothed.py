@@ -43,7 +43,9 @@ class SmoothedChange:
     error: float  # standard error; a bias that shows is part of it
     freedom: float  # degrees of freedom of Student's t
     width: float  # h, in units of the scores; 0: flips were counted
-    disagreement: float  # the count of flips minus the value, in standard errors of that
+    flips: float  # the change by a count of flips, points
+    flips_error: float  # its standard error
+    disagreement: float  # flips minus value, in standard errors of that
     noise: float  # squared points: variance of what one image contributes
     floor: float  # squared points: error^2 is about noise / images + floor / images^2
 
@@ -93,6 +95,8 @@ def smoothed_change(
         error=math.hypot(_error(rest, floor), bias),
         freedom=_freedom(rest, floor),
         width=width,
+        flips=counted,
+        flips_error=_error(counted_rest, floor),
         disagreement=(counted - value) / _error(counted_rest - rest, floor),
         noise=float(rest @ rest) / len(rest),
         floor=floor,

@@ -29,7 +29,7 @@ _MOST = 100_000_000  # pictures; more are no advice
 def verdicts(
     changes: Sequence[SmoothedChange], budget: float, confidence: float = CONFIDENCE
 ) -> list[Verdict]:
-    """The verdict on each figure.
+    """The verdict on each figure: undecided also where flips contradict the margins.
 
     Args:
         changes: of all figures that are judged together.
@@ -46,7 +46,16 @@ def verdicts(
         if sigmas >= NormalDist().inv_cdf(level / (len(changes) - rank)):
             break
         found[number] = "fails"
-    return found
+    return [
+        "undecided" if contradicts(c, len(changes)) and _by_flips(c, budget, level) != v else v
+        for c, v in zip(changes, found, strict=True)
+    ]
+
+
+def _by_flips(change: SmoothedChange, budget: float, level: float) -> Verdict:
+    sigmas = (change.flips + budget) / change.flips_error
+    needed = NormalDist().inv_cdf(1 - level)
+    return "passes" if sigmas >= needed else "fails" if sigmas <= -needed else "undecided"
 
 
 def whole(found: Iterable[Verdict]) -> Verdict:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from mwa_export.errors import check_option
 from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.metrics.recall import MAX_RECALL_DROP, check_recall_drop
+from mwa_export.metrics.smoothed import SmoothedChange
 from mwa_export.metrics.verdict import Verdict, contradicts, pictures_to_decide, verdicts
-from mwa_export.parity.result import DirectionResult, GateResult, RecallChange
+from mwa_export.parity.result import DirectionResult, GateResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +31,17 @@ def check_gates(
     confidence: float,
     directions: Sequence[DirectionResult],
     cosines: Sequence[CosineSummary],
+    objection: str | None = None,
 ) -> tuple[GateResult, ...]:
-    """One result per figure that has a gate."""
+    """One result per figure that has a gate. ``objection``: why recall is no evidence here."""
     results: list[GateResult] = []
     if gates.max_recall_drop is not None:
-        changes = [(d, change) for d in directions for change in d.recalls]
-        found = verdicts([c.smoothed for _, c in changes], gates.max_recall_drop, confidence)
-        for (direction, change), verdict in zip(changes, found, strict=True):
-            figure = f"{direction.direction.upper()}@{change.k}"
-            results.append(
-                _recall_gate(
-                    figure, change, verdict, gates.max_recall_drop, len(changes), confidence
-                )
-            )
+        changes = {
+            f"{d.direction.upper()}@{r.k}": r.smoothed for d in directions for r in d.recalls
+        }
+        judge = _Judge(gates.max_recall_drop, confidence, len(changes), objection)
+        found = verdicts([*changes.values()], gates.max_recall_drop, confidence)
+        results += [judge(*item, v) for item, v in zip(changes.items(), found, strict=True)]
     if gates.min_cosine is not None:
         results += [_cosine_gate(summary, gates.min_cosine) for summary in cosines]
     return tuple(results)
@@ -58,38 +57,28 @@ def pictures_for_verdict(gates: Sequence[GateResult]) -> int | None:
     return None if None in needed else max((n for n in needed if n), default=None)
 
 
-def _recall_gate(
-    figure: str,
-    change: RecallChange,
-    verdict: Verdict,
-    limit: float,
-    figures: int,
-    confidence: float,
-) -> GateResult:
-    low, high = change.smoothed_low, change.smoothed_high
-    message = f"{figure} changed by {change.smoothed.value:+.2f} points [{low:+.2f}, {high:+.2f}]"
-    message += f", allowed to drop by {limit:g}"
-    pictures = None
-    if contradicts(change.smoothed, figures) and _by_flips(change, limit) != verdict:
-        verdict = "undecided"
-        message += (
-            f". The count of flips contradicts it ({change.difference:+.2f} points "
-            f"[{change.low:+.2f}, {change.high:+.2f}]), so neither decides"
-        )
-    elif verdict == "undecided":
-        pictures = pictures_to_decide(change.smoothed, limit, confidence)
-        message += ": " + (
-            f"about {pictures:,} pictures would probably decide it"
-            if pictures
-            else "too close to the limit for any number of pictures"
-        )
-    return GateResult(
-        f"{figure} drop", limit, 0.0 - change.smoothed.value, verdict, message, pictures
-    )
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Words the verdict on a recall figure."""
 
+    limit: float
+    confidence: float
+    figures: int
+    objection: str | None
 
-def _by_flips(change: RecallChange, limit: float) -> Verdict:
-    return "passes" if change.low >= -limit else "fails" if change.high < -limit else "undecided"
+    def __call__(self, figure: str, change: SmoothedChange, verdict: Verdict) -> GateResult:
+        low, high = change.interval(self.confidence)
+        said = f"{figure} changed by {change.value:+.2f} points [{low:+.2f}, {high:+.2f}], allowed"
+        said, pictures = f"{said} to drop by {self.limit:g}", None
+        if verdict == "passes" and self.objection:
+            verdict, said = "undecided", f"{said}; no evidence, as {self.objection}"
+        elif verdict == "undecided" and contradicts(change, self.figures):
+            said = f"{said}; a count of flips contradicts it ({change.flips:+.2f} points)"
+        elif verdict == "undecided":
+            pictures = pictures_to_decide(change, self.limit, self.confidence)
+            needed = f"about {pictures:,}" if pictures else "more than any usual number of"
+            said = f"{said}; {needed} pictures would probably decide it"
+        return GateResult(f"{figure} drop", self.limit, 0.0 - change.value, verdict, said, pictures)
 
 
 def _cosine_gate(summary: CosineSummary, limit: float) -> GateResult:

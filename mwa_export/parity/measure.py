@@ -14,6 +14,11 @@ from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.encoder import EncoderInfo
 from mwa_export.errors import RecallError, UsageError, check_option
 from mwa_export.metrics.agreement import check_embeddings, cosine_summary
+from mwa_export.metrics.evidence import (
+    objection_to_data,
+    objection_to_reference,
+    repeated_captions,
+)
 from mwa_export.metrics.ranking import KS, Ranking
 from mwa_export.metrics.recall import Pairs, rank_both
 from mwa_export.metrics.verdict import CONFIDENCE, whole
@@ -139,13 +144,18 @@ def measure(
         progress("rank with the candidate's float32 graphs", queries)
         exact = rank_both(*context.float32, pairs, on_rows=progress.advance)
         directions = with_float32(directions[0], exact[0]), with_float32(directions[1], exact[1])
-    gates = check_gates(options.gates, options.confidence, directions, cosines)
+    about = _data_info(data, pairs, labels)
+    objection = objection_to_data(
+        about.images, about.captions, about.repeated_captions
+    ) or objection_to_reference(before[1])
+    gates = check_gates(options.gates, options.confidence, directions, cosines, objection)
     return Parity(
         verdict=whole(gate.verdict for gate in gates),
         pictures=pictures_for_verdict(gates),
         reference=context.reference,
         candidate=context.candidate,
-        data=_data_info(data, pairs, labels),
+        objection=objection,
+        data=about,
         confidence=options.confidence,
         resamples=options.resamples,
         seed=options.seed,
@@ -215,9 +225,7 @@ def _labels_and_pairs(data: Any) -> tuple[Labels, Pairs]:
 
 def _data_info(data: Any, pairs: Pairs, labels: Labels) -> DataInfo:
     owners = pairs.rows()
-    counts, images = np.bincount(owners), dict[str, set[int]]()  # text -> images that have it
-    for caption, owner in zip(labels.captions, owners.tolist(), strict=True):
-        images.setdefault(caption, set()).add(owner)
+    counts = np.bincount(owners)
     known = isinstance(data, RetrievalData)
     return DataInfo(
         name=data.name if known else _ARRAYS,
@@ -225,6 +233,6 @@ def _data_info(data: Any, pairs: Pairs, labels: Labels) -> DataInfo:
         captions=len(pairs.caption_image_ids),
         fewest_captions=int(counts.min()),
         most_captions=int(counts.max()),
-        repeated_captions=sum(len(images[caption]) > 1 for caption in labels.captions),
+        repeated_captions=repeated_captions(labels.captions, owners.tolist()),
         excluded=data.excluded if known else (),
     )

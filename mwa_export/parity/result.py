@@ -160,6 +160,7 @@ class Parity:
 
     verdict: Verdict  # on all gates; passes if there is none
     pictures: int | None  # with which an undecided verdict would probably be decided; None: unknown
+    objection: str | None  # why the data are no evidence about recall, so that nothing is decided
     reference: EncoderInfo
     candidate: EncoderInfo
     data: DataInfo

@@ -30,7 +30,7 @@ def parity_refused(files: Path, folder: Path) -> Callable[..., str]:
     return parity
 
 
-LOOSE = ("--max-recall-drop", 100)  # what 20 pictures can show
+LOOSE = ("--undecided", "pass")  # 20 pictures decide nothing
 
 
 def test_passing_run_prints_the_report_and_exits_with_zero(files: Path, tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_passing_run_prints_the_report_and_exits_with_zero(files: Path, tmp_path
     )
     assert outcome.status == 0, outcome
     assert outcome.stdout.rstrip().endswith(str(out / "report.html"))
-    assert "Passes: no recall figure drops" in outcome.stdout
+    assert "Undecided: 20 pictures are too few" in outcome.stdout
     assert sorted(p.name for p in out.iterdir()) == [
         "junit.xml",
         "report.html",
@@ -49,7 +49,7 @@ def test_passing_run_prints_the_report_and_exits_with_zero(files: Path, tmp_path
         "report.md",
     ]
     page = (out / "report.html").read_text()
-    assert "Passes" in page
+    assert "Undecided" in page
     assert "block 1" in page
     assert list((tmp_path / "cache").rglob("*.chunk"))
 
@@ -89,7 +89,6 @@ def test_few_pictures_decide_nothing(
     assert ("--undecided" in outcome.stderr) == (undecided is None)
     result = json.loads((out / "report.json").read_text())
     assert result["verdict"] == "undecided"
-    assert result["pictures"] > 1000
     suite = ElementTree.parse(out / "junit.xml").find(".//testsuite")
     assert suite is not None
     assert (suite.get("failures"), suite.get("skipped")) == ("0", "6")

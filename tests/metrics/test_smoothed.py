@@ -155,6 +155,6 @@ def test_unit_of_the_scores_does_not_matter(seed: int, unit: float) -> None:
     ("freedom", "quantile"), [(3, 3.182), (4, 2.776), (10, 2.228), (100, 1.984)]
 )
 def test_interval_has_the_quantiles_of_student(freedom: float, quantile: float) -> None:
-    found = SmoothedChange(0.0, 1.0, freedom, 0.1, 0.0, 1.0, 1.0)
+    found = SmoothedChange(0.0, 1.0, freedom, 0.1, 0.0, 1.0, 0.0, 1.0, 1.0)
     assert found.interval(0.95)[1] == pytest.approx(quantile, rel=0.015)
     assert found.sigmas_above(-found.interval(0.95)[1]) == pytest.approx(1.96, abs=1e-3)

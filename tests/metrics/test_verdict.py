@@ -18,7 +18,7 @@ from mwa_export.metrics.verdict import (
     whole,
 )
 
-SURE = SmoothedChange(0.0, 0.02, 1000.0, 0.1, 0.0, 1.0, 1.0)
+SURE = SmoothedChange(0.0, 0.02, 1000.0, 0.1, 0.0, 0.05, 0.0, 1.0, 1.0)
 
 
 def figures(*values: float, error: float = 0.02) -> list[SmoothedChange]:

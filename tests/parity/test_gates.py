@@ -15,14 +15,15 @@ from mwa_export.parity.gates import Gates, check_gates, pictures_for_verdict
 from mwa_export.parity.result import Direction, DirectionResult, GateResult, Margins, RecallChange
 from mwa_export.spec import Tower
 
-SURE = SmoothedChange(0.0, 0.02, 1000.0, 0.1, 0.0, 1.0, 1.0)
+SURE = SmoothedChange(0.0, 0.02, 1000.0, 0.1, 0.0, 0.05, 0.0, 1.0, 1.0)
 
 
 def change(
     k: int = 1, value: float = 0.0, *, error: float = 0.02, flips: float = 0.0, odds: float = 0.0
 ) -> RecallChange:
     """``flips``: what the count of flips says, and ``odds``: how far that is from the margins."""
-    smoothed = replace(SURE, value=value, error=error, noise=error**2 * 5000, disagreement=odds)
+    noise = error**2 * 5000
+    smoothed = replace(SURE, value=value, error=error, noise=noise, flips=flips, disagreement=odds)
     low, high = smoothed.interval(0.95)
     return RecallChange(
         k, 80.0, 80.0 + flips, flips, flips - 0.1, flips + 0.1, smoothed, low, high, 0, 0, 1.0
@@ -78,6 +79,15 @@ def test_message_of_a_recall_gate_names_the_figure_and_all_numbers() -> None:
         assert part in gate.message
     assert gate.found == pytest.approx(0.8)
     assert (gate.limit, gate.verdict, gate.pictures) == (0.25, "fails", None)
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.0, "undecided"), (-0.5, "fails")])
+def test_data_that_are_no_evidence_cannot_pass(value: float, verdict: str) -> None:
+    directions = both(tr1=change(value=value))
+    found = check_gates(Gates(), 0.95, directions, [], "the sun was in my eyes")
+    assert found[0].verdict == verdict
+    assert {gate.verdict for gate in found[1:]} == {"undecided"}
+    assert "the sun was in my eyes" in found[1].message
 
 
 def test_undecided_gate_names_the_pictures_that_would_decide_it() -> None:

@@ -74,6 +74,8 @@ def headline(result: Parity) -> str:
     if result.verdict == "fails":
         return f"Fails: {worst.message.rstrip('. ')}" if (worst := _worst(result)) else "Fails"
     limit = f"{min(limits.values(), default=0):g} points"
+    if result.verdict == "undecided" and result.objection:
+        return f"Undecided: {result.objection}"
     if result.verdict == "undecided":
         said = f"{counted(result.data.images, 'picture')} cannot show whether recall drops by more"
         more = f"; about {result.pictures:,} probably would" if result.pictures else ""
