@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from mwa_export.calib.precision_search import SearchResult, Trial, speedup
 from mwa_export.files import new_file
+from mwa_export.metrics.verdict import Decision
 from mwa_export.report.svg import Scale, line, text, ticks
 from mwa_export.spec import TOWERS, Tower
 
@@ -26,6 +27,7 @@ text { font: 13px system-ui, sans-serif; fill: light-dark(#565d68, #a4acb7); }
 .grid { stroke: light-dark(#d8dbe0, #373d45); }
 .zero { stroke: light-dark(#565d68, #a4acb7); stroke-width: 1.5; }
 .limit { stroke: light-dark(#b0251b, #ff948a); stroke-width: 1.5; stroke-dasharray: 5 3; }
+.bar { stroke: light-dark(#1f67b1, #6fabea); stroke-width: 3; }
 .over { fill: light-dark(#b0251b, #ff948a); }
 .point { fill: none; stroke: light-dark(#1f67b1, #6fabea); stroke-width: 2; }
 .chosen { fill: light-dark(#1f67b1, #6fabea); stroke: light-dark(#1f67b1, #6fabea); }
@@ -47,18 +49,21 @@ def write_curve(
     result: SearchResult,
     high_ms: Mapping[Tower, float],
     max_drop: float,
+    decision: Decision | None,
 ) -> None:
     """Write tradeoff.json and tradeoff.svg.
 
     ``high_ms``: milliseconds per row of each tower with no site in INT8, on the runtime that was
-    searched with. ``max_drop``: the budget in points.
+    searched with. ``max_drop``: the budget in points. ``decision``: on the chosen assignment, on
+    data that the search has not seen.
     """
+    decided = {"decision": None if decision is None else asdict(decision)}
     points = [_point(measured, result, high_ms) for measured in result.measured]
     with new_file(folder / f"{TRADEOFF}.json") as path:
-        text = json.dumps(_to_json(result, points, high_ms, max_drop), indent=1)
+        text = json.dumps(_to_json(result, points, high_ms, max_drop) | decided, indent=1)
         path.write_text(text + "\n", encoding="utf-8")
     with new_file(folder / f"{TRADEOFF}.svg") as path:
-        path.write_text(draw(points, len(result.sensitivity), max_drop), encoding="utf-8")
+        path.write_text(draw(points, len(result.sensitivity), max_drop, decision), encoding="utf-8")
 
 
 def _point(measured: Trial, result: SearchResult, high_ms: Mapping[Tower, float]) -> Point:
@@ -77,6 +82,7 @@ def _to_json(
     return {
         "schema": SCHEMA,
         "max_recall_drop": max_drop,
+        "stopped": result.stopped,
         "high_precision_ms_per_row": dict(high_ms),
         "points": [
             {
@@ -110,9 +116,10 @@ def _to_json(
     }
 
 
-def draw(points: list[Point], sites: int, max_drop: float) -> str:
+def draw(points: list[Point], sites: int, max_drop: float, decision: Decision | None = None) -> str:
     """The picture: speed-up to the right, recall lost upwards, the budget as a line."""
-    drops = [point.drop for point in points]
+    found = [] if decision is None else [0.0 - decision.high, 0.0 - decision.low]
+    drops = [point.drop for point in points] + found
     low, high = min([0.0, *drops]), max([max_drop, *drops])
     margin = 0.1 * (high - low) or 0.1
     fastest = max([point.speedup for point in points], default=1.0)
@@ -128,8 +135,18 @@ def draw(points: list[Point], sites: int, max_drop: float) -> str:
         parts.append(text(x(tick), _HEIGHT - _BOTTOM + 20, f"{tick:g}x", "middle"))
     parts.append(line(_LEFT, y(max_drop), _WIDTH - _RIGHT, y(max_drop), "limit"))
     parts.append(text(_LEFT + 6, y(max_drop) - 6, f"budget {max_drop:g} points", "start", "over"))
-    parts.append(text(_LEFT, 44, "worst drop of a recall figure, points", "start"))
+    parts.append(
+        text(
+            _LEFT,
+            44,
+            "worst drop of a recall figure, points: estimated by the search; bar: decided",
+            "start",
+        )
+    )
     parts.append(text(_WIDTH - _RIGHT, _HEIGHT - 10, "estimated speed-up over high precision"))
+    for point in points:
+        if found and point.chosen:
+            parts.append(line(x(point.speedup), y(found[0]), x(point.speedup), y(found[1]), "bar"))
     for point in sorted(points, key=lambda p: p.chosen):  # the chosen one is drawn on top
         cls, radius = ("chosen", 6) if point.chosen else ("point", 4.5)
         what = (

@@ -1,21 +1,24 @@
-"""Find the fastest assignment of INT8 and high precision whose recall drop fits a budget.
+"""Find the fastest assignment of INT8 and high precision that may be expected to pass.
 
-Pure logic: what measures a model is handed in. Recall is noisy and not quite monotone in the number
-of INT8 layers, so nothing is chosen that was not itself measured inside the budget.
+Pure logic: what measures a model is handed in. The search has data of its own, on which it
+estimates changes from margins; recall is decided once, afterwards, on data it has not seen.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from statistics import NormalDist
 from typing import Any
 
 from mwa_export.errors import UsageError
+from mwa_export.metrics.smoothed import SmoothedChange
+from mwa_export.metrics.verdict import CONFIDENCE
 from mwa_export.progress import Progress
 from mwa_export.spec import Tower
-
-_GIVE_BACK = 6  # kept sites that are tried in INT8 again after the bisection
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -28,16 +31,42 @@ class SiteKey:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Recall and cosine of an assignment on the held-back data."""
+    """How recall changes with an assignment, and the cosines, on some data."""
 
     int8: frozenset[SiteKey]
-    drop: float  # points, of the recall figure that lost most; negative if all gained
+    changes: Mapping[str, SmoothedChange]  # of each recall figure, by name
     cosine: dict[Tower, float]  # mean with float32, by tower
     detail: dict[str, Any]  # recall figures, for the record
 
+    @property
+    def drop(self) -> float:
+        """Points that the figure that loses most is estimated to lose; negative if all gain."""
+        return max(0.0 - change.value for change in self.changes.values())
+
+    def expected(self, pictures: int | None) -> float:
+        """The largest drop that a decision on so many other pictures should leave possible.
+
+        What an estimate shows of a loss, and the reach of the interval then. A loss within its
+        error shows nothing (positive-part shrinkage), so that the search does not follow noise.
+        None: without the reach, for data that cannot decide the budget anyway.
+        """
+        return max(_shown(c) + _reach(c, pictures) for c in self.changes.values())
+
+
+def _shown(change: SmoothedChange) -> float:
+    loss = 0.0 - change.value
+    return loss * (1 - (change.error / loss) ** 2) if loss > change.error else 0.0
+
+
+def _reach(change: SmoothedChange, pictures: int | None) -> float:
+    if pictures is None:
+        return 0.0
+    sigmas = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return sigmas * math.sqrt(change.noise / pictures + change.floor / pictures**2)
+
 
 Evaluate = Callable[[frozenset[SiteKey]], Trial]
-"""Measures an assignment. Expensive: embeds the held-back data."""
+"""Measures an assignment. Expensive: embeds the data of the search."""
 
 
 def names_of(int8: Collection[SiteKey], tower: Tower) -> frozenset[str]:
@@ -62,6 +91,7 @@ class SearchResult:
     measured: tuple[Trial, ...]  # all, from the fewest to the most INT8 sites
     sensitivity: dict[SiteKey, float]
     saving: dict[SiteKey, float]
+    stopped: bool = False  # by the time budget, before it was done
 
 
 def rank_sites(
@@ -85,55 +115,51 @@ def search(
     evaluate: Evaluate,
     *,
     max_drop: float,
+    pictures: int | None,
     points: int,
     progress: Progress,
+    seconds: float = math.inf,
 ) -> SearchResult:
     """Keep as few sites in high precision as the budget allows.
 
-    All in INT8 is tried first. If that loses too much, the ranked list is bisected for the fewest
-    sites to keep, and then the kept ones that would save most are tried in INT8 again, one by one.
+    All in INT8 is tried first. If that may be expected to lose too much, the ranked list is
+    bisected for the fewest sites to keep.
 
     Args:
         sensitivity: error of the embedding when a site alone is in INT8.
         saving: milliseconds per row that INT8 saves at it.
         evaluate: measures an assignment; called once for each.
         max_drop: budget in points.
+        pictures: of the data that will decide; None: they cannot decide the budget anyway.
         points: further assignments along the ranking to measure for the trade-off curve.
+        seconds: after which nothing new is tried.
 
     Returns:
-        The fastest assignment that was measured inside the budget; with no site in INT8 if none
-        was.
+        The fastest assignment that was tried and is expected to pass; with no site in INT8 if none
+        is.
     """
     ranked = rank_sites(sensitivity, saving)
-    known: dict[frozenset[SiteKey], Trial] = {}
+    tries = _Tries(ranked, evaluate, progress, points, time.monotonic() + seconds)
 
-    def keep(sites: Sequence[SiteKey]) -> Trial:
-        int8 = frozenset(ranked).difference(sites)
-        if int8 not in known:
-            known[int8] = evaluate(int8)
-        return known[int8]
+    def fits(trial: Trial | None) -> bool:
+        return trial is not None and trial.expected(pictures) <= max_drop
 
-    progress("search the precisions")
-    if keep([]).drop > max_drop:
-        low, high = 0, len(ranked)  # `low` fails, `high` is taken to pass: it is float32 itself
-        while high - low > 1:
+    if not fits(tries(0)):
+        low, high = 0, len(ranked)  # `low` fails, `high` is taken to fit: it is float32 itself
+        while high - low > 1 and not tries.late:
             middle = (low + high) // 2
-            if keep(ranked[:middle]).drop <= max_drop:
-                high = middle
-            else:
-                low = middle
-        _give_back(ranked[:high], saving, keep, max_drop)
+            low, high = (low, middle) if fits(tries(middle)) else (middle, high)
     for step in range(points):
-        keep(ranked[: round(len(ranked) * (step + 1) / (points + 1))])
-    keep(ranked)
-    passing = [m for m in known.values() if m.drop <= max_drop or not m.int8]
+        tries(round(len(ranked) * (step + 1) / (points + 1)))
+    tries.known[frozenset()] = evaluate(frozenset())
+    passing = [trial for trial in tries.known.values() if fits(trial) or not trial.int8]
 
-    def worth(measured: Trial) -> tuple[float, int, float]:
-        saved = sum(saving.get(site, 0.0) for site in measured.int8)
-        return saved, len(measured.int8), -measured.drop
+    def worth(trial: Trial) -> tuple[float, int, float]:
+        saved = sum(saving.get(site, 0.0) for site in trial.int8)
+        return saved, len(trial.int8), -trial.drop
 
     chosen = max(passing, key=worth)
-    everything = known[frozenset(ranked)]
+    everything = tries.known[frozenset(ranked)]
     return SearchResult(
         chosen=chosen,
         kept=tuple(
@@ -141,21 +167,40 @@ def search(
             for site in ranked
             if site not in chosen.int8
         ),
-        measured=tuple(sorted(known.values(), key=lambda m: (len(m.int8), sorted(m.int8)))),
+        measured=tuple(sorted(tries.known.values(), key=lambda m: (len(m.int8), sorted(m.int8)))),
         sensitivity=dict(sensitivity),
         saving=dict(saving),
+        stopped=tries.late,
     )
 
 
-def _give_back(
-    kept: Sequence[SiteKey], saving: Mapping[SiteKey, float], keep: Any, max_drop: float
-) -> None:
-    """Try kept sites in INT8 again, those that save most first; what passes stays so."""
-    left = list(kept)
-    for site in sorted(kept, key=lambda site: (-saving.get(site, 0.0), site))[:_GIVE_BACK]:
-        fewer = [other for other in left if other != site]
-        if fewer and keep(fewer).drop <= max_drop:
-            left = fewer
+class _Tries:
+    """Assignments that were tried, by how many of the ranked sites stay in high precision."""
+
+    def __init__(
+        self,
+        ranked: Sequence[SiteKey],
+        evaluate: Evaluate,
+        progress: Progress,
+        points: int,
+        deadline: float,
+    ) -> None:
+        self.ranked, self.evaluate, self.progress = ranked, evaluate, progress
+        self.most = points + 1 + math.ceil(math.log2(max(2, len(ranked))))
+        self.deadline, self.late = deadline, False
+        self.known: dict[frozenset[SiteKey], Trial] = {}
+
+    def __call__(self, kept: int) -> Trial | None:
+        """The trial with so many sites kept; None: there is no time for it. The first has time."""
+        int8 = frozenset(self.ranked[kept:])
+        if int8 not in self.known and int8:
+            if self.known and time.monotonic() >= self.deadline:
+                self.late = True
+                return None
+            told = f"{len(int8)} of {len(self.ranked)} layers in INT8"
+            self.progress(f"search the precisions, {len(self.known) + 1} of {self.most}: {told}")
+            self.known[int8] = self.evaluate(int8)
+        return self.known.get(int8)
 
 
 def _reason(
@@ -172,8 +217,8 @@ def _reason(
     if time > 0:
         words += f" and saves {100 * saving.get(site, 0.0) / time:.0f}% of the time INT8 saves"
     return (
-        f"{words}; with every layer in INT8 the drop is {everything.drop:.2f} points, "
-        f"allowed {max_drop:.2f}"
+        f"{words}; with every layer in INT8 the drop is estimated at {everything.drop:.2f} "
+        f"points, allowed {max_drop:.2f}"
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import GraphFile
@@ -19,6 +21,7 @@ from mwa_export.calib.earlier import earlier_quantization, joined, replaced_grap
 from mwa_export.calib.evaluate import (
     Evaluator,
     HeldBack,
+    data_objection,
     measure_runtimes,
     milliseconds,
     sensitivities,
@@ -27,12 +30,13 @@ from mwa_export.calib.evaluate import (
 from mwa_export.calib.precision_search import (
     SearchResult,
     SiteKey,
+    Trial,
     named_sites,
     names_of,
     savings,
     search,
 )
-from mwa_export.calib.samples import SAMPLES, Samples, split_data, take_samples
+from mwa_export.calib.samples import SAMPLES, Samples, set_aside, split_data, take_samples
 from mwa_export.calib.sites import find_sites
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import check_threads
@@ -43,6 +47,7 @@ from mwa_export.errors import ParityError, UsageError, check_option
 from mwa_export.files import scratch_folder
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK, check_recall_drop
+from mwa_export.metrics.verdict import Decision, decide, fewest_pictures
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.open import cpu_backend
 from mwa_export.runtimes.options import LABELS
@@ -62,8 +67,10 @@ class QuantizeOptions:
     dialects: tuple[str, ...] = ()  # none: those of the CPU runtimes that are installed; or "all"
     max_recall_drop: float = MAX_RECALL_DROP  # points, of each of the six recall figures
     keep: tuple[str, ...] = ()  # patterns of layers that stay in high precision in any case
-    points: int = 5  # of the trade-off curve, beside those that the search needs
+    points: int = 3  # of the trade-off curve, beside those that the search needs
     search: bool = True  # False: all in INT8, and the drop is only measured
+    time_budget: float | None = None  # minutes, after which the search tries nothing new
+    undecided: Literal["pass", "fail"] | None = None  # what a verdict of that kind counts as
     threads: int | None = None
     tokenizer: Path | None = None  # for a bundle that was exported without one
 
@@ -71,6 +78,8 @@ class QuantizeOptions:
         check_option("samples", self.samples, self.samples >= 1, "1 or more")
         check_option("seed", self.seed, self.seed >= 0, "0 or more")
         check_option("points", self.points, 0 <= self.points <= 20, "0 to 20")
+        minutes = self.time_budget
+        check_option("time_budget", minutes, minutes is None or minutes > 0, "more than 0 minutes")
         check_recall_drop(self.max_recall_drop)
         check_threads("threads", self.threads)
 
@@ -83,6 +92,7 @@ class Quantized:
     calibration: Calibration
     result: SearchResult | None  # None: nothing was measured, for want of data
     quantization: Quantization  # as in the manifest
+    decision: Decision | None  # on recall, on the runtime that was searched with
     warnings: tuple[str, ...]
 
 
@@ -102,8 +112,8 @@ def quantize(
     Args:
         path: the bundle, whose float32 graphs are quantized.
         data: a test set or its path: where the samples are drawn from, and without
-            ``held_back`` where recall is measured, on the pictures that were not drawn.
-        held_back: data of its own to measure recall on.
+            ``held_back`` where recall is decided, on the pictures that were not drawn.
+        held_back: data of its own to decide on recall. The search never sees them.
         calibration: an earlier calibration.json, in place of samples.
         options: see QuantizeOptions.
         out: where the bundle with the INT8 graphs goes; None: in the place of the old one.
@@ -113,7 +123,8 @@ def quantize(
     Raises:
         CalibrationError: too few samples, noise, a constant or non-finite activation, a calibration
             of another graph.
-        ParityError: nothing with INT8 stays inside the budget. The bundle is unchanged.
+        ParityError: nothing with INT8 is expected to stay inside the budget, or what was chosen
+            fails it. The bundle is unchanged.
         UsageError: options that do not go together.
     """
     options, progress = options or QuantizeOptions(), progress or Silent()
@@ -158,38 +169,42 @@ def _quantize(
     """Do the work of `quantize`, and write its files. ``earlier``: see `earlier_quantization`."""
     folder, dialects = change.folder, named_dialects(options.dialects)
     side = open_bundle(bundle, lent_tokenizer=options.tokenizer)
+    fitting, trying, held_back = _parts(data, held_back, found is None, options)
+    judge: HeldBack | None = None
+    warnings: tuple[str, ...] = ()
+    if held_back is not None:
+        warnings = _doubts(held_back, options.max_recall_drop, progress)
+        judge = HeldBack(side, held_back, progress)
     samples: Samples | None = None
-    if found is not None:
-        held_back = held_back or data
-    else:
-        assert data is not None
-        if held_back is None:
-            data, held_back = split_data(data, options.samples, options.seed)
-        samples = take_samples(side, data, options.samples, options.seed)
+    if found is None:
+        assert fitting is not None
+        samples = take_samples(side, fitting, options.samples, options.seed)
         found = calibrate(bundle, samples, options.calibration, progress=progress)
     variants = Variants(bundle, found)
     kept = named_sites(_all_sites(variants), options.keep)
-    evaluator, few, result = None, None, None
+    decider, few, result, decision = None, None, None, None
     times: dict[Tower, float] = {}
     measured: tuple[Measured, ...] = ()
-    warnings: tuple[str, ...]
-    if held_back is None:
+    if judge is None or held_back is None:
         if earlier is not None and not options.keep:
             kept = frozenset(SiteKey(t, name) for t in TOWERS for name in earlier.kept.get(t, ()))
         chosen = frozenset(_all_sites(variants)) - kept
         warnings = ("recall was not measured (no `data`): `auto` will not choose these graphs",)
     else:
-        evaluator = Evaluator(
-            variants,
-            HeldBack(side, held_back, progress),
-            primary_dialect(dialects),
-            options.threads,
-        )
-        few = samples or take_samples(side, held_back, options.samples, options.seed)
-        result, times = _search(evaluator, few, kept, options, progress)
-        chosen, warnings = result.chosen.int8, _coarse(held_back, options.max_recall_drop)
+        primary, threads = primary_dialect(dialects), options.threads
+        few = samples or take_samples(side, trying or held_back, options.samples, options.seed)
+        tried = judge if trying is None else HeldBack(side, trying, progress, "search")
+        evaluator = Evaluator(variants, tried, primary, threads)
+        result, times = _search(evaluator, few, kept, len(held_back.pictures), options, progress)
+        chosen = result.chosen.int8
         if not chosen:
-            raise ParityError(_nothing_passes(result, options.max_recall_drop))
+            raise ParityError(_nothing_fits(result, options))
+        progress("decide on held-back data that the search has not seen")
+        decider = evaluator if tried is judge else Evaluator(variants, judge, primary, threads)
+        judged = partial(_decide, judge.objection(), options)
+        decision = judged(decider(chosen))
+        if options.search:
+            _refuse(decision, options)
     high = {
         tower: tuple(s.name for s in variants.sites(tower) if SiteKey(tower, s.name) not in chosen)
         for tower in TOWERS
@@ -210,13 +225,11 @@ def _quantize(
             variants.write(tower, names_of(chosen, tower), dialect, folder) for tower in TOWERS
         ]
     graphs = [with_conformance(bundle, file, options.threads) for file in files]
-    if evaluator is not None and few is not None:
-        measured = measure_runtimes(
-            evaluator, files, chosen, few, options.max_recall_drop, progress
-        )
+    if decider is not None and few is not None:
+        measured = measure_runtimes(decider, files, chosen, few, judged, progress)
     found.save(folder)
     if result is not None:
-        write_curve(folder, result, times, options.max_recall_drop)
+        write_curve(folder, result, times, options.max_recall_drop, decision)
     progress("write the manifest")
     quantization = Quantization(
         mwa_export=__version__,
@@ -238,7 +251,7 @@ def _quantize(
     manifest = change.write(
         replace(bundle.manifest, graphs=(*others, *graphs), quantization=quantization)
     )
-    return Quantized(Bundle(folder, manifest), found, result, quantization, warnings)
+    return Quantized(Bundle(folder, manifest), found, result, quantization, decision, warnings)
 
 
 def _described(data: RetrievalData) -> HeldBackData:
@@ -258,10 +271,14 @@ def _search(
     evaluator: Evaluator,
     samples: Samples,
     kept: frozenset[SiteKey],
+    pictures: int,
     options: QuantizeOptions,
     progress: Progress,
 ) -> tuple[SearchResult, dict[Tower, float]]:
-    """Result of the search, and milliseconds per row of each tower without INT8."""
+    """Result of the search, and milliseconds per row of each tower without INT8.
+
+    ``pictures``: of the data that will decide.
+    """
     variants = evaluator.variants
     sites = [key for key in _all_sites(variants) if key not in kept]
     few = samples.first(SENSITIVITY_ROWS)
@@ -272,9 +289,11 @@ def _search(
         sensitivity,
         saved,
         evaluator,
-        max_drop=options.max_recall_drop + SLACK if options.search else float("inf"),
+        max_drop=options.max_recall_drop + SLACK if options.search else math.inf,
+        pictures=pictures if _can_decide(pictures, options.max_recall_drop) else None,
         points=options.points,
         progress=progress,
+        seconds=math.inf if options.time_budget is None else 60 * options.time_budget,
     )
     return result, times
 
@@ -303,22 +322,73 @@ def _savings(
     return savings(macs, high, {tower: times[tower]["int8"] for tower in TOWERS}), high
 
 
-def _coarse(data: RetrievalData, budget: float) -> tuple[str, ...]:
-    """A warning if a single query exceeds the budget."""
-    step = 100 / len(data.pictures)
-    if step <= budget:
+def _parts(
+    data: RetrievalData | None,
+    held_back: RetrievalData | None,
+    calibrates: bool,
+    options: QuantizeOptions,
+) -> tuple[RetrievalData | None, RetrievalData | None, RetrievalData | None]:
+    """The data to calibrate with, to search with, and to decide on; None: there are none."""
+    if calibrates and held_back is None:
+        assert data is not None
+        data, held_back = split_data(data, options.samples, options.seed)
+        return data, data, held_back
+    if data is None or held_back is None:  # an earlier calibration, with one set or none
+        only = data or held_back
+        if only is None or not options.search:
+            return None, None, only
+        trying, rest = set_aside(only, min(options.samples, len(only.pictures) // 2), options.seed)
+        return None, trying, rest
+    return data, set_aside(data, options.samples, options.seed)[0], held_back
+
+
+def _can_decide(pictures: int, budget: float) -> bool:
+    needed = fewest_pictures(budget)
+    return needed is not None and pictures >= needed
+
+
+def _doubts(data: RetrievalData, budget: float, progress: Progress) -> tuple[str, ...]:
+    """What keeps these data from deciding, said before the work starts."""
+    pictures, needed = len(data.pictures), fewest_pictures(budget)
+    said = data_objection(data)
+    if said is None and not _can_decide(pictures, budget):
+        few = f"{needed:,} or more" if needed else "a larger budget"
+        said = (
+            f"{pictures:,} held-back pictures cannot show that a drop is smaller than {budget:g} "
+            f"points, even where nothing changes. Needed: {few}"
+        )
+    if said is None:
         return ()
-    return (
-        f"one of the {len(data.pictures)} held-back pictures is {step:.2f} points of TR@1, more "
-        f"than the budget of {budget:g}: no net loss at all is allowed. More data judges finer.",
+    progress(f"note: {said}. The verdict will be undecided")
+    return (f"{data.name}: {said}.",)
+
+
+def _decide(objection: str | None, options: QuantizeOptions, trial: Trial) -> Decision:
+    accept = options.undecided == "pass"
+    return decide(trial.changes, options.max_recall_drop, objection=objection, accept=accept)
+
+
+def _refuse(decision: Decision, options: QuantizeOptions) -> None:
+    """Raise ParityError for a choice that fails, or that may not stay undecided."""
+    if decision.verdict == "passes" or (
+        decision.verdict == "undecided" and options.undecided != "fail"
+    ):
+        return
+    raise ParityError(
+        f"the precisions that the search chose do not pass on the held-back data: "
+        f"{decision.words()}, allowed to drop by {options.max_recall_drop:g}. The bundle is "
+        "unchanged. Allow more (`max_recall_drop`), calibrate on more samples (`samples`), give "
+        "more held-back pictures, or learn the rounding (`rounding=learned`)."
     )
 
 
-def _nothing_passes(result: SearchResult, budget: float) -> str:
-    tried = [measured.drop for measured in result.measured if measured.int8]
+def _nothing_fits(result: SearchResult, options: QuantizeOptions) -> str:
+    tried = [trial.drop for trial in result.measured if trial.int8]
     least = f"the best that was tried drops {min(tried):.2f}" if tried else "none was tried"
+    late = " before the time budget was used up" if result.stopped else ""
     return (
-        f"no assignment with INT8 layers stays within {budget:g} points of recall; {least}. The "
-        "bundle is unchanged. Allow more (`max_recall_drop`), calibrate on more samples "
-        "(`samples`), or learn the rounding (`rounding=learned`)."
+        f"no assignment with INT8 layers is expected to stay within {options.max_recall_drop:g} "
+        f"points of recall{late}; {least}. The bundle is unchanged. Allow more "
+        "(`max_recall_drop`), calibrate on more samples (`samples`), or learn the rounding "
+        "(`rounding=learned`)."
     )

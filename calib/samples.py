@@ -76,9 +76,13 @@ def split_data(data: RetrievalData, samples: int, seed: int) -> tuple[RetrievalD
             f"{LEAST} more, held back to measure recall on. Give more data, fewer `samples`, or a "
             "set of its own to measure on: `held_back=DATA`"
         )
-    chosen = np.random.default_rng(seed).permutation(count)[:samples]
-    mask = np.zeros(count, bool)
-    mask[chosen] = True
+    return set_aside(data, samples, seed)
+
+
+def set_aside(data: RetrievalData, pictures: int, seed: int) -> tuple[RetrievalData, RetrievalData]:
+    """So many pictures drawn from the data, and the others."""
+    mask = np.zeros(len(data.pictures), bool)
+    mask[np.random.default_rng(seed).permutation(len(mask))[:pictures]] = True
     return data.only(mask), data.only(~mask)
 
 

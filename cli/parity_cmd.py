@@ -16,7 +16,14 @@ from mwa_export.cli.options import (
     reading_options,
     runtime_options,
 )
-from mwa_export.cli.values import PATH, Real, Whole, options_of, recall_drop_option
+from mwa_export.cli.values import (
+    PATH,
+    Real,
+    Whole,
+    options_of,
+    recall_drop_option,
+    undecided_option,
+)
 
 _EXAMPLES = """\b
 Examples:
@@ -66,11 +73,7 @@ Examples:
     default=0.95,
     help="Confidence of the intervals, on which the verdict rests.",
 )
-@click.option(
-    "--undecided",
-    type=click.Choice(["pass", "fail"]),
-    help="Exit status when the data cannot decide: 0 or 1 instead of 3.",
-)
+@undecided_option()
 @click.option("--seed", type=Whole(min=0), default=0, help="Bootstrap seed.")
 @click.option("--layers", is_flag=True, help="Compare block by block too.")
 @click.option(

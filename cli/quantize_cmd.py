@@ -9,12 +9,22 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.cli.options import DataSet, data_options
-from mwa_export.cli.values import PATH, Real, Whole, options_of, recall_drop_option, refuse
+from mwa_export.cli.values import (
+    PATH,
+    Real,
+    Whole,
+    options_of,
+    recall_drop_option,
+    refuse,
+    undecided_option,
+)
+from mwa_export.errors import UndecidedError
 from mwa_export.runtimes.options import LABELS
 
 if TYPE_CHECKING:
     from mwa_export.bundle.quantization import Measured
     from mwa_export.calib.quantize import Quantized
+    from mwa_export.metrics.verdict import Decision
 
 _SHOWN = 8  # kept layers; tradeoff.json has all
 _EXAMPLES = """\b
@@ -80,9 +90,16 @@ Examples:
 @click.option(
     "--points",
     type=Whole(0, 20),
-    default=5,
-    help="Extra points of the trade-off curve; each embeds the held-back data once.",
+    default=3,
+    help="Extra points of the trade-off curve; each embeds the pictures of the search once.",
 )
+@click.option(
+    "--time-budget",
+    type=Real(min=0, min_open=True),
+    metavar="MINUTES",
+    help="Time after which the search tries nothing new and takes the best so far.",
+)
+@undecided_option("The graphs are written then, and auto takes them only with pass.")
 @click.option("--threads", type=Whole(min=1), help="CPU threads. Default: all cores.")
 @click.option(
     "--tokenizer", type=PATH, help="SentencePiece model (.spm), for a bundle without one."
@@ -101,11 +118,11 @@ def command(
     force: bool,
     **values: Any,
 ) -> None:
-    """Add INT8 graphs to BUNDLE: calibrate, smooth, search precisions, check recall.
+    """Add INT8 graphs to BUNDLE: calibrate, smooth, search precisions, decide on recall.
 
-    Writes, for each runtime, the fastest mix of INT8 and high precision whose recall drop on
-    held-back data stays within the budget, with calibration.json and the trade-off curve. Exit
-    status 1 when no mix with INT8 does.
+    Writes, for each runtime, the fastest mix of INT8 and high precision that is expected to stay
+    within the budget, and decides once, on held-back data that the search has not seen, whether it
+    does. Exit status 1 when it does not, or no mix is expected to; 3 when the data cannot tell.
     """
     from mwa_export.bundle.update import check_target
 
@@ -142,6 +159,21 @@ def command(
     console.warn(*done.warnings)
     _show(done)
     click.echo(done.bundle.path)
+    if how.search and done.decision is not None and how.undecided is None:
+        _fail_if_undecided(done.decision)
+
+
+def _fail_if_undecided(decision: Decision) -> None:
+    if decision.verdict != "undecided":
+        return
+    why = decision.objection or f"{decision.words()} is too wide an interval"
+    if decision.pictures:
+        why += f", and about {decision.pictures:,} pictures would probably decide"
+    raise UndecidedError(
+        f"recall is undecided: {why}. The bundle is written, and `runtime=auto` will not choose "
+        "these graphs. Give more held-back pictures, allow a larger drop (`max_recall_drop`), or "
+        "say what to do then (`undecided`: pass or fail)."
+    )
 
 
 def _show(done: Quantized) -> None:
@@ -157,7 +189,7 @@ def _show(done: Quantized) -> None:
             f"Against float32 on ONNX Runtime, on {found.held_back.pictures:,} held-back pictures "
             f"with {found.held_back.captions:,} captions"
         )
-        header = ("", "worst recall drop", "budget", "cosine", "speed: vision", "text")
+        header = ("", "worst change of recall", "budget", "cosine", "speed: vision", "text")
         rows = [_row(entry, found.max_recall_drop) for entry in found.measured]
         console.table(rows, header, title=title)
     if done.result is not None and done.result.kept:
@@ -169,10 +201,11 @@ def _show(done: Quantized) -> None:
 
 
 def _row(entry: Measured, budget: float) -> tuple[str, ...]:
-    verdict = "passes" if entry.passed else "FAILS"
+    found = entry.decision
+    verdict = "FAILS" if found.verdict == "fails" else found.verdict
     return (
         f"{LABELS[entry.runtime]} {entry.precision}",
-        f"{entry.recall_drop:+.2f} points" if entry.recall_drop else "none",
+        found.words(),
         f"{verdict} {budget:g}",
         f"{min(entry.mean_cosine.values()):.5f}",
         f"{entry.speedup['vision']:.2f}x",

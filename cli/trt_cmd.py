@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -25,7 +25,7 @@ Examples:
   mwa-export trt bundle --fp16 --version-compatible --timing-cache times.cache
 """
 
-_OF_BEST = ("max_recall_drop", "held_back", "held_back_images", "held_back_split")
+_OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "held_back_split")
 
 
 @click.command(epilog=_EXAMPLES)
@@ -64,6 +64,11 @@ _OF_BEST = ("max_recall_drop", "held_back", "held_back_images", "held_back_split
     "keep the fastest.",
 )
 @recall_drop_option("Budget of --best for each of TR@1/5/10 and IR@1/5/10, against float32.")
+@click.option(
+    "--undecided",
+    type=click.Choice(["pass", "fail"]),
+    help="What an undecided recall counts as for --best. Without it, 8 bits are not taken then.",
+)
 @click.option(
     "--allow-slow", is_flag=True, help="Add --int8 or --fp8 engines even if float16 is faster."
 )
@@ -131,6 +136,7 @@ def command(
     bundle: Path,
     precision: str | None,
     max_recall_drop: float,
+    undecided: Literal["pass", "fail"] | None,
     no_speed_gate: bool,
     batches: tuple[str, ...],
     lengths: str | None,
@@ -177,7 +183,12 @@ def command(
     load_tensorrt()  # before anything is read
     build: Any = build_engines
     if best:
-        build = partial(best_engines, held_back=held_back.read(), max_recall_drop=max_recall_drop)
+        build = partial(
+            best_engines,
+            held_back=held_back.read(),
+            max_recall_drop=max_recall_drop,
+            undecided=undecided,
+        )
     with console.steps() as step:
         done = build(bundle, data.read(), options=options, out=out, force=force, progress=step)
     console.warn(*done.warnings)
@@ -216,7 +227,7 @@ def _show_best(done: Best) -> None:
         shapes.append(f"{tower} {compared.timing.batch} rows{tokens}")
     console.table(
         [_row(candidate, base, done.winner) for candidate in done.candidates],
-        ["precision", "vision ms", "text ms", "/ float16", "recall drop", "verdict"],
+        ["precision", "vision ms", "text ms", "/ float16", "change of recall", "verdict"],
         title=f"Run times on the device without copies: {', '.join(shapes)}",
     )
     for candidate in done.candidates:
@@ -239,6 +250,6 @@ def _row(candidate: Candidate, base: Candidate | None, winner: Candidate) -> lis
     ratio = ""
     if base is not None and candidate.speed:
         ratio = f"{base.milliseconds / candidate.milliseconds:.2f}x"
-    drop = "" if candidate.recall is None else f"{max(0.0, candidate.recall.drop):.2f}"
+    drop = "" if candidate.decision is None else candidate.decision.words()
     passed = "passes, slower" if candidate.problem is None else "no"
     return [candidate.precision, *times, ratio, drop, "kept" if candidate is winner else passed]

@@ -88,6 +88,13 @@ def options_of(kind: type[T], values: dict[str, Any], **given: Any) -> T:
     return kind(**{name: values.pop(name) for name in names}, **given)
 
 
+def undecided_option(more: str = "") -> Callable[[F], F]:
+    """--undecided; ``more``: what else follows."""
+    said = "Exit status when the data cannot decide: 0 or 1 instead of 3."
+    kind = click.Choice(["pass", "fail"])
+    return click.option("--undecided", type=kind, help=f"{said} {more}".strip())
+
+
 def recall_drop_option(what: str) -> Callable[[F], F]:
     """--max-recall-drop, in points; ``what`` is its help."""
     kind = Real(0, 100)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mwa_export.bundle.quantization import HeldBackData, RecallFigures
 from mwa_export.errors import ProfileError
+from mwa_export.metrics.verdict import Decision
 from mwa_export.spec import Tower
 
 EnginePrecision = Literal["float16", "bfloat16", "int8", "float8"]
@@ -58,8 +59,7 @@ class RunTime:
 class MeasuredEngines:
     """Recall and speed of a pair of engines, against float32."""
 
-    recall_drop: float  # points lost by the worst of TR@1/5/10 and IR@1/5/10
-    passed: bool  # the drop is within the budget
+    decision: Decision  # on recall, against the budget
     max_recall_drop: float  # the budget
     mean_cosine: Mapping[Tower, float]
     recall: RecallFigures

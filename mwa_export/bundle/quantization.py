@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mwa_export.metrics.verdict import Decision
 from mwa_export.spec import Tower
 
 RecallFigures = Mapping[str, Mapping[str, float]]
@@ -27,8 +28,7 @@ class Measured:
 
     runtime: str
     precision: str
-    recall_drop: float  # points lost by the worst of TR@1/5/10 and IR@1/5/10
-    passed: bool  # the drop is within the budget
+    decision: Decision  # on recall, against the budget
     mean_cosine: Mapping[Tower, float]
     recall: RecallFigures
     overflowed: bool | None = None  # OpenVINO's int8: measured on a CPU where its sums overflow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import (
@@ -32,7 +33,8 @@ from mwa_export.errors import (
     VerificationError,
 )
 from mwa_export.files import link_or_copy, scratch_folder
-from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK, check_recall_drop
+from mwa_export.metrics.recall import MAX_RECALL_DROP, check_recall_drop
+from mwa_export.metrics.verdict import CONFIDENCE, Decision, decide
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import TOWERS, Tower
@@ -52,6 +54,7 @@ class Candidate:
     engines: dict[Tower, Engine] = field(default_factory=dict)
     speed: dict[Tower, Compared] = field(default_factory=dict)
     recall: Trial | None = None  # None: there was no data to measure it on
+    decision: Decision | None = None  # on that
     problem: str | None = None  # why it cannot be taken
 
     @property
@@ -78,6 +81,7 @@ def best_engines(
     held_back: RetrievalData | None = None,
     options: EngineOptions | None = None,
     max_recall_drop: float = MAX_RECALL_DROP,
+    undecided: Literal["pass", "fail"] | None = None,
     out: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -91,6 +95,8 @@ def best_engines(
         held_back: another set to measure recall on, in place of that part of ``data``.
         options: see EngineOptions; its precision is not read.
         max_recall_drop: points that each of TR@1/5/10 and IR@1/5/10 may lose against float32.
+        undecided: what it counts as if ``held_back`` cannot decide on a precision. None: 8 bits
+            are not taken then, and 16 bits are.
         out: where the bundle with the engines goes; None: in the place of the old one.
 
     Raises:
@@ -112,7 +118,9 @@ def best_engines(
     # Beside the bundle, so that its files and the engines need not be copied.
     with scratch_folder(Path(path)) as scratch:
         trial = scratch / "bundle"
-        contest = _Contest(bundle, trial, device, options, held_back, max_recall_drop, progress)
+        contest = _Contest(
+            bundle, trial, device, options, held_back, max_recall_drop, undecided, progress
+        )
         warnings = contest.build(candidates, data)
         tried = [candidate for candidate in candidates if candidate.engines]
         if not tried:
@@ -167,6 +175,7 @@ class _Contest:
     options: EngineOptions
     held_back: RetrievalData | None
     budget: float  # points of recall
+    undecided: Literal["pass", "fail"] | None
     progress: Progress
 
     def build(self, candidates: Sequence[Candidate], data: RetrievalData | None) -> tuple[str, ...]:
@@ -204,6 +213,9 @@ class _Contest:
         side = (
             None if data is None else HeldBack(open_bundle(self.bundle.path), data, self.progress)
         )
+        eight_bits = sum(candidate.precision in CALIBRATED for candidate in tried)
+        # one of several that are tried may pass by chance: Bonferroni
+        confidence = 1 - (1 - CONFIDENCE) / max(1, eight_bits)
         for candidate in tried:
             engines, device = tuple(candidate.engines.values()), self.options.device
             try:
@@ -215,11 +227,25 @@ class _Contest:
             except (EngineError, VerificationError) as error:
                 candidate.problem = str(error)
                 continue
-            drop = candidate.recall.drop
-            if drop > self.budget + SLACK:
-                candidate.problem = (
-                    f"drops {drop:.2f} points of recall, and {self.budget:g} are allowed"
-                )
+            candidate.decision = decide(
+                candidate.recall.changes,
+                self.budget,
+                confidence=confidence,
+                objection=side.objection(),
+                accept=self.undecided == "pass",
+            )
+            candidate.problem = self._refusal(candidate, candidate.decision)
+
+    def _refusal(self, candidate: Candidate, decision: Decision) -> str | None:
+        """Why a candidate cannot be taken after the decision on its recall."""
+        allowed = f"{decision.words()}, allowed to drop by {self.budget:g}"
+        if decision.verdict == "fails":
+            return f"recall drops too much: {allowed}"
+        needs_proof = candidate.precision in CALIBRATED or self.undecided == "fail"
+        if decision.verdict == "undecided" and needs_proof and not decision.accepted:
+            why = decision.objection or allowed
+            return f"recall is undecided: {why} (`undecided=pass` takes it)"
+        return None
 
     def publish(self, winner: Candidate, out: Path | None, *, force: bool) -> Bundle:
         """Write the bundle with the winner's engines and measurements; the others are dropped."""
@@ -237,11 +263,10 @@ class _Contest:
     def _record(self, winner: Candidate) -> MeasuredEngines | None:
         """Measurements of the winner, the same for both towers' engines; None without recall."""
         recall, data = winner.recall, self.held_back
-        if recall is None:
+        if recall is None or winner.decision is None:
             return None
         return MeasuredEngines(
-            recall_drop=round(recall.drop, 6),
-            passed=bool(recall.drop <= self.budget + SLACK),
+            decision=winner.decision,
             max_recall_drop=self.budget,
             mean_cosine={tower: round(c, 7) for tower, c in recall.cosine.items()},
             recall=recall.detail,

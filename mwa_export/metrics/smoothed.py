@@ -109,6 +109,14 @@ def ranking_change(before: Ranking, after: Ranking, k: int, owners: Ints) -> Smo
     return smoothed_change(margins, (before.ranks <= k, after.ranks <= k), owners)
 
 
+def reach_of_unseen(confidence: float) -> float:
+    """How far the interval of an unchanged figure reaches, in points times the number of images.
+
+    Only the two added images speak then, with one query each and four degrees of freedom.
+    """
+    return 100 * math.sqrt(2) * _student(NormalDist().inv_cdf((1 + confidence) / 2), 4.0)
+
+
 def _widths(before: Array, after: Array) -> Iterator[float]:
     """Widths to try, widest first: shares of the margins' spread, smaller for more queries.
 

@@ -12,12 +12,13 @@ the level, however they depend on each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
 from mwa_export.metrics.recall import SLACK
-from mwa_export.metrics.smoothed import SmoothedChange
+from mwa_export.metrics.smoothed import SmoothedChange, reach_of_unseen
 
 Verdict = Literal["passes", "fails", "undecided"]
 CONFIDENCE = 0.95
@@ -58,6 +59,63 @@ def _by_flips(change: SmoothedChange, budget: float, level: float) -> Verdict:
     return "passes" if sigmas >= needed else "fails" if sigmas <= -needed else "undecided"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The verdict on a candidate, for the record: figures are those of the worst one."""
+
+    verdict: Verdict
+    figure: str  # whose lower bound is the lowest, "TR@1"
+    change: float  # estimate, points
+    low: float  # its interval at the confidence
+    high: float
+    confidence: float
+    pictures: int | None = None  # with which it would probably be decided, if it is undecided
+    objection: str | None = None  # why the data are no evidence
+    accepted: bool = False  # undecided, and the user said that this passes
+
+    @property
+    def takes(self) -> bool:
+        """Whether the candidate may be taken without being told."""
+        return self.verdict == "passes" or self.accepted
+
+    def words(self) -> str:
+        """The figure with its interval."""
+        return f"{self.figure} {self.change:+.2f} points [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def decide(
+    changes: Mapping[str, SmoothedChange],
+    budget: float,
+    *,
+    confidence: float = CONFIDENCE,
+    objection: str | None = None,
+    accept: bool = False,
+) -> Decision:
+    """The verdict on all figures of a candidate, by name.
+
+    Args:
+        objection: why the data are no evidence, so that nothing passes.
+        accept: an undecided verdict is good enough.
+    """
+    verdict = whole(verdicts([*changes.values()], budget, confidence))
+    if objection is not None and verdict == "passes":
+        verdict = "undecided"
+    intervals = {name: change.interval(confidence) for name, change in changes.items()}
+    figure = min(intervals, key=lambda name: intervals[name][0])
+    needed = pictures_to_decide(changes[figure], budget, confidence)
+    return Decision(
+        verdict=verdict,
+        figure=figure,
+        change=round(changes[figure].value, 6),
+        low=round(intervals[figure][0], 6),
+        high=round(intervals[figure][1], 6),
+        confidence=confidence,
+        pictures=needed if verdict == "undecided" and objection is None else None,
+        objection=objection,
+        accepted=accept and verdict == "undecided",
+    )
+
+
 def whole(found: Iterable[Verdict]) -> Verdict:
     """The verdict on all: fails if one fails, passes if every one does."""
     every = set(found)
@@ -86,3 +144,9 @@ def pictures_to_decide(
         return None
     step: int = 10 ** max(0, math.floor(math.log10(max(need, 1))) - 1)
     return max(step, math.ceil(need / step) * step)
+
+
+def fewest_pictures(budget: float, confidence: float = CONFIDENCE) -> int | None:
+    """Pictures below which not even an unchanged model passes; None: no number is enough."""
+    reach = reach_of_unseen(confidence)
+    return None if reach / _MOST > budget else math.ceil(reach / budget)

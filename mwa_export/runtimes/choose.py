@@ -9,6 +9,7 @@ from mwa_export.bundle.manifest import Manifest
 from mwa_export.bundle.quantization import Measured
 from mwa_export.cpu import fast_bfloat16, fast_int8
 from mwa_export.errors import RuntimeUnavailableError, UsageError
+from mwa_export.metrics.verdict import Decision
 from mwa_export.runtimes.machine import Machine
 from mwa_export.runtimes.options import AUTO, LABELS, NVIDIA, RuntimeOptions
 from mwa_export.trt.engine import usable_engines
@@ -133,12 +134,20 @@ def _obstacle(
                 "its recall was measured on a CPU where its sums overflow. Measure it here: "
                 f"`mwa-export quantize` (`precision={precision}` runs it)"
             )
-        if not found.passed:
-            return (
-                f"it dropped {found.recall_drop:.2f} points of recall, above the bundle's "
-                f"budget (`precision={precision}` runs it)"
-            )
+        if not found.decision.takes:
+            return f"{_said(found.decision)} (`precision={precision}` runs it)"
     return None
+
+
+def _said(decision: Decision) -> str:
+    """What was decided about recall."""
+    end = {
+        "passes": "inside this bundle's budget",
+        "fails": "ABOVE this bundle's budget",
+        "undecided": "and the data cannot tell whether that is inside this bundle's budget",
+    }[decision.verdict]
+    taken = "; taken on your word" if decision.accepted else ""
+    return f"worst change of recall {decision.words()}, {end}{taken}"
 
 
 def _slow(runtime: str, precision: str, machine: Machine) -> str | None:
@@ -167,9 +176,7 @@ def _reason(
     parts = ["it was asked for" if options.runtime == runtime else "the fastest that can run here"]
     found = _measured(manifest, runtime, precision, machine)
     if found is not None:
-        verdict = "inside" if found.passed else "ABOVE"
-        drop = max(0.0, found.recall_drop)
-        parts.append(f"worst recall drop {drop:.2f} points, {verdict} this bundle's budget")
+        parts.append(_said(found.decision))
     elif precision != "float32":
         parts.append("its recall was not measured for this bundle")
     if runtime not in NVIDIA and precision in ("int8", "bfloat16") and machine.sets is None:

@@ -31,6 +31,7 @@ from mwa_export.bundle.manifest import (
 )
 from mwa_export.bundle.quantization import HeldBackData, Measured, Quantization
 from mwa_export.errors import BundleError
+from mwa_export.metrics.verdict import Decision
 from mwa_export.spec import Port, TowerSpec
 
 SAMPLE = (HELPERS / "manifest_sample.json").read_text(encoding="utf-8")
@@ -67,8 +68,14 @@ def exactly(kind: Any, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[An
 RECALL = st.dictionaries(st.text(max_size=3), st.dictionaries(st.text(max_size=3), NUMBER))
 HELD_BACK = exactly(HeldBackData, pictures=st.integers(), captions=st.none() | st.integers())
 MEASURED = {
-    "recall_drop": NUMBER,
-    "passed": st.booleans(),
+    "decision": exactly(
+        Decision,
+        verdict=st.sampled_from(["passes", "fails", "undecided"]),
+        **dict.fromkeys(("change", "low", "high", "confidence"), NUMBER),
+        pictures=st.none() | st.integers(),
+        objection=st.none() | st.text(max_size=3),
+        accepted=st.booleans(),
+    ),
     "mean_cosine": by_tower(NUMBER),
     "recall": RECALL,
 }
@@ -161,7 +168,7 @@ def test_a_file_is_written_again_to_the_byte() -> None:
 def objects(data: Any) -> Iterator[dict[str, Any]]:
     """All objects with fixed fields in a manifest; those with names of files and so on left out."""
     if isinstance(data, dict):
-        if "schema" in data or {"file", "bytes", "runtime", "recall_drop", "kept"} & data.keys():
+        if "schema" in data or {"file", "bytes", "runtime", "change", "kept"} & data.keys():
             yield data
         for value in data.values():
             yield from objects(value)
@@ -196,9 +203,13 @@ def parent(data: Any, place: tuple[Any, ...]) -> Any:
         (("engines", 0, "capability"), [9], "engines[0].capability: [9]"),
         (("engines", 0, "profiles", 0, 1), {}, "engines[0].profiles[0][1]: has no name"),
         (("engines", 0, "profiles", 0, 1, "min"), [7, 2], "axis 0 has min 7, opt 2"),
-        (("engines", 0, "measured", "passed"), "yes", "engines[0].measured.passed: 'yes'"),
+        (
+            ("engines", 0, "measured", "decision", "verdict"),
+            "yes",
+            "engines[0].measured.decision.verdict: 'yes'",
+        ),
         (("quantization",), [], "quantization: [] is not Quantization"),
-        (("quantization", "measured", 0, "recall_drop"), None, "recall_drop: None is not float"),
+        (("quantization", "measured", 0, "decision", "low"), None, "low: None is not float"),
         (("quantization", "kept"), {"audio": []}, "quantization.kept: 'audio'"),
         (("graphs", 1, "inputs", 0, "shape"), 7, "graphs[1].spec.inputs[0].shape: 7"),
         (("export", "merges"), "qkv", "export.merges: 'qkv'"),

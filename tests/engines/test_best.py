@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnx
 import pytest
 from commands import files_below, refused, run
 from onnx import TensorProto
+from recall_changes import trial
 from trt_fake import FakeTensorRT
 from trt_fake_gpu import LateDriver, LateTensorRT
 from trt_files import calibrated_bundle
@@ -101,7 +103,7 @@ def test_the_fastest_precision_inside_the_budget_is_kept(
     trt: LateTensorRT, driver: LateDriver, bundle: Path, files: Path
 ) -> None:
     before = set(files_below(bundle.parent))
-    said = best(bundle, files, "--max-recall-drop", 100)
+    said = best(bundle, files, "--undecided", "pass")
     assert precisions(bundle) == {"vision": "int8", "text": "int8"}
     rows = {line.split()[0]: line.split() for line in said.splitlines() if "x " in line}
     assert rows["int8"][1:4] == ["1.00", "1.00", "2.00x"]
@@ -124,12 +126,12 @@ def test_what_drops_too_much_recall_is_not_taken_and_says_so(
     def worse(self: Any, int8: Any, backend: Any, label: str) -> Trial:
         found = measure(self, int8, backend, label)
         drop = 1.5 if "8" in label.removesuffix("16") else 0.0
-        return Trial(found.int8, drop, found.cosine, found.detail)
+        return replace(trial(found.int8, drop), cosine=found.cosine, detail=found.detail)
 
     monkeypatch.setattr(HeldBack, "measure", worse)
     said = best(bundle, files)
     assert precisions(bundle) == {"vision": "float16", "text": "float16"}
-    assert "int8: drops 1.50 points of recall, and 0.2 are allowed" in said
+    assert "int8: recall drops too much: TR@1 -1.50 points" in said
 
 
 def test_without_data_8_bits_are_not_tried(trt: LateTensorRT, bundle: Path) -> None:
@@ -146,7 +148,7 @@ def test_a_bundle_without_calibration_gets_the_best_of_16_bits(
 ) -> None:
     plain = Path(shutil.copytree(files / "bundle", tmp_path / "plain"))
     trt.milliseconds = costs(float16=2.0, bfloat16=1.0)
-    said = best(plain, files, "--max-recall-drop", 100)
+    said = best(plain, files, "--undecided", "pass")
     assert precisions(plain) == {"vision": "bfloat16", "text": "bfloat16"}
     assert "int8: the bundle has no calibration" in said
 
@@ -154,24 +156,24 @@ def test_a_bundle_without_calibration_gets_the_best_of_16_bits(
 def test_what_was_measured_is_recorded_and_lets_auto_take_it(
     trt: LateTensorRT, bundle: Path, files: Path
 ) -> None:
-    best(bundle, files, "--max-recall-drop", 100)
+    best(bundle, files, "--undecided", "pass")
     one, other = (engine.measured for engine in Bundle.open(bundle).manifest.engines)
     assert one == other
     assert one is not None
-    assert one.passed
+    assert one.decision.accepted
     assert one.held_back is not None
     assert one.held_back.pictures > 16
     assert one.milliseconds["vision"] == RunTime(2, None, 1.0)
     choice = open_backend(Bundle.open(bundle)).choice
     assert (choice.runtime, choice.precision) == ("tensorrt", "int8")
-    assert "inside this bundle's budget" in choice.reason
+    assert "taken on your word" in choice.reason
 
 
 def test_a_budget_that_nothing_meets_changes_nothing(
     trt: LateTensorRT, bundle: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bad(self: Any, int8: Any, backend: Any, label: str) -> Trial:
-        return Trial(int8, 7.0, {"vision": 0.5, "text": 0.5}, {})
+        return trial(int8, 7.0)
 
     monkeypatch.setattr(HeldBack, "measure", bad)
     before = files_below(bundle.parent)
@@ -187,7 +189,7 @@ def test_a_budget_that_nothing_meets_changes_nothing(
     )
     message = refused("trt", bundle, "--best", *options, status=1)
     assert "no engine stays within 0.2 points" in message
-    assert "--int8: drops 7.00 points" in message
+    assert "--int8: recall drops too much: TR@1 -7.00 points" in message
     assert files_below(bundle.parent) == before
 
 
@@ -204,7 +206,7 @@ def test_a_precision_that_cannot_be_built_does_not_stop_the_others(
         return found
 
     monkeypatch.setattr(trt.Builder, "build_serialized_network", build)
-    said = best(bundle, files, "--max-recall-drop", 100)
+    said = best(bundle, files, "--undecided", "pass")
     assert precisions(bundle) == {"vision": "float8", "text": "float8"}
     assert "no kernel" in said
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recall_changes import decision
+
 from mwa_export.bundle.engine import MeasuredEngines
 from mwa_export.bundle.manifest import MANIFEST, Export
 from mwa_export.bundle.quantization import Measured, Quantization
@@ -22,8 +24,7 @@ def measured(runtime: str, precision: str, drop: float, **more: Any) -> Measured
     return Measured(
         runtime=runtime,
         precision=precision,
-        recall_drop=drop,
-        passed=drop <= BUDGET,
+        decision=decision(drop, BUDGET),
         mean_cosine={},
         recall={},
         speedup={},
@@ -33,7 +34,7 @@ def measured(runtime: str, precision: str, drop: float, **more: Any) -> Measured
 
 def measured_engines(drop: float) -> MeasuredEngines:
     """A recall drop that was measured with engines, against the same budget."""
-    return MeasuredEngines(drop, drop <= BUDGET, BUDGET, {}, {}, None, {})
+    return MeasuredEngines(decision(drop, BUDGET), BUDGET, {}, {}, None, {})
 
 
 def quantization(
