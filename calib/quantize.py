@@ -42,6 +42,7 @@ from mwa_export.calib.variants import Variants
 from mwa_export.cpu import check_threads
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import TestSet, as_test_set
+from mwa_export.encoder.encoder import Encoder
 from mwa_export.encoder.open import open_bundle
 from mwa_export.errors import ParityError, UsageError, check_option
 from mwa_export.files import scratch_folder
@@ -175,6 +176,7 @@ def _quantize(
     if held_back is not None:
         warnings = _doubts(held_back, options.max_recall_drop, progress)
         judge = HeldBack(side, held_back, progress)
+        warnings += _cut(side, held_back)
     samples: Samples | None = None
     if found is None:
         assert fitting is not None
@@ -361,6 +363,14 @@ def _doubts(data: RetrievalData, budget: float, progress: Progress) -> tuple[str
         return ()
     progress(f"note: {said}. The verdict will be undecided")
     return (f"{data.name}: {said}.",)
+
+
+def _cut(side: Encoder, data: RetrievalData) -> tuple[str, ...]:
+    """A warning about captions that the model does not see whole."""
+    cut = side.count_cut(data.captions)
+    if not cut:
+        return ()
+    return (f"{data.name}: {cut:,} captions of more than {side.max_length} tokens were cut",)
 
 
 def _decide(objection: str | None, options: QuantizeOptions, trial: Trial) -> Decision:

@@ -173,8 +173,9 @@ def show(summary: Summary, *, quiet: bool) -> None:
     if (rows := summary.embedded_now - summary.kept) and summary.seconds > 0:
         rate = rows / summary.seconds
         console.say(f"{counted(rows, 'row')} in {summary.seconds:.1f} s, {rate:,.0f} rows/s")
-    for lost, pictures in summary.losses.items():
-        console.say(f"{counted(pictures, 'picture')}: {lost}, as for the model's training")
+    for lost, rows in summary.losses.items():
+        noun, what = lost.split(": ", 1)
+        console.say(f"{counted(rows, noun)}: {what}, as for the model's training")
     if not summary.complete:
         console.say(
             f"{counted(summary.left, 'shard')} of other machines left; the last machine to finish "

@@ -170,8 +170,8 @@ def _fail_if_undecided(decision: Decision) -> None:
     if decision.pictures:
         why += f", and about {decision.pictures:,} pictures would probably decide"
     raise UndecidedError(
-        f"recall is undecided: {why}. The bundle is written, and `runtime=auto` will not choose "
-        "these graphs. Give more held-back pictures, allow a larger drop (`max_recall_drop`), or "
+        f"recall is undecided: {why}. The bundle is written, and auto will not choose these "
+        "graphs. Give more held-back pictures, allow a larger drop (`max_recall_drop`), or "
         "say what to do then (`undecided`: pass or fail)."
     )
 
@@ -187,10 +187,11 @@ def _show(done: Quantized) -> None:
     if found.measured and found.held_back is not None:
         title = (
             f"Against float32 on ONNX Runtime, on {found.held_back.pictures:,} held-back pictures "
-            f"with {found.held_back.captions:,} captions"
+            f"with {found.held_back.captions:,} captions: change of recall, budget "
+            f"{found.max_recall_drop:g} points, and speed"
         )
-        header = ("", "worst change of recall", "budget", "cosine", "speed: vision", "text")
-        rows = [_row(entry, found.max_recall_drop) for entry in found.measured]
+        header = ("", "worst change", "interval", "verdict", "vision", "text")
+        rows = [_row(entry) for entry in found.measured]
         console.table(rows, header, title=title)
     if done.result is not None and done.result.kept:
         click.echo("Kept in high precision:")
@@ -200,14 +201,14 @@ def _show(done: Quantized) -> None:
             click.echo(f"  and {len(done.result.kept) - _SHOWN} more, see tradeoff.json")
 
 
-def _row(entry: Measured, budget: float) -> tuple[str, ...]:
+def _row(entry: Measured) -> tuple[str, ...]:
     found = entry.decision
     verdict = "FAILS" if found.verdict == "fails" else found.verdict
     return (
         f"{LABELS[entry.runtime]} {entry.precision}",
-        found.words(),
-        f"{verdict} {budget:g}",
-        f"{min(entry.mean_cosine.values()):.5f}",
+        f"{found.figure} {found.change:+.2f}",
+        f"{found.low:+.2f} to {found.high:+.2f}",
+        verdict,
         f"{entry.speedup['vision']:.2f}x",
         f"{entry.speedup['text']:.2f}x",
     )

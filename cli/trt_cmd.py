@@ -227,7 +227,7 @@ def _show_best(done: Best) -> None:
         shapes.append(f"{tower} {compared.timing.batch} rows{tokens}")
     console.table(
         [_row(candidate, base, done.winner) for candidate in done.candidates],
-        ["precision", "vision ms", "text ms", "/ float16", "change of recall", "verdict"],
+        ["precision", "vision ms", "text ms", "/ float16", "worst change", "verdict"],
         title=f"Run times on the device without copies: {', '.join(shapes)}",
     )
     for candidate in done.candidates:
@@ -250,6 +250,7 @@ def _row(candidate: Candidate, base: Candidate | None, winner: Candidate) -> lis
     ratio = ""
     if base is not None and candidate.speed:
         ratio = f"{base.milliseconds / candidate.milliseconds:.2f}x"
-    drop = "" if candidate.decision is None else candidate.decision.words()
+    found = candidate.decision
+    drop = "" if found is None else f"{found.figure} {found.change:+.2f}"
     passed = "passes, slower" if candidate.problem is None else "no"
     return [candidate.precision, *times, ratio, drop, "kept" if candidate is winner else passed]

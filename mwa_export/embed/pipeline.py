@@ -33,13 +33,13 @@ class Clock:
     starved: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     blocked: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     threads: dict[Stage, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 1))
-    losses: Counter[str] = field(default_factory=Counter)  # what was lost -> pictures
+    losses: Counter[str] = field(default_factory=Counter)  # "picture: what was lost" -> rows
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def lose(self, what: str, pictures: int = 1) -> None:
-        """Count pictures of which 8-bit RGB cannot hold something."""
+    def lose(self, what: str, rows: int = 1) -> None:
+        """Count rows that the model does not see whole. ``what`` begins with what they are."""
         with self._lock:
-            self.losses[what] += pictures
+            self.losses[what] += rows
 
     @contextmanager
     def working(self, stage: Stage) -> Iterator[None]:

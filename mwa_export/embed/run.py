@@ -74,7 +74,7 @@ class Summary:
     embedded_now: int = 0  # rows that this run did, failed ones too
     seconds: float = 0.0
     left: int = 0  # shards that other machines have not finished
-    losses: dict[str, int] = field(default_factory=dict)  # of this run: what was lost -> pictures
+    losses: dict[str, int] = field(default_factory=dict)  # of this run: "picture: what" -> rows
     kept: int = 0  # rows that an update took over, among `embedded_now`
 
 

@@ -16,7 +16,7 @@ from mwa_export.embed.pipeline import Channel, Line
 from mwa_export.embed.rows import Collected, Setup, checked_rows, stable
 from mwa_export.inputs.content import Caption
 from mwa_export.inputs.decode import RowRefusedError, text_of
-from mwa_export.inputs.tokenizer import BOS, EOS, PAD, Tokenizer
+from mwa_export.inputs.tokenizer import PAD, Tokenizer, framed
 from mwa_export.vectors.job import RowError, Shard
 from mwa_export.vectors.shards import Embedded
 
@@ -79,7 +79,9 @@ def _tokenized(
     def encode() -> None:
         line.check()
         with line.clock.working("decode"):
-            _encode(window, entry, known, tokenizer, setup.workers)
+            cut = _encode(window, entry, known, tokenizer, setup.workers)
+        if cut:
+            line.clock.lose(f"text: more than {tokenizer.max_length} tokens, cut", cut)
         window.clear()
 
     for number, row, error in checked_rows(setup, source, shard):
@@ -113,16 +115,19 @@ def _encode(
     known: dict[bytes, int],
     tokenizer: Tokenizer,
     workers: int,
-) -> None:
+) -> int:
+    """Add a window of texts. Returns how many of them were cut."""
     different = dict.fromkeys(caption for _number, _row, caption in window)
     texts = [caption for caption in different if isinstance(caption, str)]
-    encoded = iter(tokenizer.encode_all(texts, threads=workers))
+    cut = set[Caption]()
+    encoded = iter(tokenizer.encode_all(texts, threads=workers, on_cut=cut.add))
     places = {}
     for text in different:
         if isinstance(text, str):
             ids = next(encoded)
         else:
-            ids = np.array([BOS, *text[: tokenizer.max_length - 2], EOS], np.int32).tobytes()
+            framed_ids = framed(text, tokenizer.max_length, text, cut.add)
+            ids = np.array(framed_ids, np.int32).tobytes()
         place = known.setdefault(ids, len(known))
         if place == len(entry.different):
             entry.different.append(ids)
@@ -132,6 +137,7 @@ def _encode(
         entry.ids.append(row.id)
         entry.columns.append(row.columns)
         entry.which.append(places[text])
+    return sum(text in cut for _number, _row, text in window)
 
 
 def _vectors(setup: Setup, entry: _Tokenized, line: Line) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from mwa_export.errors import DataError, ImageError, UsageError
 from mwa_export.inputs.content import Caption, Content, Readable
 from mwa_export.inputs.decode import decode_picture
 from mwa_export.inputs.pictures import Picture
-from mwa_export.inputs.tokenizer import Tokenizer, encode_captions
+from mwa_export.inputs.tokenizer import OnCut, Tokenizer, encode_captions
 from mwa_export.progress import ignore
 from mwa_export.runtimes.backend import Backend
 from mwa_export.spec import TOWERS, Embeddings, ModelConfig, Tower
@@ -60,6 +60,7 @@ class Encoder:
     carries_tokenizer: bool  # a bundle without one may be lent one, which its space id ignores
     identity: Mapping[str, Any]  # all that decides its embeddings, for caches
     open_float32: Callable[[], Backend] | None = None  # None: its precision was not reduced
+    made_with: Mapping[str, str] = field(default_factory=dict)  # versions, of a bundle's export
     warnings: tuple[str, ...] = ()
     towers: tuple[Tower, ...] = TOWERS  # that it has, of a bundle or checkpoint of one alone
 
@@ -211,14 +212,25 @@ class Encoder:
         """
         return self.prepare(decode_picture(content, name))
 
-    def encode(self, captions: Sequence[Caption]) -> list[list[int]]:
+    def encode(self, captions: Sequence[Caption], on_cut: OnCut | None = None) -> list[list[int]]:
         """Captions -> token ids with BOS and EOS, cut to ``max_length``.
+
+        ``on_cut`` is told each caption that is longer.
 
         Raises:
             TokenizerError: a caption is a text and there is no tokenizer.
             DataError: a stored id is not in the vocabulary.
         """
-        return encode_captions(captions, self.tokenizer, self.config.backbone, self.info.source)
+        backbone, source = self.config.backbone, self.info.source
+        if on_cut is None:
+            return encode_captions(captions, self.tokenizer, backbone, source)
+        return encode_captions(captions, self.tokenizer, backbone, source, on_cut)
+
+    def count_cut(self, captions: Sequence[Caption]) -> int:
+        """How many captions are longer than the longest text. Errors are those of `encode`."""
+        cut: list[Caption] = []
+        self.encode(captions, cut.append)
+        return len(cut)
 
     def _pixels_of_image(self, row: int, image: ImageLike) -> NDArray[np.uint8]:
         """One picture at the model's size, (S, S, 3). ``row`` is for messages."""

@@ -115,6 +115,7 @@ def open_bundle(
             "runtime": versioned,
         },
         open_float32=partial(_backend, bundle, exact) if reduced else None,
+        made_with=manifest.export.versions or {},
         towers=manifest.towers,
     )
 

@@ -116,8 +116,8 @@ def _rgb(image: Image.Image, data: bytes, name: str, max_pixels: int) -> Image.I
 def _lost(image: Image.Image) -> str | None:
     """What is lost where a picture becomes 8-bit RGB, as the reference's pictures do."""
     if image.mode.startswith(("I", "F")):
-        return "16-bit or float grey, cut to 8 bits"
-    return "transparency, dropped" if image.has_transparency_data else None
+        return "picture: 16-bit or float grey, cut to 8 bits"
+    return "picture: transparency, dropped" if image.has_transparency_data else None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Ids are SentencePiece ids + 1 (a fairseq habit), so that BOS is 0, PAD 1, EOS 2 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -22,6 +22,14 @@ _OFFSET = 1
 TEXT_SPEC: dict[str, int] = {"bos": BOS, "pad": PAD, "eos": EOS, "unk": UNK, "offset": _OFFSET}
 """The special ids and what is added to SentencePiece's, as data for the manifest."""
 _SPARE_ROWS = 128  # vocabularies are padded to round sizes, never by more than this
+
+
+OnCut = Callable[[Caption], object]
+"""Told a caption that is longer than the model's longest text, each time it is cut."""
+
+
+def _ignore(_caption: Caption) -> None:
+    """Count nothing."""
 
 
 class Tokenizer:
@@ -82,8 +90,11 @@ class Tokenizer:
                 f"{needed + _SPARE_ROWS} rows. Give the tokenizer this checkpoint was trained with."
             )
 
-    def encode(self, text: str) -> list[int]:
-        """One caption -> ids with BOS and EOS, cut to ``max_length`` with both kept."""
+    def encode(self, text: str, on_cut: OnCut = _ignore) -> list[int]:
+        """One caption -> ids with BOS and EOS, cut to ``max_length`` with both kept.
+
+        ``on_cut`` is told the caption if that loses some of it.
+        """
         ids: list[int] = []
         for part in self._split(text):
             special = self._specials.get(part)
@@ -91,22 +102,29 @@ class Tokenizer:
                 ids.append(special)
             else:
                 ids.extend(self._encode_plain(part))
-        return [BOS, *ids[: self.max_length - 2], EOS]
+        return framed(ids, self.max_length, text, on_cut)
 
-    def encode_all(self, texts: Sequence[str], *, threads: int = 1) -> list[bytes]:
+    def encode_all(
+        self, texts: Sequence[str], *, threads: int = 1, on_cut: OnCut = _ignore
+    ) -> list[bytes]:
         """Encode many texts, several times as fast as `encode`: the ids of each as int32 bytes."""
-        pieces = iter(self._plain_pieces([text for text in texts if "<" not in text], threads))
+        plain = [text for text in texts if "<" not in text]
+        pieces = iter(self._plain_pieces(plain, threads, on_cut))
         return [
-            np.array(self.encode(text), np.int32).tobytes() if "<" in text else next(pieces)
+            np.array(self.encode(text, on_cut), np.int32).tobytes() if "<" in text else next(pieces)
             for text in texts
         ]
 
-    def _plain_pieces(self, texts: Sequence[str], threads: int) -> Iterator[bytes]:
+    def _plain_pieces(self, texts: Sequence[str], threads: int, on_cut: OnCut) -> Iterator[bytes]:
         """Tokenize texts without "<", which cannot contain special tokens."""
         if not texts:
             return
         longest = self.max_length - 2
-        encoded = [ids[:longest] for ids in self._sentencepiece.encode(texts, num_threads=threads)]
+        whole = self._sentencepiece.encode(texts, num_threads=threads)
+        for text, ids in zip(texts, whole, strict=True):
+            if len(ids) > longest:
+                on_cut(text)
+        encoded = [ids[:longest] for ids in whole]
         ends = np.cumsum([len(ids) + 2 for ids in encoded])
         starts = np.concatenate([[0], ends[:-1]])
         inner = np.ones(ends[-1], np.bool_)
@@ -128,6 +146,15 @@ class Tokenizer:
         return [UNK if piece == self._unknown else piece + _OFFSET for piece in pieces]
 
 
+def framed(
+    ids: Sequence[int], max_length: int, caption: Caption = "", on_cut: OnCut = _ignore
+) -> list[int]:
+    """Ids between BOS and EOS, cut to ``max_length`` with both kept."""
+    if len(ids) > max_length - 2:
+        on_cut(caption)
+    return [BOS, *ids[: max_length - 2], EOS]
+
+
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Id lists -> (token_ids, padding_mask), both (B, longest) int64, mask 1 = padding."""
     longest = max((len(ids) for ids in sequences), default=0)
@@ -144,6 +171,7 @@ def encode_captions(
     tokenizer: Tokenizer | None,
     backbone: BackboneConfig,
     source: str,
+    on_cut: OnCut = _ignore,
 ) -> list[list[int]]:
     """Captions -> token ids with BOS and EOS, cut to the longest text of the model.
 
@@ -152,6 +180,7 @@ def encode_captions(
         tokenizer: needed for texts only.
         backbone: of the model: its vocabulary and longest text.
         source: the model's name, for messages.
+        on_cut: told each caption that is longer.
 
     Raises:
         TokenizerError: a caption is a text and there is no tokenizer.
@@ -166,9 +195,9 @@ def encode_captions(
                     f"captions. Expected 0 to {backbone.vocab_size - 1}, the vocabulary of "
                     f"{source}. The ids were made with another tokenizer."
                 )
-            rows.append([BOS, *caption[: backbone.max_text_length - 2], EOS])
+            rows.append(framed(caption, backbone.max_text_length, caption, on_cut))
         elif tokenizer is not None:
-            rows.append(tokenizer.encode(caption))
+            rows.append(tokenizer.encode(caption, on_cut))
         else:
             raise TokenizerError(
                 f"{source}: has no tokenizer, and the captions are texts. Give a SentencePiece "

@@ -67,6 +67,7 @@ class Context:
     stages: tuple[Stage, ...] = ()
     layers: tuple[LayerSnr, ...] = ()
     warnings: tuple[str, ...] = ()
+    cut_captions: tuple[int, int] | None = None  # reference, candidate; None: not known
     float32: Vectors | None = None  # the candidate's before its precision was reduced
 
 
@@ -170,6 +171,7 @@ def measure(
         layers=context.layers,
         examples=worst_examples(before, after, owners, labels, options.examples),
         warnings=context.warnings,
+        cut_captions=context.cut_captions,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=__version__,
     )

@@ -175,6 +175,7 @@ class Parity:
     layers: tuple[LayerSnr, ...]  # empty unless asked for
     examples: tuple[Example, ...]  # worst first, both directions
     warnings: tuple[str, ...]
+    cut_captions: tuple[int, int] | None  # longer than the side's longest text; None: not known
     created: str  # UTC, ISO 8601
     version: str  # of mwa-export
 

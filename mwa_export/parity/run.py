@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from mwa_export.parity.measure import CompareOptions, Context, measure
 from mwa_export.parity.result import Parity, Vectors
 from mwa_export.parity.stages import Embedder, drift_by_stage
 from mwa_export.progress import Progress, Silent
+from mwa_export.report.numbers import counted
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import TOWERS, Embeddings
 
@@ -121,8 +123,7 @@ def compare_sides(
         side.require(*TOWERS)
     if not run.any_space:
         check_same_space(reference, candidate)
-    for side in (reference, candidate):
-        side.encode(data.captions)
+    cut = reference.count_cut(data.captions), candidate.count_cut(data.captions)
     if run.layers:
         check_layers(reference, candidate)
     progress("open the candidate in float32 too")
@@ -136,15 +137,28 @@ def compare_sides(
     progress("trace the drift by stage")
     stages, exact = drift_by_stage(reference, candidate, data, first, last, embed)
     layers = layer_drift(reference, candidate, data, progress=progress) if run.layers else ()
+    warnings = *reference.warnings, *candidate.warnings, *_cut_warnings(reference, candidate, cut)
     context = Context(
         reference=reference.info,
         candidate=candidate.info,
         stages=stages,
         float32=exact,
+        cut_captions=cut,
         layers=layers,
-        warnings=tuple(dict.fromkeys((*reference.warnings, *candidate.warnings))),
+        warnings=tuple(dict.fromkeys(warnings)),
     )
     return Finished(measure(first, last, data, context, options, progress), data)
+
+
+def _cut_warnings(reference: Encoder, candidate: Encoder, cut: tuple[int, int]) -> Iterator[str]:
+    """A sentence for each side that did not see whole captions; one for both if they are alike."""
+    sides = {"the reference": reference, "the candidate": candidate}
+    said = [(name, n, side.max_length) for (name, side), n in zip(sides.items(), cut, strict=True)]
+    if cut[0] == cut[1] and reference.max_length == candidate.max_length:
+        said = [("both sides", cut[0], reference.max_length)]
+    for name, count, length in said:
+        if count:
+            yield f"{counted(count, 'caption')} of more than {length} tokens: cut on {name}"
 
 
 def _embed_pictures(

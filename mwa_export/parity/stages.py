@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+import PIL
 
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.batches import embed_token_ids
@@ -124,11 +125,13 @@ class _Walk:
     def change_preprocessing(self) -> None:
         """Replace the reference's pixels by the candidate's."""
         ours, theirs = dict(self.reference.image), dict(self.candidate.image)
+        versions = versions_compared(self.reference, self.candidate)
         if ours == theirs:
-            detail = f"{ours['colour']}, {ours['resize']}, {ours['size']} pixels on both sides"
-            return self.stay("preprocessing", "same", detail)
+            same = f"{ours['colour']}, {ours['resize']}, {ours['size']} pixels on both sides"
+            return self.stay("preprocessing", "same", "; ".join([same, *versions]))
         differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-        detail = "; ".join(f"{n}: {ours.get(n)} against {theirs.get(n)}" for n in differing)
+        said = [f"{n}: {ours.get(n)} against {theirs.get(n)}" for n in differing]
+        detail = "; ".join([*said, *versions])
         if ours["size"] != theirs["size"]:
             detail += "; the reference cannot read that size, so its effect counts under graph"
             return self.stay("preprocessing", "not measured", detail)
@@ -172,6 +175,24 @@ class _Walk:
     def _recall_at_1(self, vectors: Vectors) -> tuple[float, float]:
         tr, ir = rank_both(*vectors, Pairs(self.data.image_ids, self.data.caption_image_ids))
         return tr.recall(1), ir.recall(1)
+
+
+def versions_compared(reference: Encoder, candidate: Encoder) -> list[str]:
+    """Longest text, Pillow and runtime of both sides, in words.
+
+    Both run with the Pillow of this process; a bundle says which one it was made with.
+    """
+    sides = (reference, candidate)
+    lengths, runtimes = [f"{s.max_length} tokens" for s in sides], [s.info.runtime for s in sides]
+    made = {s.made_with["pillow"] for s in sides if "pillow" in s.made_with} - {PIL.__version__}
+    pillow = f"Pillow {PIL.__version__} runs both"
+    if made:
+        pillow += f", a bundle was made with {' and '.join(sorted(made))}"
+    return [_against("longest text", lengths), pillow, _against("runtime", runtimes)]
+
+
+def _against(name: str, values: list[str]) -> str:
+    return f"{name}: {' against '.join(dict.fromkeys(values))}"
 
 
 def _cosine(before: Embeddings, after: Embeddings) -> float | None:

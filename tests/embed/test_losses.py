@@ -27,3 +27,17 @@ def test_pictures_that_lose_something_are_counted(files: Path, tmp_path: Path) -
     assert outcome.stderr.count("cut to 8 bits") == 1
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted(events[-1]["losses"].values()) == [2, 2]
+
+
+def test_texts_that_are_cut_are_counted_with_their_repetitions(files: Path, tmp_path: Path) -> None:
+    long = "a red circle above a blue square " * 40
+    lines = [long, "a dog", long, f"another {long}", "</s> " * 70, "two dogs"]
+    (tmp_path / "texts.txt").write_text("\n".join(lines) + "\n")
+    outcome = run(
+        *("embed", files / "bundle", "--texts", tmp_path / "texts.txt", "-o", tmp_path / "out"),
+        *("--runtime", "onnxruntime", "--log-json", tmp_path / "log"),
+    )
+    assert outcome.status == 0, outcome
+    assert outcome.stderr.count("4 texts: more than") == 1
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert list(events[-1]["losses"].values()) == [4]

@@ -127,3 +127,15 @@ def test_many_texts_are_encoded_as_each_alone(spm: bytes, texts: list[str], thre
     found = tokenizer.encode_all(texts, threads=threads)
     expected = [tokenizer.encode(text) for text in texts]
     assert [np.frombuffer(ids, np.int32).tolist() for ids in found] == expected
+
+
+@given(st.lists(st.sampled_from(["a dog", "a </s> dog", "", "a dog runs along the beach " * 3])))
+def test_captions_that_are_cut_are_told_alike_by_both_ways(texts: list[str]) -> None:
+    short = Tokenizer(_cached_spm(), max_length=8)
+    whole = Tokenizer(_cached_spm(), max_length=1000)
+    longer = {text for text in texts if len(whole.encode(text)) > 8}
+    one, other = set[object](), set[object]()
+    for text in texts:
+        short.encode(text, one.add)
+    short.encode_all(texts, on_cut=other.add)
+    assert one == other == longer

@@ -17,7 +17,7 @@ from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import read_data
 from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import ImageError, UsageError
-from mwa_export.inputs.tokenizer import Tokenizer
+from mwa_export.inputs.tokenizer import OnCut, Tokenizer
 from mwa_export.model.options import ModelOptions
 from mwa_export.parity import stages
 from mwa_export.parity.run import RunOptions, compare_models, compare_sides
@@ -153,8 +153,8 @@ def test_tokens_that_the_reference_cannot_read_are_not_measured_alone(
 class Short(Tokenizer):
     """A tokenizer that cuts texts early."""
 
-    def encode(self, text: str) -> list[int]:
-        return [*super().encode(text)[:5], 2]
+    def encode(self, text: str, on_cut: OnCut = str) -> list[int]:
+        return [*super().encode(text, on_cut)[:5], 2]
 
 
 def test_picture_that_becomes_unreadable_during_the_run_stops_it(
@@ -183,3 +183,25 @@ def test_each_stage_is_measured_from_where_the_one_before_ended(
     for stage in result.stages[2:]:
         assert stage.vision_cosine == pytest.approx(1 / np.sqrt(1 + 0.3**2), abs=0.005)
         assert stage.text_cosine == pytest.approx(1 / np.sqrt(1 + 0.3**2), abs=0.005)
+
+
+def test_captions_that_a_side_cuts_are_counted_and_said(
+    files: Path, sides: tuple[Encoder, Encoder], tmp_path: Path
+) -> None:
+    data = read_data(write_test_set(tmp_path / "data"))
+    long = " ".join(["a red circle above a blue square"] * 40)
+    data = replace(data, captions=(long, long, *data.captions[2:]))
+    result = compare_sides(*sides, data).result
+    assert result.cut_captions == (2, 2)
+    assert any("2 captions of more than" in warning for warning in result.warnings)
+    preprocessing = next(s for s in result.stages if s.name == "preprocessing")
+    for fact in ("tokens", "Pillow", "runtime", "pixels"):
+        assert fact in preprocessing.detail
+
+
+def test_nothing_is_said_where_nothing_is_cut(
+    sides: tuple[Encoder, Encoder], data: RetrievalData
+) -> None:
+    result = compare_sides(*sides, data).result
+    assert result.cut_captions == (0, 0)
+    assert not any("tokens" in warning for warning in result.warnings)
