@@ -68,6 +68,7 @@ class Context:
     layers: tuple[LayerSnr, ...] = ()
     warnings: tuple[str, ...] = ()
     cut_captions: tuple[int, int] | None = None  # reference, candidate; None: not known
+    labels: Labels | None = None  # of arrays; None: row numbers
     float32: Vectors | None = None  # the candidate's before its precision was reduced
 
 
@@ -125,6 +126,7 @@ def measure(
     """All measures of two sets of embeddings, and the verdict. See `compare`."""
     options, progress = options or CompareOptions(), progress or Silent()
     labels, pairs = _labels_and_pairs(data)
+    labels = context.labels or labels
     reference, candidate = _checked(reference, candidate, pairs)
     cosines = (
         cosine_summary("vision", reference.images, candidate.images),
