@@ -50,7 +50,7 @@ def check_gates(
 def pictures_for_verdict(gates: Sequence[GateResult]) -> int | None:
     """Pictures with which an undecided verdict would probably be decided; None: not known."""
     open_ = [gate for gate in gates if gate.verdict == "undecided"]
-    failing = [gate.pictures for gate in open_ if gate.found > gate.limit and gate.pictures]
+    failing = [gate.pictures for gate in open_ if gate.found < gate.limit and gate.pictures]
     if failing:
         return min(failing)  # the first that fails decides
     needed = [gate.pictures for gate in open_]
@@ -78,7 +78,7 @@ class _Judge:
             pictures = pictures_to_decide(change, self.limit, self.confidence)
             needed = f"about {pictures:,}" if pictures else "more than any usual number of"
             said = f"{said}; {needed} pictures would probably decide it"
-        return GateResult(f"{figure} drop", self.limit, 0.0 - change.value, verdict, said, pictures)
+        return GateResult(f"{figure} change", 0.0 - self.limit, change.value, verdict, said, pictures)
 
 
 def _cosine_gate(summary: CosineSummary, limit: float) -> GateResult:

@@ -142,6 +142,7 @@ def compare_sides(
         stages=stages,
         float32=exact,
         layers=layers,
+        costs=embed.costs(reference, candidate),
         warnings=tuple(dict.fromkeys((*reference.warnings, *candidate.warnings))),
     )
     return Finished(measure(first, last, data, context, options, progress), data)
