@@ -9,7 +9,7 @@ from mwa_export.errors import check_option
 from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.metrics.recall import MAX_RECALL_DROP, check_recall_drop
 from mwa_export.metrics.smoothed import SmoothedChange
-from mwa_export.metrics.verdict import Verdict, contradicts, pictures_to_decide, verdicts
+from mwa_export.metrics.verdict import Verdict, contradicts, pictures_to_decide, verdicts, whole
 from mwa_export.parity.result import DirectionResult, GateResult
 
 
@@ -49,6 +49,8 @@ def check_gates(
 
 def pictures_for_verdict(gates: Sequence[GateResult]) -> int | None:
     """Pictures with which an undecided verdict would probably be decided; None: not known."""
+    if whole(gate.verdict for gate in gates) != "undecided":
+        return None
     open_ = [gate for gate in gates if gate.verdict == "undecided"]
     failing = [gate.pictures for gate in open_ if gate.found < gate.limit and gate.pictures]
     if failing:
