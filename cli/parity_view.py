@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 
 from mwa_export.cli import console
 from mwa_export.errors import ParityError, UndecidedError
-from mwa_export.metrics.verdict import Verdict
+from mwa_export.metrics.verdict import Verdict, whole
 from mwa_export.parity.reports import tables
 from mwa_export.parity.reports.facts import cost_sentence, facts
+from mwa_export.parity.reports.overview import overview_headline, overview_table
 from mwa_export.parity.reports.words import headline, left_out, margin_sentence, not_passed
 from mwa_export.parity.result import Parity
 from mwa_export.report.numbers import counted
@@ -47,22 +50,39 @@ def show(result: Parity) -> None:
         console.warn(f"{left_out(result)}; the first: {first}. See report.json")
 
 
-def fail_unless_passed(result: Parity, undecided: str | None) -> None:
-    """Raise ParityError or UndecidedError, naming every gate that does not pass.
+def show_overview(results: Mapping[str, Parity]) -> None:
+    """Print the verdict on several candidates, and a table of them."""
+    verdict = whole(result.verdict for result in results.values())
+    click.secho(f"\n{overview_headline(results)}", bold=True, fg=COLOURS[verdict])
+    columns = (0, 1, 2, 4, 6, 7, 8)  # what fits 80 characters
+    rows = [[row[column] for column in columns] for row in overview_table(results).rows]
+    console.table(rows, ("candidate", "change", "interval", "verdict", "MB", "ms", "ms"))
+    click.echo("ms: for a picture, and for a caption")
 
-    ``undecided``: "pass" or "fail", what an undecided verdict counts as.
+
+def fail_unless_passed(results: Mapping[str, Parity], undecided: str | None) -> None:
+    """Raise ParityError or UndecidedError, naming every candidate and gate that does not pass.
+
+    Args:
+        results: by the name of the candidate, "" if there is one alone.
+        undecided: "pass" or "fail", what an undecided verdict counts as.
     """
-    if result.verdict == "fails" or (result.verdict, undecided) == ("undecided", "fail"):
-        raise ParityError(f"parity failed. {_messages(result)}.")
-    if result.verdict == "undecided" and undecided is None:
+    verdict = whole(result.verdict for result in results.values())
+    if verdict == "fails" or (verdict, undecided) == ("undecided", "fail"):
+        raise ParityError(f"parity failed. {_messages(results)}.")
+    if verdict == "undecided" and undecided is None:
         raise UndecidedError(
-            f"parity is undecided. {_messages(result)}. Give more pictures, allow a larger drop "
+            f"parity is undecided. {_messages(results)}. Give more pictures, allow a larger drop "
             "(`max_recall_drop`), or say what to do then (`undecided`: pass or fail)."
         )
 
 
-def _messages(result: Parity) -> str:
-    """The gate that decides in full, and the names of the others that do not pass."""
+def _messages(results: Mapping[str, Parity]) -> str:
+    """One candidate: its gates that do not pass. Several: the names of those that do not."""
+    if list(results) != [""]:
+        left = [(name, r.verdict) for name, r in results.items() if r.verdict != "passes"]
+        return "; ".join(f"{name}: {verdict}" for name, verdict in left)
+    (result,) = results.values()
     return f"{headline(result).partition(': ')[2]}. {not_passed(result)}".rstrip(". ")
 
 

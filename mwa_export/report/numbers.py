@@ -38,6 +38,11 @@ def points(value: float | None) -> str:
     return (MINUS if value < 0 else "+") + text
 
 
+def estimate(value: float) -> str:
+    """A signed difference that is not exact, so that a tiny one is "0.00"."""
+    return points(value) if value == 0 or abs(value) >= 0.005 else "0.00"
+
+
 def interval(low: float, high: float) -> str:
     """Bounds of a difference."""
     return f"{points(low)} to {points(high)}"

@@ -55,36 +55,33 @@ def scatter(
 
     ``axes``: what lies to the right and what upwards.
     """
-    width, height, left, base = 640.0, 360.0, 64.0, 306.0
+    width, height, left, base = _WIDTH, 300.0, 46.0, 250.0
     low, high = _around([n for p in points for n in (p.y, p.low, p.high)] + [limit, 0.0])
     most = max(finite([p.x for p in points]), default=1.0) * 1.15 or 1.0
-    x, y = Scale(0.0, most, left, width - 24), Scale(low, high, base, 40.0)
-    parts = [text(12, 20, axes[1], "start"), text(width - 24, height - 8, axes[0])]
+    x, y = Scale(0.0, most, left, width - 12), Scale(low, high, base, 42.0)
+    parts = [text(4, 16, axes[1], "start"), text(width - 12, height - 6, axes[0])]
     for t in ticks(low, high):
-        parts.append(line(left, y(t), width - 24, y(t), "grid" if t else "zero"))
+        parts.append(line(left, y(t), width - 12, y(t), "grid" if t else "zero"))
         parts.append(text(left - 8, y(t) + 4, plain(t)))
     parts += [text(x(t), base + 20, plain(t), "middle") for t in ticks(0.0, most)]
     if limit is not None:
-        parts.append(line(left, y(limit), width - 24, y(limit), "limit"))
-        parts.append(text(width - 28, y(limit) + 16, f"budget {plain(limit)}", "end", "label"))
+        parts.append(line(left, y(limit), width - 12, y(limit), "limit"))
+        parts.append(text(width - 14, y(limit) + 16, f"budget {plain(limit)}", "end", "label"))
     for point in points:
         if len(finite([point.x, point.y])) == 2:
-            parts += _mark(point, x, y, width)
+            parts += _mark(point, x, y)
     return svg(key, title, width, height, parts)
 
 
-def _mark(point: Point, x: Scale, y: Scale, width: float) -> list[str]:
-    """A point with its interval and label, which goes to the side with more room."""
-    across, up = x(point.x), y(point.y)
-    right = across > width * 0.6
-    label = text(
-        across + (-9 if right else 9), up - 8, point.label, "end" if right else "start", "label"
-    )
-    circle = f'<circle class="{point.kind}" cx="{across:.1f}" cy="{up:.1f}" r="5"/>'
-    if len(finite([point.low, point.high])) < 2 or point.low == point.high:
-        return [circle, label]
-    top, bottom = y(point.high), y(point.low)
-    return [whisker(top, bottom, across, 4, "interval", upright=True), circle, label]
+def _mark(point: Point, x: Scale, y: Scale) -> list[str]:
+    """A point with its interval, and its label above."""
+    across, up, top = x(point.x), y(point.y), y(point.y) - 6
+    parts = []
+    if len(finite([point.low, point.high])) == 2:
+        top = y(point.high)
+        parts.append(whisker(top, y(point.low), across, 4, "interval", upright=True))
+    parts.append(f'<circle class="{point.kind}" cx="{across:.1f}" cy="{up:.1f}" r="5"/>')
+    return [*parts, text(across, top - 6, point.label, "middle", "label")]
 
 
 def bars(key: str, title: str, rows: Sequence[tuple[str, float, str, str]]) -> str:

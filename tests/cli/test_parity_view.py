@@ -14,7 +14,7 @@ from mwa_export.data.test_set import Excluded
 from mwa_export.errors import MwaExportError, ParityError, UndecidedError
 from mwa_export.parity.reports.words import headline
 from mwa_export.parity.result import Parity
-from mwa_export.report.numbers import cosine, percent, points
+from mwa_export.report.numbers import cosine, estimate, percent, points
 
 sample = cache(sample_parity)
 MARKUP = "[red]x[/red] [link=https://evil.example]y[/link] [/]"
@@ -66,7 +66,7 @@ def test_every_recall_figure_is_shown(queries: int, capsys: pytest.CaptureFixtur
             ]
             bounds = [points(r.smoothed_low), "to", points(r.smoothed_high)]
             assert estimated[1:] == [
-                points(r.smoothed.value),
+                estimate(r.smoothed.value),
                 *bounds,
                 percent(r.reference, d.queries),
                 percent(r.candidate, d.queries),
@@ -148,7 +148,7 @@ def test_error_names_every_gate_that_does_not_pass(
     result: Parity, error: type[MwaExportError]
 ) -> None:
     with pytest.raises(error) as caught:
-        fail_unless_passed(result, None)
+        fail_unless_passed({"": result}, None)
     message = str(caught.value)
     assert caught.value.exit_status == (1 if error is ParityError else 3)
     for gate in result.gates:
@@ -160,8 +160,8 @@ def test_error_names_every_gate_that_does_not_pass(
 
 def test_undecided_counts_as_what_was_asked() -> None:
     with pytest.raises(ParityError):
-        fail_unless_passed(undecided_parity(1000), "fail")
-    fail_unless_passed(undecided_parity(1000), "pass")
+        fail_unless_passed({"": undecided_parity(1000)}, "fail")
+    fail_unless_passed({"": undecided_parity(1000)}, "pass")
 
 
 @pytest.mark.parametrize(
@@ -173,4 +173,4 @@ def test_undecided_counts_as_what_was_asked() -> None:
     ],
 )
 def test_passing_raises_nothing(result: Parity) -> None:
-    fail_unless_passed(result, None)
+    fail_unless_passed({"": result}, None)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mwa_export.parity.reports.words import CHANGE, drop_limits, figures
 from mwa_export.parity.result import Cost, Parity, RecallChange
-from mwa_export.report.numbers import interval, megabytes, points, small, times
+from mwa_export.report.numbers import estimate, interval, megabytes, points, small, times
 
 
 def worst_figure(result: Parity) -> tuple[str, RecallChange]:
@@ -39,7 +39,7 @@ def facts(result: Parity) -> list[Fact]:
     bounds = interval(change.smoothed_low, change.smoothed_high)
     lost = Fact(
         f"{name}, the worst of six figures",
-        f"{points(change.smoothed.value)} points",
+        f"{estimate(change.smoothed.value)} points",
         f"{small(result.confidence * 100, 4)}% interval {bounds}{allowed}",
     )
     if not result.costs:

@@ -28,7 +28,7 @@ from mwa_export.parity.reports.words import (
     stage_sentence,
 )
 from mwa_export.parity.result import DIRECTION_NAMES, Parity
-from mwa_export.report.numbers import MINUS, count, counted, percent, points, small
+from mwa_export.report.numbers import MINUS, count, counted, estimate, percent, small
 from mwa_export.report.page import rendered
 from mwa_export.report.plots import Point, budget
 from mwa_export.spec import TOWERS
@@ -112,7 +112,7 @@ def _charts(result: Parity) -> dict[str, Any]:
         bars.append(draw.Bars(label, r.reference, r.candidate, *ends, *texts))
         limit = -limits[label] if label in limits else None
         change = r.smoothed.value
-        rows.append(draw.Interval(label, change, low, high, points(change), limit))
+        rows.append(draw.Interval(label, change, low, high, estimate(change), limit))
     towers = [(tower, [n for n in result.layers if n.tower == tower]) for tower in TOWERS]
     lines = [draw.Curve(t, [n.layer for n in ns], [n.snr_db for n in ns]) for t, ns in towers]
     name, worst = worst_figure(result)

@@ -16,6 +16,7 @@ from mwa_export.report.numbers import (
     MINUS,
     cosine,
     count,
+    estimate,
     interval,
     megabytes,
     p_value,
@@ -29,6 +30,7 @@ from mwa_export.spec import TOWERS
 
 MARKS = {"passes": "✓", "fails": "✗", "undecided": "?"}
 SIDES: tuple[Which, ...] = ("reference", "candidate")
+COST_HEAD = ("Size, MB", "Per picture, ms", "Per caption, ms")
 _ORDER = ("fails", "undecided", "passes")
 
 
@@ -38,7 +40,7 @@ def recall_table(result: Parity) -> Table:
     rows = [
         (
             name,
-            points(r.smoothed.value),
+            estimate(r.smoothed.value),
             interval(r.smoothed_low, r.smoothed_high),
             percent(r.reference, n),
             *((percent(r.float32, n),) if exact else ()),
@@ -88,8 +90,8 @@ def cost_table(result: Parity) -> Table:
         for cost in result.costs
         for times in [(cost.image_ms, cost.text_ms)]
     ]
-    head = ("Model", "Size, MB", "Per picture, ms", "Per caption, ms")
-    return Table.of("Size of the model, and time that embedding took in this run", head, rows)
+    caption = "Size of the model, and time that embedding took in this run"
+    return Table.of(caption, ("Model", *COST_HEAD), rows)
 
 
 def ranks_table(result: Parity) -> Table:

@@ -20,6 +20,7 @@ from mwa_export.report.numbers import (
     DASH,
     cosine,
     counted,
+    estimate,
     finite,
     points,
     small,
@@ -231,7 +232,7 @@ def _list(words: Iterable[str]) -> str:
 def gate_numbers(gate: GateResult) -> tuple[str, str]:
     """What was found, with enough digits to tell it from the limit, and the limit."""
     if "cosine" not in gate.name:
-        return points(gate.found), points(gate.limit)
+        return estimate(gate.found), points(gate.limit)
     found = cosine(gate.found)
     if found == cosine(gate.limit) and gate.found != gate.limit:
         found = small(gate.found, 6)

@@ -23,7 +23,7 @@ from mwa_export.data.test_set import Excluded
 from mwa_export.parity.reports.markdown import markdown_from_parity
 from mwa_export.parity.reports.words import drift, headline
 from mwa_export.parity.result import Parity
-from mwa_export.report.numbers import cosine, interval, percent, points
+from mwa_export.report.numbers import cosine, estimate, interval, percent, points
 from mwa_export.report.text import printable
 
 sample = cache(sample_parity)
@@ -175,7 +175,7 @@ def test_every_figure_stage_and_cosine_appears(queries: int) -> None:
             estimated, counted = [row for row in rows if row[0] == f"{d.direction.upper()}@{r.k}"]
             bounds = interval(r.smoothed_low, r.smoothed_high)
             assert estimated[1:4] == [
-                points(r.smoothed.value),
+                estimate(r.smoothed.value),
                 bounds,
                 percent(r.reference, d.queries),
             ]

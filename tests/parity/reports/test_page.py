@@ -26,7 +26,7 @@ from mwa_export.parity.reports.facts import cost_sentence, facts, worst_figure
 from mwa_export.parity.reports.page import html_from_parity, thumbnail_rows
 from mwa_export.parity.reports.words import drift, headline
 from mwa_export.parity.result import Parity
-from mwa_export.report.numbers import cosine, interval, percent, points
+from mwa_export.report.numbers import cosine, estimate, interval, percent, points
 from mwa_export.report.text import printable
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -80,7 +80,7 @@ def test_estimate_budget_and_gains_stand_above_the_sections(kind: str) -> None:
     result, _, page = made(kind)
     top = page.text[: page.text.index("Examples")]
     name, worst = worst_figure(result)
-    for text in (name, points(worst.smoothed.value), points(-LIMIT), *facts(result)[1]):
+    for text in (name, estimate(worst.smoothed.value), points(-LIMIT), *facts(result)[1]):
         assert text in top
     header = next(i for i, (tag, _, _) in enumerate(page.elements) if tag == "header")
     (chart,) = [attrs for tag, attrs in page.inside(header) if tag == "svg"]
@@ -167,7 +167,7 @@ def test_every_recall_figure_and_gate_message_appears(sample: Sample) -> None:
             assert {percent(v, d.queries) for v in (r.reference, r.candidate)} <= cells
             assert {points(r.difference), interval(r.low, r.high)} <= cells
             bounds = interval(r.smoothed_low, r.smoothed_high)
-            assert {points(r.smoothed.value), bounds} <= cells
+            assert {estimate(r.smoothed.value), bounds} <= cells
             assert {f"{d.direction.upper()}@{r.k}", f"{r.won:,}", f"{r.lost:,}"} <= cells
     for gate in result.gates:
         assert {gate.message, gate.name} <= cells

@@ -20,7 +20,7 @@ from parity_samples import (
 from mwa_export.parity.reports.tables import flips_table, gates_table, recall_table
 from mwa_export.parity.reports.words import drift, figures, headline, not_passed
 from mwa_export.parity.result import Parity, Stage
-from mwa_export.report.numbers import DASH, MINUS, cosine, percent, points
+from mwa_export.report.numbers import DASH, MINUS, cosine, estimate, percent, points
 from mwa_export.report.text import printable
 
 sample = cache(sample_parity)
@@ -74,7 +74,7 @@ def test_drops_are_negative_in_every_table_and_rises_positive() -> None:
     rows = [*gates_table(result).rows, *recall_table(result).rows, *flips_table(result).rows]
     for name, n, change in figures(result):
         found = [row for row in rows if row[0].split()[0] == name]
-        values = (points(change.smoothed.value), points(change.difference))
+        values = (estimate(change.smoothed.value), points(change.difference))
         for value in values:
             assert any(value in row for row in found), (name, n)
     limits = {row[3] for row in gates_table(result).rows if row[0].endswith("change")}
