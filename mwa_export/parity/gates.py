@@ -80,7 +80,9 @@ class _Judge:
             pictures = pictures_to_decide(change, self.limit, self.confidence)
             needed = f"about {pictures:,}" if pictures else "more than any usual number of"
             said = f"{said}; {needed} pictures would probably decide it"
-        return GateResult(f"{figure} change", 0.0 - self.limit, change.value, verdict, said, pictures)
+        return GateResult(
+            f"{figure} change", 0.0 - self.limit, change.value, verdict, said, pictures
+        )
 
 
 def _cosine_gate(summary: CosineSummary, limit: float) -> GateResult:

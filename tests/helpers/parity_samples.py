@@ -67,6 +67,7 @@ def sample_parity(
     gates = check_gates(GATES, 0.95, directions, cosines)
     return Parity(
         verdict=whole(gate.verdict for gate in gates),
+        objection=None,
         pictures=pictures_for_verdict(gates),
         reference=EncoderInfo(
             "checkpoint-29.pth on PyTorch float32",
@@ -189,7 +190,9 @@ def _unchanged(change: RecallChange) -> RecallChange:
 def _smoothed(difference: float, low: float, high: float) -> SmoothedChange:
     """An estimate from margins that is surer than the count of flips."""
     error = (high - low) / 12 + 0.01
-    return SmoothedChange(0.9 * difference, error, 200.0, 0.05, 0.3, 1.0, 0.0)
+    return SmoothedChange(
+        0.9 * difference, error, 200.0, 0.05, difference, 4 * error, 0.3, 1.0, 0.0
+    )
 
 
 def _costs(damaged: bool) -> tuple[Cost, ...]:
