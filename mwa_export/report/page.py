@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from mwa_export.inputs.content import Content
 from mwa_export.inputs.decode import decode_picture
@@ -14,6 +14,14 @@ from mwa_export.version import __version__
 
 THUMBNAIL = 160  # pixels of the longer side, in the parity report
 _QUALITY = 80  # of the JPEG
+
+
+class Fact(NamedTuple):
+    """One thing to know at a glance: what it is, the number, and what it is compared with."""
+
+    name: str
+    value: str
+    detail: str
 
 
 def rendered(

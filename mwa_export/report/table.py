@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from mwa_export.report.text import markdown_table
 
+MARKS = {"passes": "✓", "fails": "✗", "undecided": "?"}
+"""What stands before a verdict, so that it can be told without colours."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from mwa_export.parity.reports.words import CHANGE, drop_limits, figures
 from mwa_export.parity.result import Cost, Parity, RecallChange
 from mwa_export.report.numbers import estimate, interval, megabytes, points, small, times
+from mwa_export.report.page import Fact
 
 
 def worst_figure(result: Parity) -> tuple[str, RecallChange]:
@@ -18,14 +17,6 @@ def worst_figure(result: Parity) -> tuple[str, RecallChange]:
         key=lambda f: (order.index(verdicts.get(f[0], "passes")), f[2].smoothed_low),
     )
     return name, change
-
-
-class Fact(NamedTuple):
-    """One thing to know at a glance: what it is, the number, and what it is compared with."""
-
-    name: str
-    value: str
-    detail: str
 
 
 def facts(result: Parity) -> list[Fact]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mwa_export.metrics.verdict import whole
 from mwa_export.parity.reports.facts import cost_sentence, worst_figure
-from mwa_export.parity.reports.tables import COST_HEAD, MARKS
+from mwa_export.parity.reports.tables import COST_HEAD
 from mwa_export.parity.reports.words import drop_limits, figures
 from mwa_export.parity.result import SCHEMA, Cost, Parity
 from mwa_export.report.numbers import (
@@ -21,7 +21,7 @@ from mwa_export.report.numbers import (
 )
 from mwa_export.report.page import rendered
 from mwa_export.report.plots import Point, scatter
-from mwa_export.report.table import Table
+from mwa_export.report.table import MARKS, Table
 
 Results = Mapping[str, Parity]
 """Results by the name of the candidate, which is also the name of its folder."""

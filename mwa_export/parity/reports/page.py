@@ -31,6 +31,7 @@ from mwa_export.parity.result import DIRECTION_NAMES, Parity
 from mwa_export.report.numbers import MINUS, count, counted, estimate, percent, small
 from mwa_export.report.page import rendered
 from mwa_export.report.plots import Point, budget
+from mwa_export.report.table import MARKS
 from mwa_export.spec import TOWERS
 
 OPEN = 3  # examples of either kind that are not folded
@@ -63,7 +64,7 @@ def thumbnail_rows(result: Parity) -> list[int]:
 def _sentences(result: Parity) -> dict[str, Any]:
     """Sentences of the page that depend on the figures."""
     return {
-        "mark": tables.MARKS[result.verdict] if result.gates else "?",
+        "mark": MARKS[result.verdict] if result.gates else "?",
         "headline": headline(result),
         "not_passed": not_passed(result),
         "worst": worst_figure(result)[0],

@@ -25,10 +25,9 @@ from mwa_export.report.numbers import (
     share,
     small,
 )
-from mwa_export.report.table import Table
+from mwa_export.report.table import MARKS, Table
 from mwa_export.spec import TOWERS
 
-MARKS = {"passes": "✓", "fails": "✗", "undecided": "?"}
 SIDES: tuple[Which, ...] = ("reference", "candidate")
 COST_HEAD = ("Size, MB", "Per picture, ms", "Per caption, ms")
 _ORDER = ("fails", "undecided", "passes")
