@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
 from numpy.typing import NDArray
@@ -13,26 +13,23 @@ from numpy.typing import NDArray
 from mwa_export.encoder.encoder import Encoder
 from mwa_export.parity.result import Contender, Cost
 from mwa_export.runtimes.backend import Backend, Probe
-from mwa_export.spec import Embeddings, Tower
+from mwa_export.spec import TOWERS, Embeddings, Tower
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Rows that a backend embedded, and the time spent in it."""
+    """Milliseconds per row of every call of a backend."""
 
-    seconds: defaultdict[Tower, float] = field(default_factory=lambda: defaultdict(float))
-    rows: Counter[Tower] = field(default_factory=Counter)
+    calls: dict[Tower, list[float]] = field(default_factory=lambda: {t: [] for t in TOWERS})
 
     def time(self, encoder: Encoder) -> Encoder:
         """The same encoder; each call of its backend is timed."""
         return replace(encoder, backend=_Timed(encoder.backend, self))
 
     def cost(self, side: Contender, encoder: Encoder) -> Cost:
-        """What the encoder that was timed costs."""
-        ms: dict[Tower, float] = {
-            tower: 1000 * self.seconds[tower] / rows for tower, rows in self.rows.items()
-        }
-        return Cost(side, encoder.model_bytes, ms.get("vision"), ms.get("text"))
+        """What the encoder that was timed costs. Medians, as a machine may be busy for a while."""
+        vision, text = (median(calls) if calls else None for calls in map(self.calls.get, TOWERS))
+        return Cost(side, encoder.model_bytes, vision, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +59,5 @@ class _Timed:
     def _timed(self, tower: Tower, call: Callable[..., Embeddings], *inputs: Any) -> Embeddings:
         start = time.perf_counter()
         found = call(*inputs)
-        self.clock.seconds[tower] += time.perf_counter() - start
-        self.clock.rows[tower] += len(found)
+        self.clock.calls[tower].append(1000 * (time.perf_counter() - start) / len(found))
         return found

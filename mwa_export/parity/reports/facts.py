@@ -36,7 +36,7 @@ def facts(result: Parity) -> list[Fact]:
     if not result.costs:
         return [lost]
     *_, other, mine = result.costs
-    against = "" if other.side == "reference" else f": {cost_name(result, other)}"
+    against = " in float32" if other.side == "float32" else ""
     found = [lost]
     if mine.model_bytes and other.model_bytes:
         sizes = f"{megabytes(mine.model_bytes)} MB instead of {megabytes(other.model_bytes)} MB"
@@ -66,6 +66,6 @@ def cost_sentence(result: Parity) -> str:
     cached = [cost.side for cost in result.costs if cost.image_ms is None or cost.text_ms is None]
     kept = " Embeddings of the reference came from the cache, so it was not timed."
     return (
-        "Times are those of the model alone on this machine, in this run, one model after the "
+        "Times are those of the model alone, the median batch of this run, one model after the "
         "other; mwa-export bench compares more carefully." + (kept if "reference" in cached else "")
     )
