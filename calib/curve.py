@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from mwa_export.calib.page import TRADEOFF, write_page
 from mwa_export.calib.precision_search import SearchResult, Trial, speedup
 from mwa_export.files import new_file
 from mwa_export.metrics.verdict import Decision
@@ -16,7 +17,6 @@ from mwa_export.report.svg import Scale, line, text, ticks
 from mwa_export.spec import TOWERS, Tower
 
 SCHEMA = 1
-TRADEOFF = "tradeoff"  # .json and .svg
 _WIDTH, _HEIGHT = 640.0, 380.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 28.0, 56.0, 52.0
 _STYLE = """
@@ -51,7 +51,7 @@ def write_curve(
     max_drop: float,
     decision: Decision | None,
 ) -> None:
-    """Write tradeoff.json and tradeoff.svg.
+    """Write tradeoff.json and tradeoff.svg, and tradeoff.html with the calibration beside them.
 
     ``high_ms``: milliseconds per row of each tower with no site in INT8, on the runtime that was
     searched with. ``max_drop``: the budget in points. ``decision``: on the chosen assignment, on
@@ -64,6 +64,7 @@ def write_curve(
         path.write_text(text + "\n", encoding="utf-8")
     with new_file(folder / f"{TRADEOFF}.svg") as path:
         path.write_text(draw(points, len(result.sensitivity), max_drop, decision), encoding="utf-8")
+    write_page(folder)
 
 
 def _point(measured: Trial, result: SearchResult, high_ms: Mapping[Tower, float]) -> Point:

@@ -15,7 +15,7 @@ from mwa_export.bundle.quantization import HeldBackData, Measured, Quantization
 from mwa_export.bundle.update import Change, changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
-from mwa_export.calib.curve import TRADEOFF, write_curve
+from mwa_export.calib.curve import write_curve
 from mwa_export.calib.dialects import DIALECTS, named_dialects, primary_dialect
 from mwa_export.calib.earlier import earlier_quantization, joined, replaced_graphs
 from mwa_export.calib.evaluate import (
@@ -27,6 +27,7 @@ from mwa_export.calib.evaluate import (
     sensitivities,
     with_conformance,
 )
+from mwa_export.calib.page import FILES
 from mwa_export.calib.precision_search import (
     SearchResult,
     SiteKey,
@@ -219,7 +220,7 @@ def _quantize(
         again = " ".join(f"`dialects={name}`" for name in lost)
         warnings += (f"INT8 graphs of the earlier quantization are removed: {again}",)
     if earlier is None or result is not None:
-        change.drop(f"{TRADEOFF}.json", f"{TRADEOFF}.svg")
+        change.drop(*FILES)
     files: list[GraphFile] = []
     for dialect in dialects:
         progress(f"write the graphs for {dialect.runtime}")

@@ -101,11 +101,12 @@ def command(
     """Measure how fast BUNDLE embeds, and how fast others embed with the same checkpoint.
 
     Every round runs each contender once, in shuffled order; the results are ratios within a
-    round. Writes bench.md, bench.svg and bench.json. What cannot run is listed with its reason.
+    round. Writes bench.html, bench.md, bench.svg and bench.json. What cannot run is listed with
+    its reason.
     """
     if reference is None:
         refuse(("adapter", *READING), "belongs to --reference, which was not given.")
-    from mwa_export.bench.report import MARKER, write_bench
+    from mwa_export.bench.write import MARKER, write_bench
 
     claim_folder(out, marker=MARKER, force=force)  # before the minutes of work
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,13 +23,18 @@ from mwa_export.cli.values import (
     Whole,
     options_of,
     recall_drop_option,
+    refuse,
     undecided_option,
 )
+
+if TYPE_CHECKING:
+    from mwa_export.runtimes.options import RuntimeOptions
 
 _EXAMPLES = """\b
 Examples:
   mwa-export parity bundle --reference checkpoint-29.pth --data dataset_coco.json --images coco
   mwa-export parity bundle --reference bundle --runtime openvino --precision int8 --data x.csv
+  mwa-export parity bundle --reference checkpoint-29.pth --data test-shards/ --all
   mwa-export parity new --reference old --data test-shards/ --max-recall-drop 0.5 --confidence 0.95
 """
 
@@ -48,6 +54,20 @@ Examples:
     multiple=True,
     metavar="FILE",
     help="Graph of the bundle to check, or any .onnx file, instead of --precision. Repeatable.",
+)
+@click.option(
+    "--candidate",
+    "candidates",
+    multiple=True,
+    metavar="RUNTIME:PRECISION",
+    help="Compare several in one run, such as openvino:int8, instead of --runtime and --precision. "
+    "Repeatable.",
+)
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="Compare every runtime and precision that the bundle has and this machine runs.",
 )
 @runtime_options("onnxruntime", "float32")
 @click.option(
@@ -89,6 +109,8 @@ def command(
     reference: Path,
     data: DataSet,
     undecided: str | None,
+    candidates: tuple[str, ...],
+    every: bool,
     cache: Path | None,
     no_cache: bool,
     out: Path,
@@ -98,18 +120,24 @@ def command(
     """Compare BUNDLE with the checkpoint it came from, or with another bundle.
 
     Both embed the same pictures and captions; recall, its confidence interval and the cosines show
-    what the conversion cost, and where. Writes report.html, report.json, report.md and junit.xml.
+    what the conversion cost, and where. Writes report.html, report.json, report.md and junit.xml;
+    of several candidates a folder with these for each, and an overview as index.html.
     Exit status 1 when a gate fails, 3 when the pictures are too few to tell.
     """
     from mwa_export.errors import UsageError
-    from mwa_export.parity.reports.write import MARKER, write_reports
+    from mwa_export.parity.reports.write import MARKER, write_overview, write_reports
 
     claim_folder(out, marker=MARKER, force=force)  # before the minutes of work
     if no_cache and cache:
         raise UsageError("--cache and --no-cache were both given. Expected one of them.")
+    if candidates or every:
+        refuse(("runtime", "precision", "graphs"), "is for one candidate; see --candidate.")
+    if candidates and every:
+        raise UsageError("--candidate and --all were both given. Expected one of them.")
 
-    from mwa_export.cli.parity_view import fail_unless_passed, show
+    from mwa_export.cli.parity_view import fail_unless_passed, show, show_overview
     from mwa_export.encoder.cache import default_cache
+    from mwa_export.parity.candidates import compare_candidates
     from mwa_export.parity.gates import Gates
     from mwa_export.parity.measure import CompareOptions
     from mwa_export.parity.run import RunOptions, compare_models
@@ -122,13 +150,37 @@ def command(
         max_excluded=data.how["max_excluded"],
     )
     options = options_of(CompareOptions, values, gates=options_of(Gates, values))
+    chosen = [_runtime_of(name, run.runtime) for name in candidates]
     with console.steps() as step:
         step("read the test set")
         test_set = data.read()
         assert test_set is not None  # --data is required
-        done = compare_models(reference, bundle, test_set, run=run, options=options, progress=step)
-        step("write the reports")
-        page = write_reports(done.result, out, pictures=done.data.pictures, force=force)
-    show(done.result)
+        if candidates or every:
+            found = compare_candidates(
+                reference, bundle, test_set, chosen, run=run, options=options, progress=step
+            )
+            step("write the reports")
+            page = write_overview(found, out, force=force)
+        else:
+            done = compare_models(
+                reference, bundle, test_set, run=run, options=options, progress=step
+            )
+            found = {"": done}
+            step("write the reports")
+            page = write_reports(done.result, out, pictures=done.data.pictures, force=force)
+    results = {name: done.result for name, done in found.items()}
+    show_overview(results) if candidates or every else show(results[""])
     click.echo(page)
-    fail_unless_passed(done.result, undecided)
+    fail_unless_passed(results, undecided)
+
+
+def _runtime_of(name: str, options: RuntimeOptions) -> RuntimeOptions:
+    """The runtime and precision of a --candidate."""
+    from mwa_export.errors import UsageError
+    from mwa_export.runtimes.options import PRECISIONS
+
+    runtime, _, precision = name.partition(":")
+    if precision not in PRECISIONS.get(runtime, ()) or runtime == "torch":
+        known = (f"{r}:{p}" for r, all_ in PRECISIONS.items() if r != "torch" for p in all_)
+        raise UsageError(f"--candidate {name}: expected one of {', '.join(known)}.")
+    return replace(options, runtime=runtime, precision=precision)

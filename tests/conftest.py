@@ -26,7 +26,6 @@ from mwa_export.model.checkpoint import read_checkpoint
 from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.synthetic import random_tensors, training_args
 from mwa_export.spec import ModelConfig
-from mwa_export.version import __version__
 
 
 @pytest.fixture(params=CONFIGS)
@@ -132,33 +131,6 @@ def embedded(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("embedded") / "out"
     embed(files / "bundle", [pictures(21, bad=(3, 20)), texts(30)], out)
     return out
-
-
-@pytest.fixture
-def as_expected(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """Compare a text with the file of that name in `expected/` beside the test.
-
-    `pytest --write-expected` writes these files instead; look at what changed before committing it.
-    """
-
-    def compare(name: str, text: str) -> None:
-        text = text.replace(__version__, "VERSION")
-        path = request.path.parent / "expected" / name
-        if request.config.getoption("--write-expected"):
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8", newline="\n")
-        assert text == path.read_text(encoding="utf-8")
-
-    return compare
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the files in `expected/` be written again."""
-    parser.addoption(
-        "--write-expected",
-        action="store_true",
-        help="write the reports in tests/**/expected/ instead of comparing with them",
-    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,40 +1,19 @@
-"""Write a benchmark as JSON, Markdown and SVG into one folder."""
+"""The benchmark as Markdown, and its tables and sentences."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-from mwa_export.bench.chart import by_speed, heading, rate, svg_from_bench
+from mwa_export.bench.chart import by_speed, heading, rate
 from mwa_export.bench.result import Bench, Figure, Section
-from mwa_export.files import new_folder
 from mwa_export.report.numbers import DASH
 from mwa_export.report.text import markdown_table, printable
 
-MARKER = "bench.json"  # of a folder that was made here, and may be replaced when forced
 _PEAK_MEANS = " Peak is its share of the fastest GEMM of the same precision in the same round."
 _BUSY = 0.3  # of the cores
 _HEAD = ("contender", "rows/s", "speed", "p50 ms", "p99 ms", "calls", "GOP/s", "peak", "cosine")
 _PEAK = _HEAD.index("peak")
-
-
-def write_bench(result: Bench, out: Path, *, force: bool = False) -> Path:
-    """Make a folder with bench.json, bench.svg and bench.md. Returns the path of the last.
-
-    Raises:
-        BundleError: the folder exists, or the disk refuses.
-    """
-    texts = {
-        MARKER: json.dumps(_without_nan(result.to_json()), indent=2, allow_nan=False) + "\n",
-        "bench.md": markdown_from_bench(result),
-        "bench.svg": svg_from_bench(result),
-    }
-    with new_folder(out, marker=MARKER, force=force) as folder:
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    return Path(out) / "bench.md"
 
 
 def markdown_from_bench(result: Bench) -> str:
@@ -168,15 +147,6 @@ def _row(figure: Figure, section: Section) -> tuple[str, ...]:
 def _cosine(value: float | None) -> str:
     """Format a cosine with four digits; `parity` measures what precision costs."""
     return DASH if value is None or not math.isfinite(value) else f"{value:.4f}"
-
-
-def _without_nan(value: object) -> object:
-    """JSON has no NaN: a peer that computes it gets null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _escape(text: str) -> str:

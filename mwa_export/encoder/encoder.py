@@ -21,7 +21,7 @@ from mwa_export.inputs.decode import decode_picture
 from mwa_export.inputs.pictures import Picture
 from mwa_export.inputs.tokenizer import OnCut, Tokenizer, encode_captions
 from mwa_export.progress import ignore
-from mwa_export.runtimes.backend import Backend
+from mwa_export.runtimes.backend import Backend, graph_bytes
 from mwa_export.spec import TOWERS, Embeddings, ModelConfig, Tower
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
@@ -63,6 +63,7 @@ class Encoder:
     made_with: Mapping[str, str] = field(default_factory=dict)  # versions, of a bundle's export
     warnings: tuple[str, ...] = ()
     towers: tuple[Tower, ...] = TOWERS  # that it has, of a bundle or checkpoint of one alone
+    model_bytes: int | None = None  # size of the graph files; of a checkpoint, of its weights
 
     def require(self, *towers: Tower) -> None:
         """Raise UsageError unless it has these towers."""
@@ -100,7 +101,9 @@ class Encoder:
             return None
         name = f"{Path(self.info.source).resolve().name} on {self.info.runtime}, float32"
         info = replace(self.info, name=name, precision="float32")
-        return replace(self, info=info, backend=self.open_float32(), open_float32=None)
+        backend = self.open_float32()
+        size = graph_bytes(backend)
+        return replace(self, info=info, backend=backend, open_float32=None, model_bytes=size)
 
     def embed_images(self, images: Iterable[ImageLike], *, batch: int = IMAGE_BATCH) -> Embeddings:
         """Embed images: paths, encoded bytes, or pictures opened by Pillow, also mixed.

@@ -19,7 +19,7 @@ from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
 from mwa_export.model.checkpoint import ReadOptions
 from mwa_export.model.options import ModelOptions
 from mwa_export.optional import require
-from mwa_export.runtimes.backend import Backend, GraphBackend
+from mwa_export.runtimes.backend import Backend, GraphBackend, graph_bytes
 from mwa_export.runtimes.onnxrt import choose_graphs
 from mwa_export.runtimes.open import open_backend
 from mwa_export.runtimes.options import LABELS, RuntimeOptions
@@ -117,6 +117,7 @@ def open_bundle(
         open_float32=partial(_backend, bundle, exact) if reduced else None,
         made_with=manifest.export.versions or {},
         towers=manifest.towers,
+        model_bytes=graph_bytes(backend),
     )
 
 
@@ -185,6 +186,7 @@ def open_checkpoint(
         identity={"checkpoint": space, "runtime": runtime, "mwa_export": __version__},
         warnings=(*warnings, *model.warnings),
         towers=model.towers,
+        model_bytes=sum(tensor.nbytes for tensor in model.tensors.values()),
     )
 
 

@@ -1,9 +1,9 @@
-"""The queries whose rank dropped most, to look at first."""
+"""The queries whose rank changed most, to look at first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,23 @@ class Labels:
         )
 
 
+def best_examples(
+    before: tuple[Ranking, Ranking],
+    after: tuple[Ranking, Ranking],
+    owners: Ints,
+    labels: Labels,
+    count: int,
+) -> tuple[Example, ...]:
+    """The queries whose rank fell by the largest factor: the worst ones with the sides exchanged.
+
+    See `worst_examples`.
+    """
+    return tuple(
+        replace(example, rank_before=example.rank_after, rank_after=example.rank_before)
+        for example in worst_examples(after, before, owners, labels, count)
+    )
+
+
 def worst_examples(
     before: tuple[Ranking, Ranking],
     after: tuple[Ranking, Ranking],
@@ -56,7 +73,7 @@ def worst_examples(
     for direction, old, new in zip(directions, before, after, strict=True):
         for query in _worst(old, new, count):
             right, winner = int(old.right[query]), int(new.top[query, 0])
-            # Rows of what is right, and of what ranks first now.
+            # Rows of what is right, and of what ranks first after.
             if direction == "tr":
                 images, captions = (query, int(owners[winner])), (right, winner)
             else:

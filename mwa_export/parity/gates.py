@@ -9,7 +9,7 @@ from mwa_export.errors import check_option
 from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.metrics.recall import MAX_RECALL_DROP, check_recall_drop
 from mwa_export.metrics.smoothed import SmoothedChange
-from mwa_export.metrics.verdict import Verdict, contradicts, pictures_to_decide, verdicts
+from mwa_export.metrics.verdict import Verdict, contradicts, pictures_to_decide, verdicts, whole
 from mwa_export.parity.result import DirectionResult, GateResult
 
 
@@ -49,8 +49,10 @@ def check_gates(
 
 def pictures_for_verdict(gates: Sequence[GateResult]) -> int | None:
     """Pictures with which an undecided verdict would probably be decided; None: not known."""
+    if whole(gate.verdict for gate in gates) != "undecided":
+        return None
     open_ = [gate for gate in gates if gate.verdict == "undecided"]
-    failing = [gate.pictures for gate in open_ if gate.found > gate.limit and gate.pictures]
+    failing = [gate.pictures for gate in open_ if gate.found < gate.limit and gate.pictures]
     if failing:
         return min(failing)  # the first that fails decides
     needed = [gate.pictures for gate in open_]
@@ -78,7 +80,9 @@ class _Judge:
             pictures = pictures_to_decide(change, self.limit, self.confidence)
             needed = f"about {pictures:,}" if pictures else "more than any usual number of"
             said = f"{said}; {needed} pictures would probably decide it"
-        return GateResult(f"{figure} drop", self.limit, 0.0 - change.value, verdict, said, pictures)
+        return GateResult(
+            f"{figure} change", 0.0 - self.limit, change.value, verdict, said, pictures
+        )
 
 
 def _cosine_gate(summary: CosineSummary, limit: float) -> GateResult:

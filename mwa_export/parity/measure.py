@@ -23,9 +23,10 @@ from mwa_export.metrics.ranking import KS, Ranking
 from mwa_export.metrics.recall import Pairs, rank_both
 from mwa_export.metrics.verdict import CONFIDENCE, whole
 from mwa_export.parity.directions import Sampling, measure_direction, with_float32
-from mwa_export.parity.examples import Labels, worst_examples
+from mwa_export.parity.examples import Labels, best_examples, worst_examples
 from mwa_export.parity.gates import Gates, check_gates, pictures_for_verdict
 from mwa_export.parity.result import (
+    Cost,
     CrossCell,
     DataInfo,
     LayerSnr,
@@ -48,7 +49,7 @@ class CompareOptions:
     confidence: float = CONFIDENCE  # of the intervals; half of the rest is the level of a verdict
     resamples: int = 10_000
     seed: int = 0  # of the bootstrap
-    examples: int = 12  # worst-changed queries to list, per direction
+    examples: int = 12  # queries that got worse, and better, to list per direction
 
     def __post_init__(self) -> None:
         fits = 0.5 <= self.confidence < 1
@@ -66,6 +67,7 @@ class Context:
     candidate: EncoderInfo
     stages: tuple[Stage, ...] = ()
     layers: tuple[LayerSnr, ...] = ()
+    costs: tuple[Cost, ...] = ()
     warnings: tuple[str, ...] = ()
     cut_captions: tuple[int, int] | None = None  # reference, candidate; None: not known
     labels: Labels | None = None  # of arrays; None: row numbers
@@ -171,7 +173,9 @@ def measure(
         ),
         stages=context.stages,
         layers=context.layers,
+        costs=context.costs,
         examples=worst_examples(before, after, owners, labels, options.examples),
+        improved=best_examples(before, after, owners, labels, options.examples),
         warnings=context.warnings,
         cut_captions=context.cut_captions,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -21,6 +21,7 @@ SCHEMA = 2
 Direction = Literal["tr", "ir"]
 DIRECTION_NAMES: dict[Direction, str] = {"tr": "text retrieval", "ir": "image retrieval"}
 Which = Literal["reference", "candidate"]
+Contender = Literal["reference", "candidate", "float32"]
 
 
 class Vectors(NamedTuple):
@@ -127,12 +128,22 @@ class LayerSnr:
 
 
 @dataclass(frozen=True, slots=True)
-class GateResult:
-    """One condition of the verdict."""
+class Cost:
+    """Size of a model, and the time it took in this run."""
 
-    name: str  # "TR@1 drop", "vision cosine"
-    limit: float
-    found: float  # of a drop: estimated from margins
+    side: Contender  # float32: the candidate before its precision was reduced
+    model_bytes: int | None  # of the graph files; of a checkpoint, of its weights. None: arrays
+    image_ms: float | None  # per picture, decoding left out; None: all came from the cache
+    text_ms: float | None  # per distinct caption, tokenizing left out
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """One condition of the verdict: what was found must not lie below the limit."""
+
+    name: str  # "TR@1 change", "vision cosine"
+    limit: float  # points of a change: -0.2 allows a drop of 0.2
+    found: float  # a change is estimated from margins
     verdict: Verdict
     message: str  # one sentence with both numbers
     pictures: int | None = None  # with which an undecided one would probably be decided
@@ -140,15 +151,15 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A query whose rank got worse."""
+    """A query whose rank changed. One side ranks the right answer better, the other worse."""
 
     direction: Direction
     query: int  # row of the image (tr) or of the caption (ir)
     rank_before: int  # in the reference
     rank_after: int  # in the candidate
     image: int  # row of the right image
-    caption: str  # the right caption; for tr, the one that ranked best in the reference
-    winner_image: int  # image of the item that the candidate ranks first, row
+    caption: str  # the right caption; for tr, the one that the better side ranks best
+    winner_image: int  # image of the item that the worse side ranks first, row
     winner_caption: str  # tr: the caption ranked first; ir: a caption of the image ranked first
     picture: str  # name of the right image
     winner_picture: str
@@ -173,7 +184,9 @@ class Parity:
     cross: tuple[CrossCell, ...]  # 4 cells
     stages: tuple[Stage, ...]  # tokenizer, preprocessing, graph, precision; empty for arrays
     layers: tuple[LayerSnr, ...]  # empty unless asked for
-    examples: tuple[Example, ...]  # worst first, both directions
+    costs: tuple[Cost, ...]  # reference, float32 if precision was reduced, candidate; or none
+    examples: tuple[Example, ...]  # ranks that got worse, worst first, both directions
+    improved: tuple[Example, ...]  # ranks that got better, best first, both directions
     warnings: tuple[str, ...]
     cut_captions: tuple[int, int] | None  # longer than the side's longest text; None: not known
     created: str  # UTC, ISO 8601

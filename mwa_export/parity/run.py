@@ -145,6 +145,7 @@ def compare_sides(
         float32=exact,
         cut_captions=cut,
         layers=layers,
+        costs=embed.costs(reference, candidate),
         warnings=tuple(dict.fromkeys(warnings)),
     )
     return Finished(measure(first, last, data, context, options, progress), data)

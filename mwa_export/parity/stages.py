@@ -20,18 +20,23 @@ from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import ImageError
 from mwa_export.metrics.agreement import cosine_distances
 from mwa_export.metrics.recall import Pairs, rank_both
-from mwa_export.parity.result import Stage, Vectors
+from mwa_export.parity.cost import Clock
+from mwa_export.parity.result import Cost, Stage, Vectors
 from mwa_export.progress import Progress
 from mwa_export.spec import Embeddings
 
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
-    """Embeds a test set with either side; what the reference computes may come from the cache."""
+    """Embeds a test set with either side, and times it.
+
+    What the reference computes may come from the cache.
+    """
 
     reference: Encoder
     cache: Cache | None
     progress: Progress
+    clocks: dict[int, Clock] = field(default_factory=dict)  # by the id of a backend
 
     def pictures(self, encoder: Encoder, data: RetrievalData) -> tuple[Embeddings, dict[int, str]]:
         """Embed all pictures.
@@ -39,9 +44,10 @@ class Embedder:
         Returns (n_image, D) and the reason for each row that could not be read; those are NaN.
         """
         self.progress(f"embed the pictures: {encoder.info.name}", len(data.pictures))
+        timed = self._clock(encoder).time(encoder)
         if self.cache is not None and encoder.backend is self.reference.backend:
-            return self.cache.pictures(encoder, data.pictures, self.progress)
-        return encoder.embed_pictures(data.pictures, on_rows=self.progress.advance)
+            return self.cache.pictures(timed, data.pictures, self.progress)
+        return timed.embed_pictures(data.pictures, on_rows=self.progress.advance)
 
     def texts(
         self,
@@ -54,9 +60,22 @@ class Embedder:
         if sequences is None:
             sequences = encoder.encode(data.captions)
         self.progress(f"embed the captions: {encoder.info.name}", len(sequences))
+        timed = self._clock(encoder).time(encoder)
         if self.cache is not None and encoder.backend is self.reference.backend:
-            return self.cache.texts(encoder.backend, sequences, self.progress)
-        return embed_token_ids(encoder.backend, sequences, on_rows=self.progress.advance)
+            return self.cache.texts(timed.backend, sequences, self.progress)
+        return embed_token_ids(timed.backend, sequences, on_rows=self.progress.advance)
+
+    def costs(self, reference: Encoder, candidate: Encoder) -> tuple[Cost, ...]:
+        """Size and time of both sides, and of the candidate in float32 if it was reduced."""
+        exact = candidate.float32
+        return (
+            self._clock(reference).cost("reference", reference),
+            *(() if exact is None else (self._clock(exact).cost("float32", exact),)),
+            self._clock(candidate).cost("candidate", candidate),
+        )
+
+    def _clock(self, encoder: Encoder) -> Clock:
+        return self.clocks.setdefault(id(encoder.backend), Clock())
 
 
 class Drift(NamedTuple):

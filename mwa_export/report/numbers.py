@@ -38,6 +38,26 @@ def points(value: float | None) -> str:
     return (MINUS if value < 0 else "+") + text
 
 
+def estimate(value: float) -> str:
+    """A signed difference that is not exact, so that a tiny one is "0.00"."""
+    return points(value) if value == 0 or abs(value) >= 0.005 else "0.00"
+
+
+def interval(low: float, high: float) -> str:
+    """Bounds of a difference."""
+    return f"{points(low)} to {points(high)}"
+
+
+def megabytes(size: int | None) -> str:
+    """Bytes in millions, with three digits."""
+    return DASH if size is None else small(size / 1e6, 3)
+
+
+def times(ratio: float) -> str:
+    """A ratio: "1.13x"."""
+    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"
+
+
 def small(value: float | None, digits: int = 2) -> str:
     """A number with a few significant digits and without an exponent if it needs none."""
     numbers = finite([value])

@@ -5,14 +5,23 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from mwa_export.inputs.content import Content
 from mwa_export.inputs.decode import decode_picture
 from mwa_export.report.text import printable
+from mwa_export.version import __version__
 
 THUMBNAIL = 160  # pixels of the longer side, in the parity report
 _QUALITY = 80  # of the JPEG
+
+
+class Fact(NamedTuple):
+    """One thing to know at a glance: what it is, the number, and what it is compared with."""
+
+    name: str
+    value: str
+    detail: str
 
 
 def rendered(
@@ -23,12 +32,15 @@ def rendered(
 
     assets = files("mwa_export") / "assets"
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FunctionLoader(lambda name: (assets / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(filters)
     css = "".join((assets / name).read_text(encoding="utf-8") for name in styles)
-    source = (assets / template).read_text(encoding="utf-8")
-    page: str = environment.from_string(source).render(css=css, **values)
+    page: str = environment.get_template(template).render(css=css, version=__version__, **values)
     return "\n".join(map(printable, page.split("\n")))
 
 

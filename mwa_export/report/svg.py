@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mwa_export.report.numbers import MINUS
 from mwa_export.report.text import printable
 
 
@@ -46,3 +48,36 @@ def text(x: float, y: float, words: str, anchor: str = "end", cls: str = "tick")
     """A line of text, styled by its class; ``anchor``: the part of it that is at ``x``."""
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
     return f'<text class="{cls}" {place}>{escape(printable(words))}</text>'
+
+
+def rect(x: float, y: float, width: float, height: float, cls: str) -> str:
+    """A filled box, styled by its class; it is never too thin to see."""
+    size = f'width="{max(width, 0.5):.1f}" height="{max(height, 0.5):.1f}"'
+    return f'<rect class="{cls}" x="{x:.1f}" y="{y:.1f}" {size}/>'
+
+
+def whisker(
+    start: float, stop: float, at: float, cap: float, cls: str, *, upright: bool = False
+) -> str:
+    """An interval with caps on the horizontal, or upright, line through ``at``."""
+    if upright:
+        path = f"M{at - cap:.1f} {start:.1f}h{2 * cap:g}M{at:.1f} {start:.1f}V{stop:.1f}"
+        path += f"M{at - cap:.1f} {stop:.1f}h{2 * cap:g}"
+    else:
+        path = f"M{start:.1f} {at - cap:.1f}v{2 * cap:g}M{start:.1f} {at:.1f}H{stop:.1f}"
+        path += f"M{stop:.1f} {at - cap:.1f}v{2 * cap:g}"
+    return f'<path class="{cls}" d="{path}"/>'
+
+
+def plain(value: float) -> str:
+    """A number of an axis."""
+    return f"{value:g}".replace("-", MINUS)
+
+
+def svg(key: str, title: str, width: float, height: float, parts: Sequence[str]) -> str:
+    """A picture for a page, with a title for readers that cannot see it."""
+    name = escape(f"chart-{key}")
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-labelledby="{name}">'
+        f'<title id="{name}">{escape(printable(title))}</title>{"".join(parts)}</svg>'
+    )

@@ -69,6 +69,18 @@ class GraphBackend(Backend, Protocol):
         ...
 
 
+def graph_bytes(backend: Backend) -> int | None:
+    """Size of the files that a backend runs, with those of their weights; None: it runs none."""
+    graphs: Mapping[Tower, tuple[Path, Graph]] = getattr(backend, "graphs", {})
+    files = [
+        file.stat().st_size
+        for path, _ in graphs.values()
+        for file in path.parent.iterdir()
+        if f"{file.name}.".startswith(f"{path.name}.")
+    ]
+    return sum(files) or None
+
+
 class OneAtATime:
     """Lets one thread at a time into a runtime that keeps its results in shared buffers.
 

@@ -16,7 +16,6 @@ from mwa_export.inputs.pictures import Picture
 from mwa_export.report.numbers import DASH
 from mwa_export.report.page import rendered, thumbnail
 from mwa_export.search.result import Found
-from mwa_export.version import __version__
 
 THUMBNAIL = 320  # pixels of the longer side
 
@@ -49,9 +48,9 @@ def html_from_search(found: Found) -> str:
         ["report.css", "search.css"],
         {"cell": lambda value: DASH if value is None else str(value)},
         found=found,
+        title=found.query if found.query_picture is not None else f"“{found.query}”",
         asked=None if found.query_picture is None else _shown(found.query_picture),
         shown=[None if hit.picture is None else _shown(hit.picture) for hit in found.hits],
-        version=__version__,
     )
 
 

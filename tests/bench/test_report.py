@@ -20,9 +20,9 @@ from mwa_export.bench.report import (
     method,
     skipped_lines,
     table_of,
-    write_bench,
 )
 from mwa_export.bench.result import SCHEMA, Bench
+from mwa_export.bench.write import write_bench
 from mwa_export.errors import BundleError
 from mwa_export.report.numbers import DASH
 
@@ -43,9 +43,9 @@ def test_json_round_trip_keeps_every_field() -> None:
 
 def test_files_are_written_together_and_parse(tmp_path: Path) -> None:
     page = write_bench(sample(), tmp_path / "out")
-    assert page == tmp_path / "out" / "bench.md"
+    assert page == tmp_path / "out" / "bench.html"
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["bench.json", "bench.md", "bench.svg"]
+    assert names == ["bench.html", "bench.json", "bench.md", "bench.svg"]
     read = json.loads((tmp_path / "out" / "bench.json").read_text())
     broken = read["sections"][0]["figures"][1]
     assert broken["name"] == BROKEN

@@ -61,7 +61,7 @@ def test_run_with_checkpoint_and_data_measures_peers_beside_ours(
         *("--tower", "text", "--threads", 1),
     )
     assert outcome.status == 0, outcome
-    assert outcome.stdout.endswith(f"{out / 'bench.md'}\n")
+    assert outcome.stdout.endswith(f"{out / 'bench.html'}\n")
     result = json.loads((out / "bench.json").read_text())
     result.pop("schema")
     bench = Bench.from_json(result)

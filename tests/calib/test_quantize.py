@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import Outcome, files_below, refused, run
+from pages import check_page
 from parity_files import write_test_set
 from PIL import Image
 from recall_changes import trial
@@ -111,6 +112,7 @@ def test_trade_off_curve_is_saved_as_json_and_picture(whole: tuple[Path, Outcome
     picture = (whole[0] / "tradeoff.svg").read_text()
     assert picture.startswith("<svg")
     assert picture.count('<circle class="chosen"') == 1
+    check_page((whole[0] / "tradeoff.html").read_text(encoding="utf-8"))
 
 
 def test_calibration_is_reused_without_data(whole: tuple[Path, Outcome], copy: Path) -> None:
@@ -120,7 +122,7 @@ def test_calibration_is_reused_without_data(whole: tuple[Path, Outcome], copy: P
     assert "recall was not measured (no --data)" in outcome.stderr
     for name in ("vision.int8.onnxruntime.onnx", "text.int8.onnxruntime.onnx", "calibration.json"):
         assert (copy / name).read_bytes() == (whole[0] / name).read_bytes()
-    assert not (copy / "tradeoff.json").exists(), "nothing was measured"
+    assert not list(copy.glob("tradeoff.*")), "nothing was measured"
     assert quantization(copy).measured == ()
 
     run("quantize", copy, "--calibration", calibration, "--dialect", "tensorrt8")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
 import pytest
-from parity_samples import identical_parity, sample_parity
+from parity_samples import identical_parity, sample_parity, undecided_parity, without_gates
 
-from mwa_export.cli.parity_view import fail_if_failed, show
+from mwa_export.cli.parity_view import fail_unless_passed, show
 from mwa_export.data.test_set import Excluded
-from mwa_export.errors import ParityError
+from mwa_export.errors import MwaExportError, ParityError, UndecidedError
 from mwa_export.parity.reports.words import headline
 from mwa_export.parity.result import Parity
-from mwa_export.report.numbers import cosine, percent, points
+from mwa_export.report.numbers import cosine, estimate, percent, points
 
 sample = cache(sample_parity)
 MARKUP = "[red]x[/red] [link=https://evil.example]y[/link] [/]"
@@ -43,31 +42,12 @@ def words(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "result"),
-    [
-        ("failing", sample(1000)),
-        ("passing", sample(1000, damaged=False)),
-        ("recall_only", replace(sample(60), cosines=(), cross=(), stages=(), layers=(), gates=())),
-    ],
-)
-def test_terminal_shows_what_is_expected(
-    name: str,
-    result: Parity,
-    capsys: pytest.CaptureFixture[str],
-    as_expected: Callable[[str, str], None],
-) -> None:
-    out, err = shown(result, capsys)
-    lines = f"{out}--- stderr\n{err}".splitlines()
-    as_expected(f"parity_{name}.txt", "".join(f"{line.rstrip()}\n" for line in lines))
-
-
-@pytest.mark.parametrize(
     "result",
     [
         sample(1000),
         sample(1000, damaged=False),
         identical_parity(100),
-        replace(sample(60), gates=(), passed=True),
+        without_gates(sample(60)),
     ],
 )
 def test_verdict_comes_first(result: Parity, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,14 +61,19 @@ def test_every_recall_figure_is_shown(queries: int, capsys: pytest.CaptureFixtur
     lines = [line.split() for line in shown(result, capsys)[0].splitlines()]
     for d in result.directions:
         for r in d.recalls:
-            (line,) = [x for x in lines if x and x[0] == f"{d.direction.upper()}@{r.k}"]
-            assert line[1:4] == [
+            estimated, counted = [
+                x for x in lines if x and x[0] == f"{d.direction.upper()}@{r.k}" and len(x) > 6
+            ]
+            bounds = [points(r.smoothed_low), "to", points(r.smoothed_high)]
+            assert estimated[1:] == [
+                estimate(r.smoothed.value),
+                *bounds,
                 percent(r.reference, d.queries),
                 percent(r.candidate, d.queries),
-                points(r.difference),
             ]
-            assert line[4:9] == [points(r.low), "to", points(r.high), str(r.won), str(r.lost)]
-            assert len(line) == 10, "nothing is folded"
+            bounds = [points(r.low), "to", points(r.high)]
+            won = [f"{r.won:,}", f"{r.lost:,}"]
+            assert counted[1:7] == [points(r.difference), *bounds, *won], "nothing is folded"
 
 
 def test_cosines_stages_and_layers_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,17 +141,27 @@ def test_names_neither_stop_nor_steer_the_terminal(
     assert "\N{REPLACEMENT CHARACTER}" in err
 
 
-def test_failure_names_every_failed_gate() -> None:
-    result = sample(1000)
-    with pytest.raises(ParityError) as caught:
-        fail_if_failed(result)
+@pytest.mark.parametrize(
+    ("result", "error"), [(sample(1000), ParityError), (undecided_parity(1000), UndecidedError)]
+)
+def test_error_names_every_gate_that_does_not_pass(
+    result: Parity, error: type[MwaExportError]
+) -> None:
+    with pytest.raises(error) as caught:
+        fail_unless_passed({"": result}, None)
     message = str(caught.value)
-    assert caught.value.exit_status == 1
+    assert caught.value.exit_status == (1 if error is ParityError else 3)
     for gate in result.gates:
-        assert (gate.name.removesuffix(" drop") + " " in message) == (not gate.passed)
-    assert message.endswith("allowed 0.2.")
+        name = gate.name.removesuffix(" change")
+        assert (name in message) == (gate.verdict != "passes")
     assert ".;" not in message
     assert ".." not in message
+
+
+def test_undecided_counts_as_what_was_asked() -> None:
+    with pytest.raises(ParityError):
+        fail_unless_passed({"": undecided_parity(1000)}, "fail")
+    fail_unless_passed({"": undecided_parity(1000)}, "pass")
 
 
 @pytest.mark.parametrize(
@@ -174,8 +169,8 @@ def test_failure_names_every_failed_gate() -> None:
     [
         sample(25_000, damaged=False),
         identical_parity(100),
-        replace(sample(60), gates=(), passed=True),
+        without_gates(sample(60)),
     ],
 )
 def test_passing_raises_nothing(result: Parity) -> None:
-    fail_if_failed(result)
+    fail_unless_passed({"": result}, None)

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from mwa_export.data.test_set import Excluded
 from mwa_export.encoder.encoder import EncoderInfo
 from mwa_export.metrics.agreement import CosineSummary
+from mwa_export.metrics.smoothed import SmoothedChange
+from mwa_export.metrics.verdict import whole
+from mwa_export.parity.gates import Gates, check_gates, pictures_for_verdict
 from mwa_export.parity.result import (
+    Cost,
     CrossCell,
     DataInfo,
     Direction,
     DirectionResult,
     Example,
-    GateResult,
     LayerSnr,
     Margins,
     Parity,
@@ -29,6 +32,7 @@ from mwa_export.spec import Tower
 
 KS = (1, 5, 10)
 LIMIT = 0.2
+GATES = Gates(LIMIT, 0.9)
 Ranks = NDArray[np.int64]
 HOSTILE = (
     "<script>alert('caption')</script> & a \"quoted\" dog",
@@ -60,9 +64,11 @@ def sample_parity(
     ranks = {name: _ranks(rng, *sizes[name][:2], noise) for name in sizes}
     directions = tuple(_direction(rng, name, *sizes[name], noise, *ranks[name]) for name in sizes)
     cosines = (_cosine(rng, "vision", images, damaged), _cosine(rng, "text", queries, damaged))
-    gates = _gates(directions, cosines)
+    gates = check_gates(GATES, 0.95, directions, cosines)
     return Parity(
-        passed=all(gate.passed for gate in gates),
+        verdict=whole(gate.verdict for gate in gates),
+        objection=None,
+        pictures=pictures_for_verdict(gates),
         reference=EncoderInfo(
             "checkpoint-29.pth on PyTorch float32",
             "checkpoint-29.pth",
@@ -87,7 +93,9 @@ def sample_parity(
         cross=_cross(directions, damaged),
         stages=_stages(directions, cosines, damaged),
         layers=_layers(rng, damaged) if layers else (),
-        examples=_examples(rng, ranks, per_image, examples),
+        costs=_costs(damaged),
+        examples=_examples(rng, ranks, per_image, examples, 1),
+        improved=_examples(rng, ranks, per_image, examples, -1),
         warnings=("The candidate was calibrated on 64 pictures; 512 are usual.",)
         if damaged
         else (),
@@ -102,10 +110,7 @@ def identical_parity(queries: int) -> Parity:
     directions = tuple(
         replace(
             d,
-            recalls=tuple(
-                RecallChange(r.k, r.reference, r.reference, 0.0, 0.0, 0.0, 0, 0, 1.0)
-                for r in d.recalls
-            ),
+            recalls=tuple(_unchanged(r) for r in d.recalls),
             mean_rank=(d.mean_rank[0],) * 2,
             median_rank=(d.median_rank[0],) * 2,
             changed_ranks=0,
@@ -132,10 +137,71 @@ def identical_parity(queries: int) -> Parity:
         cosines=cosines,
         cross=_cross(directions, False),
         stages=_stages(directions, cosines, False),
-        gates=_gates(directions, cosines),
+        gates=check_gates(GATES, 0.95, directions, cosines),
         examples=(),
+        improved=(),
         layers=tuple(replace(layer, snr_db=None) for layer in result.layers),
-        passed=True,
+        verdict="passes",
+    )
+
+
+def without_gates(result: Parity) -> Parity:
+    """The same result, with nothing to pass or fail."""
+    return replace(result, gates=(), verdict="passes", pictures=None)
+
+
+def undecided_parity(queries: int) -> Parity:
+    """A result whose intervals are too wide for a verdict."""
+    result = sample_parity(queries, damaged=False)
+    directions = tuple(
+        replace(d, recalls=tuple(_blurred(r) for r in d.recalls)) for d in result.directions
+    )
+    gates = check_gates(GATES, result.confidence, directions, result.cosines)
+    return replace(
+        result,
+        directions=directions,
+        gates=gates,
+        verdict=whole(gate.verdict for gate in gates),
+        pictures=pictures_for_verdict(gates),
+    )
+
+
+def _blurred(change: RecallChange) -> RecallChange:
+    smoothed = replace(change.smoothed, value=0.05, error=0.4, noise=32.0)
+    return replace(change, smoothed=smoothed, smoothed_low=-0.74, smoothed_high=0.84)
+
+
+def _unchanged(change: RecallChange) -> RecallChange:
+    return replace(
+        change,
+        candidate=change.reference,
+        smoothed=_smoothed(0.0, 0.0, 0.0),
+        difference=0.0,
+        low=0.0,
+        high=0.0,
+        smoothed_low=0.0,
+        smoothed_high=0.0,
+        won=0,
+        lost=0,
+        p_value=1.0,
+    )
+
+
+def _smoothed(difference: float, low: float, high: float) -> SmoothedChange:
+    """An estimate from margins that is surer than the count of flips."""
+    error = (high - low) / 12 + 0.01
+    return SmoothedChange(
+        0.9 * difference, error, 200.0, 0.05, difference, 4 * error, 0.3, 1.0, 0.0
+    )
+
+
+def _costs(damaged: bool) -> tuple[Cost, ...]:
+    reduced = (Cost("float32", 905_000_000, 21.4, 3.1),) if damaged else ()
+    size = 236_000_000 if damaged else 905_000_000
+    return (
+        Cost("reference", 890_000_000, None if damaged else 44.0, None if damaged else 9.0),
+        *reduced,
+        Cost("candidate", size, 9.2, 1.4),
     )
 
 
@@ -186,6 +252,8 @@ def _change(
     delta = (kept.astype(float) - hit).reshape(-1, group).mean(1)
     draws = rng.multinomial(len(delta), np.full(len(delta), 1 / len(delta)), 200)
     low, high = np.percentile(draws @ delta / len(delta) * 100, [2.5, 97.5])
+    smoothed = _smoothed((won - lost) / len(hit) * 100, float(low), float(high))
+    smoothed_low, smoothed_high = smoothed.interval(0.95)
     return RecallChange(
         k=k,
         reference=float(hit.mean() * 100),
@@ -193,6 +261,9 @@ def _change(
         difference=(won - lost) / len(hit) * 100,
         low=float(low),
         high=float(high),
+        smoothed=smoothed,
+        smoothed_low=smoothed_low,
+        smoothed_high=smoothed_high,
         won=won,
         lost=lost,
         p_value=_mcnemar(won, lost),
@@ -221,23 +292,6 @@ def _cosine(rng: np.random.Generator, tower: Tower, rows: int, damaged: bool) ->
         edges=edges,
         counts=tuple(int(n) for n in counts),
     )
-
-
-def _gates(
-    directions: tuple[DirectionResult, ...], cosines: tuple[CosineSummary, ...]
-) -> tuple[GateResult, ...]:
-    gates = []
-    for d in directions:
-        for r in d.recalls:
-            name = f"{d.direction.upper()}@{r.k}"
-            drop = -r.difference
-            moved = f"dropped by {drop:.2f} points" if drop > 0 else "did not drop"
-            message = f"{name} {moved}, allowed {LIMIT}."
-            gates.append(GateResult(f"{name} drop", LIMIT, drop, drop <= LIMIT, message))
-    for c in cosines:
-        message = f"The mean {c.tower} cosine is {c.mean:.6f}, at least 0.99 is asked."
-        gates.append(GateResult(f"{c.tower} cosine", 0.99, c.mean, c.mean >= 0.99, message))
-    return tuple(gates)
 
 
 def _cross(directions: tuple[DirectionResult, ...], damaged: bool) -> tuple[CrossCell, ...]:
@@ -301,16 +355,21 @@ def _layers(rng: np.random.Generator, damaged: bool) -> tuple[LayerSnr, ...]:
 
 
 def _examples(
-    rng: np.random.Generator, ranks: dict[Direction, tuple[Ranks, Ranks]], group: int, most: int
+    rng: np.random.Generator,
+    ranks: dict[Direction, tuple[Ranks, Ranks]],
+    group: int,
+    most: int,
+    sign: int,
 ) -> tuple[Example, ...]:
-    worse = [
-        (float(after[row] / before[row]), name, int(row))
+    """Queries whose rank rose (sign 1) or fell (-1), those that moved furthest first."""
+    moved = [
+        (float((after[row] / before[row]) ** sign), name, int(row))
         for name, (before, after) in ranks.items()
-        for row in np.flatnonzero(after > before)
+        for row in np.flatnonzero(sign * (after - before) > 0)
     ]
     found = []
     captions = HOSTILE + PLAIN
-    for i, (_, name, row) in enumerate(sorted(worse, reverse=True)[:most]):
+    for i, (_, name, row) in enumerate(sorted(moved, reverse=True)[:most]):
         image = row if name == "tr" else row // group
         winner = (image + int(rng.integers(1, len(ranks["tr"][0])))) % len(ranks["tr"][0])
         found.append(

@@ -61,7 +61,7 @@ def test_default_allows_a_fifth_of_a_point_for_each_recall_and_any_cosine() -> N
     assert MAX_RECALL_DROP == 0.2
     results = check_gates(Gates(), 0.95, both(), [cosine("vision", -1.0)])
     assert [gate.name for gate in results] == [
-        f"{name}@{k} drop" for name in ("TR", "IR") for k in (1, 5, 10)
+        f"{name}@{k} change" for name in ("TR", "IR") for k in (1, 5, 10)
     ]
     assert {gate.verdict for gate in results} == {"passes"}
 
@@ -70,15 +70,15 @@ def test_default_allows_a_fifth_of_a_point_for_each_recall_and_any_cosine() -> N
 @pytest.mark.parametrize(("value", "verdict"), [(-0.5, "fails"), (-0.19, "undecided")])
 def test_each_figure_has_its_own_gate(name: str, value: float, verdict: str) -> None:
     results = judge(Gates(), both(**{name: change(int(name[2:]), value)}))
-    assert not_passed(results) == {f"{name[:2].upper()}@{name[2:]} drop": verdict}
+    assert not_passed(results) == {f"{name[:2].upper()}@{name[2:]} change": verdict}
 
 
 def test_message_of_a_recall_gate_names_the_figure_and_all_numbers() -> None:
-    gate = judge(Gates(0.25), both(ir5=change(5, -0.8)))["IR@5 drop"]
+    gate = judge(Gates(0.25), both(ir5=change(5, -0.8)))["IR@5 change"]
     for part in ("IR@5", "-0.80", "[-0.84, -0.76]", "0.25"):
         assert part in gate.message
-    assert gate.found == pytest.approx(0.8)
-    assert (gate.limit, gate.verdict, gate.pictures) == (0.25, "fails", None)
+    assert gate.found == pytest.approx(-0.8)
+    assert (gate.limit, gate.verdict, gate.pictures) == (-0.25, "fails", None)
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.0, "undecided"), (-0.5, "fails")])
@@ -91,7 +91,7 @@ def test_data_that_are_no_evidence_cannot_pass(value: float, verdict: str) -> No
 
 
 def test_undecided_gate_names_the_pictures_that_would_decide_it() -> None:
-    gate = judge(Gates(0.2), both(tr1=change(value=-0.1, error=0.2)))["TR@1 drop"]
+    gate = judge(Gates(0.2), both(tr1=change(value=-0.1, error=0.2)))["TR@1 change"]
     assert gate.verdict == "undecided"
     assert gate.pictures is not None
     assert gate.pictures > 5000
@@ -99,14 +99,14 @@ def test_undecided_gate_names_the_pictures_that_would_decide_it() -> None:
 
 
 def test_figure_at_its_limit_is_decided_by_no_number() -> None:
-    gate = judge(Gates(0.2), both(tr1=change(value=-0.2)))["TR@1 drop"]
+    gate = judge(Gates(0.2), both(tr1=change(value=-0.2)))["TR@1 change"]
     assert (gate.verdict, gate.pictures) == ("undecided", None)
 
 
 @pytest.mark.parametrize("flips", [-3.0, 3.0])
 def test_estimates_that_contradict_each_other_decide_nothing(flips: float) -> None:
     loss = both(tr1=change(value=-flips, flips=flips, odds=9.0))
-    gate = judge(Gates(), loss)["TR@1 drop"]
+    gate = judge(Gates(), loss)["TR@1 change"]
     assert gate.verdict == "undecided"
     assert "contradicts" in gate.message
     assert f"{flips:+.2f}" in gate.message
@@ -114,11 +114,11 @@ def test_estimates_that_contradict_each_other_decide_nothing(flips: float) -> No
 
 def test_estimates_that_differ_and_say_the_same_decide() -> None:
     loss = both(tr1=change(value=-5.0, flips=-3.0, odds=9.0))
-    assert not_passed(judge(Gates(), loss)) == {"TR@1 drop": "fails"}
+    assert not_passed(judge(Gates(), loss)) == {"TR@1 change": "fails"}
 
 
 def gate(verdict: str, found: float, pictures: int | None) -> GateResult:
-    return GateResult("TR@1 drop", 0.2, found, verdict, "", pictures)  # type: ignore[arg-type]  # a name
+    return GateResult("TR@1 change", -0.2, found, verdict, "", pictures)  # type: ignore[arg-type]  # a name
 
 
 @pytest.mark.parametrize(
@@ -126,13 +126,13 @@ def gate(verdict: str, found: float, pictures: int | None) -> GateResult:
     [
         ([], None),
         ([gate("passes", 0.0, None)], None),
-        ([gate("undecided", 0.1, 900), gate("undecided", 0.0, 400)], 900),  # all have to pass
-        ([gate("undecided", 0.1, 900), gate("undecided", 0.0, None)], None),
+        ([gate("undecided", -0.1, 900), gate("undecided", 0.0, 400)], 900),  # all have to pass
+        ([gate("undecided", -0.1, 900), gate("undecided", 0.0, None)], None),
         (
-            [gate("undecided", 0.4, 900), gate("undecided", 0.5, 700)],
+            [gate("undecided", -0.4, 900), gate("undecided", -0.5, 700)],
             700,
         ),  # one that fails is enough
-        ([gate("undecided", 0.4, 900), gate("undecided", 0.1, None)], 900),
+        ([gate("undecided", -0.4, 900), gate("undecided", -0.1, None)], 900),
     ],
 )
 def test_pictures_for_the_whole(gates: list[GateResult], expected: int | None) -> None:
@@ -140,7 +140,7 @@ def test_pictures_for_the_whole(gates: list[GateResult], expected: int | None) -
 
 
 def test_no_drop_is_zero_and_not_minus_zero() -> None:
-    found = judge(Gates(0.5), both())["TR@1 drop"]
+    found = judge(Gates(0.5), both())["TR@1 change"]
     assert math.copysign(1, found.found) == 1
     assert "-0.00 points" not in found.message
 

@@ -60,7 +60,7 @@ def test_options_are_kept_in_the_result() -> None:
     options = CompareOptions(Gates(5.0, 0.1), confidence=0.8, resamples=200, seed=9)
     result = compare(*example_case(), options=options)
     assert (result.confidence, result.resamples, result.seed) == (0.8, 200, 9)
-    assert {gate.limit for gate in result.gates} == {5.0, 0.1}
+    assert {gate.limit for gate in result.gates} == {-5.0, 0.1}
     assert result.version == __version__
 
 

@@ -92,7 +92,9 @@ def test_reference_comes_from_the_cache_the_second_time(
     monkeypatch.setattr(TorchBackend, "embed_images", never)
     monkeypatch.setattr(TorchBackend, "embed_texts", never)
     second = compare_models(files / "checkpoint.pth", files / "bundle", data, run=run).result
-    assert replace(second, created="") == replace(first, created="")
+    assert replace(second, created="", costs=()) == replace(first, created="", costs=())
+    assert first.costs[0].image_ms is not None
+    assert second.costs[0].image_ms is None, "it was not timed"
 
 
 def test_other_checkpoint_never_hits_the_cache(

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from mwa_export.report.numbers import finite
-from mwa_export.report.svg import Scale, line, text, ticks
+from mwa_export.report.svg import Scale, line, plain, rect, svg, text, ticks, whisker
 
 WIDTH = 440.0
 _FEWEST_BINS = 12  # fewer would be drawn as walls
@@ -65,8 +64,8 @@ def grouped_bars(key: str, title: str, rows: Sequence[Bars]) -> str:
         parts += _bar(x, y + 4, row.first, row.first_text, "first")
         parts += _bar(x, y + 20, row.second, row.second_text, "second")
         if row.low < row.high and len(finite([row.low, row.high])) == 2:
-            parts.append(_whisker(x(row.low), x(row.high), y + 26, 3.5, "whisker"))
-    return _svg(key, title, WIDTH, height, parts)
+            parts.append(whisker(x(row.low), x(row.high), y + 26, 3.5, "whisker"))
+    return svg(key, title, WIDTH, height, parts)
 
 
 def forest(key: str, title: str, rows: Sequence[Interval]) -> str:
@@ -77,7 +76,7 @@ def forest(key: str, title: str, rows: Sequence[Interval]) -> str:
     low = -reach if min(numbers, default=0.0) < 0 else -reach * 0.1
     high = max(max(numbers, default=0.0) * 1.15, reach * 0.1)
     x = Scale(low, high, _LEFT, WIDTH - _RIGHT)
-    parts = [_grid(x, t, height, _plain(t)) for t in ticks(low, high)]
+    parts = [_grid(x, t, height, plain(t)) for t in ticks(low, high)]
     parts.append(line(x(0.0), _TOP, x(0.0), height - _BOTTOM, "zero"))
     for i, row in enumerate(rows):
         y = _TOP + _ROW * (i + 0.5)
@@ -85,11 +84,11 @@ def forest(key: str, title: str, rows: Sequence[Interval]) -> str:
         if row.limit is not None and math.isfinite(row.limit):
             parts.append(line(x(row.limit), y - _ROW / 2, x(row.limit), y + _ROW / 2, "limit"))
         if len(finite([row.low, row.high])) == 2:
-            parts.append(_whisker(x(row.low), x(row.high), y, 4, "interval"))
+            parts.append(whisker(x(row.low), x(row.high), y, 4, "interval"))
         if math.isfinite(row.value):
             parts.append(f'<circle class="second" cx="{x(row.value):.1f}" cy="{y:.1f}" r="5"/>')
         parts.append(text(WIDTH - _RIGHT + 8, y + 4.5, row.text, "start", "value"))
-    return _svg(key, title, WIDTH, height, parts)
+    return svg(key, title, WIDTH, height, parts)
 
 
 def histogram(
@@ -118,11 +117,11 @@ def histogram(
         left, top = _LEFT + (i - first) * width, y(max(counts[i], 0))
         if counts[i] > 0:
             top = min(top, height - _BOTTOM - 1.5)  # a single row stays visible
-            parts.append(_rect(left + 0.75, top, width - 1.5, height - _BOTTOM - top, kind))
+            parts.append(rect(left + 0.75, top, width - 1.5, height - _BOTTOM - top, kind))
     parts += _log_ticks(edges, first, last, width, height)
     if not tallest:
         parts.append(text(WIDTH / 2, height / 2, "nothing to count", "middle", "label"))
-    return _svg(key, title, WIDTH, height, parts)
+    return svg(key, title, WIDTH, height, parts)
 
 
 def filled_bins(histograms: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -144,7 +143,7 @@ def curves(key: str, title: str, lines: Sequence[Curve]) -> str:
     longest = max((curve.labels for curve in lines), key=len, default=())
     x = Scale(0.0, float(max(len(longest) - 1, 1)), left, width - 20)
     parts = [
-        line(left, y(t), width - 12, y(t), "grid") + text(left - 8, y(t) + 4, _plain(t))
+        line(left, y(t), width - 12, y(t), "grid") + text(left - 8, y(t) + 4, plain(t))
         for t in (ticks(low, high) if numbers else [])
     ]
     if any(v is None for curve in lines for v in curve.values):
@@ -153,7 +152,7 @@ def curves(key: str, title: str, lines: Sequence[Curve]) -> str:
     for i, (curve, kind) in enumerate(zip(lines, ("first", "second"), strict=False)):
         parts += _curve(curve, x, y, kind, square=bool(i))
     parts += _layer_ticks(longest, x, height)
-    return _svg(key, title, width, height, parts)
+    return svg(key, title, width, height, parts)
 
 
 def _curve(curve: Curve, x: Scale, y: Scale, kind: str, *, square: bool) -> list[str]:
@@ -227,32 +226,10 @@ def _bar(x: Scale, y: float, value: float, words: str, cls: str) -> list[str]:
         return []
     parts = [text(WIDTH - _RIGHT + 8, y + 10.5, words, "start", "value")]
     if value > 0:
-        parts.append(_rect(x.start, y, x(value) - x.start, 12, cls))
+        parts.append(rect(x.start, y, x(value) - x.start, 12, cls))
     return parts
-
-
-def _whisker(left: float, right: float, y: float, cap: float, cls: str) -> str:
-    path = f"M{left:.1f} {y - cap:.1f}v{2 * cap:g}M{left:.1f} {y:.1f}H{right:.1f}"
-    return f'<path class="{cls}" d="{path}M{right:.1f} {y - cap:.1f}v{2 * cap:g}"/>'
 
 
 def _grid(x: Scale, value: float, height: float, label: str) -> str:
     drawn = line(x(value), _TOP, x(value), height - _BOTTOM, "grid")
     return drawn + text(x(value), height - 11, label, "middle")
-
-
-def _plain(value: float) -> str:
-    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
-
-
-def _rect(x: float, y: float, width: float, height: float, cls: str) -> str:
-    size = f'width="{max(width, 0.5):.1f}" height="{max(height, 0.5):.1f}"'
-    return f'<rect class="{cls}" x="{x:.1f}" y="{y:.1f}" {size}/>'
-
-
-def _svg(key: str, title: str, width: float, height: float, parts: Sequence[str]) -> str:
-    name = escape(f"chart-{key}")
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-labelledby="{name}">'
-        f'<title id="{name}">{escape(title)}</title>{"".join(parts)}</svg>'
-    )

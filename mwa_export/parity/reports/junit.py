@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
-from mwa_export.parity.result import Parity
+from mwa_export.parity.result import GateResult, Parity
 from mwa_export.report.text import printable
 
 
 def junit_from_parity(result: Parity) -> str:
     """An XML document with one test suite."""
-    failures = sum(gate.verdict == "fails" for gate in result.gates)
-    skipped = sum(gate.verdict == "undecided" for gate in result.gates)
-    suite = ElementTree.Element(
-        "testsuite",
-        name="recall parity",
-        tests=str(len(result.gates)),
-        failures=str(failures),
-        errors="0",
-        skipped=str(skipped),
-        timestamp=result.created,
-    )
+    return junit_from_parities({"": result})
+
+
+def junit_from_parities(results: Mapping[str, Parity]) -> str:
+    """An XML document with a test suite for each candidate, by name."""
+    gates = [gate for result in results.values() for gate in result.gates]
+    root = ElementTree.Element("testsuites", _counts(gates))
+    for name, result in results.items():
+        root.append(_suite(f"recall parity {name}".strip(), result))
+    ElementTree.indent(root)
+    body = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{body}\n'
+
+
+def _suite(name: str, result: Parity) -> ElementTree.Element:
+    attributes = _counts(result.gates) | {"errors": "0", "timestamp": result.created}
+    suite = ElementTree.Element("testsuite", {"name": name, **attributes})
     properties = ElementTree.SubElement(suite, "properties")
-    for name, value in (
+    for key, value in (
         ("reference", result.reference.name),
         ("candidate", result.candidate.name),
         ("data", result.data.name),
@@ -30,7 +37,7 @@ def junit_from_parity(result: Parity) -> str:
         ("captions", str(result.data.captions)),
         ("mwa-export", result.version),
     ):
-        ElementTree.SubElement(properties, "property", name=name, value=printable(value))
+        ElementTree.SubElement(properties, "property", name=key, value=printable(value))
     for gate in result.gates:
         case = ElementTree.SubElement(
             suite, "testcase", classname="parity", name=printable(gate.name), time="0"
@@ -39,8 +46,13 @@ def junit_from_parity(result: Parity) -> str:
             ElementTree.SubElement(case, "failure", message=printable(gate.message), type="gate")
         elif gate.verdict == "undecided":
             ElementTree.SubElement(case, "skipped", message=printable(gate.message))
-    root = ElementTree.Element("testsuites", tests=str(len(result.gates)), failures=str(failures))
-    root.append(suite)
-    ElementTree.indent(root)
-    body = ElementTree.tostring(root, encoding="unicode")
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{body}\n'
+    return suite
+
+
+def _counts(gates: Sequence[GateResult]) -> dict[str, str]:
+    verdicts = [gate.verdict for gate in gates]
+    return {
+        "tests": str(len(verdicts)),
+        "failures": str(verdicts.count("fails")),
+        "skipped": str(verdicts.count("undecided")),
+    }

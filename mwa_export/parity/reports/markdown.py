@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from mwa_export.metrics.verdict import Verdict
-from mwa_export.parity.reports.words import (
-    COSINE_HEAD,
-    cosine_rows,
-    drift,
-    figures,
-    has_float32,
-    headline,
-    left_out,
-    margin_sentence,
-    rank_cells,
-    recall_cells,
-)
-from mwa_export.parity.result import Parity
-from mwa_export.report.numbers import count, counted, p_value, percent
-from mwa_export.report.text import markdown_table, printable
+from mwa_export.parity.reports import tables
+from mwa_export.parity.reports.facts import cost_sentence, facts
+from mwa_export.parity.reports.words import by_change, headline, left_out, margin_sentence
+from mwa_export.parity.result import Example, Parity
+from mwa_export.report.numbers import counted
+from mwa_export.report.table import Table
+from mwa_export.report.text import printable
 
 MARKS: dict[Verdict, str] = {"passes": "✅", "fails": "❌", "undecided": "❔"}
-_LISTED = 5  # examples, excluded pictures
+_LISTED = 5  # excluded pictures
+_EXAMPLES = 3  # that lost most, and that gained most
 _LONGEST = 200  # characters of a text, so that all of them fit a comment of 65,536
 _LONGEST_NOTE = 1000
 # What Markdown acts on. The names of recall figures match first: they are no mentions.
@@ -43,41 +37,27 @@ def markdown_from_parity(result: Parity) -> str:
         f"{_escape(data.name)}: {counted(data.images, 'image')}, "
         f"{counted(data.captions, 'caption')}.",
         *(f"> ⚠️ {_escape(text, _LONGEST_NOTE)}" for text in _notes(result)),
-        _recall_table(result),
-        _ranks_table(result),
-        " ".join(_escape(margin_sentence(d)) for d in result.directions),
-        _table(COSINE_HEAD, cosine_rows(result)),
-        _table(
-            ("stage", "drift", "compared"),
-            [(s.name, drift(s), _escape(s.detail)) for s in result.stages],
-        ),
+        _facts(result),
+        _table(tables.recall_table(result)),
         _gates(result),
-        _examples(result),
+        _table(tables.flips_table(result)),
+        _table(tables.cost_table(result)),
+        cost_sentence(result) if result.costs else "",
+        _table(tables.ranks_table(result)),
+        " ".join(_escape(margin_sentence(d)) for d in result.directions),
+        _table(tables.cosine_table(result)),
+        _table(tables.stage_table(result)),
+        _examples("The queries that lost most", result.examples),
+        _examples("The queries that gained most", result.improved),
         f"<sub>mwa-export {result.version}, {result.created}. Intervals: "
-        f"{result.confidence * 100:g}%, from "
-        "margins, over images.</sub>",
+        f"{result.confidence * 100:g}%, over images.</sub>",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _recall_table(result: Parity) -> str:
-    exact = has_float32(result)
-    rows = []
-    for name, n, change in figures(result):
-        reference, *others = recall_cells(change, n)
-        float32 = [percent(change.float32, n)] if exact else []
-        changed = (count(change.won), count(change.lost), p_value(change.p_value))
-        rows.append((name, reference, *float32, *others, *changed))
-    head: tuple[str, ...] = ("recall", "reference")
-    head += ("candidate's float32", "candidate") if exact else ("candidate",)
-    interval = f"{result.confidence * 100:g}% interval"
-    head = (*head, "points by flips", "points by margins", interval)
-    return _table((*head, "won", "lost", "McNemar p"), rows)
-
-
-def _ranks_table(result: Parity) -> str:
-    head = ("direction", "mean rank", "median rank", "queries of another rank", "same top 10")
-    return _table(head, [rank_cells(direction, "→") for direction in result.directions])
+def _facts(result: Parity) -> str:
+    lines = [f"- {_escape(f.name)}: {f.value} ({_escape(f.detail)})" for f in facts(result)]
+    return "\n".join(lines)
 
 
 def _gates(result: Parity) -> str:
@@ -88,20 +68,18 @@ def _gates(result: Parity) -> str:
     return "\n".join(["Gates that do not pass:", "", *lines])
 
 
-def _examples(result: Parity) -> str:
+def _examples(title: str, examples: Sequence[Example]) -> str:
     rows = [
         (
             e.direction.upper(),
-            _escape(e.picture if e.direction == "tr" else e.caption),
+            e.picture if e.direction == "tr" else e.caption,
             f"{e.rank_before} → {e.rank_after}",
-            _escape(e.winner_caption if e.direction == "tr" else e.winner_picture),
+            e.winner_caption if e.direction == "tr" else e.winner_picture,
         )
-        for e in sorted(result.examples, key=lambda e: -e.rank_after / e.rank_before)[:_LISTED]
+        for e in by_change(examples)[:_EXAMPLES]
     ]
-    body = _table(("direction", "query", "rank", "now first"), rows)
-    if not body:
-        return ""
-    return f"<details><summary>The worst-changed queries</summary>\n\n{body}\n\n</details>"
+    body = _table(Table.of("", ("Direction", "Query", "Rank", "First instead"), rows))
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>" if body else ""
 
 
 def _notes(result: Parity) -> Iterable[str]:
@@ -113,10 +91,10 @@ def _notes(result: Parity) -> Iterable[str]:
         yield f"{left_out(result)}: {listed}{more}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, or nothing if it has no rows."""
-    rows = list(rows)
-    return markdown_table(head, rows) if rows else ""
+def _table(table: Table) -> str:
+    """A table with its cells escaped, or nothing if it has no rows."""
+    rows = [[_escape(cell) for cell in row] for row in table.rows]
+    return replace(table, rows=rows).markdown()
 
 
 def _escape(text: str, longest: int = _LONGEST) -> str:

@@ -11,43 +11,35 @@ from collections.abc import Mapping
 from typing import Any
 
 from mwa_export.parity.reports import charts as draw
+from mwa_export.parity.reports import tables
+from mwa_export.parity.reports.facts import cost_sentence, facts, worst_figure
 from mwa_export.parity.reports.words import (
+    by_change,
     certain_changes,
     cross_sentence,
     drop_limits,
     figures,
-    gate_numbers,
-    has_float32,
     headline,
     is_identical,
     layer_sentences,
-    layer_table,
+    left_out,
     margin_sentence,
     not_passed,
     stage_sentence,
 )
-from mwa_export.parity.result import DIRECTION_NAMES, Parity, Which
-from mwa_export.report.numbers import (
-    MINUS,
-    cosine,
-    count,
-    counted,
-    p_value,
-    percent,
-    points,
-    share,
-    small,
-)
+from mwa_export.parity.result import DIRECTION_NAMES, Parity
+from mwa_export.report.numbers import MINUS, count, counted, estimate, percent, small
 from mwa_export.report.page import rendered
+from mwa_export.report.plots import Point, budget
+from mwa_export.report.table import MARKS
 from mwa_export.spec import TOWERS
 
-VERDICTS = ("fails", "undecided", "passes")
-SIDES: tuple[Which, ...] = ("reference", "candidate")
+OPEN = 3  # examples of either kind that are not folded
 
 
 def html_from_parity(result: Parity, thumbnails: Mapping[int, bytes] | None = None) -> str:
     """The whole document. ``thumbnails``: image row -> JPEG; other rows show the picture's name."""
-    numbers = (count, counted, percent, points, cosine, p_value, share, small)
+    numbers = (count, counted, small)
     page = rendered(
         "report.html.j2",
         ["report.css"],
@@ -55,35 +47,56 @@ def html_from_parity(result: Parity, thumbnails: Mapping[int, bytes] | None = No
         result=result,
         thumbnails={row: b64encode(jpeg).decode() for row, jpeg in (thumbnails or {}).items()},
         names=DIRECTION_NAMES,
-        sides=SIDES,
+        sides=tables.SIDES,
         charts=_charts(result),
+        tables=_tables(result),
         **_sentences(result),
     )
     return page.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def thumbnail_rows(result: Parity) -> list[int]:
-    """Image rows whose pictures the gallery shows, each once, in the order of the page."""
-    return list(dict.fromkeys(row for e in result.examples for row in (e.image, e.winner_image)))
+    """Image rows whose pictures the page shows, each once."""
+    shown = (*result.examples, *result.improved)
+    return list(dict.fromkeys(row for e in shown for row in (e.image, e.winner_image)))
 
 
 def _sentences(result: Parity) -> dict[str, Any]:
     """Sentences of the page that depend on the figures."""
-    ordered = sorted(result.gates, key=lambda gate: VERDICTS.index(gate.verdict))
     return {
-        "marks": {"passes": "✓", "fails": "✗", "undecided": "?"},
+        "mark": MARKS[result.verdict] if result.gates else "?",
         "headline": headline(result),
         "not_passed": not_passed(result),
-        "gates": [(gate, *gate_numbers(gate)) for gate in ordered],
+        "worst": worst_figure(result)[0],
+        "facts": facts(result),
+        "left_out": left_out(result),
         "identical": is_identical(result),
-        "exact": has_float32(result),
         "certain": certain_changes(result),
+        "cost_sentence": cost_sentence(result),
         "stage_sentence": stage_sentence(result.stages),
         "layer_sentences": layer_sentences(result),
-        "layer_table": layer_table(result),
-        "cross": {(cell.images, cell.texts): cell for cell in result.cross},
         "cross_sentence": cross_sentence(result),
         "margin_sentences": [margin_sentence(d) for d in result.directions],
+        "lost": by_change(result.examples),
+        "won": by_change(result.improved),
+        "open": OPEN,
+    }
+
+
+def _tables(result: Parity) -> dict[str, Any]:
+    """Every table of the page."""
+    return {
+        "recall": tables.recall_table(result),
+        "flips": tables.flips_table(result),
+        "gates": tables.gates_table(result),
+        "costs": tables.cost_table(result),
+        "sides": tables.sides_table(result),
+        "ranks": tables.ranks_table(result),
+        "cosines": tables.cosine_table(result),
+        "histograms": tables.histogram_tables(result),
+        "stages": tables.stage_table(result),
+        "layers": tables.layers_table(result),
+        "cross": tables.cross_table(result),
     }
 
 
@@ -95,13 +108,19 @@ def _charts(result: Parity) -> dict[str, Any]:
     bars, rows = [], []
     for label, n, r in figures(result):
         texts = percent(r.reference, n), percent(r.candidate, n)
-        ends = r.reference + r.low, r.reference + r.high
+        low, high = r.smoothed_low, r.smoothed_high
+        ends = r.reference + low, r.reference + high
         bars.append(draw.Bars(label, r.reference, r.candidate, *ends, *texts))
         limit = -limits[label] if label in limits else None
-        rows.append(draw.Interval(label, r.difference, r.low, r.high, points(r.difference), limit))
+        change = r.smoothed.value
+        rows.append(draw.Interval(label, change, low, high, estimate(change), limit))
     towers = [(tower, [n for n in result.layers if n.tower == tower]) for tower in TOWERS]
     lines = [draw.Curve(t, [n.layer for n in ns], [n.snr_db for n in ns]) for t, ns in towers]
+    name, worst = worst_figure(result)
+    point = Point(name, 0.0, worst.smoothed.value, low=worst.smoothed_low, high=worst.smoothed_high)
+    allowed = -limits[name] if name in limits else None
     found = {
+        "verdict": budget("verdict", f"Change of {name} against the budget", point, allowed),
         "recall": draw.grouped_bars("recall", "Recall of reference and candidate in percent", bars),
         "forest": draw.forest("forest", "Differences of recall in points, with intervals", rows),
         "layers": draw.curves("layers", "Signal-to-noise ratio after every block, in dB", lines),

@@ -10,15 +10,24 @@ from mwa_export.metrics.recall import SLACK
 from mwa_export.parity.result import (
     DIRECTION_NAMES,
     DirectionResult,
+    Example,
     GateResult,
     Parity,
     RecallChange,
     Stage,
 )
-from mwa_export.report.numbers import DASH, cosine, counted, finite, percent, points, share, small
+from mwa_export.report.numbers import (
+    DASH,
+    cosine,
+    counted,
+    estimate,
+    finite,
+    points,
+    small,
+)
 from mwa_export.spec import TOWERS, Tower
 
-COSINE_HEAD = ("cosine", "mean", "1st percentile", "minimum")
+CHANGE = " change"  # ends the name of a gate of recall
 COIN_TOSS, DAMAGE = 0.25, 0.5  # median margin of the flipped queries over that of all
 FEW = 5  # flipped queries, too few to judge
 
@@ -29,35 +38,6 @@ def figures(result: Parity) -> list[tuple[str, int, RecallChange]]:
         (f"{d.direction.upper()}@{change.k}", d.queries, change)
         for d in result.directions
         for change in d.recalls
-    ]
-
-
-def recall_cells(change: RecallChange, queries: int) -> tuple[str, ...]:
-    """Both sides' recall, their difference by flips, and by margins with its interval."""
-    return (
-        percent(change.reference, queries),
-        percent(change.candidate, queries),
-        points(change.difference),
-        points(change.smoothed.value),
-        f"{points(change.smoothed_low)} to {points(change.smoothed_high)}",
-    )
-
-
-def rank_cells(d: DirectionResult, to: str) -> tuple[str, ...]:
-    """Mean and median rank on both sides, changed ranks, and what the ten best have in common."""
-    return (
-        d.direction.upper(),
-        f"{d.mean_rank[0]:.2f} {to} {d.mean_rank[1]:.2f}",
-        f"{d.median_rank[0]:g} {to} {d.median_rank[1]:g}",
-        f"{d.changed_ranks:,} of {d.queries:,}",
-        f"{share(d.overlap)}%",
-    )
-
-
-def cosine_rows(result: Parity) -> list[tuple[str, ...]]:
-    """The cosines of each tower, for COSINE_HEAD."""
-    return [
-        (c.tower, cosine(c.mean), cosine(c.percentile_1), cosine(c.minimum)) for c in result.cosines
     ]
 
 
@@ -90,7 +70,8 @@ def not_passed(result: Parity) -> str:
     """The gates that fail besides the one in the headline, and those that are undecided."""
     worst, said = _worst(result), []
     for verdict, words in (("fails", "Failed too"), ("undecided", "Undecided")):
-        names = [g.name for g in result.gates if g.verdict == verdict and g is not worst]
+        left = [gate for gate in result.gates if gate.verdict == verdict and gate is not worst]
+        names = [gate.name.removesuffix(CHANGE) for gate in left]
         said += [f"{words}: {_list(names)}."] if names else []
     return " ".join(said)
 
@@ -98,6 +79,11 @@ def not_passed(result: Parity) -> str:
 def is_identical(result: Parity) -> bool:
     """Every embedding of the two sides is equal bit by bit."""
     return bool(result.cosines) and all(c.identical == c.rows for c in result.cosines)
+
+
+def by_change(examples: Iterable[Example]) -> list[Example]:
+    """Examples of both directions, those whose rank changed by the largest factor first."""
+    return sorted(examples, key=lambda e: -abs(math.log(e.rank_after / e.rank_before)))
 
 
 def left_out(result: Parity) -> str:
@@ -155,7 +141,7 @@ def layer_sentences(result: Parity) -> list[str]:
     return worst + found
 
 
-def layer_table(result: Parity) -> list[tuple[str, list[str]]]:
+def layer_rows(result: Parity) -> list[tuple[str, list[str]]]:
     """Every layer with the ratio in both towers, as text."""
     found = {(layer.tower, layer.layer): layer.snr_db for layer in result.layers}
 
@@ -214,14 +200,14 @@ def margin_sentence(d: DirectionResult) -> str:
 def _worst(result: Parity) -> GateResult | None:
     """The failed gate that is named first: the largest drop of recall, if there is one."""
     failed = [gate for gate in result.gates if gate.verdict == "fails"]
-    drops = [gate for gate in failed if gate.name.endswith(" drop")]
-    return max(drops, key=lambda gate: gate.found - gate.limit, default=next(iter(failed), None))
+    drops = [gate for gate in failed if gate.name.endswith(CHANGE)]
+    return min(drops, key=lambda gate: gate.found, default=next(iter(failed), None))
 
 
 def drop_limits(result: Parity) -> dict[str, float]:
     """Points that each recall figure may lose, by its name."""
-    drops = [gate for gate in result.gates if gate.name.endswith(" drop")]
-    return {gate.name.removesuffix(" drop"): abs(gate.limit) for gate in drops}
+    changes = [gate for gate in result.gates if gate.name.endswith(CHANGE)]
+    return {gate.name.removesuffix(CHANGE): abs(gate.limit) for gate in changes}
 
 
 def drift(stage: Stage) -> str:
@@ -244,9 +230,10 @@ def _list(words: Iterable[str]) -> str:
 
 
 def gate_numbers(gate: GateResult) -> tuple[str, str]:
-    """The limit as it was set, and what was found with enough digits to tell it from the limit."""
-    written = cosine if "cosine" in gate.name else points
-    found = written(gate.found)
-    if found == written(gate.limit) and gate.found != gate.limit:
+    """What was found, with enough digits to tell it from the limit, and the limit."""
+    if "cosine" not in gate.name:
+        return estimate(gate.found), points(gate.limit)
+    found = cosine(gate.found)
+    if found == cosine(gate.limit) and gate.found != gate.limit:
         found = small(gate.found, 6)
-    return small(gate.limit, 9), found.lstrip("+")
+    return found, small(gate.limit, 9)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mwa_export.errors import ImageError
 from mwa_export.files import new_folder
 from mwa_export.inputs.content import Readable
-from mwa_export.parity.reports.junit import junit_from_parity
+from mwa_export.parity.reports.junit import junit_from_parities, junit_from_parity
 from mwa_export.parity.reports.markdown import markdown_from_parity
+from mwa_export.parity.reports.overview import (
+    html_from_overview,
+    json_from_overview,
+    markdown_from_overview,
+)
 from mwa_export.parity.reports.page import html_from_parity, thumbnail_rows
 from mwa_export.parity.result import Parity
+from mwa_export.parity.run import Finished
 from mwa_export.report.page import THUMBNAIL, thumbnail
 
 MARKER = "report.json"  # of a folder that was made here, and may be replaced when forced
@@ -32,16 +39,53 @@ def write_reports(
     Raises:
         BundleError: the folder exists, or the disk refuses.
     """
+    with new_folder(out, marker=MARKER, force=force) as folder:
+        _write(result, folder, pictures)
+    return Path(out) / "report.html"
+
+
+def write_overview(
+    results: Mapping[str, Finished],
+    out: Path,
+    *,
+    force: bool = False,
+) -> Path:
+    """Make a folder with index.html and a report of each candidate below. Returns the page's path.
+
+    Beside it are report.json and .md and junit.xml of all candidates.
+
+    Raises:
+        BundleError: the folder exists, or the disk refuses.
+    """
+    parities = {name: done.result for name, done in results.items()}
     texts = {
-        MARKER: json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n",
-        "report.md": markdown_from_parity(result),
-        "junit.xml": junit_from_parity(result),
-        "report.html": html_from_parity(result, _thumbnails(result, pictures)),
+        MARKER: _json(json_from_overview(parities)),
+        "report.md": markdown_from_overview(parities),
+        "junit.xml": junit_from_parities(parities),
+        "index.html": html_from_overview(parities),
     }
     with new_folder(out, marker=MARKER, force=force) as folder:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-    return Path(out) / "report.html"
+        for name, done in results.items():
+            (folder / name).mkdir()
+            _write(done.result, folder / name, done.data.pictures)
+    return Path(out) / "index.html"
+
+
+def _write(result: Parity, folder: Path, pictures: tuple[Readable, ...]) -> None:
+    texts = {
+        MARKER: _json(result.to_json()),
+        "report.md": markdown_from_parity(result),
+        "junit.xml": junit_from_parity(result),
+        "report.html": html_from_parity(result, _thumbnails(result, pictures)),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
 def _thumbnails(result: Parity, pictures: tuple[Readable, ...]) -> Mapping[int, bytes]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import replace
 from functools import cache
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from parity_samples import identical_parity, sample_parity
+from parity_samples import (
+    LIMIT,
+    identical_parity,
+    sample_parity,
+    undecided_parity,
+    without_gates,
+)
 
-from mwa_export.parity.reports.words import also_failed, drift, headline
-from mwa_export.parity.result import DirectionResult, GateResult, Parity, Stage
-from mwa_export.report.numbers import DASH, MINUS, cosine, percent, points
+from mwa_export.parity.reports.tables import flips_table, gates_table, recall_table
+from mwa_export.parity.reports.words import drift, figures, headline, not_passed
+from mwa_export.parity.result import Parity, Stage
+from mwa_export.report.numbers import DASH, MINUS, cosine, estimate, percent, points
 from mwa_export.report.text import printable
 
 sample = cache(sample_parity)
@@ -26,68 +33,68 @@ def number(text: str) -> float:
     return float(text.replace(MINUS, "-"))
 
 
-def with_drop(drop: float, *gates: GateResult) -> Parity:
-    """A passing result of which every recall figure dropped that much."""
-    result = sample(60)
-
-    def dropped(d: DirectionResult) -> DirectionResult:
-        return replace(d, recalls=tuple(replace(r, difference=-drop) for r in d.recalls))
-
-    directions = tuple(dropped(d) for d in result.directions)
-    return replace(result, directions=directions, gates=gates, passed=True)
-
-
-def drop_gate(limit: float, found: float) -> GateResult:
-    return GateResult("TR@1 drop", limit, found, True, "TR@1 drop: as allowed")
-
-
-DROP = 100 * (0.5 - 0.498)  # one query in 500; as a float a hair more than 0.2
-HEADLINES = {
-    "a recall figure fell": sample(1000),
-    "only a cosine fell": replace(
-        sample(1000),
-        gates=tuple(replace(g, passed="text" not in g.name) for g in sample(1000).gates),
-    ),
-    "a drop within the limit": with_drop(0.1, drop_gate(0.2, 0.1)),
-    "a drop that floats put a hair over the limit": with_drop(DROP, drop_gate(0.2, DROP)),
-    "no drop": with_drop(0.0, drop_gate(0.2, 0.0)),
-    "a gain": with_drop(-1.0, drop_gate(0.2, -1.0)),
-    "a tiny drop that no gate is for": with_drop(
-        0.004, GateResult("text cosine", 0.9, 0.99, True, "text cosine: fine")
-    ),
-    "identical sides": identical_parity(100),
-    "no gates": replace(sample(60), gates=(), passed=True),
-    "no gates, identical sides": replace(identical_parity(60), gates=(), passed=True),
-}
-DRIFTS = (
-    Stage("tokenizer", "same", "The same ids."),
-    Stage("graph", "not measured", "Arrays were given."),
-    Stage("tokenizer", "changed", "3 captions have other ids."),
-    Stage("tokenizer", "changed", "", None, 1 - 2e-8, 0.004),
-    Stage("precision", "changed", "", 0.98765),
-    Stage("precision", "changed", "", 0.98765, None, -1.4, 0.0),
+@pytest.mark.parametrize(
+    ("result", "verdict"),
+    [
+        (sample(1000), "Fails"),
+        (sample(1000, damaged=False), "Passes"),
+        (identical_parity(100), "Passes"),
+        (undecided_parity(1000), "Undecided"),
+        (without_gates(sample(60)), "No verdict"),
+    ],
 )
+def test_headline_begins_with_the_verdict(result: Parity, verdict: str) -> None:
+    assert headline(result).startswith(f"{verdict}: ")
 
 
-def test_headlines_are_as_expected(as_expected: Callable[[str, str], None]) -> None:
-    said = {
-        case: " / ".join(filter(None, (headline(result), also_failed(result))))
-        for case, result in HEADLINES.items()
-    }
-    as_expected("headlines.txt", "".join(f"{case}: {text}\n" for case, text in said.items()))
-
-
-def test_drifts_are_as_expected(as_expected: Callable[[str, str], None]) -> None:
-    lines = [f"{s.name}, {s.state}: {drift(s)}\n" for s in DRIFTS]
-    as_expected("drifts.txt", "".join(lines))
+def test_headline_of_an_undecided_result_says_how_many_pictures_decide() -> None:
+    result = undecided_parity(1000)
+    assert f"{result.pictures:,}" in headline(result)
+    assert f"{result.data.images:,}" in headline(result)
+    assert not re.search(r"\d", headline(replace(result, pictures=None)).partition("points")[2])
 
 
 def test_headline_of_a_failure_is_the_largest_drop() -> None:
     result = sample(1000)
-    drops = [g for g in result.gates if not g.passed and g.name.endswith(" drop")]
-    worst = max(drops, key=lambda gate: gate.found)
-    assert headline(result) == f"Fails: {worst.message.rstrip('.')}"
-    assert worst.name not in also_failed(result)
+    drops = [g for g in result.gates if g.verdict == "fails" and g.name.endswith(" change")]
+    worst = min(drops, key=lambda gate: gate.found)
+    assert worst.message in headline(result)
+    assert f" {worst.name.split()[0]}," not in not_passed(result)
+
+
+@pytest.mark.parametrize("result", [sample(1000), undecided_parity(1000)])
+def test_every_gate_that_does_not_pass_is_named(result: Parity) -> None:
+    said = headline(result) + not_passed(result)
+    for gate in result.gates:
+        assert (gate.name.removesuffix(" change") in said) == (gate.verdict != "passes")
+
+
+def test_drops_are_negative_in_every_table_and_rises_positive() -> None:
+    result = sample(1000)
+    rows = [*gates_table(result).rows, *recall_table(result).rows, *flips_table(result).rows]
+    for name, n, change in figures(result):
+        found = [row for row in rows if row[0].split()[0] == name]
+        values = (estimate(change.smoothed.value), points(change.difference))
+        for value in values:
+            assert any(value in row for row in found), (name, n)
+    limits = {row[3] for row in gates_table(result).rows if row[0].endswith("change")}
+    assert limits == {f"{MINUS}{LIMIT:.2f}"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        (Stage("tokenizer", "same", "The same ids."), {"none"}),
+        (Stage("graph", "not measured", "Arrays were given."), {"not measured"}),
+        (Stage("tokenizer", "changed", "3 captions have other ids."), {"changed"}),
+        (
+            Stage("precision", "changed", "", 0.98765, None, -1.4, 0.0),
+            {"vision cosine 0.9877", f"TR@1 {MINUS}1.40", "IR@1 0"},
+        ),
+    ],
+)
+def test_drift_says_what_was_measured_and_no_more(stage: Stage, said: set[str]) -> None:
+    assert set(drift(stage).split(", ")) == said
 
 
 @given(FINITE)

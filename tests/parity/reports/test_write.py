@@ -28,6 +28,7 @@ from mwa_export.report.page import THUMBNAIL
 
 FILES = ["junit.xml", "report.html", "report.json", "report.md"]
 SMALL = sample_parity(60, examples=4)
+SHOWN = len(SMALL.examples) + len(SMALL.improved)
 ODD = os.fsdecode(b"caf\xe9\xff.jpg")  # a name that is no UTF-8
 
 
@@ -123,7 +124,7 @@ def test_force_replaces_an_earlier_report_as_a_whole(out: Path) -> None:
     (out / "stale.txt").write_text("of the earlier run")
     write_reports(identical_parity(60), out, force=True)
     assert sorted(os.listdir(out)) == FILES
-    assert json.loads((out / "report.json").read_bytes())["passed"] is True
+    assert json.loads((out / "report.json").read_bytes())["verdict"] == "passes"
     assert os.listdir(out.parent) == [out.name]
 
 
@@ -146,7 +147,7 @@ def test_json_is_strict_and_is_the_result(result: Parity, out: Path) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
     found = json.loads((out / "report.json").read_bytes(), parse_constant=refuse)
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert found == json.loads(json.dumps(result.to_json()))
     assert list(found) == list(result.to_json())
 
@@ -154,7 +155,7 @@ def test_json_is_strict_and_is_the_result(result: Parity, out: Path) -> None:
 def test_pictures_of_the_examples_are_in_the_page(out: Path, pictures: tuple[Picture, ...]) -> None:
     html = write_reports(SMALL, out, pictures=pictures).read_text(encoding="utf-8")
     found = thumbnails_in(html)
-    assert len(found) == 2 * len(SMALL.examples)
+    assert len(found) == 2 * SHOWN
     for data in found:
         image = Image.open(io.BytesIO(data))
         assert image.format == "JPEG"
@@ -166,7 +167,7 @@ def test_pictures_of_the_examples_are_in_the_page(out: Path, pictures: tuple[Pic
 def test_without_pictures_there_are_placeholders(out: Path) -> None:
     html = write_reports(SMALL, out).read_text(encoding="utf-8")
     assert thumbnails_in(html) == []
-    assert html.count('class="placeholder"') == 2 * len(SMALL.examples)
+    assert html.count('class="placeholder"') == 2 * SHOWN
 
 
 def test_picture_that_is_gone_leaves_its_name(out: Path, pictures: tuple[Picture, ...]) -> None:
@@ -175,7 +176,7 @@ def test_picture_that_is_gone_leaves_its_name(out: Path, pictures: tuple[Picture
     pictures[gone].path.unlink()
     pictures[broken].path.write_bytes(b"no picture any more")
     html = write_reports(SMALL, out, pictures=pictures).read_text(encoding="utf-8")
-    shown = [row for e in SMALL.examples for row in (e.image, e.winner_image)]
+    shown = [row for e in (*SMALL.examples, *SMALL.improved) for row in (e.image, e.winner_image)]
     missing = sum(row in (gone, broken) for row in shown)
     assert html.count('class="placeholder"') == missing >= 2
     assert len(thumbnails_in(html)) == len(shown) - missing
@@ -189,7 +190,7 @@ def test_only_pictures_that_are_shown_are_read(out: Path, pictures: tuple[Pictur
         if row not in rows:
             picture.path.unlink()
     html = write_reports(SMALL, out, pictures=pictures).read_text(encoding="utf-8")
-    assert len(thumbnails_in(html)) == 2 * len(SMALL.examples)
+    assert len(thumbnails_in(html)) == 2 * SHOWN
 
 
 def test_names_that_are_no_text_stop_no_report(out: Path, tmp_path: Path) -> None:

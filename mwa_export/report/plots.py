@@ -1,0 +1,183 @@
+"""Plots of changes against a budget, for all reports: one figure, many candidates, layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from mwa_export.report.numbers import finite
+from mwa_export.report.svg import Scale, line, plain, rect, svg, text, ticks, whisker
+from mwa_export.report.text import printable
+
+_WIDTH = 440.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A candidate: where it lies, and the interval of its vertical place."""
+
+    label: str
+    x: float
+    y: float
+    low: float
+    high: float
+    kind: str = "second"  # class of its mark; "chosen" is filled
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A layer: its value, and a larger one to which a line leads."""
+
+    name: str
+    value: float
+    top: float | None = None
+    kind: str = "first"  # "first open" is hollow
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A value with its interval, and what to write at the end of the bar."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    text: str
+    kind: str = "first"
+
+
+def budget(key: str, title: str, point: Point, limit: float | None) -> str:
+    """The change of one figure with its interval over the region that the budget allows.
+
+    ``limit``: the lowest change that is allowed, None if any is. Only y, low and high are drawn.
+    """
+    height, left, right, base = 96.0, 14.0, _WIDTH - 14, 62.0
+    low, high = _around([point.y, point.low, point.high, limit, 0.0])
+    x = Scale(low, high, left, right)
+    parts = [line(x(t), 18, x(t), base, "grid") for t in ticks(low, high)]
+    parts += [text(x(t), base + 17, plain(t), "middle") for t in _apart(x, low, high, limit)]
+    if limit is not None:
+        parts.insert(0, rect(x(limit), 18, right - x(limit), base - 18, "allowed"))
+        parts.append(line(x(limit), 12, x(limit), base + 4, "limit"))
+        side = "start" if x(limit) < _WIDTH / 2 else "end"
+        words = f"budget {plain(limit)}"
+        parts.append(text(x(limit), height - 2, words, side, "label"))
+    parts.append(line(x(0.0), 18, x(0.0), base, "zero"))
+    if len(finite([point.low, point.high])) == 2:
+        parts.append(whisker(x(point.low), x(point.high), 40, 8, "interval"))
+    if math.isfinite(point.y):
+        parts.append(f'<circle class="second" cx="{x(point.y):.1f}" cy="40" r="6"/>')
+    return svg(key, title, _WIDTH, height, parts)
+
+
+def scatter(
+    key: str,
+    title: str,
+    points: Sequence[Point],
+    limit: float | None,
+    axes: tuple[str, str],
+    start: float = 0.0,
+) -> str:
+    """Candidates by two measures, with intervals upwards and the budget as a line.
+
+    ``axes``: what lies to the right and what upwards. ``start``: left end of the axis.
+    """
+    width, height, left, base = _WIDTH, 300.0, 46.0, 250.0
+    low, high = _around([n for p in points for n in (p.y, p.low, p.high)] + [limit, 0.0])
+    reach = max(finite([p.x - start for p in points]), default=1.0)
+    most = start + 1.15 * max(reach, 1e-3)
+    x, y = Scale(start, most, left, width - 12), Scale(low, high, base, 42.0)
+    parts = [text(4, 16, axes[1], "start"), text(width - 12, height - 6, axes[0])]
+    for t in ticks(low, high):
+        parts.append(line(left, y(t), width - 12, y(t), "grid" if t else "zero"))
+        parts.append(text(left - 8, y(t) + 4, plain(t)))
+    parts += [text(x(t), base + 20, plain(t), "middle") for t in ticks(start, most)]
+    if limit is not None:
+        parts.append(line(left, y(limit), width - 12, y(limit), "limit"))
+        parts.append(text(left + 3, y(limit) + 16, f"budget {plain(limit)}", "start", "label"))
+    for point in points:
+        if len(finite([point.x, point.y])) == 2:
+            parts += _mark(point, x, y)
+    return svg(key, title, width, height, parts)
+
+
+def _mark(point: Point, x: Scale, y: Scale) -> list[str]:
+    """A point with its interval, and its label above."""
+    across, up, top = x(point.x), y(point.y), y(point.y) - 6
+    parts = []
+    if len(finite([point.low, point.high])) == 2 and point.low < point.high:
+        top = y(point.high)
+        parts.append(whisker(top, y(point.low), across, 4, "interval", upright=True))
+    parts.append(f'<circle class="{point.kind}" cx="{across:.1f}" cy="{up:.1f}" r="5"/>')
+    return [*parts, text(across, top - 6, point.label, "middle", "label")]
+
+
+def dots(key: str, title: str, layers: Sequence[Dot], starts: Mapping[int, str]) -> str:
+    """Layers from left to right over a logarithmic axis.
+
+    ``starts``: position at which a block of layers begins -> its name.
+    """
+    left, right, top, base = 46.0, _WIDTH - 10, 12.0, 190.0
+    numbers = [n for n in finite([v for d in layers for v in (d.value, d.top)]) if n > 0]
+    low = math.floor(math.log10(min(numbers, default=1.0)))
+    high = math.ceil(math.log10(max(numbers, default=10.0)))
+    x = Scale(-0.5, max(len(layers), 1) - 0.5, left, right)
+    y = Scale(low, max(high, low + 1), base, top)
+    parts = []
+    for power in range(low, max(high, low + 1) + 1):
+        parts.append(line(left, y(power), right, y(power), "grid"))
+        label = plain(10.0**power) if -3 < power < 4 else f"1e{plain(power)}"
+        parts.append(text(left - 8, y(power) + 4, label))
+    every = math.ceil(len(starts) / 12) or 1
+    for number, (position, name) in enumerate(starts.items()):
+        parts.append(line(x(position - 0.5), top, x(position - 0.5), base, "grid"))
+        if number % every == 0:
+            parts.append(text(x(position - 0.5) + 3, base + 17, name, "start"))
+    for position, dot in enumerate(layers):
+        parts += _dot(dot, x(position), y, low)
+    return svg(key, title, _WIDTH, 216.0, parts)
+
+
+def _dot(dot: Dot, x: float, y: Scale, low: float) -> list[str]:
+    """A layer's mark, with its name for who points at it, and the line to its upper value."""
+    at, top = (y(math.log10(v)) if v and v > 0 else y(low) for v in (dot.value, dot.top))
+    parts = [] if dot.top is None else [line(x, at, x, top, "stem")]
+    named = f"<title>{escape(printable(dot.name))}: {dot.value:.3g}</title>"
+    return [*parts, f'<circle class="{dot.kind}" cx="{x:.1f}" cy="{at:.1f}" r="4">{named}</circle>']
+
+
+def bars(key: str, title: str, rows: Sequence[Bar], unit: str) -> str:
+    """Horizontal bars from 0, each below its label, with an interval; ``unit`` ends each tick."""
+    step, left, right, foot = 40.0, 4.0, 100.0, 24.0
+    height = step * len(rows) + foot
+    most = max([1.0, *finite([row.high for row in rows])])
+    x = Scale(0.0, most, left, _WIDTH - right)
+    parts = []
+    for tick in ticks(0.0, most):
+        parts.append(line(x(tick), 4, x(tick), height - foot, "grid"))
+        anchor = "middle" if tick else "start"
+        parts.append(text(x(tick), height - 7, f"{plain(tick)}{unit}", anchor))
+    for i, row in enumerate(rows):
+        top = step * i + 4
+        parts.append(text(left, top + 12, row.label, "start", "label"))
+        drawn = finite([row.value, row.low, row.high])
+        parts.append(rect(left, top + 17, x(drawn[0] if drawn else 0.0) - left, 13, row.kind))
+        if len(drawn) == 3:
+            parts.append(whisker(x(row.low), x(row.high), top + 23.5, 3, "whisker"))
+        parts.append(text(x(max([0.0, *drawn])) + 7, top + 28, row.text, "start", "value"))
+    return svg(key, title, _WIDTH, height, parts)
+
+
+def _around(values: Sequence[float | None]) -> tuple[float, float]:
+    """Ends of an axis with room on both sides of everything."""
+    numbers = finite(values)
+    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+    room = 0.12 * (high - low) or 1.0
+    return low - room, high + room
+
+
+def _apart(x: Scale, low: float, high: float, limit: float | None) -> list[float]:
+    """Ticks whose labels do not run out of the picture."""
+    return [t for t in ticks(low, high) if x.start + 10 <= x(t) <= x.stop - 10]
