@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import GraphFile
@@ -16,12 +15,12 @@ from mwa_export.bundle.update import Change, changed_bundle
 from mwa_export.calib.calibrate import CalibrationOptions, calibrate
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.curve import write_curve
+from mwa_export.calib.decision import Rule, Undecided, cut_captions
 from mwa_export.calib.dialects import DIALECTS, named_dialects, primary_dialect
 from mwa_export.calib.earlier import earlier_quantization, joined, replaced_graphs
 from mwa_export.calib.evaluate import (
     Evaluator,
     HeldBack,
-    data_objection,
     measure_runtimes,
     milliseconds,
     sensitivities,
@@ -31,25 +30,23 @@ from mwa_export.calib.page import FILES
 from mwa_export.calib.precision_search import (
     SearchResult,
     SiteKey,
-    Trial,
     named_sites,
     names_of,
     savings,
     search,
 )
-from mwa_export.calib.samples import SAMPLES, Samples, set_aside, split_data, take_samples
+from mwa_export.calib.samples import SAMPLES, Samples, divided, take_samples
 from mwa_export.calib.sites import find_sites
 from mwa_export.calib.variants import Variants
 from mwa_export.cpu import check_threads
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.data.test_sets import TestSet, as_test_set
-from mwa_export.encoder.encoder import Encoder
 from mwa_export.encoder.open import open_bundle
-from mwa_export.errors import ParityError, UsageError, check_option
+from mwa_export.errors import UsageError, check_option
 from mwa_export.files import scratch_folder
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.metrics.recall import MAX_RECALL_DROP, SLACK, check_recall_drop
-from mwa_export.metrics.verdict import Decision, decide, fewest_pictures
+from mwa_export.metrics.verdict import Decision
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.open import cpu_backend
 from mwa_export.runtimes.options import LABELS
@@ -72,7 +69,7 @@ class QuantizeOptions:
     points: int = 3  # of the trade-off curve, beside those that the search needs
     search: bool = True  # False: all in INT8, and the drop is only measured
     time_budget: float | None = None  # minutes, after which the search tries nothing new
-    undecided: Literal["pass", "fail"] | None = None  # what a verdict of that kind counts as
+    undecided: Undecided = None  # what a verdict of that kind counts as
     threads: int | None = None
     tokenizer: Path | None = None  # for a bundle that was exported without one
 
@@ -84,6 +81,11 @@ class QuantizeOptions:
         check_option("time_budget", minutes, minutes is None or minutes > 0, "more than 0 minutes")
         check_recall_drop(self.max_recall_drop)
         check_threads("threads", self.threads)
+
+    @property
+    def rule(self) -> Rule:
+        """What decides on recall."""
+        return Rule(self.max_recall_drop, self.undecided)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +173,14 @@ def _quantize(
     """Do the work of `quantize`, and write its files. ``earlier``: see `earlier_quantization`."""
     folder, dialects = change.folder, named_dialects(options.dialects)
     side = open_bundle(bundle, lent_tokenizer=options.tokenizer)
-    fitting, trying, held_back = _parts(data, held_back, found is None, options)
-    judge: HeldBack | None = None
+    fitting, trying, held_back = divided(
+        data, held_back, options.samples, options.seed, fit=found is None, search=options.search
+    )
+    judge, rule = None, options.rule
     warnings: tuple[str, ...] = ()
     if held_back is not None:
-        warnings = _doubts(held_back, options.max_recall_drop, progress)
+        warnings = rule.doubts(held_back, progress) + cut_captions(side, held_back)
         judge = HeldBack(side, held_back, progress)
-        warnings += _cut(side, held_back)
     samples: Samples | None = None
     if found is None:
         assert fitting is not None
@@ -201,13 +204,13 @@ def _quantize(
         result, times = _search(evaluator, few, kept, len(held_back.pictures), options, progress)
         chosen = result.chosen.int8
         if not chosen:
-            raise ParityError(_nothing_fits(result, options))
+            raise rule.nothing_fits(result)
         progress("decide on held-back data that the search has not seen")
         decider = evaluator if tried is judge else Evaluator(variants, judge, primary, threads)
-        judged = partial(_decide, judge.objection(), options)
+        judged = partial(rule.judge, objection=judge.objection())
         decision = judged(decider(chosen))
         if options.search:
-            _refuse(decision, options)
+            rule.refuse(decision)
     high = {
         tower: tuple(s.name for s in variants.sites(tower) if SiteKey(tower, s.name) not in chosen)
         for tower in TOWERS
@@ -293,7 +296,7 @@ def _search(
         saved,
         evaluator,
         max_drop=options.max_recall_drop + SLACK if options.search else math.inf,
-        pictures=pictures if _can_decide(pictures, options.max_recall_drop) else None,
+        pictures=pictures if options.rule.can_be_decided(pictures) else None,
         points=options.points,
         progress=progress,
         seconds=math.inf if options.time_budget is None else 60 * options.time_budget,
@@ -323,83 +326,3 @@ def _savings(
     }
     high = {tower: times[tower]["float"] for tower in TOWERS}
     return savings(macs, high, {tower: times[tower]["int8"] for tower in TOWERS}), high
-
-
-def _parts(
-    data: RetrievalData | None,
-    held_back: RetrievalData | None,
-    calibrates: bool,
-    options: QuantizeOptions,
-) -> tuple[RetrievalData | None, RetrievalData | None, RetrievalData | None]:
-    """The data to calibrate with, to search with, and to decide on; None: there are none."""
-    if calibrates and held_back is None:
-        assert data is not None
-        data, held_back = split_data(data, options.samples, options.seed)
-        return data, data, held_back
-    if data is None or held_back is None:  # an earlier calibration, with one set or none
-        only = data or held_back
-        if only is None or not options.search:
-            return None, None, only
-        trying, rest = set_aside(only, min(options.samples, len(only.pictures) // 2), options.seed)
-        return None, trying, rest
-    return data, set_aside(data, options.samples, options.seed)[0], held_back
-
-
-def _can_decide(pictures: int, budget: float) -> bool:
-    needed = fewest_pictures(budget)
-    return needed is not None and pictures >= needed
-
-
-def _doubts(data: RetrievalData, budget: float, progress: Progress) -> tuple[str, ...]:
-    """What keeps these data from deciding, said before the work starts."""
-    pictures, needed = len(data.pictures), fewest_pictures(budget)
-    said = data_objection(data)
-    if said is None and not _can_decide(pictures, budget):
-        few = f"{needed:,} or more" if needed else "a larger budget"
-        said = (
-            f"{pictures:,} held-back pictures cannot show that a drop is smaller than {budget:g} "
-            f"points, even where nothing changes. Needed: {few}"
-        )
-    if said is None:
-        return ()
-    progress(f"note: {said}. The verdict will be undecided")
-    return (f"{data.name}: {said}.",)
-
-
-def _cut(side: Encoder, data: RetrievalData) -> tuple[str, ...]:
-    """A warning about captions that the model does not see whole."""
-    cut = side.count_cut(data.captions)
-    if not cut:
-        return ()
-    return (f"{data.name}: {cut:,} captions of more than {side.max_length} tokens were cut",)
-
-
-def _decide(objection: str | None, options: QuantizeOptions, trial: Trial) -> Decision:
-    accept = options.undecided == "pass"
-    return decide(trial.changes, options.max_recall_drop, objection=objection, accept=accept)
-
-
-def _refuse(decision: Decision, options: QuantizeOptions) -> None:
-    """Raise ParityError for a choice that fails, or that may not stay undecided."""
-    if decision.verdict == "passes" or (
-        decision.verdict == "undecided" and options.undecided != "fail"
-    ):
-        return
-    raise ParityError(
-        f"the precisions that the search chose do not pass on the held-back data: "
-        f"{decision.words()}, allowed to drop by {options.max_recall_drop:g}. The bundle is "
-        "unchanged. Allow more (`max_recall_drop`), calibrate on more samples (`samples`), give "
-        "more held-back pictures, or learn the rounding (`rounding=learned`)."
-    )
-
-
-def _nothing_fits(result: SearchResult, options: QuantizeOptions) -> str:
-    tried = [trial.drop for trial in result.measured if trial.int8]
-    least = f"the best that was tried drops {min(tried):.2f}" if tried else "none was tried"
-    late = " before the time budget was used up" if result.stopped else ""
-    return (
-        f"no assignment with INT8 layers is expected to stay within {options.max_recall_drop:g} "
-        f"points of recall{late}; {least}. The bundle is unchanged. Allow more "
-        "(`max_recall_drop`), calibrate on more samples (`samples`), or learn the rounding "
-        "(`rounding=learned`)."
-    )

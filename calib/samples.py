@@ -86,6 +86,41 @@ def set_aside(data: RetrievalData, pictures: int, seed: int) -> tuple[RetrievalD
     return data.only(mask), data.only(~mask)
 
 
+def divided(
+    data: RetrievalData | None,
+    held_back: RetrievalData | None,
+    samples: int,
+    seed: int,
+    *,
+    fit: bool,
+    search: bool,
+) -> tuple[RetrievalData | None, RetrievalData | None, RetrievalData | None]:
+    """The data to calibrate with, to search with, and to decide on; None: there are none.
+
+    Args:
+        data: a set, or None.
+        held_back: another one to decide on, or None: a part of ``data``.
+        samples: pictures to calibrate with, and to search with.
+        seed: of the draw.
+        fit: ranges are needed. Otherwise an earlier calibration has them.
+        search: the precisions are searched.
+
+    Raises:
+        CalibrationError: see `split_data`.
+    """
+    if fit and held_back is None:
+        assert data is not None
+        data, held_back = split_data(data, samples, seed)
+        return data, data, held_back
+    if data is not None and held_back is not None:
+        return data, set_aside(data, samples, seed)[0], held_back
+    only = data or held_back
+    if only is None or not search:
+        return None, None, only
+    trying, rest = set_aside(only, min(samples, len(only.pictures) // 2), seed)
+    return None, trying, rest
+
+
 def take_samples(encoder: Encoder, data: RetrievalData, samples: int, seed: int) -> Samples:
     """Draw pictures, all if there are fewer, and one caption of each; decode, encode, refuse noise.
 

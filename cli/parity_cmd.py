@@ -36,17 +36,18 @@ Examples:
   mwa-export parity bundle --reference bundle --runtime openvino --precision int8 --data x.csv
   mwa-export parity bundle --reference checkpoint-29.pth --data test-shards/ --all
   mwa-export parity new --reference old --data test-shards/ --max-recall-drop 0.5 --confidence 0.95
+  mwa-export parity --vectors old-vectors new-vectors
+  mwa-export parity --vectors a-img.npy a-txt.npy b-img.npy b-txt.npy --owners owners.npy
 """
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("bundle", type=PATH)
-@click.option("--reference", type=PATH, required=True, help="Checkpoint, or another bundle.")
+@click.argument("paths", type=PATH, nargs=-1, required=True, metavar="BUNDLE")
+@click.option("--reference", type=PATH, help="Checkpoint, or another bundle.")
 @click.option("--adapter", type=PATH, help="Adapter file, if --reference is its base.")
 @data_options(
     "Karpathy or COCO JSON, BEiT-3 index (.jsonl), table of captions (.csv, .tsv, .jsonl, or a "
     "folder with one), Parquet or WebDataset (.parquet, .tar, or a folder of such files).",
-    required=True,
 )
 @click.option(
     "--graph",
@@ -69,6 +70,20 @@ Examples:
     is_flag=True,
     help="Compare every runtime and precision that the bundle has and this machine runs.",
 )
+@click.option(
+    "--vectors",
+    is_flag=True,
+    help="Compare vectors that are there already, of models of any kind, in place of BUNDLE: two "
+    "folders that `embed` wrote, or four .npy files (images and texts of the reference, images "
+    "and texts of the candidate).",
+)
+@click.option(
+    "--owners",
+    type=PATH,
+    metavar="FILE",
+    help="For --vectors: .npy with the row of each text's image.",
+)
+@click.option("--normalize", is_flag=True, help="For --vectors: scale them to unit length.")
 @runtime_options("onnxruntime", "float32")
 @click.option(
     "--tokenizer",
@@ -105,9 +120,12 @@ Examples:
 @reading_options
 @console.verbosity
 def command(
-    bundle: Path,
-    reference: Path,
+    paths: tuple[Path, ...],
+    reference: Path | None,
     data: DataSet,
+    vectors: bool,
+    owners: Path | None,
+    normalize: bool,
     undecided: str | None,
     candidates: tuple[str, ...],
     every: bool,
@@ -128,6 +146,14 @@ def command(
     from mwa_export.parity.reports.write import MARKER, write_overview, write_reports
 
     claim_folder(out, marker=MARKER, force=force)  # before the minutes of work
+    if vectors:
+        _compare_vectors(paths, owners, normalize, out, undecided, values, force=force)
+        return
+    refuse(("owners", "normalize"), "belongs to --vectors, which was not given.")
+    bundle = _only(paths)
+    if reference is None or data.path is None:
+        missing = "--reference" if reference is None else "--data"
+        raise UsageError(f"{missing} is missing. Expected --reference and --data, or --vectors.")
     if no_cache and cache:
         raise UsageError("--cache and --no-cache were both given. Expected one of them.")
     if candidates or every:
@@ -154,7 +180,7 @@ def command(
     with console.steps() as step:
         step("read the test set")
         test_set = data.read()
-        assert test_set is not None  # --data is required
+        assert test_set is not None  # its path was checked
         if candidates or every:
             found = compare_candidates(
                 reference, bundle, test_set, chosen, run=run, options=options, progress=step
@@ -172,6 +198,59 @@ def command(
     show_overview(results) if candidates or every else show(results[""])
     click.echo(page)
     fail_unless_passed(results, undecided)
+
+
+_FOR_VECTORS = {
+    *("paths", "vectors", "owners", "normalize", "max_recall_drop", "min_cosine", "confidence"),
+    *("undecided", "seed", "out", "force", "quiet", "verbose"),
+}
+
+
+def _compare_vectors(
+    paths: tuple[Path, ...],
+    owners: Path | None,
+    normalize: bool,
+    out: Path,
+    undecided: str | None,
+    values: dict[str, Any],
+    *,
+    force: bool,
+) -> None:
+    """Compare vectors that are there already."""
+    others = {p.name for p in click.get_current_context().command.params if p.name} - _FOR_VECTORS
+    refuse(others, "decides how a bundle is run, and --vectors compares vectors that are there.")
+    if len(paths) not in (2, 4):
+        raise click.UsageError(
+            f"--vectors: {len(paths)} paths. Expected two folders that `embed` wrote, or four .npy "
+            "files: images and texts of the reference, images and texts of the candidate."
+        )
+    from mwa_export.cli.parity_view import fail_unless_passed, show
+    from mwa_export.parity.gates import Gates
+    from mwa_export.parity.measure import CompareOptions
+    from mwa_export.parity.reports.write import write_reports
+    from mwa_export.parity.vectors import compare_vectors
+
+    options = options_of(CompareOptions, values, gates=options_of(Gates, values))
+    half = len(paths) // 2
+    with console.steps() as step:
+        result = compare_vectors(
+            *(paths[:half], paths[half:], owners),
+            normalize=normalize,
+            options=options,
+            progress=step,
+        )
+        step("write the reports")
+        page = write_reports(result, out, force=force)
+    show(result)
+    click.echo(page)
+    fail_unless_passed({"": result}, undecided)
+
+
+def _only(paths: tuple[Path, ...]) -> Path:
+    """The bundle, where one path alone makes sense."""
+    if len(paths) != 1:
+        raise click.UsageError(f"{len(paths)} paths were given. Expected one BUNDLE.")
+    return paths[0]
 
 
 def _runtime_of(name: str, options: RuntimeOptions) -> RuntimeOptions:

@@ -154,8 +154,8 @@ def _of_output(folder: Path, *, normalize: bool) -> _Side:
     kinds = {entry.kind for entry in output.job.inputs}
     if kinds != {"image", "text"}:
         raise DataError(
-            f"{folder}: holds {' and '.join(sorted(kinds))}s alone. Expected images and texts: "
-            "`mwa-export embed BUNDLE --images SRC --texts SRC -o OUT`"
+            f"{folder}: holds {' and '.join(sorted(kinds))}s alone. Expected images and texts, "
+            "embedded into one folder."
         )
     job = output.job
     info = EncoderInfo(folder.name, str(folder), job.runtime, job.precision, job.space_id)

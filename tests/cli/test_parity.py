@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from commands import files_below, refused, run
+from parity_arrays import perfect
 from parity_files import write_test_set
 
 pytestmark = pytest.mark.slow
@@ -93,6 +95,50 @@ def test_few_pictures_decide_nothing(
     assert suite is not None
     assert (suite.get("failures"), suite.get("skipped")) == ("0", "6")
     assert all("pictures" in skip.get("message", "") for skip in suite.findall(".//skipped"))
+
+
+@pytest.fixture
+def arrays(tmp_path: Path) -> dict[str, Path]:
+    """60 images with two texts each, as .npy files."""
+    side, owners = perfect(60, 2)
+    found = {}
+    for name, array in (("images", side.images), ("texts", side.texts), ("owners", owners)):
+        found[name] = tmp_path / f"{name}.npy"
+        np.save(found[name], array)
+    return found
+
+
+def test_vectors_of_any_model_are_compared(arrays: dict[str, Path], tmp_path: Path) -> None:
+    side = (arrays["images"], arrays["texts"])
+    common = ("--owners", arrays["owners"], "--max-recall-drop", 20, "-q", "-o", tmp_path / "r")
+    outcome = run("parity", "--vectors", *side, *side, *common)
+    assert outcome.status == 0, outcome
+    assert "Passes" in outcome.stdout
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["data"]["images"] == 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--vectors", "IMAGES", "TEXTS", "IMAGES"), "3 paths"),
+        (("--vectors", "IMAGES", "TEXTS", "IMAGES", "TEXTS"), "--owners"),
+        (("--vectors", "IMAGES", "TEXTS", "TEXTS", "TEXTS", "--owners", "OWNERS"), "60"),
+        (("--vectors", "IMAGES", "TEXTS", "--runtime", "openvino"), "--runtime"),
+        (("--vectors", "IMAGES", "TEXTS", "--reference", "IMAGES"), "--reference"),
+        (("IMAGES", "--reference", "IMAGES", "--data", "x.csv", "--normalize"), "--normalize"),
+        (("IMAGES", "TEXTS", "--reference", "IMAGES", "--data", "x.csv"), "2 paths"),
+        (("IMAGES", "--data", "x.csv"), "--reference"),
+        (("IMAGES", "--reference", "IMAGES"), "--data"),
+    ],
+)
+def test_paths_and_options_that_do_not_go_together_are_refused(
+    arrays: dict[str, Path], tmp_path: Path, arguments: tuple[str, ...], word: str
+) -> None:
+    named = [arrays.get(part.lower(), part) for part in arguments]
+    outcome = run("parity", *named, "-o", tmp_path / "report")
+    assert outcome.status == 2, outcome
+    assert word in outcome.stderr
+    assert not (tmp_path / "report").exists()
 
 
 def test_confidence_widens_the_intervals(files: Path, tmp_path: Path) -> None:
