@@ -98,6 +98,7 @@ def sample_parity(
         costs=_costs(damaged),
         examples=_examples(rng, ranks, per_image, examples, 1),
         improved=_examples(rng, ranks, per_image, examples, -1),
+        cut_captions=None,
         warnings=("The candidate was calibrated on 64 pictures; 512 are usual.",)
         if damaged
         else (),
