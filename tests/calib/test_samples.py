@@ -100,7 +100,7 @@ def test_random_tokens_are_refused(sides: Sides, many: RetrievalData) -> None:
     rng = np.random.default_rng(0)
 
     class RandomIds:
-        def encode(self, text: str) -> list[int]:
+        def encode(self, text: str, on_cut: object = None) -> list[int]:
             return [0, *rng.integers(4, 64000, 20).tolist(), 2]
 
     encoder = replace(sides[1], tokenizer=RandomIds())  # type: ignore[arg-type]

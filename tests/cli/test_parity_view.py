@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 from parity_samples import identical_parity, sample_parity, undecided_parity, without_gates
 
-from mwa_export.cli.parity_view import fail_unless_passed, show
+from mwa_export.cli.parity_view import fail_unless_passed, show, show_overview
 from mwa_export.data.test_set import Excluded
 from mwa_export.errors import MwaExportError, ParityError, UndecidedError
 from mwa_export.parity.reports.words import headline
@@ -69,6 +69,7 @@ def test_every_recall_figure_is_shown(queries: int, capsys: pytest.CaptureFixtur
                 estimate(r.smoothed.value),
                 *bounds,
                 percent(r.reference, d.queries),
+                percent(r.float32, d.queries),
                 percent(r.candidate, d.queries),
             ]
             bounds = [points(r.low), "to", points(r.high)]
@@ -98,6 +99,26 @@ def test_tables_fit_80_columns_with_25_000_queries(capsys: pytest.CaptureFixture
     out, _ = shown(replace(result, stages=stages), capsys)
     assert max(len(line) for line in out.splitlines()) <= 80
     assert out.count("w") >= 300 * len(stages), "folded, not cut"
+
+
+def test_overview_of_several_candidates_fits_80_columns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = {
+        "onnxruntime-float32": identical_parity(1000),
+        "openvino-bfloat16": undecided_parity(1000),
+        "onnxruntime-int8": sample(1000),
+    }
+    show_overview(results)
+    out = capsys.readouterr().out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    for name, result in results.items():
+        (line,) = [line for line in out.splitlines() if line.startswith(f" {name} ")]
+        assert result.verdict in line
+    with pytest.raises(ParityError) as caught:
+        fail_unless_passed(results, None)
+    for name, result in results.items():
+        assert (name in str(caught.value)) == (result.verdict != "passes")
 
 
 def test_warnings_and_excluded_pictures_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ def measured(html: str, folder: Path) -> dict[int, tuple[int, int, int]]:
     script = (
         "onload = () => { document.title = JSON.stringify(Array.from(frames).map(f => {"
         "const all = what => [...f.document.querySelectorAll(what)];"
-        "const cut = all('.scroll:not(.wide)').filter(x => x.scrollWidth > x.clientWidth + 1);"
+        "const cut = all('.scroll:not(.wide)').filter(x => x.scrollWidth > x.clientWidth);"
         "const charts = all('svg').filter(x => x.clientHeight > 50);"
         "return [f.document.documentElement.scrollWidth, cut.length, charts.length]; })) }"
     )

@@ -63,6 +63,8 @@ def sample_parity(
     }
     ranks = {name: _ranks(rng, *sizes[name][:2], noise) for name in sizes}
     directions = tuple(_direction(rng, name, *sizes[name], noise, *ranks[name]) for name in sizes)
+    if damaged:
+        directions = tuple(_with_float32(d) for d in directions)
     cosines = (_cosine(rng, "vision", images, damaged), _cosine(rng, "text", queries, damaged))
     gates = check_gates(GATES, 0.95, directions, cosines)
     return Parity(
@@ -103,6 +105,11 @@ def sample_parity(
         created="2024-11-24T02:12:00Z",
         version="0.1.0",
     )
+
+
+def _with_float32(direction: DirectionResult) -> DirectionResult:
+    recalls = tuple(replace(r, float32=r.reference) for r in direction.recalls)
+    return replace(direction, recalls=recalls)
 
 
 def identical_parity(queries: int) -> Parity:

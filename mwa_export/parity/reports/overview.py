@@ -33,7 +33,7 @@ def overview_headline(results: Results) -> str:
     if not any(result.gates for result in results.values()):
         return "No verdict: no gate was set"
     said = f"{len(passing)} of {counted(len(results), 'candidate')} pass"
-    timed = {name: ms for name in passing if (ms := _ms(results[name])) is not None}
+    timed = {name: ms for name in passing if (ms := total_ms(results[name])) is not None}
     if len(timed) > 1:
         said += f", the fastest is {min(timed, key=lambda name: timed[name])}"
     verdict = whole(result.verdict for result in results.values())
@@ -140,7 +140,7 @@ def _chart(results: Results) -> str:
         allowed = drop_limits(result).get(figure)
         limit = None if allowed is None else -allowed
         place, ends = change.smoothed.value, (change.smoothed_low, change.smoothed_high)
-        if (ms := _ms(result)) is not None:
+        if (ms := total_ms(result)) is not None:
             placed.append(Point(f"{number}", ms, place, *ends))
     axes = ("ms for one picture and one caption", "worst change of a recall figure, points")
     return scatter("candidates", "Recall against time of every candidate", placed, limit, axes)
@@ -150,7 +150,7 @@ def _cost(result: Parity) -> Cost:
     return result.costs[-1]
 
 
-def _ms(result: Parity) -> float | None:
+def total_ms(result: Parity) -> float | None:
     """Milliseconds for one picture and one caption."""
     cost = _cost(result)
     both = cost.image_ms, cost.text_ms

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from commands import files_below
 from parity_samples import identical_parity, sample_parity
+from paths import ROOT
 from PIL import Image
 
 from mwa_export.data.test_set import Excluded
@@ -150,6 +151,19 @@ def test_json_is_strict_and_is_the_result(result: Parity, out: Path) -> None:
     assert found["schema"] == 2
     assert found == json.loads(json.dumps(result.to_json()))
     assert list(found) == list(result.to_json())
+
+
+def test_docs_describe_every_field_of_the_json() -> None:
+    docs = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
+    described = docs[docs.index("## report.json") :]
+    result = SMALL.to_json()
+    (first, *_), (cost, *_), (gate, *_) = (
+        result["directions"][0]["recalls"],
+        result["costs"],
+        result["gates"],
+    )
+    for field in (*result, *first, *first["smoothed"], *cost, *gate, *result["examples"][0]):
+        assert f"`{field}`" in described, field
 
 
 def test_pictures_of_the_examples_are_in_the_page(out: Path, pictures: tuple[Picture, ...]) -> None:
