@@ -34,6 +34,10 @@ def install_update(out: Path, made: Path) -> None:
     """
     names = [JOB, *(file.file for file in contents(read_manifest(made)).files)]
     with disk_errors(out):
+        for other in out.glob(f"{UPDATE}/*/{MANIFEST}"):
+            if other.parent != made:  # an earlier one, killed before its move, must not stand for it
+                other.unlink()
+                sync(other.parent)
         (out / MANIFEST).unlink(missing_ok=True)
         sync(out)
         if (out / WORK).exists():

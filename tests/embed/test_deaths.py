@@ -162,6 +162,26 @@ def test_an_update_leaves_the_old_output_or_the_new_one(
         assert content(state) == expected, state
 
 
+@pytest.mark.slow
+def test_an_update_that_never_took_its_place_does_not_take_that_of_a_later_one(
+    job: Job, tmp_path: Path
+) -> None:
+    out = tmp_path / "disk" / "out"
+    out.parent.mkdir()
+    job(out)
+    change(tmp_path)
+    left = states(lambda: job(out, UPDATE), out, tmp_path / "first")
+    made = [s for s in left if (s / MANIFEST).exists() and list(s.glob(f".update/*/{MANIFEST}"))]
+    shutil.rmtree(out)
+    shutil.copytree(made[-1], out)
+    (stale,) = (path.parent for path in out.glob(f".update/*/{MANIFEST}"))
+    stale.rename(stale.with_name("0" * 16))  # the first that a reader would find
+    (tmp_path / "photos" / "6.png").write_bytes(png(6))
+    found = [read(s) for s in states(lambda: job(out, UPDATE), out, tmp_path / "second")]
+    assert set(found) == {found[0], found[-1]}
+    assert found[0] == (made[-1] / MANIFEST).read_bytes()
+
+
 def test_what_the_ledger_names_is_on_the_disk(job: Job, tmp_path: Path) -> None:
     out, done = tmp_path / "out", list[str]()
     replace_, sync = Path.replace, mwa_export.files.sync
