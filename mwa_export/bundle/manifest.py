@@ -259,7 +259,9 @@ def read_manifest(folder: Path) -> Manifest:
         )
         schema = data["schema"]
         if schema == SCHEMA:
-            if data.get("checksum") != checksum(data):
+            if "checksum" not in data:
+                raise ValueError("it has no checksum")
+            if data["checksum"] != checksum(data):
                 raise ValueError("its checksum does not fit its content")
             return _checked(Manifest.from_json(data))
     except (
@@ -267,7 +269,10 @@ def read_manifest(folder: Path) -> Manifest:
         *(RecursionError, MwaExportError),
     ) as error:
         reason = error if isinstance(error, ValueError | MwaExportError) else repr(error)
-        raise BundleError(f"{path}: is not a manifest ({reason}). {REMEDY}") from error
+        raise BundleError(
+            f"{path}: is not a manifest that this version reads ({reason}). {REMEDY} One that "
+            "another version of mwa-export made must be exported again, too."
+        ) from error
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}).") from error
     raise BundleError(
