@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -12,6 +12,7 @@ from mwa_export.report.svg import Scale, line, plain, rect, svg, text, ticks, wh
 from mwa_export.report.text import printable
 
 _WIDTH = 440.0
+_SQUEEZED = 8.0  # times the smallest value of an axis that begins at 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +83,18 @@ def scatter(
 ) -> str:
     """Candidates by two measures, with intervals upwards and the budget as a line.
 
-    ``axes``: what lies to the right and what upwards. ``start``: left end of the axis.
+    ``axes``: what lies to the right and what upwards. ``start``: left end of the axis, which is
+    logarithmic where one candidate would squeeze the others together.
     """
     width, height, left, base = _WIDTH, 300.0, 46.0, 250.0
     low, high = _around([n for p in points for n in (p.y, p.low, p.high)] + [limit, 0.0])
-    reach = max(finite([p.x - start for p in points]), default=1.0)
-    most = start + 1.15 * max(reach, 1e-3)
-    x, y = Scale(start, most, left, width - 12), Scale(low, high, base, 42.0)
+    x, places = _rightwards([p.x for p in points], start, (left, width - 12))
+    y = Scale(low, high, base, 42.0)
     parts = [text(4, 16, axes[1], "start"), text(width - 12, height - 6, axes[0])]
     for t in ticks(low, high):
         parts.append(line(left, y(t), width - 12, y(t), "grid" if t else "zero"))
         parts.append(text(left - 8, y(t) + 4, plain(t)))
-    parts += [text(x(t), base + 20, plain(t), "middle") for t in ticks(start, most)]
+    parts += [text(x(t), base + 20, plain(t), "middle") for t in places]
     if limit is not None:
         parts.append(line(left, y(limit), width - 12, y(limit), "limit"))
         parts.append(text(left + 3, y(limit) + 16, f"budget {plain(limit)}", "start", "label"))
@@ -103,7 +104,24 @@ def scatter(
     return svg(key, title, width, height, parts)
 
 
-def _mark(point: Point, x: Scale, y: Scale) -> list[str]:
+Place = Callable[[float], float]
+
+
+def _rightwards(
+    values: Sequence[float], start: float, ends: tuple[float, float]
+) -> tuple[Place, list[float]]:
+    """Where values lie to the right of ``start``, and the ticks of that axis."""
+    known = finite(values)
+    if start == 0 and known and 0 < _SQUEEZED * min(known) < max(known):
+        low, high = 0.8 * min(known), 1.25 * max(known)
+        logs = Scale(math.log(low), math.log(high), *ends)
+        steps = [m * 10.0**n for n in range(-6, 9) for m in (1, 2, 5)]
+        return lambda v: logs(math.log(v)), [t for t in steps if low <= t <= high]
+    most = start + 1.15 * max([v - start for v in known] + [1e-3])
+    return Scale(start, most, *ends), ticks(start, most)
+
+
+def _mark(point: Point, x: Place, y: Scale) -> list[str]:
     """A point with its interval, and its label above."""
     across, up, top = x(point.x), y(point.y), y(point.y) - 6
     parts = []

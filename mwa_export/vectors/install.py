@@ -35,7 +35,9 @@ def install_update(out: Path, made: Path) -> None:
     names = [JOB, *(file.file for file in contents(read_manifest(made)).files)]
     with disk_errors(out):
         for other in out.glob(f"{UPDATE}/*/{MANIFEST}"):
-            if other.parent != made:  # an earlier one, killed before its move, must not stand for it
+            if (
+                other.parent != made
+            ):  # an earlier one, killed before its move, must not stand for it
                 other.unlink()
                 sync(other.parent)
         (out / MANIFEST).unlink(missing_ok=True)

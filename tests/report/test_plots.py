@@ -51,3 +51,10 @@ def test_faster_is_further_left_and_a_loss_is_lower() -> None:
 def test_ranges_lead_up_to_what_was_observed() -> None:
     svg = dots("k", "t", [Dot("a", 1.0, top=50.0)], {})
     assert place(svg, "stem", "y1") > place(svg, "stem", "y2")
+
+
+def test_slow_candidate_does_not_squeeze_the_others_together() -> None:
+    points = [Point(str(v), v, 0.0, -0.1, 0.1) for v in (2.0, 4.0, 200.0)]
+    found = re.findall(r'<circle[^>]* cx="(.+?)"', scatter("k", "t", points, -0.2, AXES))
+    a, b, c = map(float, found)
+    assert c - b > b - a > 25
