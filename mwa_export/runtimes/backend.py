@@ -13,8 +13,13 @@ import PIL
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.manifest import Conformance, Graph
-from mwa_export.errors import RuntimeUnavailableError, VerificationError
+from mwa_export.bundle.manifest import REMEDY, Conformance, Graph
+from mwa_export.errors import (
+    BundleError,
+    MwaExportError,
+    RuntimeUnavailableError,
+    VerificationError,
+)
 from mwa_export.inputs.decode import pixels_of
 from mwa_export.spec import TOWERS, Embeddings, Tower
 
@@ -146,7 +151,8 @@ def check_conformance(
     if "vision" in towers:
         _check_pictures(bundle, vectors)
     for tower in towers:
-        found, wanted = embed(backend, tower, inputs_of(vectors, tower)), getattr(vectors, tower)
+        wanted: Embeddings = getattr(vectors, tower)
+        found = _reproduced(backend, bundle, tower, inputs_of(vectors, tower), wanted.shape)
         expected = None if least is None else least.get(tower)
         if expected is not None:
             cosine = least_cosine(found, wanted)
@@ -163,6 +169,35 @@ def check_conformance(
                 f"{bundle.path}: {backend.name} does not reproduce the conformance vectors of the "
                 f"{tower} tower. {details}. {advice}"
             )
+
+
+def _reproduced(
+    backend: Backend,
+    bundle: Bundle,
+    tower: Tower,
+    inputs: tuple[NDArray[Any], ...],
+    shape: tuple[int, ...],
+) -> Embeddings:
+    """What a tower gives for its conformance vectors' inputs.
+
+    Raises:
+        BundleError: its graph is one that does not take these, or gives something else.
+    """
+    try:
+        found = embed(backend, tower, inputs)
+    except (MwaExportError, MemoryError):
+        raise
+    except Exception as error:  # the runtimes' own types, none of which they export
+        raise BundleError(
+            f"{bundle.path}: {backend.name} cannot run the {tower} tower's graph on its "
+            f"conformance vectors ({error}). {REMEDY}"
+        ) from error
+    if found.shape != shape:
+        raise BundleError(
+            f"{bundle.path}: the {tower} tower's graph gives embeddings of shape {found.shape} on "
+            f"{backend.name}. Expected {shape}. {REMEDY}"
+        )
+    return found
 
 
 def _check_pictures(bundle: Bundle, vectors: Conformance) -> None:
