@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -40,7 +39,6 @@ from typing import Any, NamedTuple
 
 import coverage
 import numpy as np
-from machine import cpu_name
 from numpy.typing import NDArray
 
 from mwa_export.data.test_sets import read_data
@@ -337,7 +335,10 @@ def main() -> None:
     options = parse()
     started = time.perf_counter()
     how = {"trials": options.trials, "seed": options.seed}
-    report: dict[str, Any] = {"machine": machine(), "options": how | {"images": options.images}}
+    report: dict[str, Any] = {
+        "machine": coverage.machine(),
+        "options": how | {"images": options.images},
+    }
     with ProcessPoolExecutor(options.processes) as pool:
         one = [(s, c, n) for s in SHAPES for c in CHANGES for n in options.images]
         report["estimates"] = list(pool.map(partial(estimate, **how), *zip(*one, strict=True)))
@@ -375,16 +376,6 @@ def parse() -> argparse.Namespace:
     if min(options.trials, options.processes, *options.images) < 1:
         parser.error("expected positive numbers")
     return options
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
