@@ -50,7 +50,7 @@ def test_every_example_of_the_page_runs(folder: Path) -> None:
             code = code.replace("out=", f"options={quick}, out=")
             code = "from mwa_export.calib.quantize import QuantizeOptions\n" + code
         printed[name] = run(code, folder)
-    assert printed["compare"].startswith("False -50.0")
+    assert printed["compare"].startswith("undecided -50.0")
     assert printed["embed"] == "40 True\n"
     assert printed["exceptions"].startswith("BundleError nowhere")
     assert printed["search"].count("\n") == 3
