@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
+from mwa_export.metrics.evidence import FEWEST_PICTURES
 from mwa_export.metrics.recall import SLACK
 from mwa_export.metrics.smoothed import SmoothedChange, reach_of_unseen
 
@@ -143,7 +144,7 @@ def pictures_to_decide(
     if need > _MOST:
         return None
     step: int = 10 ** max(0, math.floor(math.log10(max(need, 1))) - 1)
-    return max(step, math.ceil(need / step) * step)
+    return max(FEWEST_PICTURES, math.ceil(need / step) * step)
 
 
 def fewest_pictures(budget: float, confidence: float = CONFIDENCE) -> int | None:

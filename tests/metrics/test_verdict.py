@@ -13,6 +13,7 @@ from mwa_export.metrics.smoothed import SmoothedChange
 from mwa_export.metrics.verdict import (
     Verdict,
     contradicts,
+    fewest_pictures,
     pictures_to_decide,
     verdicts,
     whole,
@@ -111,3 +112,19 @@ def test_number_is_rounded_up_to_two_digits() -> None:
 @pytest.mark.parametrize(("sigmas", "expected"), [(0.0, False), (2.5, False), (-3.5, True)])
 def test_estimates_contradict_each_other_beyond_chance(sigmas: float, expected: bool) -> None:
     assert contradicts(replace(SURE, disagreement=sigmas), 6) == expected
+
+
+def test_number_that_is_named_is_evidence() -> None:
+    """A clear loss of few pictures: more of them decide, but never fewer than are evidence."""
+    assert pictures_to_decide(replace(SURE, value=-50.0, noise=3000.0), 0.2) == 50
+
+
+def test_unchanged_model_needs_as_many_pictures_as_the_budget_is_fine() -> None:
+    for budget in (0.1, 0.2, 1.0):
+        pictures = fewest_pictures(budget)
+        assert pictures is not None
+        floor = 2 * 100.0**2
+        for count, expected in ((pictures - 1, "undecided"), (pictures, "passes")):
+            known = replace(SURE, error=floor**0.5 / count, freedom=4.0, noise=0.0, floor=floor)
+            assert verdicts([known], budget) == [expected]
+    assert fewest_pictures(0.0) is None
