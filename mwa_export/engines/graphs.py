@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import onnx
-from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import EnginePrecision
-from mwa_export.bundle.manifest import Conformance, Graph, GraphFile
+from mwa_export.bundle.manifest import Conformance, Graph
 from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
 from mwa_export.calib.insert import quantized_graph
@@ -25,7 +20,6 @@ from mwa_export.graphs.edit import FloatGraph
 from mwa_export.graphs.lint.check import check
 from mwa_export.graphs.rounded import in_float32
 from mwa_export.graphs.typed import LIMIT, Typed, to_bfloat16, to_float16
-from mwa_export.inputs.preprocess import feed_of
 from mwa_export.progress import Progress
 from mwa_export.runtimes.backend import (
     BFLOAT16_COSINE,
@@ -33,15 +27,14 @@ from mwa_export.runtimes.backend import (
     least_cosine,
     measured_cosine,
 )
-from mwa_export.runtimes.ort_session import run_graph, session, session_with_outputs
+from mwa_export.runtimes.magnitudes import Inputs, largest_magnitudes
+from mwa_export.runtimes.ort_session import run_graph, session
 from mwa_export.runtimes.trt import LEAST_8_BITS
 from mwa_export.spec import Tower
 from mwa_export.version import __version__
 
 CALIBRATED: tuple[EnginePrecision, ...] = ("int8", "float8")
 """Precisions that need the bundle's calibration."""
-Inputs = tuple[NDArray[Any], ...]
-_GROUP = 48  # values that are kept in memory at a time
 _OPSET = DIALECTS["tensorrt"].opset
 _BFLOAT16_RULES = "tensorrt-bfloat16"  # of the linter
 _MANY = 0.1  # of the GEMMs in float32: enough to be felt
@@ -217,50 +210,3 @@ _ADVICE: dict[EnginePrecision, str] = {
     "int8": "Calibrate again (mwa-export quantize), or build with `engine_precision=float16`.",
     "float8": "Calibrate again (mwa-export quantize), or build with `engine_precision=float16`.",
 }
-
-
-def largest_magnitudes(
-    file: GraphFile, batches: Iterable[Inputs], progress: Progress
-) -> dict[str, float]:
-    """The largest magnitude of each float value that a node makes; NaN or infinity if one occurred.
-
-    Texts are run without their padding. A padded score has 30000 subtracted by design, which fits
-    float16 with any score that fits on its own, so it says nothing about the model.
-
-    ``batches``: inputs of the tower: (pixels,) uint8, or (token_ids, padding_mask).
-    """
-    path, graph = file
-    tower = graph.spec.tower
-    feeds = [
-        feed_of(graph.spec, inputs)
-        for batch in batches
-        for inputs in (_without_padding(*batch) if tower == "text" else (batch,))
-    ]
-    names = _float_values(onnx.load(path))
-    progress(f"{tower} tower: measure how large values become", len(names))
-    found = dict.fromkeys(names, 0.0)
-    for start in range(0, len(names), _GROUP):
-        group = names[start : start + _GROUP]
-        runner = session_with_outputs(path, [n for n in group if n != graph.spec.output.name])
-        for feed in feeds:
-            for name, values in zip(group, runner.run(group, feed), strict=True):
-                # np.maximum, unlike max, keeps NaN.
-                found[name] = float(np.maximum(found[name], np.abs(values).max(initial=0)))
-        progress.advance(len(group))
-    return found
-
-
-def _float_values(model: onnx.ModelProto) -> list[str]:
-    """Names of the float32 values that nodes compute, in the order of the graph."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    kinds = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
-    made = [value for node in model.graph.node for value in node.output]
-    return [value for value in made if kinds.get(value) == onnx.TensorProto.FLOAT]
-
-
-def _without_padding(ids: NDArray[Any], mask: NDArray[Any]) -> Iterator[Inputs]:
-    """The rows of a batch of texts without padding, grouped by length."""
-    lengths = (mask == 0).sum(axis=1)
-    for length in np.unique(lengths):
-        rows = lengths == length
-        yield ids[rows, :length], mask[rows, :length]

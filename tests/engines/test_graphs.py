@@ -23,13 +23,12 @@ from mwa_export.engines import graphs
 from mwa_export.engines.graphs import (
     CALIBRATED,
     EngineGraph,
-    Inputs,
     engine_graph,
-    largest_magnitudes,
 )
 from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.graphs.lint.check import lint
 from mwa_export.progress import Silent
+from mwa_export.runtimes.magnitudes import Inputs, largest_magnitudes
 from mwa_export.spec import Tower
 from mwa_export.trt.versions import is_typed
 

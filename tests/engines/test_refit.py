@@ -22,10 +22,10 @@ from trt_files import calibrated_bundle
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines import graphs
-from mwa_export.engines.graphs import largest_magnitudes
 from mwa_export.engines.refit import structural_difference
 from mwa_export.inputs.noise import random_pixels, random_texts
 from mwa_export.model.synthetic import random_tensors
+from mwa_export.runtimes.magnitudes import largest_magnitudes
 from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import AdapterConfig
 
