@@ -22,6 +22,10 @@ class Dialect:
     # GEMMs whose outputs go different ways are cut apart, so that what follows (GELU) can be fused
     # into each; elsewhere one large GEMM is better.
     cut_joint: bool = False
+    # Weights have one scale in all, and the product's columns are multiplied behind it. With a
+    # scale for each column TensorRT keeps the bare sums of int8 products as float16, which they
+    # overflow, and dequantizes joint GEMMs that it cuts (`benchmarks/trt_kernels.py`).
+    column_factors: bool = False
     typed: bool = False  # strongly typed: everything else in float16, scales too
     opset: int = 17
 
@@ -42,7 +46,9 @@ DIALECTS: dict[str, Dialect] = {
         # Its kernels multiply uint8 by int8; the same grid shifted by 128 avoids a slower path.
         Dialect("onnxruntime", "ONNX Runtime on CPU", "uint8", 128),
         Dialect("openvino", "OpenVINO", "int8", 0, cut_joint=True),
-        Dialect("tensorrt", "TensorRT 10 and 11", "int8", 0, typed=True, opset=19),
+        Dialect(
+            "tensorrt", "TensorRT 10 and 11", "int8", 0, column_factors=True, typed=True, opset=19
+        ),
         Dialect("tensorrt8", "TensorRT 8.6", "int8", 0),
     )
 }

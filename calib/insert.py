@@ -20,6 +20,7 @@ from mwa_export.calib.sites import Site
 from mwa_export.calib.smoothing import apply_smoothing
 from mwa_export.calib.weights import (
     LARGEST,
+    common_scale,
     float8_scale,
     float8_weight,
     quantize_weight,
@@ -84,6 +85,7 @@ class _Editor:
         self._tensors = tensors
         self._chosen = chosen
         self._float8 = dialect.activation == "float8"
+        self._factors = dialect.column_factors
         self._dequantized: dict[str, str] = {}  # site -> the value its GEMMs read
 
     def quantize_product(self, node: onnx.NodeProto, linear: str, site: str) -> None:
@@ -94,6 +96,11 @@ class _Editor:
         product = deepcopy(node)
         product.input[:] = [self._dequantized[site], weight]
         self.nodes.append(product)
+        if self._factors:
+            product.output[0] = f"{linear}.sums"
+            inputs = [product.output[0], f"{linear}.factors"]
+            name = f"{linear}.factors.Mul"
+            self.nodes.append(helper.make_node("Mul", inputs, list(node.output), name=name))
 
     def _quantize_activation(self, value: str, site: str) -> str:
         scale = f"{site}.input.scale"
@@ -123,6 +130,9 @@ class _Editor:
             stored = quantize_weight(weight, scales) if learned is None else learned
             kind = "int8"
         self._correct_bias(linear, weight - stored.astype(np.float32) * scales, calibration.mean)
+        if self._factors:
+            scales, factors = common_scale(scales, stored, calibration.amax)
+            self._tensors[f"{linear}.factors"] = factors
         self._tensors[f"{name}.{kind}"] = stored
         self._tensors[f"{name}.scale"] = scales
         self._tensors[f"{name}.zero_point"] = np.zeros(scales.shape, stored.dtype)

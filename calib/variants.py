@@ -12,11 +12,11 @@ from mwa_export.calib.calibration import Calibration
 from mwa_export.calib.dialects import Dialect
 from mwa_export.calib.insert import quantized_graph
 from mwa_export.calib.sites import Site, find_sites
-from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.graphs.lint.check import check
 from mwa_export.graphs.typed import to_float16
 from mwa_export.spec import Tower
+from mwa_export.towers.engine_form import engine_form
 from mwa_export.version import __version__
 
 
@@ -44,7 +44,7 @@ class Variants:
         graph, sites = self._tower(tower)
         quantized = quantized_graph(graph, sites, self.calibration.of(tower), dialect, int8)
         if dialect.for_tensorrt:
-            quantized = cast_first(quantized)
+            quantized = engine_form(quantized)
         if dialect.typed:
             typed = to_float16(quantized.whole(), opset=dialect.opset)
             quantized = FloatGraph.of(typed.model)

@@ -6,12 +6,14 @@ A weight is (in, out), w = scale * q. As int8 it has a scale for each output cha
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.errors import CalibrationError
+from mwa_export.graphs.float32_nodes import LIMIT
 from mwa_export.graphs.small_floats import FLOAT8, FLOAT16, rounded
 
 Floats = NDArray[np.float32]
@@ -44,6 +46,28 @@ def quantize_weight(weight: Floats, scales: Floats) -> NDArray[np.int8]:
     """Round (in, out) to nearest by scales (out,), above 0. The result is from -127 to 127."""
     levels: NDArray[np.int8] = np.clip(np.rint(weight / scales), -LARGEST, LARGEST).astype(np.int8)
     return levels
+
+
+def common_scale(scales: Floats, levels: NDArray[np.int8], amax: float) -> tuple[Floats, Floats]:
+    """Write a scale for each column as one scale and a factor for each column.
+
+    The scale is a power of two of the order of the columns' own. It is so small that the sums,
+    times this scale and the activations', fit float16 whatever the activations are: at most
+    ``amax`` times the largest sum of a column's magnitudes.
+
+    Args:
+        scales: (out,) of the columns.
+        levels: (in, out) the weights.
+        amax: the largest magnitude that the activations' grid represents.
+
+    Returns:
+        The scale, of shape (), and (out,) factors; their product is ``scales``.
+    """
+    usual = float(np.exp(np.log(scales.astype(np.float64)).mean()))
+    most = amax * float(np.abs(levels.astype(np.int32)).sum(axis=0).max(initial=1))
+    exponent = min(math.log2(usual), math.log2(LIMIT / most))
+    scale = np.float32(2.0 ** max(math.floor(exponent), round(math.log2(FLOAT16.tiny))))
+    return np.asarray(scale, np.float32), (scales / scale).astype(np.float32)
 
 
 def float8_scale(largest: float) -> float:

@@ -57,6 +57,7 @@ class Speed:
     engine: Engine
     ours: Compared
     float16: Compared
+    products: tuple[str, ...]  # of the graph, that should compute in 8 bits
 
     @property
     def ratio(self) -> float:
@@ -77,7 +78,7 @@ class Speed:
     @property
     def reasons(self) -> str:
         """Possible causes that the inspector found, in words; "" if none."""
-        return "; ".join(self.ours.inspection.reasons(self.engine.precision))
+        return "; ".join(self.ours.inspection.reasons(self.engine.precision, self.products))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,7 @@ def _add(bundle: Bundle, job: _Job, out: Path | None, *, force: bool) -> _Added:
     """Build one engine and add it to the bundle."""
     with changed_bundle(bundle, out, force=force) as change:
         graph, engine, warnings = _build(bundle, job, change.folder)
-        speed = _speed(bundle, job, change.folder, engine)
+        speed = _speed(bundle, job, change.folder, engine, graph)
         if speed is not None and speed.ratio < 1:
             if not job.options.allow_slow:
                 raise EngineError(_too_slow(speed))
@@ -238,7 +239,9 @@ def _too_slow(speed: Speed) -> str:
     )
 
 
-def _speed(bundle: Bundle, job: _Job, folder: Path, engine: Engine) -> Speed | None:
+def _speed(
+    bundle: Bundle, job: _Job, folder: Path, engine: Engine, graph: EngineGraph
+) -> Speed | None:
     """Compare the speed of a new 8-bit engine with float16; None: not asked for."""
     if engine.precision not in CALIBRATED or not job.options.speed_gate:
         return None
@@ -247,7 +250,7 @@ def _speed(bundle: Bundle, job: _Job, folder: Path, engine: Engine) -> Speed | N
         job.progress(f"{job.tower} tower: time {engine.precision} beside float16")
         ours = (Bundle(folder, bundle.manifest), engine)
         found = compare_engines({"ours": ours, "float16": float16}, job.device)
-        return Speed(engine, found["ours"], found["float16"])
+        return Speed(engine, found["ours"], found["float16"], graph.products)
 
 
 def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, Engine]:

@@ -15,7 +15,6 @@ from mwa_export.calib.insert import quantized_graph
 from mwa_export.calib.sites import find_sites
 from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.files import scratch_folder
-from mwa_export.graphs.cast_first import cast_first
 from mwa_export.graphs.edit import FloatGraph
 from mwa_export.graphs.lint.check import check
 from mwa_export.graphs.rounded import in_float32
@@ -31,6 +30,7 @@ from mwa_export.runtimes.magnitudes import Inputs, largest_magnitudes
 from mwa_export.runtimes.ort_session import run_graph, session
 from mwa_export.runtimes.trt import LEAST_8_BITS
 from mwa_export.spec import Tower
+from mwa_export.towers.engine_form import engine_form
 from mwa_export.version import __version__
 
 CALIBRATED: tuple[EnginePrecision, ...] = ("int8", "float8")
@@ -49,6 +49,7 @@ class EngineGraph:
     float32: tuple[str, ...]  # nodes of a typed graph that stay in float32
     cosine: float  # the least with the conformance vectors, on ONNX Runtime
     float32_gemms: float = 0.0  # share of the GEMMs that stay in float32
+    products: tuple[str, ...] = ()  # nodes that multiply in 8 bits
 
     @property
     def advice(self) -> str | None:
@@ -99,7 +100,7 @@ def engine_graph(
     if dialect is not None:
         graph = _quantized(bundle, tower, graph, dialect)
         sources.append(bundle.manifest.files[CALIBRATION].sha256)
-    graph = cast_first(graph)
+    graph = engine_form(graph)
     if precision == "bfloat16":
         made = to_bfloat16(graph.whole(), opset=_OPSET, keep_float32=keep)
     else:
@@ -120,13 +121,20 @@ def engine_graph(
         check(path, _BFLOAT16_RULES)
     cosine = _cosine(path, own[1], vectors, rounded=precision == "bfloat16")
     _check_cosine(bundle, tower, precision, cosine)
-    return EngineGraph(path, tuple(sources), float32, cosine, _share(graph, float32))
+    share, products = _share(graph, float32), eight_bit_products(graph)
+    return EngineGraph(path, tuple(sources), float32, cosine, share, products)
 
 
 def _share(graph: FloatGraph, float32: Collection[str]) -> float:
     """Share of the GEMMs that are in float32."""
     products = [node.name for node in graph.nodes if node.op_type == "MatMul"]
     return sum(name in float32 for name in products) / max(1, len(products))
+
+
+def eight_bit_products(graph: FloatGraph) -> tuple[str, ...]:
+    """Names of the MatMuls whose factors are both dequantized."""
+    pairs = {node.output[0] for node in graph.nodes if node.op_type == "DequantizeLinear"}
+    return tuple(n.name for n in graph.nodes if n.op_type == "MatMul" and pairs.issuperset(n.input))
 
 
 def needs_calibration(bundle: Bundle) -> Path:

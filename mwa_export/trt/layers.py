@@ -1,8 +1,10 @@
-"""Layers of an engine, and reasons why it may be slower than its precision promises.
+"""Layers of a compiled engine, and reasons why it may be slower than its precision promises.
 
-The engine inspector's JSON differs between versions (a layer is an object in engines built with
-detailed verbosity, else its name; types are "Half" or "Row major linear FP16 format"), so unknown
-entries are left out and are never an error.
+Two sources: the JSON of the engine inspector, on the GPU, and the list that the compiler of
+TensorRT-RTX prints at the end of a verbose build, which needs none. Both differ between versions
+(a layer is an object in engines built with detailed verbosity, else its name; types are "Half" or
+"Row major linear FP16 format", under one key or two), so unknown entries are left out and are never
+an error.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,37 +23,78 @@ _TYPES = (  # how a type is written, and what we call it; the first that fits
     (re.compile(r"half|fp16|float16"), "float16"),
     (re.compile(r"float|fp32"), "float32"),
 )
-_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
-_GEMM = re.compile(r"gemm|matmul|matrixmultiply|conv", re.IGNORECASE)
+_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)")
+_GEMM = re.compile(r"gemm|matmul|matrixmultiply|conv|correlation", re.IGNORECASE)
+_FUSED_GEMM = re.compile(r"Fc|MatMul|Gemm|Conv")  # in the name of a "fusion"
 _ATTENTION = re.compile(r"mha|flash", re.IGNORECASE)
 _SOFTMAX = re.compile(r"softmax", re.IGNORECASE)
 _REFORMAT = re.compile(r"^(reformat|nop|shufflereformat)$", re.IGNORECASE)
 _OPAQUE = re.compile(r"ForeignNode|^myelin$", re.IGNORECASE)
+_NO_KERNELS = ("signal", "wait", "shape_call")
+_PRINTED = re.compile(
+    r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>.*?), Inputs: (?P<Inputs>.*), "
+    r"Constants: (?P<Constants>.*), Outputs: (?P<Outputs>.*), TacticName: (?P<TacticName>.*?), "
+    r"StreamId: \d+.*?, Metadata: (?P<Metadata>.*)"
+)
+_PRINTED_PORT = re.compile(r"Dimensions: (\[[^\]]*\]).*?Datatype: (\w+)")
 _SHOWN = 4  # names in a sentence
 
 
 @dataclass(frozen=True, slots=True)
+class Port:
+    """A tensor that a layer reads or writes."""
+
+    kind: str | None  # "float16"; None where it is not told
+    dims: tuple[int, ...]  # -1: not known before the run
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has rows and columns."""
+        return sum(size != 1 for size in self.dims) >= 2
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of an engine."""
+    """One layer of an engine: mostly one kernel."""
 
     name: str
     kind: str  # LayerType; "" where it is not told
-    inputs: tuple[str, ...]  # types of its inputs that are known, such as "float16"
+    inputs: tuple[Port, ...]
+    constants: tuple[Port, ...]
+    outputs: tuple[Port, ...]
     tactic: str
     nodes: tuple[str, ...]  # of the graph, that it computes
 
     @property
     def is_gemm(self) -> bool:
-        """Whether it multiplies matrices (the patches' convolution included)."""
+        """Whether it multiplies matrices (the patches' convolution included).
+
+        What only finishes a product is none, though the product is among its nodes.
+        """
         if self.is_attention or self.is_reformat:
             return False
-        named = any(node.endswith((".MatMul", ".Conv")) for node in self.nodes)
-        return bool(named or _GEMM.search(self.kind) or _GEMM.search(self.tactic))
+        if not self.kind:
+            return any(node.endswith((".MatMul", ".Conv")) for node in self.nodes)
+        fused = self.kind.endswith("fusion") and _FUSED_GEMM.search(self.name)
+        return bool(fused or _GEMM.search(self.kind))
+
+    @property
+    def computes_in(self) -> str:
+        """The type of a GEMM: the widest of its two factors; "unknown" where it is not told.
+
+        The factors are a constant matrix, if there is one, and the first inputs; biases and sums
+        that are added may be wider.
+        """
+        weights = [port for port in self.constants if port.is_matrix]
+        factors = [max(weights, key=_size), *self.inputs[:1]] if weights else self.inputs[:2]
+        order = [name for _pattern, name in _TYPES]
+        known = [port.kind for port in factors if port.kind is not None]
+        return max(known, key=order.index, default="unknown")
 
     @property
     def is_attention(self) -> bool:
         """Whether it is fused attention."""
-        return bool(_ATTENTION.search(self.tactic) or _ATTENTION.search(self.kind))
+        return any(_ATTENTION.search(text) for text in (self.tactic, self.kind, self.name))
 
     @property
     def is_reformat(self) -> bool:
@@ -63,6 +106,12 @@ class Layer:
         """Whether it is a part of the graph that the inspector does not look into."""
         return bool(_OPAQUE.search(self.name) or _OPAQUE.search(self.kind))
 
+    @property
+    def is_softmax(self) -> bool:
+        """Whether it computes a softmax outside of fused attention."""
+        named = any(_SOFTMAX.search(name) for name in (*self.nodes, self.name))
+        return named and not self.is_attention
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
@@ -72,35 +121,59 @@ class Inspection:
 
     @property
     def gemms(self) -> dict[str, int]:
-        """Number of GEMMs by the type they compute in, the smallest of their inputs' types."""
-        return dict(Counter(_smallest(layer) for layer in self.layers if layer.is_gemm))
+        """Number of GEMMs by the type that they compute in."""
+        return dict(Counter(layer.computes_in for layer in self.layers if layer.is_gemm))
+
+    @property
+    def attention(self) -> tuple[Layer, ...]:
+        """The layers of fused attention."""
+        return tuple(layer for layer in self.layers if layer.is_attention)
+
+    def wider(self, products: Collection[str], precision: str) -> tuple[Layer, ...]:
+        """The layers that compute any of the graph's named products in another type."""
+        return tuple(
+            layer
+            for layer in self.layers
+            if layer.is_gemm
+            and not {*products}.isdisjoint(layer.nodes)
+            and layer.computes_in not in (precision, "unknown")
+        )
+
+    def float32_matrices(self, width: int) -> tuple[Layer, ...]:
+        """The layers that write a float32 matrix at least so wide."""
+        return tuple(
+            layer
+            for layer in self.layers
+            if any(
+                p.kind == "float32" and p.is_matrix and p.dims[-1] >= width for p in layer.outputs
+            )
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Counts for a report, without the layers."""
         return {
             "layers": len(self.layers),
             "gemms": self.gemms,
-            "fused_attention": sum(layer.is_attention for layer in self.layers),
+            "fused_attention": len(self.attention),
             "reformats": sum(layer.is_reformat for layer in self.layers),
             "opaque": sum(layer.is_opaque for layer in self.layers),
         }
 
-    def reasons(self, precision: str) -> tuple[str, ...]:
-        """Possible reasons why an engine is slower than its precision promises."""
+    def reasons(self, precision: str, products: Collection[str]) -> tuple[str, ...]:
+        """Possible reasons why an engine is slower than its precision promises.
+
+        ``products``: nodes of the graph that should compute in that precision; what the engine's
+        JSON calls by other names is not judged.
+        """
         sentences = []
-        wanted = {precision, "unknown"}
-        slower = [la for la in self.layers if la.is_gemm and _smallest(la) not in wanted]
-        for kind in dict.fromkeys(_smallest(layer) for layer in slower):
-            of = [layer for layer in slower if _smallest(layer) == kind]
+        slower = self.wider(products, precision)
+        for kind in dict.fromkeys(layer.computes_in for layer in slower):
+            of = [layer for layer in slower if layer.computes_in == kind]
             sentences.append(f"{len(of)} GEMMs compute in {kind} ({_names(of)})")
         reformats = [layer for layer in self.layers if layer.is_reformat]
         if reformats:
             sentences.append(f"{len(reformats)} layers only copy to another layout or type")
-        softmax = [
-            la
-            for la in self.layers
-            if not la.is_attention and any(_SOFTMAX.search(n) for n in (*la.nodes, la.name))
-        ]
+        softmax = [layer for layer in self.layers if layer.is_softmax]
         if softmax:
             sentences.append(
                 f"attention is not fused: {len(softmax)} layers compute a softmax by itself"
@@ -120,35 +193,68 @@ def read_inspection(text: str) -> Inspection:
         entries = list(json.loads(text)["Layers"])
     except (ValueError, KeyError, TypeError):
         return Inspection(())
-    return Inspection(tuple(_layer(entry) for entry in entries if isinstance(entry, dict | str)))
+    return _inspection(entry for entry in entries if isinstance(entry, dict | str))
 
 
-def _layer(entry: dict[str, Any] | str) -> Layer:
+def read_build_log(messages: Iterable[str]) -> Inspection:
+    """The layers that the compiler of TensorRT-RTX prints; none if no message has them."""
+    entries: list[Mapping[str, Any] | str] = []
+    for message in messages:
+        if message.startswith("Layers:"):
+            # not splitlines, which also cuts at the separators inside of metadata
+            found = (_PRINTED.match(line) for line in message.split("\n")[1:])
+            entries += [{**match.groupdict()} for match in found if match is not None]
+    return _inspection(entries)
+
+
+def _inspection(entries: Iterable[Mapping[str, Any] | str]) -> Inspection:
+    layers = (_layer(entry) for entry in entries)
+    return Inspection(tuple(layer for layer in layers if layer.kind not in _NO_KERNELS))
+
+
+def _layer(entry: Mapping[str, Any] | str) -> Layer:
     if isinstance(entry, str):
         entry = {"Name": entry}
-    inputs = entry.get("Inputs")
-    kinds = [_type(port) for port in inputs if isinstance(port, dict)] if inputs else []
-    metadata = str(entry.get("Metadata", ""))
     name = str(entry.get("Name", ""))
+    nodes = tuple(_ONNX_NODE.findall(str(entry.get("Metadata", ""))))
+    constants = _ports(entry.get("Constants"))
+    weights = entry.get("Weights")  # 8.6: no shape, and only where they are a factor
+    if isinstance(weights, dict) and weights.get("Count"):
+        constants += (Port(_kind(str(weights.get("Type", ""))), (-1, -1)),)
     return Layer(
         name,
         str(entry.get("LayerType", "")),
-        tuple(kind for kind in kinds if kind is not None),
+        _ports(entry.get("Inputs")),
+        constants,
+        _ports(entry.get("Outputs")),
         str(entry.get("TacticName", "")),
-        tuple(_ONNX_NODE.findall(metadata)) or tuple(part.strip() for part in name.split(" + ")),
+        nodes or tuple(part.strip() for part in name.split(" + ")),
     )
 
 
-def _type(port: dict[str, Any]) -> str | None:
-    written = str(port.get("Format/Datatype", "")).lower()
-    return next((name for pattern, name in _TYPES if pattern.search(written)), None)
+def _ports(written: Any) -> tuple[Port, ...]:
+    if isinstance(written, str):  # as the compiler prints them
+        return tuple(
+            Port(_kind(kind), tuple(int(n) for n in json.loads(dims)))
+            for dims, kind in _PRINTED_PORT.findall(written)
+        )
+    ports = [port for port in written or () if isinstance(port, dict)]
+    return tuple(
+        Port(
+            _kind(str(port.get("Datatype") or port.get("Format/Datatype", ""))),
+            tuple(n for n in port.get("Dimensions") or () if isinstance(n, int)),
+        )
+        for port in ports
+    )
 
 
-def _smallest(layer: Layer) -> str:
-    """The type that a layer computes in; biases and scales are wider than the factors."""
-    order = [name for _pattern, name in _TYPES]
-    known = [kind for kind in layer.inputs if kind in order]
-    return min(known, key=order.index) if known else "unknown"
+def _kind(written: str) -> str | None:
+    text = written.lower()
+    return next((name for pattern, name in _TYPES if pattern.search(text)), None)
+
+
+def _size(port: Port) -> int:
+    return sum(abs(size) for size in port.dims[-2:])
 
 
 def _names(layers: Sequence[Layer]) -> str:

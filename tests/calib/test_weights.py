@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mwa_export.calib.learned_rounding import learned_rounding
-from mwa_export.calib.weights import quantize_weight, weight_scales
+from mwa_export.calib.weights import common_scale, quantize_weight, weight_scales
 from mwa_export.errors import CalibrationError
 
 Floats = NDArray[np.float32]
@@ -280,3 +280,24 @@ def test_products_that_are_not_finite_or_negative_squares_are_refused(
     gram[3, column] = bad
     with pytest.raises(CalibrationError, match="not finite"):
         learned_rounding(weight, weight_scales(weight), gram)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    spread=st.floats(0, 12),
+    amax=st.floats(1e-3, 1e4),
+)
+def test_one_scale_and_factors_are_the_scales_and_keep_sums_inside_float16(
+    seed: int, spread: float, amax: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    scales = (0.01 * np.exp(rng.uniform(-spread, spread, 24))).astype(np.float32)
+    levels = rng.integers(-127, 128, (96, 24)).astype(np.int8)
+    scale, factors = common_scale(scales, levels, amax)
+    assert scale.shape == ()
+    assert np.float16(scale) == scale, "a power of two is the same in float16"
+    assert np.allclose(scale * factors, scales, rtol=1e-6)
+    # Activations at the ends of their grid, with the signs of the weights: the largest sum.
+    grid = amax / 127 * 127 * np.sign(levels.astype(np.float64))
+    largest = np.abs((grid * levels).sum(axis=0)).max() * float(scale)
+    assert largest <= 30000 * (1 + 1e-6)

@@ -229,7 +229,7 @@ def test_weights_that_tensorrt_does_not_take_leave_nothing(
     trt = LateTensorRT(major, driver)
     trt.install(monkeypatch)
     built(bundle)
-    trt.rejects = "blocks.0.fc2_up.weight"
+    trt.rejects = "blocks.0.fc2_up.0.weight"
     before = files_below(tmp_path)
     message = refused("refit", bundle, checkpoints[1], "-o", tmp_path / "new")
     assert "TensorRT does not take the new weights" in message

@@ -77,8 +77,9 @@ def test_dialects_differ_in_what_they_take() -> None:
     assert found["tensorrt8", "onnxruntime"] == {"zero-point"}
     assert found["tensorrt8", "openvino"] == {"gelu"}
     assert found["openvino", "tensorrt8"] == set()
-    assert found["tensorrt", "tensorrt8"] == {"opset", "scale-type", "types"}
-    assert found["tensorrt8", "tensorrt"] == {"opset", "scale-type", "types"}
+    others = {"opset", "scale-type", "types", "weight-scale"}
+    assert found["tensorrt", "tensorrt8"] == others
+    assert found["tensorrt8", "tensorrt"] == others
     other_numbers = {"zero-point", "weight-type"}
     assert found["tensorrt-float8", "tensorrt"] == other_numbers
     assert found["tensorrt", "tensorrt-float8"] == other_numbers

@@ -116,7 +116,9 @@ def test_same_layers_are_quantized_as_in_int8(tower: Tower, tmp_path: Path) -> N
     exact, float8, sites = made(tower, tmp_path)
     known = calibration(sites, tower)
     int8 = quantized_graph(exact, sites, known, DIALECTS["tensorrt"], names(sites))
-    assert [(n.op_type, n.name) for n in float8.nodes] == [(n.op_type, n.name) for n in int8.nodes]
+    # Float8 has one scale for a weight, and needs no factors of columns.
+    of_int8 = [(n.op_type, n.name) for n in int8.nodes if not n.name.endswith(".factors.Mul")]
+    assert [(n.op_type, n.name) for n in float8.nodes] == of_int8
     few = frozenset([sites[0].name])
     one = quantized_graph(exact, sites, known, FLOAT8, few)
     pairs = [n.name for n in one.nodes if n.op_type == "QuantizeLinear"]

@@ -71,7 +71,7 @@ class Miniature:
             "scale": self.rng.uniform(0.001, 0.01, columns).astype(self.real),
             "zero_point": np.zeros(columns, self.small),
         }
-        if self.float8:
+        if self.dialect in TYPED:
             parts["scale"], parts["zero_point"] = parts["scale"][0], parts["zero_point"][0]
         inputs = [self.store(f"{name}.weight.{part}", value) for part, value in parts.items()]
         return self.node("DequantizeLinear", inputs, f"{name}.weight.DQ", axis=1)
@@ -82,6 +82,8 @@ class Miniature:
         else:
             weight = self.floats(f"{name}.weight", rows, columns)
         x = self.node("MatMul", [x, weight], f"{name}.MatMul")
+        if quantized and self.dialect == "tensorrt":
+            x = self.node("Mul", [x, self.floats(f"{name}.factors", columns)], f"{name}.Mul")
         return self.node("Add", [x, self.floats(f"{name}.bias", columns)], f"{name}.Add")
 
     def norm(self, x: str, name: str, width: int = D) -> str:
@@ -235,7 +237,7 @@ class Edit:
         miniature = Miniature(dialect, tower)
         self.model = miniature.pixel_model() if pixels else miniature.model()
         self.graph, self.real = self.model.graph, miniature.real
-        self.small, self.float8 = miniature.small, miniature.float8
+        self.small, self.one_scale = miniature.small, dialect in TYPED
         assert lint(self.model, dialect) == []
 
     def node(self, name: str) -> onnx.NodeProto:
@@ -288,7 +290,7 @@ class Edit:
         """Quantize a float weight."""
         value = self.array(weight)
         step = np.abs(value).max() / 127
-        scale = np.asarray(step) if self.float8 else np.full(value.shape[axis], step)
+        scale = np.asarray(step) if self.one_scale else np.full(value.shape[axis], step)
         inputs = [
             self.store(f"{weight}.stored", np.rint(value / step).astype(self.small)),
             self.store(f"{weight}.scale", scale.astype(self.real)),

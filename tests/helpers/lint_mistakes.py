@@ -16,7 +16,7 @@ from mwa_export.graphs.small_floats import FLOAT8, numpy_type
 from mwa_export.spec import Tower
 
 Change = Callable[[Edit], object]
-FLOAT32 = ("onnxruntime", "openvino", "tensorrt8")
+FLOAT32 = ("onnxruntime", "openvino", "tensorrt8")  # these have a scale for each column
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,41 +305,46 @@ def float8_weight_among_int8(edit: Edit) -> None:
     edit.store("0.out.weight.zero_point", np.zeros(D, weight.dtype))
 
 
-@mistake("weight-axis", *INT8)
+@mistake("weight-axis", *FLOAT32)
 def scales_along_the_input(edit: Edit) -> None:
     edit.attribute("0.out.weight.DQ", "axis", 0)
 
 
-@mistake("weight-scale", "tensorrt-float8")
-def scale_for_each_column_of_float8(edit: Edit) -> None:
+@mistake("weight-scale", *TYPED)
+def scale_for_each_column(edit: Edit) -> None:
     edit.store("0.out.weight.scale", np.full(D, 0.01, edit.real))
     edit.store("0.out.weight.zero_point", np.zeros(D, edit.small))
 
 
-@mistake("weight-scale", "tensorrt-float8")
+@mistake("weight-scale", *TYPED)
 def scale_of_a_weight_of_zeros(edit: Edit) -> None:
     edit.store("0.out.weight.scale", np.asarray(0, edit.real))
 
 
-@mistake("weight-scale", *INT8)
+@mistake("weight-scale", *FLOAT32)
 def one_scale_for_a_whole_weight(edit: Edit) -> None:
     edit.store("0.out.weight.scale", np.asarray(0.01, edit.real))
     del edit.node("0.out.weight.DQ").input[2]
     edit.forget("0.out.weight.zero_point")
 
 
-@mistake("weight-scale", *INT8)
+@mistake("weight-scale", *FLOAT32)
 def scale_of_a_column_of_zeros(edit: Edit) -> None:
     scales = edit.array("0.out.weight.scale").copy()
     scales[5] = 0
     edit.store("0.out.weight.scale", scales)
 
 
-@mistake("weight-scale", *INT8)
+@mistake("weight-scale", *FLOAT32)
 def scale_that_is_not_a_number(edit: Edit) -> None:
     scales = edit.array("0.fc2_up.weight.scale").copy()
     scales[-1] = np.nan
     edit.store("0.fc2_up.weight.scale", scales)
+
+
+@mistake("sums", "tensorrt")
+def sums_beyond_float16(edit: Edit) -> None:
+    edit.store("0.fc2_up.weight.scale", np.asarray(100, edit.real))
 
 
 @mistake("weight-zero-point")
@@ -428,7 +433,7 @@ def pair_before_the_concatenation(edit: Edit) -> None:
 
 @mistake("fusable")
 def pair_between_product_and_bias(edit: Edit) -> None:
-    edit.pair("0.out.MatMul", "0.out.Add")
+    edit.pair(edit.node("0.out.Add").input[0], "0.out.Add")
 
 
 @mistake("fusable")

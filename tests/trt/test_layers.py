@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mwa_export.trt.layers import read_inspection
+from mwa_export.trt.layers import read_build_log, read_inspection
 
 
 def layer(name: str, kind: str, datatype: str, **more: Any) -> dict[str, Any]:
@@ -35,18 +35,69 @@ def inspection(*layers: Any) -> Any:
     ],
 )
 def test_types_of_every_version_are_understood(written: str, read: str | None) -> None:
-    (found,) = inspection(layer("a", "gemm", written)).layers
-    assert found.inputs == (() if read is None else (read,))
+    for key in ("Format/Datatype", "Datatype"):  # until 8.6 and from 10 on
+        port = {"Name": "x", "Dimensions": [1, 4], key: written}
+        (found,) = inspection({"Name": "a", "LayerType": "gemm", "Inputs": [port]}).layers
+        assert [port.kind for port in found.inputs] == [read]
 
 
-def test_a_gemm_counts_as_the_smallest_type_that_it_reads() -> None:
-    gemm = layer("blocks.0.fc1.MatMul", "gemm", "Int8")
-    gemm["Inputs"].append({"Name": "bias", "Format/Datatype": "Half"})
-    found = inspection(gemm, layer("blocks.1.fc1.MatMul", "gemm", "Half"))
+def port(kind: str, *dims: int) -> dict[str, Any]:
+    return {"Name": "x", "Dimensions": list(dims), "Datatype": kind}
+
+
+def gemm(node: str, inputs: list[Any], constants: list[Any], kind: str = "gemm") -> dict[str, Any]:
+    metadata = f"[ONNX Layer: {node}]"
+    return {
+        "Name": "__myl_CastMulFc_myl0_3",
+        "LayerType": kind,
+        "Inputs": inputs,
+        "Constants": constants,
+        "Metadata": metadata,
+    }
+
+
+def test_a_gemm_computes_in_the_wider_type_of_its_factors() -> None:
+    rows, bias = port("Int8", -1, 768), port("Float", 1)
+    eight = gemm("fc1.MatMul", [rows], [port("Int8", 768, 3072), bias])
+    dequantized = gemm("qkv.MatMul", [rows, port("Half", 1, 768, 2304)], [], "runtime_fusion")
+    found = inspection(eight, dequantized)
     assert found.gemms == {"int8": 1, "float16": 1}
-    (sentence,) = found.reasons("int8")
-    assert sentence == "1 GEMMs compute in float16 (blocks.1.fc1.MatMul)"
-    assert not inspection(gemm).reasons("int8")
+    (sentence,) = found.reasons("int8", {"fc1.MatMul", "qkv.MatMul"})
+    assert sentence == "1 GEMMs compute in float16 (qkv.MatMul)"
+    assert not found.reasons("int8", {"fc1.MatMul"}), "what was never quantized is no reason"
+
+
+def test_what_only_finishes_a_product_is_no_gemm() -> None:
+    finish = gemm("fc1.MatMul", [port("Half", -1, 768)], [port("Half", 1, 768)], "kgen")
+    assert inspection(finish).gemms == {}
+
+
+def test_weights_of_version_8_are_a_factor() -> None:
+    entry = {
+        **layer("fc1", "CaskGemmMatrixMultiply", "Int8"),
+        "Weights": {"Type": "Half", "Count": 9},
+    }
+    assert inspection(entry).gemms == {"float16": 1}
+
+
+def test_layers_that_the_compiler_prints_are_read() -> None:
+    tensors = "[ {{ Name: x, Dimensions: [{}], Strides: [1], Datatype: {}, Format: (Linear) }}]"
+    line = (
+        f"Name: fc1_myl0_4, LayerType: gemm, Inputs: {tensors.format('-1,768', 'Int8')}, "
+        f"Constants: {tensors.format('768,3072', 'Int8')}, "
+        f"Outputs: {tensors.format('-1,3072', 'Float')}, TacticName: stub, StreamId: 0, "
+        "Metadata: [ONNX Layer: blocks.0.fc1.MatMul\x1e][ONNX Layer: blocks.0.fc1.Add]"
+    )
+    wait = (
+        "Name: entry^bb^wait, LayerType: wait, Inputs: [], Constants: [], Outputs: [], "
+        "TacticName: , StreamId: 1, EventId: 12, Metadata: "
+    )
+    found = read_build_log(["another message", f"Layers:\n{wait}\n{line}\nBindings:\nx"])
+    (only,) = found.layers
+    assert found.gemms == {"int8": 1}
+    assert only.nodes == ("blocks.0.fc1.MatMul", "blocks.0.fc1.Add")
+    assert found.float32_matrices(3072) == (only,)
+    assert found.float32_matrices(3073) == ()
 
 
 def test_nodes_come_from_the_metadata_or_the_name() -> None:
@@ -55,8 +106,9 @@ def test_nodes_come_from_the_metadata_or_the_name() -> None:
     named = layer("blocks.4.fc1.MatMul + blocks.4.fc1.Add", "CaskGemm", "Float")
     found = inspection(told, named)
     assert [la.nodes[0] for la in found.layers] == ["blocks.3.fc1.MatMul", "blocks.4.fc1.MatMul"]
+    products = {"blocks.3.fc1.MatMul", "blocks.4.fc1.MatMul"}
     assert "2 GEMMs compute in float32 (blocks.3.fc1.MatMul, blocks.4.fc1.MatMul)" in (
-        found.reasons("float16")
+        found.reasons("float16", products)
     )
 
 
@@ -68,7 +120,7 @@ def test_reformats_unfused_attention_and_opaque_parts_are_named() -> None:
         layer("_gemm_mha_v2_myl0_5", "fusion", "Half", TacticName="_gemm_mha_v2_0x1f"),
         layer("{ForeignNode[blocks.0.norm...pooler]}", "Myelin", "Half"),
     )
-    assert found.reasons("float16") == (
+    assert found.reasons("float16", ()) == (
         "1 layers only copy to another layout or type",
         "attention is not fused: 1 layers compute a softmax by itself",
         "1 layers are compiled as a whole, and the inspector shows nothing inside them",
@@ -85,7 +137,7 @@ def test_reformats_unfused_attention_and_opaque_parts_are_named() -> None:
 def test_fused_attention_is_neither_a_gemm_nor_unfused() -> None:
     nodes = "[ONNX Layer: blocks.0.attention.Softmax][ONNX Layer: blocks.0.attention.MatMul]"
     fused = layer("_gemm_mha_v2_myl0_5", "gemm", "Half", TacticName="_gemm_mha_v2", Metadata=nodes)
-    assert not inspection(fused).reasons("int8")
+    assert not inspection(fused).reasons("int8", {"blocks.0.attention.MatMul"})
 
 
 @pytest.mark.parametrize(
@@ -99,4 +151,5 @@ def test_layers_of_engines_without_details_are_names() -> None:
     found = inspection("blocks.0.fc1.MatMul", "Reformatting CopyNode for Input Tensor 0 to x")
     assert found.to_json()["reformats"] == 1
     assert found.gemms == {"unknown": 1}
-    assert not [s for s in found.reasons("int8") if "GEMM" in s]
+    products = {"blocks.0.fc1.MatMul"}
+    assert not [s for s in found.reasons("int8", products) if "GEMM" in s]

@@ -64,6 +64,7 @@ def lint(
         *rules.pairs(view),
         *rules.activation_grids(view),
         *rules.weights(view),
+        *rules.sums(view),
         *rules.placement(view),
         *rules.gelu(view),
     ]

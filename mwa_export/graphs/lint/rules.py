@@ -5,6 +5,7 @@ Written from what the runtimes need, not from what the inserter does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from mwa_export.graphs.lint.view import (
     kind_name,
     label,
 )
+from mwa_export.graphs.small_floats import FLOAT16
 
 _OTHER_QUANTIZATION = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinear")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -51,7 +53,9 @@ RULES: dict[str, str] = {
     "weight-type": "quantized weights are int8, or float8 (E4M3) for tensorrt-float8, (in, out)",
     "weight-range": "int8 weights are in -127 to 127, float8 weights are finite",
     "weight-axis": "int8 weights are quantized along their outputs, axis 1",
-    "weight-scale": "there is one scale per output, or one in all for float8, finite and above 0",
+    "weight-scale": "there is one scale per output, or one in all for tensorrt and float8, finite "
+    "and above 0",
+    "sums": "tensorrt: int8 sums fit float16 with both scales, whatever the activations are",
     "weight-zero-point": "zero points of weights, if there are any, are 0 of the weights' type",
     "weight-stored": "quantized weights are stored so, with no float copy beside them",
     "weight-readers": "a dequantized weight is the second operand of one MatMul, nothing else",
@@ -218,6 +222,26 @@ def _scale(view: View, node: onnx.NodeProto, dims: tuple[int, ...], rule: str) -
     if scale.dtype != view.form.real and node.name not in float32_nodes(view.model):
         kinds = [kind_name(scale.dtype), kind_name(view.form.real)]
         yield Finding("scale-type", name, f"{node.input[1]} is {kinds[0]}, expected {kinds[1]}")
+
+
+def sums(view: View) -> Iterator[Finding]:
+    """Float16 holds what int8 products add up to: the compiler stores it before anything else."""
+    checked = view.form.real == TensorProto.FLOAT16 and view.form.weight == TensorProto.INT8
+    makers = {node.output[0]: node for node in (*view.activations, *view.weights)}
+    for node in view.nodes if checked else ():
+        pair = [makers.get(value) for value in node.input]
+        if node.op_type != "MatMul" or pair[0] is None or pair[1] is None:
+            continue
+        levels = view.constants[pair[1].input[0]].load()
+        stored = [view.constants.get(dequantize.input[1]) for dequantize in pair if dequantize]
+        scales = [scale.load() for scale in stored if scale is not None and scale.dims == ()]
+        known = [float(scale) for scale in scales if scale is not None]
+        if levels is None or len(known) != 2:
+            continue  # a scale that is not one number breaks another rule
+        most = 127 * math.prod(known)
+        most *= float(np.abs(levels.astype(np.int32)).sum(axis=0).max(initial=0))
+        if FLOAT16.largest < most < math.inf:  # other scales break another rule
+            yield Finding("sums", label(node), f"reaches {most:.4g}, and float16 ends at 65504")
 
 
 def placement(view: View) -> Iterator[Finding]:

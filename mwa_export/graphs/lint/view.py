@@ -42,7 +42,9 @@ class Form:
 FORMS: dict[str, Form] = {
     "onnxruntime": Form(17, TensorProto.UINT8, 128, TensorProto.FLOAT),
     "openvino": Form(17, TensorProto.INT8, 0, TensorProto.FLOAT, direct_gelu=True),
-    "tensorrt": Form(19, TensorProto.INT8, 0, TensorProto.FLOAT16, floats_first=True),
+    "tensorrt": Form(
+        19, TensorProto.INT8, 0, TensorProto.FLOAT16, per_column=False, floats_first=True
+    ),
     "tensorrt8": Form(17, TensorProto.INT8, 0, TensorProto.FLOAT, floats_first=True),
     "tensorrt-float8": Form(
         19,
