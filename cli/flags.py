@@ -23,7 +23,8 @@ _OWNERS = {  # a command -> options that it has under their own names
     "parity": "allow_slow any_space caption_column confidence data device image_column "
     "image_id_column images layers max_excluded max_recall_drop min_cosine normalize owners "
     "precision reference runtime seed split threads undecided",
-    "quantize": "calibration held_back keep method percentile points rounding samples time_budget",
+    "quantize": "calibration float16 held_back keep method percentile points rounding samples "
+    "time_budget",
     "search": "bundle image",
     "trt": "batch best builder_level hardware_compatible lengths no_speed_gate rebuild refit "
     "timing_cache version_compatible workspace",

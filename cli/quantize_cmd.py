@@ -1,4 +1,4 @@
-"""`mwa-export quantize`: INT8 graphs for a bundle, inside a recall budget."""
+"""`mwa-export quantize`: INT8 graphs for a bundle, inside a recall budget, or float16 graphs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,25 @@ from mwa_export.errors import UndecidedError
 from mwa_export.runtimes.options import LABELS
 
 if TYPE_CHECKING:
+    from mwa_export.bundle.bundle import Bundle
     from mwa_export.bundle.quantization import Measured
     from mwa_export.calib.quantize import Quantized
     from mwa_export.metrics.verdict import Decision
 
 _SHOWN = 8  # kept layers; tradeoff.json has all
+_OF_INT8 = (
+    *("held_back", "held_back_images", "held_back_split", "calibration", "method", "percentile"),
+    *("no_smooth", "rounding", "max_recall_drop", "no_search", "keep", "dialects", "points"),
+    *("time_budget", "undecided", "threads"),
+)
+_OF_DATA = ("samples", "seed", "tokenizer")  # with --float16
 _EXAMPLES = """\b
 Examples:
   mwa-export quantize bundle --data dataset_coco.json --images coco --split val
   mwa-export quantize bundle --data train/ --held-back test/ --max-recall-drop 0.1
   mwa-export quantize bundle --data train/ --rounding learned --dialect all -o bundle-int8
   mwa-export quantize bundle --calibration bundle/calibration.json --dialect tensorrt
+  mwa-export quantize bundle --float16
 """
 
 
@@ -42,6 +50,12 @@ Examples:
     "Pictures with captions to calibrate with, in any form that `parity` reads. Those "
     "that are not drawn as samples are held back to measure recall on.",
     held_back="Another set to measure recall on.",
+)
+@click.option(
+    "--float16",
+    is_flag=True,
+    help="Add float16 graphs for ONNX Runtime on CUDA, not INT8. Needs no --data; values are "
+    "measured on its samples if it is given.",
 )
 @click.option(
     "--calibration", type=PATH, help="Use an earlier calibration.json of this bundle, not samples."
@@ -111,6 +125,7 @@ def command(
     bundle: Path,
     data: DataSet,
     held_back: DataSet,
+    float16: bool,
     calibration: Path | None,
     no_smooth: bool,
     no_search: bool,
@@ -120,12 +135,18 @@ def command(
 ) -> None:
     """Add INT8 graphs to BUNDLE: calibrate, smooth, search precisions, decide on recall.
 
+    With --float16 add float16 graphs instead: convert, check against the conformance vectors.
+
     Writes, for each runtime, the fastest mix of INT8 and high precision that is expected to stay
     within the budget, and decides once, on held-back data that the search has not seen, whether it
     does. Exit status 1 when it does not, or no mix is expected to; 3 when the data cannot tell.
     """
     from mwa_export.bundle.update import check_target
 
+    if float16:
+        refuse(_OF_INT8, "belongs to INT8, and --float16 was given.")
+        if data.path is None:
+            refuse(_OF_DATA, "belongs to --data, which was not given.")
     if calibration is not None:
         measures = data.path is not None or held_back.path is not None
         decided = [
@@ -138,6 +159,10 @@ def command(
         refuse(decided, "belongs to making a calibration, and --calibration names a finished one.")
     if out is not None:
         check_target(None, out, force=force)
+    if float16:
+        sampling = {name: values[name] for name in _OF_DATA}
+        _show_float16(_add_float16(bundle, data, **sampling, out=out, force=force))
+        return
 
     from mwa_export.calib.calibrate import CalibrationOptions
     from mwa_export.calib.quantize import QuantizeOptions, quantize
@@ -161,6 +186,47 @@ def command(
     click.echo(done.bundle.path)
     if how.search and done.decision is not None and how.undecided is None:
         _fail_if_undecided(done.decision)
+
+
+def _add_float16(
+    path: Path,
+    data: DataSet,
+    *,
+    samples: int,
+    seed: int,
+    tokenizer: Path | None,
+    out: Path | None,
+    force: bool,
+) -> Bundle:
+    """Add float16 graphs, which is decided on samples of the data too, if there is any."""
+    from mwa_export.bundle.bundle import Bundle
+    from mwa_export.calib.samples import take_samples
+    from mwa_export.encoder.open import open_bundle
+    from mwa_export.export.float16 import add_float16
+    from mwa_export.spec import TOWERS
+
+    batches = {}
+    with console.steps() as step:
+        step("read the data")
+        if (given := data.read()) is not None:
+            bundle = Bundle.open(path)
+            bundle.require(*TOWERS, what="measuring on `data`")
+            encoder = open_bundle(bundle, lent_tokenizer=tokenizer)
+            drawn = take_samples(encoder, given, samples, seed)
+            batches = {tower: drawn.batches(tower) for tower in TOWERS}
+        return add_float16(path, batches, out=out, force=force, progress=step)
+
+
+def _show_float16(bundle: Bundle) -> None:
+    for graph in bundle.manifest.graphs:
+        if graph.precision == "float16":
+            console.say(
+                f"  {graph.file}: least cosine with the reference {graph.conformance:.5f} on ONNX "
+                f"Runtime, {len(graph.float32 or ())} nodes in float32, values of {graph.measured} "
+                "inputs measured"
+            )
+    console.say("  recall was not measured; `mwa-export parity` measures it")
+    click.echo(bundle.path)
 
 
 def _fail_if_undecided(decision: Decision) -> None:

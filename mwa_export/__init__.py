@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mwa_export.engines.build import EngineOptions, build_engines
     from mwa_export.errors import *  # noqa: F403  # every exception is public
     from mwa_export.export.export import ExportOptions, export
+    from mwa_export.export.float16 import add_float16
     from mwa_export.model.checkpoint import ReadOptions
     from mwa_export.model.load import ModelSource
     from mwa_export.model.options import ModelOptions
@@ -48,6 +49,7 @@ _WHERE = {
     "Query": "search.run",
     "RuntimeOptions": "runtimes.options",
     "Update": "embed.update",
+    "add_float16": "export.float16",
     "build_engines": "engines.build",
     "compare": "parity.measure",
     "compare_models": "parity.run",
@@ -73,6 +75,7 @@ __all__ = [
     "RuntimeOptions",
     "Update",
     "__version__",
+    "add_float16",
     "build_engines",
     "compare",
     "compare_models",

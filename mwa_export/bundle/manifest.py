@@ -53,12 +53,14 @@ class Graph:
     opset: int
     # Least cosine with the conformance vectors, where it was made. None: exact to float32.
     conformance: float | None = None
+    float32: tuple[str, ...] | None = None  # nodes of a float16 graph that stay in float32
+    measured: int | None = None  # inputs on which values were measured to choose these
 
     def to_json(self) -> dict[str, Any]:
         """JSON data, with the fields of the spec beside the others."""
         data = {**json_from_value(self), **json_from_value(self.spec)}
         order = ("file", "tower", "precision", "dialect", "opset", "inputs", "output")
-        return {name: data[name] for name in (*order, "conformance") if name in data}
+        return {name: data[name] for name in (*order, *data) if name != "spec"}
 
 
 GraphFile = tuple[Path, Graph]

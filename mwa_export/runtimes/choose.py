@@ -34,6 +34,7 @@ _INSTALL = {
     "onnxruntime": "ONNX Runtime is not installed. Run: pip install onnxruntime",
     "torch": 'PyTorch is not installed. Run: pip install "mwa-export[export]"',
 }
+_NO_FLOAT16 = "the bundle has no float16 graphs. Make them: `mwa-export quantize` with `float16`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,9 @@ class Choice:
 def choose(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Choice:
     """Decide what to run, and say why. Depends on its arguments alone.
 
-    `auto` takes a precision below float32 only if its recall was measured for this bundle and
-    passed: a machine alone must not change results.
+    `auto` takes 8 bits and bfloat16 only if their recall was measured for this bundle and passed:
+    a machine alone must not change results. Float16 needs no such measurement: engines and graphs
+    in it were made for this bundle by command, and checked.
 
     Raises:
         RuntimeUnavailableError: nothing that was asked for can run here.
@@ -81,6 +83,8 @@ def _choice(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Ch
         without_float16 = runtime == "cuda" and not _has(manifest, "float16", "onnx")
         if without_float16 and options.precision == AUTO:
             precision = "float32"  # the same runtime with what the bundle has
+            if runtime in machine.runtimes:
+                rejected.append(f"{LABELS[runtime]} with float16: {_NO_FLOAT16}")
         obstacle = _obstacle(manifest, runtime, precision, options, machine)
         if obstacle is None:
             reason = _reason(manifest, runtime, precision, options, machine)
@@ -119,7 +123,7 @@ def _obstacle(
     if runtime != "tensorrt" and precision == "int8" and not _has(manifest, "int8", runtime):
         return "the bundle has no such graphs. Make them with `mwa-export quantize`"
     if runtime == "cuda" and precision == "float16" and not _has(manifest, "float16", "onnx"):
-        return "the bundle has no float16 graphs"
+        return _NO_FLOAT16
     slow = _slow(runtime, precision, machine)
     if slow is not None and not options.allow_slow:
         return f"{slow} (`allow_slow` runs it nevertheless)"

@@ -10,6 +10,8 @@ import onnx
 from numpy.typing import NDArray
 
 from mwa_export.bundle.manifest import GraphFile
+from mwa_export.graphs.edit import read_model
+from mwa_export.graphs.float32_nodes import gives_floats
 from mwa_export.inputs.preprocess import feed_of
 from mwa_export.progress import Progress
 from mwa_export.runtimes.ort_session import session_with_outputs
@@ -36,7 +38,7 @@ def largest_magnitudes(
         for batch in batches
         for inputs in (_without_padding(*batch) if tower == "text" else (batch,))
     ]
-    names = _float_values(onnx.load(path))
+    names = _float_values(read_model(path, "Export the bundle again.", values=False).graph)
     progress(f"{tower} tower: measure how large values become", len(names))
     found = dict.fromkeys(names, 0.0)
     for start in range(0, len(names), _GROUP):
@@ -50,12 +52,17 @@ def largest_magnitudes(
     return found
 
 
-def _float_values(model: onnx.ModelProto) -> list[str]:
+def _float_values(graph: onnx.GraphProto) -> list[str]:
     """Names of the float32 values that nodes compute, in the order of the graph."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    kinds = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
-    made = [value for node in model.graph.node for value in node.output]
-    return [value for value in made if kinds.get(value) == onnx.TensorProto.FLOAT]
+    kinds = {port.name: port.type.tensor_type.elem_type for port in graph.input}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    floats = {name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT}
+    made: list[str] = []
+    for node in graph.node:
+        if gives_floats(node, floats):
+            floats.update(node.output)
+            made += node.output
+    return made
 
 
 def _without_padding(ids: NDArray[Any], mask: NDArray[Any]) -> Iterator[Inputs]:

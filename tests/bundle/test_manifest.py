@@ -126,6 +126,8 @@ GRAPH = exactly(
     spec=st.builds(TowerSpec, TOWER, st.lists(PORT, max_size=2).map(tuple), PORT),
     opset=st.integers(1, 30),
     conformance=st.none() | NUMBER,
+    float32=st.none() | NAMES,
+    measured=st.none() | st.integers(0),
 )
 MANIFESTS = exactly(
     Manifest,

@@ -77,7 +77,7 @@ def lint(
 
 
 def check(path: Path, dialect: str) -> None:
-    """Refuse a quantized, or bfloat16, graph that breaks a rule.
+    """Refuse a quantized, bfloat16 or float16 graph that breaks a rule.
 
     Raises:
         BundleError: the file is not an ONNX graph, or it breaks rules; the message names the first.

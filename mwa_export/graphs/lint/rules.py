@@ -42,7 +42,7 @@ RULES: dict[str, str] = {
     "has-quantized-linears": "at least one GEMM is quantized",
     "opset": "the opset is the dialect's: 19 for tensorrt (float8 and bfloat16 too), else 17",
     "operators": "standard operators only; INT8 and float8 are written as Q/DQ and in no other "
-    "way; bfloat16 graphs have none",
+    "way; bfloat16 graphs and onnx-float16 have none",
     "types": "strict type inference passes; floats are of the dialect's type; in graphs of 16 bits "
     "float32 is the unit norm, what is behind Casts from 16 bits, and nodes that the model names",
     "pairs": "a Q feeds one DQ and nothing else; the DQ of an activation reads a Q",

@@ -58,6 +58,7 @@ FORMS: dict[str, Form] = {
     "tensorrt-bfloat16": Form(
         19, TensorProto.INT8, 0, TensorProto.BFLOAT16, quantized=False, floats_first=True
     ),
+    "onnx-float16": Form(17, TensorProto.INT8, 0, TensorProto.FLOAT16, quantized=False),
 }
 
 
