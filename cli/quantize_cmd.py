@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 _SHOWN = 8  # kept layers; tradeoff.json has all
 _OF_INT8 = (
-    *("held_back", "held_back_images", "held_back_split", "calibration", "method", "percentile"),
-    *("no_smooth", "rounding", "max_recall_drop", "no_search", "keep", "dialects", "points"),
-    *("time_budget", "undecided", "threads"),
+    *("held_back", "calibration", "method", "percentile", "no_smooth", "rounding"),
+    *("max_recall_drop", "no_search", "keep", "dialects", "points", "time_budget", "undecided"),
+    "threads",
 )
 _OF_DATA = ("samples", "seed", "tokenizer")  # with --float16
 _EXAMPLES = """\b
