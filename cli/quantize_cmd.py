@@ -198,7 +198,7 @@ def _add_float16(
     out: Path | None,
     force: bool,
 ) -> Bundle:
-    """Add float16 graphs, which is decided on samples of the data too, if there is any."""
+    """Add float16 graphs; values are measured on samples of the data, too, if it is given."""
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.calib.samples import take_samples
     from mwa_export.encoder.open import open_bundle
@@ -207,8 +207,10 @@ def _add_float16(
 
     batches = {}
     with console.steps() as step:
-        step("read the data")
-        if (given := data.read()) is not None:
+        if data.path is not None:
+            step("read the data")
+            given = data.read()
+            assert given is not None
             bundle = Bundle.open(path)
             bundle.require(*TOWERS, what="measuring on `data`")
             encoder = open_bundle(bundle, lent_tokenizer=tokenizer)
