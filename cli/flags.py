@@ -27,13 +27,14 @@ _OWNERS = {  # a command -> options that it has under their own names
     "time_budget",
     "search": "bundle image",
     "trt": "batch best builder_level hardware_compatible lengths no_speed_gate rebuild refit "
-    "timing_cache version_compatible workspace",
+    "rtx timing_cache version_compatible workspace",
 }
 FLAGS: dict[str, tuple[str, str]] = {  # option -> a command that has it, its flag
     name: (owner, f"--{name.replace('_', '-')}")
     for owner, names in _OWNERS.items()
     for name in names.split()
 } | {
+    "capabilities": ("trt", "--sm"),
     "dialects": ("quantize", "--dialect"),
     "executor": ("embed", "--engine"),
     "graphs": ("parity", "--graph"),

@@ -1,4 +1,4 @@
-"""`mwa-export trt`: TensorRT engines for a bundle, for the GPU of this machine."""
+"""`mwa-export trt`: TensorRT engines for a bundle, for this machine's GPU or for RTX cards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.cli.options import DataSet, data_options
-from mwa_export.cli.values import PATH, Real, Whole, options_of, recall_drop_option, refuse
+from mwa_export.cli.values import (
+    CAPABILITIES,
+    PATH,
+    Real,
+    Whole,
+    options_of,
+    recall_drop_option,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from mwa_export.engines.best import Best, Candidate
@@ -23,8 +31,15 @@ Examples:
   mwa-export trt bundle --best --data dataset_coco.json --images coco --split val
   mwa-export trt bundle --fp16 --batch 1 --batch 2,64,256 -o bundle-gpu
   mwa-export trt bundle --fp16 --version-compatible --timing-cache times.cache
+  mwa-export trt bundle --int8 --rtx --sm 86,89,120
 """
 
+_RTX_CARDS = ((8, 6), (8, 9), (12, 0))  # Ampere, Ada, Blackwell
+# Of TensorRT on this machine's GPU; TensorRT-RTX has no such thing.
+_OF_GPU = (
+    *("version_compatible", "hardware_compatible", "refit", "timing_cache", "device"),
+    *("allow_slow", "no_speed_gate"),
+)
 _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "held_back_split")
 
 
@@ -127,6 +142,19 @@ _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "he
 @click.option(
     "--refit", is_flag=True, help="Let `mwa-export refit` put another adapter into the engines."
 )
+@click.option(
+    "--rtx",
+    is_flag=True,
+    help="Build with TensorRT-RTX for the cards of --sm. Needs no GPU; the engines are checked "
+    "where they are loaded.",
+)
+@click.option(
+    "--sm",
+    "capabilities",
+    type=CAPABILITIES,
+    metavar="LIST",
+    help="Compute capabilities of the RTX cards; default: 86,89,120, and 89,120 with --fp8.",
+)
 @click.option("--device", type=Whole(min=0), default=0, help="GPU number.")
 @click.option("--rebuild", is_flag=True, help="Rebuild engines that are already there.")
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
@@ -144,11 +172,15 @@ def command(
     held_back: DataSet,
     workspace: float | None,
     builder_level: int | None,
+    rtx: bool,
+    capabilities: tuple[tuple[int, int], ...] | None,
     out: Path | None,
     force: bool,
     **values: Any,
 ) -> None:
     """Add engines for the GPU of this machine to BUNDLE, with TensorRT 8.6, 10 or 11.
+
+    With --rtx: for RTX cards of other machines, with TensorRT-RTX.
 
     Each tower's graph is made in the form that the installed version needs, checked on ONNX
     Runtime against the bundle's conformance vectors, and compiled.
@@ -159,6 +191,14 @@ def command(
         )
     if precision != "best":
         refuse(_OF_BEST, "belongs to --best, which was not given.")
+    best = precision == "best"
+    if rtx:
+        refuse(_OF_GPU, "belongs to engines for the GPU of this machine, and --rtx needs none.")
+        if best:
+            raise click.UsageError("--best measures on the GPU of this machine; --rtx needs none")
+    else:
+        refuse(("capabilities",), "belongs to --rtx, which was not given.")
+    from mwa_export.bundle.engine import TENSORRT, TENSORRT_RTX
     from mwa_export.bundle.update import check_target
     from mwa_export.trt.install import load_tensorrt
 
@@ -169,7 +209,7 @@ def command(
     from mwa_export.trt.build import GIB, BuildOptions
     from mwa_export.trt.profiles import Span
 
-    best = precision == "best"
+    cards = _RTX_CARDS[1:] if precision == "float8" else _RTX_CARDS
     scratch = None if workspace is None else int(workspace * GIB)
     options = options_of(
         EngineOptions,
@@ -179,8 +219,9 @@ def command(
         lengths=None if lengths is None else Span.parse(lengths, "length"),
         build=options_of(BuildOptions, values, workspace=scratch, level=builder_level),
         speed_gate=not no_speed_gate,
+        capabilities=(capabilities or cards) if rtx else (),
     )
-    load_tensorrt()  # before anything is read
+    load_tensorrt(TENSORRT_RTX if rtx else TENSORRT)  # before anything is read
     build: Any = build_engines
     if best:
         build = partial(
@@ -215,7 +256,9 @@ def _show(done: EnginesBuilt) -> None:
             console.say(f"  {graph.path.name}: {graph.advice}")
     for speed in done.speeds:
         console.say(f"  {speed.sentence}")
-    console.say(f"  TensorRT {done.engines[0].tensorrt} on {done.device.name}")
+    console.say(f"  {done.engines[0].made_by}")
+    if done.device is None:
+        console.say("  not run here: the conformance vectors are checked where engines are loaded")
 
 
 def _show_best(done: Best) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
@@ -42,6 +43,24 @@ class Real(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+class _Capabilities(click.types.StringParamType):
+    """Compute capabilities of GPUs, "86,89,120" or "8.6,8.9", each once and in order."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        found: set[tuple[int, int]] = set()
+        for part in str(value).split(","):
+            match = re.fullmatch(r"\s*(?:sm_?)?(\d{1,2})\.?(\d)\s*", part, re.IGNORECASE)
+            if match is None:
+                self.fail(f"{part!r} is no compute capability. Expected 86 or 8.6.", param, ctx)
+            found.add((int(match[1]), int(match[2])))
+        return tuple(sorted(found))
+
+
+CAPABILITIES = _Capabilities()
 
 
 class _Text(click.types.StringParamType):

@@ -12,6 +12,11 @@ from mwa_export.metrics.verdict import Decision
 from mwa_export.spec import Tower
 
 EnginePrecision = Literal["float16", "bfloat16", "int8", "float8"]
+Compiler = Literal["tensorrt", "tensorrt-rtx"]
+TENSORRT: Compiler = "tensorrt"
+TENSORRT_RTX: Compiler = "tensorrt-rtx"  # builds without a GPU, for RTX cards
+COMPILERS: dict[Compiler, str] = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
+"""Compiler -> its name for people."""
 ENGINES = "engines"  # the bundle's folder for them
 VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compatible"
 REFIT = "refit"  # these three: in Engine.flags
@@ -75,9 +80,9 @@ class Engine:
     sha256: str
     tower: Tower
     precision: EnginePrecision
-    tensorrt: str  # the version that built it
-    gpu: str  # the name of the GPU it was built on
-    capability: tuple[int, int]  # compute capability of that GPU
+    tensorrt: str  # the version of the compiler that built it
+    gpu: str  # the name of the GPU it was built on; "": none, by TensorRT-RTX
+    capability: tuple[int, int]  # compute capability of that GPU, or the least of ``capabilities``
     profiles: tuple[Profile, ...]
     sources: tuple[str, ...]  # sha256 of the bundle's files that it was made from
     graph: str  # sha256 of the graph that was compiled, which is typed or has Q/DQ
@@ -85,6 +90,19 @@ class Engine:
     seconds: float  # build time
     measured: MeasuredEngines | None = None
     float32: tuple[str, ...] | None = None  # float32 nodes of a typed graph; None: not recorded
+    compiler: Compiler = TENSORRT
+    capabilities: tuple[tuple[int, int], ...] = ()  # of TensorRT-RTX: those that it was built for
+
+    @property
+    def made_by(self) -> str:
+        """Compiler, version and what it was built for, for people."""
+        for_ = self.gpu or "compute capability " + ", ".join(map(dotted, self.capabilities))
+        return f"{COMPILERS[self.compiler]} {self.tensorrt} for {for_}"
+
+
+def dotted(capability: tuple[int, int]) -> str:
+    """A compute capability as NVIDIA writes it: "8.9"."""
+    return f"{capability[0]}.{capability[1]}"
 
 
 def with_engines(old: Iterable[Engine], new: Iterable[Engine]) -> tuple[Engine, ...]:

@@ -41,10 +41,7 @@ def graph_rows(bundle: Bundle) -> list[tuple[str, ...]]:
         return f"{sum(manifest.files[name].bytes for name in manifest.files_of(file)) / 1e6:,.1f}"
 
     graphs = [(g.file, g.spec.tower, g.precision, g.dialect) for g in manifest.graphs]
-    engines = [
-        (e.file, e.tower, e.precision, f"TensorRT {e.tensorrt} on {e.gpu}")
-        for e in manifest.engines
-    ]
+    engines = [(e.file, e.tower, e.precision, e.made_by) for e in manifest.engines]
     return [(*row, megabytes(row[0])) for row in (*graphs, *engines)]
 
 

@@ -155,7 +155,7 @@ def _not_tried(
 ) -> str | None:
     """Why a precision is not built; None if it is."""
     try:
-        tensorrt.check_precision(precision, device)
+        tensorrt.check_precision(precision, device.capability, device.name)
     except UsageError as error:
         return str(error)
     if precision in CALIBRATED and CALIBRATION not in bundle.manifest.files:

@@ -15,16 +15,19 @@ from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_sets import TestSet, as_test_set
 from mwa_export.encoder.open import open_bundle
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph, needs_calibration
-from mwa_export.errors import EngineError, MwaExportError, check_option
+from mwa_export.engines.speed import Speed, too_slow
+from mwa_export.errors import EngineError, MwaExportError, UsageError, check_option
 from mwa_export.files import scratch_folder, sha256_of
 from mwa_export.progress import Progress, Silent
+from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.trt.build import BuildOptions, engine_from_onnx
 from mwa_export.trt.device import Device
-from mwa_export.trt.engine import engine_name, obstacle
-from mwa_export.trt.install import find_tensorrt
+from mwa_export.trt.engine import engine_name, is_stale, obstacle, rtx_engine_name
+from mwa_export.trt.install import EngineHost, find_tensorrt, load_rtx
 from mwa_export.trt.profiles import Span, profiles_of, text_lengths
-from mwa_export.trt.timing import Compared, compare_engines
+from mwa_export.trt.rtx import check_capabilities
+from mwa_export.trt.timing import compare_engines
 from mwa_export.trt.versions import TensorRt
 
 BATCH = Span(1, 32, 128)
@@ -44,41 +47,17 @@ class EngineOptions:
     seed: int = 0
     speed_gate: bool = True  # compare the speed of 8-bit engines with float16
     allow_slow: bool = False  # keep 8-bit engines that are slower than float16
+    capabilities: tuple[tuple[int, int], ...] = ()  # of RTX cards: TensorRT-RTX builds for them
 
     def __post_init__(self) -> None:
         check_option("samples", self.samples, self.samples >= 1, "1 or more")
         check_option("seed", self.seed, self.seed >= 0, "0 or more")
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Speed of an engine, compared with the float16 engine of its tower."""
-
-    engine: Engine
-    ours: Compared
-    float16: Compared
-    products: tuple[str, ...]  # of the graph, that should compute in 8 bits
-
-    @property
-    def ratio(self) -> float:
-        """Speed relative to float16, without copies."""
-        return self.float16.timing.median_ms / self.ours.timing.median_ms
-
-    @property
-    def sentence(self) -> str:
-        """The comparison in words."""
-        timing = self.ours.timing
-        of = f"{timing.batch} x {timing.length} tokens" if timing.length else f"{timing.batch} rows"
-        return (
-            f"{self.engine.tower} tower: {self.engine.precision} runs {self.ratio:.2f}x as fast "
-            f"as float16 ({timing.median_ms:.2f} and {self.float16.timing.median_ms:.2f} ms for "
-            f"{of}, without copies)"
-        )
-
-    @property
-    def reasons(self) -> str:
-        """Possible causes that the inspector found, in words; "" if none."""
-        return "; ".join(self.ours.inspection.reasons(self.engine.precision, self.products))
+        if self.capabilities and (self.build.flags or self.build.timing_cache):
+            names = [*self.build.flags, *(["timing_cache"] if self.build.timing_cache else [])]
+            raise UsageError(
+                f"`{names[0]}`: TensorRT-RTX has no such engines. It builds for the compute "
+                "capabilities that are named, and finds kernels on the card. Leave the option out."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +65,7 @@ class EnginesBuilt:
     """Result of `build_engines`."""
 
     bundle: Bundle
-    device: Device
+    device: Device | None  # None: built for other machines
     engines: tuple[Engine, ...]  # of both towers, for this machine
     built: frozenset[str]  # files of the new engines
     graphs: tuple[EngineGraph, ...]  # that the new engines were compiled from
@@ -105,6 +84,9 @@ def build_engines(
 ) -> EnginesBuilt:
     """Build an engine for each tower and add them to the bundle, each as soon as it is built.
 
+    What is built for this GPU is run there, and must reproduce the conformance vectors. What
+    TensorRT-RTX builds for other machines is checked where it is loaded.
+
     Args:
         path: the bundle.
         data: a test set like what will be embedded, or its path. How large values become on
@@ -119,15 +101,14 @@ def build_engines(
         RuntimeUnavailableError: no GPU, or its driver is too old.
         UsageError: a precision that this TensorRT or this GPU does not have.
         CalibrationError: int8 or float8 without a calibration in the bundle.
-        VerificationError: a graph does not compute what the float32 graph computes.
+        VerificationError: a graph, or an engine on this GPU, does not compute what the float32
+            graph computes.
         EngineError, ProfileError, UsageError: see `engine_from_onnx`; also for an
             engine of 8 bits that is slower than float16.
     """
     options, progress = options or EngineOptions(), progress or Silent()
     data = as_test_set(data)
-    progress("look for TensorRT and a GPU")
-    tensorrt, device = find_tensorrt(options.device)
-    tensorrt.check_precision(options.precision, device)
+    tensorrt, device = _compiler(options, progress)
     progress("open the bundle")
     bundle = Bundle.open(path)
     check_target(bundle, out, force=force)
@@ -179,6 +160,19 @@ def build_engines(
     )
 
 
+def _compiler(options: EngineOptions, progress: Progress) -> tuple[TensorRt, Device | None]:
+    """What builds, and the GPU that it builds for."""
+    if options.capabilities:
+        progress("look for TensorRT-RTX")
+        rtx = load_rtx()
+        check_capabilities(rtx, options.capabilities, options.precision)
+        return rtx, None
+    progress("look for TensorRT and a GPU")
+    tensorrt, device = find_tensorrt(options.device)
+    tensorrt.check_precision(options.precision, device.capability, device.name)
+    return tensorrt, device
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """One engine to build."""
@@ -186,18 +180,26 @@ class _Job:
     tower: Tower
     profiles: tuple[Profile, ...]
     tensorrt: TensorRt
-    device: Device
+    device: Device | None  # None: TensorRT-RTX builds for the options' capabilities
     options: EngineOptions
     progress: Progress
     batches: Iterable[tuple[Any, ...]] = ()  # to measure on, beside the conformance vectors
 
     def present(self, bundle: Bundle) -> Engine | None:
-        """An engine of the bundle that is what this job would build, and can be used here."""
-        version, options = self.tensorrt.version, self.options
-        wanted = (self.tower, options.precision, version, self.profiles, options.build.flags)
+        """An engine of the bundle that is what this job would build."""
+        options, host = self.options, {self.tensorrt.compiler: self.tensorrt.version}
+        wanted = (self.tower, options.precision, self.tensorrt.version, self.profiles)
+        kind = (options.build.flags, self.tensorrt.compiler, options.capabilities)
         for engine in bundle.manifest.engines:
-            has = (engine.tower, engine.precision, engine.tensorrt, engine.profiles, engine.flags)
-            if has == wanted and obstacle(engine, bundle.manifest, version, self.device) is None:
+            has = (engine.tower, engine.precision, engine.tensorrt, engine.profiles)
+            if (has, engine.flags, engine.compiler, engine.capabilities) != (wanted, *kind):
+                continue
+            if self.device is None:
+                useless = is_stale(engine, bundle.manifest)
+            else:
+                found = obstacle(engine, bundle.manifest, EngineHost(host, self.device))
+                useless = found is not None
+            if not useless:
                 return engine
         return None
 
@@ -217,10 +219,11 @@ def _add(bundle: Bundle, job: _Job, out: Path | None, *, force: bool) -> _Added:
     """Build one engine and add it to the bundle."""
     with changed_bundle(bundle, out, force=force) as change:
         graph, engine, warnings = _build(bundle, job, change.folder)
+        _check(bundle, job, change.folder, engine)
         speed = _speed(bundle, job, change.folder, engine, graph)
         if speed is not None and speed.ratio < 1:
             if not job.options.allow_slow:
-                raise EngineError(_too_slow(speed))
+                raise EngineError(too_slow(speed))
             warnings += (f"{speed.sentence}. {speed.reasons}".rstrip(". "),)
         job.progress("write the manifest")
         engines = with_engines(bundle.manifest.engines, [engine])
@@ -228,22 +231,21 @@ def _add(bundle: Bundle, job: _Job, out: Path | None, *, force: bool) -> _Added:
     return _Added(Bundle(Path(out or bundle.path), manifest), graph, engine, warnings, speed)
 
 
-def _too_slow(speed: Speed) -> str:
-    """Why an engine that is slower than float16 is refused: it would cost recall for nothing."""
-    why = f" In the engine: {speed.reasons}." if speed.reasons else ""
-    return (
-        f"{speed.sentence}, so the engine is not added.{why} Build with "
-        "`engine_precision=float16`, or `best`, which keeps the fastest; "
-        f"`engine_precision={speed.engine.precision}` with `allow_slow` adds it nevertheless, and "
-        "`no_speed_gate` does not measure."
-    )
+def _check(bundle: Bundle, job: _Job, folder: Path, engine: Engine) -> None:
+    """Run a new engine on the GPU that it was built for: it must reproduce the vectors."""
+    if job.device is None:
+        return
+    job.progress(f"{job.tower} tower: check the {engine.precision} engine on the GPU")
+    new, device = Bundle(folder, bundle.manifest), job.device.index
+    with TensorRtBackend(new, engines=(engine,), device=device, check=False) as backend:
+        backend.check(bundle)
 
 
 def _speed(
     bundle: Bundle, job: _Job, folder: Path, engine: Engine, graph: EngineGraph
 ) -> Speed | None:
     """Compare the speed of a new 8-bit engine with float16; None: not asked for."""
-    if engine.precision not in CALIBRATED or not job.options.speed_gate:
+    if engine.precision not in CALIBRATED or not job.options.speed_gate or job.device is None:
         return None
     with scratch_folder() as scratch:
         float16 = _float16_engine(bundle, job, scratch)
@@ -266,8 +268,11 @@ def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, E
 
 def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine, tuple[str, ...]]:
     """Build one engine into the bundle's new folder. Returns warnings last."""
-    options, version = job.options, job.tensorrt.version
-    name = engine_name(job.tower, options.precision, version, job.device)
+    options, version, device = job.options, job.tensorrt.version, job.device
+    if device is None:
+        name = rtx_engine_name(job.tower, options.precision, version, options.capabilities)
+    else:
+        name = engine_name(job.tower, options.precision, version, device)
     with scratch_folder() as scratch:
         graph = engine_graph(
             bundle,
@@ -284,7 +289,8 @@ def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine
             job.profiles,
             folder / name,
             precision=options.precision,
-            device=job.device,
+            device=device,
+            capabilities=options.capabilities,
             options=options.build,
             progress=job.progress,
         )
@@ -294,13 +300,15 @@ def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine
         tower=job.tower,
         precision=options.precision,
         tensorrt=version,
-        gpu=job.device.name,
-        capability=job.device.capability,
+        gpu="" if device is None else device.name,
+        capability=min(options.capabilities) if device is None else device.capability,
         profiles=job.profiles,
         sources=graph.sources,
         graph=compiled,
         flags=options.build.flags,
         seconds=round(built.seconds, 1),
         float32=graph.float32,
+        compiler=job.tensorrt.compiler,
+        capabilities=options.capabilities,
     )
     return graph, engine, built.warnings

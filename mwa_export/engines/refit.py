@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.engine import REFIT, Engine
+from mwa_export.bundle.engine import REFIT, TENSORRT_RTX, Engine
 from mwa_export.bundle.update import changed_bundle, check_target
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.errors import EngineError
@@ -24,7 +24,7 @@ from mwa_export.runtimes.trt import TensorRtBackend
 from mwa_export.towers.steps import STEPS
 from mwa_export.trt.device import Device
 from mwa_export.trt.engine import obstacle, refitted
-from mwa_export.trt.install import find_tensorrt
+from mwa_export.trt.install import EngineHost, find_tensorrt
 from mwa_export.trt.versions import is_typed, major_of
 
 
@@ -73,7 +73,8 @@ def refit_bundle(
     tensorrt, gpu = find_tensorrt(device)
     progress("open the bundle")
     old = Bundle.open(path)
-    engines, left_out = _exchangeable(old, tensorrt.version, gpu)
+    host = EngineHost({tensorrt.compiler: tensorrt.version}, gpu)
+    engines, left_out = _exchangeable(old, host)
     progress("read the checkpoint")
     backbone = old.manifest.model.backbone
     options = replace(
@@ -97,13 +98,11 @@ def refit_bundle(
     return Refitted(Bundle(Path(out), manifest), gpu, made, left_out, seconds)
 
 
-def _exchangeable(
-    bundle: Bundle, version: str, device: Device
-) -> tuple[list[Engine], tuple[str, ...]]:
+def _exchangeable(bundle: Bundle, host: EngineHost) -> tuple[list[Engine], tuple[str, ...]]:
     """The engines that can be refitted here, and the reasons for the others."""
     fit, reasons = [], []
     for engine in bundle.manifest.engines:
-        reason = obstacle(engine, bundle.manifest, version, device) or _fixed(engine)
+        reason = _fixed(engine) or obstacle(engine, bundle.manifest, host)
         if reason is None:
             fit.append(engine)
         else:
@@ -120,6 +119,8 @@ def _exchangeable(
 
 def _fixed(engine: Engine) -> str | None:
     """Why the weights of an engine cannot be exchanged anywhere; None if they can."""
+    if engine.compiler == TENSORRT_RTX:
+        return "engines of TensorRT-RTX are built again, which needs no GPU"
     if engine.precision in CALIBRATED:
         return (
             f"{engine.precision} scales belong to the weights they were calibrated with; quantize "

@@ -83,6 +83,11 @@ class TowerNodes:
         for node in self.nodes:
             if node.op_type in _PASSES_ON and large.intersection(node.input):
                 large.update(value for value in node.output if value not in ranges)
+        for node in self.nodes:  # so may the terms be where a large product is a sum of products
+            makers = [self.producer.get(value) for value in node.input]
+            products = all(maker is not None and maker.op_type == "MatMul" for maker in makers)
+            if node.op_type == "Add" and products and large.intersection(node.output):
+                large.update(node.input)
         return large
 
     def around(self, values: Iterable[str]) -> set[str]:

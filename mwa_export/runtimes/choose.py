@@ -205,7 +205,7 @@ def _engines(
         return (), f"the bundle has no engines. Build them: {need}"
     if host is None or host.device is None:
         return (), "no TensorRT" if host is None else host.missing
-    found, obstacles = usable_engines(manifest, precision, host.version, host.device)
+    found, obstacles = usable_engines(manifest, precision, host)
     return found, None if len(found) == len(manifest.towers) else "; ".join(obstacles)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.engine import Engine, EnginePrecision
+from mwa_export.bundle.engine import COMPILERS, Engine, EnginePrecision
 from mwa_export.bundle.manifest import GraphFile
 from mwa_export.errors import EngineError
 from mwa_export.inputs.preprocess import arrays_of
@@ -21,9 +21,8 @@ from mwa_export.runtimes.backend import (
     measured_cosine,
 )
 from mwa_export.spec import Embeddings, Tower
-from mwa_export.trt.device import Device
 from mwa_export.trt.engine import usable_engines
-from mwa_export.trt.install import find_tensorrt
+from mwa_export.trt.install import engine_host, find_tensorrt
 from mwa_export.trt.run import EngineRunner, open_runners
 
 # The least cosine of 8 bits where quantize measured none: far from noise, no claim of quality.
@@ -58,9 +57,9 @@ class TensorRtBackend:
             BundleError: an engine is not the file that the manifest describes.
             VerificationError: the engines compute something else than the reference.
         """
-        tensorrt, self.device = find_tensorrt(device)
         self.image_size = bundle.manifest.model.backbone.image_size
-        chosen = engines or _newest(bundle, precision, tensorrt.version, self.device)
+        chosen = engines or _newest(bundle, precision, device)
+        tensorrt, self.device = find_tensorrt(device, chosen[0].compiler)
         self.engines: dict[Tower, Engine] = {engine.tower: engine for engine in chosen}
         self.precision = chosen[0].precision
         floats = {tower: bundle.describe(tower) for tower in bundle.manifest.towers}
@@ -75,14 +74,26 @@ class TensorRtBackend:
                 open_runners(tensorrt, self.device, held, graphs=graphs)
             )
             if check:
-                check_conformance(
-                    self, bundle, towers=tuple(held), least=_least(bundle, self.precision)
-                )
+                self.check(bundle)
             self._opened = stack.pop_all()
+
+    def check(self, bundle: Bundle) -> None:
+        """Reproduce a bundle's conformance vectors, as far as texts fit the engine's profiles.
+
+        Raises:
+            VerificationError: the engines compute something else than the reference.
+        """
+        longest = None
+        if "text" in self.engines:
+            profiles = self.engines["text"].profiles
+            longest = max(entry.max[1] for profile in profiles for entry in profile)
+        least = least_cosines(bundle, self.precision)
+        check_conformance(self, bundle, towers=[*self.engines], least=least, longest=longest)
 
     @property
     def name(self) -> str:
-        return f"TensorRT {self.precision} on {self.device.name}"
+        compiler = COMPILERS[next(iter(self.engines.values())).compiler]
+        return f"{compiler} {self.precision} on {self.device.name}"
 
     @property
     def cuda_graphs(self) -> bool:
@@ -116,16 +127,17 @@ class TensorRtBackend:
         self.close()
 
 
-def _newest(
-    bundle: Bundle, precision: EnginePrecision, version: str, device: Device
-) -> tuple[Engine, ...]:
-    found, reasons = usable_engines(bundle.manifest, precision, version, device, str(bundle.path))
+def _newest(bundle: Bundle, precision: EnginePrecision, device: int) -> tuple[Engine, ...]:
+    host = engine_host(device)
+    if host.device is None:
+        find_tensorrt(device)  # raises what is missing
+    found, reasons = usable_engines(bundle.manifest, precision, host, str(bundle.path))
     if reasons:
         raise EngineError(" ".join(reasons))
     return found
 
 
-def _least(bundle: Bundle, precision: EnginePrecision) -> dict[Tower, float]:
+def least_cosines(bundle: Bundle, precision: EnginePrecision) -> dict[Tower, float]:
     """The least cosine that engines of a precision must reach."""
     usual = BFLOAT16_COSINE if precision in _16_BITS else LEAST_8_BITS
     found = {tower: measured_cosine(bundle, tower, precision) for tower in bundle.manifest.towers}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,9 @@ from mwa_export.errors import BundleError, EngineError, ProfileError, UsageError
 from mwa_export.files import new_file
 from mwa_export.progress import Progress, Silent
 from mwa_export.trt.device import Device
-from mwa_export.trt.install import load_tensorrt
+from mwa_export.trt.install import check_lean_runtime, load_rtx, load_tensorrt
+from mwa_export.trt.layers import Inspection, read_build_log
+from mwa_export.trt.rtx import check_capabilities
 from mwa_export.trt.versions import Messages, TensorRt
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ class BuildOptions:
     refit: bool = False  # weights can be exchanged
 
     def __post_init__(self) -> None:
+        if self.refit and self.version_compatible:
+            raise UsageError(
+                "`version_compatible` and `refit`: engines of later versions run on TensorRT's "
+                "lean runtime, which exchanges no weights. Leave one of them out."
+            )
         level, workspace = self.level, self.workspace
         check_option("builder_level", level, level is None or 0 <= level <= 5, "0 to 5")
         fits = workspace is None or workspace >= 1 << 20
@@ -59,6 +66,7 @@ class Built:
 
     seconds: float
     warnings: tuple[str, ...] = ()
+    layers: Inspection = field(default_factory=lambda: Inspection(()))  # as TensorRT-RTX prints
 
 
 def engine_from_onnx(
@@ -67,11 +75,12 @@ def engine_from_onnx(
     out: Path,
     *,
     precision: EnginePrecision,
-    device: Device,
+    device: Device | None,
+    capabilities: Sequence[tuple[int, int]] = (),
     options: BuildOptions | None = None,
     progress: Progress | None = None,
 ) -> Built:
-    """Build an engine for the current GPU and write it.
+    """Build an engine for the current GPU, or without one for RTX cards, and write it.
 
     Args:
         onnx_path: for TensorRT 10 and 11 typed as it is to run; for 8.6 float32, with Q/DQ for
@@ -80,9 +89,12 @@ def engine_from_onnx(
         out: the engine's file; appears whole or not at all.
         precision: what 8.6 may run in; later versions read it from the graph, and only they have
             bfloat16 and float8.
+        device: the GPU; None: TensorRT-RTX builds for ``capabilities``, and needs no GPU.
+        capabilities: compute capabilities of RTX cards.
 
     Returns:
-        Build time, and a warning if the timing cache cannot be written: the engine is then kept.
+        Build time and layers, and a warning if the timing cache cannot be written: the engine is
+        then kept.
 
     Raises:
         MissingPackageError: TensorRT is not installed.
@@ -90,25 +102,22 @@ def engine_from_onnx(
         ProfileError: profiles that do not fit the graph's inputs.
         UsageError: options that this GPU cannot serve.
     """
-    tensorrt = load_tensorrt()
     options = options or BuildOptions()
-    if options.hardware_compatible and device.capability < (8, 0):
-        raise UsageError(
-            f"`hardware_compatible`: {device.name} is older than Ampere, the first that such "
-            "engines run on. Leave the option out."
-        )
-    if options.hardware_compatible and precision == "float8":
-        raise UsageError(
-            "`hardware_compatible`: such engines run on every GPU from Ampere on, and float8 needs "
-            "Ada or Hopper. Leave the option out, or build with `engine_precision=int8`."
-        )
-    tensorrt.check_precision(precision, device)
+    if device is None:
+        rtx = load_rtx()
+        check_capabilities(rtx, capabilities, precision)
+        tensorrt: TensorRt = rtx
+    else:
+        tensorrt = load_tensorrt()
+        _check_options(tensorrt, device, precision, options)
     messages = Messages()
     builder = _builder(tensorrt, messages, device)
     network = builder.create_network(tensorrt.network_flags())
     _parse(tensorrt, network, onnx_path, messages)
     config = builder.create_builder_config()
     _configure(tensorrt, config, precision, options)
+    if device is None:
+        rtx.compile_for(config, capabilities)
     for profile in profiles:
         _add_profile(builder, network, config, profile, onnx_path)
     _use_timing_cache(config, options.timing_cache)
@@ -123,7 +132,27 @@ def engine_from_onnx(
         raise EngineError(_why_not_built(onnx_path, messages, device, profiles, options))
     with new_file(out) as path:
         path.write_bytes(blob)
-    return Built(seconds, _write_timing_cache(config, options.timing_cache))
+    layers = read_build_log(messages.layers)
+    return Built(seconds, _write_timing_cache(config, options.timing_cache), layers)
+
+
+def _check_options(
+    tensorrt: TensorRt, device: Device, precision: EnginePrecision, options: BuildOptions
+) -> None:
+    """Refuse what this GPU or this installation cannot serve."""
+    if options.hardware_compatible and device.capability < (8, 0):
+        raise UsageError(
+            f"`hardware_compatible`: {device.name} is older than Ampere, the first that such "
+            "engines run on. Leave the option out."
+        )
+    if options.hardware_compatible and precision == "float8":
+        raise UsageError(
+            "`hardware_compatible`: such engines run on every GPU from Ampere on, and float8 needs "
+            "Ada or Hopper. Leave the option out, or build with `engine_precision=int8`."
+        )
+    if options.version_compatible:
+        check_lean_runtime(tensorrt)
+    tensorrt.check_precision(precision, device.capability, device.name)
 
 
 class _Phases:
@@ -157,12 +186,12 @@ class _Phases:
             self.interrupted = True
 
 
-def _builder(tensorrt: TensorRt, messages: Messages, device: Device) -> trt.Builder:
+def _builder(tensorrt: TensorRt, messages: Messages, device: Device | None) -> trt.Builder:
     try:
         return tensorrt.trt.Builder(tensorrt.logger(messages))
     except TypeError as error:  # raised by the bindings if the library returns no builder
         raise EngineError(
-            f"TensorRT {tensorrt.version} cannot start on {device.name} "
+            f"{tensorrt.name} cannot start on {_where(device)} "
             f"({messages.reason or error}). Check that this version supports the GPU and that the "
             "driver works (nvidia-smi)."
         ) from error
@@ -178,7 +207,7 @@ def _parse(
     problems = [tensorrt.parser_problem(parser.get_error(i)) for i in range(parser.num_errors)]
     details = listed(problems) or messages.reason or "no reason given"
     raise EngineError(
-        f"{path}: TensorRT {tensorrt.version} cannot read this graph. {details}. Make the graph "
+        f"{path}: {tensorrt.name} cannot read this graph. {details}. Make the graph "
         "again with this version of mwa-export, or use a newer TensorRT."
     )
 
@@ -269,13 +298,13 @@ def _write_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> tuple[
 def _why_not_built(
     path: Path,
     messages: Messages,
-    device: Device,
+    device: Device | None,
     profiles: Sequence[Profile],
     options: BuildOptions,
 ) -> str:
-    if not messages.out_of_memory:
+    if device is None or not messages.out_of_memory:
         reason = messages.reason or "TensorRT gave no reason; -v shows what it did"
-        return f"{path}: no engine could be built on {device.name}: {reason}."
+        return f"{path}: no engine could be built on {_where(device)}: {reason}."
     asked = (
         f"a piece of {messages.requested / GIB:.1f} GiB" if messages.requested else "more memory"
     )
@@ -290,6 +319,10 @@ def _why_not_built(
         f"it. Lower the largest shapes ({_words(profiles[-1])}) with `batch` or `lengths`, or "
         f"`workspace` ({limit}), or end what else uses the GPU."
     )
+
+
+def _where(device: Device | None) -> str:
+    return "this machine" if device is None else device.name
 
 
 def _words(profile: Profile) -> str:

@@ -7,7 +7,7 @@ records is handed to TensorRT, and only on a machine that it was built for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +18,21 @@ from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import (
+    COMPILERS,
     ENGINES,
     HARDWARE_COMPATIBLE,
+    TENSORRT_RTX,
     VERSION_COMPATIBLE,
     Engine,
     EnginePrecision,
+    dotted,
 )
 from mwa_export.bundle.manifest import Manifest
 from mwa_export.errors import BundleError, EngineError
 from mwa_export.spec import Tower
 from mwa_export.trt.build import listed
 from mwa_export.trt.device import Device
-from mwa_export.trt.install import load_tensorrt
+from mwa_export.trt.install import EngineHost, load_tensorrt
 from mwa_export.trt.versions import Messages, TensorRt, major_of
 
 if TYPE_CHECKING:
@@ -43,47 +46,90 @@ def engine_name(tower: Tower, precision: EnginePrecision, version: str, device: 
     return f"{ENGINES}/{tower}.{precision}.{device.sm}.trt{version}.engine"
 
 
-def obstacle(engine: Engine, manifest: Manifest, version: str, device: Device) -> str | None:
-    """Why an engine cannot be used here; None if it can."""
-    if not {entry.sha256 for entry in manifest.files.values()}.issuperset(engine.sources):
+def rtx_engine_name(
+    tower: Tower,
+    precision: EnginePrecision,
+    version: str,
+    capabilities: Sequence[tuple[int, int]],
+) -> str:
+    """The file name of an engine of TensorRT-RTX."""
+    sms = "-".join(f"sm{major}{minor}" for major, minor in capabilities)
+    return f"{ENGINES}/{tower}.{precision}.{sms}.rtx{version}.engine"
+
+
+def is_stale(engine: Engine, manifest: Manifest) -> bool:
+    """Whether it was made from a graph or a calibration that the bundle no longer has."""
+    return not {entry.sha256 for entry in manifest.files.values()}.issuperset(engine.sources)
+
+
+def obstacle(engine: Engine, manifest: Manifest, host: EngineHost) -> str | None:
+    """Why an engine cannot be used here; None if it can. The host has a device."""
+    if is_stale(engine, manifest):
         return "it was made from a graph or a calibration that the bundle no longer has"
+    version, name = host.versions.get(engine.compiler), COMPILERS[engine.compiler]
+    if version is None:
+        extra = f'pip install "mwa-export[{engine.compiler}]"'
+        return f"it needs {name} {engine.tensorrt}, which is not installed ({extra})"
     if not _version_fits(engine, version):
         later = " or a later one" if VERSION_COMPATIBLE in engine.flags else ""
-        return f"it needs TensorRT {engine.tensorrt}{later}, and {version} is installed"
-    if not _gpu_fits(engine, device):
-        needs = (
-            "a GPU of the Ampere generation or later (compute capability 8.0)"
-            if HARDWARE_COMPATIBLE in engine.flags
-            else f"{engine.gpu} (compute capability {engine.capability[0]}.{engine.capability[1]})"
-        )
-        have = f"{device.name} ({device.capability[0]}.{device.capability[1]})"
-        return f"it needs {needs}, and this GPU is {have}"
+        return f"it needs {name} {engine.tensorrt}{later}, and {version} is installed"
+    assert host.device is not None
+    if not _gpu_fits(engine, host.device):
+        have = f"{host.device.name} ({dotted(host.device.capability)})"
+        return f"it needs {_gpus(engine)}, and this GPU is {have}"
     return None
 
 
+def _gpus(engine: Engine) -> str:
+    """What an engine runs on, in words."""
+    if engine.compiler == TENSORRT_RTX:
+        return f"compute capability {' or '.join(map(dotted, engine.capabilities))}"
+    if HARDWARE_COMPATIBLE in engine.flags:
+        return "a GPU of the Ampere generation or later (compute capability 8.0)"
+    return f"{engine.gpu} (compute capability {dotted(engine.capability)})"
+
+
 def usable_engines(
-    manifest: Manifest, precision: str, version: str, device: Device, name: str = "the bundle"
+    manifest: Manifest, precision: str, host: EngineHost, name: str = "the bundle"
 ) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
-    """The engines for this machine, the vision tower's first, and why a tower has none."""
-    usable, reasons = [], []
+    """The engines for this machine, the vision tower's first, and why a tower has none.
+
+    All towers run on one compiler: TensorRT where it has engines for each, else TensorRT-RTX.
+    """
+    made = {
+        tower: [e for e in manifest.engines if (e.tower, e.precision) == (tower, precision)]
+        for tower in manifest.towers
+    }
+    obstacles = {e.file: obstacle(e, manifest, host) for found in made.values() for e in found}
+    for compiler in COMPILERS:
+        fit = [
+            [e for e in found if obstacles[e.file] is None and e.compiler == compiler]
+            for found in made.values()
+        ]
+        if all(fit):
+            return tuple(engines[-1] for engines in fit), ()  # the newest
+    usable: list[Engine] = []
+    reasons: list[str] = []
     flag = f"`engine_precision={precision}`"
-    for tower in manifest.towers:
-        found = [e for e in manifest.engines if (e.tower, e.precision) == (tower, precision)]
-        obstacles = {e.file: obstacle(e, manifest, version, device) for e in found}
-        fit = [engine for engine in found if obstacles[engine.file] is None]
-        if fit:
-            usable.append(fit[-1])  # the newest
-        elif not found:
+    for tower, found in made.items():
+        usable += [e for e in found if obstacles[e.file] is None][-1:]
+        if not found:
             reasons.append(
                 f"{name} has no {precision} engine for the {tower} tower. Build it: "
                 f"`mwa-export trt` with {flag}"
             )
-        else:
-            details = "; ".join(f"{file}: {reason}" for file, reason in obstacles.items())
+        elif all(obstacles[e.file] for e in found):
+            details = "; ".join(f"{e.file}: {obstacles[e.file]}" for e in found)
             reasons.append(
                 f"no {precision} engine of {name} for the {tower} tower can be used here. "
                 f"{details}. Build one: `mwa-export trt` with {flag} `rebuild`"
             )
+    if not reasons:
+        files = ", ".join(engine.file for engine in usable)
+        reasons.append(
+            f"the {precision} engines of {name} that can be used here run on different compilers "
+            f"({files}). Build those of both towers with one: `mwa-export trt` with {flag}"
+        )
     return tuple(usable), tuple(reasons)
 
 
@@ -117,7 +163,7 @@ class LoadedEngine(AbstractContextManager["LoadedEngine"]):
         if self.context is None:
             raise EngineError(
                 f"{self.description.file}: its activations need {self.scratch / (1 << 30):.2f} GiB "
-                f"on {self.description.gpu}, which are not free "
+                "on this GPU, which are not free "
                 f"({self.messages.reason or 'no reason given'}). End what else uses the GPU, or "
                 "build engines for smaller batches: `mwa-export trt` with `batch`"
             )
@@ -155,7 +201,8 @@ def load_engine(tensorrt: TensorRt, bundle: Bundle, engine: Engine, device: Devi
             sees it.
         EngineError: it cannot be used here, or TensorRT cannot load it.
     """
-    reason = obstacle(engine, bundle.manifest, tensorrt.version, device)
+    host = EngineHost({tensorrt.compiler: tensorrt.version}, device)
+    reason = obstacle(engine, bundle.manifest, host)
     if reason is not None:
         raise EngineError(f"{bundle.path / engine.file}: cannot be loaded: {reason}.")
     blob = _checked_bytes(bundle.where(engine.file), engine.sha256)
@@ -169,7 +216,7 @@ def load_engine(tensorrt: TensorRt, bundle: Bundle, engine: Engine, device: Devi
         if messages.out_of_memory:
             advice = "It needs more memory than is free: end what else uses the GPU."
         raise EngineError(
-            f"{bundle.path / engine.file}: TensorRT {tensorrt.version} cannot load it "
+            f"{bundle.path / engine.file}: {tensorrt.name} cannot load it "
             f"({messages.reason or 'no reason given'}). {advice}"
         )
     return LoadedEngine(tensorrt, engine, messages, runtime, loaded)
@@ -204,6 +251,8 @@ def _version_fits(engine: Engine, version: str) -> bool:
 
 
 def _gpu_fits(engine: Engine, device: Device) -> bool:
+    if engine.compiler == TENSORRT_RTX:
+        return device.capability in engine.capabilities
     if HARDWARE_COMPATIBLE in engine.flags:
         return device.capability >= _AMPERE
     return (engine.gpu, engine.capability) == (device.name, device.capability)

@@ -3,76 +3,121 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from mwa_export.bundle.engine import COMPILERS, TENSORRT, TENSORRT_RTX, Compiler
 from mwa_export.errors import EngineError, MissingPackageError, RuntimeUnavailableError
 from mwa_export.optional import require, versions_of
 from mwa_export.trt.device import DRIVER, Device, select_device
+from mwa_export.trt.rtx import TensorRtRtx
 from mwa_export.trt.versions import TensorRt, tensorrt_from_module
 
 _CUDA_MAJORS = range(11, 16)  # in names of packages: tensorrt-cu13-bindings
 
 
-def load_tensorrt() -> TensorRt:
-    """Import TensorRT.
+def load_tensorrt(compiler: Compiler = TENSORRT) -> TensorRt:
+    """Import TensorRT, or TensorRT-RTX.
 
     Raises:
         MissingPackageError: not installed, or its libraries cannot be loaded.
-        EngineError: another version than 8.6, 10 or 11.
+        EngineError: another TensorRT than 8.6, 10.12 and later, or 11.
     """
+    if compiler == TENSORRT_RTX:
+        return load_rtx()
     return tensorrt_from_module(require("tensorrt", extra="tensorrt", why="build and run engines"))
 
 
-def find_tensorrt(device: int = 0) -> tuple[TensorRt, Device]:
-    """Import TensorRT, and make the GPU current that it will run on.
+def load_rtx() -> TensorRtRtx:
+    """Import TensorRT-RTX.
+
+    Raises:
+        MissingPackageError: not installed, or its libraries cannot be loaded.
+    """
+    why = "build and run engines for RTX cards"
+    return TensorRtRtx(require("tensorrt_rtx_bindings", extra="tensorrt-rtx", why=why))
+
+
+def find_tensorrt(device: int = 0, compiler: Compiler = TENSORRT) -> tuple[TensorRt, Device]:
+    """Import TensorRT or TensorRT-RTX, and make the GPU current that it will run on.
 
     Raises:
         MissingPackageError, EngineError: see `load_tensorrt`.
         RuntimeUnavailableError: no such GPU, or a driver that is too old.
     """
-    tensorrt, gpu = load_tensorrt(), select_device(device)
-    check_driver(tensorrt.version, gpu)
+    tensorrt, gpu = load_tensorrt(compiler), select_device(device)
+    check_driver(tensorrt, gpu)
     return tensorrt, gpu
 
 
-def check_driver(version: str, device: Device) -> None:
+def check_driver(tensorrt: TensorRt, device: Device) -> None:
     """Raise RuntimeUnavailableError if the driver is too old for the CUDA of TensorRT.
 
     Any driver of the same CUDA major version will do. If TensorRT was not installed by pip, the
     CUDA version that it needs is unknown here, and TensorRT itself reports a mismatch.
     """
-    needed = _cuda_of(version)
+    needed = _cuda_of(tensorrt)
     if needed is not None and device.driver < 1000 * needed:
         have = f"{device.driver // 1000}.{device.driver % 1000 // 10}"
         raise RuntimeUnavailableError(
-            f"the NVIDIA driver is too old: TensorRT {version} is built for CUDA {needed}, and the "
+            f"the NVIDIA driver is too old: {tensorrt.name} is built for CUDA {needed}, and the "
             f"driver runs CUDA {have} at most. Install a newer driver, or TensorRT for this one: "
-            f"pip install tensorrt-cu{device.driver // 1000}"
+            f"pip install {tensorrt.compiler}-cu{device.driver // 1000}"
         )
 
 
-def _cuda_of(version: str) -> int | None:
-    packages = {f"tensorrt-cu{major}-bindings": major for major in _CUDA_MAJORS}
+def _cuda_of(tensorrt: TensorRt) -> int | None:
+    packages = {f"{tensorrt.compiler}-cu{major}-bindings": major for major in _CUDA_MAJORS}
     found = versions_of(*packages)
-    return next((packages[name] for name in found if found[name] == version), None)
+    return next((packages[name] for name in found if found[name] == tensorrt.version), None)
+
+
+def check_lean_runtime(tensorrt: TensorRt) -> None:
+    """Raise MissingPackageError if version-compatible engines cannot be built.
+
+    They carry TensorRT's lean runtime, a library of its own that the builder loads.
+    """
+    library = f"libnvinfer_lean.so.{tensorrt.version.partition('.')[0]}"
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        # Its Python package loads the library that lies in a package beside it.
+        require("tensorrt_lean", extra="tensorrt", why=f"build version-compatible ({library})")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineHost:
-    """TensorRT and the GPU that it would run on, or the reason why one is missing."""
+    """The compilers of engines that are installed, and the GPU that these would run on."""
 
-    version: str = ""  # of TensorRT
+    versions: Mapping[Compiler, str] = field(default_factory=dict)
     device: Device | None = None
-    missing: str = ""  # why the device is None: a sentence
+    missing: str = ""  # why there is no version, or no device: a sentence
 
 
 def engine_host(device: int = 0) -> EngineHost:
-    """Look for TensorRT and a GPU, and make the GPU current."""
+    """Look for TensorRT, TensorRT-RTX and a GPU, and make the GPU current."""
+    loaded: dict[Compiler, TensorRt] = {}
+    reasons: list[str] = []
+    for compiler in COMPILERS:
+        try:
+            loaded[compiler] = load_tensorrt(compiler)
+        except (EngineError, MissingPackageError) as error:
+            reasons.append(str(error))
+    if not loaded:
+        return EngineHost(missing=reasons[0].rstrip("."))
     try:
-        tensorrt, found = find_tensorrt(device)
-    except (EngineError, MissingPackageError, RuntimeUnavailableError) as error:
+        found = select_device(device)
+    except RuntimeUnavailableError as error:
         return EngineHost(missing=str(error).rstrip("."))
-    return EngineHost(tensorrt.version, found)
+    for compiler, tensorrt in [*loaded.items()]:
+        try:
+            check_driver(tensorrt, found)
+        except RuntimeUnavailableError as error:
+            del loaded[compiler]
+            reasons.append(str(error))
+    if not loaded:
+        return EngineHost(missing=reasons[-1].rstrip("."))
+    return EngineHost({c: tensorrt.version for c, tensorrt in loaded.items()}, found)
 
 
 def driver_here() -> bool:

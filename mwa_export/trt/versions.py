@@ -1,9 +1,9 @@
-"""TensorRT 8.6, 10 and 11 behind one interface: the only module that tells them apart.
+"""TensorRT 8.6, 10, 11 and TensorRT-RTX behind one interface; no other module tells them apart.
 
 Up to 9 a builder chooses precisions within what its flags allow. From 10 on we build strongly typed
-networks, whose precisions are part of the graph; 11 has nothing else. Names that not every version
-has are used in this module only, and `LIMITED` says where they exist: a test compares that table
-with the genuine Python bindings of all three.
+networks, whose precisions are part of the graph; 11 and TensorRT-RTX have nothing else. Names that
+not every version has are used in this module only, and `LIMITED` says where they exist: a test
+compares that table with the genuine Python bindings of 8.6, 10 and 11.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mwa_export.bundle.engine import EnginePrecision
+from mwa_export.bundle.engine import (
+    COMPILERS,
+    TENSORRT,
+    Compiler,
+    EnginePrecision,
+    dotted,
+)
 from mwa_export.errors import EngineError, UsageError
-from mwa_export.trt.device import Device
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -38,6 +43,7 @@ class Messages:
         self.errors: list[str] = []
         self.requested = 0  # bytes, the largest
         self.out_of_memory = False  # an error says so; tactics skipped for memory do not count
+        self.layers: list[str] = []  # lists of compiled layers
 
     def add(self, text: str, *, error: bool) -> None:
         """Record a message."""
@@ -47,6 +53,8 @@ class Messages:
         if error:
             self.out_of_memory |= _OUT_OF_MEMORY.search(text) is not None
             self.errors.append(_PREFIX.sub("", text.strip()))
+        if text.startswith("Layers:"):
+            self.layers.append(text)
         log.debug("TensorRT%s: %s", " error" if error else "", text)
 
     @property
@@ -61,8 +69,8 @@ TYPED_ONLY: dict[EnginePrecision, tuple[tuple[int, int], str]] = {
 }
 """Precision that 8.6 does not build -> its option, the compute capability it needs, and the
 generation of GPUs that introduced it."""
-SUPPORTED = (8, 10, 11)
-LEAST = (8, 6)
+SUPPORTED = {8: (8, 6), 10: (10, 12), 11: (11, 0)}
+"""Major version -> the first that serves; strong typing is whole from 10.12 on."""
 
 LIMITED: dict[str, tuple[int, ...]] = {
     "BuilderFlag.FP16": (8, 10),
@@ -91,17 +99,25 @@ class TensorRt:
     """An installed TensorRT 10 or 11, which builds strongly typed networks."""
 
     typed = True  # precisions are part of the graph, and not builder flags
+    compiler: Compiler = TENSORRT
 
     def __init__(self, trt: Any) -> None:
         self.trt = trt  # the module
         self.version = str(trt.__version__)
 
-    def check_precision(self, precision: EnginePrecision, device: Device) -> None:
-        """Raise UsageError if this TensorRT, or this GPU, does not have a precision."""
+    @property
+    def name(self) -> str:
+        """Name and version, for people."""
+        return f"{COMPILERS[self.compiler]} {self.version}"
+
+    def check_precision(
+        self, precision: EnginePrecision, capability: tuple[int, int], gpu: str = "this GPU"
+    ) -> None:
+        """Raise UsageError if this TensorRT, or a compute capability, does not have a precision."""
         if precision not in TYPED_ONLY:
             return
         option = f"`engine_precision={precision}`"
-        capability, generation = TYPED_ONLY[precision]
+        least, generation = TYPED_ONLY[precision]
         instead = "Build with `engine_precision=float16`"
         if precision != "bfloat16":
             instead += " or `engine_precision=int8`"
@@ -110,11 +126,10 @@ class TensorRt:
                 f"{option}: TensorRT {self.version} is installed, and {precision} engines need 10 "
                 f'or later. {instead}, or: pip install "tensorrt>=11,<12"'
             )
-        if device.capability < capability:
-            have, need = (".".join(map(str, pair)) for pair in (device.capability, capability))
+        if capability < least:
             raise UsageError(
-                f"{option}: {device.name} has compute capability {have}, and {precision} needs "
-                f"{need} ({generation}) or later. {instead}."
+                f"{option}: {gpu} has compute capability {dotted(capability)}, and {precision} "
+                f"needs {dotted(least)} ({generation}) or later. {instead}."
             )
 
     def logger(self, messages: Messages) -> trt.ILogger:
@@ -249,13 +264,13 @@ def major_of(version: str) -> int:
     """The major version, if it is one that we build for.
 
     Raises:
-        EngineError: another version than 8.6, 10 or 11.
+        EngineError: another version than 8.6, 10.12 and later, or 11.
     """
     numbers = re.match(r"(\d+)\.(\d+)", version)
     found = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
-    if found[0] not in SUPPORTED or found < LEAST:
+    if found[0] not in SUPPORTED or found < SUPPORTED[found[0]]:
         raise EngineError(
-            f"TensorRT {version} is installed. Expected 8.6, 10 or 11: "
+            f"TensorRT {version} is installed. Expected 8.6, 10 from 10.12 on, or 11: "
             'pip install "tensorrt>=11,<12" (JetPack 6 brings 8.6).'
         )
     return found[0]

@@ -13,7 +13,6 @@ import pytest
 from commands import files_below, refused, run
 from onnx import TensorProto
 from recall_changes import trial
-from trt_fake import FakeTensorRT
 from trt_fake_gpu import LateDriver, LateTensorRT
 from trt_files import calibrated_bundle
 
@@ -285,9 +284,6 @@ def test_float16_of_the_bundle_is_compared_with_if_it_is_there(
     assert len(Bundle.open(bundle).manifest.engines) == 4
 
 
-def test_16_bits_are_not_held_against_themselves(
-    driver: LateDriver, bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = FakeTensorRT(11).install(monkeypatch)
+def test_16_bits_are_not_held_against_themselves(trt: LateTensorRT, bundle: Path) -> None:
     assert run("trt", bundle, "--bf16").status == 0
-    assert set(fake.graphs) == {"vision.bfloat16.onnx", "text.bfloat16.onnx"}
+    assert set(trt.graphs) == {"vision.bfloat16.onnx", "text.bfloat16.onnx"}

@@ -111,7 +111,7 @@ def test_engines_of_every_typed_precision_run(
     [("float16", 0.998), ("bfloat16", 0.998), ("int8", 0.9), ("float8", 0.9)],
 )
 def test_engines_must_reach_a_cosine(precision: EnginePrecision, least: float, files: Path) -> None:
-    found = backend_tensorrt._least(Bundle.open(files / "bundle"), precision)
+    found = backend_tensorrt.least_cosines(Bundle.open(files / "bundle"), precision)
     assert found == {"vision": least, "text": least}
 
 

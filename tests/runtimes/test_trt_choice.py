@@ -16,7 +16,7 @@ from manifests import measured_engines
 from trt_fake_gpu import LateDriver, LateTensorRT
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.engine import with_engines
+from mwa_export.bundle.engine import TENSORRT, with_engines
 from mwa_export.bundle.manifest import Manifest
 from mwa_export.encoder.open import load
 from mwa_export.errors import RuntimeUnavailableError
@@ -60,7 +60,7 @@ def bundle(trt: LateTensorRT, files: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def here(trt: LateTensorRT) -> Machine:
-    return Machine(VNNI, CPUS, True, EngineHost(trt.__version__, H200))
+    return Machine(VNNI, CPUS, True, EngineHost({TENSORRT: trt.__version__}, H200))
 
 
 def as_precision(manifest: Manifest, precision: Any, drop: float | None = None) -> Manifest:
@@ -109,7 +109,7 @@ def test_auto_takes_other_precisions_only_if_they_were_measured_and_passed(
 def test_engines_for_another_gpu_are_passed_by_with_a_reason(bundle: Path, here: Machine) -> None:
     manifest = Bundle.open(bundle).manifest
     other = replace(H200, name="NVIDIA L4", capability=(8, 9))
-    elsewhere = replace(here, engines=EngineHost("11.4.0.106", other))
+    elsewhere = replace(here, engines=EngineHost({TENSORRT: "11.4.0.106"}, other))
     choice = choose(manifest, RuntimeOptions(), elsewhere)
     assert choice.runtime == "openvino"
     assert any("it needs NVIDIA H200" in reason for reason in choice.rejected)
@@ -131,7 +131,8 @@ def test_nvidia_is_spoken_of_only_where_there_is_a_driver(files: Path, here: Mac
 def test_without_tensorrt_a_bundle_with_engines_runs_on_the_cpu(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for module in ("tensorrt", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, module, None)
     opened = open_backend(Bundle.open(bundle))
     assert opened.choice.runtime in CPUS
     assert any('pip install "mwa-export[tensorrt]"' in r for r in opened.choice.rejected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from trt_fake import GIB, VERSIONS, FakeTensorRT, ParserError
 
 from mwa_export.bundle.engine import EnginePrecision, ShapeRange
-from mwa_export.errors import EngineError, ProfileError, UsageError
+from mwa_export.errors import EngineError, MissingPackageError, ProfileError, UsageError
 from mwa_export.trt.build import BuildOptions, engine_from_onnx
 from mwa_export.trt.device import Device
 
@@ -121,21 +122,25 @@ def test_no_build_uses_cublas_or_cudnn(trt: FakeTensorRT, tmp_path: Path) -> Non
     assert features == (["DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"] if eight else [])
 
 
-def test_every_option_reaches_the_builder(trt: FakeTensorRT, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["version_compatible", "refit"])
+def test_every_option_reaches_the_builder(
+    flag: str, trt: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", trt)
     cache = tmp_path / "times"
     cache.write_bytes(b"old times")
+    options: dict[str, Any] = {flag: True}
     build(
         tmp_path,
         workspace=2 * GIB,
         timing_cache=cache,
         level=4,
-        version_compatible=True,
         hardware_compatible=True,
-        refit=True,
+        **options,
     )
     assert trt.called("config.set_memory_pool_limit") == [(trt.MemoryPoolType.WORKSPACE, 2 * GIB)]
     assert trt.called("config.builder_optimization_level") == [(4,)]
-    assert set(flags(trt)) >= {"VERSION_COMPATIBLE", "REFIT"}
+    assert flag.upper() in flags(trt)
     assert trt.called("config.hardware_compatibility_level") == [
         (trt.HardwareCompatibilityLevel.AMPERE_PLUS,)
     ]
@@ -157,10 +162,22 @@ def test_options_that_are_not_given_are_left_to_tensorrt(
 
 def test_flags_are_what_a_loader_must_know() -> None:
     assert BuildOptions(level=3).flags == ()
-    assert BuildOptions(version_compatible=True, refit=True).flags == (
-        "version_compatible",
-        "refit",
-    )
+    found = BuildOptions(version_compatible=True, hardware_compatible=True).flags
+    assert found == ("version_compatible", "hardware_compatible")
+
+
+def test_engines_of_later_versions_cannot_be_refitted() -> None:
+    with pytest.raises(UsageError, match="lean runtime"):
+        BuildOptions(version_compatible=True, refit=True)
+
+
+def test_version_compatible_engines_need_the_lean_runtime_before_anything_is_built(
+    trt: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", None)
+    with pytest.raises(MissingPackageError, match=r"libnvinfer_lean\.so\.\d+"):
+        build(tmp_path, version_compatible=True)
+    assert not trt.calls
 
 
 def test_every_profile_is_added(newest: FakeTensorRT, tmp_path: Path) -> None:

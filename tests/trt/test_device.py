@@ -12,6 +12,7 @@ from trt_fake import GIB, VERSIONS, FakeDriver, FakeTensorRT
 from mwa_export.errors import EngineError, MissingPackageError, RuntimeUnavailableError
 from mwa_export.trt.device import Device, select_device
 from mwa_export.trt.install import check_driver, load_tensorrt
+from mwa_export.trt.versions import TensorRt
 
 
 @pytest.fixture
@@ -78,10 +79,12 @@ def test_supported_versions_are_taken(major: int, monkeypatch: pytest.MonkeyPatc
     assert found.typed == (major >= 10)
 
 
-@pytest.mark.parametrize("version", ["7.2.3", "8.5.3.1", "9.3.0", "12.0.0", "unknown"])
+@pytest.mark.parametrize("version", ["7.2.3", "8.5.3.1", "9.3.0", "10.11.0", "12.0.0", "unknown"])
 def test_other_versions_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeTensorRT(11).install(monkeypatch).__version__ = version
-    with pytest.raises(EngineError, match=rf"TensorRT {version} .*Expected 8.6, 10 or 11"):
+    with pytest.raises(
+        EngineError, match=rf"TensorRT {version} .*Expected 8.6, 10 from 10.12 on, or 11"
+    ):
         load_tensorrt()
 
 
@@ -96,7 +99,8 @@ def test_a_driver_older_than_the_cuda_of_tensorrt_is_refused(
     monkeypatch.setattr(metadata, "version", version)
     new = Device(0, "NVIDIA H200", (9, 0), 1, 1, 13000)
     old = Device(0, "NVIDIA H200", (9, 0), 1, 1, 12080)
-    check_driver("11.4.0.106", new)
-    check_driver("10.16.1.11", old)  # not the one that pip installed
+    found, other = TensorRt(FakeTensorRT(11)), TensorRt(FakeTensorRT(10))
+    check_driver(found, new)
+    check_driver(other, old)  # not the one that pip installed
     with pytest.raises(RuntimeUnavailableError, match=r"CUDA 13, .*CUDA 12\.8.*tensorrt-cu12"):
-        check_driver("11.4.0.106", old)
+        check_driver(found, old)

@@ -15,11 +15,19 @@ from manifests import EXPORT
 from trt_fake import GIB, FakeTensorRT
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.engine import Engine, ShapeRange, with_engines
+from mwa_export.bundle.engine import (
+    TENSORRT,
+    TENSORRT_RTX,
+    Compiler,
+    Engine,
+    ShapeRange,
+    with_engines,
+)
 from mwa_export.bundle.manifest import Manifest, StoredFile
 from mwa_export.errors import BundleError, EngineError
 from mwa_export.trt.device import Device
 from mwa_export.trt.engine import engine_name, load_engine, obstacle, usable_engines
+from mwa_export.trt.install import EngineHost
 from mwa_export.trt.versions import TensorRt
 
 H200 = Device(0, "NVIDIA H200", (9, 0), 140 * GIB, 100 * GIB, 13000)
@@ -64,7 +72,8 @@ def vision_engine(
     bundle: Bundle, version: str, device: Device, precision: str = "float16"
 ) -> Engine | str:
     """The vision tower's engine for a machine, or why there is none."""
-    found, reasons = usable_engines(bundle.manifest, precision, version, device)
+    host = EngineHost({TENSORRT: version}, device)
+    found, reasons = usable_engines(bundle.manifest, precision, host)
     return next((e for e in found if e.tower == "vision"), reasons[0])
 
 
@@ -94,12 +103,56 @@ def test_an_engine_says_what_it_needs(
     engine = replace(ENGINE, flags=flags)
     bundle = bundle_with(tmp_path, engine)
     if reason is None:
-        assert obstacle(engine, bundle.manifest, version, device) is None
+        host = EngineHost({TENSORRT: version}, device)
+        assert obstacle(engine, bundle.manifest, host) is None
         assert vision_engine(bundle, version, device) == engine
         return
     assert re.search(
         rf"{reason}.*precision=float16` `rebuild`", str(vision_engine(bundle, version, device))
     )
+
+
+@pytest.mark.parametrize(
+    ("versions", "capability", "reason"),
+    [
+        ({TENSORRT_RTX: "1.7.1"}, (8, 9), None),
+        ({TENSORRT_RTX: "1.7.1", TENSORRT: VERSION}, (12, 0), None),
+        ({TENSORRT_RTX: "1.7.1"}, (9, 0), r"compute capability 8\.9 or 12\.0, and this GPU is"),
+        ({TENSORRT_RTX: "1.8.0"}, (8, 9), r"needs TensorRT-RTX 1\.7\.1, and 1\.8\.0 is installed"),
+        ({TENSORRT: VERSION}, (8, 9), r"needs TensorRT-RTX 1\.7\.1, which is not installed"),
+    ],
+)
+def test_an_engine_of_tensorrt_rtx_runs_on_the_cards_that_it_was_built_for(
+    versions: dict[Compiler, str], capability: tuple[int, int], reason: str | None, tmp_path: Path
+) -> None:
+    engine = replace(
+        ENGINE,
+        tensorrt="1.7.1",
+        gpu="",
+        capability=(8, 9),
+        capabilities=((8, 9), (12, 0)),
+        compiler=TENSORRT_RTX,
+    )
+    bundle = bundle_with(tmp_path, engine)
+    host = EngineHost(versions, replace(H200, capability=capability))
+    found = obstacle(engine, bundle.manifest, host)
+    assert found is None if reason is None else re.search(reason, str(found))
+
+
+def test_engines_of_one_compiler_are_taken_together(tmp_path: Path) -> None:
+    rtx = replace(ENGINE, file="r", tensorrt="1.7.1", compiler=TENSORRT_RTX, capabilities=((9, 0),))
+    text = replace(rtx, file="t", tower="text")
+    host = EngineHost({TENSORRT: VERSION, TENSORRT_RTX: "1.7.1"}, H200)
+
+    def usable(*engines: Engine) -> Any:
+        manifest = bundle_with(tmp_path, *engines).manifest
+        return usable_engines(manifest, "float16", host)
+
+    assert usable(ENGINE, rtx, text)[0] == (rtx, text)
+    whole = replace(ENGINE, file="w", tower="text")
+    assert usable(ENGINE, rtx, text, whole)[0] == (ENGINE, whole)
+    (reason,) = usable(ENGINE, text)[1]
+    assert "run on different compilers" in reason
 
 
 def test_an_engine_of_a_graph_that_changed_is_stale(tmp_path: Path) -> None:
