@@ -34,7 +34,7 @@ Floats = NDArray[np.float32]
 _ZERO_POINT = "constant.activation_zero_point"
 # Later data go beyond what calibration saw, and float8 ends abruptly at its largest number. A power
 # of two costs no digits: only values below the largest / 2^14 lose some.
-_FLOAT8_HEADROOM = 2.0
+FLOAT8_HEADROOM = 2.0
 
 
 def quantized_graph(
@@ -116,7 +116,7 @@ class _Editor:
             return self._chosen[site].amax / LARGEST
         # What calibration saw at most, which the int8 grid may clip.
         seen = max(self._chosen[site].amax, float(self._chosen[site].histogram["amax"]))
-        return float8_scale(_FLOAT8_HEADROOM * seen)
+        return float8_scale(FLOAT8_HEADROOM * seen)
 
     def _quantize_weight(self, linear: str, calibration: SiteCalibration) -> str:
         name = f"{linear}.weight"

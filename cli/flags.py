@@ -37,6 +37,7 @@ FLAGS: dict[str, tuple[str, str]] = {  # option -> a command that has it, its fl
     "capabilities": ("trt", "--sm"),
     "dialects": ("quantize", "--dialect"),
     "executor": ("embed", "--engine"),
+    "float8_attention": ("trt", "--fp8-attention"),
     "graphs": ("parity", "--graph"),
     "where": ("search", "--in"),
 }

@@ -72,6 +72,12 @@ _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "he
     "first.",
 )
 @click.option(
+    "--fp8-attention",
+    "float8_attention",
+    is_flag=True,
+    help="With --int8 or --fp8: attention in float8, too. Needs TensorRT 10 and Ada, or later.",
+)
+@click.option(
     "--best",
     "precision",
     flag_value="best",
@@ -189,7 +195,9 @@ def command(
         raise click.UsageError(
             "say which precision to build: --fp16, --bf16, --int8, --fp8, or --best of them"
         )
-    if precision != "best":
+    if precision == "best":
+        refuse(("float8_attention",), "belongs to --int8 and --fp8; --best tries it by itself.")
+    else:
         refuse(_OF_BEST, "belongs to --best, which was not given.")
     best = precision == "best"
     if rtx:
@@ -209,7 +217,8 @@ def command(
     from mwa_export.trt.build import GIB, BuildOptions
     from mwa_export.trt.profiles import Span
 
-    cards = _RTX_CARDS[1:] if precision == "float8" else _RTX_CARDS
+    float8 = precision == "float8" or values["float8_attention"]
+    cards = _RTX_CARDS[1:] if float8 else _RTX_CARDS
     scratch = None if workspace is None else int(workspace * GIB)
     options = options_of(
         EngineOptions,
@@ -275,7 +284,7 @@ def _show_best(done: Best) -> None:
     )
     for candidate in done.candidates:
         if candidate.problem is not None:
-            console.say(f"  {candidate.precision}: {candidate.problem}")
+            console.say(f"  {candidate.name}: {candidate.problem}")
     if done.winner.recall is None:
         console.say("  recall was not measured: no --data")
     console.say(
@@ -295,5 +304,5 @@ def _row(candidate: Candidate, base: Candidate | None, winner: Candidate) -> lis
         ratio = f"{base.milliseconds / candidate.milliseconds:.2f}x"
     found = candidate.decision
     drop = "" if found is None else f"{found.figure} {found.change:+.2f}"
-    passed = "passes, slower" if candidate.problem is None else "no"
-    return [candidate.precision, *times, ratio, drop, "kept" if candidate is winner else passed]
+    passed = "slower" if candidate.problem is None else "no"
+    return [candidate.name, *times, ratio, drop, "kept" if candidate is winner else passed]

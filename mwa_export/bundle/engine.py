@@ -19,7 +19,8 @@ COMPILERS: dict[Compiler, str] = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-
 """Compiler -> its name for people."""
 ENGINES = "engines"  # the bundle's folder for them
 VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compatible"
-REFIT = "refit"  # these three: in Engine.flags
+REFIT = "refit"
+FLOAT8_ATTENTION = "float8_attention"  # these four: in Engine.flags
 Shape = tuple[int, ...]
 
 
@@ -86,17 +87,23 @@ class Engine:
     profiles: tuple[Profile, ...]
     sources: tuple[str, ...]  # sha256 of the bundle's files that it was made from
     graph: str  # sha256 of the graph that was compiled, which is typed or has Q/DQ
-    flags: tuple[str, ...]  # BuildOptions.flags
+    flags: tuple[str, ...]  # how it was built, as far as that matters later
     seconds: float  # build time
     measured: MeasuredEngines | None = None
     float32: tuple[str, ...] | None = None  # float32 nodes of a typed graph; None: not recorded
-    compiler: Compiler = TENSORRT
-    capabilities: tuple[tuple[int, int], ...] = ()  # of TensorRT-RTX: those that it was built for
+    # Compute capabilities that TensorRT-RTX built it for; None: by TensorRT, for ``gpu``
+    capabilities: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def compiler(self) -> Compiler:
+        """What built it, and runs it."""
+        return TENSORRT if self.capabilities is None else TENSORRT_RTX
 
     @property
     def made_by(self) -> str:
         """Compiler, version and what it was built for, for people."""
-        for_ = self.gpu or "compute capability " + ", ".join(map(dotted, self.capabilities))
+        cards = ", ".join(map(dotted, self.capabilities or ()))
+        for_ = self.gpu or f"compute capability {cards}"
         return f"{COMPILERS[self.compiler]} {self.tensorrt} for {for_}"
 
 

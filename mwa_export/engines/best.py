@@ -43,7 +43,11 @@ from mwa_export.trt.install import find_tensorrt
 from mwa_export.trt.timing import Compared, compare_engines
 from mwa_export.trt.versions import TensorRt
 
-CANDIDATES: tuple[EnginePrecision, ...] = ("float16", "bfloat16", "int8", "float8")
+CANDIDATES: tuple[tuple[EnginePrecision, bool], ...] = (
+    *(("float16", False), ("bfloat16", False)),
+    *(("int8", False), ("float8", False), ("int8", True), ("float8", True)),
+)
+"""Precision, and whether attention is float8, too."""
 
 
 @dataclass
@@ -51,11 +55,22 @@ class Candidate:
     """A precision that is tried."""
 
     precision: EnginePrecision
+    float8_attention: bool = False
     engines: dict[Tower, Engine] = field(default_factory=dict)
     speed: dict[Tower, Compared] = field(default_factory=dict)
     recall: Trial | None = None  # None: there was no data to measure it on
     decision: Decision | None = None  # on that
     problem: str | None = None  # why it cannot be taken
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.precision}{'+attention' if self.float8_attention else ''}"
+
+    @property
+    def precisions(self) -> tuple[EnginePrecision, ...]:
+        """All that the GPU must have."""
+        return (self.precision, *(("float8",) if self.float8_attention else ()))
 
     @property
     def milliseconds(self) -> float:
@@ -112,9 +127,9 @@ def best_engines(
     bundle.require(*TOWERS, what="the choice of the best engines")
     if data is not None and held_back is None:
         data, held_back = split_data(data, options.samples, options.seed)
-    candidates = [Candidate(precision) for precision in CANDIDATES]
+    candidates = [Candidate(*kind) for kind in CANDIDATES]
     for candidate in candidates:
-        candidate.problem = _not_tried(candidate.precision, bundle, tensorrt, device, held_back)
+        candidate.problem = _not_tried(candidate, bundle, tensorrt, device, held_back)
     # Beside the bundle, so that its files and the engines need not be copied.
     with scratch_folder(Path(path)) as scratch:
         trial = scratch / "bundle"
@@ -147,15 +162,17 @@ def fastest(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _not_tried(
-    precision: EnginePrecision,
+    candidate: Candidate,
     bundle: Bundle,
     tensorrt: TensorRt,
     device: Device,
     held_back: RetrievalData | None,
 ) -> str | None:
     """Why a precision is not built; None if it is."""
+    precision = candidate.precision
     try:
-        tensorrt.check_precision(precision, device.capability, device.name)
+        for needed in candidate.precisions:
+            tensorrt.check_precision(needed, device.capability, device.name)
     except UsageError as error:
         return str(error)
     if precision in CALIBRATED and CALIBRATION not in bundle.manifest.files:
@@ -184,7 +201,12 @@ class _Contest:
         for candidate in candidates:
             if candidate.problem is not None:
                 continue
-            asked = replace(self.options, precision=candidate.precision, speed_gate=False)
+            asked = replace(
+                self.options,
+                precision=candidate.precision,
+                float8_attention=candidate.float8_attention,
+                speed_gate=False,
+            )
             path, out = (
                 (self.trial, None) if self.trial.exists() else (self.bundle.path, self.trial)
             )
@@ -202,10 +224,10 @@ class _Contest:
         bundle = Bundle.open(self.trial)
         for tower in TOWERS:
             self.progress(f"{tower} tower: time every precision, in turns")
-            engines = {str(c.precision): (bundle, c.engines[tower]) for c in tried}
+            engines = {c.name: (bundle, c.engines[tower]) for c in tried}
             found = compare_engines(engines, self.device)
             for candidate in tried:
-                candidate.speed[tower] = found[candidate.precision]
+                candidate.speed[tower] = found[candidate.name]
 
     def measure(self, tried: Sequence[Candidate]) -> None:
         """Check every candidate's embeddings: conformance vectors in any case, recall with data."""
@@ -222,7 +244,7 @@ class _Contest:
                 with TensorRtBackend(bundle, engines=engines, device=device) as backend:
                     if side is None:
                         continue
-                    label = f"TensorRT {candidate.precision}"
+                    label = f"TensorRT {candidate.name}"
                     candidate.recall = side.measure(frozenset(), backend, label)
             except (EngineError, VerificationError) as error:
                 candidate.problem = str(error)
@@ -279,8 +301,4 @@ class _Contest:
 
 
 def _problems(candidates: Sequence[Candidate]) -> str:
-    return " ".join(
-        f"`engine_precision={c.precision}`: {c.problem.rstrip('.')}."
-        for c in candidates
-        if c.problem
-    )
+    return " ".join(f"{c.name}: {c.problem.rstrip('.')}." for c in candidates if c.problem)

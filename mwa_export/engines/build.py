@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.engine import Engine, EnginePrecision, Profile, with_engines
+from mwa_export.bundle.engine import (
+    FLOAT8_ATTENTION,
+    Engine,
+    EnginePrecision,
+    Profile,
+    with_engines,
+)
 from mwa_export.bundle.update import changed_bundle, check_target
 from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_sets import TestSet, as_test_set
@@ -48,8 +54,14 @@ class EngineOptions:
     speed_gate: bool = True  # compare the speed of 8-bit engines with float16
     allow_slow: bool = False  # keep 8-bit engines that are slower than float16
     capabilities: tuple[tuple[int, int], ...] = ()  # of RTX cards: TensorRT-RTX builds for them
+    float8_attention: bool = False  # beside int8 or float8 layers
 
     def __post_init__(self) -> None:
+        if self.float8_attention and self.precision not in CALIBRATED:
+            raise UsageError(
+                "`float8_attention`: goes with engines of 8 bits, `engine_precision=int8` or "
+                "`engine_precision=float8`."
+            )
         check_option("samples", self.samples, self.samples >= 1, "1 or more")
         check_option("seed", self.seed, self.seed >= 0, "0 or more")
         if self.capabilities and (self.build.flags or self.build.timing_cache):
@@ -58,6 +70,16 @@ class EngineOptions:
                 f"`{names[0]}`: TensorRT-RTX has no such engines. It builds for the compute "
                 "capabilities that are named, and finds kernels on the card. Leave the option out."
             )
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """As the manifest has them."""
+        return (*self.build.flags, *((FLOAT8_ATTENTION,) if self.float8_attention else ()))
+
+    @property
+    def precisions(self) -> tuple[EnginePrecision, ...]:
+        """All that the GPU must have."""
+        return (self.precision, *(("float8",) if self.float8_attention else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +187,13 @@ def _compiler(options: EngineOptions, progress: Progress) -> tuple[TensorRt, Dev
     if options.capabilities:
         progress("look for TensorRT-RTX")
         rtx = load_rtx()
-        check_capabilities(rtx, options.capabilities, options.precision)
+        for precision in options.precisions:
+            check_capabilities(rtx, options.capabilities, precision)
         return rtx, None
     progress("look for TensorRT and a GPU")
     tensorrt, device = find_tensorrt(options.device)
-    tensorrt.check_precision(options.precision, device.capability, device.name)
+    for precision in options.precisions:
+        tensorrt.check_precision(precision, device.capability, device.name)
     return tensorrt, device
 
 
@@ -189,10 +213,10 @@ class _Job:
         """An engine of the bundle that is what this job would build."""
         options, host = self.options, {self.tensorrt.compiler: self.tensorrt.version}
         wanted = (self.tower, options.precision, self.tensorrt.version, self.profiles)
-        kind = (options.build.flags, self.tensorrt.compiler, options.capabilities)
+        kind = (options.flags, options.capabilities or None)
         for engine in bundle.manifest.engines:
             has = (engine.tower, engine.precision, engine.tensorrt, engine.profiles)
-            if (has, engine.flags, engine.compiler, engine.capabilities) != (wanted, *kind):
+            if (has, engine.flags, engine.capabilities) != (wanted, *kind):
                 continue
             if self.device is None:
                 useless = is_stale(engine, bundle.manifest)
@@ -257,7 +281,8 @@ def _speed(
 
 def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, Engine]:
     """A float16 engine for the same shapes: the bundle's, or one that is built to compare with."""
-    job = replace(job, options=replace(job.options, precision="float16"))
+    options = replace(job.options, precision="float16", float8_attention=False)
+    job = replace(job, options=options)
     found = job.present(bundle)
     if found is not None:
         return bundle, found
@@ -269,10 +294,13 @@ def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, E
 def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine, tuple[str, ...]]:
     """Build one engine into the bundle's new folder. Returns warnings last."""
     options, version, device = job.options, job.tensorrt.version, job.device
+    label = "-".join(
+        (options.precision, *((FLOAT8_ATTENTION,) if options.float8_attention else ()))
+    )
     if device is None:
-        name = rtx_engine_name(job.tower, options.precision, version, options.capabilities)
+        name = rtx_engine_name(job.tower, label, version, options.capabilities)
     else:
-        name = engine_name(job.tower, options.precision, version, device)
+        name = engine_name(job.tower, label, version, device)
     with scratch_folder() as scratch:
         graph = engine_graph(
             bundle,
@@ -282,6 +310,7 @@ def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine
             scratch,
             job.progress,
             batches=job.batches,
+            attention8=options.float8_attention,
         )
         compiled = sha256_of(graph.path)
         built = engine_from_onnx(
@@ -305,10 +334,9 @@ def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine
         profiles=job.profiles,
         sources=graph.sources,
         graph=compiled,
-        flags=options.build.flags,
+        flags=options.flags,
         seconds=round(built.seconds, 1),
         float32=graph.float32,
-        compiler=job.tensorrt.compiler,
-        capabilities=options.capabilities,
+        capabilities=options.capabilities or None,
     )
     return graph, engine, built.warnings

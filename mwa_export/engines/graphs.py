@@ -13,6 +13,7 @@ from mwa_export.calib.calibration import CALIBRATION, Calibration
 from mwa_export.calib.dialects import DIALECTS, FLOAT8, Dialect
 from mwa_export.calib.insert import quantized_graph
 from mwa_export.calib.sites import find_sites
+from mwa_export.engines.attention import float8_attention
 from mwa_export.errors import CalibrationError, VerificationError
 from mwa_export.files import scratch_folder
 from mwa_export.graphs.edit import FloatGraph
@@ -72,6 +73,7 @@ def engine_graph(
     *,
     batches: Iterable[Inputs] = (),
     keep: Collection[str] = (),
+    attention8: bool = False,
 ) -> EngineGraph:
     """Make the graph of a tower in the form that a version of TensorRT needs.
 
@@ -83,6 +85,7 @@ def engine_graph(
         folder: where the graph is written.
         batches: inputs to measure on, beside the conformance vectors.
         keep: nodes of a typed graph that stay in float32 in any case.
+        attention8: also put attention into float8, of a typed graph of 8 bits.
 
     Raises:
         CalibrationError: the precision needs a calibration, and the bundle has none, or one of
@@ -101,6 +104,7 @@ def engine_graph(
         graph = _quantized(bundle, tower, graph, dialect)
         sources.append(bundle.manifest.files[CALIBRATION].sha256)
     graph = engine_form(graph)
+    ranges: Mapping[str, float] = {}
     if precision == "bfloat16":
         made = to_bfloat16(graph.whole(), opset=_OPSET, keep_float32=keep)
     else:
@@ -119,10 +123,25 @@ def engine_graph(
         check(path, dialect.name)
     elif precision == "bfloat16":
         check(path, _BFLOAT16_RULES)
+    if attention8:
+        graph = _float8_attention(bundle, tower, graph, ranges)
+        graph.write(path)
     cosine = _cosine(path, own[1], vectors, rounded=precision == "bfloat16")
-    _check_cosine(bundle, tower, precision, cosine)
+    _check_cosine(bundle, tower, precision, cosine, attention8=attention8)
     share, products = _share(graph, float32), eight_bit_products(graph)
     return EngineGraph(path, tuple(sources), float32, cosine, share, products)
+
+
+def _float8_attention(
+    bundle: Bundle, tower: Tower, graph: FloatGraph, ranges: Mapping[str, float]
+) -> FloatGraph:
+    graph, blocks = float8_attention(graph, ranges)
+    if not blocks:
+        raise CalibrationError(
+            f"{bundle.path}: no attention of the {tower} tower can be float8: all of it stays in "
+            "float32, or the tower has one block. Leave `float8_attention` out."
+        )
+    return graph
 
 
 def _share(graph: FloatGraph, float32: Collection[str]) -> float:
@@ -199,10 +218,12 @@ def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = Fal
     return least_cosine(found, getattr(vectors, tower))
 
 
-def _check_cosine(bundle: Bundle, tower: Tower, precision: EnginePrecision, found: float) -> None:
+def _check_cosine(
+    bundle: Bundle, tower: Tower, precision: EnginePrecision, found: float, *, attention8: bool
+) -> None:
     """Check the cosine: int8 must reach that of the graphs of `quantize`, if it measured any."""
-    least = LEAST_8_BITS if precision == "float8" else BFLOAT16_COSINE
-    if precision == "int8":
+    least = LEAST_8_BITS if precision == "float8" or attention8 else BFLOAT16_COSINE
+    if precision == "int8" and not attention8:
         least = measured_cosine(bundle, tower, "int8") or 0.0
     if not found >= least:
         raise VerificationError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.engine import REFIT, TENSORRT_RTX, Engine
+from mwa_export.bundle.engine import REFIT, Engine
 from mwa_export.bundle.update import changed_bundle, check_target
 from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph
 from mwa_export.errors import EngineError
@@ -119,7 +119,7 @@ def _exchangeable(bundle: Bundle, host: EngineHost) -> tuple[list[Engine], tuple
 
 def _fixed(engine: Engine) -> str | None:
     """Why the weights of an engine cannot be exchanged anywhere; None if they can."""
-    if engine.compiler == TENSORRT_RTX:
+    if engine.capabilities is not None:
         return "engines of TensorRT-RTX are built again, which needs no GPU"
     if engine.precision in CALIBRATED:
         return (

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.engine import COMPILERS, Engine, EnginePrecision
+from mwa_export.bundle.engine import COMPILERS, FLOAT8_ATTENTION, Engine, EnginePrecision
 from mwa_export.bundle.manifest import GraphFile
 from mwa_export.errors import EngineError
 from mwa_export.inputs.preprocess import arrays_of
@@ -87,7 +87,7 @@ class TensorRtBackend:
         if "text" in self.engines:
             profiles = self.engines["text"].profiles
             longest = max(entry.max[1] for profile in profiles for entry in profile)
-        least = least_cosines(bundle, self.precision)
+        least = {tower: least_cosine_of(bundle, e) for tower, e in self.engines.items()}
         check_conformance(self, bundle, towers=[*self.engines], least=least, longest=longest)
 
     @property
@@ -137,8 +137,10 @@ def _newest(bundle: Bundle, precision: EnginePrecision, device: int) -> tuple[En
     return found
 
 
-def least_cosines(bundle: Bundle, precision: EnginePrecision) -> dict[Tower, float]:
-    """The least cosine that engines of a precision must reach."""
-    usual = BFLOAT16_COSINE if precision in _16_BITS else LEAST_8_BITS
-    found = {tower: measured_cosine(bundle, tower, precision) for tower in bundle.manifest.towers}
-    return {tower: usual if cosine is None else cosine for tower, cosine in found.items()}
+def least_cosine_of(bundle: Bundle, engine: Engine) -> float:
+    """The least cosine that an engine must reach."""
+    usual = BFLOAT16_COSINE if engine.precision in _16_BITS else LEAST_8_BITS
+    if FLOAT8_ATTENTION in engine.flags:  # no graph of `quantize` has it
+        return usual
+    measured = measured_cosine(bundle, engine.tower, engine.precision)
+    return usual if measured is None else measured

@@ -21,10 +21,8 @@ from mwa_export.bundle.engine import (
     COMPILERS,
     ENGINES,
     HARDWARE_COMPATIBLE,
-    TENSORRT_RTX,
     VERSION_COMPATIBLE,
     Engine,
-    EnginePrecision,
     dotted,
 )
 from mwa_export.bundle.manifest import Manifest
@@ -41,16 +39,13 @@ if TYPE_CHECKING:
 _AMPERE = (8, 0)
 
 
-def engine_name(tower: Tower, precision: EnginePrecision, version: str, device: Device) -> str:
+def engine_name(tower: Tower, precision: str, version: str, device: Device) -> str:
     """The file name of an engine. One bundle may have engines for several machines."""
     return f"{ENGINES}/{tower}.{precision}.{device.sm}.trt{version}.engine"
 
 
 def rtx_engine_name(
-    tower: Tower,
-    precision: EnginePrecision,
-    version: str,
-    capabilities: Sequence[tuple[int, int]],
+    tower: Tower, precision: str, version: str, capabilities: Sequence[tuple[int, int]]
 ) -> str:
     """The file name of an engine of TensorRT-RTX."""
     sms = "-".join(f"sm{major}{minor}" for major, minor in capabilities)
@@ -82,7 +77,7 @@ def obstacle(engine: Engine, manifest: Manifest, host: EngineHost) -> str | None
 
 def _gpus(engine: Engine) -> str:
     """What an engine runs on, in words."""
-    if engine.compiler == TENSORRT_RTX:
+    if engine.capabilities is not None:
         return f"compute capability {' or '.join(map(dotted, engine.capabilities))}"
     if HARDWARE_COMPATIBLE in engine.flags:
         return "a GPU of the Ampere generation or later (compute capability 8.0)"
@@ -251,7 +246,7 @@ def _version_fits(engine: Engine, version: str) -> bool:
 
 
 def _gpu_fits(engine: Engine, device: Device) -> bool:
-    if engine.compiler == TENSORRT_RTX:
+    if engine.capabilities is not None:
         return device.capability in engine.capabilities
     if HARDWARE_COMPATIBLE in engine.flags:
         return device.capability >= _AMPERE

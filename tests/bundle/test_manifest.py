@@ -79,11 +79,13 @@ MEASURED = {
     "mean_cosine": by_tower(NUMBER),
     "recall": RECALL,
 }
+CAPABILITY = st.tuples(st.integers(0, 20), st.integers(0, 9))
 ENGINE = exactly(
     Engine,
     tower=TOWER,
     precision=st.sampled_from(["float16", "bfloat16", "int8", "float8"]),
-    capability=st.tuples(st.integers(0, 20), st.integers(0, 9)),
+    capability=CAPABILITY,
+    capabilities=st.none() | st.lists(CAPABILITY, max_size=3).map(tuple),
     profiles=st.lists(profiles(), max_size=2).map(tuple),
     sources=NAMES,
     flags=NAMES,

@@ -37,9 +37,10 @@ Cost = Callable[[onnx.ModelProto], float]
 def precision_of(graph: onnx.ModelProto) -> str:
     """Of the graph that an engine of the stand-in is."""
     kinds = {tensor.data_type for tensor in graph.graph.initializer}
-    if TensorProto.FLOAT8E4M3FN in kinds:
+    matrices = {t.data_type for t in graph.graph.initializer if len(t.dims) == 2}
+    if TensorProto.FLOAT8E4M3FN in matrices:
         return "float8"
-    if "QuantizeLinear" in {node.op_type for node in graph.graph.node}:
+    if TensorProto.INT8 in matrices:
         return "int8"
     return "bfloat16" if TensorProto.BFLOAT16 in kinds else "float16"
 
@@ -108,7 +109,7 @@ def test_the_fastest_precision_inside_the_budget_is_kept(
     assert rows["int8"][1:4] == ["1.00", "1.00", "2.00x"]
     assert rows["int8"][-1] == "kept"
     assert rows["bfloat16"][1:4] == ["2.50", "2.50", "0.80x"]
-    assert rows["float16"][-2:] == ["passes,", "slower"]
+    assert rows["float16"][-1] == "slower"
     new = set(files_below(bundle.parent)) - before
     names = {
         f"bundle/engines/{tower}.int8.sm90.trt11.4.0.106.engine" for tower in precisions(bundle)
@@ -188,7 +189,7 @@ def test_a_budget_that_nothing_meets_changes_nothing(
     )
     message = refused("trt", bundle, "--best", *options, status=1)
     assert "no engine stays within 0.2 points" in message
-    assert "--int8: recall drops too much: TR@1 -7.00 points" in message
+    assert "int8: recall drops too much: TR@1 -7.00 points" in message
     assert files_below(bundle.parent) == before
 
 

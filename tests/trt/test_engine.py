@@ -131,7 +131,6 @@ def test_an_engine_of_tensorrt_rtx_runs_on_the_cards_that_it_was_built_for(
         gpu="",
         capability=(8, 9),
         capabilities=((8, 9), (12, 0)),
-        compiler=TENSORRT_RTX,
     )
     bundle = bundle_with(tmp_path, engine)
     host = EngineHost(versions, replace(H200, capability=capability))
@@ -140,7 +139,7 @@ def test_an_engine_of_tensorrt_rtx_runs_on_the_cards_that_it_was_built_for(
 
 
 def test_engines_of_one_compiler_are_taken_together(tmp_path: Path) -> None:
-    rtx = replace(ENGINE, file="r", tensorrt="1.7.1", compiler=TENSORRT_RTX, capabilities=((9, 0),))
+    rtx = replace(ENGINE, file="r", tensorrt="1.7.1", capabilities=((9, 0),))
     text = replace(rtx, file="t", tower="text")
     host = EngineHost({TENSORRT: VERSION, TENSORRT_RTX: "1.7.1"}, H200)
 
