@@ -323,6 +323,13 @@ def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine
             options=options.build,
             progress=job.progress,
         )
+    wider = built.layers.wider(graph.products, options.precision)
+    if wider:
+        names = ", ".join(layer.nodes[0] for layer in wider)
+        warning = (
+            f"{job.tower} tower: {len(wider)} quantized GEMMs do not compute in 8 bits: {names}"
+        )
+        built = replace(built, warnings=(*built.warnings, warning))
     engine = Engine(
         file=name,
         sha256=sha256_of(folder / name),

@@ -22,6 +22,11 @@ _PARTS = (  # what it is for, distributions that bring it, what to install
     ("OpenVINO: the fastest CPU runtime", ("openvino",), "mwa-export[openvino]"),
     ("s3fs: read remote files (http, s3)", ("s3fs",), "mwa-export[remote]"),
     ("TensorRT: engines for NVIDIA GPUs", ("tensorrt",), "tensorrt"),
+    (
+        "TensorRT-RTX: engines for RTX cards, built on any machine",
+        ("tensorrt-rtx-cu12-bindings",),
+        "mwa-export[tensorrt-rtx]",
+    ),
 )
 
 
@@ -83,7 +88,7 @@ def advice(found: Doctor) -> tuple[str, ...]:
     sentences = [
         f'{part.what} is not installed. Run: pip install "{part.install}"'
         for name, part in by_name.items()
-        if part.version is None and (name != "TensorRT" or found.gpu is not None)
+        if part.version is None and (not name.startswith("TensorRT") or found.gpu is not None)
     ]
     if found.gpu is not None and not found.cuda:
         sentences.append(

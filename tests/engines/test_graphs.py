@@ -174,6 +174,17 @@ def test_sources_are_the_files_that_a_graph_was_made_from(
     assert whole.sources == (hashes["text.onnx"], hashes["calibration.json"])
 
 
+@TOWER
+def test_graphs_for_8_take_sizes_from_whole_shapes(
+    tower: Tower, calibrated: Bundle, tmp_path: Path
+) -> None:
+    """Its parser passes over `start` and `end` of Shape: a slice of a shape would be all of it."""
+    _graph, model = made(calibrated, tower, tmp_path, precision="int8", major=8)
+    shapes = [node for node in model.graph.node if node.op_type == "Shape"]
+    assert not any(node.attribute for node in shapes)
+    assert shapes or tower == "vision"
+
+
 @pytest.mark.parametrize("precision", CALIBRATED)
 def test_layers_that_quantize_kept_have_no_pairs(
     precision: EnginePrecision, calibrated: Bundle, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from functools import cache
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_trt_offers import UnavailableError, genuine_offer, importable
+from make_trt_offers import INSPECT, UnavailableError, genuine_offer, importable
 from paths import ROOT
 from trt_bindings import VERSIONS, Bindings
 from trt_contract import Use, missing, uses_in
@@ -228,3 +229,20 @@ def test_choices_by_version_run_with_the_genuine_module(
     mask = 3 if bindings.major == 11 else 24
     assert f"'set_tactic_sources', '{mask}'" in called
     assert monitor == ("None" if bindings.major == 8 else "True")
+
+
+def test_tensorrt_rtx_offers_what_we_use_of_tensorrt_11(offers: dict[int, dict[str, Any]]) -> None:
+    """Running an engine is the one thing that no machine without a GPU can try."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    script = INSPECT.replace("tensorrt_bindings", "tensorrt_rtx_bindings")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    rtx = json.loads(done.stdout)
+    # In TensorRT's own methods; TensorRT-RTX has others in their place (trt/rtx.py).
+    replaced = {"TacticSource.EDGE_MASK_CONVOLUTIONS", "TacticSource.JIT_CONVOLUTIONS"}
+    found = {
+        f"{path.name}: {missing(use, rtx)}"
+        for path, use in all_uses(offers)
+        if 11 in LIMITED.get(use.name, (11,)) and use.name not in replaced
+        if missing(use, rtx) is not None
+    }
+    assert not found
