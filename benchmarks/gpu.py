@@ -11,7 +11,8 @@ and writes the graphs that are compiled; trt builds engines and times them in tu
 and as a caller sees it; torch times the unmerged reference (eager float32, eager float16, fused
 attention, torch.compile) and the GPU's GEMM peak; ort times ONNX Runtime's CUDA provider where it
 is installed; report writes GPU.json and GPU.md into
-benchmarks/results. The last line of the output is the path of the table.
+benchmarks/results. The last line of the output is the path of the table. With --live, it is written
+after each measurement, so that a stage that is killed loses nothing.
 """
 
 from __future__ import annotations
@@ -19,27 +20,46 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from machine import command_line
+from machine import Call, command_line
+
+from mwa_export.errors import MwaExportError, UsageError
+from mwa_export.files import new_file
+from mwa_export.trt.device import select_device
 
 STAGES = ("prepare", "trt", "torch", "ort", "report")
+ON_GPU = ("trt", "torch", "ort")
 MODELS = ("demo", "base", "large")
 PRECISIONS = ("float16", "bfloat16", "int8", "float8")
 
 
 def main() -> None:
     options = parse()
+    if options.rtx:
+        _rtx_as_tensorrt()
+    try:
+        run(options)
+    except MwaExportError as error:
+        sys.exit(str(error))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the stages that were asked for."""
     options.work.mkdir(parents=True, exist_ok=True)
+    options.call = Call(options.seconds, lambda: report(options) if options.live else None)
     for stage in options.stages:
         print(f"stage {stage}", flush=True)
         if stage == "report":
             print(report(options))
             continue
+        if stage in ON_GPU:
+            select_device()
         for model in options.models:
             STEPS[stage](options, model)
 
@@ -57,6 +77,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--recall", type=int, default=500, help="pictures of the demo's test set")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--builder-level", type=int, help="0 to 5; default: TensorRT's own")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="to begin steps in")
+    parser.add_argument("--live", action="store_true", help="report after each measurement")
+    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="reports to add")
+    parser.add_argument("--rtx", action="store_true", help="use TensorRT-RTX as TensorRT")
     parser.add_argument("--out-folder", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args()
 
@@ -72,38 +96,57 @@ def trt(options: argparse.Namespace, model: str) -> None:
     from gpu_trt import measure
 
     level = options.builder_level
-    measure(options.work, model, rounds=options.rounds, level=level, progress=Steps())
+    measure(
+        options.work,
+        model,
+        rounds=options.rounds,
+        level=level,
+        progress=Steps(),
+        call=options.call,
+    )
 
 
 def torch(options: argparse.Namespace, model: str) -> None:
     from gpu_torch import measure
 
-    measure(options.work, model, rounds=options.rounds, progress=Steps())
+    measure(options.work, model, rounds=options.rounds, progress=Steps(), call=options.call)
 
 
 def ort(options: argparse.Namespace, model: str) -> None:
     from gpu_ort import measure
 
-    measure(options.work, model, rounds=options.rounds, progress=Steps())
+    measure(options.work, model, rounds=options.rounds, progress=Steps(), call=options.call)
 
 
 def report(options: argparse.Namespace) -> Path:
     """Write the results; returns the table's path."""
-    from gpu_report import collect, table
+    from gpu_report import collect, gpus, merged, table
 
-    result = collect(options.work, options.models)
+    parts = [json.loads(path.read_text(encoding="utf-8")) for path in options.merge]
+    here = collect(options.work, options.models)
+    result = merged([*(part["models"] for part in parts), here])
     if not result:
-        sys.exit(f"{options.work}: no stage has left anything here. Run them first.")
-    name = _gpu_of(result).lower().replace("nvidia ", "").replace(" ", "_")
-    path = options.out_folder / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+        raise UsageError(f"{options.work}: no stage has left anything here. Run them first.")
+    name = next(iter(gpus(result)), "gpu").lower().replace("nvidia ", "").replace(" ", "_")
+    page: Path = options.out_folder / f"{name}.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
     machine = {"python": platform.python_version(), "nvidia_smi": nvidia_smi()}
     command = command_line()
     whole = {"command": command, "machine": machine, "models": result}
-    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(f"`{command}`\n\n{table(result)}", encoding="utf-8")
-    page: Path = path.with_suffix(".md")
+    if parts:  # what ran there says more than what merges here
+        whole |= {"machine": parts[-1]["machine"], "calls": [part["command"] for part in parts]}
+    with new_file(page.with_suffix(".json")) as path:
+        path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    with new_file(page) as path:
+        path.write_text(f"`{command}`\n\n{table(result)}", encoding="utf-8")
     return page
+
+
+def _rtx_as_tensorrt() -> None:
+    """Let TensorRT-RTX stand for TensorRT 11, whose interface it has under a version of its own."""
+    module: Any = importlib.import_module("tensorrt_rtx")
+    module.__version__ = f"11.0+rtx.{module.__version__}"
+    sys.modules["tensorrt"] = module
 
 
 STEPS = {"prepare": prepare, "trt": trt, "torch": torch, "ort": ort}
@@ -154,14 +197,6 @@ def _major(options: argparse.Namespace) -> int:
         return int(importlib.import_module("tensorrt").__version__.split(".")[0])
     except ImportError:
         sys.exit("No TensorRT here, so say which one will build: --tensorrt 8, 10 or 11")
-
-
-def _gpu_of(result: dict[str, Any]) -> str:
-    for entry in result.values():
-        for stage in ("trt", "torch"):
-            if stage in entry:
-                return str(entry[stage]["gpu"])
-    return "gpu"
 
 
 if __name__ == "__main__":

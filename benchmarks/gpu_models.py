@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_pack import redraw, reseed
 
 from mwa_export.bench.section import merged_plan
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import EnginePrecision
-from mwa_export.bundle.manifest import write_manifest
+from mwa_export.bundle.manifest import Graph, write_manifest
 from mwa_export.calib.calibrate import calibrate
 from mwa_export.calib.samples import Samples, take_samples
 from mwa_export.data.test_sets import DataOptions, read_data
@@ -27,10 +29,12 @@ from mwa_export.files import sha256_of
 from mwa_export.inputs.decode import decode_picture
 from mwa_export.inputs.preprocess import pixels_from_image
 from mwa_export.inputs.tokenizer import pad
-from mwa_export.model.load import ModelSource, load_model
+from mwa_export.model.load import Model, ModelSource, load_model
+from mwa_export.model.reference import reference_from_tensors
 from mwa_export.model.synthetic import beit3_config, random_tensors, training_args
 from mwa_export.progress import Progress
-from mwa_export.spec import AdapterConfig, ModelConfig, Tower
+from mwa_export.runtimes.ort_session import run_graph, session
+from mwa_export.spec import AdapterConfig, Embeddings, ModelConfig, Tower
 from mwa_export.towers.macs import count_macs
 from mwa_export.trt.versions import is_typed
 
@@ -38,6 +42,7 @@ VISION_BATCHES = (1, 8, 32, 128)
 TEXT_SHAPES = ((1, 16), (32, 16), (128, 16), (128, 64))  # rows, tokens
 TOWERS: tuple[Tower, ...] = ("vision", "text")
 META = "meta.json"
+PLAIN = "plain-float16"  # what builds the plain export: `trtexec --fp16`
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,11 @@ def prepare(
     checkpoint = assets()[0] if demo else _random_checkpoint(folder, name, config)
     options = ExportOptions(tokenizer=assets()[1] if demo else None, force=True)
     progress(f"{name}: merge and export")
-    bundle_from_model(load_model(ModelSource(checkpoint)), folder / "bundle", options)
+    model = load_model(ModelSource(checkpoint))
+    bundle_from_model(model, folder / "bundle", options)
+    if not demo:
+        progress(f"{name}: draw the merged weights from seeds")
+        reseed(folder)
     bundle = Bundle.open(folder / "bundle")
     progress(f"{name}: draw pictures and texts")
     samples = _demo_samples(folder, sizes) if demo else _samples(bundle, sizes.samples, seed=1)
@@ -87,13 +96,18 @@ def prepare(
     recall = _demo_inputs(folder, sizes) if demo else _inputs(bundle, sizes.rows)
     np.savez(folder / "inputs.npz", **recall)
     progress(f"{name}: embed with the reference")
-    np.savez(folder / "reference.npz", **_reference(checkpoint, recall))
+    reference = _torch_reference(model, recall) if demo else _reference(bundle, recall)
     graphs = _graphs(bundle, folder, major, precisions, samples, progress)
+    progress(f"{name}: the plain export, and float16 for ONNX Runtime")
+    if not is_typed(major):  # a typed network would compute it in float32
+        graphs["vision"][PLAIN], found = _plain(folder, bundle, model, recall["pixels"])
+        reference[f"vision.{PLAIN}"] = found
+    np.savez(folder / "reference.npz", **reference)
     meta = {
         "model": name,
-        "checkpoint": str(checkpoint) if demo else checkpoint.name,
         "major": major,
         "graphs": graphs,
+        "typed": _typed(bundle, folder, samples, progress),
         "macs": _macs(bundle),
     }
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -172,10 +186,20 @@ def _demo_inputs(folder: Path, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _reference(checkpoint: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+def _reference(bundle: Bundle, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The float32 graphs on ONNX Runtime: seeded weights are in no checkpoint."""
+    found: dict[str, Any] = {}
+    for tower in TOWERS:
+        names = ("pixels",) if tower == "vision" else ("token_ids", "padding_mask")
+        path, graph = bundle.graph(tower)
+        found[tower] = run_graph(session(path), graph, tuple(inputs[name] for name in names))
+    return found
+
+
+def _torch_reference(model: Model, inputs: dict[str, Any]) -> dict[str, Any]:
     from mwa_export.runtimes.pytorch import TorchBackend
 
-    backend = TorchBackend(load_model(ModelSource(checkpoint)))
+    backend = TorchBackend(model)
     step = 32
     pixels, ids, mask = (inputs[name] for name in ("pixels", "token_ids", "padding_mask"))
     vision = [backend.embed_images(pixels[i : i + step]) for i in range(0, len(pixels), step)]
@@ -212,6 +236,53 @@ def _graphs(
                 "cosine": graph.cosine,
                 "float32": list(graph.float32),
             }
+    return made
+
+
+def _plain(
+    folder: Path, bundle: Bundle, model: Model, pixels: Any
+) -> tuple[dict[str, Any], Embeddings]:
+    """The unmerged vision tower as torch.onnx writes it, and what it computes: a peer of ours."""
+    graph, path = bundle.describe("vision"), folder / "graphs" / f"vision.{PLAIN}.onnx"
+    _export_plain(model, graph, path)
+    if (folder / "checkpoint.pth").exists():
+        redraw(folder, path, "plain")
+    made = {"file": f"graphs/{path.name}", "sha256": sha256_of(path), "sources": []}
+    return {**made, "precision": "float16"}, run_graph(session(path), graph, (pixels,))
+
+
+def _export_plain(model: Model, graph: Graph, path: Path) -> None:
+    """Opset 17, which TensorRT 8.6 reads; only the older of torch's exporters still writes it."""
+    import torch
+
+    reference = reference_from_tensors(model.config, model.tensors)
+    reference.forward = reference.encode_image  # type: ignore[method-assign, assignment]
+    image, output = graph.spec.inputs[0].name, graph.spec.output.name
+    size = model.config.backbone.image_size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            reference,
+            (torch.zeros(2, 3, size, size),),
+            str(path),
+            input_names=[image],
+            output_names=[output],
+            dynamic_axes={image: {0: "batch"}, output: {0: "batch"}},
+            opset_version=17,
+            dynamo=False,
+        )
+
+
+def _typed(bundle: Bundle, folder: Path, samples: Samples, progress: Progress) -> dict[str, str]:
+    """Tower -> the float16 graph that ONNX Runtime is timed with."""
+    (folder / "typed").mkdir(exist_ok=True)
+    made: dict[str, str] = {}
+    for tower in TOWERS:
+        batches = list(samples.batches(tower))
+        graph = engine_graph(
+            bundle, tower, "float16", True, folder / "typed", progress, batches=batches
+        )
+        made[tower] = f"typed/{graph.path.name}"
     return made
 
 

@@ -1,62 +1,106 @@
-"""The stage of benchmarks/gpu.py on ONNX Runtime's CUDA provider: the bundle's own graphs."""
+"""The stage of benchmarks/gpu.py on ONNX Runtime's CUDA provider: float32 and float16 graphs."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import statistics
 import time
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from machine import WHOLE, Call
+
 from mwa_export.bundle.bundle import Bundle
+from mwa_export.errors import RuntimeUnavailableError
+from mwa_export.optional import require
 from mwa_export.progress import Progress
-from mwa_export.runtimes.ort_session import CUDA, cuda_available, session
+from mwa_export.runtimes.ort_session import cuda_available, session
 from mwa_export.spec import Tower
 from mwa_export.trt.timing import batches_of
 
 TOWERS: tuple[Tower, ...] = ("vision", "text")
-FORM = "ONNX Runtime CUDA float32"
+FORM = "ONNX Runtime CUDA {}"
 RUNS, WARM_UP = 10, 3
+_NO_CUDA = "this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)"
 
 
 def measure(
-    work: Path, name: str, *, rounds: int, progress: Progress, device: int | None = 0
+    work: Path,
+    name: str,
+    *,
+    rounds: int,
+    progress: Progress,
+    call: Call = WHOLE,
+    device: int | None = 0,
 ) -> dict[str, Any]:
-    """Time the float32 graphs with inputs and outputs on the GPU. Writes ort.json.
+    """Time the float32 and float16 graphs with inputs and outputs on the GPU. Writes ort.json.
 
     Args:
         work: where `prepare` wrote.
         name: of the model.
         rounds: of RUNS runs each.
         progress: told about each step.
+        call: how long this may take.
         device: number of the GPU; None: the CPU, for a test.
     """
     folder = work / name
     meta = json.loads((folder / "meta.json").read_text())
-    result: dict[str, Any] = {"towers": {}, "left_out": {}}
-    if device is not None and not cuda_available():
-        result["left_out"][FORM] = "this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)"
-    else:
-        bundle = Bundle.open(folder / "bundle")
-        for tower in TOWERS:
-            path, graph = bundle.graph(tower)
-            runner = session(path, cuda=device)
-            assert device is None or runner.get_providers()[0] == CUDA
-            shapes = {}
-            for shape in meta["macs"][tower]:
-                progress(f"{name}, {tower} tower, {shape}: {FORM}")
-                rows, _, length = shape.partition("x")
-                batches = batches_of(bundle, tower, int(rows), int(length) if length else None)
-                names = [port.name for port in graph.spec.inputs]
-                fed = [dict(zip(names, arrays, strict=True)) for arrays in batches]
-                milliseconds = _timed(runner, fed, graph.spec.output.name, rounds, device)
-                shapes[shape] = {
-                    "milliseconds": milliseconds,
-                    "rows_per_second": 1000 * int(rows) / statistics.median(milliseconds),
-                }
-            result["towers"][tower] = {FORM: {"shapes": shapes}}
-    (folder / "ort.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result: dict[str, Any] = {"towers": {tower: {} for tower in TOWERS}, "left_out": {}}
+    if device is not None:
+        _load_libraries()
+    bundle = Bundle.open(folder / "bundle")
+    for tower in TOWERS:
+        files = {"float16": folder / meta["typed"][tower], "float32": bundle.graph(tower)[0]}
+        for precision, file in files.items():
+            form = FORM.format(precision)
+            progress(f"{name}, {tower} tower: {form}")
+            try:
+                call.demand(0)
+                if device is not None and not cuda_available():
+                    raise RuntimeUnavailableError(_NO_CUDA)
+                runner = session(file, cuda=device)
+                shapes = _shapes(runner, bundle, tower, meta["macs"][tower], rounds, device)
+                result["towers"][tower][form] = {"shapes": shapes}
+            except Exception as error:  # one that fails must not cost the others
+                result["left_out"][f"{tower} {form}"] = f"{type(error).__name__}: {error}"
+            text = json.dumps(result, indent=1) + "\n"
+            (folder / "ort.json").write_text(text, encoding="utf-8")
+            call.saved()
     return result
+
+
+def _load_libraries() -> None:
+    """Load cuBLAS and cuDNN from where PyTorch has brought them; this package does not."""
+    if find_spec("torch") is not None:
+        importlib.import_module("torch")
+    runtime = require("onnxruntime", extra="onnx", why="time its CUDA provider")
+    if hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()
+
+
+def _shapes(
+    runner: Any,
+    bundle: Bundle,
+    tower: Tower,
+    shapes: Iterable[str],
+    rounds: int,
+    device: int | None,
+) -> dict[str, Any]:
+    spec, found = bundle.describe(tower).spec, {}
+    names = [port.name for port in spec.inputs]
+    for shape in shapes:
+        rows, _, length = shape.partition("x")
+        batches = batches_of(bundle, tower, int(rows), int(length) if length else None)
+        fed = [dict(zip(names, arrays, strict=True)) for arrays in batches]
+        milliseconds = _timed(runner, fed, spec.output.name, rounds, device)
+        found[shape] = {
+            "milliseconds": milliseconds,
+            "rows_per_second": 1000 * int(rows) / statistics.median(milliseconds),
+        }
+    return found
 
 
 def _timed(

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mwa_export.errors import UsageError
 from mwa_export.metrics.recall import Recall, recall
 
-PEAK_OF = {"float16": "bfloat16", "bfloat16": "bfloat16", "int8": "int8"}
+PLAIN = "plain-float16"
+PEAK_OF = {
+    "float16": "bfloat16",
+    PLAIN: "bfloat16",
+    "bfloat16": "bfloat16",
+    "int8": "int8",
+    "float8": "float8",
+}
 COMPILE = "torch.compile float16"
 
 
@@ -42,13 +51,44 @@ def collect(work: Path, models: list[str]) -> dict[str, Any]:
     return result
 
 
+def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Results of several calls as one; what was measured again replaces what was there.
+
+    Raises:
+        UsageError: they are of different GPUs, or of graphs that were prepared anew.
+    """
+    whole: dict[str, Any] = {}
+    for result in results:
+        for name, entry in result.items():
+            before = whole.setdefault(name, {"meta": entry["meta"]})
+            if before["meta"] != entry["meta"]:
+                raise UsageError(f"{name}: the results are of different graphs")
+            whole[name] = _joined(before, entry)
+    if len(found := {gpu for result in results for gpu in gpus(result)}) > 1:
+        raise UsageError(f"the results are of different GPUs: {', '.join(sorted(found))}")
+    return whole
+
+
+def gpus(result: dict[str, Any]) -> set[str]:
+    """Names of the GPUs that were measured."""
+    stages = [entry[s] for entry in result.values() for s in ("trt", "torch") if s in entry]
+    return {str(stage["gpu"]) for stage in stages}
+
+
+def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    both = [key for key in old if isinstance(new.get(key), dict) and key != "left_out"]
+    return {**old, **new, **{key: _joined(old[key], new[key]) for key in both}}
+
+
 def targets(result: dict[str, Any]) -> list[Target]:
     """The targets, judged."""
     base = result.get("base", {})
     return [
         _share_of_peak(base),
-        _ratio(base, "float16", COMPILE, 1.3, "FP16 / torch.compile float16, base, batch 128"),
-        _int8(base),
+        _ratio(base, ("torch", COMPILE), 1.3, "FP16 / torch.compile float16, base, batch 128"),
+        _ratio(base, ("trt", PLAIN), 1.0, "FP16 / the plain export's FP16, base, batch 128"),
+        _small(base, "int8"),
+        _small(base, "float8"),
         *(_recall_target(result.get("demo", {}), p) for p in ("float16", "int8")),
     ]
 
@@ -61,7 +101,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"| {t.what} | {t.target} | {t.found} | {verdict} |")
     for name, entry in result.items():
         lines += ["", f"### {name}", "", *_timings(entry), "", *_parities(entry)]
-        for stage in ("trt", "ort"):
+        for stage in ("trt", "torch", "ort"):
             left_out = entry.get(stage, {}).get("left_out", {})
             lines += [f"\nLeft out: {what}: {why}" for what, why in left_out.items()]
     return "\n".join(lines) + "\n"
@@ -90,10 +130,9 @@ def _parities(entry: dict[str, Any]) -> list[str]:
     lines.append("| --- | ---: | ---: | --- |")
     for precision, found in entry["parity"].items():
         recalls = ", ".join(f"{k} {v:+.2f}" for k, v in found.get("recall_change", {}).items())
-        lines.append(
-            f"| {precision} | {found['cosine']['vision']:.5f} | {found['cosine']['text']:.5f} | "
-            f"{recalls} |"
-        )
+        cosines = [found["cosine"].get(tower) for tower in ("vision", "text")]
+        shown = " | ".join("" if cosine is None else f"{cosine:.5f}" for cosine in cosines)
+        lines.append(f"| {precision} | {shown} | {recalls} |")
     return lines
 
 
@@ -120,19 +159,20 @@ def _share_of_peak(base: dict[str, Any]) -> Target:
     return Target(what, target, f"{share:.0%}, {128000 / ms:,.0f} pictures/s", share >= 0.55)
 
 
-def _ratio(base: dict[str, Any], ours: str, theirs: str, least: float, what: str) -> Target:
-    one, other = _median(base, "trt", ours, "128"), _median(base, "torch", theirs, "128")
+def _ratio(base: dict[str, Any], peer: tuple[str, str], least: float, what: str) -> Target:
+    one, other = _median(base, "trt", "float16", "128"), _median(base, *peer, "128")
     if one is None or other is None:
         return Target(what, f">= {least} x", "", None)
     return Target(what, f">= {least} x", f"{other / one:.2f} x", other / one >= least)
 
 
-def _int8(base: dict[str, Any]) -> Target:
+def _small(base: dict[str, Any], precision: str) -> Target:
     """At every batch from 32 on; the worst counts."""
-    what, target = "INT8 / FP16, base, batch >= 32", ">= 1.4 x"
+    label = {"int8": "INT8", "float8": "FP8"}[precision]
+    what, target = f"{label} / FP16, base, batch >= 32", ">= 1.4 x"
     ratios = []
     for shape in ("32", "128"):
-        half, small = (_median(base, "trt", p, shape) for p in ("float16", "int8"))
+        half, small = (_median(base, "trt", p, shape) for p in ("float16", precision))
         if half is None or small is None:
             return Target(what, target, "", None)
         ratios.append(half / small)
@@ -151,29 +191,31 @@ def _recall_target(demo: dict[str, Any], precision: str) -> Target:
 
 
 def _parity(folder: Path) -> dict[str, Any]:
-    """Precision -> cosines with the reference, and on the demo the change of recall in points."""
+    """Precision -> cosines with the reference, and on the demo the change of recall in points.
+
+    A precision of which one tower failed has the other's cosine.
+    """
     with np.load(folder / "reference.npz") as arrays:
         reference = dict(arrays)
     with np.load(folder / "inputs.npz") as arrays:
         ids = {n: arrays[n] for n in ("image_ids", "caption_image_ids") if n in arrays}
     result: dict[str, Any] = {}
     for path in sorted(folder.glob("embeddings.*.npz")):
+        precision = path.name.split(".")[1]
         with np.load(path) as arrays:
             found = dict(arrays)
-        if set(found) != {"vision", "text"}:
-            continue
-        cosine = {
-            tower: float((found[tower].astype(np.float64) * reference[tower]).sum(axis=1).mean())
-            for tower in found
-        }
-        entry: dict[str, Any] = {"cosine": cosine}
-        if ids:
+        entry: dict[str, Any] = {"cosine": {}}
+        for tower, vectors in found.items():
+            wanted = reference.get(f"{tower}.{precision}", reference[tower])
+            cosines = (vectors.astype(np.float64) * wanted).sum(axis=1)
+            entry["cosine"][tower] = float(cosines.mean())
+        if ids and set(found) == {"vision", "text"}:
             before, after = (
                 recall(v["vision"], v["text"], ids["caption_image_ids"], image_ids=ids["image_ids"])
                 for v in (reference, found)
             )
             entry["recall_change"] = _change(before, after)
-        result[path.name.split(".")[1]] = entry
+        result[precision] = entry
     return result
 
 

@@ -6,19 +6,21 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
+from machine import WHOLE, Call, NoTimeLeftError
 from torch import Tensor
 
-from mwa_export.demo.run import assets
-from mwa_export.model.load import ModelSource, load_model
+from mwa_export.bundle.manifest import read_manifest
 from mwa_export.model.reference import ReferenceModel, reference_from_tensors
+from mwa_export.model.synthetic import random_tensors
 from mwa_export.progress import Progress
+from mwa_export.spec import ModelConfig
 
 FORMS = ("eager float32", "eager float16", "SDPA float16", "torch.compile float16")
 SQUARES = (4096, 8192)
@@ -31,46 +33,53 @@ def measure(
     *,
     rounds: int,
     progress: Progress,
+    call: Call = WHOLE,
     device: str = "cuda",
     forms: Sequence[str] = FORMS,
 ) -> dict[str, Any]:
     """Time the reference at the prepared shapes, each form in every round. Writes torch.json.
+
+    It is written after each shape, the largest first; shapes that are there are not timed again.
 
     Args:
         work: where `prepare` wrote.
         name: of the model.
         rounds: in each of which every form has its turn.
         progress: told about each step.
+        call: how long this may take. What does not fit is left out; another call goes on.
         device: "cuda", or "cpu" for a test.
         forms: some of FORMS.
     """
     folder = work / name
+    path = folder / "torch.json"
     meta = json.loads((folder / "meta.json").read_text())
-    checkpoint = assets()[0] if name == "demo" else folder / meta["checkpoint"]
-    model = load_model(ModelSource(checkpoint))
-    backbone = model.config.backbone
-    result: dict[str, Any] = {"torch": torch.__version__, "gpu": _name(device), "towers": {}}
-    references = {
-        form: _reference(model, torch.float32 if "32" in form else torch.float16, device)
-        for form in forms
-        if form != "torch.compile float16"
-    }
-    if "SDPA float16" in references:
-        use_sdpa(references["SDPA float16"])
+    backbone = read_manifest(folder / "bundle").model.backbone
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    result |= {"torch": torch.__version__, "gpu": _name(device), "left_out": {}}
+    towers = result.setdefault("towers", {})
+
+    def save() -> None:
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        call.saved()
+
+    if "peak" not in result:
+        progress(f"{name}: GEMMs")
+        result["peak"] = gemm_peak(device, rounds=rounds)
+        save()
+    model, slowest = _model(folder, name), 0.0
     for tower, shapes in meta["macs"].items():
-        runs: dict[str, Callable[..., Tensor]] = {}
-        for form in forms:
-            if form == "torch.compile float16":
-                own = _reference(model, torch.float16, device)
-                use_sdpa(own)
-                encode = own.encode_image if tower == "vision" else own.encode_text
-                runs[form] = torch.compile(encode, dynamic=False)
-            else:
-                own = references[form]
-                runs[form] = own.encode_image if tower == "vision" else own.encode_text
-        found: dict[str, Any] = {form: {"shapes": {}} for form in forms}
-        for shape in shapes:
+        found = towers.setdefault(tower, {form: {"shapes": {}} for form in forms})
+        runs = _runs(model, tower, forms, device)
+        for shape in reversed(shapes):
+            if all(shape in found[form]["shapes"] for form in forms):
+                continue
+            try:
+                call.demand(slowest)
+            except NoTimeLeftError as error:
+                result["left_out"][f"{tower} {shape}"] = str(error)
+                continue
             progress(f"{name}, {tower} tower, {shape}: {', '.join(forms)}")
+            start = time.perf_counter()
             rows, _, length = shape.partition("x")
             batches = [
                 _inputs(backbone, tower, int(rows), int(length or 0), seed, device)
@@ -82,10 +91,40 @@ def measure(
                     "milliseconds": milliseconds,
                     "rows_per_second": 1000 * int(rows) / statistics.median(milliseconds),
                 }
-        result["towers"][tower] = found
-    result["peak"] = gemm_peak(device, rounds=rounds)
-    (folder / "torch.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            slowest = max(slowest, time.perf_counter() - start)
+            save()
+    save()
     return result
+
+
+def _model(folder: Path, name: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """The unmerged model; one of random weights is drawn here, so that it need not be carried."""
+    if name != "demo":
+        config = read_manifest(folder / "bundle").model
+        return config, random_tensors(config)
+    from mwa_export.demo.run import assets
+    from mwa_export.model.load import ModelSource, load_model
+
+    model = load_model(ModelSource(assets()[0]))
+    return model.config, model.tensors
+
+
+def _runs(
+    model: tuple[ModelConfig, Mapping[str, Tensor]],
+    tower: str,
+    forms: Sequence[str],
+    device: str,
+) -> dict[str, Callable[..., Tensor]]:
+    """Each form of a tower as a function of tensors."""
+    runs: dict[str, Callable[..., Tensor]] = {}
+    for form in forms:
+        dtype = torch.float32 if "32" in form else torch.float16
+        own = reference_from_tensors(*model, dtype=dtype).to(device)
+        if not form.startswith("eager"):
+            use_sdpa(own)
+        encode = own.encode_image if tower == "vision" else own.encode_text
+        runs[form] = torch.compile(encode, dynamic=False) if "compile" in form else encode
+    return runs
 
 
 def gemm_peak(
@@ -146,11 +185,6 @@ def _sdpa(
     if self.inner_attn_ln is not None:
         mixed = self.inner_attn_ln(mixed)
     return self.out_proj(mixed), None
-
-
-def _reference(model: Any, dtype: torch.dtype, device: str) -> ReferenceModel:
-    reference = reference_from_tensors(model.config, model.tensors, dtype=dtype)
-    return reference.to(device)
 
 
 def _inputs(
@@ -214,6 +248,12 @@ def _gemms(shape: tuple[int, int, int], device: str) -> dict[str, Callable[[], T
     a = torch.randint(-127, 128, (rows, inner), dtype=torch.int8, device=device)
     b = torch.randint(-127, 128, (columns, inner), dtype=torch.int8, device=device).t()
     made["int8"] = lambda: torch._int_mm(a, b)
+    if device != "cpu" and torch.cuda.get_device_capability() >= (8, 9):
+        x8, w8 = (t.clamp(-8, 8).to(torch.float8_e4m3fn) for t in (x, w.t().contiguous()))
+        one = torch.ones((), device=device)
+        made["float8"] = lambda: torch._scaled_mm(
+            x8, w8.t(), scale_a=one, scale_b=one, out_dtype=torch.float16
+        )
     return made
 
 

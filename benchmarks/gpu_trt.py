@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import WHOLE, Call
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import Engine, Profile
@@ -30,12 +32,19 @@ TOWERS: tuple[Tower, ...] = ("vision", "text")
 
 
 def measure(
-    work: Path, name: str, *, rounds: int, level: int | None, progress: Progress, device: int = 0
+    work: Path,
+    name: str,
+    *,
+    rounds: int,
+    level: int | None,
+    progress: Progress,
+    call: Call = WHOLE,
+    device: int = 0,
 ) -> dict[str, Any]:
     """Build the prepared graphs of a model, time them in turns, and embed the prepared inputs.
 
-    Writes WORK/NAME/trt.json and WORK/NAME/embeddings.PRECISION.npz. Engines that are there and
-    belong to the graphs, the GPU and this TensorRT are not built again.
+    Writes WORK/NAME/trt.json and WORK/NAME/embeddings.FORM.npz, after each engine. Engines that are
+    there and belong to the graphs, the GPU and this TensorRT are not built again.
 
     Args:
         work: where `prepare` wrote.
@@ -43,6 +52,7 @@ def measure(
         rounds: in each of which every precision has its turn.
         level: of the builder's effort; None: TensorRT's own.
         progress: told about each step.
+        call: how long this may take. What does not fit is left out; another call goes on.
         device: number of the GPU.
     """
     folder = work / name
@@ -54,8 +64,9 @@ def measure(
             f"{folder}: was prepared for TensorRT {meta['major']}, and {tensorrt.version} is "
             f"installed. Prepare again with --tensorrt {major}"
         )
-    bundle = Bundle.open(folder / "bundle")
-    inputs = dict(np.load(folder / "inputs.npz"))
+    for old in folder.glob("embeddings.*.npz"):
+        old.unlink()
+    model = _Model(folder, meta, Bundle.open(folder / "bundle"), gpu, level, rounds, progress)
     result: dict[str, Any] = {
         "tensorrt": tensorrt.version,
         "gpu": gpu.name,
@@ -64,78 +75,99 @@ def measure(
         "towers": {},
         "left_out": {},
     }
-    embedded: dict[str, dict[str, Any]] = {}
+    slowest = 0.0
     for tower in TOWERS:
-        engines = {}
-        for precision, graph in meta["graphs"][tower].items():
+        engines: dict[str, Engine] = {}
+        for form, graph in meta["graphs"][tower].items():
             try:
-                engines[precision] = _built(
-                    folder, bundle, tower, precision, graph, gpu, level, progress
-                )
-            except Exception as error:  # one that cannot be built must not cost the others
-                result["left_out"][f"{tower} {precision}"] = f"{type(error).__name__}: {error}"
-        if not engines:
-            continue
-        held = {precision: (bundle, engine) for precision, engine in engines.items()}
-        with open_runners(tensorrt, gpu, held) as runners:
-            progress(f"{name}, {tower} tower: time {', '.join(engines)}")
-            found: dict[str, Any] = {p: {"shapes": {}} for p in engines}
-            for shape in meta["macs"][tower]:
-                timings = time_interleaved(
-                    runners,
-                    _batches(bundle, tower, shape),
-                    rounds=rounds,
-                    runs=RUNS,
-                    warm_up=WARM_UP,
-                )
-                for precision, timing in timings.items():
-                    found[precision]["shapes"][shape] = {
-                        "milliseconds": list(timing.milliseconds),
-                        "called": list(timing.called),
-                        "rows_per_second": timing.rows_per_second,
-                    }
-            for precision, runner in runners.items():
-                found[precision] |= {
-                    "build_seconds": engines[precision].seconds,
-                    "scratch_bytes": runner.scratch,
-                    "cuda_graphs": runner.graphs,
-                    "inspection": read_inspection(runner.loaded.inspect()).to_json(),
-                }
-                embedded.setdefault(precision, {})[tower] = _embed(runner, bundle, tower, inputs)
-            result["towers"][tower] = found
-    for precision, vectors in embedded.items():
-        np.savez(folder / f"embeddings.{precision}.npz", **vectors)
-    (folder / "trt.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                call.demand(slowest)
+                start = time.perf_counter()
+                engine = _built(model, tower, form, graph)
+                result["towers"][tower] = _timed(model, tower, {**engines, form: engine})
+                engines[form] = engine
+                slowest = max(slowest, time.perf_counter() - start)
+            except Exception as error:  # one that fails must not cost the others
+                result["left_out"][f"{tower} {form}"] = f"{type(error).__name__}: {error}"
+            text = json.dumps(result, indent=1) + "\n"
+            (folder / "trt.json").write_text(text, encoding="utf-8")
+            call.saved()
     return result
 
 
-def _built(
-    folder: Path,
-    bundle: Bundle,
-    tower: Tower,
-    precision: Any,
-    graph: dict[str, Any],
-    gpu: Device,
-    level: int | None,
-    progress: Progress,
-) -> Engine:
+@dataclass(frozen=True)
+class _Model:
+    """A prepared model, and how it is measured here."""
+
+    folder: Path
+    meta: dict[str, Any]
+    bundle: Bundle
+    gpu: Device
+    level: int | None
+    rounds: int
+    progress: Progress
+
+
+def _timed(model: _Model, tower: Tower, engines: dict[str, Engine]) -> dict[str, Any]:
+    """Time engines in turns, and keep what they make of the prepared inputs."""
+    model.progress(f"{model.folder.name}, {tower} tower: time {', '.join(engines)}")
+    held = {form: (model.bundle, engine) for form, engine in engines.items()}
+    found: dict[str, Any] = {form: {"shapes": {}} for form in engines}
+    with open_runners(load_tensorrt(), model.gpu, held) as runners:
+        for shape in model.meta["macs"][tower]:
+            batches = _batches(model.bundle, tower, shape)
+            timings = time_interleaved(
+                runners, batches, rounds=model.rounds, runs=RUNS, warm_up=WARM_UP
+            )
+            for form, timing in timings.items():
+                found[form]["shapes"][shape] = {
+                    "milliseconds": list(timing.milliseconds),
+                    "called": list(timing.called),
+                    "rows_per_second": timing.rows_per_second,
+                }
+        for form, runner in runners.items():
+            found[form] |= {
+                "build_seconds": engines[form].seconds,
+                "scratch_bytes": runner.scratch,
+                "cuda_graphs": runner.graphs,
+                "inspection": read_inspection(runner.loaded.inspect()).to_json(),
+            }
+        for form, runner in runners.items():
+            _keep_embeddings(model, runner, tower, form)
+    return found
+
+
+def _keep_embeddings(model: _Model, runner: EngineRunner, tower: Tower, form: str) -> None:
+    """Add a tower's embeddings to those of a precision."""
+    path, known = model.folder / f"embeddings.{form}.npz", dict[str, Any]()
+    if path.exists():
+        with np.load(path) as arrays:
+            known = dict(arrays)
+    with np.load(model.folder / "inputs.npz") as arrays:
+        known[tower] = _embed(runner, model.bundle, tower, arrays)
+    np.savez(path, **known)
+
+
+def _built(model: _Model, tower: Tower, form: str, graph: dict[str, Any]) -> Engine:
+    folder, gpu = model.folder, model.gpu
     version = load_tensorrt().version
-    file = folder / "engines" / f"{tower}.{precision}.{gpu.sm}.trt{version}.engine"
+    file = folder / "engines" / f"{tower}.{form}.{gpu.sm}.trt{version}.engine"
     note = file.with_suffix(".json")
     if file.exists() and note.exists():
         known = value_from_json(Engine, json.loads(note.read_text()), str(note))
         if (known.graph, known.gpu) == (graph["sha256"], gpu.name):
             return known
     start = time.perf_counter()
-    profiles = _profiles(bundle, tower)
+    profiles = _profiles(model.bundle, tower)
+    precision = graph.get("precision", form)
+    options = BuildOptions(level=model.level, timing_cache=folder / "engines" / f"{gpu.sm}.times")
     engine_from_onnx(
         folder / graph["file"],
         profiles,
         file,
         precision=precision,
         device=gpu,
-        options=BuildOptions(level=level, timing_cache=folder / "engines" / f"{gpu.sm}.times"),
-        progress=progress,
+        options=options,
+        progress=model.progress,
     )
     engine = Engine(
         file=f"../engines/{file.name}",
@@ -167,7 +199,7 @@ def _batches(bundle: Bundle, tower: Tower, shape: str) -> Sequence[Any]:
     return batches_of(bundle, tower, int(rows), int(length) if length else None)
 
 
-def _embed(runner: EngineRunner, bundle: Bundle, tower: Tower, inputs: dict[str, Any]) -> Any:
+def _embed(runner: EngineRunner, bundle: Bundle, tower: Tower, inputs: Any) -> Any:
     from mwa_export.inputs.preprocess import arrays_of
 
     if tower == "vision":

@@ -1,11 +1,38 @@
-"""What machine a benchmark ran on."""
+"""What machine a benchmark ran on, and how long it may take there."""
 
 from __future__ import annotations
 
+import math
 import platform
 import shlex
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+
+
+class NoTimeLeftError(Exception):
+    """A step would not end before its call does."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call on a machine that ends it after some time: what is not written by then is lost."""
+
+    seconds: float = math.inf
+    saved: Callable[[], object] = lambda: None  # called after each file that is written
+    start: float = field(default_factory=time.monotonic)
+
+    def demand(self, seconds: float) -> None:
+        """Raise NoTimeLeftError unless a step that takes so long ends in time."""
+        left = self.seconds - (time.monotonic() - self.start)
+        if left < max(seconds, 1):
+            raise NoTimeLeftError("this call has no time left for it: call again")
+
+
+WHOLE = Call()
+"""As long as it takes."""
 
 
 def cpu_name() -> str:

@@ -121,7 +121,12 @@ def test_8_6_gets_the_precisions_that_it_has(tmp_path: Path) -> None:
     precisions = ("float16", "bfloat16", "float8")
     models.prepare(tmp_path, "base", 8, precisions, sizes, Silent(), config=TINY)
     meta = json.loads((tmp_path / "base" / "meta.json").read_text())
-    assert set(meta["graphs"]["vision"]) == {"float16"}
+    assert set(meta["graphs"]["vision"]) == {"float16", "plain-float16"}
+    assert set(meta["graphs"]["text"]) == {"float16"}
+    reference = np.load(tmp_path / "base" / "reference.npz")
+    assert (reference["vision.plain-float16"] * reference["vision"]).sum(axis=1).max() < 0.9, (
+        "the plain export has weights of its own, and is compared with itself"
+    )
 
 
 def test_engines_are_built_timed_and_compared(
@@ -159,6 +164,63 @@ def test_a_precision_that_cannot_be_built_is_left_out_with_its_reason(
     found = module("gpu_trt").measure(work, "base", rounds=1, level=None, progress=Silent())
     assert set(found["towers"]["vision"]) == {"float16", "bfloat16"}
     assert "no kernel" in found["left_out"]["vision int8"]
+
+
+def test_a_call_that_ends_leaves_what_it_measured_and_the_next_goes_on(
+    work: Path, trt: LateTensorRT
+) -> None:
+    machine, stage = module("machine"), module("gpu_trt")
+    written: list[Any] = []
+
+    def saved() -> None:
+        written.append(json.loads((work / "base" / "trt.json").read_text()))
+
+    short = machine.Call(0, saved)
+    found = stage.measure(work, "base", rounds=1, level=None, progress=Silent(), call=short)
+    assert found["towers"] == {}
+    assert "call again" in found["left_out"]["vision float16"]
+    whole = machine.Call(saved=saved)
+    stage.measure(work, "base", rounds=1, level=None, progress=Silent(), call=whole)
+    first = written[6]["towers"]
+    assert set(first) == {"vision"}, "each precision is written when it is there"
+    assert set(first["vision"]) == {"float16"}
+    assert written[-1]["left_out"] == {}
+
+
+def test_an_engine_that_does_not_run_costs_no_other(
+    work: Path, trt: LateTensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = module("gpu_trt")
+    works = stage.time_interleaved
+
+    def time(runners: Any, batches: Any, **options: Any) -> Any:
+        if "int8" in runners and batches[0][0].ndim == 2:
+            raise RuntimeError("cannot run")
+        return works(runners, batches, **options)
+
+    monkeypatch.setattr(stage, "time_interleaved", time)
+    found = stage.measure(work, "base", rounds=1, level=None, progress=Silent())
+    assert "cannot run" in found["left_out"]["text int8"]
+    assert set(found["towers"]["text"]) == {"float16", "bfloat16"}
+    entry = module("gpu_report").collect(work, ["base"])["base"]["parity"]
+    assert set(entry["int8"]["cosine"]) == {"vision"}, "of the tower that ran"
+    assert set(entry["bfloat16"]["cosine"]) == {"vision", "text"}
+    (work / "base" / "embeddings.int8.npz").rename(work / "base" / "embeddings.gone.npz")
+    stage.measure(work, "base", rounds=1, level=None, progress=Silent())
+    assert not (work / "base" / "embeddings.gone.npz").exists(), "none of an earlier run"
+
+
+def test_a_packed_model_becomes_the_prepared_one(prepared: Path, tmp_path: Path) -> None:
+    module("gpu_pack").pack(prepared / "base", tmp_path)
+    names = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.onnx")]
+    assert len(names) == 2 + 6 + 2  # of the bundle, to compile, for ONNX Runtime
+    carried = {name: (tmp_path / name).stat().st_size for name in names}
+    module("gpu_seeds").grow(tmp_path)
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (prepared / "base" / name).read_bytes()
+        if "bfloat16" not in name.name:
+            assert carried[name] < 0.2 * (tmp_path / name).stat().st_size
+    assert not list(tmp_path.rglob("checkpoint*")), "the weights are drawn there"
 
 
 def test_graphs_for_another_version_are_refused(
@@ -212,10 +274,13 @@ def test_onnx_runtime_is_timed_where_it_has_cuda_and_left_out_elsewhere(
     stage = module("gpu_ort")
     monkeypatch.setattr(stage, "RUNS", 2)
     found = stage.measure(work, "base", rounds=1, progress=Silent())
-    assert "onnxruntime-gpu" in found["left_out"][stage.FORM]
+    assert "onnxruntime-gpu" in found["left_out"]["vision ONNX Runtime CUDA float16"]
     only_shapes(work / "base", ("1", "8"), ("1x16",))
     found = stage.measure(work, "base", rounds=2, progress=Silent(), device=None)
-    assert len(found["towers"]["vision"][stage.FORM]["shapes"]["8"]["milliseconds"]) == 2
+    assert found["left_out"] == {}
+    for precision in ("float16", "float32"):
+        form = found["towers"]["vision"][stage.FORM.format(precision)]
+        assert len(form["shapes"]["8"]["milliseconds"]) == 2
     assert json.loads((work / "base" / "ort.json").read_text()) == found
 
 
@@ -241,92 +306,6 @@ def test_gemm_rates_are_measured_for_every_type_that_multiplies() -> None:
     rates = {p: stage._timed(run, 1, "cpu") for p, run in stage._gemms((32, 32, 32), "cpu").items()}
     assert set(rates) == {"float16", "bfloat16", "int8"}
     assert all(rate > 0 for rate in rates.values())
-
-
-# --- the report ------------------------------------------------------------------------------
-
-
-def timings(**milliseconds: float) -> dict[str, Any]:
-    return {
-        shape: {"milliseconds": [ms], "called": [ms], "rows_per_second": 1000 / ms}
-        for shape, ms in ((k.removeprefix("b"), v) for k, v in milliseconds.items())
-    }
-
-
-def result(**changes: Any) -> dict[str, Any]:
-    """As if everything had been measured, and every target just been reached."""
-    macs = {"vision": {"32": 32 * 10**9, "128": 128 * 10**9}, "text": {}}
-    half = {"shapes": timings(b32=1.0, b128=1.0)}
-    small = {"shapes": timings(b32=1 / 1.4, b128=1 / 1.5)}
-    compiled = {"shapes": timings(b32=1.3, b128=1.3)}
-    peak = {"bfloat16": {"operations_per_second": 2 * 128e9 / 1e-3 / 0.55, "shape": [1, 1, 1]}}
-    change = {"TR@1": -0.2, "IR@1": 0.1, "TR@5": -3.0}
-    values: dict[str, Any] = {
-        "trt": {"float16": half, "int8": small},
-        "torch": {"torch.compile float16": compiled},
-        "peak": peak,
-        "change": change,
-    } | changes
-    cosine = {"vision": 0.9999, "text": 0.9998}
-    return {
-        "base": {
-            "meta": {"macs": macs},
-            "trt": {"towers": {"vision": values["trt"]}, "left_out": {"text int8": "why"}},
-            "torch": {"towers": {"vision": values["torch"]}, "peak": values["peak"]},
-            "parity": {"float16": {"cosine": cosine}},
-        },
-        "demo": {
-            "meta": {"macs": macs},
-            "parity": {
-                p: {"cosine": cosine, "recall_change": values["change"]}
-                for p in ("float16", "int8")
-            },
-        },
-    }
-
-
-def judged(**changes: Any) -> list[bool | None]:
-    return [target.reached for target in module("gpu_report").targets(result(**changes))]
-
-
-def test_targets_that_are_just_reached_are_reached() -> None:
-    assert judged() == [True, True, True, True, True]
-
-
-@pytest.mark.parametrize(
-    ("changes", "which", "verdict"),
-    [
-        ({"torch": {"torch.compile float16": {"shapes": timings(b128=1.29)}}}, 1, False),
-        ({"torch": {}}, 1, None),
-        ({"peak": {}}, 0, None),
-        ({"trt": {"float16": {"shapes": timings(b32=1.0, b128=1.0)}}}, 2, None),
-        ({"change": {"TR@1": -0.21, "IR@1": 0.0}}, 3, False),
-        ({"change": {"TR@1": 0.0, "IR@1": -0.3}}, 4, False),
-    ],
-)
-def test_targets_that_are_missed_or_not_measured_say_so(
-    changes: dict[str, Any], which: int, verdict: bool | None
-) -> None:
-    assert judged(**changes)[which] is verdict
-
-
-def test_int8_is_judged_by_its_worst_batch() -> None:
-    half = {"shapes": timings(b32=1.0, b128=1.0)}
-    small = {"shapes": timings(b32=1 / 1.2, b128=1 / 2.0)}
-    assert judged(trt={"float16": half, "int8": small})[2] is False
-
-
-def test_nothing_measured_is_nothing_claimed() -> None:
-    assert [t.reached for t in module("gpu_report").targets({})] == [None] * 5
-
-
-def test_the_table_shows_every_figure_and_what_was_left_out() -> None:
-    table = module("gpu_report").table(result())
-    assert "of the bf16 GEMM rate | >= 55 % | 55%, 128,000 pictures/s | yes |" in table
-    assert "| vision | 128 | TensorRT float16 | 1.000 | 1,000 | 55% |" in table
-    assert "| vision | 32 | torch.compile float16 | 1.300 |" in table
-    assert "Left out: text int8: why" in table
-    assert "| float16 | 0.99990 | 0.99980 | TR@1 -0.20" in table
 
 
 def test_the_report_is_written_from_what_the_stages_left(

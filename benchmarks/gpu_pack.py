@@ -1,0 +1,159 @@
+"""What a GPU needs of prepared models, small enough to travel: graphs without their weights.
+
+    python benchmarks/gpu_pack.py WORK OUT
+
+gpu_seeds.py puts the weights back, byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpu_seeds import RECIPE, SPREAD, VECTORS, Hole, Seed, drawn, levels, with_holes
+
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.manifest import CONFORMANCE, write_manifest
+from mwa_export.calib.calibration import CALIBRATION, Calibration
+from mwa_export.calib.sites import find_sites
+from mwa_export.calib.smoothing import apply_smoothing
+from mwa_export.calib.weights import weight_scales
+from mwa_export.graphs.edit import FloatGraph
+from mwa_export.runtimes.backend import inputs_of
+from mwa_export.runtimes.ort_session import run_graph, session
+from mwa_export.spec import TOWERS, Tower
+
+_SEEDS = "seeds.json"
+_LEAST = 4096  # bytes of a tensor that is worth a seed
+_PATCHES = 0.02  # of an int8 weight's values; where more differ, it is carried
+_STAYS_HERE = ("checkpoint.pth", "samples/", "test/", "engines/", _SEEDS)
+
+
+def reseed(folder: Path) -> None:
+    """Draw the weights of a model's bundle from seeds, and what the bundle expects of them."""
+    bundle = Bundle.open(folder / "bundle")
+    vectors = bundle.conformance()
+    found: dict[str, Any] = {}
+    for tower in TOWERS:
+        path, graph = bundle.graph(tower)
+        redraw(folder, path, tower)
+        found[tower] = run_graph(session(path), graph, inputs_of(vectors, tower))
+    replace(vectors, **found).save(bundle.path / CONFORMANCE)
+    write_manifest(bundle.path, bundle.manifest)
+
+
+def redraw(folder: Path, path: Path, prefix: str) -> None:
+    """Draw every large matrix of a model's graph, each with its own spread."""
+    graph = FloatGraph.load(path)
+    seeds = {
+        name: Seed(f"{prefix}.{name}", array.shape, float(np.float32(array.std() / SPREAD)))
+        for name, array in graph.tensors.items()
+        if array.dtype == np.float32 and array.ndim > 1 and array.nbytes >= _LEAST
+    }
+    for name, seed in seeds.items():
+        graph.tensors[name] = drawn(seed)
+    graph.write(path)
+    known = _known_seeds(folder) | {prefix: seeds}
+    text = json.dumps({p: {n: asdict(seed) for n, seed in s.items()} for p, s in known.items()})
+    (folder / _SEEDS).write_text(text, encoding="utf-8")
+
+
+def pack(folder: Path, out: Path) -> None:
+    """Copy what the GPU needs of a model, its graphs with holes."""
+    recipe: dict[str, Any] = {}
+    holes, vectors = _holes(folder)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name.startswith(_STAYS_HERE):
+            continue
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        if ".onnx" not in path.name:
+            shutil.copyfile(path, out / name)
+            continue
+        content = path.read_bytes()
+        rest, found = with_holes(content, holes, vectors)
+        (out / name).write_bytes(rest)
+        sha256 = hashlib.sha256(content).hexdigest()
+        recipe[name] = {"sha256": sha256, "holes": [asdict(hole) for hole in found]}
+        print(f"  {folder.name}/{name}: {len(rest):,} of {len(content):,} bytes travel", flush=True)
+    (out / RECIPE).write_text(json.dumps(recipe), encoding="utf-8")
+    np.savez_compressed(out / VECTORS, **vectors)
+
+
+def _known_seeds(folder: Path) -> dict[str, dict[str, Seed]]:
+    """Prefix -> tensor -> seed."""
+    path = folder / _SEEDS
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {
+        prefix: {n: Seed(s["name"], tuple(s["shape"]), s["step"]) for n, s in seeds.items()}
+        for prefix, seeds in stored.items()
+    }
+
+
+def _holes(folder: Path) -> tuple[list[Hole], dict[str, Any]]:
+    """All that may be found in the graphs of a model, and the arrays that int8 weights need."""
+    known, vectors = _known_seeds(folder), dict[str, Any]()
+    holes = [Hole(s, dtype) for p in known.values() for s in p.values() for dtype in ("<f4", "<f2")]
+    for tower in TOWERS:
+        path = folder / "graphs" / f"{tower}.int8.onnx"
+        if tower in known and path.exists():
+            holes += _int8_holes(folder / "bundle", tower, path, known[tower], vectors)
+    return holes, vectors
+
+
+def _int8_holes(
+    bundle: Path, tower: Tower, path: Path, seeds: Mapping[str, Seed], vectors: dict[str, Any]
+) -> list[Hole]:
+    tensors, smoothing = FloatGraph.load(path).tensors, _smoothing(bundle, tower)
+    holes, used = [], dict.fromkeys(seeds, 0)
+    for name, array in tensors.items():
+        if array.dtype != np.int8 or not name.endswith(".weight.int8"):
+            continue
+        weight = name.removesuffix(".int8")
+        if weight not in seeds:  # a part of a GEMM that was cut: LINEAR.NUMBER.weight
+            weight = f"{weight.removesuffix('.weight').rpartition('.')[0]}.weight"
+        columns = used[weight], used[weight] + array.shape[1]
+        used[weight] = columns[1]
+        rows, scaled = smoothing(weight, slice(*columns))
+        values = drawn(seeds[weight])[:, slice(*columns)]
+        wrong = np.flatnonzero(levels(values, rows, scaled) != array)
+        if len(wrong) <= _PATCHES * array.size:
+            prefix, patches = f"{tower}.{name}", array.reshape(-1)[wrong]
+            parts = {"rows": rows, "columns": scaled, "where": wrong, "patches": patches}
+            vectors |= {f"{prefix}.{part}": value for part, value in parts.items()}
+            holes.append(Hole(seeds[weight], "|i1", prefix, columns))
+    return holes
+
+
+def _smoothing(bundle: Path, tower: Tower) -> Callable[[str, slice], tuple[Any, Any]]:
+    """Weight's name, columns -> what rows and columns were multiplied by on the way to int8."""
+    graph = FloatGraph.load(Bundle.open(bundle).graph(tower)[0])
+    calibration = Calibration.load(bundle / CALIBRATION).of(tower)
+    sites = {site.name: site for site in find_sites(graph)}
+    divide = {name: c.divide for name, c in calibration.items() if c.divide is not None}
+    smoothed = apply_smoothing(graph, sites, divide).tensors
+    site_of = {f"{linear}.weight": name for name in divide for linear in sites[name].linears}
+
+    def factors(weight: str, part: slice) -> tuple[Any, Any]:
+        before = graph.tensors[weight][:, part].astype(np.float64)
+        after = smoothed[weight][:, part]
+        rows = np.ones(len(before)) if weight not in site_of else divide[site_of[weight]]
+        before *= rows[:, None]
+        columns = (after * before).sum(axis=0) / (before * before).sum(axis=0)
+        return rows, columns / weight_scales(after)
+
+    return factors
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    for meta in sorted(Path(sys.argv[1]).glob("*/meta.json")):
+        pack(meta.parent, Path(sys.argv[2]) / meta.parent.name)

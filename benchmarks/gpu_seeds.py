@@ -1,0 +1,151 @@
+"""Weights that are drawn from seeds, so that graphs of large models travel without them.
+
+    python benchmarks/gpu_seeds.py FOLDER...     # fill the holes that gpu_pack.py left
+
+Needs numpy only, and none of ONNX: a hole is a range of bytes of a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RECIPE, VECTORS = "recipe.json", "recipe.npz"
+SPREAD = math.sqrt(4 * (2**16 - 1) / 12)  # standard deviation of the sum of four random bytes
+_HEAD = 64  # values that tell whether a tensor is in a file
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A float32 tensor that its name and these numbers make."""
+
+    name: str
+    shape: tuple[int, ...]
+    step: float
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Bytes that are made from a seed."""
+
+    seed: Seed
+    dtype: str
+    vectors: str | None = None  # of an int8 weight: what its arrays' names begin with
+    columns: tuple[int, int] | None = None  # those of the seed's tensor; None: all
+    at: int = 0  # where in the file
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        first, last = self.columns or (0, self.seed.shape[-1])
+        itemsize: int = np.dtype(self.dtype).itemsize
+        return math.prod(self.seed.shape[:-1]) * (last - first) * itemsize
+
+
+def drawn(seed: Seed) -> Any:
+    """Values that are nearly normal, the same with every numpy and on every processor.
+
+    Sums of four raw bytes: only a generator's bits are promised to stay, not its normal numbers.
+    """
+    count = math.prod(seed.shape)
+    raw = np.random.PCG64(zlib.crc32(seed.name.encode())).random_raw(-(-count // 2))
+    parts = raw.view(np.int8)[: 4 * count].reshape(-1, 4)
+    total = parts[:, 0].astype(np.int16)
+    for column in (1, 2, 3):
+        total += parts[:, column]
+    total += 2  # the mean of a byte is -1/2
+    return (total.astype(np.float32) * np.float32(seed.step)).reshape(seed.shape)
+
+
+def filled(hole: Hole, vectors: Mapping[str, Any]) -> bytes:
+    """What belongs into a hole."""
+    values = drawn(hole.seed)
+    if hole.columns is not None:
+        values = values[:, slice(*hole.columns)]
+    if hole.vectors is None:
+        return np.ascontiguousarray(values, hole.dtype).tobytes()
+    rows, columns, where, patches = (
+        vectors[f"{hole.vectors}.{part}"] for part in ("rows", "columns", "where", "patches")
+    )
+    found = levels(values, rows, columns)
+    found.reshape(-1)[where] = patches
+    return bytes(found.tobytes())
+
+
+def levels(weight: Any, rows: Any, columns: Any) -> Any:
+    """A weight as int8: its rows smoothed, its columns divided by their scales."""
+    exact = weight.astype(np.float64) * rows[:, None] * columns
+    return np.ascontiguousarray(np.clip(np.rint(exact), -127, 127), np.int8)
+
+
+def with_holes(
+    content: bytes, holes: Iterable[Hole], vectors: Mapping[str, Any]
+) -> tuple[bytes, list[Hole]]:
+    """A file without what seeds can make, and the holes where that was."""
+    found = [replace(h, at=at) for h in holes if (at := _find(content, h, vectors)) >= 0]
+    found.sort(key=lambda hole: hole.at)
+    rest, end = [], 0
+    for hole in found:
+        rest.append(content[end : hole.at])
+        end = hole.at + hole.size
+    return b"".join([*rest, content[end:]]), found
+
+
+def without_holes(
+    rest: bytes, holes: Iterable[Hole], vectors: Mapping[str, Any]
+) -> Iterator[bytes]:
+    """The file again, in pieces."""
+    taken = end = 0  # of the rest; of the file
+    for hole in holes:
+        yield rest[taken : taken + hole.at - end]
+        taken += hole.at - end
+        yield filled(hole, vectors)
+        end = hole.at + hole.size
+    yield rest[taken:]
+
+
+def grow(folder: Path) -> None:
+    """Fill the holes of a folder's files, once."""
+    path = folder / RECIPE
+    if not path.exists():
+        return
+    recipe = json.loads(path.read_text(encoding="utf-8"))
+    with np.load(folder / VECTORS) as arrays:
+        vectors = dict(arrays)
+    for name, entry in recipe.items():
+        holes = [Hole(**{**hole, "seed": Seed(**hole["seed"])}) for hole in entry["holes"]]
+        digest = hashlib.sha256()
+        with (folder / f"{name}.whole").open("wb") as file:
+            for piece in without_holes((folder / name).read_bytes(), holes, vectors):
+                digest.update(piece)
+                file.write(piece)
+        if digest.hexdigest() != entry["sha256"]:
+            sys.exit(f"{folder / name}: does not become the file that was packed. Carry it again.")
+    for name in recipe:
+        (folder / f"{name}.whole").replace(folder / name)
+    path.unlink()
+    print(f"  {folder.name}: {len(recipe)} files have their weights", flush=True)
+
+
+def _find(content: bytes, hole: Hole, vectors: Mapping[str, Any]) -> int:
+    """Where the bytes of a hole are; -1: nowhere."""
+    if hole.vectors is None:  # most are not there, and the first values tell
+        shape = (min(_HEAD, math.prod(hole.seed.shape)),)
+        head = filled(replace(hole, seed=replace(hole.seed, shape=shape)), vectors)
+        if content.find(head) < 0:
+            return -1
+    return content.find(filled(hole, vectors))
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        grow(Path(argument))
