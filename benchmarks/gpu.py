@@ -41,16 +41,18 @@ PRECISIONS = ("float16", "bfloat16", "int8", "float8")
 
 def main() -> None:
     options = parse()
-    if options.rtx:
-        _rtx_as_tensorrt()
     try:
         run(options)
     except MwaExportError as error:
         sys.exit(str(error))
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error.name} is not installed here, and this stage needs it.")
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the stages that were asked for."""
+    if options.rtx:
+        _rtx_as_tensorrt()
     options.work.mkdir(parents=True, exist_ok=True)
     options.call = Call(options.seconds, lambda: report(options) if options.live else None)
     for stage in options.stages:
@@ -144,7 +146,7 @@ def report(options: argparse.Namespace) -> Path:
 
 def _rtx_as_tensorrt() -> None:
     """Let TensorRT-RTX stand for TensorRT 11, whose interface it has under a version of its own."""
-    module: Any = importlib.import_module("tensorrt_rtx")
+    module: Any = importlib.import_module("tensorrt_rtx_bindings")
     module.__version__ = f"11.0+rtx.{module.__version__}"
     sys.modules["tensorrt"] = module
 

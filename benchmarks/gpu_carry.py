@@ -30,7 +30,7 @@ def slice_folder(folder: Path, out: Path, most: int) -> list[Path]:
     packed = out / f"{folder.name}.tar.xz"
     with tarfile.open(packed, "w:xz", preset=6) as tar:
         tar.add(folder, ".", filter=_anonymous)
-    slices, sums = [], []
+    slices, sums = list[Path](), list[str]()
     with packed.open("rb") as file:
         while part := file.read(most - 64 * 1024):  # room for the sums
             target = out / f"{folder.name}.{len(slices)}"

@@ -107,7 +107,7 @@ def prepare(
         "model": name,
         "major": major,
         "graphs": graphs,
-        "typed": _typed(bundle, folder, samples, progress),
+        "typed": _typed(bundle, folder, progress),
         "macs": _macs(bundle),
     }
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -273,15 +273,12 @@ def _export_plain(model: Model, graph: Graph, path: Path) -> None:
         )
 
 
-def _typed(bundle: Bundle, folder: Path, samples: Samples, progress: Progress) -> dict[str, str]:
+def _typed(bundle: Bundle, folder: Path, progress: Progress) -> dict[str, str]:
     """Tower -> the float16 graph that ONNX Runtime is timed with."""
     (folder / "typed").mkdir(exist_ok=True)
     made: dict[str, str] = {}
     for tower in TOWERS:
-        batches = list(samples.batches(tower))
-        graph = engine_graph(
-            bundle, tower, "float16", True, folder / "typed", progress, batches=batches
-        )
+        graph = engine_graph(bundle, tower, "float16", True, folder / "typed", progress)
         made[tower] = f"typed/{graph.path.name}"
     return made
 

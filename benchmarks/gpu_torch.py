@@ -16,7 +16,9 @@ import torch
 from machine import WHOLE, Call, NoTimeLeftError
 from torch import Tensor
 
+import mwa_export
 from mwa_export.bundle.manifest import read_manifest
+from mwa_export.model.load import ModelSource, load_model
 from mwa_export.model.reference import ReferenceModel, reference_from_tensors
 from mwa_export.model.synthetic import random_tensors
 from mwa_export.progress import Progress
@@ -102,10 +104,8 @@ def _model(folder: Path, name: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     if name != "demo":
         config = read_manifest(folder / "bundle").model
         return config, random_tensors(config)
-    from mwa_export.demo.run import assets
-    from mwa_export.model.load import ModelSource, load_model
-
-    model = load_model(ModelSource(assets()[0]))
+    # Not through mwa_export.demo, which needs all that the other commands need.
+    model = load_model(ModelSource(Path(mwa_export.__file__).parent / "assets" / "demo.pth"))
     return model.config, model.tensors
 
 

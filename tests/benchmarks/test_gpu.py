@@ -115,7 +115,9 @@ def test_prepared_models_hold_all_that_the_other_stages_need(prepared: Path) -> 
         assert len(inputs["token_ids"]) == len(reference["text"]) == rows * (5 if rows == 12 else 1)
 
 
-def test_8_6_gets_the_precisions_that_it_has(tmp_path: Path) -> None:
+def test_8_6_gets_the_precisions_that_it_has_and_the_plain_export(
+    tmp_path: Path, driver: LateDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = module("gpu_models")
     sizes = models.Sizes(samples=16, rows=2)
     precisions = ("float16", "bfloat16", "float8")
@@ -125,8 +127,15 @@ def test_8_6_gets_the_precisions_that_it_has(tmp_path: Path) -> None:
     assert set(meta["graphs"]["text"]) == {"float16"}
     reference = np.load(tmp_path / "base" / "reference.npz")
     assert (reference["vision.plain-float16"] * reference["vision"]).sum(axis=1).max() < 0.9, (
-        "the plain export has weights of its own, and is compared with itself"
+        "the plain export has weights of its own"
     )
+    LateTensorRT(8, driver).install(monkeypatch)
+    only_shapes(tmp_path / "base", ("1", "8"), ("1x16",))
+    found = module("gpu_trt").measure(tmp_path, "base", rounds=1, level=None, progress=Silent())
+    assert found["left_out"] == {}
+    assert set(found["towers"]["vision"]["plain-float16"]["shapes"]) == {"1", "8"}
+    parity = module("gpu_report").collect(tmp_path, ["base"])["base"]["parity"]
+    assert parity["plain-float16"]["cosine"]["vision"] > 0.999, "compared with itself"
 
 
 def test_engines_are_built_timed_and_compared(
@@ -240,7 +249,7 @@ class Block:
             raise ImportError(name)
 sys.meta_path.insert(0, Block())
 sys.path.insert(0, sys.argv[1])
-import gpu_trt
+import gpu, gpu_report, gpu_seeds, gpu_trt
 """
 
 
@@ -324,6 +333,18 @@ def test_the_report_is_written_from_what_the_stages_left(
     table = (tmp_path / "results" / "h200.md").read_text()
     assert "| INT8 / FP16, base, batch >= 32 | >= 1.4 x | 2.00 x, 2.00 x | yes |" in table
     assert "torch.compile float16, base, batch 128 | >= 1.3 x |  | not measured |" in table
+
+
+def test_a_package_that_a_stage_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu = module("gpu")
+    monkeypatch.setattr(gpu, "select_device", lambda: None)
+    monkeypatch.delitem(sys.modules, "gpu_torch", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--stages", "torch", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match="^torch is not installed here"):
+        gpu.main()
 
 
 def test_stages_in_the_wrong_order_say_what_is_missing(
