@@ -63,7 +63,16 @@ def run(options: argparse.Namespace) -> None:
         if stage in ON_GPU:
             select_device()
         for model in options.models:
+            if stage in ("trt", "ort"):
+                make_whole(options.work / model)
             STEPS[stage](options, model)
+
+
+def make_whole(folder: Path) -> None:
+    """Give the graphs of a model that was carried here their weights."""
+    from gpu_seeds import grow
+
+    grow(folder)
 
 
 def parse() -> argparse.Namespace:

@@ -28,7 +28,7 @@ def slice_folder(folder: Path, out: Path, most: int) -> list[Path]:
     for old in out.glob(f"{folder.name}.*"):
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     packed = out / f"{folder.name}.tar.xz"
-    with tarfile.open(packed, "w:xz", preset=6) as tar:
+    with tarfile.open(packed, "w:xz", preset=9) as tar:
         tar.add(folder, ".", filter=_anonymous)
     slices, sums = list[Path](), list[str]()
     with packed.open("rb") as file:

@@ -72,11 +72,9 @@ measure() {
     [ -d "$home/$work/$model" ] || die "$home/$work/$model: is not here yet: receive its slices first"
   done
   export PYTHONPATH=$path TRT_PYTHONPATH=$path PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-  {
-    $run benchmarks/gpu_seeds.py $(printf "$home/$work/%s " ${models//,/ })
-    $run benchmarks/gpu.py --stages "$stage" --models "$models" --work "$home/$work" $options \
-      --rounds 5 --builder-level 3 --live --out-folder "$OUT" --seconds $((${CALL_SECONDS:-540} - SECONDS))
-  } 2>&1 | tee "$OUT/$1.log"
+  $run benchmarks/gpu.py --stages "$stage" --models "$models" --work "$home/$work" $options \
+    --rounds 5 --builder-level 3 --live --out-folder "$OUT" --seconds "${CALL_SECONDS:-540}" \
+    2>&1 | tee "$OUT/$1.log"
 }
 
 report() {
