@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_seeds import RECIPE, SPREAD, VECTORS, Hole, Seed, drawn, levels, with_holes
+from gpu_seeds import RECIPE, VECTORS, Hole, Seed, drawn, levels, steps_of, with_holes
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import CONFORMANCE, write_manifest
@@ -30,7 +30,7 @@ from mwa_export.runtimes.backend import inputs_of
 from mwa_export.runtimes.ort_session import run_graph, session
 from mwa_export.spec import TOWERS, Tower
 
-_SEEDS = "seeds.json"
+_SEEDS = "seeds."  # what the names of their files begin with
 _LEAST = 4096  # bytes of a tensor that is worth a seed
 _PATCHES = 0.02  # of an int8 weight's values; where more differ, it is carried
 _STAYS_HERE = ("checkpoint.pth", "samples/", "test/", "engines/", _SEEDS)
@@ -51,18 +51,18 @@ def reseed(folder: Path) -> None:
 
 def redraw(folder: Path, path: Path, prefix: str) -> None:
     """Draw every large matrix of a model's graph, each with its own spread."""
-    graph = FloatGraph.load(path)
-    seeds = {
-        name: Seed(f"{prefix}.{name}", array.shape, float(np.float32(array.std() / SPREAD)))
-        for name, array in graph.tensors.items()
-        if array.dtype == np.float32 and array.ndim > 1 and array.nbytes >= _LEAST
-    }
+    graph, seeds, steps = FloatGraph.load(path), dict[str, Seed](), dict[str, Any]()
+    for name, array in graph.tensors.items():
+        if array.dtype == np.float32 and array.ndim > 1 and array.nbytes >= _LEAST:
+            seeds[name] = seed = Seed(f"{prefix}.{name}", array.shape)
+            found = dict(zip(("row_steps", "column_steps"), steps_of(array), strict=True))
+            steps |= {f"{seed.name}.{kind}": values for kind, values in found.items()}
     for name, seed in seeds.items():
-        graph.tensors[name] = drawn(seed)
+        graph.tensors[name] = drawn(seed, steps)
     graph.write(path)
-    known = _known_seeds(folder) | {prefix: seeds}
-    text = json.dumps({p: {n: asdict(seed) for n, seed in s.items()} for p, s in known.items()})
-    (folder / _SEEDS).write_text(text, encoding="utf-8")
+    stored = {name: asdict(seed) for name, seed in seeds.items()}
+    (folder / f"{_SEEDS}{prefix}.json").write_text(json.dumps(stored), encoding="utf-8")
+    np.savez_compressed(folder / f"{_SEEDS}{prefix}.npz", **steps)
 
 
 def pack(folder: Path, out: Path) -> None:
@@ -87,19 +87,21 @@ def pack(folder: Path, out: Path) -> None:
     np.savez_compressed(out / VECTORS, **vectors)
 
 
-def _known_seeds(folder: Path) -> dict[str, dict[str, Seed]]:
-    """Prefix -> tensor -> seed."""
-    path = folder / _SEEDS
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {
-        prefix: {n: Seed(s["name"], tuple(s["shape"]), s["step"]) for n, s in seeds.items()}
-        for prefix, seeds in stored.items()
-    }
+def _known_seeds(folder: Path) -> tuple[dict[str, dict[str, Seed]], dict[str, Any]]:
+    """Prefix -> tensor -> seed, and the steps of all."""
+    known, steps = dict[str, dict[str, Seed]](), dict[str, Any]()
+    for path in folder.glob(f"{_SEEDS}*.json"):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        seeds = {name: Seed(s["name"], tuple(s["shape"])) for name, s in stored.items()}
+        known[path.name.removeprefix(_SEEDS).removesuffix(".json")] = seeds
+        with np.load(path.with_suffix(".npz")) as arrays:
+            steps |= dict(arrays)
+    return known, steps
 
 
 def _holes(folder: Path) -> tuple[list[Hole], dict[str, Any]]:
     """All that may be found in the graphs of a model, and the arrays that int8 weights need."""
-    known, vectors = _known_seeds(folder), dict[str, Any]()
+    known, vectors = _known_seeds(folder)
     holes = [Hole(s, dtype) for p in known.values() for s in p.values() for dtype in ("<f4", "<f2")]
     for tower in TOWERS:
         path = folder / "graphs" / f"{tower}.int8.onnx"
@@ -122,7 +124,7 @@ def _int8_holes(
         columns = used[weight], used[weight] + array.shape[1]
         used[weight] = columns[1]
         rows, scaled = smoothing(weight, slice(*columns))
-        values = drawn(seeds[weight])[:, slice(*columns)]
+        values = drawn(seeds[weight], vectors)[:, slice(*columns)]
         wrong = np.flatnonzero(levels(values, rows, scaled) != array)
         if len(wrong) <= _PATCHES * array.size:
             prefix, patches = f"{tower}.{name}", array.reshape(-1)[wrong]

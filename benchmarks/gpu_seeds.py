@@ -20,17 +20,15 @@ from typing import Any
 import numpy as np
 
 RECIPE, VECTORS = "recipe.json", "recipe.npz"
-SPREAD = math.sqrt(4 * (2**16 - 1) / 12)  # standard deviation of the sum of four random bytes
-_HEAD = 64  # values that tell whether a tensor is in a file
+_SPREAD = math.sqrt(4 * (2**16 - 1) / 12)  # standard deviation of the sum of four random bytes
 
 
 @dataclass(frozen=True)
 class Seed:
-    """A float32 tensor that its name and these numbers make."""
+    """A float32 tensor that its name makes, and steps of its rows and columns."""
 
     name: str
     shape: tuple[int, ...]
-    step: float
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,11 @@ class Hole:
         return math.prod(self.seed.shape[:-1]) * (last - first) * itemsize
 
 
-def drawn(seed: Seed) -> Any:
+def drawn(seed: Seed, vectors: Mapping[str, Any]) -> Any:
     """Values that are nearly normal, the same with every numpy and on every processor.
 
     Sums of four raw bytes: only a generator's bits are promised to stay, not its normal numbers.
+    The steps keep what merging gave to rows (scales of norms) and columns (queries are smaller).
     """
     count = math.prod(seed.shape)
     raw = np.random.PCG64(zlib.crc32(seed.name.encode())).random_raw(-(-count // 2))
@@ -63,12 +62,24 @@ def drawn(seed: Seed) -> Any:
     for column in (1, 2, 3):
         total += parts[:, column]
     total += 2  # the mean of a byte is -1/2
-    return (total.astype(np.float32) * np.float32(seed.step)).reshape(seed.shape)
+    rows, columns = (vectors[f"{seed.name}.{kind}"] for kind in ("row_steps", "column_steps"))
+    values = total.astype(np.float32).reshape(-1, len(columns))
+    values *= rows[: len(values), None]
+    values *= columns
+    return values.reshape(seed.shape)
+
+
+def steps_of(array: Any) -> tuple[Any, Any]:
+    """Steps of rows and columns, so that `drawn` has the spread of an array."""
+    flat = array.reshape(-1, array.shape[-1])
+    whole = max(float(np.sqrt(np.mean(flat * flat))), np.finfo(np.float32).tiny)
+    rows, columns = (np.sqrt(np.mean(flat * flat, axis=axis)) for axis in (1, 0))
+    return (rows / _SPREAD).astype(np.float32), (columns / whole).astype(np.float32)
 
 
 def filled(hole: Hole, vectors: Mapping[str, Any]) -> bytes:
     """What belongs into a hole."""
-    values = drawn(hole.seed)
+    values = drawn(hole.seed, vectors)
     if hole.columns is not None:
         values = values[:, slice(*hole.columns)]
     if hole.vectors is None:
@@ -138,9 +149,9 @@ def grow(folder: Path) -> None:
 
 def _find(content: bytes, hole: Hole, vectors: Mapping[str, Any]) -> int:
     """Where the bytes of a hole are; -1: nowhere."""
-    if hole.vectors is None:  # most are not there, and the first values tell
-        shape = (min(_HEAD, math.prod(hole.seed.shape)),)
-        head = filled(replace(hole, seed=replace(hole.seed, shape=shape)), vectors)
+    if hole.vectors is None:  # most are not there, and the first row tells
+        row = replace(hole.seed, shape=hole.seed.shape[-1:])
+        head = filled(replace(hole, seed=row), vectors)
         if content.find(head) < 0:
             return -1
     return content.find(filled(hole, vectors))

@@ -343,7 +343,7 @@ def test_a_package_that_a_stage_lacks_is_named(
     monkeypatch.delitem(sys.modules, "gpu_torch", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--stages", "torch", "--work", str(tmp_path)])
-    with pytest.raises(SystemExit, match="^torch is not installed here"):
+    with pytest.raises(SystemExit, match=r"^torch is not installed here"):
         gpu.main()
 
 

@@ -2,52 +2,70 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from gpu_seeds import SPREAD, Hole, Seed, drawn, filled, levels, with_holes, without_holes
+from gpu_seeds import Hole, Seed, drawn, filled, levels, steps_of, with_holes, without_holes
 from paths import ROOT
 
-SEED = Seed("vision.block.weight", (64, 48), 0.02 / SPREAD)
+SEED, OTHER = Seed("vision.block.weight", (64, 48)), Seed("other", (2, 10, 20))
 
 
-def test_values_have_the_spread_that_was_asked_for_and_no_bias() -> None:
-    values = drawn(Seed("x", (300, 1000), 0.02 / SPREAD))
+def steps(*seeds: Seed, spread: float = 0.02) -> dict[str, Any]:
+    """Those of values whose every second row and column is twice as large."""
+    found = {}
+    for seed in seeds:
+        rows, columns = math.prod(seed.shape[:-1]), seed.shape[-1]
+        like = np.outer(1 + np.arange(rows) % 2, 1 + np.arange(columns) % 2) * spread
+        for kind, values in zip(("row_steps", "column_steps"), steps_of(like), strict=True):
+            found[f"{seed.name}.{kind}"] = values
+    return found
+
+
+def test_values_have_the_spread_of_rows_and_columns_and_no_bias() -> None:
+    seed = Seed("x", (300, 1000))
+    values = drawn(seed, steps(seed))
     assert values.dtype == np.float32
-    assert values.std() == pytest.approx(0.02, rel=0.01)
-    assert abs(values.mean()) < 0.0002
-    assert len(np.unique(drawn(SEED))) > 300
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        part = values[row::2, column::2]
+        assert part.std() == pytest.approx(0.02 * (1 + row) * (1 + column), rel=0.02)
+        assert abs(part.mean()) < 0.02 * part.std()
+        assert len(np.unique(part)) > 300
 
 
-def test_values_depend_on_the_name_alone() -> None:
-    assert (drawn(SEED) == drawn(Seed(SEED.name, (48, 64), SEED.step)).reshape(64, 48)).all()
-    assert (drawn(SEED) != drawn(Seed("another", SEED.shape, SEED.step))).mean() > 0.9
+def test_values_depend_on_the_name() -> None:
+    other = Seed("another", SEED.shape)
+    vectors = steps(SEED, other)
+    assert (drawn(SEED, vectors) == drawn(SEED, vectors)).all()
+    assert (drawn(SEED, vectors) != drawn(other, vectors)).mean() > 0.9
 
 
 def test_a_file_comes_back_from_what_is_left_of_it() -> None:
-    values = drawn(SEED)
-    other = Seed("other", (20, 20), 0.5)
-    content = b"".join(
-        (b"head", values.tobytes(), b"-", drawn(other).astype(np.float16).tobytes(), b"tail")
-    )
-    holes = [Hole(s, t) for s in (other, SEED, Seed("absent", (9, 9), 1.0)) for t in ("<f4", "<f2")]
-    rest, found = with_holes(content, holes, {})
+    absent = Seed("absent", (9, 9))
+    vectors = steps(SEED, OTHER, absent)
+    half = drawn(OTHER, vectors).astype(np.float16)
+    content = b"".join((b"head", drawn(SEED, vectors).tobytes(), b"-", half.tobytes(), b"tail"))
+    holes = [Hole(seed, kind) for seed in (OTHER, SEED, absent) for kind in ("<f4", "<f2")]
+    rest, found = with_holes(content, holes, vectors)
     assert rest == b"head-tail"
     assert [hole.seed.name for hole in found] == [SEED.name, "other"]
-    assert b"".join(without_holes(rest, found, {})) == content
+    assert b"".join(without_holes(rest, found, vectors)) == content
 
 
 def test_an_int8_part_comes_back_with_values_that_were_rounded_otherwise() -> None:
     rng = np.random.default_rng(0)
     rows, columns = rng.uniform(0.5, 2, 64), rng.uniform(1000, 3000, 16)
-    stored = levels(drawn(SEED)[:, 16:32], rows, columns)
+    vectors = steps(SEED)
+    stored = levels(drawn(SEED, vectors)[:, 16:32], rows, columns)
     where = np.array([3, 700])
     stored.reshape(-1)[where] += 1
     patches = stored.reshape(-1)[where]
-    vectors = {"w.rows": rows, "w.columns": columns, "w.where": where, "w.patches": patches}
+    vectors |= {"w.rows": rows, "w.columns": columns, "w.where": where, "w.patches": patches}
     hole = Hole(SEED, "|i1", "w", (16, 32))
     assert filled(hole, vectors) == stored.tobytes()
     assert hole.size == stored.nbytes
