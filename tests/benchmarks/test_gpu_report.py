@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
+import gpu
 import gpu_report
 import pytest
 
@@ -125,6 +129,22 @@ def test_results_of_several_calls_are_one() -> None:
     assert whole["base"]["trt"]["left_out"] == {}, "a later call may have what was left out"
     assert set(whole["base"]) == {"meta", "trt", "torch", "parity"}
     assert set(whole) == {"base", "demo"}
+
+
+def test_what_came_back_is_written_as_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first, second = result(), result()
+    del first["base"]["torch"], second["base"]["trt"]
+    for number, models in enumerate((first, second)):
+        whole = {"command": f"call {number}", "machine": {"python": "3.12"}, "models": models}
+        (tmp_path / f"{number}.json").write_text(json.dumps(whole))
+    words = ["--merge", str(tmp_path / "0.json"), str(tmp_path / "1.json")]
+    words += ["--work", str(tmp_path / "none"), "--out-folder", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--stages", "report", *words])
+    gpu.main()
+    written = json.loads((tmp_path / "results" / "h100.json").read_text())
+    assert written["calls"] == ["call 0", "call 1"]
+    assert written["machine"] == {"python": "3.12"}
+    assert "1.30 x | yes" in (tmp_path / "results" / "h100.md").read_text()
 
 
 def test_results_of_other_gpus_or_graphs_are_not_mixed() -> None:
