@@ -78,7 +78,7 @@ def pack(folder: Path, out: Path) -> None:
             shutil.copyfile(path, out / name)
             continue
         content = path.read_bytes()
-        likely = [hole for hole in holes if hole.vectors is None or path.name == _int8_file(hole)]
+        likely = [hole for hole in holes if _may_be_in(hole, path.name)]
         rest, found = with_holes(content, likely, vectors)
         (out / name).write_bytes(rest)
         sha256 = hashlib.sha256(content).hexdigest()
@@ -111,9 +111,10 @@ def _holes(folder: Path) -> tuple[list[Hole], dict[str, Any]]:
     return holes, vectors
 
 
-def _int8_file(hole: Hole) -> str:
-    """The file that an int8 weight is in: nobody else has it, and it takes long to make."""
-    return f"{hole.seed.name.partition('.')[0]}.int8.onnx"
+def _may_be_in(hole: Hole, file: str) -> bool:
+    """Whether to look for it there: to look through all files takes minutes."""
+    owner = "plain" if ".plain-" in file else file.partition(".")[0]
+    return hole.seed.name.startswith(f"{owner}.") and (hole.vectors is None or ".int8." in file)
 
 
 def _int8_holes(
