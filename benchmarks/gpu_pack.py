@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,13 @@ def _holes(folder: Path) -> tuple[list[Hole], dict[str, Any]]:
     known, vectors = _known_seeds(folder)
     holes = [Hole(s, dtype) for p in known.values() for s in p.values() for dtype in ("<f4", "<f2")]
     for tower in TOWERS:
+        for path in (folder / "graphs").glob(f"{tower}.*.onnx"):
+            found = _parts(FloatGraph.load(path).tensors, known.get(tower, {}))
+            holes += [hole for _name, _array, hole in found if hole.rows is not None]
         path = folder / "graphs" / f"{tower}.int8.onnx"
         if tower in known and path.exists():
             holes += _int8_holes(folder / "bundle", tower, path, known[tower], vectors)
-    return holes, vectors
+    return [*dict.fromkeys(holes)], vectors
 
 
 def _may_be_in(hole: Hole, file: str) -> bool:
@@ -121,28 +124,50 @@ def _int8_holes(
     bundle: Path, tower: Tower, path: Path, seeds: Mapping[str, Seed], vectors: dict[str, Any]
 ) -> list[Hole]:
     tensors, smoothing = FloatGraph.load(path).tensors, _smoothing(bundle, tower)
-    holes, used = [], dict.fromkeys(seeds, 0)
-    for name, array in tensors.items():
-        if array.dtype != np.int8 or not name.endswith(".weight.int8"):
-            continue
-        weight = name.removesuffix(".int8")
-        if weight not in seeds:  # a part of a GEMM that was cut: LINEAR.NUMBER.weight
-            weight = f"{weight.removesuffix('.weight').rpartition('.')[0]}.weight"
-        columns = used[weight], used[weight] + array.shape[1]
-        used[weight] = columns[1]
-        rows, scaled = smoothing(weight, slice(*columns))
-        values = drawn(seeds[weight], vectors)[:, slice(*columns)]
+    holes = []
+    for name, array, hole in _parts(tensors, seeds, ".int8"):
+        part = (slice(*(hole.rows or (None,))), slice(*(hole.columns or (None,))))
+        rows, scaled = smoothing(weight_of(name, seeds), part)
+        values = hole.of(drawn(hole.seed, vectors))
         wrong = np.flatnonzero(levels(values, rows, scaled) != array)
         if len(wrong) <= _PATCHES * array.size:
             prefix, patches = f"{tower}.{name}", array.reshape(-1)[wrong]
             parts = {"rows": rows, "columns": scaled, "where": wrong, "patches": patches}
             vectors |= {f"{prefix}.{part}": value for part, value in parts.items()}
-            holes.append(Hole(seeds[weight], "|i1", prefix, columns))
+            holes.append(replace(hole, dtype="|i1", vectors=prefix))
     return holes
 
 
-def _smoothing(bundle: Path, tower: Tower) -> Callable[[str, slice], tuple[Any, Any]]:
-    """Weight's name, columns -> what rows and columns were multiplied by on the way to int8."""
+def _parts(
+    tensors: Mapping[str, Any], seeds: Mapping[str, Seed], suffix: str = ""
+) -> Iterator[tuple[str, Any, Hole]]:
+    """Weights of a graph that are a seed's tensor, or rows or columns of it, one after the other:
+    LINEAR.NUMBER.weight."""
+    used = dict.fromkeys(seeds, 0)
+    for name, array in tensors.items():
+        if not name.endswith(f".weight{suffix}"):
+            continue
+        weight = weight_of(name, seeds)
+        if weight not in seeds or array.ndim != 2:
+            continue
+        whole, first = seeds[weight].shape, used[weight]
+        axis = 1 if array.shape[0] == whole[0] else 0
+        used[weight] = first + array.shape[axis]
+        span = None if array.shape == whole else (first, used[weight])
+        hole = Hole(seeds[weight], array.dtype.str)
+        yield name, array, replace(hole, **{("rows", "columns")[axis]: span})
+
+
+def weight_of(name: str, seeds: Mapping[str, Seed]) -> str:
+    """The seed's tensor that a weight of a graph is, or is a part of."""
+    weight = name.removesuffix(".int8")
+    return (
+        weight if weight in seeds else f"{weight.removesuffix('.weight').rpartition('.')[0]}.weight"
+    )
+
+
+def _smoothing(bundle: Path, tower: Tower) -> Callable[[str, tuple[slice, slice]], tuple[Any, Any]]:
+    """Weight's name, its part -> what rows and columns were multiplied by on the way to int8."""
     graph = FloatGraph.load(Bundle.open(bundle).graph(tower)[0])
     calibration = Calibration.load(bundle / CALIBRATION).of(tower)
     sites = {site.name: site for site in find_sites(graph)}
@@ -150,13 +175,13 @@ def _smoothing(bundle: Path, tower: Tower) -> Callable[[str, slice], tuple[Any, 
     smoothed = apply_smoothing(graph, sites, divide).tensors
     site_of = {f"{linear}.weight": name for name in divide for linear in sites[name].linears}
 
-    def factors(weight: str, part: slice) -> tuple[Any, Any]:
-        before = graph.tensors[weight][:, part].astype(np.float64)
-        after = smoothed[weight][:, part]
+    def factors(weight: str, part: tuple[slice, slice]) -> tuple[Any, Any]:
+        before = graph.tensors[weight][:, part[1]].astype(np.float64)
+        after = smoothed[weight][:, part[1]]
         rows = np.ones(len(before)) if weight not in site_of else divide[site_of[weight]]
         before *= rows[:, None]
         columns = (after * before).sum(axis=0) / (before * before).sum(axis=0)
-        return rows, columns / weight_scales(after)
+        return rows[part[0]], columns / weight_scales(after)  # scales are those of all rows
 
     return factors
 

@@ -39,14 +39,21 @@ class Hole:
     dtype: str
     vectors: str | None = None  # of an int8 weight: what its arrays' names begin with
     columns: tuple[int, int] | None = None  # those of the seed's tensor; None: all
+    rows: tuple[int, int] | None = None  # the same
     at: int = 0  # where in the file
 
     @property
     def size(self) -> int:
         """In bytes."""
-        first, last = self.columns or (0, self.seed.shape[-1])
+        columns = self.columns or (0, self.seed.shape[-1])
+        rows = self.rows or (0, math.prod(self.seed.shape[:-1]))
         itemsize: int = np.dtype(self.dtype).itemsize
-        return math.prod(self.seed.shape[:-1]) * (last - first) * itemsize
+        return (rows[1] - rows[0]) * (columns[1] - columns[0]) * itemsize
+
+    def of(self, values: Any) -> Any:
+        """Its part of the seed's tensor."""
+        part = values if self.rows is None else values[slice(*self.rows)]
+        return part if self.columns is None else part[:, slice(*self.columns)]
 
 
 def drawn(seed: Seed, vectors: Mapping[str, Any]) -> Any:
@@ -79,9 +86,7 @@ def steps_of(array: Any) -> tuple[Any, Any]:
 
 def filled(hole: Hole, vectors: Mapping[str, Any]) -> bytes:
     """What belongs into a hole."""
-    values = drawn(hole.seed, vectors)
-    if hole.columns is not None:
-        values = values[:, slice(*hole.columns)]
+    values = hole.of(drawn(hole.seed, vectors))
     if hole.vectors is None:
         return np.ascontiguousarray(values, hole.dtype).tobytes()
     rows, columns, where, patches = (
@@ -150,8 +155,9 @@ def grow(folder: Path) -> None:
 def _find(content: bytes, hole: Hole, vectors: Mapping[str, Any]) -> int:
     """Where the bytes of a hole are; -1: nowhere."""
     if hole.vectors is None:  # most are not there, and the first row tells
-        row = replace(hole.seed, shape=hole.seed.shape[-1:])
-        head = filled(replace(hole, seed=row), vectors)
+        first = hole.rows or (0, 0)
+        row = replace(hole.seed, shape=(first[0] + 1, *hole.seed.shape[-1:]))
+        head = filled(replace(hole, seed=row, rows=(first[0], first[0] + 1)), vectors)
         if content.find(head) < 0:
             return -1
     return content.find(filled(hole, vectors))

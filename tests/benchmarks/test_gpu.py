@@ -228,7 +228,7 @@ def test_a_packed_model_becomes_the_prepared_one(prepared: Path, tmp_path: Path)
     for name in names:
         assert (tmp_path / name).read_bytes() == (prepared / "base" / name).read_bytes()
         if "bfloat16" not in name.name:
-            assert carried[name] < 0.2 * (tmp_path / name).stat().st_size
+            assert carried[name] < 0.25 * (tmp_path / name).stat().st_size
     assert not list(tmp_path.rglob("checkpoint*")), "the weights are drawn there"
 
 
