@@ -13,7 +13,7 @@ from mwa_export.trt.versions import is_typed
 SCRIPT = "replay.sh"
 _SIZES = ("min", "opt", "max")
 _OWN_KERNELS = "--tactic-sources EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS"
-_FEATURE = "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"
+_TYPED = f"--strongly-typed {_OWN_KERNELS}", "--stronglyTyped"  # for Polygraphy, for trtexec
 _HEAD = """\
 #!/bin/sh
 # Build each tower's engine with Polygraphy and compare it with ONNX Runtime, on a machine with a
@@ -39,22 +39,26 @@ class Replay:
 
 def script(replays: Iterable[Replay], precision: EnginePrecision, tensorrt: int) -> str:
     """The shell script for a major version of TensorRT."""
-    versions = "10 or 11" if is_typed(tensorrt) else "8.6"
-    if is_typed(tensorrt):
-        flags, trtexec = f"--strongly-typed {_OWN_KERNELS}", "--stronglyTyped"
-    else:
-        builder = "--fp16 --int8" if precision == "int8" else "--fp16"
-        flags = f"{builder} {_OWN_KERNELS} --preview-features {_FEATURE}"
-        trtexec = (
-            f"{builder} --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN "
-            "--preview=+disableExternalTacticSourcesForCore0805"
-        )
+    typed = is_typed(tensorrt)
+    versions = "10 or 11" if typed else "8.6"
+    flags, trtexec = _TYPED if typed else _of_8(precision)
     lines = [_HEAD.format(versions=versions, script=SCRIPT)]
     for replay in replays:
         lines += [_comparison(replay, index, flags) for index in range(len(replay.profiles))]
         lines += [_timing(replay, profile, trtexec) for profile in replay.profiles]
         lines.append(_reduction(replay, flags))
     return "\n".join([*lines, "exit $failed\n"])
+
+
+def _of_8(precision: EnginePrecision) -> tuple[str, str]:
+    """The options of Polygraphy and trtexec for 8.6, which chooses among allowed precisions."""
+    allowed = "--fp16 --int8" if precision == "int8" else "--fp16"
+    feature = "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"
+    return (
+        f"{allowed} {_OWN_KERNELS} --preview-features {feature}",
+        f"{allowed} --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN "
+        "--preview=+disableExternalTacticSourcesForCore0805",
+    )
 
 
 def _comparison(replay: Replay, index: int, flags: str) -> str:
