@@ -26,8 +26,8 @@ _OWNERS = {  # a command -> options that it has under their own names
     "quantize": "calibration float16 held_back keep method percentile points rounding samples "
     "time_budget",
     "search": "bundle image",
-    "trt": "batch best builder_level hardware_compatible lengths no_speed_gate rebuild refit "
-    "rtx timing_cache version_compatible workspace",
+    "trt": "batch best builder_level for_tensorrt hardware_compatible lengths no_speed_gate "
+    "rebuild refit rtx timing_cache version_compatible workspace",
 }
 FLAGS: dict[str, tuple[str, str]] = {  # option -> a command that has it, its flag
     name: (owner, f"--{name.replace('_', '-')}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import DataSet, data_options
+from mwa_export.cli.options import DataSet, claim_folder, data_options
 from mwa_export.cli.values import (
     CAPABILITIES,
     PATH,
@@ -23,6 +23,7 @@ from mwa_export.cli.values import (
 if TYPE_CHECKING:
     from mwa_export.engines.best import Best, Candidate
     from mwa_export.engines.build import EnginesBuilt
+    from mwa_export.engines.replay import EngineGraphs
 
 _EXAMPLES = """\b
 Examples:
@@ -32,6 +33,7 @@ Examples:
   mwa-export trt bundle --fp16 --batch 1 --batch 2,64,256 -o bundle-gpu
   mwa-export trt bundle --fp16 --version-compatible --timing-cache times.cache
   mwa-export trt bundle --int8 --rtx --sm 86,89,120
+  mwa-export trt bundle --int8 --graphs-only graphs
 """
 
 _RTX_CARDS = ((8, 6), (8, 9), (12, 0))  # Ampere, Ada, Blackwell
@@ -40,6 +42,7 @@ _OF_GPU = (
     *("version_compatible", "hardware_compatible", "refit", "timing_cache", "device"),
     *("allow_slow", "no_speed_gate"),
 )
+_OF_ENGINES = (*_OF_GPU, "workspace", "builder_level", "rtx", "capabilities", "rebuild", "out")
 _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "held_back_split")
 
 
@@ -161,10 +164,24 @@ _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "he
     metavar="LIST",
     help="Compute capabilities of the RTX cards; default: 86,89,120, and 89,120 with --fp8.",
 )
+@click.option(
+    "--graphs-only",
+    type=PATH,
+    metavar="DIR",
+    help="Build nothing: write the graphs, inputs and a script for Polygraphy and trtexec.",
+)
+@click.option(
+    "--for-tensorrt",
+    type=click.Choice(["8", "10", "11"]),
+    default="11",
+    help="Major version that --graphs-only writes for.",
+)
 @click.option("--device", type=Whole(min=0), default=0, help="GPU number.")
 @click.option("--rebuild", is_flag=True, help="Rebuild engines that are already there.")
 @click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
-@click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")
+@click.option(
+    "--force", is_flag=True, help="Replace the folder of -o or --graphs-only if it exists."
+)
 @console.verbosity
 def command(
     bundle: Path,
@@ -180,13 +197,16 @@ def command(
     builder_level: int | None,
     rtx: bool,
     capabilities: tuple[tuple[int, int], ...] | None,
+    graphs_only: Path | None,
+    for_tensorrt: str,
     out: Path | None,
     force: bool,
     **values: Any,
 ) -> None:
     """Add engines for the GPU of this machine to BUNDLE, with TensorRT 8.6, 10 or 11.
 
-    With --rtx: for RTX cards of other machines, with TensorRT-RTX.
+    With --rtx: for RTX cards of other machines, with TensorRT-RTX. With --graphs-only: nothing is
+    built, and neither TensorRT nor a GPU is needed.
 
     Each tower's graph is made in the form that the installed version needs, checked on ONNX
     Runtime against the bundle's conformance vectors, and compiled.
@@ -200,6 +220,15 @@ def command(
     else:
         refuse(_OF_BEST, "belongs to --best, which was not given.")
     best = precision == "best"
+    if graphs_only is None:
+        refuse(("for_tensorrt",), "belongs to --graphs-only, which was not given.")
+    else:
+        refuse(_OF_ENGINES, "belongs to engines, and --graphs-only builds none.")
+        if best:
+            raise click.UsageError("--best measures engines, and --graphs-only builds none")
+        from mwa_export.engines.replay_script import SCRIPT
+
+        claim_folder(graphs_only, marker=SCRIPT, force=force)
     if rtx:
         refuse(_OF_GPU, "belongs to engines for the GPU of this machine, and --rtx needs none.")
         if best:
@@ -214,6 +243,7 @@ def command(
         check_target(None, out, force=force)
     from mwa_export.engines.best import best_engines
     from mwa_export.engines.build import BATCH, EngineOptions, build_engines
+    from mwa_export.engines.replay import write_engine_graphs
     from mwa_export.trt.build import GIB, BuildOptions
     from mwa_export.trt.profiles import Span
 
@@ -230,8 +260,10 @@ def command(
         speed_gate=not no_speed_gate,
         capabilities=(capabilities or cards) if rtx else (),
     )
-    load_tensorrt(TENSORRT_RTX if rtx else TENSORRT)  # before anything is read
+    if graphs_only is None:
+        load_tensorrt(TENSORRT_RTX if rtx else TENSORRT)  # before anything is read
     build: Any = build_engines
+    show: Any = _show_best if best else _show
     if best:
         build = partial(
             best_engines,
@@ -239,15 +271,18 @@ def command(
             max_recall_drop=max_recall_drop,
             undecided=undecided,
         )
+    elif graphs_only is not None:
+        build, show = partial(write_engine_graphs, for_tensorrt=int(for_tensorrt)), _show_graphs
+        out = graphs_only
     with console.steps() as step:
         done = build(bundle, data.read(), options=options, out=out, force=force, progress=step)
-    console.warn(*done.warnings)
-    (_show_best if best else _show)(done)
-    click.echo(done.bundle.path)
+    show(done)
+    click.echo(out or bundle)
 
 
 def _show(done: EnginesBuilt) -> None:
     """Print the engines and the graphs they were built from."""
+    console.warn(*done.warnings)
     for engine in done.engines:
         size = (done.bundle.path / engine.file).stat().st_size / 1e6
         state = (
@@ -256,13 +291,7 @@ def _show(done: EnginesBuilt) -> None:
             else "was there already; --rebuild builds it anew"
         )
         console.say(f"  {engine.file}  {size:.0f} MB, {state}")
-    for graph in done.graphs:
-        console.say(
-            f"  {graph.path.name}: least cosine with the reference {graph.cosine:.5f} on ONNX "
-            f"Runtime, {len(graph.float32)} nodes in float32"
-        )
-        if graph.advice is not None:
-            console.say(f"  {graph.path.name}: {graph.advice}")
+    _show_graphs(done)
     for speed in done.speeds:
         console.say(f"  {speed.sentence}")
     console.say(f"  {done.engines[0].made_by}")
@@ -270,8 +299,20 @@ def _show(done: EnginesBuilt) -> None:
         console.say("  not run here: the conformance vectors are checked where engines are loaded")
 
 
+def _show_graphs(done: EnginesBuilt | EngineGraphs) -> None:
+    """Print the graphs and how they were checked."""
+    for graph in done.graphs:
+        console.say(
+            f"  {graph.path.name}: least cosine with the reference {graph.cosine:.5f} on ONNX "
+            f"Runtime, {len(graph.float32)} nodes in float32"
+        )
+        if graph.advice is not None:
+            console.say(f"  {graph.path.name}: {graph.advice}")
+
+
 def _show_best(done: Best) -> None:
     """Print what was measured of each precision, and which one was kept."""
+    console.warn(*done.warnings)
     base = next((c for c in done.candidates if c.precision == "float16" and c.speed), None)
     shapes = []
     for tower, compared in done.winner.speed.items():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mwa_export.encoder.encoder import Encoder
     from mwa_export.encoder.open import load
     from mwa_export.engines.build import EngineOptions, build_engines
+    from mwa_export.engines.replay import write_engine_graphs
     from mwa_export.errors import *  # noqa: F403  # every exception is public
     from mwa_export.export.export import ExportOptions, export
     from mwa_export.export.float16 import add_float16
@@ -58,6 +59,7 @@ _WHERE = {
     "load": "encoder.open",
     "quantize": "calib.quantize",
     "search": "search.run",
+    "write_engine_graphs": "engines.replay",
 }
 __all__ = [
     "Bundle",
@@ -84,6 +86,7 @@ __all__ = [
     "load",
     "quantize",
     "search",
+    "write_engine_graphs",
 ]
 
 

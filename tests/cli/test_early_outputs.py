@@ -17,6 +17,7 @@ from commands import refused
         "bench absent -o {}/bench",
         "onnx absent.pth -o {}/bundle",
         "quantize absent --data absent -o {}/bundle",
+        "trt absent --fp16 --graphs-only {}/graphs",
         "demo -o {}/demo",
     ],
     ids=lambda arguments: arguments.split()[0],
