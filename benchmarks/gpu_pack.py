@@ -154,8 +154,8 @@ def _parts(
         axis = 1 if array.shape[0] == whole[0] else 0
         used[weight] = first + array.shape[axis]
         span = None if array.shape == whole else (first, used[weight])
-        hole = Hole(seeds[weight], array.dtype.str)
-        yield name, array, replace(hole, **{("rows", "columns")[axis]: span})
+        rows, columns = (span, None) if axis == 0 else (None, span)
+        yield name, array, Hole(seeds[weight], array.dtype.str, columns=columns, rows=rows)
 
 
 def weight_of(name: str, seeds: Mapping[str, Seed]) -> str:
