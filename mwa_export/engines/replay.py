@@ -62,8 +62,8 @@ def write_engine_graphs(
         path: the bundle, which stays as it is.
         data: see `build_engines`.
         out: the new folder.
-        options: what decides the graphs and their shapes: ``precision``, ``batches``, ``lengths``,
-            ``samples`` and ``seed``.
+        options: what decides the graphs and their shapes: ``precision``, ``float8_attention``,
+            ``batches``, ``lengths``, ``samples`` and ``seed``.
         for_tensorrt: major version. 10 and 11 read the same graphs.
         force: replace ``out`` if it is such a folder.
         progress: told about each step.
@@ -76,7 +76,8 @@ def write_engine_graphs(
         VerificationError: a graph does not compute what the float32 graph computes.
     """
     options, progress, out = options or EngineOptions(), progress or Silent(), Path(out)
-    _check_precision(options.precision, for_tensorrt)
+    for precision in options.precisions:
+        _check_precision(precision, for_tensorrt)
     check_new_folder(out, marker=SCRIPT, force=force)
     data = as_test_set(data)
     bundle = Bundle.open(path)
@@ -101,6 +102,7 @@ def write_engine_graphs(
                 folder,
                 progress,
                 batches=batches,
+                attention8=options.float8_attention,
             )
             replays.append(_replay(job, graph, folder, rounded=options.precision == "bfloat16"))
             graphs.append(replace(graph, path=out / graph.path.name))

@@ -14,7 +14,7 @@ import pytest
 from commands import run
 from deaths import Deaths, deaths
 from parity_files import write_test_set
-from trt_fake import FakeDriver, FakeTensorRT
+from trt_fake_gpu import LateDriver, LateTensorRT
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import Manifest
@@ -83,8 +83,9 @@ def test_quantization_that_dies(files: Path, tmp_path: Path) -> None:
 
 
 def test_engines_that_die(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeDriver().install(monkeypatch)
-    FakeTensorRT(11).install(monkeypatch)
+    driver = LateDriver()
+    driver.install(monkeypatch)
+    LateTensorRT(11, driver).install(monkeypatch)
     shutil.copytree(files / "bundle", tmp_path / "disk" / "bundle")
     bundle = tmp_path / "disk" / "bundle"
     found = watched(tmp_path / "disk", tmp_path / "states", "trt", bundle, "--fp16")

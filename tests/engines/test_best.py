@@ -21,6 +21,7 @@ from mwa_export.bundle.engine import RunTime
 from mwa_export.calib.evaluate import HeldBack
 from mwa_export.calib.precision_search import Trial
 from mwa_export.data.test_set import RetrievalData
+from mwa_export.engines import best as best_module
 from mwa_export.engines.best import Candidate, fastest
 from mwa_export.engines.build import EngineOptions, build_engines
 from mwa_export.runtimes import machine
@@ -37,11 +38,14 @@ Cost = Callable[[onnx.ModelProto], float]
 def precision_of(graph: onnx.ModelProto) -> str:
     """Of the graph that an engine of the stand-in is."""
     kinds = {tensor.data_type for tensor in graph.graph.initializer}
+    attention = (
+        "+attention" if any("float8_zero" in t.name for t in graph.graph.initializer) else ""
+    )
     matrices = {t.data_type for t in graph.graph.initializer if len(t.dims) == 2}
     if TensorProto.FLOAT8E4M3FN in matrices:
-        return "float8"
+        return f"float8{attention}"
     if TensorProto.INT8 in matrices:
-        return "int8"
+        return f"int8{attention}"
     return "bfloat16" if TensorProto.BFLOAT16 in kinds else "float16"
 
 
@@ -58,6 +62,14 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> LateDriver:
     driver.install(monkeypatch)
     monkeypatch.setattr(machine, "driver_here", lambda: True)
     return driver
+
+
+@pytest.fixture(autouse=True)
+def fewer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float8 attention is tried where a test is about it: it takes half of the time."""
+    if "attention" not in request.node.name:
+        plain = tuple(kind for kind in best_module.CANDIDATES if not kind[1])
+        monkeypatch.setattr(best_module, "CANDIDATES", plain)
 
 
 @pytest.fixture
@@ -283,6 +295,18 @@ def test_float16_of_the_bundle_is_compared_with_if_it_is_there(
     assert set(trt.graphs) == {"vision.int8.onnx", "text.int8.onnx"}
     assert [round(speed.ratio, 6) for speed in done.speeds] == [2.0, 2.0]
     assert len(Bundle.open(bundle).manifest.engines) == 4
+
+
+def test_float8_attention_is_tried_and_recorded_where_it_is_fastest(
+    trt: LateTensorRT, bundle: Path, files: Path
+) -> None:
+    trt.milliseconds = costs(
+        **{"float16": 2.0, "bfloat16": 2.5, "int8": 1.0, "float8": 1.5},
+        **{"int8+attention": 0.5, "float8+attention": 0.6},
+    )
+    best(bundle, files, "--undecided", "pass", "--max-recall-drop", 100)
+    for engine in Bundle.open(bundle).manifest.engines:
+        assert (engine.precision, engine.flags) == ("int8", ("float8_attention",))
 
 
 def test_16_bits_are_not_held_against_themselves(trt: LateTensorRT, bundle: Path) -> None:

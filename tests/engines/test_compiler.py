@@ -21,6 +21,7 @@ from mwa_export.calib.calibrate import CalibrationOptions
 from mwa_export.calib.dialects import DIALECTS
 from mwa_export.demo.run import assets
 from mwa_export.engines import graphs
+from mwa_export.engines.graphs import engine_graph
 from mwa_export.errors import EngineError
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.graphs.apart import without_concatenations
@@ -29,8 +30,11 @@ from mwa_export.graphs.edit import FloatGraph
 from mwa_export.graphs.typed import Typed, to_float16
 from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.synthetic import random_tensors
+from mwa_export.progress import Silent
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig, Tower
 from mwa_export.towers.engine_form import engine_form, keys_and_values
+from mwa_export.trt.build import engine_from_onnx
+from mwa_export.trt.profiles import Span, profiles_of
 
 pytestmark = pytest.mark.slow
 pytest.importorskip(
@@ -194,7 +198,7 @@ def test_fault_is_reported_where_it_is_put_back(
     for part, other in replaced.items():
         monkeypatch.setattr(graphs, part, other)
     for guard in ("check", "_check_cosine"):  # which would refuse some of them before
-        monkeypatch.setattr(graphs, guard, lambda *_: None)
+        monkeypatch.setattr(graphs, guard, lambda *_, **__: None)
     assert set(faults(compiled(bundle, tower, precision, tmp_path))) == expected
 
 
@@ -207,3 +211,24 @@ def test_bytes_that_are_moved_before_they_are_cast_cannot_be_read(
     )
     with pytest.raises(EngineError, match=r"patch\.Reshape"):
         compiled(bundle, "vision", "float16", tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["int8", "float8"])
+def test_float8_attention_stays_one_kernel_that_reads_8_bits(
+    precision: EnginePrecision, made: Made, tmp_path: Path
+) -> None:
+    bundle = made("demo")
+    graph = engine_graph(bundle, "text", precision, True, tmp_path, Silent(), attention8=True)
+    profiles = profiles_of(bundle.describe("text").spec, (Span(1, 32, 128),), Span(2, 16, 64))
+    built = engine_from_onnx(
+        graph.path,
+        profiles,
+        tmp_path / "engine",
+        precision=precision,
+        device=None,
+        capabilities=((8, 9),),
+    )
+    eight = [a for a in built.layers.attention if a.inputs[0].kind == "float8"]
+    assert len(eight) == bundle.manifest.model.backbone.layers - 1
+    assert len(built.layers.attention) == len(eight) + 1, "the last block's single query"
+    assert not built.layers.wider(graph.products, precision)

@@ -24,7 +24,8 @@ def complete() -> Doctor:
 
 def without(found: Doctor, name: str) -> Doctor:
     parts = tuple(
-        dataclasses.replace(p, version=None) if p.what.startswith(name) else p for p in found.parts
+        dataclasses.replace(p, version=None) if p.what.startswith(f"{name}:") else p
+        for p in found.parts
     )
     assert parts != found.parts
     return dataclasses.replace(found, parts=parts)
@@ -50,7 +51,8 @@ def test_what_is_missing_is_named_with_its_install(complete: Doctor, name: str, 
 
 def test_tensorrt_and_cuda_are_asked_for_only_where_there_is_a_gpu(complete: Doctor) -> None:
     assert "onnxruntime-gpu" in advice(dataclasses.replace(complete, cuda=False))[0]
-    none = dataclasses.replace(without(complete, "TensorRT"), gpu=None, cuda=False)
+    lacking = without(without(complete, "TensorRT"), "TensorRT-RTX")
+    none = dataclasses.replace(lacking, gpu=None, cuda=False)
     assert advice(none) == ()
 
 
