@@ -78,7 +78,8 @@ _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "he
     "--fp8-attention",
     "float8_attention",
     is_flag=True,
-    help="With --int8 or --fp8: attention in float8, too. Needs TensorRT 10 and Ada, or later.",
+    help="With --int8 or --fp8: attention of images in float8, too. Needs TensorRT 10 and Ada, or "
+    "later.",
 )
 @click.option(
     "--best",

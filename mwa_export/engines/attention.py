@@ -1,7 +1,8 @@
 """Attention in float8: Q/DQ before both of its products, which TensorRT fuses into one kernel.
 
 All four factors have to be float8 for that: with fewer, or with int8, the compiler takes attention
-apart (`benchmarks/trt_kernels.py`).
+apart. It does the same where a mask is added, so that texts keep theirs (`tests/engines/
+test_compiler.py`).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class _Attention:
 def float8_attention(graph: FloatGraph, ranges: Mapping[str, float]) -> tuple[FloatGraph, int]:
     """A typed graph with attention in float8, and in how many blocks.
 
-    A block is left as it is if a range is not known: the last one's, whose single query is no
-    work, and those that stay in float32.
+    A block is left as it is if a range is not known (the last one's, whose single query is no
+    work, and those that stay in float32), or if it has a mask.
 
     Args:
         graph: in float16, with or without Q/DQ elsewhere.
@@ -70,12 +71,10 @@ def float8_attention(graph: FloatGraph, ranges: Mapping[str, float]) -> tuple[Fl
 
 
 def _attention(graph: FloatGraph, softmax: onnx.NodeProto) -> _Attention | None:
-    """The attention around a softmax; None: the node is none, or no product leads to it."""
+    """The attention around a softmax; None: the node is none, or a mask is added before it."""
     if softmax.op_type != "Softmax":
         return None
     scores = graph.producer(softmax.input[0])
-    if scores is not None and scores.op_type == "Add":  # of the mask
-        scores = graph.producer(scores.input[0])
     readers = graph.consumers(softmax.output[0])
     if scores is None or scores.op_type != "MatMul" or [r.op_type for r in readers] != ["MatMul"]:
         return None

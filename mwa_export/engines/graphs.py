@@ -118,14 +118,15 @@ def engine_graph(
         graph, float32 = FloatGraph.of(made.model), made.kept
     path = folder / f"{tower}.{precision}.onnx"
     progress(f"{tower} tower: write the {precision} graph and check it on ONNX Runtime")
-    graph.write(path, {"mwa_export.version": __version__, "mwa_export.precision": precision})
+    metadata = {"mwa_export.version": __version__, "mwa_export.precision": precision}
+    graph.write(path, metadata)
     if dialect is not None:
         check(path, dialect.name)
     elif precision == "bfloat16":
         check(path, _BFLOAT16_RULES)
     if attention8:
         graph = _float8_attention(bundle, tower, graph, ranges)
-        graph.write(path)
+        graph.write(path, metadata)
     cosine = _cosine(path, own[1], vectors, rounded=precision == "bfloat16")
     _check_cosine(bundle, tower, precision, cosine, attention8=attention8)
     share, products = _share(graph, float32), eight_bit_products(graph)
@@ -136,7 +137,7 @@ def _float8_attention(
     bundle: Bundle, tower: Tower, graph: FloatGraph, ranges: Mapping[str, float]
 ) -> FloatGraph:
     graph, blocks = float8_attention(graph, ranges)
-    if not blocks:
+    if not blocks and tower == "vision":  # texts have a mask, and keep theirs
         raise CalibrationError(
             f"{bundle.path}: no attention of the {tower} tower can be float8: all of it stays in "
             "float32, or the tower has one block. Leave `float8_attention` out."

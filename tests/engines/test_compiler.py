@@ -214,22 +214,25 @@ def test_bytes_that_are_moved_before_they_are_cast_cannot_be_read(
 
 
 @pytest.mark.parametrize("precision", ["int8", "float8"])
-def test_float8_attention_stays_one_kernel_that_reads_8_bits(
-    precision: EnginePrecision, made: Made, tmp_path: Path
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_float8_attention_stays_one_kernel_for_each_block(
+    tower: Tower, precision: EnginePrecision, made: Made, tmp_path: Path
 ) -> None:
     bundle = made("demo")
-    graph = engine_graph(bundle, "text", precision, True, tmp_path, Silent(), attention8=True)
-    profiles = profiles_of(bundle.describe("text").spec, (Span(1, 32, 128),), Span(2, 16, 64))
+    graph = engine_graph(bundle, tower, precision, True, tmp_path, Silent(), attention8=True)
+    lengths = Span(2, 16, 64) if tower == "text" else None
     built = engine_from_onnx(
         graph.path,
-        profiles,
+        profiles_of(bundle.describe(tower).spec, (Span(1, 32, 128),), lengths),
         tmp_path / "engine",
         precision=precision,
         device=None,
         capabilities=((8, 9),),
     )
+    blocks = bundle.manifest.model.backbone.layers
     kinds = [{port.kind for port in layer.inputs} for layer in built.layers.attention]
-    eight = [found for found in kinds if "float8" in found and "float16" not in found]
-    assert len(eight) == bundle.manifest.model.backbone.layers - 1
-    assert len(built.layers.attention) == len(eight) + 1, "the last block's single query"
+    assert len(kinds) == blocks
+    # The last block's single query stays as it is, and so does what a mask is added to.
+    assert kinds.count({"float8"}) == (blocks - 1 if tower == "vision" else 0)
+    assert not any(layer.is_softmax for layer in built.layers.layers)
     assert not built.layers.wider(graph.products, precision)
