@@ -224,14 +224,14 @@ def command(
     if graphs_only is None:
         refuse(("for_tensorrt",), "belongs to --graphs-only, which was not given.")
     else:
-        refuse(_OF_ENGINES, "belongs to engines, and --graphs-only builds none.")
+        refuse(_OF_ENGINES, "cannot be combined with --graphs-only, which builds no engine.")
         if best:
             raise click.UsageError("--best measures engines, and --graphs-only builds none")
         from mwa_export.engines.replay_script import SCRIPT
 
         claim_folder(graphs_only, marker=SCRIPT, force=force)
     if rtx:
-        refuse(_OF_GPU, "belongs to engines for the GPU of this machine, and --rtx needs none.")
+        refuse(_OF_GPU, "cannot be combined with --rtx, which needs no GPU.")
         if best:
             raise click.UsageError("--best measures on the GPU of this machine; --rtx needs none")
     else:

@@ -53,9 +53,9 @@ class _Capabilities(click.types.StringParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         found: set[tuple[int, int]] = set()
         for part in str(value).split(","):
-            match = re.fullmatch(r"\s*(?:sm_?)?(\d{1,2})\.?(\d)\s*", part, re.IGNORECASE)
+            match = re.fullmatch(r"\s*(?:sm_?)?([0-9]{1,2})\.?([0-9])\s*", part, re.IGNORECASE)
             if match is None:
-                self.fail(f"{part!r} is no compute capability. Expected 86 or 8.6.", param, ctx)
+                self.fail(f"{part!r} is not a compute capability. Write 86 or 8.6.", param, ctx)
             found.add((int(match[1]), int(match[2])))
         return tuple(sorted(found))
 

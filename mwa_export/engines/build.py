@@ -59,7 +59,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.float8_attention and self.precision not in CALIBRATED:
             raise UsageError(
-                "`float8_attention`: goes with engines of 8 bits, `engine_precision=int8` or "
+                "`float8_attention`: applies to 8-bit engines only, `engine_precision=int8` or "
                 "`engine_precision=float8`."
             )
         check_option("samples", self.samples, self.samples >= 1, "1 or more")
@@ -75,6 +75,14 @@ class EngineOptions:
     def flags(self) -> tuple[str, ...]:
         """As the manifest has them."""
         return (*self.build.flags, *((FLOAT8_ATTENTION,) if self.float8_attention else ()))
+
+    @property
+    def words(self) -> str:
+        """What says which engines these are, for a message."""
+        cards = ",".join(f"{major}{minor}" for major, minor in self.capabilities)
+        attention = " `float8_attention`" if self.float8_attention else ""
+        rtx = f" `rtx` `capabilities={cards}`" if cards else ""
+        return f"`engine_precision={self.precision}`{attention}{rtx}"
 
     @property
     def precisions(self) -> tuple[EnginePrecision, ...]:
@@ -162,8 +170,8 @@ def build_engines(
         except MwaExportError as error:
             if done:  # the first engine is kept: it took minutes
                 error.args = (
-                    f"{error} {done[0].engine.file} was built and is kept. Go on with: `mwa-export "
-                    f"trt {bundle.path}` with `engine_precision={options.precision}`",
+                    f"{error} {done[0].engine.file} was built and is kept. Continue with: "
+                    f"`mwa-export trt {bundle.path}` with {options.words}",
                 )
             raise
         done.append(added)
@@ -292,7 +300,7 @@ def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, E
 
 
 def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine, tuple[str, ...]]:
-    """Build one engine into the bundle's new folder. Returns warnings last."""
+    """Build one engine into the bundle's new folder; warnings last."""
     options, version, device = job.options, job.tensorrt.version, job.device
     label = "-".join(
         (options.precision, *((FLOAT8_ATTENTION,) if options.float8_attention else ()))
@@ -323,13 +331,6 @@ def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine
             options=options.build,
             progress=job.progress,
         )
-    wider = built.layers.wider(graph.products, options.precision)
-    if wider:
-        names = ", ".join(layer.nodes[0] for layer in wider)
-        warning = (
-            f"{job.tower} tower: {len(wider)} quantized GEMMs do not compute in 8 bits: {names}"
-        )
-        built = replace(built, warnings=(*built.warnings, warning))
     engine = Engine(
         file=name,
         sha256=sha256_of(folder / name),
@@ -346,4 +347,4 @@ def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine
         float32=graph.float32,
         capabilities=options.capabilities or None,
     )
-    return graph, engine, built.warnings
+    return graph, engine, (*built.warnings, *graph.doubts(built.layers, options.precision))

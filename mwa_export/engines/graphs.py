@@ -32,6 +32,7 @@ from mwa_export.runtimes.ort_session import run_graph, session
 from mwa_export.runtimes.trt import LEAST_8_BITS
 from mwa_export.spec import Tower
 from mwa_export.towers.engine_form import engine_form
+from mwa_export.trt.layers import Inspection
 from mwa_export.version import __version__
 
 CALIBRATED: tuple[EnginePrecision, ...] = ("int8", "float8")
@@ -51,6 +52,13 @@ class EngineGraph:
     cosine: float  # the least with the conformance vectors, on ONNX Runtime
     float32_gemms: float = 0.0  # share of the GEMMs that stay in float32
     products: tuple[str, ...] = ()  # nodes that multiply in 8 bits
+
+    def doubts(self, layers: Inspection, precision: str) -> tuple[str, ...]:
+        """What the compiled layers do not compute in 8 bits, in words."""
+        wider = layers.wider(self.products, precision)
+        names = ", ".join(layer.nodes[0] for layer in wider)
+        count = f"{self.path.name}: {len(wider)} quantized GEMMs do not compute in 8 bits"
+        return (f"{count}: {names}",) if wider else ()
 
     @property
     def advice(self) -> str | None:
@@ -165,8 +173,8 @@ def needs_calibration(bundle: Bundle) -> Path:
     """
     if CALIBRATION not in bundle.manifest.files:
         raise CalibrationError(
-            f"{bundle.path}: has no {CALIBRATION}, and an engine of 8 bits needs one: TensorRT 11 "
-            "does not calibrate. Make it first with `mwa-export quantize`: `dialects=tensorrt`"
+            f"{bundle.path}: has no {CALIBRATION}, and an 8-bit engine needs one. Make it first: "
+            f"`mwa-export quantize {bundle.path}` with `data` and `dialects=tensorrt`"
         )
     return bundle.path / CALIBRATION
 

@@ -121,13 +121,14 @@ def engine_from_onnx(
     for profile in profiles:
         _add_profile(builder, network, config, profile, onnx_path)
     _use_timing_cache(config, options.timing_cache)
-    phases = _Phases(onnx_path.stem, progress or Silent())
+    phases = _Phases(onnx_path.stem, progress or Silent(), messages)
     tensorrt.watch(config, phases.start, phases.step)
     start = time.perf_counter()
     blob = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
-    if phases.interrupted:
-        raise KeyboardInterrupt
+    stopped = phases.stopped or messages.stopped
+    if stopped is not None:
+        raise stopped
     if blob is None:
         raise EngineError(_why_not_built(onnx_path, messages, device, profiles, options))
     with new_file(out) as path:
@@ -158,11 +159,11 @@ def _check_options(
 class _Phases:
     """Shows the outermost phases of a build, and the steps of the latest."""
 
-    def __init__(self, label: str, progress: Progress) -> None:
-        self._label, self._progress = label, progress
+    def __init__(self, label: str, progress: Progress, messages: Messages) -> None:
+        self._label, self._progress, self._messages = label, progress, messages
         self._outermost: str | None = None
         self._shown: str | None = None
-        self.interrupted = False
+        self.stopped: BaseException | None = None
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         """A phase begins."""
@@ -176,14 +177,14 @@ class _Phases:
         """A step is done; False ends the build."""
         if name == self._shown:
             self._guard(lambda: self._progress.advance(1))
-        return not self.interrupted
+        return self.stopped is None and self._messages.stopped is None
 
     def _guard(self, show: Callable[[], None]) -> None:
-        """Keep KeyboardInterrupt out of TensorRT's callback; cancel the build at its next step."""
+        """Keep Ctrl-C and signals out of TensorRT's callback; its next step ends the build."""
         try:
             show()
-        except KeyboardInterrupt:
-            self.interrupted = True
+        except BaseException as stop:
+            self.stopped = stop
 
 
 def _builder(tensorrt: TensorRt, messages: Messages, device: Device | None) -> trt.Builder:

@@ -44,6 +44,7 @@ class Messages:
         self.requested = 0  # bytes, the largest
         self.out_of_memory = False  # an error says so; tactics skipped for memory do not count
         self.layers: list[str] = []  # lists of compiled layers
+        self.stopped: BaseException | None = None  # what ends the program, kept from TensorRT
 
     def add(self, text: str, *, error: bool) -> None:
         """Record a message."""
@@ -141,7 +142,10 @@ class TensorRt:
                 base.__init__(self)
 
             def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-                messages.add(msg, error=int(severity) <= error)
+                try:
+                    messages.add(msg, error=int(severity) <= error)
+                except BaseException as stop:  # Ctrl-C or a signal: TensorRT would swallow it
+                    messages.stopped = stop
 
         return Log()
 

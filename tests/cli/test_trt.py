@@ -323,7 +323,7 @@ def test_an_engine_is_kept_when_the_other_fails(
     assert "no kernel. engines/vision.float16.sm90.trt11.4.0.106.engine was built and is kept" in (
         outcome.stderr
     )
-    assert f"Go on with: `mwa-export trt {out}` with --fp16" in outcome.stderr
+    assert f"Continue with: `mwa-export trt {out}` with --fp16" in outcome.stderr
     assert [entry["tower"] for entry in entries(out)] == ["vision"]
     Bundle.open(out)
     assert elsewhere == (files_below(bundle) == before)

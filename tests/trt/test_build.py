@@ -14,6 +14,7 @@ from mwa_export.bundle.engine import EnginePrecision, ShapeRange
 from mwa_export.errors import EngineError, MissingPackageError, ProfileError, UsageError
 from mwa_export.trt.build import BuildOptions, engine_from_onnx
 from mwa_export.trt.device import Device
+from mwa_export.trt.versions import Messages
 
 H200 = Device(0, "NVIDIA H200", (9, 0), 140 * GIB, 100 * GIB, 13000)
 PROFILE = (ShapeRange("image", (1, 3, 4, 4), (8, 3, 4, 4), (32, 3, 4, 4)),)
@@ -295,3 +296,18 @@ def test_an_interrupt_ends_the_build_and_leaves_nothing(
     newest.during_build, newest.blob, steps = phases, None, Steps()
     steps.interrupt = True
     refused(tmp_path, KeyboardInterrupt, progress=steps)  # type: ignore[arg-type]
+
+
+def test_a_signal_that_arrives_while_tensorrt_speaks_ends_the_build(
+    newest: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bindings swallow what a logger raises, and would build on."""
+
+    def stopped(self: Messages, text: str, *, error: bool) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Messages, "add", stopped)
+    newest.messages = [(1, "anything")]
+    with pytest.raises(SystemExit):
+        build(tmp_path)
+    assert not list(tmp_path.rglob("*.engine"))
