@@ -22,6 +22,7 @@ from mwa_export.trt.device import Device
 from mwa_export.trt.install import check_lean_runtime, load_rtx, load_tensorrt
 from mwa_export.trt.layers import Inspection, read_build_log
 from mwa_export.trt.rtx import check_capabilities
+from mwa_export.trt.signals import signals_later
 from mwa_export.trt.versions import Messages, TensorRt
 
 if TYPE_CHECKING:
@@ -121,14 +122,14 @@ def engine_from_onnx(
     for profile in profiles:
         _add_profile(builder, network, config, profile, onnx_path)
     _use_timing_cache(config, options.timing_cache)
-    phases = _Phases(onnx_path.stem, progress or Silent(), messages)
-    tensorrt.watch(config, phases.start, phases.step)
-    start = time.perf_counter()
-    blob = builder.build_serialized_network(network, config)
-    seconds = time.perf_counter() - start
-    stopped = phases.stopped or messages.stopped
-    if stopped is not None:
-        raise stopped
+    with signals_later() as signals:
+        phases = _Phases(onnx_path.stem, progress or Silent(), signals)
+        tensorrt.watch(config, phases.start, phases.step)
+        start = time.perf_counter()
+        blob = builder.build_serialized_network(network, config)
+        seconds = time.perf_counter() - start
+    if phases.interrupted:
+        raise KeyboardInterrupt
     if blob is None:
         raise EngineError(_why_not_built(onnx_path, messages, device, profiles, options))
     with new_file(out) as path:
@@ -159,11 +160,11 @@ def _check_options(
 class _Phases:
     """Shows the outermost phases of a build, and the steps of the latest."""
 
-    def __init__(self, label: str, progress: Progress, messages: Messages) -> None:
-        self._label, self._progress, self._messages = label, progress, messages
+    def __init__(self, label: str, progress: Progress, signals: Sequence[int]) -> None:
+        self._label, self._progress, self._signals = label, progress, signals
         self._outermost: str | None = None
         self._shown: str | None = None
-        self.stopped: BaseException | None = None
+        self.interrupted = False
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         """A phase begins."""
@@ -177,14 +178,14 @@ class _Phases:
         """A step is done; False ends the build."""
         if name == self._shown:
             self._guard(lambda: self._progress.advance(1))
-        return self.stopped is None and self._messages.stopped is None
+        return not (self.interrupted or self._signals)
 
     def _guard(self, show: Callable[[], None]) -> None:
         """Keep Ctrl-C and signals out of TensorRT's callback; its next step ends the build."""
         try:
             show()
-        except BaseException as stop:
-            self.stopped = stop
+        except KeyboardInterrupt:
+            self.interrupted = True
 
 
 def _builder(tensorrt: TensorRt, messages: Messages, device: Device | None) -> trt.Builder:

@@ -139,5 +139,6 @@ def _library() -> Any:
         raise RuntimeUnavailableError(
             f"no NVIDIA driver here ({DRIVER} cannot be loaded), so no engine can run here or be "
             "built for this machine. Use a machine with an NVIDIA GPU and its driver; in a "
-            "container, start it with --gpus all. Without a GPU: OpenVINO or ONNX Runtime run the bundle's own graphs."
+            "container, start it with --gpus all. Without a GPU: OpenVINO or ONNX Runtime run the "
+            "bundle's own graphs."
         ) from error

@@ -44,7 +44,6 @@ class Messages:
         self.requested = 0  # bytes, the largest
         self.out_of_memory = False  # an error says so; tactics skipped for memory do not count
         self.layers: list[str] = []  # lists of compiled layers
-        self.stopped: BaseException | None = None  # what ends the program, kept from TensorRT
 
     def add(self, text: str, *, error: bool) -> None:
         """Record a message."""
@@ -142,10 +141,7 @@ class TensorRt:
                 base.__init__(self)
 
             def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-                try:
-                    messages.add(msg, error=int(severity) <= error)
-                except BaseException as stop:  # Ctrl-C or a signal: TensorRT would swallow it
-                    messages.stopped = stop
+                messages.add(msg, error=int(severity) <= error)
 
         return Log()
 
