@@ -18,12 +18,14 @@ def signals_later() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield arrived
         return
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, lambda number, _frame: arrived.append(number)) for kind in kinds]
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    heard = {kind: how for kind, how in before.items() if how not in (signal.SIG_IGN, None)}
+    for kind in heard:
+        signal.signal(kind, lambda number, _frame: arrived.append(number))
     try:
         yield arrived
     finally:
-        for kind, handler in zip(kinds, before, strict=True):
+        for kind, handler in heard.items():
             signal.signal(kind, handler)
         for number in arrived[:1]:
             signal.raise_signal(number)
