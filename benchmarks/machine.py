@@ -32,7 +32,7 @@ class Call:
 
 
 WHOLE = Call()
-"""As long as it takes."""
+"""A time limit that is never reached."""
 
 
 def cpu_name() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from mwa_export.cli import console
+from mwa_export.cli.flags import ENGINES
 from mwa_export.cli.options import DataSet, claim_folder, data_options
 from mwa_export.cli.values import (
     CAPABILITIES,
@@ -46,47 +48,35 @@ _OF_ENGINES = (*_OF_GPU, "workspace", "builder_level", "rtx", "capabilities", "r
 _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "held_back_split")
 
 
+_PRECISIONS = {  # of engines -> their help; the flags are those of cli/flags.py
+    "float16": "Build float16 engines; layers whose values overflow float16 stay in float32.",
+    "bfloat16": "Build bfloat16 engines: the range of float32 and fewer digits than float16, for "
+    "models with values that float16 cannot hold. Needs TensorRT 10 and Ampere, or later.",
+    "int8": "INT8 where the bundle's calibration has it, float16 elsewhere. Run `quantize` first.",
+    "float8": "Float8 (E4M3) instead of INT8. Needs TensorRT 10 and Ada, or later; run `quantize` "
+    "first.",
+    "best": "Build every precision that can be built here, measure speed and, with --data, recall; "
+    "keep the fastest.",
+}
+
+
+def _precisions(command: Callable[..., None]) -> Callable[..., None]:
+    """A flag for each precision. Each is a parameter of its own, so that two can be refused."""
+    for name, text in reversed(_PRECISIONS.items()):
+        flag = ENGINES.get(name, f"--{name}")
+        command = click.option(flag, name, is_flag=True, help=text)(command)
+    return command
+
+
 @click.command(epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH)
-@click.option(
-    "--fp16",
-    "precision",
-    flag_value="float16",
-    help="Build float16 engines; layers whose values overflow float16 stay in float32.",
-)
-@click.option(
-    "--bf16",
-    "precision",
-    flag_value="bfloat16",
-    help="Build bfloat16 engines: the range of float32 and fewer digits than float16, for models "
-    "with values that float16 cannot hold. Needs TensorRT 10 and Ampere, or later.",
-)
-@click.option(
-    "--int8",
-    "precision",
-    flag_value="int8",
-    help="INT8 where the bundle's calibration has it, float16 elsewhere. Run `quantize` first.",
-)
-@click.option(
-    "--fp8",
-    "precision",
-    flag_value="float8",
-    help="Float8 (E4M3) instead of INT8. Needs TensorRT 10 and Ada, or later; run `quantize` "
-    "first.",
-)
+@_precisions
 @click.option(
     "--fp8-attention",
     "float8_attention",
     is_flag=True,
     help="With --int8 or --fp8: attention of images in float8, too. Needs TensorRT 10 and Ada, or "
     "later.",
-)
-@click.option(
-    "--best",
-    "precision",
-    flag_value="best",
-    help="Build every precision that can be built here, measure speed and, with --data, recall; "
-    "keep the fastest.",
 )
 @recall_drop_option("Budget of --best for each of TR@1/5/10 and IR@1/5/10, against float32.")
 @click.option(
@@ -186,7 +176,6 @@ _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "he
 @console.verbosity
 def command(
     bundle: Path,
-    precision: str | None,
     max_recall_drop: float,
     undecided: Literal["pass", "fail"] | None,
     no_speed_gate: bool,
@@ -212,10 +201,13 @@ def command(
     Each tower's graph is made in the form that the installed version needs, checked on ONNX
     Runtime against the bundle's conformance vectors, and compiled.
     """
-    if precision is None:
+    asked = [name for name in _PRECISIONS if values.pop(name)]
+    if len(asked) != 1:
         raise click.UsageError(
             "say which precision to build: --fp16, --bf16, --int8, --fp8, or --best of them"
+            + (", and only one" if asked else "")
         )
+    precision = asked[0]
     if precision == "best":
         refuse(("float8_attention",), "belongs to --int8 and --fp8; --best tries it by itself.")
     else:
@@ -230,6 +222,8 @@ def command(
         from mwa_export.engines.replay_script import SCRIPT
 
         claim_folder(graphs_only, marker=SCRIPT, force=force)
+    if data.path is None:
+        refuse(("samples",), "belongs to --data, which was not given.")
     if rtx:
         refuse(_OF_GPU, "cannot be combined with --rtx, which needs no GPU.")
         if best:
@@ -243,7 +237,8 @@ def command(
     if out is not None:
         check_target(None, out, force=force)
     from mwa_export.engines.best import best_engines
-    from mwa_export.engines.build import BATCH, EngineOptions, build_engines
+    from mwa_export.engines.build import build_engines
+    from mwa_export.engines.options import BATCH, EngineOptions
     from mwa_export.engines.replay import write_engine_graphs
     from mwa_export.trt.build import GIB, BuildOptions
     from mwa_export.trt.profiles import Span

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mwa_export.embed.update import Update
     from mwa_export.encoder.encoder import Encoder
     from mwa_export.encoder.open import load
-    from mwa_export.engines.build import EngineOptions, build_engines
+    from mwa_export.engines.build import build_engines
+    from mwa_export.engines.options import EngineOptions
     from mwa_export.engines.replay import write_engine_graphs
     from mwa_export.errors import *  # noqa: F403  # every exception is public
     from mwa_export.export.export import ExportOptions, export
@@ -39,7 +40,7 @@ _WHERE = {
     "QuantizeOptions": "calib.quantize",
     "Gates": "parity.gates",
     "ExportOptions": "export.export",
-    "EngineOptions": "engines.build",
+    "EngineOptions": "engines.options",
     "EmbedOptions": "vectors.job",
     "CompareOptions": "parity.measure",
     "ModelOptions": "model.options",

@@ -23,8 +23,9 @@ from mwa_export.calib.precision_search import Trial
 from mwa_export.calib.samples import split_data
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.encoder.open import open_bundle
-from mwa_export.engines.build import EngineOptions, build_engines
+from mwa_export.engines.build import build_engines
 from mwa_export.engines.graphs import CALIBRATED
+from mwa_export.engines.options import EngineOptions
 from mwa_export.errors import (
     CalibrationError,
     EngineError,
@@ -67,10 +68,14 @@ class Candidate:
         """For people."""
         return f"{self.precision}{'+attention' if self.float8_attention else ''}"
 
-    @property
-    def precisions(self) -> tuple[EnginePrecision, ...]:
-        """All that the GPU must have."""
-        return (self.precision, *(("float8",) if self.float8_attention else ()))
+    def asked(self, options: EngineOptions) -> EngineOptions:
+        """The options that build it; its speed is compared later, with all others."""
+        return replace(
+            options,
+            precision=self.precision,
+            float8_attention=self.float8_attention,
+            speed_gate=False,
+        )
 
     @property
     def milliseconds(self) -> float:
@@ -171,8 +176,7 @@ def _not_tried(
     """Why a precision is not built; None if it is."""
     precision = candidate.precision
     try:
-        for needed in candidate.precisions:
-            tensorrt.check_precision(needed, device.capability, device.name)
+        candidate.asked(EngineOptions()).check_gpu(tensorrt, device.capability, device.name)
     except UsageError as error:
         return str(error)
     if precision in CALIBRATED and CALIBRATION not in bundle.manifest.files:
@@ -201,12 +205,7 @@ class _Contest:
         for candidate in candidates:
             if candidate.problem is not None:
                 continue
-            asked = replace(
-                self.options,
-                precision=candidate.precision,
-                float8_attention=candidate.float8_attention,
-                speed_gate=False,
-            )
+            asked = candidate.asked(self.options)
             path, out = (
                 (self.trial, None) if self.trial.exists() else (self.bundle.path, self.trial)
             )

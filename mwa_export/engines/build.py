@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,82 +12,27 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import (
     FLOAT8_ATTENTION,
     Engine,
-    EnginePrecision,
     Profile,
     with_engines,
 )
 from mwa_export.bundle.update import changed_bundle, check_target
-from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_sets import TestSet, as_test_set
-from mwa_export.encoder.open import open_bundle
-from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph, needs_calibration
+from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph
+from mwa_export.engines.options import EngineOptions
 from mwa_export.engines.speed import Speed, too_slow
-from mwa_export.errors import EngineError, MwaExportError, UsageError, check_option
+from mwa_export.errors import EngineError, MwaExportError
 from mwa_export.files import scratch_folder, sha256_of
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.trt import TensorRtBackend
-from mwa_export.spec import TOWERS, Tower
-from mwa_export.trt.build import BuildOptions, engine_from_onnx
+from mwa_export.spec import Tower
+from mwa_export.trt.build import engine_from_onnx
 from mwa_export.trt.device import Device
 from mwa_export.trt.engine import engine_name, is_stale, obstacle, rtx_engine_name
 from mwa_export.trt.install import EngineHost, find_tensorrt, load_rtx
-from mwa_export.trt.profiles import Span, profiles_of, text_lengths
+from mwa_export.trt.profiles import profiles_of, text_lengths
 from mwa_export.trt.rtx import check_capabilities
 from mwa_export.trt.timing import compare_engines
 from mwa_export.trt.versions import TensorRt
-
-BATCH = Span(1, 32, 128)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """Options of `build_engines`."""
-
-    precision: EnginePrecision = "float16"
-    batches: tuple[Span, ...] = (BATCH,)  # a profile each
-    lengths: Span | None = None  # of texts; None: all that the model has
-    device: int = 0
-    build: BuildOptions = field(default_factory=BuildOptions)
-    rebuild: bool = False  # also build engines that the bundle already has
-    samples: int = 64  # pictures and captions to measure on
-    seed: int = 0
-    speed_gate: bool = True  # compare the speed of 8-bit engines with float16
-    allow_slow: bool = False  # keep 8-bit engines that are slower than float16
-    capabilities: tuple[tuple[int, int], ...] = ()  # of RTX cards: TensorRT-RTX builds for them
-    float8_attention: bool = False  # beside int8 or float8 layers
-
-    def __post_init__(self) -> None:
-        if self.float8_attention and self.precision not in CALIBRATED:
-            raise UsageError(
-                "`float8_attention`: applies to 8-bit engines only, `engine_precision=int8` or "
-                "`engine_precision=float8`."
-            )
-        check_option("samples", self.samples, self.samples >= 1, "1 or more")
-        check_option("seed", self.seed, self.seed >= 0, "0 or more")
-        if self.capabilities and (self.build.flags or self.build.timing_cache):
-            names = [*self.build.flags, *(["timing_cache"] if self.build.timing_cache else [])]
-            raise UsageError(
-                f"`{names[0]}`: TensorRT-RTX has no such engines. It builds for the compute "
-                "capabilities that are named, and finds kernels on the card. Leave the option out."
-            )
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """As the manifest has them."""
-        return (*self.build.flags, *((FLOAT8_ATTENTION,) if self.float8_attention else ()))
-
-    @property
-    def words(self) -> str:
-        """What says which engines these are, for a message."""
-        cards = ",".join(f"{major}{minor}" for major, minor in self.capabilities)
-        attention = " `float8_attention`" if self.float8_attention else ""
-        rtx = f" `rtx` `capabilities={cards}`" if cards else ""
-        return f"`engine_precision={self.precision}`{attention}{rtx}"
-
-    @property
-    def precisions(self) -> tuple[EnginePrecision, ...]:
-        """All that the GPU must have."""
-        return (self.precision, *(("float8",) if self.float8_attention else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +87,7 @@ def build_engines(
     progress("open the bundle")
     bundle = Bundle.open(path)
     check_target(bundle, out, force=force)
-    if data is not None:
-        bundle.require(*TOWERS, what="measuring engines")
-    if options.precision in CALIBRATED:
-        bundle.require(*TOWERS, what="calibration")
-        needs_calibration(bundle)
+    options.check_bundle(bundle, data)
     lengths = {"text": text_lengths(options.lengths, bundle.manifest.max_length)}
     jobs = []
     for tower in bundle.manifest.towers:
@@ -158,9 +99,7 @@ def build_engines(
     kept = tuple(engine for engine in present.values() if engine is not None)
     if not missing and out is None:
         return EnginesBuilt(bundle, device, kept, frozenset(), ())
-    samples = None
-    if data is not None and missing and options.precision != "bfloat16":  # nothing to measure
-        samples = take_samples(open_bundle(path), data, options.samples, options.seed)
+    samples = options.draw(path, data) if missing else None
     done: list[_Added] = []
     for job in missing:
         if samples is not None:
@@ -195,13 +134,13 @@ def _compiler(options: EngineOptions, progress: Progress) -> tuple[TensorRt, Dev
     if options.capabilities:
         progress("look for TensorRT-RTX")
         rtx = load_rtx()
-        for precision in options.precisions:
-            check_capabilities(rtx, options.capabilities, precision)
+        check_capabilities(rtx, options.capabilities)
+        for capability in options.capabilities:
+            options.check_gpu(rtx, capability, "an RTX card")
         return rtx, None
     progress("look for TensorRT and a GPU")
     tensorrt, device = find_tensorrt(options.device)
-    for precision in options.precisions:
-        tensorrt.check_precision(precision, device.capability, device.name)
+    options.check_gpu(tensorrt, device.capability, device.name)
     return tensorrt, device
 
 

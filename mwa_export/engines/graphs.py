@@ -132,7 +132,7 @@ def engine_graph(
         check(path, dialect.name)
     elif precision == "bfloat16":
         check(path, _BFLOAT16_RULES)
-    if attention8:
+    if attention8:  # the linter's rules are those of the graph without it, so it comes after
         graph = _float8_attention(bundle, tower, graph, ranges)
         graph.write(path, metadata)
     cosine = _cosine(path, own[1], vectors, rounded=precision == "bfloat16")

@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
-from mwa_export.bundle.engine import EnginePrecision, Profile
+from mwa_export.bundle.engine import Profile
 from mwa_export.bundle.manifest import Conformance
-from mwa_export.calib.samples import take_samples
 from mwa_export.data.test_sets import TestSet, as_test_set
-from mwa_export.encoder.open import open_bundle
-from mwa_export.engines.build import EngineOptions
-from mwa_export.engines.graphs import CALIBRATED, EngineGraph, engine_graph, needs_calibration
+from mwa_export.engines.graphs import EngineGraph, engine_graph
+from mwa_export.engines.options import EngineOptions
 from mwa_export.engines.replay_script import SCRIPT, Replay, script
 from mwa_export.errors import ProfileError, UsageError, check_option
 from mwa_export.files import check_new_folder, new_folder
@@ -29,7 +27,7 @@ from mwa_export.graphs.rounded import in_float32
 from mwa_export.inputs.preprocess import arrays_of
 from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.backend import BFLOAT16_COSINE, inputs_of
-from mwa_export.spec import TOWERS, Tower
+from mwa_export.spec import Tower
 from mwa_export.trt.profiles import Arrays, pieces, profiles_of, text_lengths
 from mwa_export.trt.versions import SUPPORTED, TYPED_ONLY, is_typed
 
@@ -76,20 +74,14 @@ def write_engine_graphs(
         VerificationError: a graph does not compute what the float32 graph computes.
     """
     options, progress, out = options or EngineOptions(), progress or Silent(), Path(out)
-    for precision in options.precisions:
-        _check_precision(precision, for_tensorrt)
+    _check_version(options, for_tensorrt)
     check_new_folder(out, marker=SCRIPT, force=force)
     data = as_test_set(data)
     bundle = Bundle.open(path)
-    if data is not None or options.precision in CALIBRATED:
-        bundle.require(*TOWERS, what="measuring engines")
-    if options.precision in CALIBRATED:
-        needs_calibration(bundle)
+    options.check_bundle(bundle, data)
     vectors = bundle.conformance()
     jobs = [_job(bundle, vectors, tower, options) for tower in bundle.manifest.towers]
-    samples = None
-    if data is not None and options.precision != "bfloat16":  # nothing to measure
-        samples = take_samples(open_bundle(path), data, options.samples, options.seed)
+    samples = options.draw(path, data)
     graphs, replays = [], []
     with new_folder(out, marker=SCRIPT, force=force) as folder:
         for job in jobs:
@@ -111,12 +103,13 @@ def write_engine_graphs(
     return EngineGraphs(out, tuple(graphs))
 
 
-def _check_precision(precision: EnginePrecision, tensorrt: int) -> None:
+def _check_version(options: EngineOptions, tensorrt: int) -> None:
     expected = ", ".join(map(str, SUPPORTED))
     check_option("for_tensorrt", tensorrt, tensorrt in SUPPORTED, f"one of {expected}")
-    if precision in TYPED_ONLY and not is_typed(tensorrt):
+    lacks = options.precision in TYPED_ONLY or options.float8_attention
+    if lacks and not is_typed(tensorrt):
         raise UsageError(
-            f"`for_tensorrt={tensorrt}`: has no {precision}. Expected "
+            f"`for_tensorrt={tensorrt}`: has no {options.words}. Expected "
             "`engine_precision=float16` or `engine_precision=int8`, or TensorRT 10 or later."
         )
 

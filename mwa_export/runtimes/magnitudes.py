@@ -17,7 +17,7 @@ from mwa_export.progress import Progress
 from mwa_export.runtimes.ort_session import session_with_outputs
 
 Inputs = tuple[NDArray[Any], ...]
-"""Of a tower: (pixels,) uint8, or (token_ids, padding_mask)."""
+"""Inputs of a tower: (pixels,) uint8, or (token_ids, padding_mask)."""
 _GROUP = 48  # values that are kept in memory at a time
 
 

@@ -106,7 +106,9 @@ def engine_from_onnx(
     options = options or BuildOptions()
     if device is None:
         rtx = load_rtx()
-        check_capabilities(rtx, capabilities, precision)
+        check_capabilities(rtx, capabilities)
+        for capability in capabilities:
+            rtx.check_precision(precision, capability, "an RTX card")
         tensorrt: TensorRt = rtx
     else:
         tensorrt = load_tensorrt()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mwa_export.bundle.engine import TENSORRT_RTX, EnginePrecision, dotted
+from mwa_export.bundle.engine import TENSORRT_RTX, dotted
 from mwa_export.errors import UsageError
 from mwa_export.trt.versions import TensorRt
 
@@ -39,10 +39,8 @@ class TensorRtRtx(TensorRt):
             config.set_compute_capability(chosen, index)
 
 
-def check_capabilities(
-    rtx: TensorRtRtx, capabilities: Sequence[tuple[int, int]], precision: EnginePrecision
-) -> None:
-    """Raise UsageError if TensorRT-RTX does not compile a precision for a compute capability."""
+def check_capabilities(rtx: TensorRtRtx, capabilities: Sequence[tuple[int, int]]) -> None:
+    """Raise UsageError if TensorRT-RTX does not compile for a compute capability."""
     for capability in capabilities:
         if capability not in rtx.capabilities:
             known = ", ".join(map(dotted, rtx.capabilities))
@@ -50,4 +48,3 @@ def check_capabilities(
                 f"`capabilities`: {rtx.name} does not compile for compute capability "
                 f"{dotted(capability)}. Expected any of {known}."
             )
-        rtx.check_precision(precision, capability, "an RTX card")

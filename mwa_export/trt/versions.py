@@ -111,20 +111,30 @@ class TensorRt:
         return f"{COMPILERS[self.compiler]} {self.version}"
 
     def check_precision(
-        self, precision: EnginePrecision, capability: tuple[int, int], gpu: str = "this GPU"
+        self,
+        precision: EnginePrecision,
+        capability: tuple[int, int],
+        gpu: str = "this GPU",
+        *,
+        option: str | None = None,
+        instead: str | None = None,
     ) -> None:
-        """Raise UsageError if this TensorRT, or a compute capability, does not have a precision."""
+        """Raise UsageError if this TensorRT, or a compute capability, does not have a precision.
+
+        ``option`` asks for it, if not the precision itself; ``instead`` is what to do then.
+        """
         if precision not in TYPED_ONLY:
             return
-        option = f"`engine_precision={precision}`"
+        option = option or f"`engine_precision={precision}`"
         least, generation = TYPED_ONLY[precision]
-        instead = "Build with `engine_precision=float16`"
-        if precision != "bfloat16":
-            instead += " or `engine_precision=int8`"
+        if instead is None:
+            instead = "Build with `engine_precision=float16`"
+            if precision != "bfloat16":
+                instead += " or `engine_precision=int8`"
         if not self.typed:
             raise UsageError(
-                f"{option}: TensorRT {self.version} is installed, and {precision} engines need 10 "
-                f'or later. {instead}, or: pip install "tensorrt>=11,<12"'
+                f"{option}: TensorRT {self.version} is installed, and {precision} engines need "
+                f'10 or later. {instead}, or: pip install "tensorrt>=11,<12"'
             )
         if capability < least:
             raise UsageError(

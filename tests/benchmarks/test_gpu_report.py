@@ -22,7 +22,7 @@ def timings(**milliseconds: float) -> dict[str, Any]:
 
 
 def result(**changes: Any) -> dict[str, Any]:
-    """As if everything had been measured, and every target just been reached."""
+    """A result with every measurement, in which every target is just reached."""
     macs = {"vision": {"32": 32 * 10**9, "128": 128 * 10**9}, "text": {}}
     half = {"shapes": timings(b32=1.0, b128=1.0)}
     small = {"shapes": timings(b32=1 / 1.4, b128=1 / 1.5)}

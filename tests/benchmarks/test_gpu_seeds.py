@@ -17,7 +17,7 @@ SEED, OTHER = Seed("vision.block.weight", (64, 48)), Seed("other", (2, 10, 20))
 
 
 def steps(*seeds: Seed, spread: float = 0.02) -> dict[str, Any]:
-    """Those of values whose every second row and column is twice as large."""
+    """Steps for values whose every second row and column is twice as large."""
     found = {}
     for seed in seeds:
         rows, columns = math.prod(seed.shape[:-1]), seed.shape[-1]

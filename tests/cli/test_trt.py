@@ -85,6 +85,15 @@ def test_engines_of_both_towers_join_the_bundle(trt: FakeTensorRT, bundle: Path)
         assert engine.sources == (opened.manifest.files[f"{engine.tower}.onnx"].sha256,)
 
 
+def test_two_precisions_are_refused(trt: FakeTensorRT, bundle: Path) -> None:
+    before = files_below(bundle)
+    outcome = run("trt", bundle, "--fp16", "--bf16")
+    assert outcome.status == 2
+    assert "only one" in outcome.stderr
+    assert not trt.calls
+    assert files_below(bundle) == before
+
+
 def test_profiles_come_from_the_options(trt: FakeTensorRT, bundle: Path) -> None:
     trt_command(bundle, "--fp16", "--batch", "1", "--batch", "2,8,16", "--lengths", "2,5,9")
     size = Bundle.open(bundle).manifest.model.backbone.image_size

@@ -23,7 +23,8 @@ from mwa_export.calib.precision_search import Trial
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines import best as best_module
 from mwa_export.engines.best import Candidate, fastest
-from mwa_export.engines.build import EngineOptions, build_engines
+from mwa_export.engines.build import build_engines
+from mwa_export.engines.options import EngineOptions
 from mwa_export.runtimes import machine
 from mwa_export.runtimes.open import open_backend
 from mwa_export.trt.layers import Inspection

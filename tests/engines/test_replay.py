@@ -18,7 +18,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.engine import EnginePrecision
 from mwa_export.data.test_set import RetrievalData
 from mwa_export.engines import graphs
-from mwa_export.engines.build import EngineOptions
+from mwa_export.engines.options import EngineOptions
 from mwa_export.engines.replay import write_engine_graphs
 from mwa_export.engines.replay_script import SCRIPT
 from mwa_export.errors import (

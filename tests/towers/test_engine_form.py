@@ -56,7 +56,7 @@ def test_channels_are_not_concatenated_and_the_last_query_meets_keys(kind: str) 
 
 
 def reshapes(graph: FloatGraph, last: str) -> list[onnx.NodeProto]:
-    """Of the queries of the first block and the last."""
+    """The reshapes of the queries of the first block and the last."""
     names = ("blocks.0.attn.Reshape", f"{last}.attn.q.Reshape")
     return [node for name in names for node in graph.nodes if node.name == name]
 
@@ -68,3 +68,11 @@ def test_the_form_can_be_typed_down(kind: str, tmp_path: Path) -> None:
     exact = embed(tower("norm_in_learned", kind), kind, tmp_path)
     found = embed(typed, kind, tmp_path)
     assert float((found * exact).sum(-1).min()) > 0.9999
+
+
+def test_terms_of_a_product_that_is_too_large_stay_in_float32_with_it() -> None:
+    """Nobody measures them: the graph that is measured has one product."""
+    graph = engine_form(FloatGraph.of(tower("mwa", "text")))
+    kept = to_float16(graph.whole(), opset=19, ranges={"blocks.0.fc2_up.MatMul": 1e6}).kept
+    assert {"blocks.0.fc2_up.0.MatMul", "blocks.0.fc2_up.1.MatMul"} <= set(kept)
+    assert "blocks.1.fc2_up.0.MatMul" not in kept

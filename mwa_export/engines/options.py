@@ -1,0 +1,87 @@
+"""Options that decide which engines are built, and what the bundle must have for them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from mwa_export.bundle.bundle import Bundle
+from mwa_export.bundle.engine import FLOAT8_ATTENTION, EnginePrecision
+from mwa_export.calib.samples import Samples, take_samples
+from mwa_export.data.test_set import RetrievalData
+from mwa_export.encoder.open import open_bundle
+from mwa_export.engines.graphs import CALIBRATED, needs_calibration
+from mwa_export.errors import UsageError, check_option
+from mwa_export.spec import TOWERS
+from mwa_export.trt.build import BuildOptions
+from mwa_export.trt.profiles import Span
+from mwa_export.trt.versions import TensorRt
+
+BATCH = Span(1, 32, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Options of `build_engines`."""
+
+    precision: EnginePrecision = "float16"
+    batches: tuple[Span, ...] = (BATCH,)  # a profile each
+    lengths: Span | None = None  # of texts; None: all that the model has
+    device: int = 0
+    build: BuildOptions = field(default_factory=BuildOptions)
+    rebuild: bool = False  # also build engines that the bundle already has
+    samples: int = 64  # pictures and captions to measure on
+    seed: int = 0
+    speed_gate: bool = True  # compare the speed of 8-bit engines with float16
+    allow_slow: bool = False  # keep 8-bit engines that are slower than float16
+    capabilities: tuple[tuple[int, int], ...] = ()  # of RTX cards: TensorRT-RTX builds for them
+    float8_attention: bool = False  # beside int8 or float8 layers
+
+    def __post_init__(self) -> None:
+        if self.float8_attention and self.precision not in CALIBRATED:
+            raise UsageError(
+                "`float8_attention`: applies to 8-bit engines only, `engine_precision=int8` or "
+                "`engine_precision=float8`."
+            )
+        check_option("samples", self.samples, self.samples >= 1, "1 or more")
+        check_option("seed", self.seed, self.seed >= 0, "0 or more")
+        if self.capabilities and (self.build.flags or self.build.timing_cache):
+            names = [*self.build.flags, *(["timing_cache"] if self.build.timing_cache else [])]
+            raise UsageError(
+                f"`{names[0]}`: TensorRT-RTX has no such engines. It builds for the compute "
+                "capabilities that are named, and finds kernels on the card. Leave the option out."
+            )
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """How engines are built, as far as their manifest entries tell."""
+        return (*self.build.flags, *((FLOAT8_ATTENTION,) if self.float8_attention else ()))
+
+    @property
+    def words(self) -> str:
+        """The options that name these engines, for a message."""
+        cards = ",".join(f"{major}{minor}" for major, minor in self.capabilities)
+        attention = " `float8_attention`" if self.float8_attention else ""
+        rtx = f" `rtx` `capabilities={cards}`" if cards else ""
+        return f"`engine_precision={self.precision}`{attention}{rtx}"
+
+    def check_gpu(self, tensorrt: TensorRt, capability: tuple[int, int], gpu: str) -> None:
+        """Raise UsageError if a TensorRT, or a GPU, does not have what these engines compute in."""
+        tensorrt.check_precision(self.precision, capability, gpu)
+        if self.float8_attention:
+            instead = "Leave the option out"
+            option = "`float8_attention`"
+            tensorrt.check_precision("float8", capability, gpu, option=option, instead=instead)
+
+    def check_bundle(self, bundle: Bundle, data: RetrievalData | None) -> None:
+        """Raise BundleError or CalibrationError if a bundle lacks what these engines need."""
+        if data is not None or self.precision in CALIBRATED:
+            bundle.require(*TOWERS, what="measuring engines")
+        if self.precision in CALIBRATED:
+            needs_calibration(bundle)
+
+    def draw(self, path: str | os.PathLike[str], data: RetrievalData | None) -> Samples | None:
+        """Samples of the data to measure values on; None: there is nothing to measure."""
+        if data is None or self.precision == "bfloat16":
+            return None
+        return take_samples(open_bundle(path), data, self.samples, self.seed)
