@@ -113,6 +113,19 @@ def test_the_script_has_the_profiles_of_the_engine(folders: dict[str, Path]) -> 
     assert len(timed) == 2
 
 
+def test_attention_in_float8_is_replayed_where_it_is_asked_for(
+    calibrated: Bundle, tmp_path: Path
+) -> None:
+    options = EngineOptions("int8", float8_attention=True)
+    folder = write_engine_graphs(calibrated.path, out=tmp_path / "graphs", options=options).folder
+    graph = onnx.load(folder / "vision.int8.onnx")
+    kinds = {t.name: t.data_type for t in graph.graph.initializer}
+    pairs = [n for n in graph.graph.node if n.op_type == "QuantizeLinear"]
+    assert onnx.TensorProto.FLOAT8E4M3FN in {kinds[pair.input[2]] for pair in pairs}
+    stored = {entry.key: entry.value for entry in graph.metadata_props}
+    assert stored["mwa_export.precision"] == "int8", "what the graph says of itself is kept"
+
+
 def turned(graph: Path, out: Path) -> Path:
     """A copy of a graph whose embeddings point the other way."""
     model = onnx.load(graph)

@@ -118,6 +118,17 @@ def test_engines_must_reach_a_cosine(
         assert least_cosine_of(bundle, replace(engine, precision=precision)) == least
 
 
+def test_float8_attention_is_not_held_to_what_quantize_measured_without_it(
+    trt: LateTensorRT, folder: Path
+) -> None:
+    bundle = built(folder)
+    graphs = [replace(g, precision="int8", conformance=0.9999) for g in bundle.manifest.graphs]
+    measured = Bundle(bundle.path, replace(bundle.manifest, graphs=tuple(graphs)))
+    plain = replace(bundle.manifest.engines[0], precision="int8")
+    assert least_cosine_of(measured, plain) == pytest.approx(0.9979)
+    assert least_cosine_of(measured, replace(plain, flags=("float8_attention",))) == 0.9
+
+
 @pytest.mark.parametrize("rows", [1, 4, 5, 19])
 def test_embeddings_are_those_of_onnx_runtime(trt: LateTensorRT, folder: Path, rows: int) -> None:
     bundle = built(folder, "--batch", "1,2,4")
