@@ -21,7 +21,6 @@ from mwa_export.calib.calibrate import CalibrationOptions
 from mwa_export.calib.dialects import DIALECTS
 from mwa_export.demo.run import assets
 from mwa_export.engines import graphs
-from mwa_export.engines.graphs import engine_graph
 from mwa_export.errors import EngineError
 from mwa_export.export.export import ExportOptions, bundle_from_model
 from mwa_export.graphs.apart import without_concatenations
@@ -30,11 +29,8 @@ from mwa_export.graphs.edit import FloatGraph
 from mwa_export.graphs.typed import Typed, to_float16
 from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.synthetic import random_tensors
-from mwa_export.progress import Silent
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig, Tower
 from mwa_export.towers.engine_form import engine_form, keys_and_values
-from mwa_export.trt.build import engine_from_onnx
-from mwa_export.trt.profiles import Span, profiles_of
 
 pytestmark = pytest.mark.slow
 pytest.importorskip(
@@ -218,21 +214,24 @@ def test_bytes_that_are_moved_before_they_are_cast_cannot_be_read(
 def test_float8_attention_stays_one_kernel_for_each_block(
     tower: Tower, precision: EnginePrecision, made: Made, tmp_path: Path
 ) -> None:
-    bundle = made("demo")
-    graph = engine_graph(bundle, tower, precision, True, tmp_path, Silent(), attention8=True)
-    lengths = Span(2, 16, 64) if tower == "text" else None
-    built = engine_from_onnx(
-        graph.path,
-        profiles_of(bundle.describe(tower).spec, (Span(1, 32, 128),), lengths),
-        tmp_path / "engine",
-        precision=precision,
-        device=None,
-        capabilities=((8, 9),),
-    )
-    blocks = bundle.manifest.model.backbone.layers
-    kinds = [{port.kind for port in layer.inputs} for layer in built.layers.attention]
-    assert len(kinds) == blocks
+    found = compiled(made("demo"), tower, precision, tmp_path, attention8=True)
+    kinds = [{port.kind for port in layer.inputs} for layer in found.layers.attention]
+    assert len(kinds) == found.blocks
     # The last block's single query stays as it is, and so does what a mask is added to.
-    assert kinds.count({"float8"}) == (blocks - 1 if tower == "vision" else 0)
-    assert not any(layer.is_softmax for layer in built.layers.layers)
-    assert not built.layers.wider(graph.products, precision)
+    assert kinds.count({"float8"}) == (found.blocks - 1 if tower == "vision" else 0)
+    assert not any(layer.is_softmax for layer in found.layers.layers)
+    assert not found.layers.wider(found.made.products, precision)
+
+
+def test_sums_are_stored_with_the_scales_that_all_columns_share(made: Made, tmp_path: Path) -> None:
+    """The engine's constants tell: one factor of the GEMM, and the columns' own behind it."""
+    found = compiled(made("demo"), "vision", "int8", tmp_path)
+    tensors = found.graph.tensors
+    linears = [n.removesuffix(".factors") for n in tensors if n.endswith(".factors")]
+    assert len(linears) > 10
+    for linear in linears:
+        shared = np.float32(tensors[f"{linear}.input.scale"]) * np.float32(
+            tensors[f"{linear}.weight.scale"]
+        )
+        assert shared.tobytes() in found.engine, linear
+        assert tensors[f"{linear}.factors"].tobytes() in found.engine, linear

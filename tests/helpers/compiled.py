@@ -80,9 +80,16 @@ def calibrated(bundle: Bundle, options: CalibrationOptions | None = None) -> Bun
     return Bundle.open(bundle.path)
 
 
-def compiled(bundle: Bundle, tower: Tower, precision: EnginePrecision, folder: Path) -> Compiled:
+def compiled(
+    bundle: Bundle,
+    tower: Tower,
+    precision: EnginePrecision,
+    folder: Path,
+    *,
+    attention8: bool = False,
+) -> Compiled:
     """Make a graph as `mwa-export trt` does, and compile it for Ada."""
-    made = engine_graph(bundle, tower, precision, True, folder, Silent())
+    made = engine_graph(bundle, tower, precision, True, folder, Silent(), attention8=attention8)
     lengths = text_lengths(None, bundle.manifest.max_length) if tower == "text" else None
     profiles = profiles_of(bundle.describe(tower).spec, (Span(1, 32, 128),), lengths)
     out = folder / "engine"
