@@ -20,6 +20,8 @@ from typing import Any
 
 from trt_bindings import VERSIONS, Bindings
 
+from mwa_export.files import locked
+
 TIMEOUT = 120  # seconds, of a download
 SYMBOLS = (
     "createInferBuilder_INTERNAL",
@@ -123,23 +125,31 @@ def importable(bindings: Bindings, cache: Path) -> dict[str, str]:
     if compiler is None:
         raise UnavailableError("no C compiler (gcc) for the stub that the bindings are loaded with")
     packages, libraries = folder / "packages", folder / "libraries"
-    if not (packages / "tensorrt_bindings").is_dir():
-        with zipfile.ZipFile(_download(bindings, folder)) as wheel:
-            wheel.extractall(folder / "unpacked")
-        (folder / "unpacked").replace(packages)
-    libraries.mkdir(exist_ok=True)
-    source = folder / "stub.c"
-    source.write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in SYMBOLS))
-    for name in bindings.libraries:
-        path = libraries / f"lib{name}.so.{bindings.major}"
-        command = [compiler, "-shared", "-fPIC", "-o", str(path), str(source)]
-        subprocess.run(command, check=True, capture_output=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock", wait=True):  # another process may be filling it
+        if not (packages / "tensorrt_bindings").is_dir():
+            with zipfile.ZipFile(_download(bindings, folder)) as wheel:
+                wheel.extractall(folder / "unpacked")
+            (folder / "unpacked").replace(packages)
+        if not libraries.is_dir():
+            _compile_stubs(bindings, folder / "stubs", compiler)
+            (folder / "stubs").replace(libraries)
     keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return {**keep, "PYTHONPATH": str(packages), "LD_LIBRARY_PATH": str(libraries)}
 
 
+def _compile_stubs(bindings: Bindings, folder: Path, compiler: str) -> None:
+    """Write libraries that have every symbol, which nothing calls."""
+    folder.mkdir(exist_ok=True)
+    source = folder / "stub.c"
+    source.write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in SYMBOLS))
+    for name in bindings.libraries:
+        path = folder / f"lib{name}.so.{bindings.major}"
+        command = [compiler, "-shared", "-fPIC", "-o", str(path), str(source)]
+        subprocess.run(command, check=True, capture_output=True)
+
+
 def _download(bindings: Bindings, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     wanted = f"{bindings.package}=={bindings.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "-d", str(folder), wanted]
