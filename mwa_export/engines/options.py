@@ -45,6 +45,10 @@ class EngineOptions:
             )
         check_option("samples", self.samples, self.samples >= 1, "1 or more")
         check_option("seed", self.seed, self.seed >= 0, "0 or more")
+        # Each once and in order, so that the same cards are the same engine.
+        object.__setattr__(self, "capabilities", tuple(sorted(set(self.capabilities))))
+        pairs = all(isinstance(c, tuple) and len(c) == 2 for c in self.capabilities)
+        check_option("capabilities", self.capabilities, pairs, "pairs of numbers: ((8, 6), (8, 9))")
         if self.capabilities and (self.build.flags or self.build.timing_cache):
             names = [*self.build.flags, *(["timing_cache"] if self.build.timing_cache else [])]
             raise UsageError(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def signals_later() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM, and let them act at the end.
+    """Collect the signals that Python handles, Ctrl-C among them, and let them act at the end.
 
     They would act in TensorRT's callbacks, whose exceptions it swallows, and build on.
     """
@@ -18,8 +18,8 @@ def signals_later() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield arrived
         return
-    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-    heard = {kind: how for kind, how in before.items() if how not in (signal.SIG_IGN, None)}
+    handlers = {kind: signal.getsignal(kind) for kind in signal.valid_signals()}
+    heard = {kind: handler for kind, handler in handlers.items() if callable(handler)}
     for kind in heard:
         signal.signal(kind, lambda number, _frame: arrived.append(number))
     try:

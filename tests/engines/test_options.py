@@ -34,6 +34,14 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], na
         EngineOptions(**options)
 
 
+def test_cards_are_each_named_once_and_in_order() -> None:
+    options = EngineOptions(capabilities=((12, 0), (8, 6), (12, 0)))
+    assert options.capabilities == ((8, 6), (12, 0))
+    wrong: Any = ("86", "120")
+    with pytest.raises(UsageError, match=r"`capabilities=.*pairs of numbers"):
+        EngineOptions(capabilities=wrong)
+
+
 def test_what_a_gpu_lacks_is_named_by_the_option_that_asks_for_it() -> None:
     options, ampere = EngineOptions("int8", float8_attention=True), (8, 6)
     with pytest.raises(UsageError, match=r"^`float8_attention`: .*8\.6.*8\.9.*Leave"):

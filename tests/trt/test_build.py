@@ -299,24 +299,25 @@ def test_an_interrupt_ends_the_build_and_leaves_nothing(
     refused(tmp_path, KeyboardInterrupt, progress=steps)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_during_the_build_ends_it_at_the_next_step(
-    newest: FakeTensorRT, tmp_path: Path
+    kind: signal.Signals, newest: FakeTensorRT, tmp_path: Path
 ) -> None:
     """Python would raise in one of TensorRT's callbacks, and the bindings swallow that."""
     answers: list[bool] = []
 
     def during(monitor: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(kind)
         answers.append(monitor.step_complete("a phase", 0))
 
     newest.during_build = during
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(kind, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a job in the background
+        signal.signal(kind, signal.SIG_IGN)  # a job in the background
         build(tmp_path / "background")
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(kind, before)
     assert answers == [False, True]
     assert [path.parts[-3] for path in tmp_path.rglob("*.engine")] == ["background"]
