@@ -79,10 +79,11 @@ class EngineOptions:
 
     def check_bundle(self, bundle: Bundle, data: RetrievalData | None) -> None:
         """Raise BundleError or CalibrationError if a bundle lacks what these engines need."""
-        if data is not None or self.precision in CALIBRATED:
-            bundle.require(*TOWERS, what="measuring engines")
         if self.precision in CALIBRATED:
+            bundle.require(*TOWERS, what="calibration")
             needs_calibration(bundle)
+        if data is not None:
+            bundle.require(*TOWERS, what="measuring engines")
 
     def draw(self, path: str | os.PathLike[str], data: RetrievalData | None) -> Samples | None:
         """Samples of the data to measure values on; None: there is nothing to measure."""
