@@ -25,6 +25,7 @@ floors: $(VENV)/installed
 	$(BIN)/python .ci/floors.py > $(VENV)/floors.txt
 	$(PYTHON) -m venv $(VENV)-floors
 	$(VENV)-floors/bin/python -m pip install --quiet -c $(VENV)/floors.txt -e ".[dev]"
+	$(VENV)-floors/bin/python -m pip install --quiet --no-deps -c constraints.txt torchscale
 	$(VENV)-floors/bin/pytest -m "not slow" -n 2
 
 lint: $(VENV)/installed
@@ -35,6 +36,8 @@ lint: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	# Without its dependencies: inference does not run them, and fairscale needs a compiler.
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torchscale
 	touch $@
 
 clean:

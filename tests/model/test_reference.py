@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +13,11 @@ from cases import ALL
 from configs import CONFIGS
 
 from mwa_export.errors import MissingPackageError
-from mwa_export.model.reference import ReferenceModel, reference_from_tensors
+from mwa_export.model.reference import (
+    ReferenceModel,
+    reference_from_tensors,
+    training_only_packages,
+)
 from mwa_export.model.synthetic import random_tensors
 
 
@@ -66,6 +71,24 @@ def test_stand_ins_are_gone_after_the_import() -> None:
         "    assert module is None or module.__file__, name\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_packages_that_import_are_used_instead_of_stand_ins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed = {
+        name: ModuleType(name) for name in ("fairscale", "fairscale.nn", "timm", "timm.models")
+    }
+    for name, module in installed.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "timm.models.layers", raising=False)
+    with training_only_packages():
+        assert sys.modules["fairscale.nn"] is installed["fairscale.nn"]
+        assert not hasattr(installed["fairscale.nn"], "wrap")
+        with pytest.raises(MissingPackageError):
+            sys.modules["timm.models.layers"].drop_path()  # a part that does not import
+    assert sys.modules["timm.models"] is installed["timm.models"]
+    assert "timm.models.layers" not in sys.modules
 
 
 def test_training_only_options_fail_with_their_reason() -> None:
