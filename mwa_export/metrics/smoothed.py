@@ -4,7 +4,7 @@ A query counts in Recall@k when its margin is above 0: the score of its best rig
 of the k-th best wrong one. Counting flips compares that step for two models, so only the queries
 that cross zero say anything. Here the same smooth step, ``h`` wide, stands in for it on both sides,
 and every query within about ``h`` of zero speaks. The method, its sources and its limits are in
-``docs/parity.md``; ``benchmarks/verdict.py`` measures it.
+``docs/verdict.md``; ``benchmarks/verdict.py`` measures it.
 """
 
 from __future__ import annotations

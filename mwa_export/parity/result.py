@@ -1,7 +1,7 @@
 """Result of a parity run as plain data. Every report is made from this alone.
 
 "Reference" is what decides, "candidate" what is checked. Recall is in percent, differences are in
-percentage points and are candidate minus reference: a loss is negative. ``docs/parity.md``
+percentage points and are candidate minus reference: a loss is negative. ``docs/report.md``
 describes the JSON form.
 """
 

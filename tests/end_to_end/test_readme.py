@@ -54,7 +54,7 @@ def test_make_targets_of_the_readme_exist() -> None:
 
 
 def test_every_field_of_the_parity_report_is_documented() -> None:
-    text = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8").split("## report.json")[1]
+    text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8").split("## report.json")[1]
     documented = set(re.findall(r"`([a-z_0-9]+)`", text))
     classes = [item for item in vars(parity_result).values() if dataclasses.is_dataclass(item)]
     fields = {field.name for kind in classes for field in dataclasses.fields(kind)}

@@ -154,7 +154,7 @@ def test_json_is_strict_and_is_the_result(result: Parity, out: Path) -> None:
 
 
 def test_docs_describe_every_field_of_the_json() -> None:
-    docs = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
+    docs = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
     described = docs[docs.index("## report.json") :]
     result = SMALL.to_json()
     (first, *_), (cost, *_), (gate, *_) = (
