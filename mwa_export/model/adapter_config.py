@@ -1,4 +1,4 @@
-"""The configuration of the adapters, from a checkpoint's tensors and options."""
+"""Infer the adapter configuration from a checkpoint's tensors and options."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ def adapter_config(
     stored: StoredOptions,
     options: ModelOptions,
 ) -> AdapterConfig | None:
-    """The adapters of the towers; None if they have none.
+    """Infer the adapter configuration of the given towers; None if they have no adapters.
 
     Raises:
         CheckpointError, UsageError: see `config_from_shapes`.
-        MissingOptionError: an option is stored nowhere and was not given.
+        MissingOptionError: an option is neither stored in the checkpoint nor given.
     """
     path, wanted = stored.path, [ADAPTER_OF_TOWER[tower] for tower in towers]
     present = [name for name in wanted if any(f".{name}." in key for key in shapes)]
     _check_stored_mode(wanted, present, stored)
     if not present:
         if given := [f"`{name}`" for name in options.of_adapters()]:
-            raise UsageError(f"{path}: has no adapters, so {', '.join(given)} cannot apply.")
+            raise UsageError(
+                f"{path}: has no adapters, so {', '.join(given)} cannot apply. Leave that out."
+            )
         return None
     mode = "both" if len(present) == 2 else present[0].removeprefix("adaptmlp_")
     down = next((n for n in shapes if ".adaptmlp_" in n and n.endswith("down_proj.weight")), None)
@@ -49,7 +51,7 @@ def adapter_config(
             f"{path}: {down or 'adaptmlp_*.down_proj.weight'} is {found}. Expected a rank 2 tensor."
         )
     stored.check_sizes({"ffn_num": shapes[down][0]})
-    absent: dict[str, str] = {}  # option -> what it can be
+    absent: dict[str, str] = {}  # option -> its possible values
     layernorm = _layernorm(shapes, stored, options, absent)
     scale = _scale(shapes, stored, options, absent)
     ffn_option = options.ffn_option or stored.choice("ffn_option", get_args(FfnOption))
@@ -57,8 +59,8 @@ def adapter_config(
         absent["ffn_option"] = "|".join(get_args(FfnOption))
     if absent:
         raise MissingOptionError(
-            f"{path}: holds adapters, but neither its tensors nor its args say how they were "
-            "trained. Give: " + ", ".join(f"`{name}={value}`" for name, value in absent.items()),
+            f"{path}: contains adapters, but not all options that they were trained with. Pass: "
+            + ", ".join(f"`{name}={value}`" for name, value in absent.items()),
             tuple(absent),
         )
     return AdapterConfig(
@@ -67,27 +69,27 @@ def adapter_config(
 
 
 def _check_stored_mode(wanted: list[str], present: list[str], stored: StoredOptions) -> None:
-    """Raise UsageError if the stored options tell of other adapters than there are."""
+    """Raise UsageError if the stored options contradict the adapter tensors."""
     adapts, mode = stored.values.get("ffn_adapt"), stored.get("ffn_mode")
     adapts = None if adapts is None or isinstance(adapts, Placeholder) else bool(adapts)
     if adapts is not None and not adapts and present:
         raise UsageError(
-            f"{stored.path}: its args say ffn_adapt={adapts}, and it holds adapters. The file was "
-            "put together wrongly."
+            f"{stored.path}: its args say ffn_adapt={adapts}, but it contains adapters. The file "
+            "is inconsistent: save tensors and args of one training run."
         )
     if mode is not None and (present or adapts):
         mode = stored.choice("ffn_mode", get_args(AdapterMode))
         told = [name for name in wanted if mode in ("both", name.removeprefix("adaptmlp_"))]
         if told != present:
             raise UsageError(
-                f"{stored.path}: its args say ffn_adapt={adapts} and ffn_mode={mode!r}, and it "
-                f"holds {' and '.join(present) or 'no adapters'}. The file was put together "
-                "wrongly."
+                f"{stored.path}: its args say ffn_adapt={adapts} and ffn_mode={mode!r}, but it "
+                f"contains {' and '.join(present) or 'no adapters'}. The file is inconsistent: "
+                "save tensors and args of one training run."
             )
     elif adapts and not present:
         raise UsageError(
-            f"{stored.path}: its args say ffn_adapt={adapts}, and it holds no adapters. The file "
-            "was put together wrongly."
+            f"{stored.path}: its args say ffn_adapt={adapts}, but it contains no adapters. The "
+            "file is inconsistent: save tensors and args of one training run."
         )
 
 
@@ -107,8 +109,9 @@ def _layernorm(
         return "none"
     if (value != "none") != has_tensors:
         raise UsageError(
-            f"{stored.path}: the adapter LayerNorm is {value!r} by its options, and its tensors "
-            f"{'include' if has_tensors else 'lack'} adapter_layer_norm_before."
+            f"{stored.path}: the option {name} is {value!r}, but the tensors "
+            f"{'include' if has_tensors else 'lack'} adapter_layer_norm_before. Pass the value "
+            "that training used: `adapter_layernorm`"
         )
     return cast("AdapterLayerNorm", value)
 
@@ -122,7 +125,7 @@ def _scale(
     if any(".adaptmlp_" in name and name.endswith(".scale") for name in shapes):
         if options.adapter_scale is not None:
             raise UsageError(
-                f"{stored.path}: its adapters carry a trained scale. Leave `adapter_scale` out."
+                f"{stored.path}: its adapters have a learned scale. Leave `adapter_scale` out."
             )
         return None
     value: Any = options.adapter_scale
@@ -135,13 +138,13 @@ def _scale(
         scale = float(value)
     except (TypeError, ValueError, OverflowError):
         raise UsageError(
-            f"{stored.path}: its args say ffn_adapter_scalar={shown(value)}, and its adapters "
-            "carry no trained scale. Give one: `adapter_scale=NUMBER`"
+            f"{stored.path}: its args say ffn_adapter_scalar={shown(value)}, but its adapters "
+            "have no learned scale. Pass the scale: `adapter_scale=NUMBER`"
         ) from None
-    # A float32 graph computes with it, and overflows where a Python float does not.
+    # The graph computes in float32, which overflows earlier than a Python float.
     if not abs(scale) <= float(np.finfo(np.float32).max):
         raise UsageError(
-            f"{stored.path}: the adapter scale (ffn_adapter_scalar) is {scale}. Expected a finite "
-            "number that float32 can hold."
+            f"{stored.path}: the adapter scale (ffn_adapter_scalar) is {scale}. Expected a number "
+            "that is finite in float32."
         )
     return scale

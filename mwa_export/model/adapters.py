@@ -1,4 +1,4 @@
-"""Adapter files, which hold what training added to a base. Split a checkpoint and rejoin it."""
+"""Adapter files: store what training added to a base, and rejoin the two."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ FORMAT = "mwa-export adapter 1"
 
 
 def combine(base: Checkpoint, adapter: Checkpoint) -> dict[str, Tensor]:
-    """The base's tensors with the adapter's put over and beside them.
+    """Merge an adapter's tensors into those of its base; the adapter's win.
 
     Raises:
-        AdapterError: the adapter was split from another base, or its width is another one.
+        AdapterError: the adapter was split from another base or has another width.
     """
     _check_width(base, adapter)
     if "base" in adapter.metadata:
         kept = _names_of_base(adapter)
         absent = [name for name in kept if name not in base.tensors]
         if absent or fingerprint(base.tensors, kept) != adapter.metadata["base"]:
-            found = f"lacks {absent[0]}" if absent else "has other values in the tensors they share"
+            found = f"lacks {absent[0]}" if absent else "has other values in the shared tensors"
             raise AdapterError(
                 f"{adapter.path}: was split from another base. {base.path} {found}. "
-                "Give the base that was used with `mwa-export split`."
+                "Pass the base that was used with `mwa-export split`."
             )
     return {**base.tensors, **adapter.tensors}
 
 
 def of_towers(tensors: Mapping[str, Tensor], adapter: Checkpoint) -> dict[str, Tensor]:
-    """The base's tensors without a tower that the adapter was not trained with.
+    """Drop the tensors of a tower that the adapter was not trained with.
 
-    What both towers share, the enhancers, would change the other one without having seen it.
+    The enhancers are shared by both towers: trained with one, they would alter the other.
     """
     try:
         towers = json.loads(adapter.metadata.get("towers", "null"))
@@ -61,15 +61,15 @@ def split(
 
     Args:
         model: the trained state dict.
-        config: its configuration; its adapter options go into the metadata.
-        base: the checkpoint training started from, of any float precision.
-        out: the `.safetensors` file to write. Written whole or not at all.
+        config: its configuration; the adapter options are stored in the metadata.
+        base: the checkpoint that training started from, in any float precision.
+        out: the `.safetensors` file. Written completely or not at all.
 
     Returns:
         The tensors written.
 
     Raises:
-        AdapterError: nothing differs, or the base has another width.
+        AdapterError: no tensor differs, no tensor is shared, or the file cannot be written.
     """
     torch = require("torch", extra="export", why="compare checkpoints")
     safetensors = require("safetensors", extra="export", why="write an adapter file")
@@ -85,10 +85,13 @@ def split(
     if not kept:
         raise AdapterError(
             f"{base.path}: shares no tensor with the checkpoint. Expected the base that training "
-            "started from. If it differs by rounding, give both in the same precision."
+            "started from. If they differ only by rounding, pass both in the same precision."
         )
     if not added:
-        raise AdapterError(f"{base.path}: the checkpoint adds nothing to this base.")
+        raise AdapterError(
+            f"{base.path}: contains every tensor of the checkpoint, so there is nothing to split "
+            "off. Pass the base that training started from."
+        )
     kept = [name for name in kept if name not in UNUSED]
     metadata = {
         "format": FORMAT,
@@ -100,13 +103,13 @@ def split(
     with new_file(out) as partial:
         try:
             save(added, os.fspath(partial), metadata)
-        except safetensors.SafetensorError as error:  # what it makes of a full disk
+        except safetensors.SafetensorError as error:  # raised for a full disk, too
             raise AdapterError(f"{out}: cannot be written ({error}).") from error
     return added
 
 
 def training_options(config: ModelConfig) -> dict[str, Any]:
-    """A configuration's options under the names of the reference's option parser."""
+    """Express a configuration in the option names of the authors' argument parser."""
     options: dict[str, Any] = {
         "encoder_attention_heads": config.backbone.heads,
         "ffn_adapt": config.adapter is not None,
@@ -129,12 +132,12 @@ def training_options(config: ModelConfig) -> dict[str, Any]:
 
 
 def _names_of_base(adapter: Checkpoint) -> list[str]:
-    """The tensors that the adapter takes from its base, as `split` recorded them."""
+    """Names of the base tensors that the adapter needs, as recorded by `split`."""
     written = adapter.metadata.get("format")
     if written != FORMAT:
         raise AdapterError(
-            f"{adapter.path}: its metadata says format {written!r}. Expected {FORMAT!r}. "
-            "Use the mwa-export that wrote it, or split again."
+            f"{adapter.path}: the format in its metadata is {written!r}. Expected {FORMAT!r}. "
+            "Use the version of mwa-export that wrote it, or split again."
         )
     try:
         names = json.loads(adapter.metadata["base_tensors"])
@@ -142,7 +145,7 @@ def _names_of_base(adapter: Checkpoint) -> list[str]:
             raise ValueError("not a list of names")
     except (KeyError, ValueError, RecursionError) as error:
         raise AdapterError(
-            f"{adapter.path}: its metadata names no base tensors ({error!r}). Split again."
+            f"{adapter.path}: its metadata does not list the base tensors ({error!r}). Split again."
         ) from error
     return names
 
@@ -162,10 +165,10 @@ def _check_width(base: Checkpoint, adapter: Checkpoint) -> None:
     if not widths:
         raise AdapterError(
             f"{base.path}: is not a BEiT-3 base (beit3.vision_embed.proj and beit3.text_embed are "
-            "missing)."
+            "missing). Pass the checkpoint that training started from."
         )
     if widths[0] != width:
         raise AdapterError(
-            f"{adapter.path}: was trained for width {width} ({name}), and {base.path} has width "
+            f"{adapter.path}: was trained for width {width} ({name}), but {base.path} has width "
             f"{widths[0]}. Expected an adapter and a base of the same model size."
         )

@@ -1,7 +1,7 @@
-"""Read the files that ``torch.save`` has written over the years: zip, its older stream, and tar.
+"""Read every file format that ``torch.save`` has ever written: zip, the older stream, and tar.
 
-Nothing in them runs; see ``pickles``. Tensors are memory-mapped, and checked against the file's
-size and, in a zip, against its checksums.
+No code in the files is run; see ``pickles``. Tensors are memory-mapped and checked against the
+file's size and, in a zip, its checksums.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from mwa_export.optional import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # of the stream that torch.save wrote before version 1.6
+_MAGIC = 0x1950A86A20F9469CFC6C  # starts the stream that torch.save wrote before version 1.6
 _MAGIC_AS_TEXT = b"L%dL" % _MAGIC  # pickle protocols 0 and 1
-Span = tuple[int, int]  # first byte in the file, and the byte behind the last
+Span = tuple[int, int]  # byte offsets in the file: start, end (exclusive)
 
 
 class Archive:
-    """A file of torch.save: the object that was saved, and the data of its tensors."""
+    """A file written by torch.save: the saved object and the data of its tensors."""
 
     def __init__(
         self,
@@ -50,27 +50,27 @@ class Archive:
         spans: Mapping[str, Span],
         checksums: Mapping[str, int] | None = None,
     ) -> None:
-        """``spans`` and ``checksums`` are by the key of a storage."""
-        self.saved = saved  # with a TensorRef in the place of every tensor
+        """Keep the parsed file; ``spans`` and ``checksums`` are keyed by storage."""
+        self.saved = saved  # every tensor is replaced by a TensorRef
         self.path = path
         self._content = content
         self._spans = spans
         self._checksums = checksums or {}
         self._checked: set[str] = set()
-        self._aligned: dict[Span, bytearray] = {}  # copies of data that lies unaligned
+        self._aligned: dict[Span, bytearray] = {}  # copies of unaligned data
 
     def tensor(self, name: str, ref: TensorRef) -> Tensor:
-        """Map a tensor's data. ``name`` is for messages.
+        """Map a tensor's data. ``name`` is used in messages.
 
         Raises:
-            CheckpointError: the data is not all there, was changed, or is of another kind.
+            CheckpointError: the data is incomplete, damaged, or has an unsupported dtype.
         """
         torch = require("torch", extra="export", why="read a checkpoint")
         size = item_bytes(ref.dtype)
         if size is None or ref.dtype.startswith(("complex", "q")):
             raise CheckpointError(
                 f"{self.path}: {name} is {ref.dtype}. Expected float32, float16, bfloat16 or "
-                "float64 weights. Export from the checkpoint before its precision was reduced."
+                "float64 weights. Use the checkpoint from before it was quantized."
             )
         dtype = getattr(torch, ref.dtype)
         numel = 1
@@ -84,13 +84,13 @@ class Archive:
             (side - 1) * s for side, s in zip(ref.shape, ref.stride, strict=True)
         )
         if last >= count:
-            raise _damaged(self.path, f"{name} reads beyond the data that the file has for it")
+            raise _damaged(self.path, f"{name} reads beyond the data stored for it")
         if numel > count:
             raise CheckpointError(
-                f"{self.path}: {name} is a view that repeats {count:,} stored values to "
+                f"{self.path}: {name} is a view that repeats {count:,} stored values to fill "
                 f"{numel:,}. Expected every value to be stored: save tensor.contiguous()."
             )
-        if start % size:  # only the older formats leave data unaligned
+        if start % size:  # only the older formats store data unaligned
             aligned = self._aligned.setdefault((start, stop), bytearray())
             if not aligned:
                 aligned += self._content[start:stop]
@@ -100,7 +100,7 @@ class Archive:
         return cast("Tensor", flat.as_strided(ref.shape, ref.stride, ref.offset))
 
     def _span(self, name: str, storage: StorageRef) -> Span:
-        """Where the storage lies in the file, after its checksum was compared."""
+        """Locate a storage in the file after comparing its checksum."""
         if storage.key not in self._spans:
             raise _damaged(self.path, f"the data of {name} is missing")
         start, stop = self._spans[storage.key]
@@ -114,25 +114,27 @@ class Archive:
 
 
 def open_archive(path: Path) -> Archive:
-    """Read what was saved, without the tensors' data.
+    """Read the saved object without the tensors' data.
 
     Raises:
-        CheckpointError: no file of torch.save, or a damaged one.
+        CheckpointError: the file was not written by torch.save, or is damaged.
     """
     try:
         with path.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except ValueError as error:  # nothing to map
-        raise CheckpointError(f"{path}: is empty, or not a file that can be mapped.") from error
+        raise CheckpointError(
+            f"{path}: is empty or cannot be memory-mapped. Copy the file again."
+        ) from error
     read = next((r for fits, r in _READERS if fits(content)), None)
     if read is None:
         raise CheckpointError(
-            f"{path}: is not a PyTorch checkpoint (it starts with {content[:8]!r}). Expected a "
-            "file written by torch.save or safetensors, or a folder with one."
+            f"{path}: is not a PyTorch checkpoint (it starts with {content[:8]!r}). Pass a file "
+            "written by torch.save or safetensors, or a folder with one."
         )
     try:
         return read(path, content)
-    # TypeError and the like: something else than torch writes at that place.
+    # TypeError and others: the file holds a value that torch never writes there.
     except (
         *(ValueError, TypeError, LookupError, OverflowError, RecursionError),
         *(struct.error, tarfile.TarError),
@@ -147,18 +149,18 @@ def _read_zip(path: Path, content: mmap.mmap) -> Archive:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-    # A damaged header may ask for a newer zip (NotImplementedError) or hold an impossible offset.
+    # A damaged header may claim a newer zip version (NotImplementedError) or an impossible offset.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise _damaged(path, f"{len(content):,} bytes without a readable end ({error})") from error
     pickles = sorted((n for n in entries if f"/{n}".endswith("/data.pkl")), key=len)
     if any(f"/{name}".endswith("/constants.pkl") for name in entries):
         raise CheckpointError(
-            f"{path}: is a TorchScript program. Expected a checkpoint with the model's tensors."
+            f"{path}: is a TorchScript program. Pass a checkpoint with the model's state dict."
         )
     if not pickles:
         raise CheckpointError(
-            f"{path}: is a zip file, but not one of torch.save (it holds "
-            f"{', '.join(list(entries)[:3]) or 'nothing'}). Expected a checkpoint."
+            f"{path}: is a zip file that torch.save did not write (it contains "
+            f"{', '.join(list(entries)[:3]) or 'nothing'}). Pass a checkpoint."
         )
     root = pickles[0].removesuffix("data.pkl")
     # torch.serialization.set_crc32_options(False) leaves every checksum at 0.
@@ -176,25 +178,25 @@ def _read_zip(path: Path, content: mmap.mmap) -> Archive:
     spans = {key: _span_in_zip(path, content, entry) for key, entry in stored.items()}
     ends = sorted(span for span in spans.values() if span[0] < span[1])
     if any(stop > start for (_, stop), (start, _) in itertools.pairwise(ends)):
-        raise _damaged(path, "its entries lie over one another")
+        raise _damaged(path, "its entries overlap")
     checksums = {key: entry.CRC for key, entry in stored.items()} if summed else {}
     return Archive(path, content, saved, spans, checksums)
 
 
 def _span_in_zip(path: Path, content: mmap.mmap, entry: zipfile.ZipInfo) -> Span:
-    """Where an entry's bytes lie: behind a header of its own, whose length the file says."""
+    """Locate an entry's bytes: they follow a local header of variable length."""
     header = entry.header_offset
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         raise CheckpointError(
-            f"{path}: {entry.filename} is compressed or encrypted in it. Expected the file as "
-            "torch.save wrote it: load and save it again."
+            f"{path}: its entry {entry.filename} is compressed or encrypted. Expected an "
+            "uncompressed entry, as torch.save writes: load and save the checkpoint again."
         )
     if content[header : header + 4] != b"PK\x03\x04":
         raise _damaged(path, f"{entry.filename} is not where the file's directory says")
     name, extra = struct.unpack("<HH", content[header + 26 : header + 30])
     start = header + 30 + name + extra
     if start + entry.file_size > len(content):
-        raise _damaged(path, f"{entry.filename} ends behind the end of the file")
+        raise _damaged(path, f"{entry.filename} extends past the end of the file")
     return start, start + entry.file_size
 
 
@@ -202,7 +204,7 @@ def _span_in_zip(path: Path, content: mmap.mmap, entry: zipfile.ZipInfo) -> Span
 
 
 def _read_stream(path: Path, content: mmap.mmap) -> Archive:
-    sizes: dict[str, int] = {}  # bytes of an element, by the key of a storage
+    sizes: dict[str, int] = {}  # key of a storage -> bytes of an element
 
     def storage(persistent_id: Any) -> Any:
         found = storage_of(persistent_id)
@@ -213,8 +215,8 @@ def _read_stream(path: Path, content: mmap.mmap) -> Archive:
     content.seek(0)
     if read_pickle(content) != _MAGIC:
         raise CheckpointError(
-            f"{path}: is a pickle, but not one of torch.save. Expected a checkpoint: save it with "
-            "torch.save(model.state_dict(), FILE)."
+            f"{path}: is a pickle that torch.save did not write. Expected a checkpoint: write it "
+            "with torch.save(model.state_dict(), FILE)."
         )
     read_pickle(content)  # the version of the protocol
     system = read_pickle(content)
@@ -223,22 +225,22 @@ def _read_stream(path: Path, content: mmap.mmap) -> Archive:
     saved = read_pickle(content, storage)
     keys = read_pickle(content)
     if not isinstance(keys, list):
-        raise PickleError("no list of storages")
+        raise PickleError("the list of storages is missing")
     spans = {}
     for key in keys:
         if not isinstance(key, str) or key not in sizes:
-            raise PickleError("a storage that nothing refers to")
+            raise PickleError("a storage is not referenced")
         spans[key] = _span_in_stream(content, sizes[key])
     return Archive(path, content, saved, spans)
 
 
 def _span_in_stream(content: mmap.mmap, size: int) -> Span:
-    """Where a storage's bytes lie: behind the number of its elements. Moves behind them."""
+    """Locate a storage's bytes, which follow its element count, and seek past them."""
     (count,) = struct.unpack("<q", content.read(8))
     start = content.tell()
     stop = start + count * size
     if count < 0 or stop > len(content):
-        raise PickleError("a storage ends behind the end of the file")
+        raise PickleError("a storage extends past the end of the file")
     content.seek(stop)
     return start, stop
 
@@ -251,7 +253,7 @@ def _read_tar(path: Path, content: mmap.mmap) -> Archive:
         members = {member.name: member for member in archive if member.isreg()}
     if not {"storages", "tensors", "pickle"} <= set(members):
         raise CheckpointError(
-            f"{path}: is a tar file, but not one of torch.save. Expected a checkpoint."
+            f"{path}: is a tar file that torch.save did not write. Pass a checkpoint."
         )
     objects: dict[int, Any] = {}
     spans: dict[str, Span] = {}
@@ -279,7 +281,7 @@ def _read_tar(path: Path, content: mmap.mmap) -> Archive:
         (offset,) = struct.unpack("<q", content.read(8))
         storage = objects[_integer(of)]
         if min((offset, *shape, *stride)) < 0:
-            raise PickleError("a tensor of an impossible shape")
+            raise PickleError("a tensor has an impossible shape")
         objects[_integer(key)] = TensorRef(storage, storage.dtype, offset, shape, stride)
 
     def known(persistent_id: Any) -> Any:
@@ -294,15 +296,15 @@ def _read_tar(path: Path, content: mmap.mmap) -> Archive:
 
 
 def _count(number: Any, content: mmap.mmap) -> int:
-    """A number of things in the file, which each take a byte at least."""
+    """Check a count of items in the file; each takes at least one byte."""
     if not 0 <= _integer(number) <= len(content):
-        raise PickleError("a number beyond the end of the file")
+        raise PickleError("a count exceeds the size of the file")
     return int(number)
 
 
 def _integer(number: Any) -> int:
     if type(number) is not int:
-        raise PickleError("a number is missing")
+        raise PickleError("an integer is missing")
     return number
 
 
@@ -316,11 +318,12 @@ _READERS: tuple[tuple[Callable[[mmap.mmap], bool], Callable[[Path, mmap.mmap], A
 def _check_byte_order(path: Path, order: bytes | bool) -> None:
     if order == b"big":
         raise CheckpointError(
-            f"{path}: was written on a big-endian machine. Load and save it again on this one."
+            f"{path}: was written on a big-endian machine, which is not supported. Load and save "
+            "it with PyTorch on this machine."
         )
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: cannot be read ({what}). The file is damaged or cut short: copy it again."
+        f"{path}: cannot be read ({what}). The file is damaged or truncated: copy it again."
     )

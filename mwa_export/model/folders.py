@@ -1,4 +1,4 @@
-"""Find the files of a checkpoint: one file, or a folder of DeepSpeed or Hugging Face."""
+"""Find the files of a checkpoint: one file, or a DeepSpeed or Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 class CheckpointFiles:
     """The files that hold a model's tensors."""
 
-    path: Path  # for messages: the file, or the index of the shards
+    path: Path  # the file, or the index of the shards; for messages
     weights: tuple[Path, ...]
     layout: str  # "", "DeepSpeed", "Hugging Face", "Hugging Face, 2 shards"
     shard_of: Mapping[str, Path] = field(default_factory=dict)  # tensor -> file, if sharded
-    config: Mapping[str, Any] = field(default_factory=dict)  # of config.json
+    config: Mapping[str, Any] = field(default_factory=dict)  # content of config.json
 
 
 def find_files(path: Path) -> CheckpointFiles:
     """Find the files of a checkpoint.
 
     Raises:
-        CheckpointError: there is none, or one whose tensors lie scattered; the message names the
-            tool that gathers them.
-        AdapterError: a folder of PEFT.
+        CheckpointError: there is no checkpoint, or its tensors are spread over ranks; the message
+            names the tool that gathers them.
+        AdapterError: the folder is a PEFT adapter.
     """
     if path.name.endswith(".index.json") and path.is_file():
         return _sharded(path, _config(path.parent))
@@ -40,10 +40,10 @@ def find_files(path: Path) -> CheckpointFiles:
         config = _config(path.parent) if path.name in _HUGGING_FACE else {}
         return CheckpointFiles(path, (path,), _DEEPSPEED_NAMES.get(path.name, ""), config=config)
     if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{path}: is a device or a pipe. Expected a file or a folder.")
+        raise CheckpointError(f"{path}: is a device or a pipe. Pass a file or a folder.")
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or folder. Expected a checkpoint.")
-    # What a trainer gathered into one file counts, also beside what each rank wrote.
+        raise CheckpointError(f"{path}: no such file or folder. Pass a checkpoint.")
+    # A gathered file takes precedence over the files that each rank wrote.
     found = _hugging_face(path)
     if found is None:
         _refuse_scattered(path)
@@ -51,10 +51,10 @@ def find_files(path: Path) -> CheckpointFiles:
     if found is not None:
         return found
     inside = [f.name for f in sorted(path.iterdir()) if f.suffix in _CHECKPOINTS]
-    hint = f" Name a file in it: {', '.join(inside[:4])}." if inside else ""
+    hint = f" Pass a file in it: {', '.join(inside[:4])}." if inside else ""
     raise CheckpointError(
-        f"{path}: is a folder without a checkpoint. Looked for {', '.join(_HUGGING_FACE)} or an "
-        f"index of shards (Hugging Face), `latest` or */{_DEEPSPEED} (DeepSpeed).{hint}"
+        f"{path}: is a folder without a checkpoint. Expected {', '.join(_HUGGING_FACE)} or an "
+        f"index of shards (Hugging Face), or `latest` or */{_DEEPSPEED} (DeepSpeed).{hint}"
     )
 
 
@@ -62,17 +62,17 @@ _DEEPSPEED_NAMES = {_DEEPSPEED: "DeepSpeed"}
 
 
 def _refuse_scattered(folder: Path) -> None:
-    """Refuse folders that no single file speaks for, each with the way to one that does."""
+    """Raise for folders whose tensors are spread over files, and name the tool that joins them."""
     if (folder / ".metadata").is_file() or any(folder.glob("*.distcp")):
         raise CheckpointError(
-            f"{folder}: is a distributed checkpoint of PyTorch (torch.distributed.checkpoint). "
-            "Gather it into one file: python -m torch.distributed.checkpoint.format_utils "
+            f"{folder}: is a PyTorch distributed checkpoint (torch.distributed.checkpoint). "
+            "Convert it to one file: python -m torch.distributed.checkpoint.format_utils "
             f"dcp_to_torch {folder} checkpoint.pth"
         )
     if (folder / "adapter_config.json").is_file():
         raise AdapterError(
-            f"{folder}: is a PEFT adapter (LoRA or alike), which is not a MultiWay-Adapter. Merge "
-            "it with PEFT's merge_and_unload() and give the merged checkpoint."
+            f"{folder}: is a PEFT adapter (LoRA or similar), not a MultiWay-Adapter. Merge it with "
+            "PEFT's merge_and_unload() and pass the merged checkpoint."
         )
     if any(folder.glob("zero_pp_rank_*_mp_rank_00_model_states.pt")):
         raise _zero3(folder)
@@ -85,13 +85,13 @@ def _refuse_scattered(folder: Path) -> None:
 def _zero3(folder: Path) -> CheckpointError:
     return CheckpointError(
         f"{folder}: is a DeepSpeed ZeRO-3 checkpoint, whose weights are spread over its ranks. "
-        f"Gather them with the script that DeepSpeed leaves beside it: python zero_to_fp32.py "
-        f"{folder} OUTPUT, and export OUTPUT."
+        f"Run the script that DeepSpeed saved with it, and export OUTPUT: "
+        f"python zero_to_fp32.py {folder} OUTPUT"
     )
 
 
 def _deepspeed(folder: Path) -> CheckpointFiles | None:
-    """The model states of a DeepSpeed folder, or of one of its tags."""
+    """Find the model states of a DeepSpeed folder or of one of its tags."""
     latest, tag = folder / "latest", folder
     if not any(folder.glob("mp_rank_*_model_states.pt")):
         tags = sorted(file.parent for file in folder.glob(f"*/{_DEEPSPEED}"))
@@ -99,16 +99,16 @@ def _deepspeed(folder: Path) -> CheckpointFiles | None:
             tag = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
             if tag not in tags:
                 raise CheckpointError(
-                    f"{latest}: names {tag.name}, and {tag / _DEEPSPEED} is not a file. Expected a "
-                    f"folder with {_DEEPSPEED}. Name the one to take: "
-                    f"{', '.join(map(str, tags)) or 'there is none'}."
+                    f"{latest}: names {tag.name}, but {tag / _DEEPSPEED} is not a file. Expected a "
+                    f"folder with {_DEEPSPEED}. Pass the folder to use: "
+                    f"{', '.join(map(str, tags)) or 'none found'}."
                 )
         elif not tags:
             return None
         elif len(tags) > 1:
             raise CheckpointError(
-                f"{folder}: holds {len(tags)} DeepSpeed checkpoints and no file `latest`. Name the "
-                f"one to take: {', '.join(map(str, tags[:4]))}."
+                f"{folder}: contains {len(tags)} DeepSpeed checkpoints, but no file `latest`. "
+                f"Pass the one to use: {', '.join(map(str, tags[:4]))}."
             )
         else:
             (tag,) = tags
@@ -116,7 +116,7 @@ def _deepspeed(folder: Path) -> CheckpointFiles | None:
     if ranks != [_DEEPSPEED]:
         raise CheckpointError(
             f"{tag}: the model is split over {len(ranks)} tensor-parallel ranks ({ranks[-1]} "
-            "...). Expected one. Merge them with DeepSpeed's own tools first."
+            "...). Expected one. Merge them with DeepSpeed's tools first."
         )
     file = tag / _DEEPSPEED
     return CheckpointFiles(file, (file,), "DeepSpeed", config=_config(folder))
@@ -128,7 +128,7 @@ def _hugging_face(folder: Path) -> CheckpointFiles | None:
         index, file = folder / f"{name}.index.json", folder / name
         if index.is_file() and file.is_file():
             raise CheckpointError(
-                f"{folder}: holds both {file.name} and {index.name}. Name the one to take."
+                f"{folder}: contains both {file.name} and {index.name}. Pass the one to use."
             )
         if index.is_file():
             return _sharded(index, config)
@@ -138,7 +138,7 @@ def _hugging_face(folder: Path) -> CheckpointFiles | None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """The options in the `config.json` of a folder, if there is one."""
+    """Read the options from a folder's `config.json`, if it exists."""
     file = folder / "config.json"
     found = read_json(file) if file.is_file() else {}
     inside = found.get("args")
@@ -154,11 +154,11 @@ def _sharded(index: Path, config: Mapping[str, Any]) -> CheckpointFiles:
 def _shards(index: Path) -> dict[str, Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{index}: has no `weight_map`. Expected the index of a checkpoint.")
+        raise CheckpointError(f"{index}: has no `weight_map`. Pass the index of a checkpoint.")
     for name in names.values():
         if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
             raise CheckpointError(
-                f"{index}: names the file {name!r}. Expected names of files beside the index."
+                f"{index}: names the file {name!r}. Expected names of files next to the index."
             )
         if not (index.parent / name).is_file():
             raise CheckpointError(
@@ -172,12 +172,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: it cannot be read, or is something else.
+        CheckpointError: the file cannot be read or is not a JSON object.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON that can be read ({error}).") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as JSON ({error}). Copy the file again."
+        ) from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds a {type(data).__name__}. Expected a JSON object.")
+        raise CheckpointError(f"{path}: contains a {type(data).__name__}. Expected a JSON object.")
     return data

@@ -1,4 +1,4 @@
-"""Load a validated model from a checkpoint, or a base and an adapter, at the wanted image size."""
+"""Load and validate a model from a checkpoint, or from a base and an adapter, at any image size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mwa_export.model.state_dict import (
 from mwa_export.spec import HEAD_OF_TOWER, MAX_TOKENS, ModelConfig, Tower
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_CHUNK = 1 << 24  # values that are looked at together
+_CHUNK = 1 << 24  # values checked at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,13 @@ class ModelSource:
     checkpoint: Path | None = None
     base: Path | None = None
     adapter: Path | None = None
-    read: ReadOptions = field(default_factory=ReadOptions)  # of the checkpoint, or the adapter
+    read: ReadOptions = field(default_factory=ReadOptions)  # for the checkpoint or the adapter
 
     def __post_init__(self) -> None:
         pair = (self.base is not None, self.adapter is not None)
         if (self.checkpoint is not None) == any(pair) or any(pair) != all(pair):
             raise CheckpointError(
-                "which model? Expected either one checkpoint, or both `base=BASE` and "
-                "`adapter=ADAPTER`."
+                "pass either one checkpoint, or both `base=BASE` and `adapter=ADAPTER`."
             )
 
 
@@ -53,38 +52,42 @@ class Model:
     """A complete, validated model. Tensors keep the precision of their file."""
 
     config: ModelConfig
-    tensors: Mapping[str, Tensor]  # exactly those of expected_shapes(config)
+    tensors: Mapping[str, Tensor]  # exactly the tensors in expected_shapes(config)
     files: tuple[Checkpoint, ...]
     warnings: tuple[str, ...]
-    only: tuple[Tower, ...] | None = None  # the towers to export; None: all it has
+    only: tuple[Tower, ...] | None = None  # towers to export; None: all of them
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """The towers to export. The config and the embedding space are those of the whole model."""
+        """Towers to export. ``config`` and the embedding space describe the complete model."""
         return self.only or self.config.towers
 
 
 def load_model(source: ModelSource, options: ModelOptions | None = None) -> Model:
-    """Read, infer, validate and, for another image size, interpolate the vision positions.
+    """Read a model, infer its configuration, validate it, and fit it to the image size.
+
+    For an image size other than that of the stored vision positions, they are interpolated.
 
     Args:
         source: the files.
-        options: what the files do not say, or is to be otherwise.
+        options: options that the files lack, or that override the stored ones.
 
     Raises:
-        CheckpointError, UsageError, AdapterError: see their messages.
+        CheckpointError: a file cannot be read or is not a BEiT-3 retrieval model.
+        UsageError: an option is missing or contradicts the tensors.
+        AdapterError: the adapter does not belong to the base.
     """
     files, tensors, notes = _read(source)
     path = files[-1].path
     args = dict(files[-1].args)
     if len(files) == 2 and (heads := files[0].args.get("encoder_attention_heads")) is not None:
-        args.setdefault("encoder_attention_heads", heads)  # the backbone's, which is the base's
+        args.setdefault("encoder_attention_heads", heads)  # the backbone comes from the base
     stored = StoredOptions(args, path)
     shapes: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     options = options or ModelOptions()
     if len(files) == 2:
         StoredOptions(files[0].args, files[0].path).refuse_unsupported()
-    backbone = files[0].path  # of a base and an adapter, the base
+    backbone = files[0].path  # the base, if there are two files
     config = config_from_shapes(shapes, stored, options, backbone)
     origin = {name: file.path for file in files for name in file.tensors}
     check_shapes(shapes, config, backbone, origin, adapter=path)
@@ -96,16 +99,16 @@ def load_model(source: ModelSource, options: ModelOptions | None = None) -> Mode
             if size % config.backbone.patch_size:
                 raise CheckpointError(
                     f"{path}: its stored option input_size is {size}. Expected a multiple of the "
-                    f"patch size {config.backbone.patch_size}; or give `image_size`."
+                    f"patch size {config.backbone.patch_size}. Pass `image_size`."
                 )
             notes.append(
-                f"{path.name}: was trained at {size} x {size} pixels (input_size), and the "
-                f"positions are for {config.backbone.image_size}. They are interpolated."
+                f"{path.name}: was trained at {size} x {size} pixels (input_size), but stores "
+                f"positions for {config.backbone.image_size} pixels, which are interpolated."
             )
         if size > MAX_IMAGE_SIZE:
             raise CheckpointError(
-                f"{path}: images of {size} pixels were asked for. Expected at most "
-                f"{MAX_IMAGE_SIZE}."
+                f"{path}: the image size is {size} pixels. Expected at most {MAX_IMAGE_SIZE}. Pass "
+                "a smaller `image_size`."
             )
         resized = replace(config.backbone, image_size=size)
         config = replace(config, backbone=resized)
@@ -116,9 +119,9 @@ def load_model(source: ModelSource, options: ModelOptions | None = None) -> Mode
 
 
 def resize_positions(table: Tensor, patches: int) -> Tensor:
-    """Vision positions for another number of patches, as the reference interpolates them.
+    """Interpolate the vision positions for another number of patches, like the reference.
 
-    Bicubic over the square grid, ``align_corners=False``; the first 3 rows (two unused, class
+    Bicubic over the square grid with ``align_corners=False``. The first 3 rows (two unused, class
     token) are kept. (3 + old, D) any float -> (3 + patches, D) float32.
     """
     extra, grid = table[:EXTRA_VISION_ROWS].float(), table[EXTRA_VISION_ROWS:].float()
@@ -131,12 +134,12 @@ def resize_positions(table: Tensor, patches: int) -> Tensor:
 
 
 def _read(source: ModelSource) -> tuple[tuple[Checkpoint, ...], Mapping[str, Tensor], list[str]]:
-    """The files, their tensors together, and notes on what was left out."""
+    """Read the files. Returns them, their combined tensors, and notes on what was skipped."""
     if source.checkpoint is not None:
         checkpoint = read_checkpoint(source.checkpoint, source.read)
         if checkpoint.metadata.get("base") is not None:
             raise AdapterError(
-                f"{checkpoint.path}: is an adapter file. Give it with its base: "
+                f"{checkpoint.path}: is an adapter file. Pass it together with its base: "
                 f"`base=BASE` `adapter={checkpoint.path}`"
             )
         return (checkpoint,), checkpoint.tensors, list(checkpoint.notes)
@@ -145,7 +148,7 @@ def _read(source: ModelSource) -> tuple[tuple[Checkpoint, ...], Mapping[str, Ten
     base = read_checkpoint(source.base)
     adapter = read_checkpoint(source.adapter, replace(source.read, ignore=()))
     base = replace(base, tensors=of_towers(base.tensors, adapter))
-    # A pattern may name tensors of either file.
+    # A pattern may match tensors of either file.
     kept = without_ignored({**base.tensors, **adapter.tensors}, source.read.ignore)
     base, adapter = (
         replace(file, tensors={name: t for name, t in file.tensors.items() if name in kept})
@@ -154,27 +157,27 @@ def _read(source: ModelSource) -> tuple[tuple[Checkpoint, ...], Mapping[str, Ten
     notes: list[str] = []
     heads = {f"{head}.weight" for head in HEAD_OF_TOWER.values()}
     if heads & {*base.tensors, *adapter.tensors}:
-        base, notes = _without_heads(base)  # else they tell what the base is for
+        base, notes = _without_heads(base)  # otherwise the error names the base's task by them
     return (base, adapter), combine(base, adapter), [*base.notes, *adapter.notes, *notes]
 
 
 def _without_heads(base: Checkpoint) -> tuple[Checkpoint, list[str]]:
-    """The base without the heads of its pretraining tasks, and a note that counts them."""
+    """Drop the heads of pretraining tasks. Returns the base and a note that counts them."""
     heads = [n for n in base.tensors if _is_head(n)]
     if not heads:
         return base, []
     counts = Counter(name.split(".")[0] for name in heads)
     listed = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
     note = (
-        f"{base.path.name}: {len(heads)} tensors of heads that retrieval does not use are left "
-        f"out: {listed}."
+        f"{base.path.name}: skipped {len(heads)} tensors of heads that retrieval does not use: "
+        f"{listed}."
     )
     kept = {name: tensor for name, tensor in base.tensors.items() if name not in heads}
     return replace(base, tensors=kept), [note]
 
 
 def _is_head(name: str) -> bool:
-    """Whether the tensor is of a head that retrieval does not have, by upstream's names."""
+    """Whether a tensor, by its upstream name, belongs to a head that retrieval does not use."""
     first = name.split(".")[0]
     if first in HEAD_OF_TOWER.values():
         return False
@@ -182,7 +185,7 @@ def _is_head(name: str) -> bool:
 
 
 def _check_values(tensors: Mapping[str, Tensor], origin: Mapping[str, Path]) -> None:
-    """Raise CheckpointError unless every value is a number that float32 can hold."""
+    """Raise CheckpointError unless every value is finite in float32."""
     for name, tensor in tensors.items():
         path = origin[name]
         if tensor.dtype not in _DTYPES:
@@ -194,9 +197,9 @@ def _check_values(tensors: Mapping[str, Tensor], origin: Mapping[str, Path]) -> 
         count = sum(part.numel() - int(part.sum()) for part in parts)
         if count:
             raise CheckpointError(
-                f"{path}: {name} has {count} values that are not finite in float32 (NaN, infinite "
-                f"or above 3.4e38) of {tensor.numel()}. Training diverged or the file is damaged; "
-                "take an earlier one."
+                f"{path}: {name} has {count} of {tensor.numel()} values that are not finite in "
+                "float32 (NaN, infinite or above 3.4e38). Training diverged or the file is "
+                "damaged. Use an earlier checkpoint."
             )
 
 
@@ -204,16 +207,17 @@ def _warnings(config: ModelConfig, stored: StoredOptions, options: ModelOptions)
     found = []
     if config.adapter is not None and config.adapter.option == "sequential":
         found.append(
-            "ffn_option is sequential: the reference implementation never applies the adapters "
-            "then, so they are left out here too."
+            "ffn_option is sequential, for which the reference implementation never applies the "
+            "adapters. They are left out here, too."
         )
     if len(config.towers) == 1:
-        found.append(f"{stored.path.name}: holds the {config.towers[0]} tower alone.")
+        found.append(f"{stored.path.name}: contains only the {config.towers[0]} tower.")
     if "text" in config.towers and not options.max_length and "num_max_bpe_tokens" not in stored:
         found.append(
-            f"{stored.path.name}: does not say how long its texts were (num_max_bpe_tokens). They "
-            f"are cut to {min(MAX_TOKENS, config.backbone.text_positions)} tokens, as by default "
-            "in training. For another length: `max_length`"
+            f"{stored.path.name}: does not store the text length of training "
+            "(num_max_bpe_tokens). Texts are cut to "
+            f"{min(MAX_TOKENS, config.backbone.text_positions)} tokens, the default of training. "
+            "Pass `max_length` for another length."
         )
     for name, in_file in (
         ("adapter_scale", "ffn_adapter_scalar"),

@@ -1,4 +1,4 @@
-"""Names of tensors as the model has them, whatever training wrapped around the model."""
+"""Tensor names without the prefixes of training wrappers such as DistributedDataParallel."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mwa_export.errors import AdapterError, CheckpointError, OptionsError
 
 T = TypeVar("T")
 
-# Only training needs these; files may lack them. The last counts the models in an average.
+# Used only in training, so files may lack them. `n_averaged` counts the models in an average.
 UNUSED = ("logit_scale", "beit3.vision_embed.mask_token", "n_averaged")
 
-# Parts that a wrapper adds to a name: DistributedDataParallel and DeepSpeed, torch.compile, FSDP,
-# activation checkpointing, and Lightning modules. None is a part of a BEiT-3 name.
+# Parts that wrappers add to a name: DistributedDataParallel and DeepSpeed, torch.compile, FSDP,
+# activation checkpointing, and Lightning modules. BEiT-3's own names contain none of them.
 WRAPPERS = frozenset(
     (
         *("module", "_orig_mod", "model", "_forward_module"),
@@ -25,17 +25,17 @@ WRAPPERS = frozenset(
 
 
 def own_names(tensors: Mapping[str, T], path: Path, *, prefix: str = "") -> dict[str, T]:
-    """The tensors under the model's own names.
+    """Rename tensors to the model's own names.
 
     Args:
-        tensors: by the names in the file.
+        tensors: keyed by the names in the file.
         path: for messages.
-        prefix: take only the names that start so, and cut it off (upstream's `--model_prefix`).
+        prefix: keep only names that start with it, and strip it (upstream's `--model_prefix`).
 
     Raises:
-        CheckpointError: two tensors come to have one name.
+        CheckpointError: two tensors get the same name.
         OptionsError: no name starts with the prefix.
-        AdapterError: the names are those of LoRA.
+        AdapterError: the tensors are LoRA weights.
     """
     found: dict[str, T] = {}
     origin: dict[str, str] = {}
@@ -47,8 +47,8 @@ def own_names(tensors: Mapping[str, T], path: Path, *, prefix: str = "") -> dict
         if own in found:
             one, other, both = (text[:200] for text in (origin[own], name, own))
             raise CheckpointError(
-                f"{path}: {one} and {other} are both {both} without what wraps the model. "
-                "Expected one model in the file: choose with `model_key` or `model_prefix`."
+                f"{path}: without wrapper prefixes, {one} and {other} are both named {both}. "
+                "Expected one model in the file. Choose it with `model_key` or `model_prefix`."
             )
         found[own], origin[own] = tensor, name
     if prefix and not found:
@@ -57,14 +57,14 @@ def own_names(tensors: Mapping[str, T], path: Path, *, prefix: str = "") -> dict
     lora = next((name for name in found if ".lora_" in name or ".base_layer." in name), None)
     if lora is not None:
         raise AdapterError(
-            f"{path}: holds LoRA weights ({lora}), which are not MultiWay-Adapters. Merge them "
+            f"{path}: contains LoRA weights ({lora}), which are not MultiWay-Adapters. Merge them "
             "with PEFT's merge_and_unload() and save the model again."
         )
     return found
 
 
 def without_ignored(tensors: Mapping[str, T], patterns: Iterable[str]) -> dict[str, T]:
-    """Leave out the tensors that a pattern names, such as `criterion.*`.
+    """Drop the tensors that match a pattern, such as `criterion.*`.
 
     Raises:
         OptionsError: a pattern matches nothing.

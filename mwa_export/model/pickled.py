@@ -1,7 +1,7 @@
-"""What the objects in a pickle become: plain values, references to tensors, and placeholders.
+"""Values read from a pickle: plain data, references to tensors, and placeholders.
 
-Names are never looked up. Only the containers and tensor constructors in ``_CALLS`` mean
-something, and those are functions of this module; every other call is recorded, not made.
+Classes and functions are never imported. Only the containers and tensor constructors in ``_CALLS``
+are interpreted, by functions of this module. Every other call is recorded but not made.
 """
 
 from __future__ import annotations
@@ -47,33 +47,33 @@ _STORAGES = {
     "QUInt4x2Storage": "quint4x2",
     "QUInt2x4Storage": "quint2x4",
 }
-_LONGEST = 500  # characters of a name
-_MOST_ARGS = 16  # of a call that means something
+_LONGEST = 500  # max characters of a name
+_MOST_ARGS = 16  # max arguments of an interpreted call
 _HASHABLE = (str, int, float, bool, bytes, type(None))
 
 
 class PickleError(ValueError):
-    """The bytes are not a whole pickle."""
+    """The bytes are not a complete pickle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """The name of a class or function in a pickle. It was not looked up."""
+    """The name of a class or function in a pickle, which was not imported."""
 
     name: str  # "numpy.dtype"
 
 
 @dataclass(slots=True, eq=False)
 class Placeholder:
-    """An object that was not made, and what the pickle says about it."""
+    """An object that was not unpickled, and the arguments that the pickle has for it."""
 
-    name: str  # of its class, or of the function that would have made it
+    name: str  # its class, or the function that would create it
     args: tuple[Any, ...] = ()
-    state: Any = None  # what its __setstate__ or __dict__ would get
-    items: dict[Any, Any] = field(default_factory=dict)  # if it is a mapping
+    state: Any = None  # argument of its __setstate__, or its __dict__
+    items: dict[Any, Any] = field(default_factory=dict)  # its items, if it is a mapping
 
     def attributes(self) -> dict[Any, Any] | None:
-        """What it holds by name, as a Namespace or a dict would; None if it holds nothing so."""
+        """Return its named values, like those of a Namespace or a dict; None if it has none."""
         if self.items:
             return self.items
         state = self.state[0] if isinstance(self.state, tuple) and self.state else self.state
@@ -86,23 +86,23 @@ class StorageRef:
 
     key: str
     dtype: str
-    numel: int  # of the whole storage
-    start: int = 0  # of the part that a view of the storage (before torch 1.0) covers
+    numel: int  # elements in the whole storage
+    start: int = 0  # first element of a view of the storage (before torch 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """A tensor whose data has not been read. The numbers are what the file says, unchecked."""
+    """A tensor whose data has not been read. Its numbers come from the file, unchecked."""
 
     storage: StorageRef
     dtype: str
-    offset: int  # in elements of dtype, as are the strides
+    offset: int  # in elements of dtype, like the strides
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
 
 def storage_of(persistent_id: Any) -> Any:
-    """What ``torch.save`` means by a persistent id: a storage, or a module with its source code."""
+    """Resolve a persistent id of ``torch.save``: a storage, or a module with its source code."""
     if not isinstance(persistent_id, tuple) or not persistent_id:
         return Placeholder("a persistent id")
     kind, *rest = persistent_id
@@ -120,52 +120,52 @@ def storage_of(persistent_id: Any) -> Any:
 
 
 def dtype_of_storage(kind: Global) -> str | None:
-    """The dtype of a storage class such as `torch.FloatStorage`."""
+    """Return the dtype of a storage class such as `torch.FloatStorage`; None if unknown."""
     module, _, name = kind.name.rpartition(".")
     return _STORAGES.get(name) if module in ("torch", "torch.cuda", "torch.storage") else None
 
 
 def item_bytes(dtype: str) -> int | None:
-    """Bytes of an element; None: a type that torch stores under another one, such as float8."""
+    """Return the bytes of an element; None for dtypes without their own storage, like float8."""
     return _ITEM_BYTES.get(dtype)
 
 
 def set_items(target: Any, items: list[Any]) -> None:
-    """Put keys and values, which alternate, into a mapping."""
+    """Put alternating keys and values into a mapping."""
     into = target.items if isinstance(target, Placeholder) else target
     if not isinstance(into, dict) or len(items) % 2:
         raise PickleError("items without a mapping")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Hashing a nested tuple recurses without a limit; such a key is never one that is read.
+        # Hashing a nested tuple recurses without limit, and no key that matters is a tuple.
         into[key if isinstance(key, _HASHABLE) else Placeholder("a key")] = value
 
 
 class Budget:
-    """Bounds the work that calls in a pickle may ask for, which their bytes do not."""
+    """Limit the work of calls in a pickle, which the size of the pickle does not limit."""
 
     def __init__(self, most: int) -> None:
         self._left = most
 
     def spend(self, *values: Any) -> None:
-        """Pay for looking at these containers.
+        """Deduct the cost of reading these containers.
 
         Raises:
-            PickleError: nothing is left.
+            PickleError: the budget is used up.
         """
         self._left -= 1 + sum(len(v) for v in values if isinstance(v, tuple | list | dict))
         if self._left < 0:
-            raise PickleError("it makes far more than it holds")
+            raise PickleError("it expands to far more than its size")
 
 
 def global_name(module: Any, name: Any) -> Global:
-    """The name of a class or function; one that cannot be a name is not kept."""
+    """Return the name of a class or function, replaced if it is not a valid name."""
     if isinstance(module, str) and isinstance(name, str) and len(module) + len(name) < _LONGEST:
         return Global(f"{module}.{name}")
     return Global("something without a name")
 
 
 def call(called: Any, args: Any, budget: Budget) -> Any:
-    """What a call makes: a plain value if ``_CALLS`` knows the name, else a placeholder."""
+    """Interpret a call: a plain value if its name is in ``_CALLS``, else a placeholder."""
     name = called.name if isinstance(called, Global) else "the result of another call"
     args = args if isinstance(args, tuple) else ()
     budget.spend(args, *args[:_MOST_ARGS])
@@ -175,7 +175,7 @@ def call(called: Any, args: Any, budget: Budget) -> Any:
         except (TypeError, ValueError, IndexError) as error:  # arguments that torch never writes
             if isinstance(error, PickleError):
                 raise
-            return Placeholder(f"a tensor or value by {name} with impossible arguments")
+            return Placeholder(f"a call of {name} with invalid arguments")
     return Placeholder(name, args)
 
 
@@ -205,7 +205,10 @@ def _checked_tensor(storage: Any, dtype: str | None, offset: Any, shape: Any, st
 
 
 def _reconstructed(budget: Budget, cls: Any, _base: Any = None, state: Any = None) -> Any:
-    """An object of protocols 0 and 1; ``state`` is the content of a str, a number or a dict."""
+    """Interpret copyreg._reconstructor (protocols 0 and 1).
+
+    ``state`` is the value of a subclass of str, a number type, or dict.
+    """
     if isinstance(state, str | int | float | bytes):
         return state
     made = call(cls, (), budget)
@@ -215,7 +218,7 @@ def _reconstructed(budget: Budget, cls: Any, _base: Any = None, state: Any = Non
 
 
 def _mapping(_: Budget, *args: Any) -> dict[Any, Any]:
-    """OrderedDict(), OrderedDict([[key, value], ...]) of old versions, and the like."""
+    """Interpret OrderedDict(), and OrderedDict([[key, value], ...]) of old Python versions."""
     if args and isinstance(args[0], dict):
         return args[0]
     made: dict[Any, Any] = {}

@@ -1,9 +1,9 @@
 """Read a pickle without running it.
 
-A pickle is a program that may call anything. This interpreter carries out the stack operations
-itself and makes no call: see ``pickled`` for what becomes of them. So whatever else a training
-script saved (optimizers, numpy scalars, paths, objects of classes that are not installed) neither
-runs nor stands in the way of the weights.
+A pickle is a program that may call anything. This interpreter performs the stack operations itself
+and makes no calls; ``pickled`` says what it returns in their place. Other objects that a training
+script saved (optimizers, numpy scalars, paths, instances of classes that are not installed) are
+neither run nor do they prevent reading the weights.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from mwa_export.model.pickled import (
 
 
 def read_pickle(file: IO[bytes] | mmap.mmap, persistent: Callable[[Any], Any] | None = None) -> Any:
-    """Read one pickle of any protocol from the file's position on, and stop behind it.
+    """Read one pickle of any protocol from the file's position, and leave the file after it.
 
     Args:
-        file: open for reading, or mapped into memory.
-        persistent: what a persistent id stands for; None: `storage_of`.
+        file: open for reading, or memory-mapped.
+        persistent: resolves persistent ids; None: `storage_of`.
 
     Raises:
-        PickleError: cut short, or no pickle.
+        PickleError: the pickle is truncated, or the data is not a pickle.
     """
     machine = _Machine(persistent or storage_of)
     try:
@@ -42,7 +42,7 @@ def read_pickle(file: IO[bytes] | mmap.mmap, persistent: Callable[[Any], Any] | 
             if opcode.name == "STOP":
                 return machine.pop()
             machine.run(opcode.name, argument)
-    # IndexError, KeyError: a stack or memo that lacks what is asked of it.
+    # IndexError, KeyError: an opcode needs something that is not on the stack or in the memo.
     except (
         ValueError,
         TypeError,
@@ -57,7 +57,7 @@ def read_pickle(file: IO[bytes] | mmap.mmap, persistent: Callable[[Any], Any] | 
 
 
 class _Machine:
-    """The stack, the marks in it, and the memo. One method call an opcode."""
+    """The pickle machine: its stack, the marks in it, and its memo. One method per opcode."""
 
     def __init__(self, persistent: Callable[[Any], Any]) -> None:
         self._persistent = persistent
@@ -164,7 +164,7 @@ class _Machine:
         items = self._marked()
         set_items(self._stack[-1], items)
 
-    # --- names, and what would be calls
+    # --- names and calls
 
     def _global(self, argument: str) -> None:
         self._stack.append(_split(argument))
@@ -208,10 +208,10 @@ class _Machine:
         self._stack.append(self._persistent(self.pop()))
 
     def _next_buffer(self, _: None) -> None:
-        self._stack.append(Placeholder("a buffer outside of the pickle"))
+        self._stack.append(Placeholder("a buffer outside the pickle"))
 
 
-_MOST_WORK = 5_000_000  # elements; BEiT-3 giant with average and optimizer spends 106,000
+_MOST_WORK = 5_000_000  # elements; BEiT-3 giant with average and optimizer needs 106,000
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
 _GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
@@ -219,7 +219,7 @@ _IGNORED = frozenset(("PROTO", "FRAME", "READONLY_BUFFER"))
 
 
 def _split(argument: str) -> Global:
-    """A name as `pickletools` gives it: module and name with a space in between."""
+    """Parse a name from `pickletools`: module and name, separated by a space."""
     module, _, name = argument.partition(" ")
     return global_name(module, name)
 

@@ -1,8 +1,8 @@
 """The PyTorch reference: torchscale's own BEiT-3 encoder with MultiWay-Adapters, never merged.
 
-This is what every exported graph is measured against, so it shares no code with the merge.
-Torchscale's forward pass runs untouched; adapters and enhancers are hooked in at the places where
-the authors' implementation (arXiv 2309.01516, `multiway_encoder.py`) computes them.
+Every exported graph is compared with this model, so it shares no code with the merge. Torchscale's
+forward pass is unchanged; hooks add the adapters and enhancers where the authors' implementation
+(arXiv 2309.01516, `multiway_encoder.py`) computes them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mwa_export.spec import (
     tower_of,
 )
 
-# Torchscale imports these names at module level and calls them only in training.
+# Torchscale imports these names at module level but calls them only in training.
 _TRAINING_ONLY = {
     "fairscale.nn": ("checkpoint_wrapper", "wrap"),
     "timm.models.layers": ("drop_path",),
@@ -43,7 +43,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.layernorm = config.layernorm
         if config.layernorm != "none":
-            # The reference uses this one name for both places, `in` and `out`.
+            # The reference uses this name for both positions, `in` and `out`.
             self.adapter_layer_norm_before = nn.LayerNorm(width, eps=LAYERNORM_EPS)
         self.scale: nn.Parameter | float
         self.scale = nn.Parameter(torch.ones(1)) if config.scale is None else config.scale
@@ -65,7 +65,7 @@ class Adapter(nn.Module):
 
 
 class ReferenceModel(nn.Module):
-    """BEiT-3 for retrieval with optional adapters and enhancers; state dict as in the checkpoints.
+    """BEiT-3 for retrieval with optional adapters and enhancers, named as in the checkpoints.
 
     Weights are random until a state dict is loaded; see ``reference_from_tensors``.
     """
@@ -84,7 +84,7 @@ class ReferenceModel(nn.Module):
                 encoder_ffn_embed_dim=backbone.ffn_dim,
                 encoder_layers=backbone.layers,
                 vocab_size=backbone.vocab_size or 1,
-                # Of a tower that the model does not have, any size will do: it never runs.
+                # A missing tower never runs, so any size works.
                 img_size=backbone.image_size or 16,
                 patch_size=backbone.patch_size or 16,
                 max_source_positions=backbone.text_positions + POSITION_OFFSET,
@@ -116,7 +116,7 @@ class ReferenceModel(nn.Module):
 def reference_from_tensors(
     config: ModelConfig, tensors: Mapping[str, Tensor], *, dtype: torch.dtype = torch.float32
 ) -> ReferenceModel:
-    """Build the reference around existing tensors, without a second copy where the dtype fits.
+    """Build the reference from existing tensors, without copying those that have ``dtype``.
 
     Args:
         config: as inferred from the same checkpoint.
@@ -124,13 +124,13 @@ def reference_from_tensors(
         dtype: precision of the result.
 
     Returns:
-        The model in eval mode, no gradients. A tower that the model does not have cannot be run.
+        The model in eval mode, without gradients. Towers missing in ``config`` cannot be run.
     """
-    with torch.device("meta"):  # no memory for weights that are replaced at once
+    with torch.device("meta"):  # allocate no memory for weights that are replaced right away
         model = ReferenceModel(config)
     state = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     width = config.backbone.embed_dim
-    # Neither takes part in inference, so files may lack them.
+    # Neither is used in inference, so files may lack them.
     state.setdefault("logit_scale", torch.zeros((), dtype=dtype))
     state.setdefault("beit3.vision_embed.mask_token", torch.zeros(1, 1, width, dtype=dtype))
     found = model.load_state_dict(state, strict=False, assign=True)
@@ -141,10 +141,10 @@ def reference_from_tensors(
 
 
 def _add_adapters(layer: nn.Module, config: ModelConfig) -> None:
-    """Give one torchscale EncoderLayer its adapters and enhancer, through forward hooks.
+    """Add adapters and enhancer to one torchscale EncoderLayer with forward hooks.
 
-    The adapter reads what `final_layer_norm` reads (the residual stream after attention) and its
-    result joins the FFN's output before the residual sum. The enhancer follows the whole block.
+    The adapter reads the input of `final_layer_norm` (the residual stream after attention). Its
+    result is added to the FFN's output before the residual sum. The enhancer follows the block.
     """
     encoder_layer = cast(Any, layer)
     if config.adapter is not None:
@@ -178,26 +178,26 @@ def _add_adapters(layer: nn.Module, config: ModelConfig) -> None:
 
 
 def _torchscale() -> tuple[Any, Any]:
-    """Torchscale's BEiT3 class and its EncoderConfig class."""
+    """Import torchscale's BEiT3 and EncoderConfig classes."""
     with training_only_packages():
         try:
             model = importlib.import_module("torchscale.model.BEiT3")
             config = importlib.import_module("torchscale.architecture.config")
         except ImportError as error:
             raise MissingPackageError(
-                f"torchscale is needed to run the PyTorch reference, and it cannot be imported "
-                f'({error}). Run: pip install "mwa-export[export]"'
+                f"the PyTorch reference needs torchscale, which cannot be imported ({error}). "
+                'Run: pip install "mwa-export[export]"'
             ) from error
     return model.BEiT3, config.EncoderConfig
 
 
 @contextmanager
 def training_only_packages() -> Iterator[None]:
-    """Let torchscale import where timm or fairscale do not.
+    """Make torchscale importable where timm or fairscale cannot be imported.
 
-    The real packages are used where they import. Elsewhere (timm pulls in torchvision, whose
-    default wheel needs CUDA libraries) stand-ins carry just the names torchscale asks for, raise
-    when one is called, and are taken away again, so that nobody else sees them.
+    The real packages are used if they can be imported. Otherwise (timm needs torchvision, whose
+    default wheel needs CUDA libraries) stand-ins provide the names that torchscale imports. They
+    raise when called, and are removed on exit so that other code does not see them.
     """
     added: list[str] = []
     for package, names in _TRAINING_ONLY.items():
@@ -205,7 +205,7 @@ def training_only_packages() -> Iterator[None]:
             importlib.import_module(package)
             continue
         except (ImportError, RuntimeError, AttributeError, OSError):
-            pass  # each is what some pairing of torch and torchvision raises on import
+            pass  # mismatched versions of torch and torchvision raise each of these
         parts = package.split(".")
         for depth in range(1, len(parts) + 1):
             name = ".".join(parts[:depth])
@@ -224,7 +224,7 @@ def training_only_packages() -> Iterator[None]:
 def _not_for_inference(name: str) -> Any:
     def stand_in(*_args: Any, **_kwargs: Any) -> Any:
         raise MissingPackageError(
-            f"{name} is needed for this training option, and its package cannot be imported here."
+            f"this training option needs {name}, whose package cannot be imported. Install it."
         )
 
     return stand_in

@@ -1,8 +1,8 @@
-"""The embedding-space id: two sets of vectors may be compared only if theirs is the same.
+"""The embedding-space id: vectors may be compared only if they have the same one.
 
-It covers what decides an embedding's meaning (weights, options, tokenizer, preprocessing) and not
-how it is computed (merge steps, precision, runtime), so that an INT8 engine and the float32 graph
-of one model share it.
+It covers everything that defines an embedding (weights, options, tokenizer, preprocessing) but not
+how it is computed (merge steps, precision, runtime). An INT8 engine and the float32 graph of a
+model therefore share it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from mwa_export.spec import ModelConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1  # of the recipe below; part of the hash
+VERSION = 1  # version of the hash below, and part of it
 
 
 def fingerprint(tensors: Mapping[str, Tensor], names: Iterable[str]) -> str:
-    """Hex sha256 over the float32 values of the named tensors, in the order of their names.
+    """Return the hex sha256 of the named tensors' float32 values, sorted by name.
 
-    A float16 file and a float32 file with the same values have the same fingerprint.
+    Float16 and float32 files with equal values have the same fingerprint.
     """
     digest = hashlib.sha256()
     for name in sorted(names):
@@ -39,7 +39,7 @@ def space_id(
     preprocessing: Mapping[str, Any],
     tokenizer_sha256: str | None,
 ) -> str:
-    """Hex sha256 that names the embedding space of a model with its tokenizer and preprocessing."""
+    """Return the embedding-space id of a model, its tokenizer and preprocessing: a hex sha256."""
     parts = {
         "version": VERSION,
         "model": config.to_json(),

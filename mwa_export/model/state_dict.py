@@ -35,7 +35,7 @@ POSITIONS = {
 }
 EXTRA_VISION_ROWS = 3  # two unused rows (fairseq) and the class token, before the patches
 
-_OTHER_HEADS = (  # a tensor whose name starts so, and the task it belongs to
+_OTHER_HEADS = (  # prefix of a tensor's name, and the task that it belongs to
     ("mlm_head.", "captioning or pretraining (mlm_head)"),
     ("pooler.", "visual question answering (pooler)"),
     ("head.dense1.", "visual reasoning, NLVR2 (head.dense1)"),
@@ -45,7 +45,7 @@ _OTHER_HEADS = (  # a tensor whose name starts so, and the task it belongs to
 
 
 def towers_in(shapes: Mapping[str, Shape]) -> tuple[Tower, ...]:
-    """The towers that tensors are there of, beside those that training alone uses."""
+    """Return the towers that have tensors, ignoring adapters and training-only tensors."""
     found = {tower_of(name) for name in shapes if name not in UNUSED and ".adaptmlp_" not in name}
     return tuple(tower for tower in TOWERS if tower in found)
 
@@ -56,18 +56,18 @@ def config_from_shapes(
     options: ModelOptions,
     path: Path | None = None,
 ) -> ModelConfig:
-    """Infer the model from tensor shapes, and from its options what no shape tells.
+    """Infer a model's configuration from tensor shapes, and from options where shapes do not tell.
 
     Args:
-        shapes: tensor name -> shape, by the model's own names.
-        stored: the training options in the file, possibly none.
-        options: what the user gave; wins over ``stored``. The image size is that of the positions:
-            see `load_model` for another.
-        path: of the backbone, for messages, if not that of ``stored``.
+        shapes: tensor name -> shape, under the model's own names.
+        stored: the training options in the file, possibly empty.
+        options: the user's options, which take precedence over ``stored``. The image size is
+            inferred from the positions; `load_model` changes it.
+        path: file of the backbone, for messages; None: that of ``stored``.
 
     Raises:
-        CheckpointError: not a BEiT-3 retrieval checkpoint, or shapes that contradict each other.
-        UsageError: an option is stored nowhere and was not given, or two sources disagree.
+        CheckpointError: not a BEiT-3 retrieval checkpoint, or the shapes are inconsistent.
+        UsageError: an option is neither stored nor given, or two sources disagree.
     """
     path = path or stored.path
     _check_task(shapes, path, stored)
@@ -78,14 +78,15 @@ def config_from_shapes(
     enhancer = any(".enhancemlp." in name for name in shapes)
     if bool(stored.get("ffn_enhance", enhancer)) != enhancer:
         raise UsageError(
-            f"{stored.path}: its args say ffn_enhance={stored.get('ffn_enhance')}, and its tensors "
-            f"{'include' if enhancer else 'lack'} enhancemlp. The file was put together wrongly."
+            f"{stored.path}: its args say ffn_enhance={stored.get('ffn_enhance')}, but its tensors "
+            f"{'include' if enhancer else 'lack'} enhancemlp. The file is inconsistent: save "
+            "tensors and args of one training run."
         )
     return ModelConfig(backbone, adapter, enhancer, towers)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Every tensor the model needs for inference, by its name in the checkpoint."""
+    """Return the shape of every tensor that inference needs, by its name in the checkpoint."""
     b = config.backbone
     d, f = b.embed_dim, b.ffn_dim
     shapes: dict[str, Shape] = {}
@@ -129,10 +130,10 @@ def check_shapes(
 
     Args:
         shapes: tensor name -> shape.
-        config: as inferred from them.
-        path: for messages.
-        origin: the file of each tensor, if there are several: a base and an adapter.
-        adapter: the adapter's file then.
+        config: as inferred from ``shapes``.
+        path: the checkpoint, or the base; for messages.
+        origin: file of each tensor, for a base with an adapter.
+        adapter: the adapter file, if there is one.
     """
     expected = expected_shapes(config)
     missing = [name for name in expected if name not in shapes]
@@ -146,7 +147,7 @@ def check_shapes(
     found = {
         "missing": missing,
         "unexpected": unexpected,
-        "of another shape": [
+        "with a wrong shape": [
             f"{name} is {_by(shapes[name])}, expected {_by(expected[name])}" for name in misshaped
         ],
     }
@@ -164,25 +165,25 @@ def check_shapes(
         path = adapter
     advice = ""
     if unexpected and not missing and not misshaped:
-        advice = f" To leave tensors out that only training needs: `ignore={_short(unexpected[0])}`"
+        advice = f" If only training needs them, pass `ignore={_short(unexpected[0])}`."
     elif missing and len(config.towers) > 1:
         whole = [t for t in TOWERS if not any(tower_of(name) in (t, None) for name in missing)]
         if whole:
-            advice = f" To export the {whole[0]} tower alone: `towers={whole[0]}`"
+            advice = f" To export only the {whole[0]} tower, pass `towers={whole[0]}`."
     raise CheckpointError(
-        f"{path}: the tensors do not make up a BEiT-3 retrieval model with "
-        f"{config.backbone.layers} layers of width {config.backbone.embed_dim}. "
+        f"{path}: its tensors are not those of a BEiT-3 retrieval model with "
+        f"{config.backbone.layers} layers of width {config.backbone.embed_dim}: "
         f"{'. '.join(problems)}.{advice}"
     )
 
 
 def _towers(shapes: Mapping[str, Shape], options: ModelOptions, path: Path) -> tuple[Tower, ...]:
-    """The towers to read: all that are whole, but of one alone nothing is asked of the other."""
+    """Return the towers to read: all in the checkpoint, without an unrequested incomplete one."""
     found = towers_in(shapes)
     for tower in options.towers or ():
         if tower not in found:
             raise CheckpointError(
-                f"{path}: has no {tower} tower, so `towers={tower}` cannot be exported. It has: "
+                f"{path}: has no {tower} tower for `towers={tower}`. It has: "
                 f"{', '.join(found) or 'none'}."
             )
     if options.towers is None or len(options.towers) == len(found):
@@ -202,18 +203,18 @@ def _check_task(shapes: Mapping[str, Shape], path: Path, stored: StoredOptions) 
     if not any(name.startswith("beit3.") for name in shapes):
         some = "; ".join(map(_short, list(shapes)[:1]))
         raise CheckpointError(
-            f"{path}: its tensors ({some}; ...) are not those of a BEiT-3. Expected names such as "
-            "beit3.text_embed.weight; where the file puts something before them: `model_prefix`"
+            f"{path}: its tensors ({some}; ...) are not those of a BEiT-3 model. Expected names "
+            "such as beit3.text_embed.weight. If they have a prefix, pass `model_prefix`."
         )
     found = next(
         (task for start, task in _OTHER_HEADS if any(name.startswith(start) for name in shapes)),
-        "no task (a pretrained backbone without heads)",
+        "no particular task (a pretrained backbone without heads)",
     )
-    advice = "To add a trained adapter file to this one, use `base` and `adapter`."
+    advice = "To combine it with an adapter file, use `base` and `adapter`."
     if path != stored.path:
-        advice = f"Neither does {stored.path} have these."
+        advice = f"{stored.path} does not have them, either."
     raise CheckpointError(
-        f"{path}: is a BEiT-3 for {found}. Supported: image-text retrieval, with "
+        f"{path}: is a BEiT-3 model for {found}. Expected one for image-text retrieval, with "
         f"vision_head.weight and language_head.weight. {advice}"
     )
 
@@ -235,7 +236,9 @@ def _backbone(
     if "vision" in towers:
         width, channels, patch, _ = shape("beit3.vision_embed.proj.weight", 4)
         if channels != 3:
-            raise CheckpointError(f"{path}: the model reads {channels} channels. Expected 3 (RGB).")
+            raise CheckpointError(
+                f"{path}: the model reads images of {channels} channels. Expected 3 (RGB)."
+            )
         rows = shape(POSITIONS["vision"], 2)[0]
         side = math.isqrt(max(rows - EXTRA_VISION_ROWS, 0))
         if side == 0 or side * side != rows - EXTRA_VISION_ROWS:
@@ -249,7 +252,7 @@ def _backbone(
         text_rows = shape(POSITIONS["text"], 2)[0]
         if text_rows < 5:
             raise CheckpointError(
-                f"{path}: {POSITIONS['text']} has {text_rows} rows. Expected 5 or more."
+                f"{path}: {POSITIONS['text']} has {text_rows} rows. Expected at least 5."
             )
     layers = _layers(shapes, path)
     positions = max(text_rows - POSITION_OFFSET, 0)
@@ -274,15 +277,15 @@ def _backbone(
 
 
 def _layers(shapes: Mapping[str, Shape], path: Path) -> int:
-    """The number of layers, which the names have to count without a gap."""
+    """Count the encoder layers. Their names must number them from 0 without a gap."""
     numbers = {m[1] for m in (re.match(r"beit3\.encoder\.layers\.(\d+)\.", n) for n in shapes) if m}
     if not numbers:
-        raise CheckpointError(f"{path}: has no encoder layers (beit3.encoder.layers.0 ...).")
+        raise CheckpointError(f"{path}: has no encoder layers (beit3.encoder.layers.0.*).")
     for index in range(len(numbers)):
         if str(index) not in numbers:
             raise CheckpointError(
-                f"{path}: has tensors of {len(numbers)} encoder layers, and none of layer {index}. "
-                "Expected them to be numbered from 0 without a gap."
+                f"{path}: has {len(numbers)} encoder layers, but none with the number {index}. "
+                "Expected layers numbered from 0 without a gap."
             )
     return len(numbers)
 
@@ -295,17 +298,17 @@ def _heads(width: int, stored: StoredOptions, options: ModelOptions) -> int:
 
 
 def _max_tokens(positions: int, stored: StoredOptions, options: ModelOptions) -> int:
-    """Longest text in tokens: as given, as stored, or as the reference cuts by default."""
+    """Return the longest text in tokens: as given, as stored, or the reference's default."""
     length = options.max_length or stored.natural("num_max_bpe_tokens")
     if length is None or (length == MAX_TOKENS and options.max_length is None):
-        return MAX_TOKENS  # which every file has that chose nothing; cut to the positions
+        return MAX_TOKENS  # the default of training; BackboneConfig limits it to the positions
     if not MIN_TOKENS <= length <= positions:
         name = "`max_length`" if options.max_length else "num_max_bpe_tokens"
         raise UsageError(
             f"{stored.path}: texts of {length} tokens ({name}) do not fit. Expected {MIN_TOKENS} "
-            f"to {positions}, for which the model has positions."
+            f"to {positions} tokens, the positions that the model has."
         )
-    # The usual length keeps the id of the embedding space that the model always had.
+    # With the default length, the embedding-space id stays that of earlier versions.
     return MAX_TOKENS if length == min(MAX_TOKENS, positions) else length
 
 
@@ -336,7 +339,7 @@ def _norm(prefix: str, width: int) -> dict[str, Shape]:
 
 
 def _short(text: str) -> str:
-    """A name for a message: a file may hold names of any length."""
+    """Shorten a name for a message: names in a file may have any length."""
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

@@ -13,7 +13,7 @@ from mwa_export.spec import (
     Tower,
 )
 
-if TYPE_CHECKING:  # bundles are described without torch
+if TYPE_CHECKING:  # describing a bundle must not import torch
     from mwa_export.model.load import Model
 
 _PARTS = ("backbone", "adapters", "enhancer", "head")
@@ -40,12 +40,12 @@ class Description:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """(what, value), for a table."""
+        """Return (label, value) pairs for a table."""
         files = [("file", f"{file['file']} ({file['layout']})") for file in self.files]
         return [*files, ("stored as", ", ".join(self.dtypes)), *config_rows(self.config)]
 
     def parameter_rows(self) -> list[tuple[str, ...]]:
-        """(part, vision, text, file) with thousands separators, and the sum."""
+        """Return (part, vision, text, file) with thousands separators, and a row of totals."""
         rows = [
             (part, *(f"{counts[column]:,}" for column in ("vision", "text", "file")))
             for part, counts in self.parameters.items()
@@ -61,7 +61,7 @@ class Description:
 def config_rows(
     config: ModelConfig, towers: tuple[Tower, ...] | None = None
 ) -> list[tuple[str, str]]:
-    """A model's configuration as (what, value), for a table; of its towers, or of some."""
+    """Return a model's configuration as (label, value) pairs; ``towers`` limits it to some."""
     towers = towers or config.towers
     backbone, adapter = config.backbone, config.adapter
     rows = [
@@ -72,7 +72,7 @@ def config_rows(
         )
     ]
     if len(towers) == 1:
-        rows.append(("towers", f"{towers[0]} alone"))
+        rows.append(("towers", f"{towers[0]} only"))
     if "vision" in towers:
         side = backbone.image_size // backbone.patch_size
         rows.append(
@@ -103,7 +103,7 @@ def config_rows(
 
 
 def describe(model: Model) -> Description:
-    """Count parameters by part and by the tower that uses them."""
+    """Describe a model, with its parameters counted by part and by the tower that uses them."""
     parameters = {part: {"vision": 0, "text": 0, "file": 0} for part in _PARTS}
     for name, tensor in model.tensors.items():
         counts = parameters[_part(name)]

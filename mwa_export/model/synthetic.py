@@ -1,7 +1,7 @@
-"""Random checkpoints of any size whose every tensor matters. For tests and benchmarks.
+"""Random checkpoints of any size, for tests and benchmarks.
 
-All tensors are non-trivial (norms, biases, adapters and scales included), so that an exporter that
-skips, swaps or shifts anything misses by far.
+Every tensor is non-trivial (norms, biases, adapters and scales included), so an exporter that
+skips, swaps or shifts one gives a clearly wrong result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def beit3_config(
     adapter: AdapterConfig | None = None,
     enhancer: bool = False,
 ) -> ModelConfig:
-    """BEiT-3 base or large, patch 16, with the original vocabulary and text positions."""
+    """Return the configuration of BEiT-3 base or large, patch 16, with its original vocabulary."""
     width, layers = SIZES[size]
     backbone = BackboneConfig(
         embed_dim=width,
@@ -41,7 +41,7 @@ def beit3_config(
 
 
 def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
-    """A complete float32 state dict under the checkpoint's names."""
+    """Return a complete random float32 state dict, named as in checkpoints."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: _random(name, shape, generator) for name, shape in expected_shapes(config).items()
@@ -52,7 +52,7 @@ def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
 
 
 def training_args(config: ModelConfig) -> argparse.Namespace:
-    """The options that the authors' training script would have stored beside such weights."""
+    """Return the options that the authors' training script would store with such weights."""
     return argparse.Namespace(
         task="coco_retrieval",
         vocab_size=config.backbone.vocab_size,

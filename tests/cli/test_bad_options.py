@@ -41,17 +41,15 @@ def test_model_must_be_one_checkpoint_or_a_pair(
     arguments: list[str], checkpoint: Path, export_refused: Callable[..., str]
 ) -> None:
     message = export_refused(*(str(checkpoint) if a == "CKPT" else a for a in arguments))
-    assert message == (
-        "which model? Expected either one checkpoint, or both --base BASE and --adapter ADAPTER."
-    )
+    assert message == ("pass either one checkpoint, or both --base BASE and --adapter ADAPTER.")
 
 
 def test_moving_average_that_is_not_there_is_refused(
     checkpoint: Path, export_refused: Callable[..., str]
 ) -> None:
     assert export_refused(checkpoint, "--ema") == (
-        f"{checkpoint}: has no moving average (model_ema or alike), only model, optimizer, epoch, "
-        "args. Leave --ema out, or name its entry: --model-key"
+        f"{checkpoint}: has no moving average (model_ema or similar), only model, optimizer, "
+        "epoch, args. Leave --ema out, or name its entry with --model-key."
     )
 
 

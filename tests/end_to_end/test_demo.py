@@ -131,4 +131,4 @@ def test_demo_refuses_an_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     outcome = run("demo", "-o", tmp_path / "demo")
     assert outcome.status == 2
-    assert "exists already" in outcome.stderr
+    assert "exists" in outcome.stderr

@@ -35,11 +35,11 @@ def _damaged_shards(folder: Path, change: Callable[[Path, dict[str, Any]], None]
         ),
         (
             lambda _, data: data["weight_map"].update(x="../../x.safetensors"),
-            "names the file '../../x.safetensors'. Expected names of files beside the index",
+            "names the file '../../x.safetensors'. Expected names of files next to the index",
         ),
         (
             lambda _, data: data["weight_map"].update(x="model-00001-of-00003.safetensors"),
-            "lacks x, which model.safetensors.index.json says it holds",
+            "lacks x, which model.safetensors.index.json lists",
         ),
         (lambda _, data: data.clear(), "has no `weight_map`"),
     ],
@@ -82,8 +82,8 @@ def _output_folder(folder: Path) -> None:
         (_distributed, "torch.distributed.checkpoint.format_utils dcp_to_torch"),
         (_zero_3, "python zero_to_fp32.py"),
         (_peft, "LoRA"),
-        (_two_tags, r"holds 2 DeepSpeed checkpoints and no file `latest`.*step1, .*step2"),
-        (_output_folder, "Name a file in it: checkpoint-29.pth"),
+        (_two_tags, r"2 DeepSpeed checkpoints, but no file `latest`.*step1, .*step2"),
+        (_output_folder, "Pass a file in it: checkpoint-29.pth"),
     ],
 )
 def test_folder_that_cannot_be_read_says_what_it_is_and_what_to_do(

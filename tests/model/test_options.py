@@ -70,7 +70,7 @@ def test_length_that_nobody_stored_is_64_and_that_is_said(tmp_path: Path) -> Non
     torch.save(random_tensors(replace(LONG, adapter=None)), tmp_path / "raw.pth")
     model = load_model(ModelSource(tmp_path / "raw.pth"))
     assert model.config.backbone.max_text_length == 64
-    assert any("does not say how long its texts were" in note for note in model.warnings)
+    assert any("num_max_bpe_tokens" in note for note in model.warnings)
 
 
 def test_space_is_that_of_older_versions_for_the_usual_length(tmp_path: Path) -> None:
@@ -194,9 +194,7 @@ def test_weight_that_float32_cannot_hold_is_refused(tmp_path: Path) -> None:
     tensors = {name: tensor.double() for name, tensor in random_tensors(MWA).items()}
     name = "beit3.encoder.layers.0.ffn.B.fc2.weight"
     tensors[name][3, 4] = 1e39
-    with pytest.raises(
-        CheckpointError, match=f"{name} has 1 values that are not finite in float32"
-    ):
+    with pytest.raises(CheckpointError, match=f"{name} has 1 of .* not finite in float32"):
         load_model(ModelSource(save(tmp_path / "a.pth", tensors)))
 
 

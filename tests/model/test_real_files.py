@@ -38,10 +38,10 @@ def test_shards_with_more_than_their_index_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "model-1.safetensors")
     index = {"weight_map": {"a": "model-1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="does not say it holds, such as b"):
+    with pytest.raises(CheckpointError, match="does not list for it, such as b"):
         read_checkpoint(tmp_path)
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="holds both"):
+    with pytest.raises(CheckpointError, match="contains both"):
         read_checkpoint(tmp_path)
     assert read_checkpoint(tmp_path / "model.safetensors").layout == "safetensors"
 
@@ -64,7 +64,7 @@ def test_stored_size_that_the_tensors_do_not_have_is_refused(
     vars(args).update(wrong)
     torch.save({"model": random_tensors(MWA), "args": args}, tmp_path / "a.pth")
     ((name, value),) = wrong.items()
-    assert f"its args say {name}={value}, and its tensors" in refused("inspect", tmp_path / "a.pth")
+    assert f"its args say {name}={value}, but its tensors" in refused("inspect", tmp_path / "a.pth")
 
 
 def test_folder_that_appears_while_another_is_written_is_kept(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_missing_options_are_asked_for_by_exactly_their_names(
         _infer(expected_shapes(CONFIGS[name]), args)
     message = str(error.value)
     assert message.startswith(str(PATH))
-    assert message.endswith("Give: " + ", ".join(needed))
+    assert message.endswith("Pass: " + ", ".join(needed))
 
 
 @pytest.mark.parametrize("name", ["mwa", "norm_in_learned", "norm_out", "text_mode", "sequential"])
@@ -140,17 +140,17 @@ def test_sequential_adapters_are_left_out_with_a_warning(
 @pytest.mark.parametrize(
     ("name", "changed", "message"),
     [
-        ("plain", {"ffn_enhance": True}, "ffn_enhance=True, and its tensors lack enhancemlp"),
-        ("mwa", {"ffn_enhance": False}, "ffn_enhance=False, and its tensors include enhancemlp"),
-        ("plain", {"ffn_adapt": True}, "ffn_adapt=True, and it holds no adapters"),
-        ("mwa", {"ffn_adapt": False}, "ffn_adapt=False, and it holds adapters"),
+        ("plain", {"ffn_enhance": True}, "ffn_enhance=True, but its tensors lack enhancemlp"),
+        ("mwa", {"ffn_enhance": False}, "ffn_enhance=False, but its tensors include enhancemlp"),
+        ("plain", {"ffn_adapt": True}, "ffn_adapt=True, but it contains no adapters"),
+        ("mwa", {"ffn_adapt": False}, "ffn_adapt=False, but it contains adapters"),
         (
             "mwa",
             {"ffn_mode": "text"},
-            "ffn_mode='text', and it holds adaptmlp_text and adaptmlp_vision",
+            "ffn_mode='text', but it contains adaptmlp_text and adaptmlp_vision",
         ),
-        ("text_mode", {"ffn_mode": "vision"}, "'vision', and it holds adaptmlp_text"),
-        ("mwa", {"ffn_adapter_layernorm_option": "in"}, "LayerNorm is 'in'.*tensors lack"),
+        ("text_mode", {"ffn_mode": "vision"}, "'vision', but it contains adaptmlp_text"),
+        ("mwa", {"ffn_adapter_layernorm_option": "in"}, "layernorm_option is 'in'.*tensors lack"),
         ("norm_out", {"ffn_adapter_layernorm_option": "none"}, "is 'none'.*tensors include"),
         (
             "mwa",
@@ -160,9 +160,9 @@ def test_sequential_adapters_are_left_out_with_a_warning(
         (
             "mwa",
             {"ffn_adapter_scalar": "learnable_scalar"},
-            "no trained scale. Give one: `adapt",
+            "no learned scale. Pass the scale: `adapt",
         ),
-        ("mwa", {"ffn_adapter_scalar": "inf"}, "ffn_adapter_scalar. is inf. Expected a finite"),
+        ("mwa", {"ffn_adapter_scalar": "inf"}, "ffn_adapter_scalar. is inf. Expected"),
         (
             "mwa",
             {"ffn_option": "both"},
@@ -202,7 +202,7 @@ def test_adapter_flags_are_refused_where_there_are_no_adapters(
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("beit3.vision_embed.proj.weight", (128, 1, 8, 8), "reads 1 channels. Expected 3"),
+        ("beit3.vision_embed.proj.weight", (128, 1, 8, 8), "1 channels. Expected 3"),
         (
             "beit3.vision_embed.proj.weight",
             (96, 3, 8, 8),
@@ -211,7 +211,7 @@ def test_adapter_flags_are_refused_where_there_are_no_adapters(
         ("beit3.vision_embed.proj.weight", (128, 192), "is 128 x 192. Expected a rank 4"),
         (POSITIONS["vision"], (18, 128), "has 18 rows. Expected a square number of patches plus 3"),
         (POSITIONS["vision"], (3, 128), "has 3 rows. Expected a square"),
-        (POSITIONS["text"], (4, 128), "has 4 rows. Expected 5 or more"),
+        (POSITIONS["text"], (4, 128), "has 4 rows. Expected at least 5"),
         ("beit3.text_embed.weight", (), "is a scalar. Expected a rank 2"),
         ("beit3.encoder.layers.0.ffn.A.fc1.weight", None, "is missing. Expected a rank 2"),
     ],
@@ -254,7 +254,7 @@ def test_problems_are_counted_and_the_first_named() -> None:
     message = str(error.value)
     assert f"{len(names)} missing: {'; '.join(names[:4])}; ..." in message
     assert "1 unexpected: beit3.surprise" in message
-    assert "1 of another shape: vision_head.weight is 64 x 128, expected 128 x 128" in message
+    assert "1 with a wrong shape: vision_head.weight is 64 x 128, expected 128 x 128" in message
     assert f"{BACKBONE.layers} layers of width {BACKBONE.embed_dim}" in message
 
 
