@@ -1,4 +1,4 @@
-"""Instruction sets of this processor, and the cores that this process may use."""
+"""Instruction sets of the CPU, and the number of cores that this process may use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mwa_export.errors import check_option
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
-# What a runtime's int8 and bfloat16 kernels need to be fast.
+# Instruction sets that make int8 and bfloat16 kernels fast.
 _INT8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _TOLD = _INT8 | _BFLOAT16 | {"avx2", "avx512f", "avx512_fp16", "amx_tile"}
@@ -21,7 +21,7 @@ _TOLD = _INT8 | _BFLOAT16 | {"avx2", "avx512f", "avx512_fp16", "amx_tile"}
 
 @cache
 def instruction_sets() -> frozenset[str] | None:
-    """The instruction sets that matter here, as Linux names them; None where nothing tells."""
+    """Return the relevant instruction sets under Linux's names; None if they are unknown."""
     try:
         text = _CPUINFO.read_text(encoding="utf-8")
     except OSError:
@@ -30,7 +30,7 @@ def instruction_sets() -> frozenset[str] | None:
 
 
 def sets_in(cpuinfo: str) -> frozenset[str] | None:
-    """The instruction sets in the text of /proc/cpuinfo (x86: flags, ARM: Features)."""
+    """Parse the relevant instruction sets in /proc/cpuinfo (x86: flags, ARM: Features)."""
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
@@ -39,17 +39,17 @@ def sets_in(cpuinfo: str) -> frozenset[str] | None:
 
 
 def fast_int8(sets: Collection[str] | None) -> bool | None:
-    """Whether int8 products have instructions of their own (VNNI, dot product); None: unknown."""
+    """Whether the CPU has int8 dot product instructions (VNNI, ARM dotprod); None: unknown."""
     return None if sets is None else not _INT8.isdisjoint(sets)
 
 
 def fast_bfloat16(sets: Collection[str] | None) -> bool | None:
-    """Whether bfloat16 products have instructions of their own; None: unknown."""
+    """Whether the CPU has bfloat16 dot product instructions; None: unknown."""
     return None if sets is None else not _BFLOAT16.isdisjoint(sets)
 
 
 def cores() -> int:
-    """Cores that this process may use: its affinity, and the limit of its container."""
+    """Return the cores that this process may use, limited by its affinity and its container."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
@@ -58,13 +58,13 @@ def cores() -> int:
 
 
 def check_threads(option: str, threads: int | None) -> None:
-    """Raise OptionsError for a number of threads that costs memory and helps nobody."""
+    """Raise OptionsError for a number of threads far above the number of cores."""
     most = max(256, 4 * (os.cpu_count() or 1))
     check_option(option, threads, threads is None or 1 <= threads <= most, f"1 to {most}")
 
 
 def _quota(otherwise: int) -> int:
-    """Whole cores that a cgroup (version 2) grants."""
+    """Return the whole cores that the cgroup (version 2) allows, or ``otherwise``."""
     try:
         quota, period = _CPU_MAX.read_text(encoding="utf-8").split()
         return otherwise if quota == "max" else max(1, int(quota) // int(period))
@@ -73,7 +73,7 @@ def _quota(otherwise: int) -> int:
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the name of the CPU, or of its architecture if the name is unknown."""
     try:
         for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

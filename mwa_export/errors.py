@@ -1,32 +1,32 @@
-"""Errors that a user can cause. The library raises these; the command line prints them."""
+"""Errors that a user can cause. The library raises them; the command line prints them."""
 
 from __future__ import annotations
 
 
 class MwaExportError(Exception):
-    """Base of all errors this package raises on purpose.
+    """Base of all errors that this package raises on purpose.
 
     The message says what was found, what was expected and what to do next. The command line
-    prints it without a traceback and exits with ``exit_status``; any other exception is a bug of
-    ours and keeps its traceback.
+    prints it without a traceback and exits with ``exit_status``. Any other exception is a bug in
+    this package and keeps its traceback.
     """
 
     exit_status = 2  # wrong use or bad input
 
 
 class CheckpointError(MwaExportError):
-    """A checkpoint cannot be read, or is not a BEiT-3 retrieval model."""
+    """A checkpoint cannot be read or is not a BEiT-3 retrieval model."""
 
 
 class UsageError(MwaExportError):
-    """Options that contradict each other, or that a model, bundle or machine cannot honour.
+    """Options contradict each other, or do not fit the model, bundle or machine.
 
-    Messages call an option by its Python name in backticks, with or without a value: `threads=2`.
+    Messages give an option's Python name in backticks, with or without a value: `threads=2`.
     """
 
 
 class OptionsError(UsageError):
-    """An option has a value that it cannot have."""
+    """An option has an invalid value."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:
         super().__init__(f"`{field}={value}`: expected {expected}.")
@@ -37,25 +37,25 @@ class OptionsError(UsageError):
 
 
 def check_option(field: str, value: object, fits: bool, expected: str) -> None:
-    """Raise OptionsError unless a value is one that the option can have."""
+    """Raise OptionsError unless ``fits``. ``expected`` describes the valid values."""
     if not fits:
         raise OptionsError(field, value, expected)
 
 
 class MissingOptionError(UsageError):
-    """Options that decide the result are stored in no file and were not given."""
+    """Options that affect the result are neither stored in the checkpoint nor given."""
 
     def __init__(self, message: str, fields: tuple[str, ...]) -> None:
         super().__init__(message)
-        self.fields = fields  # "adapter_scale", ...
+        self.fields = fields  # the missing options: "adapter_scale", ...
 
 
 class AdapterError(MwaExportError):
-    """An adapter file does not belong to the base it is combined with."""
+    """An adapter file does not belong to its base, or is not a MultiWay-Adapter."""
 
 
 class MergeError(MwaExportError):
-    """A merge step was named that does not exist."""
+    """A merge step does not exist."""
 
 
 class BundleError(MwaExportError):
@@ -67,59 +67,59 @@ class TokenizerError(MwaExportError):
 
 
 class ImageError(MwaExportError):
-    """A picture cannot be read, or pixels have the wrong shape or type."""
+    """An image cannot be read, or pixels have the wrong shape or type."""
 
     def __init__(self, message: str, code: str = "unreadable") -> None:
         super().__init__(message)
-        self.code = code  # for programs; one of inputs.content.Code
+        self.code = code  # machine-readable; one of inputs.content.Code
 
 
 class DataError(MwaExportError):
-    """A retrieval data set is incomplete or malformed."""
+    """A data set or another source of images and texts is incomplete or malformed."""
 
 
 class RemoteError(DataError):
-    """Something remote that cannot be read. The message is a reason, or names the URL as well."""
+    """A remote file or folder cannot be read. The message may leave out the URL."""
 
     def __init__(
         self, message: str, code: str = "unreadable", *, passes: bool = False, wait: float = 0.0
     ) -> None:
         super().__init__(message)
-        self.code = code  # for programs; one of inputs.content.Code
-        self.passes = passes  # it may work when it is tried again
-        self.wait = wait  # seconds until then that the server asks for
+        self.code = code  # machine-readable; one of inputs.content.Code
+        self.passes = passes  # whether the failure is temporary, so that a retry may work
+        self.wait = wait  # seconds that the server asks to wait before a retry
 
 
 class RecallError(MwaExportError):
-    """Embeddings and image ids that recall cannot be computed from."""
+    """Recall cannot be computed from these embeddings and image ids."""
 
 
 class MissingPackageError(MwaExportError):
-    """An optional package is needed and not installed."""
+    """A required optional package is not installed."""
 
 
 class CalibrationError(MwaExportError):
-    """Calibration data or a calibration file that cannot be used."""
+    """Calibration data or a calibration file cannot be used."""
 
 
 class RuntimeUnavailableError(MwaExportError):
-    """A runtime that is not installed, or that this machine cannot run well."""
+    """A runtime is not installed, or does not run well on this machine."""
 
 
 class ClusterError(MwaExportError):
-    """A Ray cluster that cannot be reached, has no room, or whose workers keep dying."""
+    """A Ray cluster cannot be reached, lacks resources, or its workers keep dying."""
 
 
 class ProfileError(MwaExportError):
-    """Shapes that an engine cannot be built for, or that lie outside what it was built for."""
+    """An engine cannot be built for these shapes, or was built for other ones."""
 
 
 class EngineError(MwaExportError):
-    """An engine that cannot be built, or that may not or cannot be loaded here."""
+    """An engine cannot be built, or cannot or must not be loaded on this machine."""
 
 
 class VerificationError(MwaExportError):
-    """A check ran and failed: the exported graph does not compute what the reference computes."""
+    """A check failed, for example because an exported graph differs from the reference."""
 
     exit_status = 1
 
@@ -129,13 +129,13 @@ class ParityError(VerificationError):
 
 
 class UndecidedError(MwaExportError):
-    """The data do not show whether a gate passes or fails."""
+    """The data cannot decide whether a gate passes or fails."""
 
     exit_status = 3
 
 
 class OutputBusyError(DataError):
-    """An output that another run is writing."""
+    """Another run is writing this output."""
 
 
 class TooManyErrorsError(VerificationError):
@@ -143,4 +143,4 @@ class TooManyErrorsError(VerificationError):
 
 
 class OutputDamagedError(VerificationError):
-    """An output of `embed` is not what its manifest says."""
+    """An output of `embed` does not match its manifest."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whenever the process dies."""
+"""Write files and folders atomically: they appear complete or not at all, even after a crash."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ from typing import Any
 
 from mwa_export.errors import BundleError, OutputBusyError
 
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # constants for Linux's renameat2
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it else."""
+    """Yield a temporary path next to ``path``; rename it on success, remove it on an error."""
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as partial:
             yield partial
             sync(partial)
-            partial.chmod(0o666 & ~_umask())  # what open() would have given
+            partial.chmod(0o666 & ~_umask())  # same mode as with open()
             partial.replace(path)
             sync(path.parent)
 
 
 @contextmanager
 def new_folder(path: Path, *, marker: str, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; rename it to ``path`` on success, remove it else.
+    """Yield a temporary folder next to ``path``; rename it on success, remove it on an error.
 
     Args:
-        marker: a file that every such folder holds, see check_new_folder.
+        path: the folder to create.
+        marker: name of a file that every such folder contains, see `check_new_folder`.
         force: replace an existing folder, after everything has been written.
 
     Raises:
-        BundleError: ``path`` exists and may not be replaced, or the disk refuses.
+        BundleError: ``path`` exists and must not be replaced, or cannot be written.
     """
     path = Path(path)
     check_new_folder(path, marker=marker, force=force)
@@ -55,20 +56,21 @@ def new_folder(path: Path, *, marker: str, force: bool = False) -> Iterator[Path
             sync_folder(partial)
             partial.chmod(0o777 & ~_umask())
             try:
-                partial.rename(path)  # refused where something is, but for an empty folder
+                partial.rename(path)  # fails if path exists, unless it is an empty folder
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
-                check_new_folder(path, marker=marker, force=force)  # it may have appeared meanwhile
+                check_new_folder(path, marker=marker, force=force)  # may be newly created
                 _exchange(partial, path)
             sync(path.parent)
 
 
 @contextmanager
 def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary folder, beside a target or else where the system has them.
+    """Yield a temporary folder, next to a target or in the system's temporary folder.
 
-    What a killed run leaves is removed by the next one, for the same target or on this machine.
+    If a run is killed, the next run with this target (or, without one, on this machine) removes
+    the folder.
     """
     target = Path(beside).absolute() if beside else Path(tempfile.gettempdir(), "mwa-export")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,17 +80,16 @@ def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(path: Path, *, folder: bool = False) -> Iterator[Path]:
-    """Yield a new hidden file or folder beside ``path``, locked while it is in use.
+    """Yield a new hidden file or folder next to ``path``, locked while it is in use.
 
-    Those that earlier runs for ``path`` left when they were killed are removed first: nobody holds
-    their locks.
+    Unlocked ones are first removed: they were left by killed runs.
     """
     for found in _leftovers(path):
         with _locked_now(found) as free:
             if free:
                 remove(found)
     while True:
-        # Chosen before anything is made: a signal that arrives meanwhile finds the name.
+        # The name is chosen before the `try`, so that a signal at any time finds what to remove.
         partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
         try:
             if folder:
@@ -96,7 +97,7 @@ def _temporary(path: Path, *, folder: bool = False) -> Iterator[Path]:
             else:
                 partial.touch(0o600, exist_ok=False)
             with _locked_now(partial):
-                if partial.exists():  # else another run took it for a leftover
+                if partial.exists():  # otherwise another run removed it as a leftover
                     yield partial
                     return
         finally:
@@ -119,7 +120,7 @@ def _locked_now(path: Path) -> Iterator[bool]:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = True
-    except OSError:  # gone, held, or on a disk without locks: never removed
+    except OSError:  # gone, locked, or on a disk without locks: do not remove it
         free = False
     try:
         yield free
@@ -129,7 +130,7 @@ def _locked_now(path: Path) -> Iterator[bool]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder, if it is there."""
+    """Remove a file, a link or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -137,7 +138,7 @@ def remove(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap what two names stand for, in one step where the system has one."""
+    """Swap two files or folders, atomically if the system supports it."""
     with suppress(AttributeError, OSError):
         swap = ctypes.CDLL(None).renameat2
         names = os.fsencode(one), os.fsencode(other)
@@ -154,19 +155,19 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise  # else a network disk that cannot sync folders
+            raise  # the others mean a network disk that cannot sync folders
     finally:
         os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until all files of a folder, and below it, are on the disk."""
+    """Flush all files in a folder and its subfolders to disk."""
     for place, _folders, names in os.walk(folder):
         for name in names:
             sync(Path(place, name))
@@ -174,10 +175,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
-    """Raise BundleError if ``path`` exists and may not be replaced.
+    """Raise BundleError if ``path`` exists and must not be replaced.
 
-    Only a folder that holds the file ``marker`` is replaced, or an empty one: a slip of the hand
-    with ``force`` must not cost anybody their home folder.
+    Only an empty folder, or one that contains the file ``marker``, is replaced: a typo with
+    ``force`` must not delete a home folder.
     """
     with disk_errors(path):
         try:
@@ -186,27 +187,27 @@ def check_new_folder(path: Path, *, marker: str, force: bool) -> None:
             raise BundleError(f"{str(path)!r}: is not valid UTF-8. Choose another name.") from error
         if not path.exists() and not path.is_symlink():
             if path.name in ("", ".."):
-                raise BundleError(f"{path}: does not name a folder. Write its name out.")
+                raise BundleError(f"{path}: is not the name of a new folder. Pass its full name.")
             return check_writable(path.parent)
         if not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
             raise BundleError(
-                f"{path}: exists and was not made by this command ({marker} is missing), so it is "
-                "not replaced. Choose another folder, or remove it yourself."
+                f"{path}: already exists and was not made by this command ({marker} is missing), "
+                "so it is not replaced. Choose another folder, or remove it yourself."
             )
         if not force:
             raise BundleError(
-                f"{path}: exists already. Choose another folder, or replace it: `force`"
+                f"{path}: already exists. Choose another folder, or pass `force` to replace it."
             )
         if path.is_mount() or path.resolve() in (Path.cwd(), *Path.cwd().parents):
             raise BundleError(
-                f"{path}: is a mount point or holds the current folder, so it cannot be replaced. "
-                "Name a new folder inside it."
+                f"{path}: is a mount point or contains the current folder, so it cannot be "
+                "replaced. Choose a new folder inside it."
             )
         check_writable(path.parent)
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError if nothing can be written into a folder, or it cannot be made."""
+    """Raise OSError if a folder is not writable or cannot be created."""
     there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
     if os.statvfs(there).f_flag & os.ST_RDONLY:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -225,18 +226,18 @@ def locked(
     wait: bool = False,
     passing: bool = False,
 ) -> Iterator[None]:
-    """Hold a lock file, with a lock that the kernel releases when the process dies.
+    """Hold a lock on a file, which the kernel releases when the process dies.
 
     Args:
-        path: the file, in a folder that exists.
-        of: what it protects, for the message; None: its folder.
-        shared: with others who share it.
-        wait: for other holders, instead of raising.
+        path: the lock file, in an existing folder.
+        of: the file or folder that it protects, for messages; None: the folder of ``path``.
+        shared: share the lock with other processes that do so, too.
+        wait: wait for other holders instead of raising.
         passing: remove the file afterwards.
 
     Raises:
-        OutputBusyError: another process holds it; the message names it.
-        BundleError: the folder cannot be written, or its disk has no locks.
+        OutputBusyError: another process holds the lock; the message names it.
+        BundleError: the folder is not writable, or its disk does not support locks.
     """
     while True:
         with disk_errors(path.parent):
@@ -245,7 +246,7 @@ def locked(
             _lock(handle, path, of or path.parent, shared=shared, wait=wait)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(path)):
-                    break  # else whoever held it has removed the file
+                    break  # otherwise the previous holder removed the file
         except BaseException:
             os.close(handle)
             raise
@@ -271,14 +272,14 @@ def _lock(handle: int, path: Path, of: Path, *, shared: bool, wait: bool) -> Non
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise BundleError(
-                f"{path}: cannot be locked ({error.strerror}). Two runs on one folder would "
-                "disturb each other, so it must lie on a disk with locks."
+                f"{path}: cannot be locked ({error.strerror}). Choose a folder on a disk that "
+                "supports file locks: they keep two runs from writing to it at once."
             ) from error
         holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
         who = f"process {holder}" if holder else "another run"
         raise OutputBusyError(
-            f"{of}: is being written by {who}. Wait for it or stop it: a finished or dead "
-            "process holds no lock."
+            f"{of}: is being written by {who}. Wait until it ends, or stop it; the lock ends with "
+            "the process."
         ) from error
 
 
@@ -290,7 +291,7 @@ def _say(handle: int, text: str) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where that cannot be. A target that exists is never written.
+    """Hard-link a file, or copy it if that fails. An existing target is never overwritten.
 
     Raises:
         FileExistsError: the target exists.
@@ -305,13 +306,13 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """Hex sha256 of a JSON object but for its own entry `checksum`."""
+    """Return the hex sha256 of a JSON object without its entry `checksum`."""
     rest = {name: value for name, value in content.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the hex sha256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
@@ -321,21 +322,21 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk can refuse into an error for people."""
+    """Turn the usual errors of writing to a disk into a BundleError that names the remedy."""
     try:
         yield
     except OSError as error:
         reasons = {
-            errno.ENOSPC: "no space left on the device. Free some, or write elsewhere",
-            errno.EDQUOT: "the disk quota is used up. Free some, or write elsewhere",
+            errno.ENOSPC: "no space left on the device. Free some space, or write elsewhere",
+            errno.EDQUOT: "the disk quota is used up. Free some space, or write elsewhere",
             errno.EROFS: "the file system is read-only. Write elsewhere",
             errno.EACCES: "no permission to write here. Write elsewhere",
             errno.EPERM: "no permission to write here. Write elsewhere",
-            errno.EFBIG: "the file system or a limit of this shell allows no file of this size",
-            errno.ENAMETOOLONG: "the name is too long",
-            errno.ENOTDIR: "a part of this path is a file, not a folder",
-            errno.EEXIST: "a part of this path is a file, not a folder",
-            errno.EISDIR: "is a folder. Name a file",
+            errno.EFBIG: "the file is too large for the file system or a limit of this shell",
+            errno.ENAMETOOLONG: "the name is too long. Choose a shorter one",
+            errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another path",
+            errno.EEXIST: "a part of this path is a file, not a folder. Choose another path",
+            errno.EISDIR: "is a folder. Pass the name of a file",
         }
         if error.errno not in reasons:
             raise

@@ -6,10 +6,10 @@ import ctypes
 
 
 def release() -> None:
-    """Return what was freed to the system, where the C library (glibc) would keep it.
+    """Return freed memory that the C library (glibc) would otherwise keep.
 
-    Between the steps of an export this is hundreds of megabytes, and they would count in the peak
-    of the next step. Does nothing where there is no `malloc_trim`.
+    Between the steps of an export these are hundreds of megabytes, which would add to the peak of
+    the next step. Does nothing without `malloc_trim`.
     """
     try:
         trim = ctypes.CDLL(None).malloc_trim

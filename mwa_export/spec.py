@@ -1,4 +1,4 @@
-"""The model's shape and options as plain data. Knows no file format and no framework."""
+"""Sizes and options of a model as plain data, independent of file formats and frameworks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mwa_export.errors import OptionsError, UsageError
 
 ImageInput = Literal["float32", "uint8"]
 
-Dim = int | str  # a number, or the name of a dynamic axis
+Dim = int | str  # a size, or the name of a dynamic axis
 
 Embeddings = NDArray[np.float32]  # (B, D), unit L2 norm
 
@@ -23,14 +23,14 @@ AdapterLayerNorm = Literal["none", "in", "out"]
 FfnOption = Literal["parallel", "sequential"]
 Tower = Literal["vision", "text"]
 
-HEAD_DIM = 64  # of BEiT-3 base and large: heads = embed_dim / 64
-_HEADS = {1408: 16}  # width -> heads where they are not 64 wide: BEiT-3 giant
+HEAD_DIM = 64  # width of a head in BEiT-3 base and large: heads = embed_dim / 64
+_HEADS = {1408: 16}  # width -> number of heads if they are not 64 wide: BEiT-3 giant
 LAYERNORM_EPS = 1e-5  # torchscale EncoderConfig.layernorm_eps, and torch's default in the adapter
-POSITION_OFFSET = 2  # both position tables start at row 2 (a fairseq habit kept by torchscale)
+POSITION_OFFSET = 2  # both position tables start at row 2 (torchscale inherits this from fairseq)
 MAX_TOKENS = 64  # num_max_bpe_tokens of the reference: captions are cut to this many ids
 
 # The reference runs `adaptmlp_text` on images and `adaptmlp_vision` on texts. Trained weights
-# only fit this way round, so the swap is written down here and nowhere else.
+# depend on this swap, which is defined only here.
 ADAPTER_OF_TOWER: dict[Tower, str] = {"vision": "adaptmlp_text", "text": "adaptmlp_vision"}
 BRANCH_OF_TOWER: dict[Tower, str] = {"vision": "A", "text": "B"}
 HEAD_OF_TOWER: dict[Tower, str] = {"vision": "vision_head", "text": "language_head"}
@@ -38,9 +38,9 @@ HEAD_OF_TOWER: dict[Tower, str] = {"vision": "vision_head", "text": "language_he
 
 @dataclass(frozen=True, slots=True)
 class BackboneConfig:
-    """The shape of a BEiT-3. All but ``heads`` and ``max_tokens`` is read from tensor shapes.
+    """Sizes of a BEiT-3. All but ``heads`` and ``max_tokens`` follow from tensor shapes.
 
-    The sizes of a tower that the model does not have are 0.
+    The sizes of a missing tower are 0.
     """
 
     embed_dim: int
@@ -49,27 +49,27 @@ class BackboneConfig:
     vocab_size: int
     image_size: int  # pixels, square
     patch_size: int  # pixels, square
-    text_positions: int  # rows of the text position table that can be used
-    heads: int = 0  # of the attention; 0: as BEiT-3 of that width has
+    text_positions: int  # usable rows of the text position table
+    heads: int = 0  # attention heads; 0: the usual number for this width
     max_tokens: int = MAX_TOKENS  # longest caption in training (num_max_bpe_tokens)
 
     def __post_init__(self) -> None:
         if min(self.embed_dim, self.ffn_dim, self.layers) < 1 or min(asdict(self).values()) < 0:
-            raise UsageError("a size of the model is below 1.")
+            raise UsageError(f"the model has a size that is not positive: {asdict(self)}.")
         if not self.heads:
             object.__setattr__(self, "heads", default_heads(self.embed_dim))
         if self.embed_dim % self.heads:
             raise OptionsError(
                 "heads",
                 self.heads,
-                f"a number that divides the width of the model, {self.embed_dim}",
+                f"a divisor of the model's width, {self.embed_dim}",
             )
         if self.patch_size and self.image_size % self.patch_size:
             below = self.image_size // self.patch_size * self.patch_size
             nearest = [str(size) for size in (below, below + self.patch_size) if size]
             raise UsageError(
                 f"image size {self.image_size} is not a multiple of the patch size "
-                f"{self.patch_size}. Nearest that works: {' or '.join(nearest)}."
+                f"{self.patch_size}. Use {' or '.join(nearest)}."
             )
 
     @property
@@ -87,7 +87,7 @@ class BackboneConfig:
         return min(self.max_tokens, self.text_positions)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON data. Usual values are left out, as in bundles from before they could vary."""
+        """Return JSON data. Default values are left out, as in bundles of earlier versions."""
         data = asdict(self)
         if self.embed_dim % HEAD_DIM == 0 and self.heads == default_heads(self.embed_dim):
             del data["heads"]
@@ -97,15 +97,15 @@ class BackboneConfig:
 
 
 def default_heads(width: int) -> int:
-    """Attention heads of a BEiT-3 of that width.
+    """Return the number of attention heads of a BEiT-3 of this width.
 
     Raises:
-        UsageError: no BEiT-3 has it, so that only the user can know.
+        UsageError: no known BEiT-3 has this width.
     """
     if width not in _HEADS and width % HEAD_DIM:
         raise UsageError(
-            f"the model is {width} wide, which is not a multiple of {HEAD_DIM}, so that its number "
-            "of attention heads cannot be told. Give it: `heads=NUMBER`"
+            f"the model's width {width} is not a multiple of {HEAD_DIM}, so its number of "
+            "attention heads is unknown. Pass `heads=NUMBER`."
         )
     return _HEADS.get(width, width // HEAD_DIM)
 
@@ -114,10 +114,10 @@ def default_heads(width: int) -> int:
 class AdapterConfig:
     """Options of the MultiWay-Adapters (arXiv 2309.01516), in the reference's own terms."""
 
-    mode: AdapterMode  # ffn_mode: which adapters exist; see ADAPTER_OF_TOWER for who runs them
+    mode: AdapterMode  # ffn_mode: which adapters exist; ADAPTER_OF_TOWER says where they run
     bottleneck: int  # ffn_num: width of the hidden layer
     layernorm: AdapterLayerNorm  # ffn_adapter_layernorm_option
-    scale: float | None  # ffn_adapter_scalar; None: learnable, one value per adapter in the tensors
+    scale: float | None  # ffn_adapter_scalar; None: learned, one tensor value per adapter
     option: FfnOption  # ffn_option; `sequential` never applies the adapters in the reference
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class AdapterConfig:
         one_of("option", self.option, get_args(FfnOption))
 
     def has_adapter(self, tower: Tower) -> bool:
-        """Whether the checkpoint holds the adapter that this tower would run."""
+        """Whether the checkpoint contains the adapter of this tower."""
         stored = {"text": ("adaptmlp_text",), "vision": ("adaptmlp_vision",)}.get(
             self.mode, ("adaptmlp_text", "adaptmlp_vision")
         )
@@ -144,10 +144,10 @@ class ModelConfig:
     backbone: BackboneConfig
     adapter: AdapterConfig | None = None
     enhancer: bool = False  # ffn_enhance: one more FFN after each block, shared by both towers
-    towers: tuple[Tower, ...] = TOWERS  # that the weights are of
+    towers: tuple[Tower, ...] = TOWERS  # towers that have weights
 
     def to_json(self) -> dict[str, Any]:
-        """JSON data; ``towers`` only if there is one alone."""
+        """Return JSON data; ``towers`` is left out if the model has both."""
         data = {**asdict(self), "backbone": self.backbone.to_json(), "towers": list(self.towers)}
         if self.towers == TOWERS:
             del data["towers"]
@@ -165,7 +165,7 @@ class ModelConfig:
 
 
 def tower_of(name: str) -> Tower | None:
-    """The tower that a tensor belongs to; None: both, or neither."""
+    """Return the tower that a tensor belongs to; None: to both or neither."""
     for tower in TOWERS:
         if ADAPTER_OF_TOWER[tower] in name or (
             f".{BRANCH_OF_TOWER[tower]}." in name
@@ -176,7 +176,7 @@ def tower_of(name: str) -> Tower | None:
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """Return ``value`` if it is one of ``allowed``, else raise UsageError naming all of them."""
+    """Return ``value`` if it is in ``allowed``; otherwise raise an OptionsError that lists them."""
     if value not in allowed:
         raise OptionsError(name, value, f"one of {', '.join(allowed)}")
     return value
@@ -184,7 +184,7 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One input or output: its name, shape and dtype in every graph, profile and feed."""
+    """Name, shape and dtype of an input or output, in every graph, profile and feed."""
 
     name: str
     shape: tuple[Dim, ...]
@@ -193,7 +193,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class TowerSpec:
-    """Inputs and outputs of a tower."""
+    """Inputs and output of a tower."""
 
     tower: Tower
     inputs: tuple[Port, ...]
@@ -201,7 +201,10 @@ class TowerSpec:
 
 
 def vision_spec(backbone: BackboneConfig, *, image_input: ImageInput = "float32") -> TowerSpec:
-    """image: (batch, 3, H, W) float32 in [-1, 1], or (batch, H, W, 3) uint8 in [0, 255]."""
+    """Spec of the vision tower.
+
+    image: (batch, 3, H, W) float32 in [-1, 1], or (batch, H, W, 3) uint8 in [0, 255].
+    """
     size = backbone.image_size
     if image_input == "uint8":
         image = Port("image", ("batch", size, size, 3), "uint8")
@@ -211,7 +214,7 @@ def vision_spec(backbone: BackboneConfig, *, image_input: ImageInput = "float32"
 
 
 def text_spec(backbone: BackboneConfig) -> TowerSpec:
-    """token_ids and padding_mask: (batch, length) int64, mask 1 = padding."""
+    """Spec of the text tower: token_ids, padding_mask (batch, length) int64, mask 1 = padding."""
     axes: tuple[Dim, ...] = ("batch", "length")
     ports = (Port("token_ids", axes, "int64"), Port("padding_mask", axes, "int64"))
     return TowerSpec("text", ports, _embedding(backbone))

@@ -1,4 +1,4 @@
-"""Dataclasses to JSON data and back, by their annotations: each entry is declared once."""
+"""Convert dataclasses to JSON data and back, using their annotations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+    """Read a file that contains one JSON object.
 
     Raises:
         OSError: the file cannot be read.
@@ -29,7 +29,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def json_from_value(value: Any) -> Any:
-    """JSON data of a value. A field whose default is None is left out while it is None."""
+    """Convert a value to JSON data. Fields that are None by default are left out if None."""
     if is_dataclass(value):
         pairs = ((field, getattr(value, field.name)) for field in fields(value))
         return {
@@ -43,17 +43,17 @@ def json_from_value(value: Any) -> Any:
 
 
 def value_from_json(kind: type[T], data: object, where: str) -> T:
-    """Read a value of an annotated type. Names that a dataclass has no field for are ignored.
+    """Convert parsed JSON to a value of an annotated type. Unknown fields are ignored.
 
     Args:
-        kind: a dataclass, or anything that annotates its fields: a scalar, a Literal, a tuple, a
-            Mapping, a union of scalars, or one of these and None.
-        data: parsed JSON; dataclasses in it may be read already.
+        kind: a dataclass, or a type of its fields: a scalar, a Literal, a tuple, a Mapping, a
+            union of scalars, or one of these and None.
+        data: parsed JSON, which may contain converted dataclasses.
         where: the place of the data, for errors: "engines[0]".
 
     Raises:
-        ValueError: the data is of another kind, or a field is missing whose default is not None.
-        MwaExportError: a dataclass refuses its values.
+        ValueError: the data does not fit the type, or a field without the default None is missing.
+        MwaExportError: a dataclass rejects its values.
     """
     found: T = _read(kind, data, where)
     return found
@@ -89,10 +89,10 @@ def _dataclass(kind: Any, data: dict[str, Any], where: str) -> Any:
         if field.name in data:
             values[field.name] = _read(hints[field.name], data[field.name], f"{where}.{field.name}")
         elif field.default is not None:
-            raise ValueError(f"{where}: has no {field.name}")
+            raise ValueError(f"{where}: the field {field.name} is missing")
     return kind(**values)
 
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)  # half a millisecond, and a manifest may list thousands of files
+    return get_type_hints(kind)  # takes 0.5 ms, and a manifest may list thousands of files

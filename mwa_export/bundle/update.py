@@ -139,7 +139,7 @@ def check_target(base: Bundle | None, out: Path | None = None, *, force: bool = 
             check_new_folder(target, marker=MANIFEST, force=force)
         elif not force:
             raise BundleError(
-                f"{target}: exists already. Choose another folder, or replace it: `force`"
+                f"{target}: already exists. Choose another folder, or pass `force` to replace it."
             )
         else:
             check_writable(target)

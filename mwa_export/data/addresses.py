@@ -1,4 +1,4 @@
-"""URLs of sources and rows: their parts, what a row may name, and their form without secrets."""
+"""URLs and paths of sources and rows: parse them, restrict them, and hide secrets in messages."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ _SECRET = (
     r"policy|expires|sig(?:nature)?|(?:[\w-]*[_-])?(?:token|secret|password|passwd|jwt)|apikey|"
     r"[\w-]+[_-]key|key(?==AIza)|hmac|hdnts|auth(?:orization)?"
 )
-_SAS = r"s[tkepvr]|sip|spr|ss|srt|sdd|ske|skoid|sks|skt|sktid|skv"  # beside `sig`: Azure's
-_ENDS = r"[^&#\s\"'<>]*"  # a value of a query, also within a sentence
+_SAS = r"s[tkepvr]|sip|spr|ss|srt|sdd|ske|skoid|sks|skt|sktid|skv"  # Azure's, next to `sig`
+_ENDS = r"[^&#\s\"'<>]*"  # the value of a query parameter, also within a sentence
 
 
 class Confined(str):
-    """A local folder that names must stay in, because they are from elsewhere."""
+    """A local folder that names must not leave, because they come from a remote source."""
 
 
 def is_remote(name: str) -> bool:
-    """Whether a name is a URL. No local name with `://` is looked for."""
+    """Whether a name is a URL, which every name with `://` is taken for."""
     return "://" in name
 
 
 def protocol_of(url: str) -> str:
-    """The protocol of a URL, in lower case."""
+    """Return the protocol of a URL in lower case."""
     return url.partition("://")[0].lower()
 
 
 def path_of(name: str) -> str:
-    """A name without the query and fragment that it has if it is a URL of http."""
+    """Strip the query and fragment of an http URL; other names stay unchanged."""
     return re.split("[?#]", name, maxsplit=1)[0] if protocol_of(name) in HTTP else name
 
 
 def split_glob(spec: str) -> tuple[str, str]:
-    """The folder before the first wildcard, and the pattern below it; without one all, and "".
+    """Split a glob into the folder before the first wildcard and the pattern below it.
 
-    A local file or folder that is there is never taken for a pattern, whatever its name. In a URL
-    of http, `?` begins the query.
+    Without a wildcard, the pattern is "". The name of an existing local file or folder is never a
+    pattern. In an http URL, `?` starts the query.
     """
     wildcard = re.compile(r"[*\[]" if protocol_of(spec) in HTTP else r"[*?\[]")
     parts, remote = path_of(spec).split("/"), is_remote(spec)
@@ -58,13 +58,13 @@ def split_glob(spec: str) -> tuple[str, str]:
 
 
 def packing_of(name: str) -> str:
-    """The extension of a compressed file, in lower case; "" of another."""
+    """Return the extension of a compressed file in lower case; "" for other files."""
     suffix = os.path.splitext(path_of(name).lower())[1]
     return suffix if suffix in (*PACKINGS, ".tgz") else ""
 
 
 def suffix_of(name: str) -> str:
-    """The extension of a file or URL, in lower case; of `t.csv.gz` that is `.csv`."""
+    """Return the extension of a file or URL in lower case; `.csv` for `t.csv.gz`."""
     packing = packing_of(name)
     if packing == ".tgz":
         return ".tar"
@@ -72,21 +72,21 @@ def suffix_of(name: str) -> str:
 
 
 def folder_of(name: str) -> str:
-    """The folder or URL that a file lies in."""
+    """Return the folder or URL that contains a file."""
     return os.path.dirname(path_of(name))
 
 
 def joined(root: str, name: str) -> str:
-    """A name below a root, or the name itself if it is absolute or a URL."""
+    """Join a root and a name. An absolute name or URL is returned unchanged."""
     if is_remote(name):
         return name
     return f"{root.rstrip('/')}/{name}" if is_remote(root) else os.path.join(root, name)
 
 
 def located(root: str, name: str) -> str | Problem:
-    """The file or URL that a row names, or why a row may not name it.
+    """Return the file or URL that a row names, or why the name is not allowed.
 
-    A row may name the local disk only if its source is local.
+    A row may name a local file only if its source is local.
     """
     if is_remote(name):
         if protocol_of(name) == "file" and not is_remote(root) and not isinstance(root, Confined):
@@ -101,23 +101,23 @@ def located(root: str, name: str) -> str | Problem:
 
 
 def confined(spec: str, images: str | None) -> str | None:
-    """The folder of a source's pictures. A remote source must stay in it."""
+    """Return the folder of a source's images. Names in a remote source must not leave it."""
     return Confined(images) if images is not None and is_remote(spec) else images
 
 
 def local_name(spec: str) -> str:
-    """The path that a `file://` URL means; other names stay as they are."""
+    """Convert a `file://` URL to a path; other names stay unchanged."""
     if not spec.lower().startswith("file://"):
         return spec
-    from urllib.request import url2pathname  # which loads half of the standard library
+    from urllib.request import url2pathname  # slow to import
 
     return url2pathname(re.sub("^localhost/", "/", spec[len("file://") :]))
 
 
 def public(text: str) -> str:
-    """A URL, or a text that quotes some, without passwords and signatures.
+    """Remove passwords and signatures from a URL, or from all URLs in a text.
 
-    Signatures are told by the names that their parameters have at the known stores.
+    Signatures are recognized by the parameter names that the known stores use.
     """
     if "://" not in text:
         return text

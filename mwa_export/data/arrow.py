@@ -1,4 +1,4 @@
-"""Parquet as Python values, a slice at a time, where one bad value costs one row."""
+"""Read Parquet as Python values in slices. A value that cannot be converted fails only its row."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mwa_export.errors import DataError
 from mwa_export.inputs.content import Problem
 from mwa_export.optional import require
 
-SLICE = 64  # rows decoded at a time: pictures may be large
+SLICE = 64  # rows decoded at a time: images may be large
 _BUFFER = 1 << 20  # bytes read at a time; without a limit Arrow reads a whole row group
 
 
 @contextmanager
 def opened(name: str) -> Iterator[Any]:
-    """An open `pyarrow.parquet.ParquetFile`.
+    """Open a `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        DataError: it cannot be read, or is not a whole Parquet file.
+        DataError: the file cannot be read or is not a complete Parquet file.
     """
     arrow = require("pyarrow", extra="embed", why="read Parquet")
     parquet = require("pyarrow.parquet", extra="embed", why="read Parquet")
@@ -31,14 +31,16 @@ def opened(name: str) -> Iterator[Any]:
         try:
             yield parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
         except (arrow.ArrowException, OSError) as error:
-            raise DataError(f"{readable(name)}: is not a whole Parquet file ({error}).") from error
+            raise DataError(
+                f"{readable(name)}: is not a complete Parquet file ({error}). Copy it again."
+            ) from error
 
 
 def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a record batch. A value that Python cannot have is the problem with it."""
+    """Yield the rows of a record batch. A value that Python cannot represent becomes a Problem."""
     try:
         rows = batch.to_pylist()
-    except Exception:  # nearly anything: a text that is not UTF-8, a date beyond the year 9999
+    except Exception:  # of many types: a text that is not UTF-8, a date beyond the year 9999
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for row in range(batch.num_rows):
             yield {name: _value(column, row, name) for name, column in columns.items()}
@@ -51,35 +53,36 @@ def _value(column: Any, row: int, name: str) -> Any:
         return column[row].as_py()
     except UnicodeDecodeError:
         return Problem("not-text", f'"{name}" is not UTF-8.')
-    except Exception as error:  # of Arrow's, see `rows_of`
+    except Exception as error:  # raised by Arrow, see `rows_of`
         zone = getattr(column.type, "tz", None) if "zoneinfo" in str(error) else None
-        reason = str(error) if zone is None else f"the time zone {zone} is not known here"
+        reason = str(error) if zone is None else f"this system does not know the time zone {zone}"
         return Problem("malformed", f'"{name}" cannot be read ({reason}).')
 
 
 @lru_cache(maxsize=16)
 def partition(name: str) -> dict[str, str | None]:
-    """Columns of a file that its folders hold, as Hive names them: `.../lang=en/...`."""
+    """Return the columns in the names of a file's folders, Hive style: `.../lang=en/...`."""
     pairs = [folder.split("=", 1) for folder in name.split("/")[:-1] if "=" in folder]
     default = "__HIVE_DEFAULT_PARTITION__"
     return {key: None if value == default else unquote(value) for key, value in pairs if key}
 
 
 class Column:
-    """One column of a row group, read forwards in slices; going back starts again."""
+    """One column of a row group, read in slices. Reading an earlier row starts again."""
 
     def __init__(self, file: str, group: int, name: str) -> None:
         self._where = file, group, name
         self._lock = threading.Lock()
         self._slices = self._read()
-        self._kept: list[tuple[int, Any]] = []  # two slices and their first rows: threads overtake
+        # The last two slices and their first rows: threads may ask out of order.
+        self._kept: list[tuple[int, Any]] = []
         self._next = 0
 
     def value(self, row: int) -> Any:
-        """The value in a row of the group.
+        """Return the value in a row of the group.
 
         Raises:
-            DataError, LookupError: the file is damaged, or has no such row any more.
+            DataError, LookupError: the file is damaged or no longer has this row.
         """
         with self._lock:
             if self._kept and row < self._kept[0][0]:

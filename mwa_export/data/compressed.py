@@ -1,4 +1,4 @@
-"""Compressed tables, lists and JSON documents, read as if they were plain."""
+"""Read compressed tables, lists and JSON documents transparently."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _OPEN: dict[str, Callable[[BinaryIO], Any]] = {
 
 
 def open_plain(name: str) -> io.BufferedReader:
-    """Open a file or URL for reading, without its compression, if its name says that it has one.
+    """Open a file or URL for reading, decompressed according to its extension.
 
     Raises:
-        DataError: it cannot be opened. Reading raises OSError, if damaged as well.
+        DataError: it cannot be opened. Reading raises OSError, also for damaged data.
     """
     file = open_file(name)
     decompressed = _OPEN.get(packing_of(name))
@@ -53,7 +53,7 @@ atexit.register(_folders.close)
 
 
 def plain_copy(name: str) -> Path:
-    """A decompressed copy of a file or URL, made once in each process and removed at its end.
+    """Return a decompressed copy of a file or URL, made once per process and removed at its end.
 
     Raises:
         DataError: it cannot be opened or decompressed, or the temporary folder is full.
@@ -71,7 +71,7 @@ def plain_copy(name: str) -> Path:
 
 
 class _Decompressed(io.RawIOBase):
-    """A decompressor whose errors, of many types, are OSError."""
+    """A decompressor that raises OSError for all errors."""
 
     def __init__(self, file: BinaryIO, source: Any) -> None:
         self._file, self._source = file, source
@@ -82,7 +82,7 @@ class _Decompressed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             data = cast("bytes", self._source.read(len(buffer)))
-        except Exception as error:  # EOFError, zlib.error, LZMAError, those of Arrow
+        except Exception as error:  # EOFError, zlib.error, LZMAError, Arrow's errors
             raise OSError(f"cannot be decompressed: {error}") from error
         buffer[: len(data)] = data
         return len(data)

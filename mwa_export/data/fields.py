@@ -1,4 +1,4 @@
-"""Records of a collection, and the fields that they are read from."""
+"""Records of a data set or source, and the fields that they are read from."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from mwa_export.errors import DataError
 from mwa_export.inputs.content import Caption, Code, Kind, Problem, Readable
 from mwa_export.inputs.decode import RowRefusedError, text_of
 
-MAX_ID = 2**63 - 1  # ids are kept as int64
+MAX_ID = 2**63 - 1  # ids are stored as int64
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "filename", "path", "url")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title")
 
 Place = list[Any]
-"""Where a picture lies: file, size and time of change; in a tar also member, offset and size."""
+"""Place of an image: file, size and modification time; in a tar also member, offset and size."""
 
 
 class Record(NamedTuple):
-    """One record as its file has it. What cannot be used is replaced by the problem with it."""
+    """One record of a file. A field that cannot be used is replaced by a Problem."""
 
-    where: str  # for messages
-    image: str | Place | Readable | bytes | Problem | None = None  # text: a path, as written
+    where: str  # its place in the file, for messages
+    image: str | Place | Readable | bytes | Problem | None = None  # str: the path in the file
     captions: tuple[Caption | Problem, ...] = ()
-    key: str | None = None  # the name that the file gives it; None: its path, or its number
-    image_id: object = None  # tells pictures apart; None: the path does
+    key: str | None = None  # its id in the file; None: use its path or its number
+    image_id: object = None  # identifies the image; None: its path does
     split: str | None = None
-    columns: tuple[object, ...] = ()  # what is carried along
-    numbered: bool = False  # captions are named by key and number, also where there is only one
-    problem: Problem | None = None  # with the record as a whole
+    columns: tuple[object, ...] = ()  # values of the columns that are copied to the output
+    numbered: bool = False  # append a number to the key of every caption, even of a single one
+    problem: Problem | None = None  # why the whole record cannot be used
 
 
 class Reader(Protocol):
-    """Reads one file format."""
+    """A reader of one file format."""
 
     @property
     def root(self) -> str:
-        """Folder or URL that paths of pictures are relative to."""
+        """Folder or URL that paths of images are relative to."""
         ...
 
     def records(self) -> Iterator[Record]:
-        """Every record, in order.
+        """Yield every record in order.
 
         Raises:
             DataError: the file as a whole cannot be read.
@@ -54,7 +54,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Fields:
-    """The names under which a record of one file has its fields."""
+    """Names of the fields of a record in one file."""
 
     image: str | None = None
     captions: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Fields:
     carried: tuple[str, ...] = ()
 
     def record(self, values: Mapping[str, Any], where: str) -> Record:
-        """The record with these values. ``where`` is for messages."""
+        """Make a record of these values. ``where`` is used in messages."""
         given = None if self.id is None else values.get(self.id)
         split = None if self.split is None else values.get(self.split)
         return Record(
@@ -77,20 +77,20 @@ class Fields:
         )
 
     def check_unique(self, there: Sequence[str], where: str) -> None:
-        """Raise DataError if one of the fields stands twice among the columns of a file."""
+        """Raise DataError if a file has two columns with the name of one of the fields."""
         used = (self.image, *self.captions, self.id, *self.carried, self.split)
         if repeated := {name for name in used if name and there.count(name) > 1}:
             found = names(sorted(repeated))
-            raise DataError(f"{where}: has columns of the same name: {found}. Rename them.")
+            raise DataError(f"{where}: has several columns of the same name: {found}. Rename them.")
 
     def captions_of(self, values: Mapping[str, Any]) -> tuple[Caption | Problem, ...]:
-        """A record's captions: a text, or a list of texts."""
+        """Return a record's captions, stored as a text or a list of texts."""
         if len(self.captions) == 1 and isinstance(text := values.get(self.captions[0]), str):
-            return (text_field(text, f'"{self.captions[0]}"'),)  # mostly, and fast
+            return (text_field(text, f'"{self.captions[0]}"'),)  # the common case, kept fast
         found = [name for name in self.captions if values.get(name) not in (None, "", [])]
         if len(found) > 1:
             both = " and ".join(f'"{name}"' for name in found)
-            return (Problem("malformed", f"has {both}. Expected one of them. Remove the other."),)
+            return (Problem("malformed", f"has {both}. Expected only one. Remove the other."),)
         there = [name for name in self.captions if name in values]
         for name in (found or there or self.captions)[:1]:
             value = values.get(name)
@@ -108,7 +108,7 @@ class Fields:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of a table's columns. One that is not named is found by its usual names."""
+    """Names of a table's columns. A column without a given name is found by its usual names."""
 
     image: str | None = None
     caption: str | None = None
@@ -117,13 +117,13 @@ class Columns:
 
     @property
     def known(self) -> set[str]:
-        """Names that a header may have, without regard to case."""
+        """All names, in lower case, that a header may contain."""
         given = (self.image, self.caption, self.id, *self.carried, "split")
         every = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *(name for name in given if name))
         return {name.casefold() for name in every}
 
     def find(self, there: Collection[str], kinds: tuple[Kind, ...], where: str) -> Fields:
-        """The fields of a file that has the columns ``there``, without regard to case.
+        """Find the fields of a file in its columns ``there``, ignoring case.
 
         Raises:
             DataError: a column is missing.
@@ -136,7 +136,7 @@ class Columns:
                 missing.append(name or f"for {what} ({', '.join(usual)})")
             return found or ""
 
-        image = column(self.image, IMAGE_COLUMNS, "pictures") if "image" in kinds else None
+        image = column(self.image, IMAGE_COLUMNS, "images") if "image" in kinds else None
         captions: tuple[str, ...] = ()
         if "text" in kinds:
             captions = (column(self.caption, CAPTION_COLUMNS, "captions"),)
@@ -148,22 +148,22 @@ class Columns:
         if missing:
             raise DataError(
                 f"{where}: has no column {names(missing)}. It has: {names(there)}. "
-                "Name columns that it has."
+                "Pass the names of existing columns."
             )
         return Fields(image, captions, id, _match(("split",), there), carried)
 
     def refuse(self, where: str, kinds: tuple[Kind, ...]) -> None:
-        """Raise DataError if columns are named, for a source that has none."""
-        text, id = ("caption", "image_id") if len(kinds) > 1 else ("text", "id")  # of a test set
+        """Raise DataError if names of columns are given for a source without columns."""
+        text, id = ("caption", "image_id") if len(kinds) > 1 else ("text", "id")  # or a test set's
         given: dict[str, object] = {"image_column": self.image, f"{text}_column": self.caption}
         given |= {f"{id}_column": self.id, "columns": self.carried or None}
         if named := [f"`{name}`" for name, value in given.items() if value is not None]:
-            found = "has no columns; only tables do"
+            found = "has no columns, because it is not a table"
             raise DataError(f"{where}: {found}. Leave {' and '.join(named)} out.")
 
 
 def _match(wanted: Iterable[str], there: Collection[str]) -> str | None:
-    """The first of the wanted names that there is, without regard to case."""
+    """Return the first of the wanted names that exists, ignoring case."""
     folded = {name.casefold(): name for name in reversed(list(there))}
     for name in wanted:
         if name in there or name.casefold() in folded:
@@ -172,7 +172,7 @@ def _match(wanted: Iterable[str], there: Collection[str]) -> str | None:
 
 
 def key_of(given: object) -> str | None:
-    """The id of a row as text; None: it is null or blank, so the row's path or number is."""
+    """Convert the id of a row to text; None if it is null or blank."""
     if given is None or (isinstance(given, str) and not given.strip()):
         return None
     if isinstance(given, bytes):
@@ -183,12 +183,12 @@ def key_of(given: object) -> str | None:
 
 
 def has_caption(there: Collection[str]) -> bool:
-    """Whether one of the columns is known to hold captions."""
+    """Whether one of the columns has a usual name for captions."""
     return _match(CAPTION_COLUMNS, there) is not None
 
 
 def image_field(values: Mapping[str, Any], name: str) -> str | bytes | Problem:
-    """A picture's path or bytes, or the struct of both that `datasets` writes."""
+    """Return an image's path or bytes, also from the struct of both that `datasets` writes."""
     value = values.get(name)
     if isinstance(value, Problem):
         return value
@@ -200,7 +200,7 @@ def image_field(values: Mapping[str, Any], name: str) -> str | bytes | Problem:
         return _absent(values, name)
     found = "null" if value is None else "blank" if isinstance(value, str) else reprlib.repr(value)
     code: Code = "null" if value is None or isinstance(value, str) else "not-a-picture"
-    return Problem(code, f'"{name}" is {found}. Expected the path of a picture.')
+    return Problem(code, f'"{name}" is {found}. Expected the path of an image.')
 
 
 def _absent(values: Mapping[str, Any], name: str) -> Problem:
@@ -208,13 +208,13 @@ def _absent(values: Mapping[str, Any], name: str) -> Problem:
 
 
 def holds_pictures(kinds: tuple[Kind, ...]) -> str:
-    """Why a folder of pictures cannot be named."""
-    option = "images" if len(kinds) > 1 else "image_root"  # of a test set, or of `embed`
-    return f"holds the pictures themselves, not paths to them. Leave `{option}` out."
+    """Explain why a folder of images cannot be given for a source that contains its images."""
+    option = "images" if len(kinds) > 1 else "image_root"  # for a test set, or for `embed`
+    return f"contains images, not paths of images. Leave `{option}` out."
 
 
 def text_field(value: object, what: str) -> str | Problem:
-    """A text that can be tokenized. ``what`` is for the message."""
+    """Return a text that can be tokenized, or a Problem. ``what`` names it in the message."""
     try:
         return text_of(value, what=what)
     except RowRefusedError as error:
@@ -224,18 +224,18 @@ def text_field(value: object, what: str) -> str | Problem:
 
 
 def id_field(value: object, what: str) -> int | Problem:
-    """An id: an integer from 0 that fits in int64."""
+    """Return an id, or a Problem unless it is a non-negative integer that fits int64."""
     if type(value) is int and 0 <= value <= MAX_ID:
         return value
     found = "missing" if value is None else reprlib.repr(value)
-    return Problem("malformed", f"{what} is {found}. Expected an integer from 0.")
+    return Problem("malformed", f"{what} is {found}. Expected a non-negative integer.")
 
 
 def of_split(records: Iterable[Record], split: str, name: str) -> Iterator[Record]:
-    """Records of one split, and those that cannot be told.
+    """Yield the records of one split, and those whose split cannot be read.
 
     Raises:
-        DataError: there are no splits, or there is no such one.
+        DataError: the file has no splits, or not this one.
     """
     found: set[str] = set()
     for record in records:
@@ -244,25 +244,25 @@ def of_split(records: Iterable[Record], split: str, name: str) -> Iterator[Recor
             yield record
         elif not found:
             raise DataError(
-                f"{record.where}: has no splits: the whole file is one. Leave `split` out, and "
-                f"name the file that holds split {split}."
+                f"{record.where}: has no splits. Leave `split` out, and pass the file with split "
+                f"{split}."
             )
         elif record.split is None:
             yield record._replace(problem=Problem("malformed", 'has no "split". Add it.'))
     if found and split not in found:
         raise DataError(
             f"{name}: has nothing in split {split!r}. It has: {names(sorted(found))}. "
-            "Name one of them."
+            "Pass one of these as `split`."
         )
 
 
 def escaped(text: str) -> str:
-    """A name that can be stored: lone surrogates are escaped."""
+    """Escape lone surrogates in a name, so that it can be stored."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def names(values: Iterable[object], limit: int = 20) -> str:
-    """Names for a message, the first ``limit`` of them."""
+    """List the first ``limit`` names for a message."""
     listed = [text if len(text := str(value)) < 200 else f"{text[:200]}..." for value in values]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return escaped(", ".join(listed[:limit]) + more) or "none"

@@ -1,4 +1,4 @@
-"""Files of a collection, local or remote: finding and opening them, and the place of a picture."""
+"""Find and open the files of a data set or source, local or remote."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BRACE = re.compile(r"\{([^{}]*)\}")
 
 
 def open_file(name: str) -> BinaryIO:
-    """Open a plain file or a URL for reading. A pipe or a device is refused, not waited for.
+    """Open a regular file or a URL for reading. Pipes and devices are refused, as they may block.
 
     Raises:
         DataError: it cannot be opened.
@@ -36,21 +36,21 @@ def open_file(name: str) -> BinaryIO:
         return open_remote(name)
     try:
         if not stat.S_ISREG(os.stat(name).st_mode):
-            raise DataError(f"{readable(name)}: is not a plain file. Expected one.")
+            raise DataError(f"{readable(name)}: is not a regular file. Expected one.")
         return open(name, "rb")
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         raise unreadable(name, error) from error
 
 
 def unreadable(name: str, error: OSError | ValueError) -> DataError:
-    """The error for a file or folder that the system does not let us read."""
+    """Make the error for a file or folder that the system cannot read."""
     return DataError(
         f"{readable(name)}: cannot be read ({getattr(error, 'strerror', 0) or error})."
     )
 
 
 def exists(name: str) -> bool:
-    """Whether there is a file or folder of this name."""
+    """Whether a file or folder exists."""
     if not is_remote(name):
         return os.path.exists(name)
     try:
@@ -63,7 +63,7 @@ def exists(name: str) -> bool:
 
 
 def is_folder(name: str) -> bool:
-    """Whether this is the name of a folder. Over http that of one ends with `/`."""
+    """Whether this is a folder. Over http, a folder is a URL that ends with `/`."""
     if not is_remote(name):
         return os.path.isdir(name)
     if protocol_of(name) in HTTP:
@@ -72,9 +72,9 @@ def is_folder(name: str) -> bool:
 
 
 def files_in(folder: str) -> list[str]:
-    """Names of the files in a folder, sorted, without those that start with `.` or `_`.
+    """List the names of the files in a folder, sorted, without those that start with `.` or `_`.
 
-    What writes tables in parts keeps its own files under such names.
+    Tools that write tables in parts use such names for their own files.
 
     Raises:
         DataError: the folder cannot be listed.
@@ -98,10 +98,10 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def expanded(spec: str) -> list[str]:
-    """Files of tars or Parquet that a folder, a glob or `{000..123}` means; else the spec itself.
+    """Expand a folder, glob or `{000..123}` to its tars or Parquet files; else return the spec.
 
     Raises:
-        DataError: a glob matches no file.
+        DataError: a glob matches no file, or a folder contains both tars and Parquet files.
     """
     if (brace := _BRACE.search(spec)) and not os.path.lexists(spec):
         start, end = spec[: brace.start()], spec[brace.end() :]
@@ -113,19 +113,19 @@ def expanded(spec: str) -> list[str]:
     found = [name for name in files_in(spec) if suffix_of(name) in _SHARDS]
     if len({suffix_of(name) for name in found}) > 1:
         raise DataError(mixed(spec, *(f"{suffix} files" for suffix in _SHARDS)))
-    if not found and protocol_of(spec) not in HTTP:  # which cannot be searched
+    if not found and protocol_of(spec) not in HTTP:  # http cannot be searched
         parts = _matches(joined(spec, "*=*/**/*.parquet"))
         return [part for part in parts if "/_" not in part[len(spec) :]] or [spec]
     return [joined(path_of(spec), name) for name in found] or [spec]
 
 
 def mixed(folder: str, shards: str, others: str) -> str:
-    """The message that a folder holds shards and something else."""
+    """Make the message for a folder that contains shards and other files."""
     shown = readable(folder).rstrip("/")
     suffix = shards.partition(" ")[0]
     return (
-        f"{shown}: holds {shards} and {others}. Expected one of the two. Name the shards by a "
-        f"glob ({shown}/*{suffix}), or move them to a folder of their own."
+        f"{shown}: contains {shards} and {others}. Expected only one kind. Pass the shards as a "
+        f"glob ({shown}/*{suffix}), or move them to a separate folder."
     )
 
 
@@ -140,7 +140,7 @@ def _matches(pattern: str) -> list[str]:
 
 def _globbed(pattern: str) -> list[str]:
     if not (found := _matches(pattern)):
-        raise DataError(f"{readable(pattern)}: matches no file. Expected one at least.")
+        raise DataError(f"{readable(pattern)}: matches no file. Expected at least one.")
     return found
 
 
@@ -156,5 +156,5 @@ def _alternatives(text: str) -> list[str]:
 
 
 def readable(name: str) -> str:
-    r"""A file's name as text, without secrets. Bytes that are not UTF-8 become `\xNN`."""
+    r"""Convert a file's name to text without secrets. Bytes that are not UTF-8 become `\xNN`."""
     return public(os.fsencode(name).decode("utf-8", "backslashreplace"))

@@ -1,4 +1,4 @@
-"""Pictures, or texts, of a folder or glob in the order of their names, a directory at a time."""
+"""Read the images or texts of a folder or glob, ordered by name within each directory."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from mwa_export.inputs.formats import HEAD, extension_of, extensions, likely, sh
 
 TEXT_SUFFIX = "txt"
 _READ_TO_NAME = 1024  # bytes
-MAX_TEXT = 16 << 20  # bytes of a file of text; what is longer is no text to embed
+MAX_TEXT = 16 << 20  # max bytes of a text file; longer files are not texts to embed
 
 
 @dataclass(frozen=True, slots=True)
 class FolderReader:
-    r"""Files below ``root`` with the extension of a picture or text, or those of ``pattern``.
+    r"""Reads the files below ``root`` that have an image or text extension, or match ``pattern``.
 
-    A text file is one text, whatever its lines; white space around it goes.
+    A text file is one text, whatever its number of lines; surrounding white space is stripped.
     The id is the path relative to the folder; bytes in it that are not UTF-8 become `\xNN`.
-    Links are followed, each real folder is walked once. A directory or socket named like a picture,
-    and a folder that cannot be listed, are failed rows. A file without an extension is a picture if
-    it begins like one, and any that a pattern names. Everything else is counted in ``skipped``,
-    hidden names too.
+    Links are followed, but each real folder is walked once. Directories and sockets with the
+    extension of an image, and folders that cannot be listed, are failed rows. A file without an
+    extension is an image if its first bytes are those of one. With a pattern, every matching file
+    is an image. All other files, hidden ones included, are counted in ``skipped``.
     """
 
     root: str
-    pattern: str | None = None  # `*` and `?` stay in one folder, `**/` is any number of them
+    pattern: str | None = None  # `*` and `?` match within one folder, `**/` any number of folders
     kind: Kind = "image"
-    skipped: Counter[str] = field(default_factory=Counter, compare=False)  # what -> how many
+    skipped: Counter[str] = field(default_factory=Counter, compare=False)  # kind of file -> count
 
     def records(self) -> Iterator[Record]:
-        """Every file."""
+        """Yield every file."""
         self.skipped.clear()
         wanted = None if self.pattern is None else re.compile(_regex(self.pattern), re.DOTALL)
         for name, problem in self._remote() if is_remote(self.root) else self._local():
@@ -57,7 +57,7 @@ class FolderReader:
                 self.skipped[shown(extension_of(name))] += 1
 
     def _is_named(self, name: str) -> bool:
-        """Whether a name has the extension of a picture or text."""
+        """Whether a name has the extension of an image or text."""
         extension = extension_of(name)
         return extension in extensions() if self.kind == "image" else extension == TEXT_SUFFIX
 
@@ -77,7 +77,7 @@ class FolderReader:
         except DataError as error:
             return Problem(getattr(error, "code", "unreadable"), str(error))
         if len(data) > MAX_TEXT:
-            return Problem("too-large", f"the file is above {MAX_TEXT:,} bytes.")
+            return Problem("too-large", f"the file is larger than {MAX_TEXT:,} bytes.")
         return text_field(data.removeprefix(b"\xef\xbb\xbf").strip(), "the text")
 
     def _local(self) -> Iterator[tuple[str, Problem | None]]:
@@ -101,7 +101,7 @@ class FolderReader:
                     yield name, Problem("unreadable", reason)
 
     def _is_new(self, name: str, seen: set[tuple[int, int]]) -> bool:
-        """Whether to walk a folder under this name, and not under another or no deeper."""
+        """Whether to walk a folder: it must be new, and the pattern must reach below it."""
         if self.pattern is not None and "**" not in self.pattern:
             return name.count("/") < self.pattern.count("/")
         full = os.path.join(self.root, name)
@@ -109,7 +109,7 @@ class FolderReader:
         below = real.removeprefix(root + "/")
         has_own = os.path.islink(full) and below != real and "/." not in f"/{below}"
         if has_own or (here := _identity(full)) in seen:
-            self.skipped["links to folders that are walked elsewhere"] += 1
+            self.skipped["links to folders that are read under another name"] += 1
             return False
         seen.add(here)
         return True
@@ -134,25 +134,25 @@ class FolderReader:
 
 @dataclass(frozen=True, slots=True)
 class FileReader:
-    """A single picture. Its id is its name."""
+    """Reads a single image. Its id is its file name."""
 
     root: str
     name: str
 
     def records(self) -> Iterator[Record]:
-        """The file."""
+        """Yield the file."""
         yield Record(joined(self.root, self.name), self.name, key=readable(self.name))
 
 
 def is_picture(name: str) -> bool:
-    """Whether this is the name of a picture, or of a local file that begins like one."""
+    """Whether this has the extension of an image, or is a local file that begins like one."""
     if extension_of(path_of(name)) in extensions():
         return is_remote(name) or os.path.isfile(name)
     return begins_like_a_picture(name)
 
 
 def begins_like_a_picture(name: str) -> bool:
-    """Whether a local file begins like a picture. Remote ones take a round trip each: no."""
+    """Whether a local file begins like an image. False for remote files, to save a request each."""
     if is_remote(name) or not os.path.isfile(name):
         return False
     try:
@@ -163,15 +163,15 @@ def begins_like_a_picture(name: str) -> bool:
 
 
 def is_glob(spec: str) -> bool:
-    """Whether a source names files by a pattern, and is not itself the name of a file."""
+    """Whether a source is a glob pattern, and not the name of an existing file."""
     return split_glob(spec)[1] != ""
 
 
 def folder_reader(spec: str, kind: Kind) -> FolderReader:
-    """The reader of a folder, or of a glob, whose folder is the part before the first wildcard.
+    """Return the reader of a folder or a glob.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: the folder, or that before the glob's first wildcard, does not exist.
     """
     root, pattern = split_glob(spec)
     root = root or "."
@@ -181,14 +181,14 @@ def folder_reader(spec: str, kind: Kind) -> FolderReader:
 
 
 def _no_folder(root: str) -> str:
-    """Why nothing can be read from something local."""
+    """Explain why a local name cannot be read as a folder."""
     if not os.path.lexists(root):
-        hint = " Braces are for tars and Parquet files only." if "{" in root else ""
+        hint = " Braces work only for tars and Parquet files." if "{" in root else ""
         return f"no such file or folder.{hint}"
     with open_file(root) as file:
         head = file.read(_READ_TO_NAME)
     if head.startswith(b"PK"):
-        return "is a zip archive, which is not read here. Unpack it, or make it a tar."
+        return "is a zip archive, which is not supported. Unpack it, or convert it to a tar."
     return unknown(head)
 
 

@@ -1,4 +1,4 @@
-"""The JSON documents of COCO and Flickr30k: Karpathy's, with splits, and COCO's own."""
+"""Read the JSON files of COCO and Flickr30k: Karpathy's, with splits, and COCO's own."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mwa_export.inputs.content import Caption, Problem
 
 @dataclass(frozen=True, slots=True)
 class KarpathyReader:
-    """Karpathy's or COCO's JSON of pictures and captions. The document is parsed in memory.
+    """Reads Karpathy's or COCO's JSON of images and captions. The file is parsed in memory.
 
-    A picture's key is its file name. Captions are its `sentences`, or the `annotations` with its
-    `id`; an annotation of a picture that is not listed is a record without a picture.
+    An image's key is its file name. Its captions are its `sentences`, or the `annotations` with
+    its `id`. An annotation of an unlisted image is a record without an image.
     """
 
     name: str
     root: str
 
     def records(self) -> Iterator[Record]:
-        """Every picture, then the annotations that belong to none."""
+        """Yield every image, then the annotations of unlisted images."""
         document = self._document()
         captions: dict[object, list[object]] = {}
         annotations = document.get("annotations")
@@ -42,7 +42,7 @@ class KarpathyReader:
             else:
                 yield Record(where, problem=_not_karpathy(f"it is {reprlib.repr(entry)}"))
         for image_id, orphans in captions.items():
-            reason = f"the annotation is of picture {image_id}, which is not listed."
+            reason = f"the annotation belongs to image {image_id}, which is not listed."
             problem = Problem("malformed", reason)
             where = f"{readable(self.name)}: annotations"
             key = escaped(f"annotations of {image_id}")
@@ -51,7 +51,7 @@ class KarpathyReader:
     def _document(self) -> dict[str, Any]:
         try:
             with open_plain(self.name) as file:
-                # Half of COCO's file are words of captions once more. Dropped while parsing.
+                # Half of COCO's file repeats the captions as tokens, which are dropped here.
                 document = json.loads(file.read(), object_hook=_without_tokens)
         except OSError as error:
             raise unreadable(self.name, error) from error
@@ -60,7 +60,7 @@ class KarpathyReader:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{readable(self.name)}: {_not_karpathy(error).reason}") from error
         if not isinstance(document, dict) or not isinstance(document.get("images"), list):
-            problem = _not_karpathy('it has no list "images"')
+            problem = _not_karpathy('"images" is missing or not a list')
             raise DataError(f"{readable(self.name)}: {problem.reason}")
         return document
 
@@ -113,5 +113,5 @@ def _not_karpathy(found: object) -> Problem:
     return Problem(
         "malformed",
         f'is not a Karpathy JSON ({found}). Expected an object with "images", each with '
-        '"filename", "split", "imgid" and "sentences", as dataset_coco.json has them.',
+        '"filename", "split", "imgid" and "sentences", as in dataset_coco.json.',
     )

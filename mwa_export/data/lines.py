@@ -16,22 +16,22 @@ from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind, Problem
 
 STANDARD_INPUT = "-"
-MAX_LINE = 16 << 20  # characters; the rest of a longer line is not kept
-TOO_LONG = Problem("too-large", f"the line is above {MAX_LINE:,} characters.")
+MAX_LINE = 16 << 20  # characters; longer lines are discarded
+TOO_LONG = Problem("too-large", f"the line is longer than {MAX_LINE:,} characters.")
 
 
 def text_lines(name: str) -> Iterator[str | None]:
-    """Lines of a file, URL or `-`, with their ends (LF, CRLF or CR); None: above `MAX_LINE`.
+    """Yield the lines of a file, URL or `-` with their ends (LF, CRLF or CR).
 
-    The text is UTF-8, or UTF-16 with its byte order mark, which is left out. A byte that is not
-    UTF-8 becomes a lone surrogate.
+    A line longer than `MAX_LINE` is None. The text is UTF-8, or UTF-16 with a byte order mark,
+    which is removed. Bytes that are not UTF-8 become lone surrogates.
 
     Raises:
         DataError: the file cannot be read.
     """
     own = name != STANDARD_INPUT
     if not own and sys.stdin is None:
-        raise DataError("standard input is closed. Give it a file or a pipe, or name a file.")
+        raise DataError("standard input is closed. Connect a file or a pipe, or pass a file.")
     file = open_plain(name) if own else sys.stdin.buffer
     try:
         text = _text(file, marked=own)
@@ -48,7 +48,7 @@ def text_lines(name: str) -> Iterator[str | None]:
         if own:
             file.close()
         else:
-            text.detach()  # and leave it open
+            text.detach()  # keeps standard input open
 
 
 def _text(file: Any, *, marked: bool) -> io.TextIOWrapper:
@@ -59,22 +59,23 @@ def _text(file: Any, *, marked: bool) -> io.TextIOWrapper:
 
 @dataclass(frozen=True, slots=True)
 class LineReader:
-    """A text file. A text's id is its line number from 0, a picture's the path as written.
+    """Reads a text file with one text or image path per line.
 
-    A blank line is a failed row of texts, and is passed over in a list of paths.
+    The id of a text is its line number from 0, that of an image its path as written. A blank line
+    is a failed row among texts, and is skipped among paths.
     """
 
     kind: Kind
     name: str
-    images: str | None = None  # folder of the paths; None: the list's own
+    images: str | None = None  # folder that paths are relative to; None: the file's own
 
     @property
     def root(self) -> str:
-        """Folder of the paths."""
+        """Folder that paths are relative to."""
         return folder_of(self.name) if self.images is None else self.images
 
     def records(self) -> Iterator[Record]:
-        """Every line."""
+        """Yield every line."""
         name = readable(self.name)
         for number, line in enumerate(text_lines(self.name), 1):
             where = f"{name}:{number}"

@@ -1,4 +1,4 @@
-"""Parquet files: texts, or pictures as bytes or paths. Row groups are the index."""
+"""Read Parquet files of texts, or of images as bytes or paths, by row group."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from mwa_export.inputs.content import Kind, Problem
 
 @dataclass(frozen=True, slots=True)
 class ParquetReader:
-    """Parquet files, one after another.
+    """Reads Parquet files, one after another.
 
-    A value that holds no picture or no text, because of its type as well, is a problem; a missing
-    column and a file that is not Parquet are errors of all. The key is the named column, or the
-    row number. Paths are relative to ``images``, or to the folder of their file. Folders like
-    `lang=en` are columns, too.
+    A value that is not an image or a text becomes a problem of its row. A missing column or a file
+    that is not Parquet is an error. The key is the id column, or the row number. Paths are
+    relative to ``images``, or to the folder of their file. Folders like `lang=en` count as
+    columns.
     """
 
     files: tuple[str, ...]
     columns: Columns
     kinds: tuple[Kind, ...]  # what the records need
     images: str | None = None
-    root: str = ""  # records have whole paths
+    root: str = ""  # paths in records are complete
 
     def records(self) -> Iterator[Record]:
-        """Every row. Pictures in the files stay there until they are read."""
+        """Yield every row. Images in the files are read later."""
         for name in self.files:
             with opened(name) as parquet:
                 fields, number = self.fields(parquet, name), count()
@@ -52,7 +52,7 @@ class ParquetReader:
                             yield record._replace(image=cell) if in_file else record
 
     def fields(self, parquet: Any, name: str) -> Fields:
-        """The columns of one open file."""
+        """Find the columns of one open file."""
         schema = parquet.schema_arrow
         there = list(dict.fromkeys([*schema.names, *partition(name)]))
         fields = self.columns.find(there, self.kinds, readable(name))
@@ -63,7 +63,7 @@ class ParquetReader:
         return fields
 
     def record(self, values: dict[str, Any], fields: Fields, name: str, number: int) -> Record:
-        """The ``number``-th record, whose values are in one of the files."""
+        """Make the ``number``-th record of a file from its values."""
         values = partition(name) | values
         record = fields.record(values, f"{readable(name)}: row {number}")
         bad = [v for v in (record.image_id, *record.columns) if isinstance(v, Problem)]
@@ -80,32 +80,32 @@ class ParquetReader:
         return record._replace(image=image, key=str(number) if key is None else key)
 
     def folder_of(self, name: str) -> str:
-        """Where the paths in a file begin."""
+        """Return the folder that paths in a file are relative to."""
         return folder_of(name) if self.images is None else self.images
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetPicture:
-    """A picture in a Parquet file, not yet read."""
+    """An image in a Parquet file, not yet read."""
 
     file: str
     column: str
     group: int
-    row: int  # of the row group
+    row: int  # within the row group
 
     def __str__(self) -> str:
         return f"{readable(self.file)}:{self.name}"
 
     @property
     def name(self) -> str:
-        """Row group and row, for people."""
+        """Row group and row, for messages."""
         return f"{self.group}/{self.row}"
 
     def read(self) -> bytes:
-        """The encoded picture.
+        """Read the encoded image.
 
         Raises:
-            ImageError: the file changed, or cannot be read any more.
+            ImageError: the file has changed or can no longer be read.
         """
         try:
             value = _column(self.file, self.group, self.column).value(self.row)
@@ -114,18 +114,18 @@ class ParquetPicture:
             raise ImageError(f"{self}: cannot be read ({error}).", code) from error
         found = image_field({self.column: value}, self.column)
         if not isinstance(found, bytes):
-            raise ImageError(f"{self}: holds no picture any more. The file changed.")
+            raise ImageError(f"{self}: no longer contains an image, because the file has changed.")
         return found
 
 
 @lru_cache(maxsize=2)
 def _column(name: str, group: int, column: str) -> Column:
-    """A column of a row group. Pictures are mostly read in order, many of one group."""
+    """Return a column of a row group, cached: images are mostly read in order."""
     return Column(name, group, column)
 
 
 class ParquetSource:
-    """Rows of Parquet files, one after another. `rows` costs at most one row group more."""
+    """Rows of Parquet files, one after another. `rows` decodes at most one extra row group."""
 
     def __init__(self, kind: Kind, name: str, reader: ParquetReader) -> None:
         self.kind: Kind = kind
@@ -134,12 +134,12 @@ class ParquetSource:
         self._reader = reader
         self._fields = Fields()
         self._states: list[tuple[int, int] | None] = []
-        # File, row group, first record of it in all files, and first row: lists are several rows.
+        # File, row group, its first record and first row over all files: a list is several rows.
         self._groups: list[tuple[int, int, int, int]] = []
         self._rows = 0
 
     def scan(self, work: Path) -> Scan:
-        """Read the bytes once for the fingerprint; decode only ids and lists of captions."""
+        """Read all bytes once for the fingerprint; decode only ids and lists of captions."""
         reader = self._reader
         digest, ids = hashlib.sha256(repr((self.kind, reader.columns)).encode()), bytearray()
         self._groups, self._states, self._rows = [], [], 0
@@ -153,7 +153,10 @@ class ParquetSource:
             with opened(name) as parquet:
                 fields = reader.fields(parquet, name)
                 if position and fields != self._fields:
-                    raise DataError(f"{readable(name)}: has other columns than the file before it.")
+                    raise DataError(
+                        f"{readable(name)}: has other columns than the file before it. Expected "
+                        "the same columns in all files."
+                    )
                 self._fields = fields
                 for group in range(parquet.num_row_groups):
                     self._groups.append((position, group, records, self._rows))
@@ -162,7 +165,7 @@ class ParquetSource:
         return Scan(self._rows, digest.hexdigest(), duplicate_rows(ids))
 
     def _scan_group(self, parquet: Any, name: str, group: int, record: int, ids: bytearray) -> None:
-        """Count the rows of a row group, and hash their ids where a column has them."""
+        """Count the rows of a row group, and hash their ids if they are in a column."""
         if self._has_lists(parquet) or self._fields.id is not None:
             for id in self._ids(parquet, name, group, record):
                 ids += id_hash(id)
@@ -176,7 +179,7 @@ class ParquetSource:
         return any(_is_list(schema, column) for column in self._fields.captions)
 
     def _ids(self, parquet: Any, name: str, group: int, record: int) -> Iterator[str]:
-        """The ids of the rows of a row group, whose first record is the ``record``-th."""
+        """Yield the ids of a row group's rows; its first record has the number ``record``."""
         captions = self._fields.captions if self._has_lists(parquet) else ()
         light = Fields(captions=captions, id=self._fields.id)
         if light == Fields():
@@ -192,7 +195,7 @@ class ParquetSource:
             record += batch.num_rows
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Rows ``start`` to before ``stop``, from the files."""
+        """Yield the rows from ``start`` up to ``stop`` (exclusive)."""
         start, stop = max(start, 0), min(stop, self._rows)
         ends = [first for *_, first in self._groups[1:]] + [self._rows]
         for (position, group, record, row), end in zip(self._groups, ends, strict=True):
@@ -202,9 +205,9 @@ class ParquetSource:
                 yield from self._group(name, group, record, max(start - row, 0), stop - row)
 
     def _group(self, name: str, group: int, record: int, start: int, stop: int) -> Iterator[Row]:
-        """Some rows of a row group, whose first record is the ``record``-th.
+        """Yield some rows of a row group; its first record has the number ``record``.
 
-        Behind a damaged place every row of the group fails.
+        All rows after damaged data fail.
         """
         try:
             for row in self._undamaged(name, group, record, start, stop):
@@ -245,7 +248,7 @@ class ParquetSource:
 
 
 def batches(parquet: Any, group: int, fields: Fields, size: int = SLICE) -> Iterator[Any]:
-    """The columns of a row group that are needed, some rows at a time."""
+    """Yield the needed columns of a row group in batches of ``size`` rows."""
     wanted = (fields.image, *fields.captions, fields.id, fields.split, *fields.carried)
     columns = [name for name in dict.fromkeys(wanted) if name in parquet.schema_arrow.names]
     yield from parquet.iter_batches(size, row_groups=[group], columns=columns)

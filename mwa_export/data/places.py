@@ -1,4 +1,4 @@
-"""The place of a picture: what a scan keeps of it, and what reads it later."""
+"""The place of an image: recorded during the scan, and used to read it later."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _KINDS = (
 
 
 def place_of(root: str, name: str) -> tuple[Place | None, Problem | None]:
-    """The place of a picture that a row names, or None and the problem.
+    """Return the place of an image that a row names, or None and the problem.
 
-    Of a remote file nothing is looked at: that would be a round trip for each.
+    Remote files are not checked, which would take a request each.
     """
     full = located(root, name)
     if isinstance(full, Problem):
@@ -40,18 +40,18 @@ def place_of(root: str, name: str) -> tuple[Place | None, Problem | None]:
         found = os.stat(full)
     except FileNotFoundError:
         where = readable(os.path.abspath(full))
-        return None, Problem("missing", f"{where}: no such file. Expected a picture.")
+        return None, Problem("missing", f"{where}: no such file. Expected an image.")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         return None, Problem("unreadable", f"cannot be read ({reason}).")
     for is_kind, words in _KINDS:
         if is_kind(found.st_mode):
-            return None, Problem("unreadable", f"is {words}. Expected a picture.")
+            return None, Problem("unreadable", f"is {words}. Expected an image.")
     return [local_name(name), found.st_size, found.st_mtime_ns], None
 
 
 def picture_of(root: str, name: str, *member: Any) -> Picture | RemotePicture:
-    """The picture of a file below ``root``; of a tar's ``member``: name, offset and size."""
+    """Return the image in a file below ``root``, or in a tar's ``member``: name, offset, size."""
     full = joined(root, name)
     if member and packing_of(full):
         return replace(Picture(plain_copy(full), *member), archive=readable(full))
@@ -59,7 +59,7 @@ def picture_of(root: str, name: str, *member: Any) -> Picture | RemotePicture:
 
 
 def state_of(name: str) -> tuple[int, int] | None:
-    """Size and time of change of a file; None: it is not there, or remote and not looked at."""
+    """Return a file's size and modification time; None if it is missing or remote."""
     try:
         found = None if is_remote(name) else os.stat(name)
     except OSError:
@@ -68,18 +68,18 @@ def state_of(name: str) -> tuple[int, int] | None:
 
 
 def check_state(name: str, state: tuple[int, int] | None) -> None:
-    """Raise DataError if a file is not what it was during the scan."""
+    """Raise DataError if a file has changed since the scan."""
     if not is_remote(name) and state_of(name) != state:
         raise DataError(
-            f"{readable(name)}: changed since the source was scanned. Run the command again."
+            f"{readable(name)}: has changed since the source was scanned. Run the command again."
         )
 
 
 def picture_at(root: str, place: Place, checked: dict[str, None]) -> Picture | RemotePicture:
-    """The picture at a place. ``checked`` holds the tars that were compared already.
+    """Return the image at a place. ``checked`` caches the tars that have been checked.
 
     Raises:
-        DataError: the file is not what it was during the scan.
+        DataError: the file has changed since the scan.
     """
     name, size, changed, *member = place
     full = joined(root, name)

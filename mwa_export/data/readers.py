@@ -1,4 +1,4 @@
-"""The reader of a collection that has records with fields, by the extension of its name."""
+"""Choose the reader of a table, JSON document, Parquet files or tars by extension."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ TABLES = CSV_SUFFIXES | JSONL_SUFFIXES
 def reader_of(
     spec: str, files: list[str], columns: Columns, kinds: tuple[Kind, ...], images: str | None
 ) -> Reader | None:
-    """The reader of a table, JSON document, Parquet files or tars; None for another form.
+    """Return the reader of a table, JSON document, Parquet files or tars; None for other formats.
 
-    ``files``: what ``spec`` stands for, see `files.expanded`. ``images``: folder of the pictures;
-    None: the collection's own.
+    Args:
+        spec: the file, folder, glob or URL that the user gave.
+        files: what ``spec`` expands to, see `files.expanded`.
+        columns: the user's names of columns.
+        kinds: what the records need.
+        images: folder of the images; None: that of the data.
 
     Raises:
-        DataError: columns or a folder of pictures are named, and the form has none.
+        DataError: columns or a folder of images are given, but the format does not have them.
     """
     suffix = suffix_of(files[0]) if files else ""
     root = folder_of(spec) if images is None else images
@@ -36,8 +40,8 @@ def reader_of(
         return TarReader(tuple(files), columns, kinds)
     if suffix in {*TABLES, ".json"} and (files != [spec] or split_glob(spec)[1]):
         raise DataError(
-            f"{readable(spec)}: stands for several tables. A glob is for pictures, .txt files, "
-            "tars and Parquet files. Name one table."
+            f"{readable(spec)}: matches several tables. Expected one table. Globs are supported "
+            "for images, .txt files, tars and Parquet files."
         )
     if suffix in TABLES:
         return TableReader(spec, root, columns, kinds)

@@ -1,4 +1,4 @@
-"""Numbered rows of pictures or texts in a fixed order: the input of `embed`."""
+"""Numbered rows of images or texts in a fixed order: the input of `embed`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mwa_export.inputs.content import Content, Kind, Problem, TokenIds
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the input. It ends as an embedding or as a row of the errors, never as nothing."""
+    """One row of the input. Each row becomes either an embedding or a row of the errors."""
 
     id: str
-    content: Content | TokenIds | None  # None: there is nothing to embed, see ``problem``
-    columns: tuple[object, ...] = ()  # what is carried along, in the order of Source.columns
-    problem: Problem | None = None  # why it cannot be embedded, as far as the reader knows
-    place: Place | None = None  # of a picture in a file, relative to the source
+    content: Content | TokenIds | None  # None: nothing to embed, see ``problem``
+    columns: tuple[object, ...] = ()  # values copied to the output, in the order of Source.columns
+    problem: Problem | None = None  # why it cannot be embedded, if the reader knows
+    place: Place | None = None  # of an image in a file, relative to the source
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,53 +31,53 @@ class Scan:
 
     rows: int
     fingerprint: str  # hex; changes when the rows, their order or their files (size, time) do
-    duplicates: NDArray[np.int64]  # rows whose id an earlier row has, ascending
-    skipped: Mapping[str, int] = field(default_factory=dict)  # what is no row -> how many
+    duplicates: NDArray[np.int64]  # rows with the id of an earlier row, ascending
+    skipped: Mapping[str, int] = field(default_factory=dict)  # kind of skipped file -> count
 
 
 class Source(Protocol):
-    """A source of rows. Can be pickled once it is scanned, so that workers read their own part.
+    """A source of rows. After the scan it can be pickled, so that workers read their own part.
 
-    The order is the same in every run over the same input. Memory does not grow with the rows, or
-    by a few bytes each.
+    The order is the same in every run over the same input. Memory grows by at most a few bytes
+    per row.
     """
 
     @property
     def kind(self) -> Kind:
-        """Whether the rows hold images or texts."""
+        """Whether the rows are images or texts."""
         ...
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name of the source, for messages."""
         ...
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that are carried along."""
+        """Names of the columns that are copied to the output."""
         ...
 
     def scan(self, work: Path) -> Scan:
-        """Look at everything once, without decoding. An index for `rows` may be kept in ``work``.
+        """Read everything once, without decoding. May store an index for `rows` in ``work``.
 
         Raises:
-            DataError: there is no such source, or it is malformed as a whole.
-            BundleError: the disk of ``work`` refuses.
+            DataError: the source does not exist or is malformed as a whole.
+            BundleError: ``work`` cannot be written.
         """
         ...
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Rows ``start`` (from 0) to before ``stop``, at a cost that does not depend on ``start``.
+        """Yield the rows from ``start`` (0-based) up to ``stop``, without reading earlier rows.
 
         Raises:
-            DataError: the source changed since the scan.
+            DataError: the source has changed since the scan.
         """
         ...
 
 
 @dataclass(frozen=True)
 class SourceAround:
-    """Base of a source that reads another one in its own way."""
+    """Base of a source that wraps another one."""
 
     source: Source
 

@@ -1,4 +1,4 @@
-"""Sources for `embed`, from what it is given; a bad record is a failed row."""
+"""Open the sources of `embed`. A malformed record becomes a failed row."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from mwa_export.inputs.formats import extension_of, shown
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """How a source is read. A column that is not named is found by its usual names."""
+    """How a source is read. A column without a given name is found by its usual names."""
 
     id_column: str | None = None
-    image_column: str | None = None  # in tars the extension of the picture
+    image_column: str | None = None  # in tars, the extension of the image
     text_column: str | None = None
-    columns: tuple[str, ...] = ()  # carried along
+    columns: tuple[str, ...] = ()  # copied to the output
     split: str | None = None  # None: all
-    image_root: str | None = None  # folder of the paths in a table or list; None: its own
-    timeout: float = 30.0  # seconds without a byte, of what is remote
-    retries: int = 4  # of remote reads whose failure may pass
+    image_root: str | None = None  # folder that paths in a table or list are relative to
+    timeout: float = 30.0  # seconds without a byte from a remote server
+    retries: int = 4  # of remote reads after temporary failures
 
     @property
     def access(self) -> Access:
@@ -49,7 +49,7 @@ class SourceOptions:
         return Access(self.timeout, self.retries)
 
     def __post_init__(self) -> None:
-        _ = self.access  # refuses values that cannot be
+        _ = self.access  # raises for invalid values
         once = len(set(self.columns)) == len(self.columns)
         check_option("columns", ",".join(self.columns), once, "each name once")
 
@@ -62,31 +62,30 @@ def open_sources(
     texts: str | os.PathLike[str] | None,
     options: SourceOptions,
 ) -> tuple[Source, ...]:
-    """The sources of pictures and of texts, as far as they are given.
+    """Open the sources of images and texts that are given.
 
     Raises:
-        UsageError: an option is for a source that is not given.
+        UsageError: an option is given without the source that it applies to.
         DataError: see `open_source`.
     """
     sources: dict[Kind, str | os.PathLike[str] | None] = {"image": images, "text": texts}
     for name, kind in _ONLY_OF.items():
         if (value := getattr(options, name)) is not None and sources[kind] is None:
-            raise UsageError(f"`{name}={value}`: is for {kind}s. Give `{kind}s=SOURCE`.")
+            raise UsageError(f"`{name}={value}`: applies only to {kind}s. Pass `{kind}s=SOURCE`.")
     return tuple(open_source(k, os.fspath(s), options) for k, s in sources.items() if s is not None)
 
 
 def open_source(kind: Kind, spec: str, options: SourceOptions) -> Source:
-    """The source of a folder, glob, list, table, JSON, Parquet, tars, or `-` for texts.
+    """Open a source: a folder, glob, list, table, JSON, Parquet, tars, or `-` (texts on stdin).
 
-    A `.txt` is a list, with a text or a path in each line; in a folder or glob of texts each
-    `.txt` is one text.
-
-    Which one is told by the extension: `.txt`, `.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.json`,
+    The format follows from the extension: `.txt`, `.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.json`,
     `.parquet`, `.tar`; the last two also as a folder of such files, a glob or `{000..123}`.
+    A `.txt` file is a list with one text or path per line, but in a folder or glob of texts each
+    `.txt` file is one text.
 
     Raises:
-        DataError: nothing is there, or this kind cannot be read from it, or an option is given
-            that the source does not have.
+        DataError: the source does not exist, does not contain this kind, or does not support a
+            given option.
     """
     with using(options.access):
         spec = local_name(spec)
@@ -97,10 +96,10 @@ def open_source(kind: Kind, spec: str, options: SourceOptions) -> Source:
 
 @dataclass(frozen=True)
 class PatientSource(SourceAround):
-    """A source whose remote files are read in a way of its own."""
+    """A source with its own time-out and retries for remote files."""
 
     access: Access
-    passed: Counter[str] = field(default_factory=Counter)  # beside its files: what -> how many
+    passed: Counter[str] = field(default_factory=Counter)  # skipped files in its folder -> count
 
     def scan(self, work: Path) -> Scan:
         """Scan the source."""
@@ -109,7 +108,7 @@ class PatientSource(SourceAround):
         return replace(scan, skipped=self.passed + Counter(scan.skipped))
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Rows of the source. Between them, the thread's own way holds."""
+        """Yield the rows. The thread's own settings apply again between them."""
         rows = self.source.rows(start, stop)
         while True:
             with using(self.access):
@@ -120,10 +119,10 @@ class PatientSource(SourceAround):
 
 
 def _passed_over(kind: Kind, spec: str, shards: list[str]) -> Counter[str]:
-    """What is no row beside the tars or Parquet files of a folder, and how many.
+    """Count the other files in a folder of tars or Parquet files by kind.
 
     Raises:
-        DataError: the folder holds pictures or texts as well.
+        DataError: the folder also contains images or texts.
     """
     if not is_folder(spec):
         return Counter()
@@ -142,7 +141,7 @@ def _opened(kind: Kind, spec: str, files: list[str], options: SourceOptions) -> 
     reader = reader_of(spec, files, columns, (kind,), root)
     if isinstance(reader, ParquetReader):
         if options.split is not None:
-            raise DataError(f"{readable(spec)}: Parquet is read whole. Leave `split` out.")
+            raise DataError(f"{readable(spec)}: Parquet files have no splits. Leave `split` out.")
         return ParquetSource(kind, readable(spec), reader)
     if reader is None:
         columns.refuse(readable(spec), (kind,))
@@ -152,10 +151,10 @@ def _opened(kind: Kind, spec: str, files: list[str], options: SourceOptions) -> 
 
 
 def _plain_reader(kind: Kind, spec: str, image_root: str | None) -> Reader:
-    """The reader of what has no fields: standard input, a list, a folder or glob."""
+    """Return the reader of a source without fields: standard input, a list, a folder or a glob."""
     if spec == STANDARD_INPUT:
         if kind == "image":
-            raise DataError("-: pictures are not read from standard input. Name a folder or file.")
+            raise DataError("-: images cannot be read from standard input. Pass a folder or file.")
         return LineReader(kind, spec)
     if suffix_of(spec) == ".txt" and not is_glob(spec):
         return LineReader(kind, spec, image_root)
@@ -163,7 +162,7 @@ def _plain_reader(kind: Kind, spec: str, image_root: str | None) -> Reader:
         if not os.path.lexists(spec):
             raise DataError(f"{readable(spec)}: no such file or folder. Expected texts.")
         raise DataError(
-            f"{readable(spec)}: no texts can be read from this. Expected a .txt, .csv, .tsv, "
+            f"{readable(spec)}: cannot be read as texts. Expected a .txt, .csv, .tsv, "
             ".jsonl, .json, .parquet or .tar, a folder or glob of .txt files, or - for standard "
             "input."
         )

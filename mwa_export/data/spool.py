@@ -1,4 +1,4 @@
-"""A scanned source: one line per row in a file of the work folder, found by its offset."""
+"""Copy a source to the work folder during the scan: one line per row, found by its offset."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from mwa_export.files import disk_errors
 from mwa_export.inputs.content import Kind, Problem
 
 Entry = tuple[str, Any, "tuple[object, ...]", "Problem | None"]
-"""Id, content, columns and problem of a row. The content is a text, token ids, a picture's bytes or
-its place, or None beside a problem."""
+"""Id, content, columns and problem of a row. The content is a text, token ids, an image's bytes or
+its place, or None if there is a problem."""
 
 
 def entries_of(record: Record, number: int, kind: Kind, root: str) -> Iterator[Entry]:
-    """The rows of one kind that a record has: its picture, or each of its captions.
+    """Yield the rows of one kind in a record: its image, or each of its captions.
 
     Args:
-        record: the ``number``-th of the source, from 0.
-        number: names the record where nothing else does.
-        root: folder or URL that the picture's path is relative to.
+        record: a record of the source.
+        number: its number from 0, which is the id if it has no key.
+        kind: "image" or "text".
+        root: folder or URL that the image's path is relative to.
     """
     image, columns = record.image, record.columns
     id = str(number) if record.key is None else record.key
@@ -58,10 +59,10 @@ def entries_of(record: Record, number: int, kind: Kind, root: str) -> Iterator[E
 
 @dataclass(eq=False)
 class SpooledSource:
-    """Records of a reader, stored in the work folder. The scan takes 24 bytes of memory per row.
+    """Records of a reader, copied to the work folder. The scan takes 24 bytes of memory per row.
 
-    Texts are read from the copy, so a change of the source cannot mix two of its states. Of
-    pictures the copy has the place, size and time of change, which `rows` compares.
+    Texts are read from the copy, so a later change of the source does not affect them. For images
+    the copy has place, size and modification time, which `rows` compares with the file.
     """
 
     kind: Kind
@@ -73,7 +74,7 @@ class SpooledSource:
     _rows: int = 0
 
     def scan(self, work: Path) -> Scan:
-        """Spool every row. The fingerprint covers ids, texts, columns, files' sizes and times."""
+        """Copy every row. The fingerprint covers ids, texts, columns, files' sizes and times."""
         digest, offsets, ids = hashlib.sha256(self.kind.encode()), array("q", [0]), bytearray()
         digest.update(json.dumps(self.columns).encode())
         work.mkdir(parents=True, exist_ok=True)
@@ -87,9 +88,9 @@ class SpooledSource:
                     content = {"ids": content} if isinstance(content, tuple) else content
                     line = json.dumps((id, content, columns, problem)).encode() + b"\n"
                     url = isinstance(content, list) and "://" in content[0]
-                    if url:  # one that is signed anew is the same
+                    if url:  # a new signature does not change the fingerprint
                         content = [public(content[0]), *content[1:]]
-                    # Without the reason, which may name a folder that can be moved.
+                    # Leave out the reason: it may contain the path of a folder that can be moved.
                     marked = (id, content, columns, problem and problem.code)
                     digest.update(json.dumps(marked).encode() if url or problem else line)
                     file.write(line)
@@ -106,7 +107,7 @@ class SpooledSource:
             for left in (draft, numbers):
                 left.unlink(missing_ok=True)
         self._index, self._rows = index, len(offsets) - 1
-        skipped = dict(getattr(self.reader, "skipped", ()))  # by readers of files that look around
+        skipped = dict(getattr(self.reader, "skipped", ()))  # only some readers count
         return Scan(self._rows, fingerprint, duplicate_rows(ids), skipped)
 
     def _entries(self) -> Iterator[Entry]:
@@ -117,9 +118,9 @@ class SpooledSource:
             yield from entries_of(record, number, self.kind, self.reader.root)
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Rows from the spool."""
+        """Yield rows from the copy."""
         if self._index is None:
-            raise DataError(f"{self.name}: is not scanned yet.")
+            raise DataError(f"{self.name}: has not been scanned. Call `scan` first.")
         start, stop = max(start, 0), min(stop, self._rows)
         if start >= stop:
             return
@@ -129,7 +130,7 @@ class SpooledSource:
         except OSError as error:
             raise DataError(
                 f"{self._index}: cannot be read ({error.strerror}). It is the index of "
-                f"{self.name}; run the command again."
+                f"{self.name}. Run the command again to rebuild it."
             ) from error
         with file:
             file.seek(offset)
@@ -145,15 +146,15 @@ class SpooledSource:
 
 
 def id_hash(id: str) -> bytes:
-    """16 bytes that stand for an id."""
+    """Hash an id to 16 bytes."""
     return hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def duplicate_rows(hashes: bytes | bytearray) -> NDArray[np.int64]:
-    """Rows whose hash (16 bytes each) an earlier row has, ascending."""
+    """Return the rows with the hash (16 bytes each) of an earlier row, ascending."""
     if not hashes:
         return np.empty(0, np.int64)
     pairs = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))  # stable: of equal ones the first comes first
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))  # stable: equal hashes keep their order
     same = (pairs[order[1:]] == pairs[order[:-1]]).all(axis=1)
     return np.sort(order[1:][same]).astype(np.int64)

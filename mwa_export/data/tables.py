@@ -1,4 +1,4 @@
-"""Tables: CSV, TSV and JSON lines, among them the indexes of BEiT-3."""
+"""Read tables: CSV, TSV and JSON lines, including the index files of BEiT-3."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from mwa_export.inputs.content import Kind, Problem
 
 CSV_SUFFIXES = {".csv", ".tsv"}
 JSONL_SUFFIXES = {".jsonl", ".ndjson"}
-_SAMPLE = 100  # JSON lines that show the fields
-_HEADER_LINES = 100  # that a header may have, because of line ends in quotes
+_SAMPLE = 100  # JSON lines that are read to find the fields
+_HEADER_LINES = 100  # max lines of a header, whose quoted names may contain line ends
 
 
 @dataclass(frozen=True, slots=True)
 class TableReader:
-    """A CSV, TSV or JSON lines file.
+    """Reads a CSV, TSV or JSON lines file.
 
-    A line that cannot be parsed is a problem of its own, named `line N`. Where the lines of a row
-    are no row because of a quote, the first is the problem, and the others are read again; a cell
-    above the limit takes the lines up to the next quote with it. A column that a CSV header, or
-    the first 100 objects of JSON lines, do not have is an error of the whole table; where another
-    object lacks it, the value is null.
+    A line that cannot be parsed becomes a problem with the key `line N`. If a quote joins lines
+    that are not a row, the first line is the problem and the others are read again. If a cell is
+    too long, the lines up to its closing quote are skipped. A column that is missing in the CSV
+    header, or in the first 100 JSON objects, is an error of the whole table. In a later JSON
+    object, a missing field is null.
     """
 
     name: str
@@ -44,7 +44,7 @@ class TableReader:
     kinds: tuple[Kind, ...]  # what the records need
 
     def records(self) -> Iterator[Record]:
-        """Every row."""
+        """Yield every row."""
         suffix = suffix_of(self.name)
         return self._json() if suffix in JSONL_SUFFIXES else self._csv(suffix)
 
@@ -72,7 +72,7 @@ class TableReader:
                 yield number, json_object(line)
 
     def _json_fields(self, objects: list[dict[str, Any]], where: str) -> Fields:
-        """The fields of a table whose first objects these are. Not every object has each."""
+        """Find the fields of a table from its first objects, not all of which have every field."""
         there = list(dict.fromkeys(chain.from_iterable(objects)))
         index = index_fields(objects[0], there, self.columns, self.kinds, where)
         return index or self.columns.find(there, self.kinds, where)
@@ -86,7 +86,7 @@ class TableReader:
         if not first.strip():
             raise DataError(
                 f"{readable(self.name)}:1: is blank. Expected a header with the names of the "
-                "columns."
+                "columns. Add one."
             )
         delimiter = _delimiter(first, "\t" if suffix == ".tsv" else ",", self.columns.known)
         source = _Lines(chain(io.StringIO(first, newline=""), lines))
@@ -100,7 +100,7 @@ class TableReader:
             elif cells:  # else a blank line
                 found = (
                     f"has {len(cells)} fields, delimited by {delimiter!r}. Expected {len(header)}, "
-                    "as the header has. Put quotes around captions that hold it."
+                    "as in the header. Put quotes around captions that contain the delimiter."
                 )
                 yield self._bad(number, Problem("malformed", found))
 
@@ -114,7 +114,7 @@ class TableReader:
 
 
 class _Lines:
-    """Lines for `csv.reader`, counted, with the quotes and lines of the current row."""
+    """Lines for `csv.reader`; counts them, and tracks the lines and quotes of the current row."""
 
     def __init__(self, lines: Iterator[str | None]) -> None:
         self._lines, self._again = lines, deque[str | None]()
@@ -123,7 +123,7 @@ class _Lines:
         self.quotes = 0
 
     def start_row(self) -> int:
-        """Number of the line that comes next."""
+        """Start a new row. Returns the number of its first line."""
         self._row, self.quotes = [], 0
         return self.number + 1
 
@@ -134,7 +134,7 @@ class _Lines:
         line = self._next()
         self._row.append(line)
         if line is None:
-            raise csv.Error(f"a line above the limit of {MAX_LINE:,} characters")
+            raise csv.Error(f"a line exceeds the limit of {MAX_LINE:,} characters")
         return line
 
     def _next(self) -> str | None:
@@ -144,21 +144,21 @@ class _Lines:
         return line
 
     def skip_cell(self) -> None:
-        """Pass over the lines up to the quote that ends the current cell, or to the end."""
+        """Skip the lines up to the quote that ends the current cell, or to the end of the file."""
         with suppress(StopIteration):
             while self.quotes % 2:
                 self._next()
 
     def go_back(self) -> None:
-        """Read again the lines after the first of the row."""
+        """Read the lines after the first line of the row again."""
         self._again.extendleft(reversed(self._row[1:]))
         self.number -= len(self._row) - 1
 
 
 def _rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Problem]]:
-    """Rows of CSV, each with the number of its first line."""
+    """Yield the rows of a CSV file, each with the number of its first line."""
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))
-    # Strict, as an unpaired quote would otherwise swallow rows up to the next one.
+    # Strict: otherwise, an unpaired quote would swallow all rows up to the next quote.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         start = lines.start_row()
@@ -171,20 +171,20 @@ def _rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Prob
             if "limit" in found:
                 lines.skip_cell()
             if lines.number > start and ("limit" not in found or lines.quotes % 2):
-                found += f"; in lines {start} to {lines.number} a quote is not closed"
+                found += f"; a quote in lines {start} to {lines.number} is not closed"
             if "limit" not in found:
                 lines.go_back()
             reason = (
-                f"is not CSV ({found}). Expected fields delimited by {delimiter!r}; those that "
-                'hold it, quotes or newlines in "quotes", with inner ones doubled.'
+                f"is not valid CSV ({found}). Expected fields delimited by {delimiter!r}. Put "
+                'fields with delimiters, quotes or newlines in "quotes", and double inner quotes.'
             )
             yield start, Problem("malformed", reason)
 
 
 def _delimiter(header: str, usual: str, known: set[str]) -> str:
-    """The delimiter with which a header has the most known names, then the most names at all.
+    """Guess the delimiter: it gives the most known column names, then the most columns.
 
-    Only the header is looked at: captions are full of commas.
+    Only the header is used, because captions are full of commas.
     """
 
     def fitness(delimiter: str) -> tuple[int, int, bool]:

@@ -1,4 +1,4 @@
-"""WebDataset tars: members of one key are one sample, a picture and its captions."""
+"""Read WebDataset tars: the members with one key form a sample, an image and its captions."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mwa_export.inputs.formats import HEAD, extensions, likely, shown
 
 _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # WebDataset's rule
 _COMPRESSED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
-_MAX_TEXT = 16 << 20  # bytes of a member that is read during the scan
-_OPEN = 1 << 16  # samples of a tar that wait for more members, which bounds the memory
-_NOTED = 20  # extensions that a message names
-_AGAIN = Problem("malformed", "occurs a second time. Expected each name once.")
+_MAX_TEXT = 16 << 20  # max bytes of a member that is read during the scan
+_OPEN = 1 << 16  # max samples of a tar that wait for more members; limits memory
+_NOTED = 20  # extensions that a message lists
+_AGAIN = Problem("malformed", "occurs twice. Expected each name once.")
 _LATE = Problem(
     "malformed",
-    f"lies more than {_OPEN:,} samples behind the others of its key. Sort the tar by names.",
+    f"is more than {_OPEN:,} samples behind other members with its key. Sort the tar by name.",
 )
 
 
@@ -40,42 +40,42 @@ class _Member(NamedTuple):
 
 
 _Sample = dict[str, _Member]
-"""Members of one key by extension."""
+"""The members with one key, by extension."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarReader:
-    """One or more tars. Members of a sample may lie anywhere in a tar.
+    """Reads one or more tars. The members of a sample may be anywhere in a tar.
 
-    Captions are the lines of `KEY.txt`, or `caption` or `captions` of `KEY.json`. A sample without
-    a picture `KEY.png`, but with `KEY.1.png`, `KEY.2.png`, is a sample of each. A member that a
-    tar was cut in is a problem of its sample; a damaged end of a tar is a record of its own, as
-    what followed is not known. Members that are never read are counted in ``skipped``.
+    Captions are the lines of `KEY.txt`, or `caption` or `captions` in `KEY.json`. A sample without
+    an image `KEY.png`, but with `KEY.1.png` and `KEY.2.png`, becomes one sample per image. A
+    truncated member is a problem of its sample. A damaged end of a tar is a separate record,
+    because the samples after it are unknown. Unused members are counted in ``skipped``.
     """
 
     tars: tuple[str, ...]
-    columns: Columns  # fields of KEY.json; but image: the extension of the picture
+    columns: Columns  # fields of KEY.json; for the image: its extension
     kinds: tuple[Kind, ...]  # what the records need
-    root: str = ""  # tars have whole paths
-    skipped: Counter[str] = field(default_factory=Counter, compare=False)  # what -> how many
+    root: str = ""  # paths of tars are complete
+    skipped: Counter[str] = field(default_factory=Counter, compare=False)  # extension -> count
 
     def records(self) -> Iterator[Record]:
-        """Every sample, in the order of their first members.
+        """Yield every sample, ordered by first member.
 
         Raises:
-            DataError: a tar cannot be read, or no sample has a field or picture that was named.
+            DataError: a tar cannot be read, or no sample has a given field or image extension.
         """
         self.skipped.clear()
         found = set[str]()
         for name in self.tars:
-            # Pictures are read from anywhere in it.
+            # Images are read with random access, so a compressed tar is unpacked to a copy.
             with open_file(str(plain_copy(name)) if packing_of(name) else name) as file:
                 start = file.read(8)
                 for magic, suffix in _COMPRESSED.items():
                     if start.startswith(magic):
                         raise DataError(
-                            f"{readable(name)}: is compressed. Expected a plain tar under this "
-                            f"name. Rename it to end with {suffix}."
+                            f"{readable(name)}: is compressed, but has the name of a plain tar. "
+                            f"Rename it to end with {suffix}."
                         )
                 place = [name, *(state_of(name) or (None, None))]
                 yield from _Tar(file, readable(name), place, self, found).records()
@@ -84,7 +84,7 @@ class TarReader:
         if found and (missing := [n for n in named if n is not None and n not in found]):
             raise DataError(
                 f"{names(map(readable, self.tars), 3)}: no sample has {names(missing)}. Samples "
-                f"have: {names(sorted(found))}. Name what they have."
+                f"have: {names(sorted(found))}. Pass one of these names."
             )
 
 
@@ -97,14 +97,14 @@ class _Tar:
         self._file, self._name, self._place, self._reader = file, name, place, reader
         self._length = file.seek(0, 2)
         self._damage: Problem | None = None
-        self._found = found  # extensions and fields of samples, some of them
+        self._found = found  # some extensions and fields of samples, for messages
         columns = reader.columns
         captions = ("caption", "captions") if columns.caption is None else (columns.caption,)
         self._fields = Fields(None, captions, columns.id, carried=columns.carried)
         self._needs_json = "text" in reader.kinds or columns.id or columns.carried
 
     def records(self) -> Iterator[Record]:
-        """Every sample, and the damage."""
+        """Yield every sample, and a record for damage."""
         reported = False
         for record in self._samples():
             found = (record.image, *record.captions)
@@ -140,7 +140,7 @@ class _Tar:
             yield from self._records(key, sample)
 
     def _key(self, member: tarfile.TarInfo) -> tuple[str, str] | None:
-        """Key and extension of a member; None if it is passed over."""
+        """Return the key and extension of a member; None if it is skipped."""
         if member.isdir():
             return None
         if (match := _KEY.fullmatch(member.name)) is not None:
@@ -153,7 +153,7 @@ class _Tar:
         return None
 
     def _is_needed(self, extension: str) -> bool:
-        """Whether a member with this extension decides something of a record."""
+        """Whether a member with this extension is used for a record."""
         if extension in ("txt", "json"):
             return bool(self._needs_json)
         return _is_picture(extension) and "image" in self._reader.kinds
@@ -162,7 +162,7 @@ class _Tar:
         return Record(f"{self._name}:{member}", key=member, problem=problem)
 
     def _records(self, key: str, sample: _Sample) -> Iterator[Record]:
-        """The record of a sample, or one of each picture where none has the plain key."""
+        """Yield the record of a sample, or one per image if no image has the plain key."""
         pictures = [extension for extension in sample if _is_picture(extension)]
         parts = {key: sample}
         if self._reader.columns.image is None and pictures and all("." in p for p in pictures):
@@ -175,7 +175,7 @@ class _Tar:
             yield self._record(stem, part)
 
     def _count(self, sample: _Sample) -> None:
-        """Count what is not read in a sample, and note what it has."""
+        """Count the unused members of a sample, and note its extensions."""
         chosen = self._reader.columns.image
         if chosen in sample or len(self._found) < _NOTED:
             self._found.update(sample)
@@ -187,10 +187,10 @@ class _Tar:
     def _member(self, info: tarfile.TarInfo) -> _Member:
         problem = None
         if not info.isreg() or info.issparse():
-            problem = Problem("unreadable", "is a link or a special file. Expected a plain file.")
+            problem = Problem("unreadable", "is a link or a special file. Expected a regular file.")
         elif info.offset_data + info.size > self._length:
             kept = max(0, self._length - info.offset_data)
-            found = f"has {kept} of {info.size} bytes, so the tar is not a whole tar."
+            found = f"has {kept} of {info.size} bytes, because the tar is truncated."
             problem = Problem("truncated", f"{found} Copy or write it again.")
         return _Member(info.name, info.offset_data, info.size, problem)
 
@@ -227,10 +227,10 @@ class _Tar:
             [member] = pictures
             return member.problem or [*self._place, member.name, member.offset, member.size]
         expected = "such as .jpg" if chosen is None else shown(chosen)
-        reason = f"has no picture {found}. Expected one, {expected}."
+        reason = f"has no image {found}. Expected one, {expected}."
         if pictures:
-            reason = f"has {len(pictures)} pictures {found}. Name the extension of one: "
-            reason += "`image_column`"
+            reason = f"has {len(pictures)} images {found}. Pass the extension of one as "
+            reason += "`image_column`."
         return (not pictures and self._damage) or Problem("malformed", reason)
 
     def _captions(
@@ -252,21 +252,23 @@ class _Tar:
             text = data.decode("utf-8-sig", "surrogateescape")
             stripped = (line.strip() for line in re.split("[\r\n]", text))
             lines = tuple(text_field(line, f"{key}.txt") for line in stripped if line)
-        # img2dataset writes the caption into both. Other sets may mean different things by them.
+        # img2dataset writes the same caption into both. In other sets they may differ in meaning.
         same = tuple(field.strip() if isinstance(field, str) else field for field in fields)
         if lines and fields and lines != same:
             reason = (
-                f"its .txt has {len(lines)} captions, its .json {len(fields)}, and they differ. "
-                "Expected the same. Remove one of the two."
+                f"its .txt ({len(lines)} captions) and its .json ({len(fields)}) differ. "
+                "Expected equal captions. Remove one of the files."
             )
             return (Problem("malformed", reason),)
-        expected = f'Expected {key}.txt with one per line, or {key}.json with "caption".'
+        expected = f'Expected {key}.txt with one caption per line, or {key}.json with "caption".'
         nothing = self._damage or Problem("null", f"has no captions {found}. {expected}")
         return fields or lines or (broken or nothing,)
 
     def _read(self, member: _Member, name: str) -> bytes | Problem:
         if member.problem is None and member.size > _MAX_TEXT:
-            return Problem("too-large", f"{name} has {member.size:,} bytes.")
+            return Problem(
+                "too-large", f"{name} has {member.size:,} bytes. Expected at most {_MAX_TEXT:,}."
+            )
         if member.problem is not None:
             return member.problem._replace(reason=f"{name} {member.problem.reason}")
         self._file.seek(member.offset)
@@ -274,6 +276,6 @@ class _Tar:
 
 
 def _is_picture(extension: str, *, plain: bool = False) -> bool:
-    """Whether a member with this extension, after its key, is a picture. ``plain``: one part."""
+    """Whether a member with this extension is an image; ``plain``: and has no dot in it."""
     last = extension.rpartition(".")[2]
     return (last in extensions() or not extension) and (last == extension or not plain)

@@ -1,4 +1,4 @@
-"""A retrieval test set: which pictures, which captions, and what belongs together."""
+"""A retrieval test set: images, captions, and which captions belong to which image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mwa_export.inputs.content import Caption, Readable
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """A picture that was left out together with its captions, and why."""
+    """An image that was left out together with its captions, and the reason."""
 
     picture: str
     reason: str
@@ -26,9 +26,9 @@ class Excluded:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalData:
-    """Pictures and captions of one split, in the order of the file."""
+    """Images and captions of one split, in the order of the file."""
 
-    name: str  # for people: the file and the split
+    name: str  # the file and the split, for messages
     image_ids: NDArray[np.int64]  # (n_image,), unique
     pictures: tuple[Readable, ...]  # n_image
     captions: tuple[Caption, ...]  # n_text
@@ -36,10 +36,10 @@ class RetrievalData:
     excluded: tuple[Excluded, ...] = ()
 
     def without(self, reasons: Mapping[int, str]) -> RetrievalData:
-        """The set without some pictures (row -> why) and their captions; ``excluded`` lists them.
+        """Leave out some images (row -> reason) and their captions; ``excluded`` lists them.
 
         Raises:
-            DataError: no picture is left.
+            DataError: no image is left.
         """
         if not reasons:
             return self
@@ -48,8 +48,8 @@ class RetrievalData:
         if not keep.any():
             first = min(reasons)
             raise DataError(
-                f"{self.name}: none of the {len(self.pictures)} pictures can be used, the first "
-                f"because: {reasons[first]}"
+                f"{self.name}: none of the {len(self.pictures)} images can be used. The first one: "
+                f"{reasons[first]}"
             )
         excluded = tuple(
             Excluded(
@@ -62,7 +62,7 @@ class RetrievalData:
         return replace(self.only(keep), excluded=self.excluded + excluded)
 
     def only(self, keep: NDArray[np.bool_]) -> RetrievalData:
-        """Some pictures, (n_image,), with their captions, without calling the rest excluded."""
+        """Select images by a mask (n_image,), with their captions. ``excluded`` stays unchanged."""
         captions = np.isin(self.caption_image_ids, self.image_ids[keep])
         return replace(
             self,
@@ -74,15 +74,15 @@ class RetrievalData:
 
 
 class Groups:
-    """Captions grouped by picture. Both keep the order of the file."""
+    """Captions grouped by image. Both keep the order of the file."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._rows: dict[Hashable, int] = {}
         self._pictures: list[Readable] = []
-        self._places: list[str] = []  # where each picture occurred first, for messages
+        self._places: list[str] = []  # where each image occurred first, for messages
         self._captions: list[Caption] = []
-        self._owners = array("q")  # row of the picture of each caption
+        self._owners = array("q")  # for each caption, the row of its image
 
     def add(
         self,
@@ -93,10 +93,10 @@ class Groups:
         *,
         once: bool,
     ) -> None:
-        """Add captions of a picture, which may have come before unless it comes ``once``.
+        """Add captions of an image. With ``once``, the image must be new.
 
         Raises:
-            DataError: the key is taken.
+            DataError: the key belongs to another image, or occurs twice with ``once``.
         """
         row = self._rows.setdefault(key, len(self._pictures))
         if row == len(self._pictures):
@@ -104,44 +104,45 @@ class Groups:
             self._places.append(where)
         elif once:
             raise DataError(
-                f"{where}: the id {key} occurs a second time, after {self._places[row]}. "
-                "Expected each once. Remove one."
+                f"{where}: the id {key} already occurs in {self._places[row]}. Expected each id "
+                "once. Remove one of the two."
             )
         elif self._pictures[row] != picture:
             raise DataError(
-                f"{where}: the id {key} is {picture}, and at {self._places[row]} it is "
-                f"{self._pictures[row]}. Expected one picture. Correct one of the two."
+                f"{where}: the id {key} is {picture}, but at {self._places[row]} it is "
+                f"{self._pictures[row]}. Expected one image per id. Correct one of the two."
             )
         before = len(self._captions)
         self._captions.extend(captions)
         self._owners.extend([row] * (len(self._captions) - before))
 
     def data(self, name: str, *, numbered: bool = False) -> RetrievalData:
-        """The finished set. Pictures are ``numbered`` in order unless their keys are integers.
+        """Return the finished set. Image ids are the keys if these are integers and not
+        ``numbered``, otherwise numbers from 0.
 
         Raises:
-            DataError: there are no pictures, or some have no captions.
+            DataError: there are no images, or some have no captions.
         """
         count = len(self._pictures)
         if not count:
-            raise DataError(f"{self._path}: holds no pictures. Expected a picture and captions.")
+            raise DataError(f"{self._path}: has no images. Expected images with captions.")
         owners = np.asarray(self._owners, np.int64)
         alone = np.flatnonzero(np.bincount(owners, minlength=count) == 0)
         if alone.size:
             raise DataError(
-                f"{self._path}: {alone.size} of {count} pictures have no captions, the first is "
+                f"{self._path}: {alone.size} of {count} images have no captions. The first one is "
                 f"{self._pictures[alone[0]]} ({self._places[alone[0]]}). "
-                "Add their captions or remove them."
+                "Add captions or remove these images."
             )
         ids = np.asarray((not numbered and _numbers(self._rows)) or range(count), np.int64)
         return RetrievalData(name, ids, tuple(self._pictures), tuple(self._captions), ids[owners])
 
 
 def _numbers(keys: Iterable[Hashable]) -> list[int] | None:
-    """Keys as integers, or None if one is something else, or another way to write its number."""
+    """Convert keys to integers; None if one is not an integer in its usual form."""
     ids = []
     for key in keys:
-        # ASCII: int() takes other digits, too. Written back: "007" is not 7.
+        # int() also accepts digits that are not ASCII. The comparison below rejects "007".
         if not isinstance(key, str) or not (key.isascii() and key.isdecimal()) or len(key) > 19:
             return None
         ids.append(int(key))

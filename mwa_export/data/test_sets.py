@@ -1,4 +1,4 @@
-"""Test sets for everything that measures recall; a bad record is an error."""
+"""Read test sets to measure recall on. A malformed record is an error."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from mwa_export.inputs.pictures import Picture
 
 _SHARDS = (".tar", ".parquet")
 _FORMS = (
-    "Expected one of: a Karpathy or COCO JSON (.json); an index of BEiT-3 (.jsonl); a table of "
-    "captions (.csv, .tsv or .jsonl), or a folder with one, each also as .gz or .zst; Parquet or "
-    "a WebDataset (.parquet, .tar), or a folder of such files."
+    "Expected one of: a Karpathy or COCO JSON (.json); a BEiT-3 index (.jsonl); a table of "
+    "captions (.csv, .tsv or .jsonl) or a folder with one; each also as .gz or .zst; Parquet or "
+    "WebDataset files (.parquet, .tar) or a folder of them."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
-    """How a test set is read. A column that is not named is found by its usual names."""
+    """How a test set is read. A column without a given name is found by its usual names."""
 
     image_column: str | None = None
     caption_column: str | None = None
-    image_id_column: str | None = None  # None: each picture file is one picture
-    split: str | None = None  # None: "test" of a Karpathy JSON, else the only one
-    images: str | Path | None = None  # folder of the pictures; None: the data's own
-    max_excluded: int = 0  # pictures that may be missing; the set's ``excluded`` lists them
+    image_id_column: str | None = None  # None: the path identifies an image
+    split: str | None = None  # None: "test" in a Karpathy JSON, otherwise the only one
+    images: str | Path | None = None  # folder of the images; None: that of the data
+    max_excluded: int = 0  # how many images may be missing; the set's ``excluded`` lists them
 
     @property
     def columns(self) -> Columns:
@@ -54,28 +54,28 @@ class DataOptions:
 
 
 TestSet = RetrievalData | str | os.PathLike[str]
-"""A test set, or the path of one."""
+"""A test set or its path."""
 
 
 def as_test_set(data: TestSet | None) -> RetrievalData | None:
-    """Read a test set unless it is read already."""
+    """Read a test set, unless it is already read or None."""
     return data if data is None or isinstance(data, RetrievalData) else read_data(data)
 
 
 def read_data(path: str | os.PathLike[str], options: DataOptions | None = None) -> RetrievalData:
-    """Read a retrieval test set of any form we know: a file, a folder, or what fsspec opens.
+    """Read a retrieval test set in any supported format: a file, a folder, or a URL for fsspec.
 
     Raises:
-        DataError: none of the forms, malformed, incomplete, an option that the form does not
-            have, or more pictures missing than allowed.
+        DataError: the format is not supported, the data is malformed or incomplete, an option does
+            not apply to the format, or more images are missing than allowed.
     """
     options = options or DataOptions()
     data = parse_data(path, options)
     missing = [
         row
         for row, picture in enumerate(data.pictures)
-        # Remote pictures are not looked for: that would be a round trip for each.
-        # os.path: Path.is_file raises where a name is too long.
+        # Remote images are not checked, which would take a request each.
+        # os.path, because Path.is_file raises if a name is too long.
         if isinstance(picture, Picture)
         and picture.member is None
         and not os.path.isfile(picture.path)
@@ -83,20 +83,20 @@ def read_data(path: str | os.PathLike[str], options: DataOptions | None = None) 
     if len(missing) > options.max_excluded:
         first = names((data.pictures[row] for row in missing[:3]), 3)
         raise DataError(
-            f"{data.name}: {len(missing)} of {len(data.pictures)} pictures are missing, the first: "
-            f"{first}. Give the folder that they are in (`images`), or leave them and their "
-            f"captions out: `max_excluded={len(missing)}`"
+            f"{data.name}: {len(missing)} of {len(data.pictures)} images are missing, such as "
+            f"{first}. Pass their folder with `images`, or pass `max_excluded={len(missing)}` to "
+            "leave them and their captions out."
         )
     return data.without(dict.fromkeys(missing, "no such file"))
 
 
 def parse_data(path: str | os.PathLike[str], options: DataOptions | None = None) -> RetrievalData:
-    """Parse a test set, as `read_data` does. Whether the pictures exist is not looked at."""
+    """Parse a test set like `read_data`, without checking that the images exist."""
     options, spec = options or DataOptions(), local_name(str(path))
     name = readable(spec)
     images = confined(spec, None if options.images is None else str(options.images))
     if images is not None and not is_folder(images):
-        raise DataError(f"{images}: no such folder. Expected the folder of the pictures: `images`")
+        raise DataError(f"{images}: no such folder. Pass the folder of the images with `images`.")
     files = _find(spec)
     reader = reader_of(files[0], files, options.columns, ("image", "text"), images)
     assert reader is not None  # `_find` knows the forms
@@ -104,7 +104,7 @@ def parse_data(path: str | os.PathLike[str], options: DataOptions | None = None)
 
 
 def _grouped(reader: Reader, path: str, options: DataOptions) -> RetrievalData:
-    """Captions by picture. The first problem is an error."""
+    """Group captions by image. The first problem is raised as an error."""
     records, split = reader.records(), options.split
     if split is None and isinstance(reader, KarpathyReader):
         records = iter(entries := list(records))
@@ -121,8 +121,8 @@ def _grouped(reader: Reader, path: str, options: DataOptions) -> RetrievalData:
         id = record.key if isinstance(reader, TarReader) else _id(record, options.image_id_column)
         if id and options.image_id_column and owners.setdefault(picture, id) != id:
             raise DataError(
-                f"{record.where}: {picture} has the id {id}, and {owners[picture]} before. "
-                "Expected one id for each picture. Correct one of the two."
+                f"{record.where}: {picture} has the id {id}, but {owners[picture]} in an earlier "
+                "record. Expected one id per image. Correct one of the two."
             )
         numbered |= id is None
         groups.add(id or str(picture), picture, captions, record.where, once=once)
@@ -131,14 +131,16 @@ def _grouped(reader: Reader, path: str, options: DataOptions) -> RetrievalData:
 
 
 def _one_split(records: Iterable[Record], path: str) -> Iterator[Record]:
-    """All records, which must not be of several splits."""
+    """Yield all records. Raise DataError if they belong to several splits."""
     splits: set[str] = set()
     for record in records:
         yield record
         if record.split is not None:
             splits.add(record.split)
     if len(splits) > 1:
-        raise DataError(f"{path}: has the splits {names(sorted(splits))}. Name one of them.")
+        raise DataError(
+            f"{path}: has the splits {names(sorted(splits))}. Pass one of them as `split`."
+        )
 
 
 def _picture(record: Record, root: str) -> Readable:
@@ -155,7 +157,7 @@ def _picture(record: Record, root: str) -> Readable:
 
 
 def _id(record: Record, column: str | None) -> str | None:
-    """The id of a record's picture; None: its path identifies it."""
+    """Return the id of a record's image; None if its path identifies it."""
     value = record.image_id
     if type(value) is int or (isinstance(value, str) and value.strip()):
         return public(str(value))
@@ -163,22 +165,23 @@ def _id(record: Record, column: str | None) -> str | None:
         return None
     found = "missing" if value is None else reprlib.repr(value)
     raise DataError(
-        f'{record.where}: "{column}" is {found}. Expected a text or an integer as the image id.'
+        f'{record.where}: "{column}" is {found}. Expected an image id, a text or an integer.'
     )
 
 
 def _find(spec: str) -> list[str]:
-    """The file to read, or several tars or Parquet files."""
+    """Return the file to read, or several tars or Parquet files."""
     if is_folder(spec):
         if (files := expanded(spec)) != [spec] and "=" in files[0]:
-            return files  # folders as Hive names them
+            return files  # folders named in Hive style
         return [joined(spec, name) for name in _find_in_folder(spec, files_in(spec))]
     suffix = suffix_of(spec)
     files = expanded(spec)
     if files == [spec] and not exists(spec):
         raise DataError(f"{readable(spec)}: no such file or folder. {_FORMS}")
     if suffix not in {*TABLES, *_SHARDS, ".json"}:
-        raise DataError(f"{readable(spec)}: is a {suffix or 'nameless'} file. {_FORMS}")
+        found = f"is a {suffix} file" if suffix else "has no extension"
+        raise DataError(f"{readable(spec)}: {found}. {_FORMS}")
     return files
 
 
@@ -191,12 +194,12 @@ def _find_in_folder(folder: str, files: list[str]) -> list[str]:
         if shards:
             others = names((name for name in files if name not in shards), 3)
             raise DataError(
-                f"{where}: has {len(shards)} {suffix} and other files: {others}. {_FORMS}"
+                f"{where}: has {len(shards)} {suffix} files and other files: {others}. {_FORMS}"
             )
     tables = [name for name in files if suffix_of(name) in TABLES]
     if len(tables) > 1:
         found = names(tables)
-        raise DataError(f"{where}: has {len(tables)} tables: {found}. Name the file itself.")
+        raise DataError(f"{where}: has {len(tables)} tables: {found}. Pass one of these files.")
     if not tables:
         found = names(files, 5)
         raise DataError(f"{where}: is a folder without a table or tars (files: {found}). {_FORMS}")

@@ -1,1 +1,1 @@
-"""A single image or text: what it can be, validation, decoding, preprocessing, tokenization."""
+"""A single image or text: types, validation, decoding, preprocessing, tokenization."""

@@ -1,4 +1,4 @@
-"""Content of a row of images or texts, and the reason why one cannot be used."""
+"""Content of a row, an image or a text, and the reason if it cannot be used."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple, Protocol
 
 Kind = Literal["image", "text"]
 TokenIds = tuple[int, ...]
-"""Token ids without BOS and EOS, as the indexes of BEiT-3 store them."""
+"""Token ids without BOS and EOS, as stored in BEiT-3 index files."""
 Caption = str | TokenIds
-"""A text, or the token ids of one."""
+"""A text or its token ids."""
 Code = Literal[
     "missing",
     "empty",
@@ -20,38 +20,38 @@ Code = Literal[
     "truncated",
     "too-large",
     "unreadable",
-    # Of what is remote:
+    # For remote files:
     "timeout",
     "forbidden",
     "unreachable",
     "not-allowed",
 ]
-"""Why a row cannot be embedded, for programs."""
+"""Machine-readable reason why a row cannot be embedded."""
 
 
 class Problem(NamedTuple):
     """Why a row cannot be used."""
 
     code: Code
-    reason: str  # a sentence for people
+    reason: str  # a sentence for messages
 
 
 class Readable(Protocol):
-    """Encoded bytes that are not read yet: a file, a member of a tar, something remote."""
+    """Encoded bytes that have not been read: a file, a member of a tar, or a remote file."""
 
     @property
     def name(self) -> str:
-        """The last part of the name, for people; `str()` gives all of it."""
+        """Last part of the name, for messages; `str()` returns the full name."""
         ...
 
     def read(self) -> bytes:
         """Read all bytes.
 
         Raises:
-            ImageError: they cannot be read; the message is the row's reason.
+            ImageError: they cannot be read; the message becomes the row's reason.
         """
         ...
 
 
 Content = Readable | bytes | str
-"""An encoded picture, read or not, or a text."""
+"""An encoded image, read or not yet read, or a text."""

@@ -1,4 +1,4 @@
-"""The one image decoder, and the check of texts: a usable value, or one error with its reason."""
+"""Decode images and check texts: return a usable value or raise one error with a reason."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mwa_export.inputs.content import Code, Content, Problem
 from mwa_export.inputs.formats import formats, is_cut, unknown
 from mwa_export.inputs.preprocess import pixels_from_image
 
-MAX_PIXELS = 2 * 89_478_485  # where Pillow itself stops: about 512 MiB of RGB
+MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit: about 512 MiB of RGB
 MAX_SIDE = 1 << 20  # pixels; resizing a longer line overflows Pillow's tables
 MAX_CHARACTERS = 1_000_000  # of a text; tokenizing this many takes well under a second
 
 Room = Callable[[int], AbstractContextManager[object]]
-"""Waits until there is memory for a number of pixels, and keeps it while it is entered."""
-_OPENS_MORE = ("EPS", "IPTC")  # of the formats left out
+"""Context manager that waits for memory for a number of pixels and holds it while entered."""
+_OPENS_MORE = ("EPS", "IPTC")  # formats that open other files or start other programs
 _READ_TO_NAME = 1024  # bytes
 
 
 class RowRefusedError(DataError):
-    """A text that cannot be embedded. ``code`` is for programs, the message for people."""
+    """A text cannot be embedded. ``code`` is the machine-readable reason."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class RowRefusedError(DataError):
 
     @property
     def problem(self) -> Problem:
-        """The code and the message as a value."""
+        """The code and message as a Problem."""
         return Problem(self.code, str(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -45,20 +45,20 @@ class RowRefusedError(DataError):
 def decode_picture(
     content: Content | Image.Image, name: str | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Decode a picture fully, to RGB.
+    """Decode an image completely, to RGB.
 
-    The first frame of an animation is taken; the EXIF orientation is not applied.
+    Only the first frame of an animation is used. The EXIF orientation is not applied.
 
     Args:
-        content: where the picture lies, its encoded bytes, or a picture that Pillow has opened.
-        name: what messages call it; by default where it lies.
-        max_pixels: refuse larger pictures before they are decoded.
+        content: a file or other Readable, encoded bytes, or an image opened by Pillow.
+        name: its name in messages; None: its path.
+        max_pixels: refuse larger images before they are decoded.
 
     Raises:
-        ImageError: it cannot be read or decoded, or is of a format that is not in FORMATS.
+        ImageError: it cannot be read or decoded, or its format is not in FORMATS.
     """
     if name is None:
-        name = "picture" if isinstance(content, bytes | Image.Image) else str(content)
+        name = "image" if isinstance(content, bytes | Image.Image) else str(content)
     return _rgb(*_opened(content, name, max_pixels), name, max_pixels)
 
 
@@ -71,11 +71,19 @@ def pixels_of(
     room: Room = nullcontext,
     on_loss: Callable[[str], None] | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode a picture and resize it as `preprocess.pixels_from_image` does.
+    """Decode an image and resize it with `preprocess.pixels_from_image`.
 
-    Returns (size, size, 3) uint8. ``room`` gets the number of pixels and is held while they are in
-    memory; ``on_loss`` is told what 8-bit RGB cannot hold. Other arguments and errors are those of
-    `decode_picture`.
+    Args:
+        content, name, max_pixels: see `decode_picture`.
+        size: side of the result in pixels.
+        room: called with the number of pixels; entered while they are in memory.
+        on_loss: called with a description of what conversion to 8-bit RGB loses.
+
+    Returns:
+        (size, size, 3) uint8.
+
+    Raises:
+        ImageError: see `decode_picture`.
     """
     image, data = _opened(content, name, max_pixels)
     with room(image.width * image.height):
@@ -88,15 +96,15 @@ def pixels_of(
 def _opened(
     content: Content | Image.Image, name: str, max_pixels: int
 ) -> tuple[Image.Image, bytes]:
-    """A picture whose header is read and checked, and its encoded bytes, as far as we have them."""
+    """Open an image and check its header. Returns it and its encoded bytes, if known."""
     if isinstance(content, str):
-        raise ImageError(f"{name}: is a text. Expected a picture.", "not-a-picture")
+        raise ImageError(f"{name}: is a text. Expected an image.", "not-a-picture")
     if isinstance(content, Image.Image):
         image, data = content, b""
     else:
         data = content if isinstance(content, bytes) else content.read()
         if not data:
-            raise ImageError(f"{name}: is empty. Expected a picture.", "empty")
+            raise ImageError(f"{name}: is empty. Expected an image.", "empty")
         known = formats()
         with _one_error(name, data):
             image = Image.open(io.BytesIO(data), formats=known)
@@ -105,27 +113,27 @@ def _opened(
 
 
 def _rgb(image: Image.Image, data: bytes, name: str, max_pixels: int) -> Image.Image:
-    form = image.format  # an icon's changes
+    form = image.format  # loading an icon changes it
     with _one_error(name, data, form):
         image.load()
-    _check(image, name, max_pixels)  # icons have their size in two places
+    _check(image, name, max_pixels)  # icons store their size twice, and the two may differ
     with _one_error(name, data, form):
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _lost(image: Image.Image) -> str | None:
-    """What is lost where a picture becomes 8-bit RGB, as the reference's pictures do."""
+    """Describe what converting an image to 8-bit RGB, like the reference does, loses."""
     if image.mode.startswith(("I", "F")):
-        return "picture: 16-bit or float grey, cut to 8 bits"
-    return "picture: transparency, dropped" if image.has_transparency_data else None
+        return "image: 16-bit or float grey, cut to 8 bits"
+    return "image: transparency, dropped" if image.has_transparency_data else None
 
 
 @contextmanager
 def _one_error(name: str, data: bytes, form: str | None = None) -> Iterator[None]:
-    """Turn all that Pillow may raise into ImageError. No code of ours goes inside.
+    """Convert every error of Pillow to ImageError. None of our own code goes inside.
 
-    Its plugins raise nearly anything on damaged files: struct.error, zlib.error, OverflowError,
-    NotImplementedError, and warnings where Python was told to raise these.
+    For damaged files its plugins raise many types: struct.error, zlib.error, OverflowError,
+    NotImplementedError, and warnings if Python turns them into errors.
     """
     try:
         yield
@@ -145,29 +153,30 @@ def _one_error(name: str, data: bytes, form: str | None = None) -> Iterator[None
 
 
 def _check(image: Image.Image, name: str, max_pixels: int) -> None:
-    """Refuse a picture by its header."""
+    """Raise ImageError for an image that its header rules out."""
     if image.format in _OPENS_MORE:
         raise ImageError(
-            f"{name}: was opened as {image.format}, which can start another program. If you trust "
-            'it, give what its convert("RGB") returns.',
+            f"{name}: was opened as {image.format}, a format that can start another program. If "
+            'you trust it, pass the result of its convert("RGB").',
             "not-a-picture",
         )
     width, height = image.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise ImageError(
-            f"{name}: is {width} x {height}. Expected {max_pixels} pixels at most, and {MAX_SIDE} "
-            "on a side.",
+            f"{name}: is {width} x {height}. Expected at most {max_pixels} pixels, and at most "
+            f"{MAX_SIDE} per side. Resize it.",
             "too-large",
         )
     if width < 1 or height < 1:
-        raise ImageError(f"{name}: is {width} x {height}. Expected pixels.", "unreadable")
+        raise ImageError(f"{name}: is {width} x {height}. Expected at least 1 x 1.", "unreadable")
 
 
 def text_of(content: object, *, what: str = "the text") -> str:
-    """Check that a text can be tokenized, and return it.
+    """Check that a text can be tokenized, and return it. Bytes are decoded as UTF-8.
 
     Raises:
-        RowRefusedError: it is null, blank, not Unicode, binary, or above `MAX_CHARACTERS`.
+        RowRefusedError: it is null, blank, binary, not valid Unicode, or longer than
+            `MAX_CHARACTERS`.
     """
     if content is None:
         raise RowRefusedError("null", f"{what} is null. Expected a text.")
@@ -181,10 +190,11 @@ def text_of(content: object, *, what: str = "the text") -> str:
         raise RowRefusedError("not-text", f"{what} is of type {found}. Expected a text.")
     if len(content) > MAX_CHARACTERS:
         raise RowRefusedError(
-            "too-large", f"{what} has {len(content):,} characters. Expected {MAX_CHARACTERS:,}."
+            "too-large",
+            f"{what} has {len(content):,} characters. Expected at most {MAX_CHARACTERS:,}.",
         )
     if not content.strip():
-        raise RowRefusedError("empty-text", f"{what} is blank.")
+        raise RowRefusedError("empty-text", f"{what} is blank. Expected a text.")
     if "\0" in content or not (content.isascii() or _is_unicode(content)):
         raise RowRefusedError("not-text", f"{what} is binary or not valid Unicode.")
     return content

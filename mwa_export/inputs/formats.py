@@ -1,4 +1,4 @@
-"""Formats of pictures: which are read, their file names, and whether a file was cut short."""
+"""Image formats: supported ones, their file extensions, and detection of truncated files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FORMATS = (
     *("MCIDAS", "MSP", "PCD", "PCX", "PIXAR", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA"),
     *("XBM", "XPM", "XVTHUMB"),
 )
-"""Pillow's names of the formats that are read. Pillow decodes all of them inside this process.
+"""Pillow's names of the supported formats. Pillow decodes all of them inside this process.
 
-Left out: EPS starts Ghostscript; IPTC opens whatever it holds, EPS included; WMF, EMF, BUFR, GRIB,
-HDF5 and MPEG need a handler from elsewhere; FPX and MIC are containers of other formats.
+Left out: EPS starts Ghostscript; IPTC opens embedded files of any format, including EPS; WMF, EMF,
+BUFR, GRIB, HDF5 and MPEG need an external handler; FPX and MIC are containers of other formats.
 """
 
-_REFUSED = (  # how files of well-known formats begin that are not read
+_REFUSED = (  # well-known formats that are not supported, and how their files begin
     ("PostScript (EPS)", rb"%!|\xc5\xd0\xd3\xc6"),
     ("PDF", rb"%PDF"),
     ("SVG", rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg\b"),
@@ -44,12 +44,12 @@ _REFUSED = (  # how files of well-known formats begin that are not read
 _NOT_READ = frozenset(
     {"avif", "avifs", "eps", "heic", "heif", "iim", "jxl", "pdf", "svg", "wmf", "emf"}
 )
-HEAD = 16  # bytes by which Pillow tells a format
+HEAD = 16  # bytes by which Pillow recognizes a format
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The FORMATS that this version of Pillow knows; it raises KeyError for others."""
+    """Return the FORMATS that this version of Pillow knows; it raises KeyError for others."""
     Image.init()
     _quiet_libtiff()
     return tuple(name for name in FORMATS if name in Image.OPEN)
@@ -57,28 +57,29 @@ def formats() -> tuple[str, ...]:
 
 @cache
 def extensions() -> frozenset[str]:
-    """File name extensions of pictures, without the dot: each has a row, if only of errors.
+    """Return the file extensions of images, without the dot.
 
-    They are those of Pillow for the FORMATS, and of well-known formats that are refused by name.
+    They are Pillow's extensions of the FORMATS and those of well-known unsupported formats, whose
+    files become failed rows rather than being skipped.
     """
-    read = {*formats(), "MPO"}  # opened as a JPEG
+    read = {*formats(), "MPO"}  # MPO is opened as JPEG
     found = {end[1:] for end, name in Image.registered_extensions().items() if name in read}
     return frozenset(found) | _NOT_READ
 
 
 def extension_of(name: str) -> str:
-    """The extension of a file's name, in lower case and without the dot; "" if it has none."""
+    """Return the extension of a file in lower case and without the dot; "" if it has none."""
     base = name.rpartition("/")[2].lstrip(".")
     return base.rpartition(".")[2].lower() if "." in base else ""
 
 
 def shown(extension: str) -> str:
-    """An extension for people."""
+    """Format an extension for messages."""
     return f".{extension}" if extension else "without extension"
 
 
 def likely(head: bytes) -> tuple[str, ...]:
-    """The formats whose mark ``head``, the first bytes of a file, has."""
+    """Return the formats whose magic number matches ``head``, the first bytes of a file."""
     return tuple(name for name in formats() if _fits(name, head[:HEAD]))
 
 
@@ -86,35 +87,35 @@ def _fits(name: str, head: bytes) -> bool:
     accepts = Image.OPEN[name][1]
     try:
         return accepts is not None and accepts(head) is True
-    except Exception:  # of Pillow's, where there are fewer bytes than a mark has
+    except Exception:  # Pillow raises if there are fewer bytes than the magic number has
         return False
 
 
 def unknown(head: bytes) -> str:
-    """Why Pillow does not identify a file that starts like this."""
+    """Explain why Pillow does not recognize a file that starts with ``head``."""
     for name, start in _REFUSED:
         if re.match(start, head, re.DOTALL | re.IGNORECASE):
-            return f"{name} is not read here. Convert it to PNG or JPEG."
+            return f"{name} is not supported. Convert it to PNG or JPEG."
     return (
-        f"it is not a picture, or its header is damaged; it starts with {head[:16]!r}. Expected "
+        f"it is not an image, or its header is damaged (it starts with {head[:16]!r}). Expected "
         "JPEG, PNG, WebP, TIFF or another raster format."
     )
 
 
 def is_cut(data: bytes, form: str | None) -> bool:
-    """Whether a picture that cannot be decoded ends too early. ``form``: None: not identified."""
+    """Whether an undecodable image is truncated. ``form``: its format; None: not recognized."""
     if _says_it_is_longer(data):
         return True
     file = _Watched(data)
-    with suppress(Exception):  # it failed before: the question is how far it was read
-        # MPO is opened as a JPEG, and has no mark of its own.
+    with suppress(Exception):  # decoding fails again, but shows whether it reads past the end
+        # MPO is opened as JPEG and has no magic number of its own.
         if candidates := (form,) if form in formats() else likely(data):
             Image.open(file, formats=candidates).load()
     return file.ran_out or _strips_end(data) > len(data)
 
 
 class _Watched(io.BytesIO):
-    """Notes reads behind the end. Pillow reads large blocks, of which the last may be short."""
+    """Notes reads past the end. Pillow reads large blocks, of which the last may be short."""
 
     ran_out = False
 
@@ -131,7 +132,7 @@ class _Watched(io.BytesIO):
 
 
 def _says_it_is_longer(data: bytes) -> bool:
-    """Whether sizes (in RIFF: WebP; in boxes: AVIF, JPEG 2000) or a missing end mark say so."""
+    """Whether stored sizes (RIFF: WebP; boxes: AVIF, JPEG 2000) or a missing end mark show it."""
     if data[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000 without boxes
         return not data.endswith(b"\xff\xd9")
     if data[:4] == b"RIFF":
@@ -151,7 +152,7 @@ def _says_it_is_longer(data: bytes) -> bool:
 
 
 def _strips_end(data: bytes) -> int:
-    """The end of the last strip or tile of a TIFF, which libtiff reads without Pillow; else 0."""
+    """Return the end of a TIFF's last strip or tile, which libtiff reads itself; 0 otherwise."""
     with suppress(Exception):
         tags: Any = getattr(Image.open(io.BytesIO(data), formats=["TIFF"]), "tag_v2", {})
         for offsets, counts in ((273, 279), (324, 325)):
@@ -161,8 +162,8 @@ def _strips_end(data: bytes) -> int:
 
 
 def _quiet_libtiff() -> None:
-    """Stop libtiff from printing on stderr, which names no picture; the error is raised anyway."""
-    with suppress(OSError, AttributeError):  # not Linux, or linked in another way
+    """Stop libtiff from printing errors without the image's name; Pillow raises them anyway."""
+    with suppress(OSError, AttributeError):  # not Linux, or libtiff is linked statically
         maps = Path("/proc/self/maps").read_text(errors="replace")
         for name in set(re.findall(r"/\S*libtiff[^/\s]*\.so\S*", maps)):
             library = ctypes.CDLL(name)

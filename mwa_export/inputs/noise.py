@@ -9,14 +9,17 @@ from mwa_export.inputs.tokenizer import BOS, EOS, PAD
 
 
 def random_pixels(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.uint8]:
-    """(batch, size, size, 3) uint8 noise."""
+    """Return uint8 noise of shape (batch, size, size, 3)."""
     return rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
 
 
 def random_texts(
     rng: np.random.Generator, batch: int, length: int, vocab_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids and padding mask, (batch, length) int64; the first row is full, others vary."""
+    """Return random token ids and padding mask, (batch, length) int64, mask 1 = padding.
+
+    The first row has ``length`` tokens, the others random lengths.
+    """
     ids = rng.integers(min(4, vocab_size - 1), vocab_size, (batch, length), dtype=np.int64)
     mask = np.zeros((batch, length), np.int64)
     for row in range(batch):

@@ -1,6 +1,6 @@
-"""Captions to token ids, exactly as the reference's SentencePiece tokenizer. No transformers.
+"""Tokenize captions exactly like the reference's SentencePiece tokenizer, without transformers.
 
-Ids are SentencePiece ids + 1 (a fairseq habit), so that BOS is 0, PAD 1, EOS 2 and UNK 3.
+Ids are SentencePiece ids + 1, like in fairseq. BOS is 0, PAD 1, EOS 2 and UNK 3.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from mwa_export.spec import MAX_TOKENS, BackboneConfig
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 _OFFSET = 1
 TEXT_SPEC: dict[str, int] = {"bos": BOS, "pad": PAD, "eos": EOS, "unk": UNK, "offset": _OFFSET}
-"""The special ids and what is added to SentencePiece's, as data for the manifest."""
-_SPARE_ROWS = 128  # vocabularies are padded to round sizes, never by more than this
+"""The special ids and the offset to SentencePiece's ids, as data for the manifest."""
+_SPARE_ROWS = 128  # vocabularies are padded to round sizes by at most this many rows
 
 
 OnCut = Callable[[Caption], object]
-"""Told a caption that is longer than the model's longest text, each time it is cut."""
+"""Called with each caption that is cut because it exceeds the model's longest text."""
 
 
 def _ignore(_caption: Caption) -> None:
-    """Count nothing."""
+    """Default for ``on_cut``: do nothing."""
 
 
 class Tokenizer:
-    """A SentencePiece model with the reference's special tokens around it."""
+    """A SentencePiece model plus the reference's special tokens."""
 
     def __init__(self, model: bytes, *, max_length: int = MAX_TOKENS, name: str = "model") -> None:
         import sentencepiece
@@ -41,18 +41,18 @@ class Tokenizer:
         self.max_length = max_length
         self._name = name
         try:
-            if not model:  # which SentencePiece would take as: no model yet
+            if not model:  # SentencePiece would silently load no model
                 raise RuntimeError("it is empty")
             self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise TokenizerError(
-                f"{name}: not a SentencePiece model ({error}). "
-                "Expected the .spm file that belongs to the checkpoint, such as beit3.spm."
+                f"{name}: is not a SentencePiece model ({error}). "
+                "Pass the .spm file that belongs to the checkpoint, such as beit3.spm."
             ) from error
         self._unknown = self._sentencepiece.unk_id()
         specials = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK, "<mask>": self.mask_id}
         self._specials = specials
-        # The reference recognizes special tokens inside a caption, so a literal "</s>" ends there.
+        # Like the reference, recognize special tokens in a caption: a literal "</s>" becomes EOS.
         self._split = re.compile("(" + "|".join(map(re.escape, specials)) + ")").split
 
     @classmethod
@@ -60,11 +60,11 @@ class Tokenizer:
         """Read a `.spm` file.
 
         Raises:
-            TokenizerError: the file is missing or is no SentencePiece model.
+            TokenizerError: the file is missing or is not a SentencePiece model.
         """
         path = Path(path)
         try:
-            if path.exists() and not path.is_file():  # a pipe or a device has no end
+            if path.exists() and not path.is_file():  # reading a pipe or device may not end
                 raise TokenizerError(
                     f"{path}: is not a file. Expected a SentencePiece model (.spm)."
                 )
@@ -77,23 +77,23 @@ class Tokenizer:
 
     @property
     def mask_id(self) -> int:
-        """Id of `<mask>`, which follows the last piece."""
+        """Id of `<mask>`, which comes after the last piece."""
         return int(self._sentencepiece.get_piece_size()) + _OFFSET
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise TokenizerError unless a vocabulary of ``vocab_size`` rows fits this file."""
+        """Raise TokenizerError unless this tokenizer fits a vocabulary of ``vocab_size`` rows."""
         needed = self.mask_id + 1
         if not needed <= vocab_size <= needed + _SPARE_ROWS:
             raise TokenizerError(
-                f"{self._name}: has {needed} ids ({needed - 2} pieces and 2 more), and the "
+                f"{self._name}: has {needed} ids ({needed - 2} pieces and 2 more), but the "
                 f"checkpoint's vocabulary has {vocab_size} rows. Expected {needed} to "
-                f"{needed + _SPARE_ROWS} rows. Give the tokenizer this checkpoint was trained with."
+                f"{needed + _SPARE_ROWS} rows. Pass the tokenizer that training used."
             )
 
     def encode(self, text: str, on_cut: OnCut = _ignore) -> list[int]:
-        """One caption -> ids with BOS and EOS, cut to ``max_length`` with both kept.
+        """Tokenize one caption: ids with BOS and EOS, cut to ``max_length`` with both kept.
 
-        ``on_cut`` is told the caption if that loses some of it.
+        ``on_cut`` is called with the caption if it is cut.
         """
         ids: list[int] = []
         for part in self._split(text):
@@ -107,7 +107,7 @@ class Tokenizer:
     def encode_all(
         self, texts: Sequence[str], *, threads: int = 1, on_cut: OnCut = _ignore
     ) -> list[bytes]:
-        """Encode many texts, several times as fast as `encode`: the ids of each as int32 bytes."""
+        """Tokenize many texts, several times faster than `encode`: int32 ids of each as bytes."""
         plain = [text for text in texts if "<" not in text]
         pieces = iter(self._plain_pieces(plain, threads, on_cut))
         return [
@@ -138,7 +138,7 @@ class Tokenizer:
             yield buffer[start:end]
 
     def batch(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Captions -> (token_ids, padding_mask), both (B, longest) int64, mask 1 = padding."""
+        """Tokenize captions: (token_ids, padding_mask), both (B, longest) int64, 1 = padding."""
         return pad([self.encode(text) for text in texts])
 
     def _encode_plain(self, text: str) -> list[int]:
@@ -149,14 +149,14 @@ class Tokenizer:
 def framed(
     ids: Sequence[int], max_length: int, caption: Caption = "", on_cut: OnCut = _ignore
 ) -> list[int]:
-    """Ids between BOS and EOS, cut to ``max_length`` with both kept."""
+    """Add BOS and EOS to ids, cut to ``max_length`` with both kept."""
     if len(ids) > max_length - 2:
         on_cut(caption)
     return [BOS, *ids[: max_length - 2], EOS]
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Id lists -> (token_ids, padding_mask), both (B, longest) int64, mask 1 = padding."""
+    """Pad id lists: (token_ids, padding_mask), both (B, longest) int64, mask 1 = padding."""
     longest = max((len(ids) for ids in sequences), default=0)
     token_ids = np.full((len(sequences), longest), PAD, dtype=np.int64)
     padding_mask = np.ones((len(sequences), longest), dtype=np.int64)
@@ -173,14 +173,14 @@ def encode_captions(
     source: str,
     on_cut: OnCut = _ignore,
 ) -> list[list[int]]:
-    """Captions -> token ids with BOS and EOS, cut to the longest text of the model.
+    """Convert captions to token ids with BOS and EOS, cut to the longest text of the model.
 
     Args:
         captions: texts, or stored ids without BOS and EOS.
-        tokenizer: needed for texts only.
-        backbone: of the model: its vocabulary and longest text.
+        tokenizer: needed only for texts.
+        backbone: gives the size of the vocabulary and the longest text.
         source: the model's name, for messages.
-        on_cut: told each caption that is longer.
+        on_cut: called with each caption that is cut.
 
     Raises:
         TokenizerError: a caption is a text and there is no tokenizer.
@@ -191,16 +191,17 @@ def encode_captions(
         if not isinstance(caption, str):
             if caption and not 0 <= min(caption) <= max(caption) < backbone.vocab_size:
                 raise DataError(
-                    f"token id {min(caption) if min(caption) < 0 else max(caption)} in the "
-                    f"captions. Expected 0 to {backbone.vocab_size - 1}, the vocabulary of "
-                    f"{source}. The ids were made with another tokenizer."
+                    f"the captions contain the token id "
+                    f"{min(caption) if min(caption) < 0 else max(caption)}. Expected 0 to "
+                    f"{backbone.vocab_size - 1}, the vocabulary of {source}. Tokenize the captions "
+                    "for this model."
                 )
             rows.append(framed(caption, backbone.max_text_length, caption, on_cut))
         elif tokenizer is not None:
             rows.append(tokenizer.encode(caption, on_cut))
         else:
             raise TokenizerError(
-                f"{source}: has no tokenizer, and the captions are texts. Give a SentencePiece "
+                f"{source}: has no tokenizer, but the captions are texts. Pass a SentencePiece "
                 "model: `tokenizer=FILE.spm`"
             )
     return rows

@@ -205,7 +205,11 @@ def parent(data: Any, place: tuple[Any, ...]) -> Any:
             "engines[1].precision: 'int3' is not one of ('float16',",
         ),
         (("engines", 0, "capability"), [9], "engines[0].capability: [9]"),
-        (("engines", 0, "profiles", 0, 1), {}, "engines[0].profiles[0][1]: has no name"),
+        (
+            ("engines", 0, "profiles", 0, 1),
+            {},
+            "engines[0].profiles[0][1]: the field name is missing",
+        ),
         (("engines", 0, "profiles", 0, 1, "min"), [7, 2], "axis 0 has min 7, opt 2"),
         (
             ("engines", 0, "measured", "decision", "verdict"),

@@ -64,7 +64,7 @@ def test_image_size_that_is_no_multiple_of_the_patch_is_refused(
     checkpoint: Path, export_refused: Callable[..., str]
 ) -> None:
     message = export_refused(checkpoint, "--image-size", 33)
-    assert "image size 33 is not a multiple of the patch size 8. Nearest that works: 32" in message
+    assert "image size 33 is not a multiple of the patch size 8. Use 32" in message
 
 
 def test_tokenizer_that_is_larger_than_the_vocabulary_is_refused(
@@ -73,8 +73,8 @@ def test_tokenizer_that_is_larger_than_the_vocabulary_is_refused(
     spm = tmp_path / "large.spm"
     spm.write_bytes(spm_model(100))
     assert export_refused(checkpoint, "--tokenizer", spm) == (
-        f"{spm}: has 102 ids (100 pieces and 2 more), and the checkpoint's vocabulary has 90 rows. "
-        "Expected 102 to 230 rows. Give the tokenizer this checkpoint was trained with."
+        f"{spm}: has 102 ids (100 pieces and 2 more), but the checkpoint's vocabulary has 90 rows. "
+        "Expected 102 to 230 rows. Pass the tokenizer that training used."
     )
 
 
@@ -85,7 +85,7 @@ def test_tokenizer_that_is_smaller_than_the_vocabulary_is_refused(
     spm.write_bytes(spm_model(60))
     checkpoint = write_checkpoint(ModelConfig(replace(BACKBONE, vocab_size=300)))
     message = export_refused(checkpoint, "--tokenizer", spm)
-    assert message.startswith(f"{spm}: has 62 ids (60 pieces and 2 more), and the checkpoint's")
+    assert message.startswith(f"{spm}: has 62 ids (60 pieces and 2 more), but the checkpoint's")
     assert "vocabulary has 300 rows. Expected 62 to 190 rows." in message
 
 

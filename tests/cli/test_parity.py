@@ -214,7 +214,7 @@ def test_missing_pictures_stop_the_run_and_say_how_to_go_on(
     data = write_test_set(tmp_path / "data")
     (tmp_path / "data" / "004.png").unlink()
     message = parity_refused(data=data)
-    assert "1 of 20 pictures are missing" in message
+    assert "1 of 20 images are missing" in message
     assert "--max-excluded 1" in message
 
 

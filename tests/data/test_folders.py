@@ -93,7 +93,7 @@ def test_cross_linked_folders_give_each_picture_once_under_its_own_name(tmp_path
     (root / "a-link").symlink_to(root / "m")
     found, scan = ids(root, tmp_path)
     assert found == [f"{n}/{k}.png" for n in "klm" for k in range(2)]
-    assert scan.skipped == {"links to folders that are walked elsewhere": 10}
+    assert scan.skipped == {"links to folders that are read under another name": 10}
     assert ids(f"{root}/**/*.png", tmp_path)[0] == found
 
 
@@ -175,7 +175,7 @@ def test_a_glob_of_texts_takes_text_files_only_and_none_is_for_tables(tmp_path: 
     assert (found, scan.skipped) == (["e.txt"], {".zip": 1, ".xlsx": 1})
     write(root, "t1.tsv", "t2.tsv")
     for spec in ("*.tsv", "t{1,2}.tsv", "t?.jsonl"):
-        with pytest.raises(DataError, match="stands for several tables"):
+        with pytest.raises(DataError, match="matches several tables"):
             open_source("text", f"{root}/{spec}", SourceOptions())
 
 
@@ -183,11 +183,11 @@ def test_a_glob_of_texts_takes_text_files_only_and_none_is_for_tables(tmp_path: 
     ("name", "reason"),
     [
         ("gone.png", "no such file or folder"),
-        ("{a.png,b.png}", "no such file or folder. Braces are for tars"),
+        ("{a.png,b.png}", "no such file or folder. Braces work only for tars"),
         ("nul\0.png", "no such file or folder"),
         ("zip.doc", "is a zip archive"),
-        ("text.doc", "it is not a picture"),
-        ("pipe.png", "is not a plain file"),
+        ("text.doc", "it is not an image"),
+        ("pipe.png", "is not a regular file"),
     ],
 )
 def test_what_is_no_source_of_pictures_has_a_true_reason(

@@ -67,10 +67,10 @@ def test_pictures_may_lie_elsewhere_or_have_absolute_paths(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([], "holds no pictures"),
+        ([], "has no images"),
         ([entry(1, split="train"), entry(2, split="val")], r"split 'test'\. It has: train, val\."),
-        ([entry(1), entry(2, 0)], r"1 of 2 pictures have no captions.*2\.jpg.*images\[1\]"),
-        ([entry(1), entry(1)], r"images\[1\].*the id 1 occurs a second time, after.*images\[0\]"),
+        ([entry(1), entry(2, 0)], r"1 of 2 images have no captions.*2\.jpg.*images\[1\]"),
+        ([entry(1), entry(1)], r"images\[1\].*the id 1 already occurs in .*images\[0\]"),
         (
             [entry(1, sentences=[{"raw": " "}])],
             r"images\[0\], 1\.jpg: \"raw\" of sentence 0 is blank",
@@ -78,7 +78,7 @@ def test_pictures_may_lie_elsewhere_or_have_absolute_paths(tmp_path: Path) -> No
         ([entry(1, sentences=[{}])], '"raw" of sentence 0 is null'),
         ([entry(1, sentences=[{"raw": "\ud800"}])], "not valid Unicode"),
         ([entry(1, sentences=["a"])], r"not a Karpathy JSON \(\"sentences\"\[0\] is 'a'"),
-        ([entry(1, imgid="1")], r"images\[0\], 1\.jpg: \"imgid\" is '1'\. Expected an integer"),
+        ([entry(1, imgid="1")], r"images\[0\], 1\.jpg: \"imgid\" is '1'\. Expected a non-neg"),
         ([entry(1, imgid=True)], '"imgid" is True'),
         ([entry(1, imgid=2**63)], '"imgid" is 9223372036854775808'),
         ([entry(1, filename=None)], '"filename" is missing'),

@@ -177,4 +177,4 @@ def test_an_unknown_time_zone_is_named(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "at": zoned}), tmp_path / "t.parquet")
     source = open_source("text", str(tmp_path / "t.parquet"), SourceOptions(columns=("at",)))
     [row] = source.rows(0, source.scan(tmp_path).rows)
-    assert "the time zone Mars/Base is not known" in str(row.problem)
+    assert "the time zone Mars/Base" in str(row.problem)

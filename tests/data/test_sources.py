@@ -178,7 +178,7 @@ def test_a_changed_picture_changes_the_fingerprint_and_stops_rows(tmp_path: Path
     first = source.scan(tmp_path)
     assert opened("image", root).scan(tmp_path).fingerprint == first.fingerprint
     (root / "e.png").write_bytes(png(9) + b"longer")
-    with pytest.raises(DataError, match=r"e\.png: changed since"):
+    with pytest.raises(DataError, match=r"e\.png: has changed since"):
         list(source.rows(0, 4))
     assert len(list(source.rows(0, 3))) == 3
     assert opened("image", root).scan(tmp_path).fingerprint != first.fingerprint
@@ -262,7 +262,7 @@ def test_a_cut_tar_keeps_its_whole_members(tmp_path: Path) -> None:
     os.truncate(path, last.offset)  # between two members: what followed is not known
     rows = scanned(opened("image", path), tmp_path)
     assert [row.problem is None for row in rows] == [True, True, False]
-    assert "not a whole tar" in str(rows[2].problem)
+    assert "not a complete tar" in str(rows[2].problem)
 
 
 def test_parquet_of_a_wrong_type_fails_each_row_and_garbage_the_source(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_parquet_of_a_wrong_type_fails_each_row_and_garbage_the_source(tmp_path:
     assert '"image" is 1' in str(rows[0].problem)
     assert "null" in str(rows[1].problem)
     (tmp_path / "q.parquet").write_bytes(b"no parquet")
-    with pytest.raises(DataError, match="not a whole Parquet file"):
+    with pytest.raises(DataError, match="not a complete Parquet file"):
         opened("text", tmp_path / "q.parquet").scan(tmp_path)
 
 

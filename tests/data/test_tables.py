@@ -74,7 +74,7 @@ def test_every_caption_survives_csv_or_is_refused_as_blank(
     if captions and all(caption.strip() for caption in captions):
         assert parse_data(path).captions == tuple(captions)
     else:
-        with pytest.raises(DataError, match=r"blank|holds no pictures"):
+        with pytest.raises(DataError, match=r"blank|has no images"):
             parse_data(path)
 
 
@@ -196,7 +196,7 @@ def test_a_split_column_is_used_only_when_a_split_is_named(tmp_path: Path) -> No
 
 def test_several_splits_are_never_read_as_one_set(tmp_path: Path) -> None:
     path = write(tmp_path, "image,caption,split\na,one,val\nb,two,test\n")
-    with pytest.raises(DataError, match=r"has the splits test, val\. Name one of them"):
+    with pytest.raises(DataError, match=r"has the splits test, val\. Pass one of them"):
         parse_data(path)
     path = write(tmp_path, "image,caption,split\na,one,test\nb,two,test\n")
     assert len(parse_data(path).captions) == 2
@@ -213,19 +213,19 @@ def test_a_split_needs_its_column(tmp_path: Path) -> None:
     [
         ("", "csv:1: is blank. Expected a header"),
         ("\n\n", "csv:1: is blank. Expected a header"),
-        ("image,caption\n", "holds no pictures"),
-        ("file,caption\na,b\n", r"no column for pictures \(image, .*\)\. It has: file, caption\."),
+        ("image,caption\n", "has no images"),
+        ("file,caption\na,b\n", r"no column for images \(image, .*\)\. It has: file, caption\."),
         ("image,words\na,b\n", r"no column for captions \(caption, .*\)\. It has: image, words\."),
-        ("x,y\na,b\n", r"no column for pictures \(.*\), for captions \(.*\)\. It has: x, y"),
+        ("x,y\na,b\n", r"no column for images \(.*\), for captions \(.*\)\. It has: x, y"),
         ("image,caption,image\na,b,c\n", "columns of the same name: image"),
         ("image,caption\na,b\na, b, c\n", "csv:3: has 3 fields.*Expected 2.*quotes"),
         ("image,caption\na\n", "csv:2: has 1 fields"),
         ("image,caption\na, \n", 'csv:2: "caption" is blank'),
         ("image,caption\na,b\n,c\n", 'csv:3: "image" is blank'),
         ('image,caption\na,"b\nc"\na, \n', 'csv:4: "caption" is blank'),
-        ('image,caption\na,"b\nc,d\n', "csv:2: is not CSV.*lines 2 to 3 a quote"),
-        ('image,caption\na,"b" c\n', "csv:2: is not CSV.*doubled"),
-        ('"image,caption\n', "csv:1: is not CSV"),
+        ('image,caption\na,"b\nc,d\n', "csv:2: is not valid CSV.*a quote in lines 2 to 3"),
+        ('image,caption\na,"b" c\n', "csv:2: is not valid CSV.*double"),
+        ('"image,caption\n', "csv:1: is not valid CSV"),
     ],
 )
 def test_malformed_csv_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -237,7 +237,7 @@ def test_a_quote_that_is_never_closed_costs_its_line_only(tmp_path: Path) -> Non
     path = write(tmp_path, 'text\nx\n"open\ny\na "" b\nz\n"again\n')
     found = list(TableReader(str(path), "", Columns(), ("text",)).records())
     assert [r.captions for r in found] == [("x",), (), ("y",), ('a "" b',), ("z",), ()]
-    assert "lines 3 to 7 a quote" in found[1].problem.reason  # type: ignore[union-attr]
+    assert "a quote in lines 3 to 7" in found[1].problem.reason  # type: ignore[union-attr]
 
 
 def test_a_field_of_json_lines_may_be_in_some_objects_only(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"csv:3: \"caption\" is not UTF-8.*Save the file as UTF-8"):
         parse_data(path)
     path.write_bytes("image,caption\na,b\n".encode("utf-16-le"))
-    with pytest.raises(DataError, match=r"csv: has no column for pictures"):
+    with pytest.raises(DataError, match=r"csv: has no column for images"):
         parse_data(path)
     with pytest.raises(DataError, match=r"absent\.csv: no such file"):
         parse_data(tmp_path / "absent.csv")
@@ -263,10 +263,10 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
 def test_ids_and_pictures_belong_together_one_to_one(tmp_path: Path) -> None:
     options = DataOptions(image_id_column="id")
     path = write(tmp_path, "image,caption,id\na,x,1\nb,y,1\n")
-    with pytest.raises(DataError, match=r"csv:3: the id 1 is .*b, and at .*csv:2 it is .*a\."):
+    with pytest.raises(DataError, match=r"csv:3: the id 1 is .*b, but at .*csv:2 it is .*a\."):
         parse_data(path, options)
     path = write(tmp_path, "image,caption,id\na,x,1\na,y,2\n")
-    with pytest.raises(DataError, match=r"csv:3: .*a has the id 2, and 1 before"):
+    with pytest.raises(DataError, match=r"csv:3: .*a has the id 2, but 1 in an earlier"):
         parse_data(path, options)
     with pytest.raises(DataError, match=r"no column number. It has"):
         parse_data(path, DataOptions(image_id_column="number"))
@@ -298,7 +298,7 @@ def test_malformed_json_rows_are_named(tmp_path: Path, row: object, message: str
 @pytest.mark.parametrize("value", [None, 1.5, " ", True])
 def test_json_ids_are_texts_or_integers(tmp_path: Path, value: object) -> None:
     path = write_json(tmp_path, [{"image": "a", "caption": "x", "id": value}])
-    with pytest.raises(DataError, match=r"jsonl:1: \"id\" is .*(Expected a text|Fill it in)"):
+    with pytest.raises(DataError, match=r"jsonl:1: \"id\" is .*(Expected an image id|Fill it in)"):
         parse_data(path, DataOptions(image_id_column="id"))
 
 

@@ -88,7 +88,7 @@ def test_two_plain_pictures_are_one_failed_row_that_says_what_to_do(tmp_path: Pa
     path = write(tmp_path, [("a.jpg", png(1)), ("a.png", png(2)), ("a.txt", "a")])
     [row] = scanned("image", path)[0]
     assert row.problem is not None
-    assert "has 2 pictures" in row.problem.reason
+    assert "has 2 images" in row.problem.reason
     assert "`image_column`" in row.problem.reason
     assert ids(scanned("image", path, image_column="png")[0]) == ["a"]
 

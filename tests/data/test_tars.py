@@ -71,9 +71,7 @@ def test_tars_of_a_folder_are_one_set_in_order_of_their_names(tmp_path: Path) ->
     assert [picture.read() for picture in data.pictures] == [b"one", b"two"]
     assert data.caption_image_ids.tolist() == [0, 1]
     write(tmp_path, PAIR, "2.tar")
-    with pytest.raises(
-        DataError, match=r"2\.tar:1: the id 1 occurs a second time, after .*0\.tar:1"
-    ):
+    with pytest.raises(DataError, match=r"2\.tar:1: the id 1 already occurs in .*0\.tar:1"):
         parse_data(tmp_path)
 
 
@@ -87,12 +85,12 @@ def test_equal_captions_in_both_files_count_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([], "holds no pictures"),
+        ([], "has no images"),
         (
             [*PAIR, ("2.txt", "a")],
-            r"a\.tar:2: has no picture \(found \.txt\)\. Expected one, such as",
+            r"a\.tar:2: has no image \(found \.txt\)\. Expected one, such as",
         ),
-        ([*PAIR, ("1.png", b"")], r"a\.tar:1: has 2 pictures \(found \.jpg, \.txt, \.png\)"),
+        ([*PAIR, ("1.png", b"")], r"a\.tar:1: has 2 images \(found \.jpg, \.txt, \.png\)"),
         (
             [*PAIR, ("b/2.jpg", b"")],
             r"tar:b/2: has no captions \(found \.jpg\)\. Expected b/2\.txt",
@@ -104,8 +102,11 @@ def test_equal_captions_in_both_files_count_once(tmp_path: Path) -> None:
         ([("1.jpg", b""), ("1.json", {"caption": 3})], r"tar:1: \"caption\" is of type int"),
         ([("1.jpg", b""), ("1.json", b"{")], r"1\.json is not JSON"),
         ([("1.jpg", b""), ("1.txt", b"\xff")], r"1\.txt is not UTF-8"),
-        ([*PAIR, ("1.json", {"captions": ["a", "b"]})], r"\.txt has 1 captions, its \.json 2, and"),
-        ([*PAIR, ("1.JPG", b"")], r"a\.tar:1\.JPG: occurs a second time"),
+        (
+            [*PAIR, ("1.json", {"captions": ["a", "b"]})],
+            r"\.txt \(1 captions\) and its \.json \(2\) differ",
+        ),
+        ([*PAIR, ("1.JPG", b"")], r"a\.tar:1\.JPG: occurs twice"),
     ],
 )
 def test_incomplete_keys_are_named(
@@ -144,14 +145,14 @@ def test_a_tar_cut_anywhere_is_refused(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.tar"
     path.write_bytes(WHOLE[:length])
-    with pytest.raises(DataError, match=r"is not a whole tar.*write it again"):
+    with pytest.raises(DataError, match=r"(not a complete tar|tar is truncated).*write it again"):
         parse_data(path)
 
 
 def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cut.tar"
     path.write_bytes(tar_bytes(PAIR)[: 4 * tarfile.BLOCKSIZE])
-    with pytest.raises(DataError, match="cut short at byte 2048"):
+    with pytest.raises(DataError, match="truncated at byte 2048"):
         parse_data(path)
 
 
@@ -160,7 +161,7 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
     damaged = bytearray(WHOLE)
     damaged[4 * tarfile.BLOCKSIZE] ^= 1  # the header of 2.jpg
     path.write_bytes(damaged)
-    with pytest.raises(DataError, match="no end, and no header either, at byte 2048"):
+    with pytest.raises(DataError, match="expected a header or the end at byte 2048"):
         parse_data(path)
 
 

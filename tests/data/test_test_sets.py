@@ -118,7 +118,7 @@ def test_naming_columns_makes_json_lines_a_table(pictures: Path) -> None:
 
 def test_an_index_without_texts_is_told_so(tmp_path: Path) -> None:
     path = lines(tmp_path / "i.jsonl", [{"image_path": "a.jpg", "image_id": 0}])
-    with pytest.raises(DataError, match=r"i\.jsonl:1: a\.jpg is an image without captions"):
+    with pytest.raises(DataError, match=r"i\.jsonl:1: a\.jpg is an image without a caption"):
         read_data(path)
 
 
@@ -127,8 +127,8 @@ def test_missing_pictures_are_counted_and_named_and_nothing_is_left_out(tmp_path
     path = lines(tmp_path / "t.jsonl", rows)
     (tmp_path / "2.jpg").write_bytes(b"")
     message = (
-        r"t\.jsonl: 4 of 5 pictures are missing, the first: .*0\.jpg, .*1\.jpg, .*3\.jpg\. "
-        r"Give the folder .* \(`images`\), or leave .* out: `max_excluded=4`"
+        r"t\.jsonl: 4 of 5 images are missing, such as .*0\.jpg, .*1\.jpg, .*3\.jpg\. "
+        r"Pass their folder with `images`, or pass `max_excluded=4` to leave"
     )
     with pytest.raises(DataError, match=message):
         read_data(path)
@@ -143,14 +143,14 @@ def test_missing_pictures_are_left_out_and_listed_when_allowed(pictures: Path) -
     assert data.image_ids.tolist() == [1]
     assert data.excluded == (Excluded(str(pictures / "a.jpg"), "no such file", 2),)
     (pictures / "b.jpg").unlink()
-    with pytest.raises(DataError, match="none of the 2 pictures can be used"):
+    with pytest.raises(DataError, match="none of the 2 images can be used"):
         read_data(pictures / "k.json", DataOptions(max_excluded=9))
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "."])
 def test_names_no_file_can_have_are_missing_pictures(tmp_path: Path, name: str) -> None:
     path = lines(tmp_path / "t.jsonl", [{"image": name, "caption": "c"}])
-    with pytest.raises(DataError, match="1 of 1 pictures are missing"):
+    with pytest.raises(DataError, match="1 of 1 images are missing"):
         read_data(path)
 
 
@@ -161,13 +161,13 @@ def test_names_no_file_can_have_are_missing_pictures(tmp_path: Path, name: str) 
             index,
             "i.jsonl",
             {"split": "test"},
-            "has no splits: the whole file is one.*Leave `split` out",
+            "has no splits.*Leave `split` out",
         ),
-        (tar, "w.tar", {"split": "test"}, "has no splits: the whole file"),
+        (tar, "w.tar", {"split": "test"}, "has no splits"),
         (karpathy, "k.json", {"split": "dev"}, "nothing in split 'dev'. It has: test"),
         (table, "t.csv", {"split": "test"}, "has no splits"),
-        (tar, "w.tar", {"images": Path()}, "holds the pictures themselves.*Leave `images` out"),
-        (tar, "w.tar", {"image_column": "x"}, r"has no picture .*Expected one, \.x"),
+        (tar, "w.tar", {"images": Path()}, "contains images, not paths.*Leave `images` out"),
+        (tar, "w.tar", {"image_column": "x"}, r"has no image .*Expected one, \.x"),
         (karpathy, "k.json", {"image_column": "x"}, "has no columns"),
         (table, "t.csv", {"image_column": "x"}, "no column x. It has: image, caption"),
         (table, "t.csv", {"images": Path("absent")}, "absent: no such folder"),
@@ -188,12 +188,12 @@ def test_options_a_form_does_not_have_are_refused(
     ("name", "message"),
     [
         ("set.docx", r"is a \.docx file\. Expected one of: a Karpathy or COCO JSON"),
-        ("set", r"is a nameless file\. Expected one of"),
+        ("set", r"has no extension\. Expected one of"),
         ("set.zip", "is a .zip file"),
-        ("set.jsonl", "holds no pictures"),
-        ("set.parquet", "not a whole Parquet file"),
+        ("set.jsonl", "has no images"),
+        ("set.parquet", "not a complete Parquet file"),
         ("set.json", "not a Karpathy JSON"),
-        ("set.tar", "not a whole tar"),
+        ("set.tar", "not a complete tar"),
     ],
 )
 def test_other_files_are_refused_with_the_forms_there_are(
@@ -214,10 +214,10 @@ def test_ambiguous_folders_are_refused_with_what_they_hold(tmp_path: Path) -> No
         read_data(tmp_path)
     table(tmp_path / "t.csv")
     index(tmp_path / "i.jsonl")
-    with pytest.raises(DataError, match=r"has 2 tables: i\.jsonl, t\.csv\. Name the file itself"):
+    with pytest.raises(DataError, match=r"has 2 tables: i\.jsonl, t\.csv\. Pass one"):
         read_data(tmp_path)
     tar(tmp_path / "w.tar")
-    with pytest.raises(DataError, match=r"has 1 .tar and other files: 1\.jpg, i\.jsonl, t\.csv"):
+    with pytest.raises(DataError, match=r"has 1 .tar files and other files: 1\.jpg, i"):
         read_data(tmp_path)
 
 

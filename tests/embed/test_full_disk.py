@@ -32,7 +32,7 @@ def test_the_scan_stops_with_one_error_and_leaves_no_draft(tmp_path: Path, allow
     command = [sys.executable, "-c", SCAN, str(lines), str(work), str(allowed)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert str(work) in done.stdout
-    assert "allows no file of this size" in done.stdout
+    assert "the file is too large for" in done.stdout
     assert list(work.iterdir()) == []
 
 

@@ -44,7 +44,8 @@ def test_existing_bundle_is_replaced_only_by_force_and_only_by_a_whole_one(
     _old_bundle(folder)
     message = export_refused(checkpoint)
     assert message == (
-        f"{folder / 'bundle'}: exists already. Choose another folder, or replace it: --force"
+        f"{folder / 'bundle'}: already exists. Choose another folder, or "
+        "pass --force to replace it."
     )
     (tmp_path / "bad.pth").write_bytes(b"bad")
     export_refused(tmp_path / "bad.pth", "--force")

@@ -251,7 +251,7 @@ def test_split_does_not_replace_a_folder_by_a_file(
     model = load_model(ModelSource(trained()))
     folder = tmp_path / "out.safetensors"
     folder.mkdir()
-    with pytest.raises(BundleError, match=r"is a folder\. Name a file"):
+    with pytest.raises(BundleError, match=r"is a folder\. Pass the name of a file"):
         split(model.tensors, model.config, read_checkpoint(base), folder)
     assert files_below(folder) == {}
 

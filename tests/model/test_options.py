@@ -181,7 +181,7 @@ def test_width_that_tells_no_heads_asks_for_them(tmp_path: Path) -> None:
     del args.encoder_attention_heads
     torch.save({"model": random_tensors(config), "args": args}, tmp_path / "a.pth")
     message = refused("inspect", tmp_path / "a.pth")
-    assert "96 wide, which is not a multiple of 64" in message
+    assert "width 96 is not a multiple of 64" in message
     assert "--heads NUMBER" in message
     assert run("inspect", tmp_path / "a.pth", "--heads", "4").status == 0
     assert "expected a number that divides" in refused("inspect", tmp_path / "a.pth", "--heads", 5)

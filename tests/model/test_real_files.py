@@ -187,7 +187,9 @@ def test_output_whose_name_is_no_text_is_refused_before_the_work(
 ) -> None:
     message = refused("onnx", checkpoint, "-o", f"{tmp_path}/b\udcff")
     assert "is not valid UTF-8" in message
-    assert "does not name a folder" in refused("onnx", checkpoint, "-o", f"{tmp_path}/none/..")
+    assert "is not the name of a new folder" in refused(
+        "onnx", checkpoint, "-o", f"{tmp_path}/none/.."
+    )
 
 
 # --- options that were lost -----------------------------------------------------------------------

@@ -206,7 +206,7 @@ def test_adapter_flags_are_refused_where_there_are_no_adapters(
         (
             "beit3.vision_embed.proj.weight",
             (96, 3, 8, 8),
-            "96 wide, which is not a multiple of 64.*`heads=NUMBER`",
+            "width 96 is not a multiple of 64.*`heads=NUMBER`",
         ),
         ("beit3.vision_embed.proj.weight", (128, 192), "is 128 x 192. Expected a rank 4"),
         (POSITIONS["vision"], (18, 128), "has 18 rows. Expected a square number of patches plus 3"),

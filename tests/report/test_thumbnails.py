@@ -29,7 +29,7 @@ def test_thumbnail_is_small_whatever_the_picture(
 
 @pytest.mark.parametrize("data", [b"<html>", unknown_dds(), damaged_avif()])
 def test_thumbnail_of_a_damaged_picture_is_an_image_error(data: bytes) -> None:
-    with pytest.raises(ImageError, match="picture: cannot be decoded"):
+    with pytest.raises(ImageError, match="image: cannot be decoded"):
         thumbnail(data, 160)
 
 

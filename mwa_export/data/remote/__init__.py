@@ -1,1 +1,1 @@
-"""Remote files: requests, retries and time-outs, http, and files read by ranges."""
+"""Remote files: requests with retries and time-outs, http, and reading by byte ranges."""

@@ -1,4 +1,4 @@
-"""Requests to remote stores: tried again while a failure may pass, given up when the run stops."""
+"""Requests to remote stores. Temporary failures are retried until the run stops."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from mwa_export.errors import MissingPackageError, RemoteError, check_option
 from mwa_export.optional import require
 
 T = TypeVar("T")
-_STEP = 0.2  # seconds after which a waiting thread looks whether it shall stop
-_PATIENCE = 20  # time-outs that one request may take in all, however slowly its bytes come
-_PAUSE = 0.5  # seconds before the second attempt; twice as many before each further one
+_STEP = 0.2  # seconds between a waiting thread's checks whether the run stops
+_PATIENCE = 20  # a request may take this many time-outs in total, even if bytes keep coming
+_PAUSE = 0.5  # seconds before the second attempt; doubled before each further one
 _MAX_PAUSE = 60.0
-_PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs"}  # of the extra
+_PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs"}  # extra `remote`
 _LASTING = (errno.EINVAL, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How patiently remote files are read."""
+    """Time-out and retries for remote files."""
 
     timeout: float = 30.0  # seconds without a byte
     retries: int = 4
 
     def __post_init__(self) -> None:
         fits = math.isfinite(self.timeout) and self.timeout > 0
-        check_option("timeout", self.timeout, fits, "seconds above 0")
+        check_option("timeout", self.timeout, fits, "a positive number of seconds")
         check_option("retries", self.retries, 0 <= self.retries <= 100, "0 to 100")
 
 
 class Part(NamedTuple):
-    """Some bytes of a file."""
+    """A byte range of a file."""
 
     data: bytes
     total: int = 0  # bytes of the whole file, if known
-    tag: str | None = None  # another one: the file has changed
+    tag: str | None = None  # version of the file; a different tag means that it changed
 
 
 class _Here(threading.local):
@@ -58,13 +58,13 @@ _here = _Here()
 
 
 def current() -> Access:
-    """How this thread reads remote files."""
+    """Return this thread's settings for remote files."""
     return _here.access
 
 
 @contextmanager
 def using(access: Access) -> Iterator[None]:
-    """Set how this thread reads remote files."""
+    """Set this thread's settings for remote files inside the block."""
     before, _here.access = _here.access, access
     try:
         yield
@@ -73,20 +73,20 @@ def using(access: Access) -> Iterator[None]:
 
 
 def stop_with(check: Callable[[], None]) -> None:
-    """End this thread's waiting for remote files when ``check`` raises."""
+    """Call ``check`` while this thread waits for remote files; it raises to stop the wait."""
     _here.check = check
 
 
 def check_stop() -> None:
-    """Raise what ends the work of this thread, if it shall end."""
+    """Call this thread's stop check, which raises if its work must end."""
     if _here.check is not None:
         _here.check()
 
 
 def patiently(url: str, work: Callable[[], T], *, bounded: bool = True) -> T:
-    """Result of ``work``, which is tried again while its failure may pass.
+    """Call ``work``, retry temporary failures, and return its result.
 
-    ``bounded``: one attempt may take 20 time-outs, even if bytes keep coming.
+    ``bounded``: limit each attempt to 20 time-outs in total, even if bytes keep coming.
 
     Raises:
         RemoteError: the last failure, with the URL.
@@ -97,7 +97,7 @@ def patiently(url: str, work: Callable[[], T], *, bounded: bool = True) -> T:
             return _aside(work, _PATIENCE * access.timeout if bounded else math.inf)
         except RemoteError as error:
             if not error.passes or attempt > access.retries:
-                tried = f" {attempt} times" if attempt > 1 else ""
+                tried = f" ({attempt} attempts)" if attempt > 1 else ""
                 message = f"{public(url)}: cannot be read: {error}{tried}."
                 raise RemoteError(message, error.code) from error
             pause = _PAUSE * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
@@ -106,7 +106,7 @@ def patiently(url: str, work: Callable[[], T], *, bounded: bool = True) -> T:
 
 
 def _aside(work: Callable[[], T], limit: float) -> T:
-    """Do work in a thread of its own, which is left behind if it hangs while the run stops."""
+    """Do work in a separate thread, which is abandoned if it hangs while the run stops."""
     future, end = Future[T](), time.monotonic() + limit
 
     def run() -> None:
@@ -119,7 +119,7 @@ def _aside(work: Callable[[], T], limit: float) -> T:
     while not wait([future], _STEP).done:
         check_stop()
         if time.monotonic() > end:
-            raise RemoteError(f"it took more than {limit:g} seconds", "timeout")
+            raise RemoteError(f"the request took longer than {limit:g} seconds", "timeout")
     return future.result()
 
 
@@ -131,10 +131,10 @@ def _sleep(seconds: float) -> None:
 
 
 def ask(url: str, question: Callable[[Any, str], T]) -> T:
-    """Ask the fsspec file system of a URL something about its path.
+    """Call ``question`` with the fsspec file system of a URL and the path in it.
 
     Raises:
-        RemoteError: there is no such protocol, or no answer.
+        RemoteError: the protocol is unknown, or the request failed.
         MissingPackageError: the protocol needs a package that is not installed.
     """
     access = current()
@@ -144,17 +144,17 @@ def ask(url: str, question: Callable[[Any, str], T]) -> T:
             return question(*_file_system(url, access))
         except (RemoteError, MissingPackageError):
             raise
-        except Exception as error:  # each protocol's client has errors of its own
+        except Exception as error:  # each protocol's client raises its own types
             raise _failure(error) from error
 
     return patiently(url, work)
 
 
 def _file_system(url: str, access: Access) -> tuple[Any, str]:
-    """Open fsspec's file system of a URL, and give the path in it.
+    """Open the fsspec file system of a URL. Returns it and the path in it.
 
-    The parts of a chained URL (`zip://a::s3://b`) never become file systems: the protocol is what
-    stands before the first `://`.
+    Chained URLs (`zip://a::s3://b`) are not supported: the protocol is the text before the first
+    `://`.
     """
     fsspec = require("fsspec", extra="embed", why="read remote files")
     protocol = protocol_of(url)
@@ -163,18 +163,18 @@ def _file_system(url: str, access: Access) -> tuple[Any, str]:
     try:
         kind = fsspec.get_filesystem_class(protocol)
     except ValueError as error:
-        raise RemoteError(f"no such protocol: {protocol}", "not-allowed") from error
+        raise RemoteError(f"unknown protocol {protocol!r}", "not-allowed") from error
     except ImportError as error:
         raise MissingPackageError(f"{public(url)}: cannot be read: {error}.") from error
     given = kind._get_kwargs_from_urls(url) | _patience(protocol, access, fsspec.config.conf)
     system = kind(**given)
-    if hasattr(system, "retries"):  # those of S3 and Google: ours are the only ones
+    if hasattr(system, "retries"):  # turn off the retries of S3 and Google: `patiently` retries
         system.retries = 1
     return system, str(kind._strip_protocol(url))
 
 
 def _patience(protocol: str, access: Access, configured: dict[str, Any]) -> dict[str, Any]:
-    """Options with which a file system has our time-out and no retries of its own."""
+    """Return options that give a file system our time-out and turn off its own retries."""
     if protocol in HTTP:
         aiohttp = require("aiohttp", extra="remote", why="list folders over http")
         limit = aiohttp.ClientTimeout(sock_connect=access.timeout, sock_read=access.timeout)
@@ -183,18 +183,18 @@ def _patience(protocol: str, access: Access, configured: dict[str, Any]) -> dict
         limits = {"connect_timeout": access.timeout, "read_timeout": access.timeout}
         others = configured.get(protocol, {}).get("config_kwargs", {})
         given = {"config_kwargs": {**others, **limits, "retries": {"max_attempts": 0}}}
-        return given | {"max_concurrency": 1}  # more would ask for the size of each file first
+        return given | {"max_concurrency": 1}  # with more, it requests the size of each file first
     return {}
 
 
 def _failure(error: Exception) -> RemoteError:
-    """The error of a file system as ours."""
+    """Convert an error of a file system to a RemoteError."""
     name, status = type(error).__name__, getattr(error, "status", None)
     reason = public(str(error).partition("\n")[0]) or name
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return RemoteError("there is no such file or folder", "missing")
+        return RemoteError("no such file or folder", "missing")
     if isinstance(error, PermissionError) or "Credentials" in name or status in (401, 403):
-        return RemoteError(f"access is denied ({reason})", "forbidden")
+        return RemoteError(f"access denied ({reason})", "forbidden")
     if "Timeout" in name:
         return RemoteError("the server did not answer in time", "timeout", passes=True)
     if name in ("ClientPayloadError", "IncompleteRead", "IncompleteReadError"):

@@ -1,4 +1,4 @@
-"""Remote files: whole, by ranges, as an open file, and as a picture."""
+"""Read remote files: completely, by byte ranges, as an open file, or as an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mwa_export.optional import require
 
 _HEAD = 1 << 16  # bytes that are read when a file is opened
 _BUFFER = 4 << 20  # bytes that are read at a time
-_COPIES = 2  # files of servers without ranges that are kept on disk
+_COPIES = 2  # files from servers without range requests that are kept on disk
 _STEP = 0.2  # seconds
 
 _copies: OrderedDict[str, IO[bytes]] = OrderedDict()
@@ -24,10 +24,10 @@ _copying = threading.Lock()
 
 
 def read(url: str) -> bytes:
-    """Read a whole file.
+    """Read a complete file.
 
     Raises:
-        RemoteError: it cannot be read in full.
+        RemoteError: it cannot be read completely.
     """
     if protocol_of(url) not in HTTP:
         return ask(url, lambda system, path: bytes(system.cat_file(path)))
@@ -36,10 +36,10 @@ def read(url: str) -> bytes:
 
 
 def fetch(url: str, start: int, end: int) -> Part:
-    """Read the bytes from ``start`` to before ``end``, as far as there are.
+    """Read the bytes from ``start`` up to ``end`` (exclusive), or up to the end of the file.
 
     Raises:
-        RemoteError: they cannot be read in full.
+        RemoteError: they cannot be read completely.
     """
     if protocol_of(url) not in HTTP:
         return Part(
@@ -61,13 +61,13 @@ def _http() -> Any:
 
 
 def _of_copy(url: str, start: int, end: int) -> Part:
-    """Read a part of a file whose server has no ranges, from a temporary copy of all of it."""
+    """Read a part of a file from a temporary copy, if the server has no range requests."""
     http, timeout = _http(), current().timeout
     while not _copying.acquire(timeout=_STEP):
         check_stop()
     try:
         if url not in _copies:
-            file = tempfile.TemporaryFile()  # noqa: SIM115  # closed when others replace it
+            file = tempfile.TemporaryFile()  # noqa: SIM115  # closed below when it is evicted
             patiently(url, lambda: http.copy(url, file, timeout), bounded=False)
             _copies[url] = file
             if len(_copies) > _COPIES:
@@ -84,7 +84,7 @@ def _of_copy(url: str, start: int, end: int) -> Part:
 
 
 def open_remote(url: str) -> BinaryIO:
-    """Open a file for reading, anywhere in it and line by line.
+    """Open a file for reading, with seeking.
 
     Raises:
         RemoteError: it cannot be read.
@@ -93,7 +93,7 @@ def open_remote(url: str) -> BinaryIO:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file that is read by ranges."""
+    """A file that is read by byte ranges."""
 
     def __init__(self, url: str) -> None:
         self._url, self._position, self._access = url, 0, current()
@@ -125,13 +125,13 @@ class _RemoteFile(io.RawIOBase):
         with using(self._access):
             part = fetch(self._url, start, end)
         if not part.data or part.tag != self._head.tag:
-            raise RemoteError(f"{public(self._url)}: changed while it was read. Try again.")
+            raise RemoteError(f"{public(self._url)}: changed while it was read. Run again.")
         return part.data
 
 
 @dataclass(frozen=True, slots=True)
 class RemotePicture:
-    """A remote picture, not yet read: a file, or a member of a tar."""
+    """A remote image, not yet read: a file, or a member of a tar."""
 
     url: str
     member: str | None = None
@@ -144,14 +144,14 @@ class RemotePicture:
 
     @property
     def name(self) -> str:
-        """The last part of its name, for people."""
+        """Last part of its name, for messages."""
         return (self.member or public(self.url)).rpartition("/")[2]
 
     def read(self) -> bytes:
-        """The encoded picture.
+        """Read the encoded image.
 
         Raises:
-            ImageError: it cannot be read in full.
+            ImageError: it cannot be read completely.
         """
         try:
             with using(self.access):
@@ -161,6 +161,6 @@ class RemotePicture:
         except RemoteError as error:
             raise ImageError(str(error), error.code) from error
         if len(data) != self.size:
-            found = f"{len(data)} of {self.size} bytes"
-            raise ImageError(f"{self}: {found}. It was cut short.", "truncated")
+            found = f"has {len(data)} of {self.size} bytes"
+            raise ImageError(f"{self}: {found}, because the tar is truncated.", "truncated")
         return data

@@ -1,4 +1,4 @@
-"""Files over http: whole, by ranges, or copied from a server that has none. Needs urllib3."""
+"""Read files over http: completely, by byte ranges, or copied to disk. Needs urllib3."""
 
 from __future__ import annotations
 
@@ -35,30 +35,32 @@ from urllib3.util import Retry, Timeout, make_headers, parse_url
 from mwa_export.data.remote.access import Part
 from mwa_export.errors import RemoteError
 
-MAX_BYTES = 1 << 30  # of what is held in memory
+MAX_BYTES = 1 << 30  # max bytes of a file that is read into memory
 _BLOCK = 1 << 20
-_CONNECTIONS = 64  # hosts, and connections to one of them, that are kept open
+_CONNECTIONS = 64  # max hosts with open connections, and max connections per host
 _ONLY_REDIRECTS = Retry(10, connect=False, read=False, other=0, respect_retry_after_header=False)
-_METADATA = (ip_address("100.100.100.200"), ip_address("fd00:ec2::254"))  # beside link-local ones
+_METADATA = (ip_address("100.100.100.200"), ip_address("fd00:ec2::254"))  # others are link-local
 _CODES = {401: "forbidden", 403: "forbidden", 407: "forbidden", 404: "missing", 410: "missing"}
-_PASSING = (408, 425, 429)  # and 5xx
+_PASSING = (408, 425, 429)  # temporary failures, like 5xx
 
 
 def whole(url: str, timeout: float) -> bytes:
-    """Read a file that fits in memory.
+    """Read a complete file of at most `MAX_BYTES`.
 
     Raises:
-        RemoteError: it cannot be read in full.
+        RemoteError: it cannot be read completely.
     """
     with _answer(url, timeout) as response:
         return b"".join(_blocks(response, MAX_BYTES))
 
 
 def part(url: str, start: int, end: int, timeout: float) -> Part | None:
-    """Read the bytes from ``start`` to before ``end``; None: the server has no ranges.
+    """Read the bytes from ``start`` up to ``end`` (exclusive).
+
+    Returns None if the server does not support range requests.
 
     Raises:
-        RemoteError: they cannot be read in full.
+        RemoteError: they cannot be read completely.
     """
     with _answer(url, timeout, {"Range": f"bytes={start}-{end - 1}"}) as response:
         there = response.headers.get("Content-Range", "")
@@ -69,15 +71,15 @@ def part(url: str, start: int, end: int, timeout: float) -> Part | None:
         if response.status != HTTPStatus.PARTIAL_CONTENT:
             return None
         if found is None or found[1] != str(start) or "Content-Encoding" in response.headers:
-            raise RemoteError(f"the server gave the range {there!r} instead of that from {start}")
+            raise RemoteError(f"the server sent the range {there!r}, expected one from {start}")
         return Part(b"".join(_blocks(response, end - start)), int(found[2]), tag)
 
 
 def copy(url: str, file: IO[bytes], timeout: float) -> None:
-    """Write a whole file over ``file``.
+    """Replace the content of ``file`` by that of a URL.
 
     Raises:
-        RemoteError: it cannot be read in full.
+        RemoteError: it cannot be read completely.
     """
     file.seek(0)
     file.truncate()
@@ -104,7 +106,7 @@ def _next(blocks: Iterator[bytes]) -> bytes:
 def _answer(
     url: str, timeout: float, headers: dict[str, str] | None = None
 ) -> Iterator[urllib3.BaseHTTPResponse]:
-    """The answer to a request, if it is a good one."""
+    """Send a request and yield the response. Raise RemoteError for an error status."""
     with _one_error():
         parsed = parse_url(url)
         if parsed.host is None:
@@ -125,11 +127,11 @@ def _answer(
             raise _refusal(response)
         yield response
     finally:
-        response.close()  # of use where the body was not read; else it is given back already
+        response.close()  # needed if the body was not read completely
 
 
 def _refusal(response: urllib3.BaseHTTPResponse) -> RemoteError:
-    """The error for a status."""
+    """Make the error for an HTTP status."""
     status, wait = response.status, response.headers.get("Retry-After")
     passes = status in _PASSING or status >= 500
     words = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "unknown"
@@ -143,9 +145,9 @@ def _refusal(response: urllib3.BaseHTTPResponse) -> RemoteError:
 
 @contextmanager
 def _one_error() -> Iterator[None]:
-    """Turn all that urllib3 may raise into RemoteError; only calls of it go inside.
+    """Convert every error of urllib3 to RemoteError. Only calls of urllib3 go inside.
 
-    Its own words would repeat the query of a URL.
+    Its own messages could reveal secrets in the query of a URL.
     """
     try:
         yield
@@ -153,29 +155,29 @@ def _one_error() -> Iterator[None]:
         raise
     except (LocationParseError, UnicodeError) as error:
         raise RemoteError("it is not a valid URL", "malformed") from error
-    except LocationValueError as error:  # no host, or an unknown scheme: ours was looked at
-        raise RemoteError("it redirects to another protocol than http", "not-allowed") from error
+    except LocationValueError as error:  # no host or an unknown scheme, in a redirect
+        raise RemoteError("it redirects to a protocol other than http", "not-allowed") from error
     except MaxRetryError as error:
         raise _failure(error.reason or error) from error
     except DecodeError as error:
         raise RemoteError("its body cannot be decompressed") from error
     except (HTTPError, OSError) as error:
         raise _failure(error) from error
-    except Exception as error:  # ValueError, for one, where it redirects to `http://[`
-        reason = f"what the server answered is malformed ({type(error).__name__})"
+    except Exception as error:  # for example ValueError for a redirect to `http://[`
+        reason = f"the server's response is malformed ({type(error).__name__})"
         raise RemoteError(reason, "malformed") from error
 
 
 def _failure(error: Exception) -> RemoteError:
     cause = error.__cause__ or next((a for a in error.args if isinstance(a, Exception)), error)
     if isinstance(error, ResponseError):
-        return RemoteError("it redirects too often", "unreachable")
+        return RemoteError("too many redirects", "unreachable")
     cut = (a for a in error.args if isinstance(a, http.client.IncompleteRead))
     if isinstance(error, ProtocolError) and any(cut):
         return RemoteError("the server sent less than it announced", "truncated", passes=True)
     if isinstance(error, NameResolutionError):
         gone = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
-        return RemoteError("there is no such host", "unreachable", passes=not gone)
+        return RemoteError("no such host", "unreachable", passes=not gone)
     if isinstance(error, HTTPTimeoutError) and not isinstance(error, NewConnectionError):
         return RemoteError("the server did not answer in time", "timeout", passes=True)
     if isinstance(cause, ssl.SSLCertVerificationError):
@@ -186,7 +188,7 @@ def _failure(error: Exception) -> RemoteError:
 
 
 def _proxy(scheme: str, host: str) -> str | None:
-    """The proxy that the environment names for a host."""
+    """Return the proxy that the environment sets for a host."""
     proxies = urllib.request.getproxies()
     return None if urllib.request.proxy_bypass(host) else proxies.get(scheme, proxies.get("all"))
 
@@ -206,15 +208,18 @@ def _pool(proxy: str | None) -> urllib3.PoolManager:
 
 
 class _Guard:
-    """Refuses the addresses at which clouds hand out credentials, whatever name leads there."""
+    """Refuses connections to cloud metadata addresses, which hand out credentials.
+
+    The check is on the address, so that no host name or redirect can get around it.
+    """
 
     def _new_conn(self) -> socket.socket:
-        connected: socket.socket = super()._new_conn()  # type: ignore[misc]  # of the class beside it
+        connected: socket.socket = super()._new_conn()  # type: ignore[misc]  # in the other base
         address = ip_address(str(connected.getpeername()[0]).partition("%")[0])
         address = getattr(address, "ipv4_mapped", None) or address
         if address.is_link_local or address in _METADATA:
             connected.close()
-            raise RemoteError("it is at a link-local or metadata address", "not-allowed")
+            raise RemoteError("its address is link-local or a metadata server", "not-allowed")
         return connected
 
 
