@@ -1,6 +1,6 @@
-"""The bundle: a folder with everything that embedding needs, described by its manifest.
+"""The bundle: a folder with everything that is needed to embed, described by its manifest.
 
-Reading needs numpy only, neither torch nor the checkpoint.
+Reading it needs only numpy, not torch or the checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mwa_export.inputs.tokenizer import Tokenizer
 from mwa_export.spec import Tower
 
 _Seen = tuple[int, ...]
-_TRIES = 3  # to open a bundle that may be changing
+_TRIES = 3  # attempts to open a bundle that another process may be changing
 
 
 class Bundle:
@@ -33,15 +33,15 @@ class Bundle:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._tokenizer: Tokenizer | None = None  # opened when it is needed
-        self._checked: dict[str, tuple[Path, _Seen]] = {}  # where each file is, as last seen
+        self._tokenizer: Tokenizer | None = None  # opened on demand
+        self._checked: dict[str, tuple[Path, _Seen]] = {}  # path and state of each checked file
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Read a bundle's manifest and check every file it names, by size and sha256.
+        """Read a bundle's manifest and check every file that it lists, by size and sha256.
 
         Raises:
-            BundleError: no bundle, an unknown schema, or a file that is missing or changed.
+            BundleError: not a bundle, an unknown schema, or a file is missing or was changed.
         """
         folder, before = Path(path), list[Manifest]()
         while True:
@@ -53,13 +53,13 @@ class Bundle:
             except BundleError:
                 before.append(bundle.manifest)
                 if before[-_TRIES:] == [bundle.manifest] * _TRIES:
-                    raise  # else it may have been changed meanwhile
+                    raise  # otherwise another process may have changed it meanwhile
 
     def file(self, name: str) -> Path:
-        """Where a file of the bundle is. Its content is checked unless it has not been touched.
+        """Return the path of a file in the bundle. Its content is checked if it was modified.
 
         Raises:
-            BundleError: it is missing, or is not the file that the manifest describes.
+            BundleError: it is missing or does not match the manifest.
         """
         path, seen = self._checked.get(name, (Path(), ()))
         if not seen or _seen(path) != seen:
@@ -68,22 +68,22 @@ class Bundle:
         return path
 
     def where(self, name: str) -> Path:
-        """Where a file of the bundle is, without a look at it."""
+        """Return the path of a file in the bundle without checking it."""
         return self._checked.get(name, (self.path / name,))[0]
 
     def _find(self, name: str) -> tuple[Path, _Seen]:
-        """Find a file by its content. Of a change that was interrupted, some are not in place."""
+        """Find a file by its content. After an interrupted change, it may be in `.pending`."""
         entry, place, settled = self.manifest.files[name], self.path / name, False
         while not settled:
             settled = True
-            for path in (place, self.path / PENDING / name, place):  # it may be moved meanwhile
+            for path in (place, self.path / PENDING / name, place):  # may be moved meanwhile
                 seen = _seen(path)
                 if is_stored(path, entry):
                     if not path.parent.resolve().is_relative_to(self.path.resolve()):
                         raise BundleError(f"{path}: is linked from outside the bundle. {REMEDY}")
                     if seen == _seen(path):
                         return path, seen
-                    settled = False  # it was moved into place just now
+                    settled = False  # it was replaced during the check
         raise BundleError(f"{place}: {_fault(place)}. {REMEDY}")
 
     def require(self, *towers: Tower, what: str) -> None:
@@ -91,14 +91,15 @@ class Bundle:
         have = self.manifest.towers
         if lacking := [tower for tower in towers if tower not in have]:
             raise UsageError(
-                f"{self.path}: holds the {have[0]} tower alone, and {what} needs the {lacking[0]} "
-                "tower. Export the checkpoint with `towers=both`, or use a bundle that has it."
+                f"{self.path}: contains only the {have[0]} tower, but {what} needs the "
+                f"{lacking[0]} tower. Export the checkpoint with `towers=both`, or use another "
+                "bundle."
             )
 
     def describe(
         self, tower: Tower, *, precision: str = "float32", dialect: str | None = None
     ) -> Graph:
-        """The description of a tower's graph; ``dialect`` None takes the first.
+        """Return the description of a tower's graph; with ``dialect`` None, that of the first.
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -112,13 +113,14 @@ class Bundle:
         have = ", ".join(f"{g.spec.tower} {g.precision} {g.dialect}" for g in self.manifest.graphs)
         wanted = precision if dialect is None else f"{precision} {dialect}"
         raise BundleError(
-            f"{self.path}: has no {wanted} graph for {tower}. It has: {have or 'none'}."
+            f"{self.path}: has no {wanted} graph for {tower}. It has: {have or 'none'}. Use one of "
+            "these."
         )
 
     def graph(
         self, tower: Tower, *, precision: str = "float32", dialect: str | None = None
     ) -> tuple[Path, Graph]:
-        """The checked file and the description of a tower's graph, as `describe` finds it.
+        """Return the checked file and the description of a tower's graph, see `describe`.
 
         Raises:
             BundleError: there is no such graph, or its file or weights are damaged.
@@ -129,16 +131,16 @@ class Bundle:
         return self.file(graph.file), graph
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the bundle carries.
+        """Open the bundle's tokenizer.
 
         Raises:
-            BundleError: it was exported without one and takes token ids only.
+            BundleError: the bundle was exported without one, so it takes only token ids.
         """
         file = self.manifest.tokenizer
         if file is None:
             raise BundleError(
-                f"{self.path}: was exported without a tokenizer and takes token ids only. "
-                "Export again with `tokenizer=FILE.spm` to embed texts."
+                f"{self.path}: was exported without a tokenizer, so it takes only token ids. "
+                "To embed texts, export again with `tokenizer=FILE.spm`."
             )
         if self._tokenizer is None:
             longest = self.manifest.max_length
@@ -150,12 +152,12 @@ class Bundle:
 
 
 def _fault(path: Path) -> str:
-    """What is wrong with a file that is not what the manifest describes."""
+    """Describe what is wrong with a file that does not match the manifest."""
     try:
         if not path.exists():
-            return f"is missing, and {MANIFEST} names it"
+            return f"is missing, but {MANIFEST} lists it"
         if not path.is_file():
-            return "is not a plain file"
+            return "is not a regular file"
         path.open("rb").close()
     except OSError as error:
         return f"cannot be read ({error.strerror})"
@@ -163,7 +165,7 @@ def _fault(path: Path) -> str:
 
 
 def _seen(path: Path) -> _Seen:
-    """What changes when a file does; empty if it cannot be seen."""
+    """Return a file's state, which changes when the file does; empty if it cannot be read."""
     try:
         found = path.stat()
     except OSError:

@@ -38,26 +38,26 @@ CONFORMANCE = "conformance.npz"
 TOKENIZER = "tokenizer/beit3.spm"
 PENDING, LOCK = ".pending", ".lock"  # in a bundle that is being changed, see bundle.update
 PRECISIONS = ("float32", "float16", "int8")  # of graphs
-MAX_MANIFEST = MAX_CONFORMANCE = 1 << 26  # bytes; usual ones have some kB and some MB
-REMEDY = "The bundle was changed or only partly copied: copy it again, or export it again."
+MAX_MANIFEST = MAX_CONFORMANCE = 1 << 26  # bytes; typically they have a few kB and a few MB
+REMEDY = "The bundle was changed or copied incompletely. Copy it again, or export it again."
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
     """One graph of a bundle."""
 
-    file: str  # relative to the bundle, as are all names in it
+    file: str  # relative to the bundle, like all file names in it
     spec: TowerSpec
     precision: str  # "float32", "float16" or "int8"
-    dialect: str  # "onnx": standard operators, for every runtime; else the runtime it is made for
+    dialect: str  # "onnx": standard operators, for every runtime; otherwise the target runtime
     opset: int
-    # Least cosine with the conformance vectors, where it was made. None: exact to float32.
+    # Lowest cosine with the conformance vectors when it was made. None: exact to float32.
     conformance: float | None = None
     float32: tuple[str, ...] | None = None  # nodes of a float16 graph that stay in float32
-    measured: int | None = None  # inputs on which values were measured to choose these
+    measured: int | None = None  # number of inputs measured to choose the float32 nodes
 
     def to_json(self) -> dict[str, Any]:
-        """JSON data, with the fields of the spec beside the others."""
+        """Return JSON data. The fields of the spec are on the same level as the others."""
         data = {**json_from_value(self), **json_from_value(self.spec)}
         order = ("file", "tower", "precision", "dialect", "opset", "inputs", "output")
         return {name: data[name] for name in (*order, *data) if name != "spec"}
@@ -82,9 +82,9 @@ class Export:
     mwa_export: str  # version
     sources: tuple[Source, ...]
     warnings: tuple[str, ...]
-    merges: tuple[str, ...]  # the merge steps that were applied
-    largest_difference_from_reference: Mapping[Tower, float]  # of an embedding's components
-    versions: Mapping[str, str] | None = None  # of the packages that computed it
+    merges: tuple[str, ...]  # the applied merge steps
+    largest_difference_from_reference: Mapping[Tower, float]  # of any embedding component
+    versions: Mapping[str, str] | None = None  # package -> version used for the export
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +103,16 @@ class Manifest:
     model: ModelConfig
     preprocessing: Mapping[str, Any]
     graphs: tuple[Graph, ...]
-    tokenizer: str | None  # its file; None: the bundle takes token ids only
+    tokenizer: str | None  # its file; None: the bundle takes only token ids
     export: Export
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     engines: tuple[Engine, ...] = ()
     quantization: Quantization | None = None
-    checksum: str | None = None  # of all that the file holds but itself; None: not written yet
+    checksum: str | None = None  # of all other content of the file; None: not yet written
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """The towers that the bundle has graphs of; before any is written, those of the model."""
+        """Towers that the bundle has graphs of; those of the model if there are no graphs yet."""
         found = {graph.spec.tower for graph in self.graphs} or self.model.towers
         return tuple(tower for tower in TOWERS if tower in found)
 
@@ -122,11 +122,11 @@ class Manifest:
         return int(self.preprocessing["text"]["max_length"])
 
     def files_of(self, graph: str) -> list[str]:
-        """A graph's file, and those that its weights are in."""
+        """Return a graph's file and the files with its weights."""
         return [name for name in self.files if f"{name}.".startswith(f"{graph}.")]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON data, in the order of the file."""
+        """Return JSON data, ordered like in the file."""
         data = {**json_from_value(self), "model": self.model.to_json()}
         order = ("space_id", "model", "preprocessing", "tokenizer", "graphs", "engines", "export")
         return {
@@ -138,10 +138,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:
-        """Read JSON data.
+        """Convert JSON data to a manifest.
 
         Raises:
-            ValueError, KeyError, TypeError, AttributeError, MwaExportError: it is not a manifest.
+            ValueError, KeyError, TypeError, AttributeError, MwaExportError: not a manifest.
         """
         # A graph and its spec share one JSON object.
         graphs = [{**graph, "spec": graph} for graph in data["graphs"]]
@@ -155,18 +155,18 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Conformance:
-    """A few inputs with the PyTorch reference's outputs, for runtimes to check."""
+    """A few inputs with the PyTorch reference's outputs, used to check runtimes."""
 
-    pictures: NDArray[np.uint8]  # PNG files, one behind the other
-    ends: NDArray[np.int64]  # (B,), in bytes; where each file ends
-    pixels: NDArray[np.uint8]  # (B, H, W, 3), what the pictures become
+    pictures: NDArray[np.uint8]  # concatenated PNG files
+    ends: NDArray[np.int64]  # (B,), byte offset of the end of each file
+    pixels: NDArray[np.uint8]  # (B, H, W, 3), the decoded and resized images
     token_ids: NDArray[np.int64]  # (B, T)
     padding_mask: NDArray[np.int64]  # (B, T), 1 = padding
     vision: NDArray[np.float32]  # (B, D), unit length
     text: NDArray[np.float32]  # (B, D), unit length
 
     def files(self) -> list[bytes]:
-        """The pictures, encoded."""
+        """Return the encoded images."""
         return [part.tobytes() for part in np.split(self.pictures, self.ends)[:-1]]
 
     def save(self, path: Path) -> None:
@@ -174,27 +174,27 @@ class Conformance:
 
     @classmethod
     def load(cls, path: Path, backbone: BackboneConfig) -> Conformance:
-        """Read the file of a bundle with a model of these sizes.
+        """Read the conformance vectors of a bundle with a model of these sizes.
 
         Raises:
-            BundleError: it holds something else.
+            BundleError: the file is damaged or does not fit the model.
         """
         kinds = dict(zip(cls.__slots__, ("u1", "i8", "u1", "i8", "i8", "f4", "f4"), strict=True))
         ranks = dict(zip(cls.__slots__, (1, 1, 4, 2, 2, 2, 2), strict=True))
         try:
             with zipfile.ZipFile(path) as archive:
                 if (total := sum(e.file_size for e in archive.infolist())) > MAX_CONFORMANCE:
-                    raise ValueError(f"it claims {total:,} bytes, and {MAX_CONFORMANCE:,} are read")
+                    raise ValueError(f"got {total:,} bytes, expected at most {MAX_CONFORMANCE:,}")
             with np.load(path) as arrays:
                 found = {name: arrays[name] for name in cls.__slots__}
             odd = [n for n, a in found.items() if (a.dtype.str[1:], a.ndim) != (kinds[n], ranks[n])]
             if odd:
                 raise ValueError(f"{odd[0]} is {found[odd[0]].dtype} of rank {found[odd[0]].ndim}")
             return cls(**found)._checked(backbone)
-        # What numpy makes of damaged zips and headers has no limits.
+        # numpy raises many types of errors for damaged zips and headers.
         except Exception as error:
             raise BundleError(
-                f"{path}: does not hold conformance vectors ({error}). {REMEDY}"
+                f"{path}: does not contain conformance vectors ({error}). {REMEDY}"
             ) from error
 
     def _checked(self, backbone: BackboneConfig) -> Conformance:
@@ -208,12 +208,12 @@ class Conformance:
         }
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} is {getattr(self, name).shape}, expected {shape}")
+                raise ValueError(f"{name}: expected {shape}, got {getattr(self, name).shape}")
         return self
 
 
 def preprocessing_of(backbone: BackboneConfig) -> dict[str, Any]:
-    """What pictures and texts go through before the towers, as the manifest has it."""
+    """Return the preprocessing of images and texts as data for the manifest."""
     return {
         "image": {**IMAGE_SPEC, "size": backbone.image_size},
         "text": {**TEXT_SPEC, "max_length": backbone.max_text_length},
@@ -223,10 +223,10 @@ def preprocessing_of(backbone: BackboneConfig) -> dict[str, Any]:
 def write_manifest(
     folder: Path, manifest: Manifest, known: Mapping[str, StoredFile] | None = None
 ) -> Manifest:
-    """Write manifest.json for the files that are in the folder, and for those that are known.
+    """Write manifest.json for the files in the folder and the files in ``known``.
 
     Returns:
-        What was written: the manifest with the size and sha256 of every file, and its checksum.
+        The written manifest, with the size and sha256 of every file, and its checksum.
     """
     files = dict(known or {})
     for path in folder.rglob("*"):
@@ -241,21 +241,21 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a bundle. The files it names are not checked.
+    """Read the manifest of a bundle. The files that it lists are not checked.
 
     Raises:
-        BundleError: no manifest, another schema, a content that its checksum does not fit, or a
-            field that is missing, malformed or out of its range.
+        BundleError: the manifest is missing, has another schema or a wrong checksum, or a field
+            is missing, malformed or out of range.
     """
     path = folder / MANIFEST
     if not os.path.isfile(path):
         raise BundleError(
-            f"{folder}: is not a bundle ({MANIFEST} is missing). Expected a folder made by "
+            f"{folder}: is not a bundle ({MANIFEST} is missing). Pass a folder made by "
             "`mwa-export onnx CHECKPOINT -o FOLDER`."
         )
     try:
         if (size := path.stat().st_size) > MAX_MANIFEST:
-            raise ValueError(f"it has {size:,} bytes, and {MAX_MANIFEST:,} are read")
+            raise ValueError(f"got {size:,} bytes, expected at most {MAX_MANIFEST:,}")
         data = json.loads(
             path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite
         )
@@ -264,7 +264,7 @@ def read_manifest(folder: Path) -> Manifest:
             if "checksum" not in data:
                 raise ValueError("it has no checksum")
             if data["checksum"] != checksum(data):
-                raise ValueError("its checksum does not fit its content")
+                raise ValueError("its checksum does not match its content")
             return _checked(Manifest.from_json(data))
     except (
         *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
@@ -272,14 +272,14 @@ def read_manifest(folder: Path) -> Manifest:
     ) as error:
         reason = error if isinstance(error, ValueError | MwaExportError) else repr(error)
         raise BundleError(
-            f"{path}: is not a manifest that this version reads ({reason}). {REMEDY} One that "
-            "another version of mwa-export made must be exported again, too."
+            f"{path}: is not a manifest that this version can read ({reason}). {REMEDY} Export it "
+            "again as well if another version of mwa-export made it."
         ) from error
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}).") from error
     raise BundleError(
-        f"{path}: has schema version {schema!r}, and this version reads {SCHEMA}. "
-        "Use the mwa-export that made it, or export again."
+        f"{path}: has schema version {schema!r}. Expected {SCHEMA}. "
+        "Use the version of mwa-export that made it, or export again."
     )
 
 
@@ -291,16 +291,16 @@ def _finite(text: str) -> float:
 
 
 def _checked(manifest: Manifest) -> Manifest:
-    """Check what types do not say: names, hashes, ranges, and what follows from the model.
+    """Check what types cannot express: names, hashes, ranges, and consistency with the model.
 
-    A name decides what is read, and in a changed bundle what is written or removed: none may lead
-    out of the folder, and each the bundle is used with has an entry in ``files``.
+    Names decide which files are read, written and removed. None may lead out of the folder, and
+    every file in use must have an entry in ``files``.
     """
     calibration = manifest.quantization.calibration if manifest.quantization else None
     named = (manifest.tokenizer, calibration, *(graph.file for graph in manifest.graphs))
     for name in (*manifest.files, *named, *(engine.file for engine in manifest.engines)):
         if name is not None and not is_inside(name):
-            raise ValueError(f"{name!r} is not the name of a file inside the bundle")
+            raise ValueError(f"{name!r} is not the name of a file in the bundle")
     for name in (CONFORMANCE, manifest.tokenizer, *(graph.file for graph in manifest.graphs)):
         if name is not None and name not in manifest.files:
             raise ValueError(f"files lacks {name}")
@@ -311,7 +311,7 @@ def _checked(manifest: Manifest) -> Manifest:
         raise ValueError(f"space_id: {manifest.space_id!r} is not a sha256")
     backbone = manifest.model.backbone
     if manifest.preprocessing != preprocessing_of(backbone):
-        raise ValueError("preprocessing is not what this version does for this model")
+        raise ValueError("preprocessing differs from that of this version for this model")
     for index, graph in enumerate(manifest.graphs):
         if problem := _problem_with(graph, backbone):
             raise ValueError(f"graphs[{index}]: {problem}")
@@ -322,17 +322,17 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def _problem_with(graph: Graph, backbone: BackboneConfig) -> str | None:
-    """What is wrong with a graph's entry; None: nothing."""
+    """Describe what is wrong with a graph's entry; None if nothing is."""
     if graph.precision not in PRECISIONS:
-        return f"precision: {graph.precision!r} is none of {', '.join(PRECISIONS)}"
+        return f"precision: {graph.precision!r} is not one of {', '.join(PRECISIONS)}"
     if graph.conformance is not None and not 0 < graph.conformance <= 1 + 1e-6:
-        return f"conformance: {graph.conformance} is not a cosine above 0"
+        return f"conformance: {graph.conformance} is not a positive cosine"
     specs = (vision_spec(backbone), vision_spec(backbone, image_input="uint8"), text_spec(backbone))
-    return None if graph.spec in specs else "inputs or output are not those of the model's tower"
+    return None if graph.spec in specs else "inputs or output differ from those of the tower"
 
 
 def is_stored(file: Path, entry: StoredFile) -> bool:
-    """Whether a file is the one that the manifest describes."""
+    """Whether a file matches its entry in the manifest."""
     try:
         return (
             file.is_file()
@@ -344,7 +344,7 @@ def is_stored(file: Path, entry: StoredFile) -> bool:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name is a plain relative path, on every system, that a bundle's file may have."""
+    """Whether a name is a plain relative path on every system and allowed in a bundle."""
     parts = name.split("/")
     plain = all(part not in ("", ".", "..") and not set(part) & set("\\:\0") for part in parts)
     return plain and not name.startswith(MANIFEST) and parts[0] not in (PENDING, LOCK)

@@ -1,4 +1,4 @@
-"""Describe a bundle for people and for programs."""
+"""Describe a bundle as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mwa_export.model.summary import config_rows
 
 
 def bundle_json(bundle: Bundle) -> dict[str, Any]:
-    """The manifest as JSON data, with the bundle's path and size in bytes."""
+    """Return the manifest as JSON data, with the bundle's path and size in bytes."""
     return {
         "bundle": str(bundle.path),
         "bytes": _bytes_of(bundle),
@@ -18,7 +18,7 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
 
 
 def bundle_rows(bundle: Bundle) -> list[tuple[str, str]]:
-    """(what, value), for a table."""
+    """Return (label, value) pairs for a table."""
     manifest = bundle.manifest
     rows = [
         ("bundle", f"{bundle.path} ({_bytes_of(bundle) / 1e6:,.1f} MB)"),
@@ -28,13 +28,13 @@ def bundle_rows(bundle: Bundle) -> list[tuple[str, str]]:
         *config_rows(manifest.model, manifest.towers),
     ]
     if "text" in manifest.towers:
-        carried = manifest.tokenizer or "none: the bundle takes token ids only"
+        carried = manifest.tokenizer or "none: the bundle takes only token ids"
         rows += [("longest text", f"{manifest.max_length} tokens"), ("tokenizer", carried)]
     return rows
 
 
 def graph_rows(bundle: Bundle) -> list[tuple[str, ...]]:
-    """(file, tower, precision, for which runtime, MB) of every graph and engine."""
+    """Return (file, tower, precision, target runtime, MB) of every graph and engine."""
     manifest = bundle.manifest
 
     def megabytes(file: str) -> str:

@@ -1,14 +1,14 @@
-"""Make or change a bundle: readers find the old state or the new one, whenever the process dies.
+"""Create or change a bundle atomically: readers find the old or the new state, even after a crash.
 
-A new bundle is written beside its place and renamed. A folder that exists is changed where it is,
-so it may be a mount point, the current folder or a link, and hold files of others:
+A new bundle is written next to its final place and renamed. An existing folder is changed in place,
+so it may be a mount point, the current folder or a link, and may contain other files:
 
-1. New files are written into BUNDLE/.pending and synced.
-2. The manifest in there is renamed over the bundle's. From now on the new state holds, and
-   `Bundle.open` takes a file that is not in its place yet from `.pending`.
-3. Files are moved into place, those that the new manifest does not name are removed, then
-   `.pending`. The next change does this for one that died after step 2, and discards one that
-   died before it.
+1. New files are written to BUNDLE/.pending and synced.
+2. The new manifest is moved from there over the bundle's. From then on the new state is valid, and
+   `Bundle.open` reads files that are not yet in place from `.pending`.
+3. Files are moved into place, files that the new manifest does not list are removed, and finally
+   `.pending`. If a process dies after step 2, the next change completes step 3; if it dies before
+   step 2, the next change discards `.pending`.
 """
 
 from __future__ import annotations
@@ -52,22 +52,22 @@ _REPLACED = MANIFEST + ".old"  # in `.pending`: the manifest before the change
 
 @dataclass
 class Change:
-    """A change that is being prepared. All but the files that are kept goes into ``folder``."""
+    """A change in preparation. All new files go into ``folder``."""
 
     folder: Path
-    base: Bundle | None = None  # whose files are kept; None: a new bundle
-    in_place: bool = False  # of the base
+    base: Bundle | None = None  # bundle whose files are kept; None: a new bundle
+    in_place: bool = False  # whether ``base`` itself is changed
     _dropped: set[str] = field(default_factory=set)
 
     def drop(self, *names: str) -> None:
-        """Leave files of the base out."""
+        """Leave out files of the base."""
         self._dropped |= set(names)
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Write the manifest, with the size and sha256 of every file; kept ones are copied first.
+        """Copy the kept files and write the manifest, with the size and sha256 of every file.
 
         Raises:
-            BundleError: a file of the base has changed since it was opened.
+            BundleError: a file of the base has changed since the base was opened.
         """
         kept = {
             name: entry
@@ -80,7 +80,9 @@ class Change:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.base.file(name), target)
                 if not is_stored(target, entry):
-                    raise BundleError(f"{self.base.path / name}: changed while it was copied.")
+                    raise BundleError(
+                        f"{self.base.path / name}: changed while it was copied. Run again."
+                    )
         return write_manifest(self.folder, manifest, kept)
 
 
@@ -88,17 +90,16 @@ class Change:
 def changed_bundle(
     base: Bundle | None, out: Path | None = None, *, force: bool = False
 ) -> Iterator[Change]:
-    """Yield the change of a bundle; it takes effect as a whole if the block ends without an error.
+    """Yield a change of a bundle, which is applied atomically if the block ends without an error.
 
     Args:
-        base: the bundle to change; None: a new one is made, at ``out``.
-        out: where the result goes; None: the base is changed in place.
-        force: replace ``out`` if it is a bundle already. Files in it that are not the bundle's
-            are kept.
+        base: the bundle to change; None: create a new one at ``out``.
+        out: folder of the result; None: change the base in place.
+        force: replace ``out`` if it already is a bundle. Other files in it are kept.
 
     Raises:
-        BundleError: the folder may not be replaced, the disk refuses, or ``base`` was changed
-            since it was opened. The old state stays.
+        BundleError: the folder must not be replaced, cannot be written, or ``base`` was changed
+            since it was opened. The old state is kept.
         OutputBusyError: another process is changing the bundle.
     """
     target = check_target(base, out, force=force)
@@ -127,10 +128,10 @@ def changed_bundle(
 
 
 def check_target(base: Bundle | None, out: Path | None = None, *, force: bool = False) -> Path:
-    """The folder that `changed_bundle` would write to; call it before work that takes minutes.
+    """Return the folder that `changed_bundle` would write to. Call it before slow work.
 
     Raises:
-        BundleError: it may not be replaced, or cannot be written.
+        BundleError: it must not be replaced, or cannot be written.
     """
     target = Path(out) if out is not None else base.path if base is not None else Path()
     force = force or out is None
@@ -151,7 +152,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _check_places(folder: Path, target: Path) -> None:
-    """Refuse a change that could not be finished."""
+    """Raise BundleError for a change whose files could not be moved into place."""
     files = read_manifest(folder / PENDING).files
     new = {name for name in files if (folder / PENDING / name).exists()}
     for name in new:
@@ -164,18 +165,18 @@ def _check_places(folder: Path, target: Path) -> None:
 
 
 def _settle(folder: Path, target: Path) -> None:
-    """Finish the change in `.pending` if its manifest is in place; discard it else.
+    """Complete the change in `.pending` if its manifest is in place; otherwise discard it.
 
     Raises:
-        BundleError: something is in the way. The bundle is whole, with some files in `.pending`.
+        BundleError: a file is in the way. The bundle is complete, with some files in `.pending`.
     """
     try:
         _finish(folder)
     except OSError as error:
         raise BundleError(
-            f"{target}: can be read, but not all of its files can be moved into place "
+            f"{target}: is usable, but not all of its files could be moved into place "
             f"({os.fsdecode(error.filename or folder)}: {error.strerror}). Remove what is in the "
-            "way: the next change of the bundle moves them."
+            "way. The next change of the bundle moves them."
         ) from error
 
 
@@ -185,7 +186,7 @@ def _finish(folder: Path) -> None:
         remove(pending)
         return
     files: Mapping[str, StoredFile] = {}
-    with suppress(BundleError):  # of an empty folder, or damaged: nothing was decided
+    with suppress(BundleError):  # an empty folder, or a damaged manifest: nothing to complete
         files = read_manifest(folder).files
     before = _names_of(pending / _REPLACED)
     for name in sorted(files, key=lambda name: name.endswith(".onnx")):  # weights, then graphs
@@ -196,14 +197,14 @@ def _finish(folder: Path) -> None:
     for name in before - files.keys():
         if _is_below(folder / name, folder) and not (folder / name).is_dir():
             (folder / name).unlink(missing_ok=True)
-            with suppress(OSError):  # others have files in it
+            with suppress(OSError):  # the folder contains other files
                 (folder / name).parent.rmdir()
     sync(folder)
     remove(pending)
 
 
 def _names_of(manifest: Path) -> set[str]:
-    """Files of the manifest that was replaced. A damaged one has none: its files are kept."""
+    """Return the files in a replaced manifest; none if it is damaged, so that they are kept."""
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         return {name for name in files if is_inside(name)}
@@ -212,11 +213,11 @@ def _names_of(manifest: Path) -> set[str]:
 
 
 def _place(staged: Path, target: Path, *, ours: bool) -> None:
-    """Move a file into place in one step. `.pending` stays whole until all are there."""
+    """Put a file into place atomically. `.pending` stays complete until all files are in place."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(target) and (target.is_dir() or not ours):  # kept, under another name
+    if os.path.lexists(target) and (target.is_dir() or not ours):  # keep it under another name
         target.rename(target.with_name(f"{target.name}.{secrets.token_hex(3)}.old"))
-    moving = target.with_name(f".{target.name}.moving")  # here: the folder may be a mount
+    moving = target.with_name(f".{target.name}.moving")  # in the same folder, maybe a mount point
     remove(moving)
     link_or_copy(staged, moving)
     sync(moving)
@@ -225,5 +226,5 @@ def _place(staged: Path, target: Path, *, ours: bool) -> None:
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    """Whether a file's folder is inside another, links followed."""
+    """Whether a file's folder is inside another, after following links."""
     return path.parent.resolve().is_relative_to(folder)

@@ -46,11 +46,11 @@ _PACKAGES = ("numpy", "onnx", "onnxruntime", "pillow", "sentencepiece", "torch",
 class ExportOptions:
     """Options of `export`."""
 
-    image_input: ImageInput = "float32"
-    no_merge: tuple[str, ...] = ()
-    tokenizer: Path | None = None
-    force: bool = False
-    tolerance: float = TOLERANCE
+    image_input: ImageInput = "float32"  # "uint8": the graph normalizes the pixels
+    no_merge: tuple[str, ...] = ()  # merge steps to turn off, names from towers.steps.STEPS
+    tokenizer: Path | None = None  # the .spm file; None: the bundle takes only token ids
+    force: bool = False  # replace an existing bundle
+    tolerance: float = TOLERANCE  # largest allowed difference of any embedding component
 
 
 def export(
@@ -67,9 +67,12 @@ def export(
         checkpoint: its file, or a `ModelSource` for a base with an adapter file.
         out: the bundle's folder. It appears complete or not at all.
         options: see ExportOptions.
-        model_options: what the file does not say, or is to be otherwise: adapter options, image
-            size, text length, towers.
-        on_step: called with a few words before each step.
+        model_options: options that the checkpoint lacks, or that override the stored ones: adapter
+            options, image size, text length, towers.
+        on_step: called with a short description before each step.
+
+    Returns:
+        The new bundle.
 
     Raises:
         CheckpointError, AdapterError, UsageError: the checkpoint cannot be used.
@@ -89,19 +92,22 @@ def bundle_from_model(
     *,
     on_step: Callable[[str], None] = ignore_step,
 ) -> Bundle:
-    """Merge both towers, write them as ONNX, check them against the reference, write the bundle.
+    """Merge the towers, write them as ONNX, check them against the reference, write the bundle.
 
     Args:
         model: a loaded model.
         out: the bundle's folder. It appears complete or not at all.
         options: see ExportOptions.
-        on_step: called with a few words before each step, for progress displays.
+        on_step: called with a short description before each step.
+
+    Returns:
+        The new bundle.
 
     Raises:
-        VerificationError: a graph does not compute what the reference computes.
-        BundleError: the folder exists, or the disk refuses.
+        VerificationError: a graph differs from the reference by more than the tolerance.
+        BundleError: the folder already exists or cannot be written.
         TokenizerError: the tokenizer does not fit the vocabulary.
-        MergeError: a merge step of that name does not exist.
+        MergeError: a merge step does not exist.
     """
     options = options or ExportOptions()
     steps = steps_without(options.no_merge)

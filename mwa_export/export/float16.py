@@ -1,4 +1,4 @@
-"""Add float16 graphs to a bundle: what ONNX Runtime runs on CUDA."""
+"""Add float16 graphs to a bundle, for ONNX Runtime on CUDA."""
 
 from __future__ import annotations
 
@@ -33,27 +33,30 @@ def add_float16(
 ) -> Bundle:
     """Add a float16 graph for each tower, checked against the conformance vectors.
 
-    What makes or reads a value that may not fit float16 stays in float32, as do the unit norm and
-    all inputs and outputs. Recall is not measured.
+    Nodes that produce or read values that may not fit float16 stay in float32, and so do the final
+    normalization and all inputs and outputs. Recall is not measured.
 
     Args:
         path: the bundle, whose float32 graphs are converted. Its other graphs are kept.
-        batches: inputs like what will be embedded, to measure values on beside the conformance
-            vectors: (pixels,) uint8 of "vision", (token_ids, padding_mask) int64 of "text".
-        out: where the bundle with the float16 graphs goes; None: in the place of the old one.
+        batches: typical inputs, on which values are measured in addition to the conformance
+            vectors. "vision": (pixels,), (B, H, W, 3) uint8; "text": (token_ids, padding_mask),
+            (B, T) int64.
+        out: folder of the resulting bundle; None: change the bundle in place.
         force: replace ``out`` if it exists.
-        progress: told about each step.
+        progress: called with a description of each step.
+
+    Returns:
+        The bundle with the float16 graphs.
 
     Raises:
-        BundleError: no bundle, a weight that float16 cannot hold, or ``out`` exists.
-        VerificationError: a graph does not compute what the reference computes. The bundle is
-            unchanged.
+        BundleError: ``path`` is not a bundle, a weight does not fit float16, or ``out`` exists.
+        VerificationError: a graph differs too much from the reference. The bundle is unchanged.
     """
     progress, batches = progress or Silent(), batches or {}
     progress("open the bundle")
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    with changed_bundle(bundle, out, force=force) as change:  # refuses before the work starts
+    with changed_bundle(bundle, out, force=force) as change:  # checks ``out`` before the work
         made = []
         for tower in manifest.towers:
             own = batches.get(tower, ())
@@ -70,7 +73,7 @@ def add_float16(
 def _write(
     bundle: Bundle, tower: Tower, batches: Iterable[Inputs], folder: Path, progress: Progress
 ) -> Graph:
-    """Write a tower's graph as `TOWER.float16.onnx` and check it on ONNX Runtime."""
+    """Write a tower's float16 graph to `TOWER.float16.onnx` and check it on ONNX Runtime."""
     path, own = bundle.graph(tower)
     vectors = bundle.conformance()
     measured = [inputs_of(vectors, tower), *batches]
@@ -85,9 +88,9 @@ def _write(
     cosine = least_cosine(found, getattr(vectors, tower))
     if not cosine >= BFLOAT16_COSINE:  # NaN never is
         raise VerificationError(
-            f"{bundle.path}: the float16 graph for the {tower} tower does not compute what the "
-            f"reference computes. Least cosine {cosine:.5f}, expected {BFLOAT16_COSINE:.5f} or "
-            "more. The bundle is unchanged: use its float32 graphs."
+            f"{bundle.path}: the float16 graph of the {tower} tower differs from the reference: "
+            f"expected a cosine of at least {BFLOAT16_COSINE:.5f}, got {cosine:.5f}. The bundle "
+            "is unchanged. Use its float32 graphs."
         )
     return replace(
         own,

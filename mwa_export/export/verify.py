@@ -1,4 +1,4 @@
-"""Compare exported graphs with the PyTorch reference on inputs they have not seen."""
+"""Compare exported graphs with the PyTorch reference on random inputs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mwa_export.runtimes.ort_session import run_graph, session
 from mwa_export.spec import TOWERS, BackboneConfig, Tower
 
 TOLERANCE = 2e-5  # largest allowed difference of any embedding component
-LENGTH_TOLERANCE = 1e-3  # of an embedding, which is normalized
-_SIDES = ((97, 150), (240, 65))  # of the conformance pictures: upright and lying
+LENGTH_TOLERANCE = 1e-3  # largest allowed deviation of an embedding's length from 1
+_SIDES = ((97, 150), (240, 65))  # of the conformance images: portrait and landscape
 _IMAGE_BATCHES = (1, 3)
 _TEXT_SHAPES = ((1, 3), (2, 16), (3, 1 << 20))  # batch, length; cut to the model's longest text
 
@@ -34,21 +34,21 @@ def verify_graph(
     tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> float:
-    """Run a graph on ONNX Runtime over several shapes of random input, against the reference.
+    """Compare a graph on ONNX Runtime with the reference, for random inputs of several shapes.
 
     Args:
         path: the graph's file.
         graph: its description.
-        reference: the backend that decides.
+        reference: backend that computes the expected embeddings.
         backbone: sizes of the model, for the inputs.
         tolerance: largest allowed difference of any embedding component.
-        seed: of the inputs.
+        seed: random seed of the inputs.
 
     Returns:
         The largest difference found.
 
     Raises:
-        VerificationError: it is above the tolerance; the message names the tower.
+        VerificationError: the difference exceeds the tolerance; the message names the tower.
     """
     rng = np.random.default_rng(seed)
     runner = session(path)
@@ -69,9 +69,10 @@ def verify_graph(
     worst = float(np.max(differences))  # unlike max(), keeps NaN
     if not worst <= tolerance:
         raise VerificationError(
-            f"the exported {graph.spec.tower} tower differs from the PyTorch reference: largest "
-            f"difference of an embedding component {worst:.1e}, allowed {tolerance:.0e}. Nothing "
-            "was written. Try `no_merge` with one step at a time to find the cause, and report it."
+            f"the exported {graph.spec.tower} tower differs from the PyTorch reference: the "
+            f"largest difference of an embedding component is {worst:.1e}, expected at most "
+            f"{tolerance:.0e}. Nothing was written. To find the cause, turn off one merge step at "
+            "a time with `no_merge`, and report it."
         )
     return worst
 
@@ -79,9 +80,9 @@ def verify_graph(
 def conformance_vectors(
     reference: Backend, backbone: BackboneConfig, towers: Collection[Tower] = TOWERS
 ) -> Conformance:
-    """Two small pictures and four short texts with the reference's embeddings.
+    """Make the conformance vectors: two small images and four short texts with their embeddings.
 
-    There are none, in arrays of no rows, for a tower that is not among ``towers``.
+    The embeddings are those of the reference. Arrays of towers not in ``towers`` have no rows.
     """
     rng = np.random.default_rng(20230)
     pictures = np.empty(0, np.uint8)
@@ -93,7 +94,7 @@ def conformance_vectors(
         files = [_picture(rng, *sides) for sides in _SIDES]
         pictures = np.frombuffer(b"".join(files), np.uint8)
         ends = np.cumsum([len(file) for file in files])
-        pixels = np.stack([pixels_of(file, "picture", backbone.image_size) for file in files])
+        pixels = np.stack([pixels_of(file, "image", backbone.image_size) for file in files])
         vision = reference.embed_images(pixels)
     if "text" in towers:
         ids, mask = random_texts(rng, 4, min(12, backbone.max_text_length), backbone.vocab_size)
@@ -102,7 +103,7 @@ def conformance_vectors(
 
 
 def _picture(rng: np.random.Generator, width: int, height: int) -> bytes:
-    """Colour waves as PNG: unlike noise they compress, so that conformance files stay small."""
+    """Make a PNG of colour waves. Unlike noise they compress, which keeps the file small."""
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
     phase = np.einsum("cd,dhw->hwc", rng.uniform(1, 9, (3, 2)) * 2 * np.pi, np.stack([y, x]))
     image = Image.fromarray(np.round(127.5 + 127.5 * np.sin(phase)).astype(np.uint8))
@@ -111,15 +112,18 @@ def _picture(rng: np.random.Generator, width: int, height: int) -> bytes:
 
 
 def _difference(found: NDArray[np.float32], expected: NDArray[np.float32], tower: Tower) -> float:
-    """The largest difference; NaN if an embedding of the graph is not finite."""
-    # Weights that overflow in float32 may leave zeros as well: x / inf.
+    """Return the largest difference; NaN if an embedding of the graph is not finite."""
+    # Weights that overflow in float32 may also result in zeros: x / inf.
     lengths = np.linalg.norm(expected.astype(np.float64), axis=1)
     if not (np.abs(lengths - 1) <= LENGTH_TOLERANCE).all():
         raise VerificationError(
-            f"the PyTorch reference computes embeddings of the {tower} tower that are not finite "
-            "or not of unit length. Its weights are too large or too small for float32: export an "
-            "earlier checkpoint."
+            f"in the PyTorch reference, embeddings of the {tower} tower are not finite or not of "
+            "unit length. Its weights are too large or too small for float32. Export an earlier "
+            "checkpoint."
         )
     if found.shape != expected.shape:
-        raise VerificationError(f"shape {found.shape} came out, expected {expected.shape}.")
+        raise VerificationError(
+            f"the exported {tower} tower returns embeddings of shape {found.shape}. Expected "
+            f"{expected.shape}. Report this as a bug."
+        )
     return float(np.abs(found - expected).max())

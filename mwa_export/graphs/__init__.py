@@ -1,1 +1,1 @@
-"""ONNX graphs as objects and files: build, write, edit, lower precision, lint."""
+"""ONNX graphs as objects and files: build, write, edit, convert precision, lint."""

@@ -1,8 +1,8 @@
-"""Take GEMMs over a concatenation apart: [a, b] W = a W[:n] + b W[n:], n the width of a.
+"""Split GEMMs over a concatenation: [a, b] W = a W[:n] + b W[n:], where n is the width of a.
 
-One GEMM is better on a CPU. TensorRT computes all parts of a concatenation in one kernel, and where
-one of them is a normalized FFN's hidden layer, that kernel is cut in two: the activation goes to
-memory and back as float32 (`benchmarks/trt_kernels.py`).
+On a CPU, one GEMM is faster. TensorRT computes all parts of a concatenation in one kernel. If a
+part is the normalized hidden layer of an FFN, this splits the FFN's kernel in two, with a float32
+round trip of the activation through memory (`benchmarks/trt_kernels.py`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 def without_concatenations(graph: FloatGraph) -> FloatGraph:
-    """The graph with a sum of GEMMs in place of each GEMM over a concatenation of channels.
+    """Replace each GEMM over a concatenation of channels by a sum of GEMMs.
 
-    Q/DQ may lie between, and a DQ before the weights: the parts keep their grid and scales. The
-    sum keeps the name of the product's value; only the order of additions changes.
+    There may be Q/DQ between the two, and a DQ before the weights: the parts keep their scales.
+    The sum keeps the name of the product's value. Only the order of additions changes.
     """
     tensors: dict[str, Array] = dict(graph.tensors)
     nodes: list[onnx.NodeProto] = []
@@ -43,7 +43,7 @@ def without_concatenations(graph: FloatGraph) -> FloatGraph:
 def _concatenation(
     graph: FloatGraph, product: onnx.NodeProto
 ) -> tuple[onnx.NodeProto, list[onnx.NodeProto], list[int]] | None:
-    """The Concat that a product reads, the Q and DQ between, and the widths of its parts."""
+    """Find the Concat that a product reads. Returns it, the Q/DQ between, and its parts' widths."""
     pair: list[onnx.NodeProto] = []
     node = graph.producer(product.input[0])
     while node is not None and node.op_type in _PAIR and len(graph.consumers(node.output[0])) == 1:
@@ -63,7 +63,7 @@ def _concatenation(
 
 
 def _norm_width(graph: FloatGraph, value: str) -> int:
-    """The channels of a LayerNorm's output; 0 for other values."""
+    """Return the number of channels of a LayerNorm's output; 0 for other values."""
     node = graph.producer(value)
     known = node is not None and node.op_type == "LayerNormalization"
     return len(graph.tensors[node.input[1]]) if known and node is not None else 0
@@ -103,7 +103,7 @@ def _parts(
 
 
 def _copy(node: onnx.NodeProto, value: str, name: str, nodes: list[onnx.NodeProto]) -> str:
-    """Add a copy of a Q or DQ that reads another value. Returns what it makes."""
+    """Add a copy of a Q or DQ that reads another value. Returns the name of its output."""
     new = deepcopy(node)
     new.name, new.input[0], new.output[0] = name, value, name
     nodes.append(new)

@@ -1,7 +1,7 @@
-"""Build an ONNX graph that is clean by construction.
+"""Build an ONNX graph without duplicates and with readable names. Knows nothing about models.
 
-Equal nodes and equal constants are added once; every node and weight keeps a readable name, so that
-calibration, layer reports and engine inspectors can speak of `blocks.3.fc1`. Knows no model.
+Equal nodes and equal constants are added once. Nodes and weights keep readable names, so that
+calibration, layer reports and engine inspectors can refer to `blocks.3.fc1`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from onnx import helper, numpy_helper
 from mwa_export.graphs.write import EXTERNAL_BYTES, typed_value, write_model
 from mwa_export.spec import Port
 
-OPSET = 17  # the newest that TensorRT 8.6 reads, and the oldest with LayerNormalization
-IR_VERSION = 8  # what came with opset 17
+OPSET = 17  # the newest opset that TensorRT 8.6 reads, and the oldest with LayerNormalization
+IR_VERSION = 8  # the IR version of opset 17
 _SMALL_BYTES = 1024
 
 
 class GraphBuilder:
-    """Nodes and initializers of one graph. Values are names."""
+    """Nodes and initializers of one graph. Values are referred to by name."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -35,13 +35,13 @@ class GraphBuilder:
         self._names: set[str] = set()
 
     def node(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """Add a node with one output; an equal one that exists already is used instead."""
+        """Add a node with one output, or reuse an equal one. Returns the name of its output."""
         return self.nodes(op, inputs, name, 1, **attributes)[0]
 
     def nodes(
         self, op: str, inputs: Sequence[str], name: str, outputs: int, **attributes: Any
     ) -> list[str]:
-        """Add a node with several outputs."""
+        """Add a node with several outputs, or reuse an equal one. Returns their names."""
         key = (op, tuple(inputs), outputs, repr(sorted(attributes.items())))
         if key not in self._results:
             label = self._unique(f"{name}.{op}")
@@ -51,13 +51,13 @@ class GraphBuilder:
         return self._results[key]
 
     def weight(self, name: str, value: NDArray[Any]) -> str:
-        """Add a named initializer."""
+        """Add a named initializer. Returns its name, which may get a number."""
         name = self._unique(name)
         self._initializers[name] = value
         return name
 
     def constant(self, value: Any, dtype: type[np.generic], name: str) -> str:
-        """A small initializer, shared by everyone who needs the same value."""
+        """Add a small initializer, or reuse one with an equal value. Returns its name."""
         array = np.asarray(value, dtype=dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
@@ -74,10 +74,18 @@ class GraphBuilder:
         *,
         external_bytes: int = EXTERNAL_BYTES,
     ) -> list[Path]:
-        """Check the graph and write it. Returns the files; the builder has no weights afterwards.
+        """Check the graph and write it. This removes the weights from the builder.
 
-        ``result`` is the value that becomes the output. Weights of more than ``external_bytes``
-        in all go to one data file beside the graph.
+        Args:
+            path: the `.onnx` file.
+            inputs, output: the graph's ports.
+            result: name of the value that becomes the output.
+            metadata: strings to store in the model's properties.
+            external_bytes: if all weights together are larger, they go to a data file next to the
+                graph.
+
+        Returns:
+            The files written.
         """
         rename(self._nodes, result, output.name)
         model = helper.make_model(
@@ -107,7 +115,7 @@ class GraphBuilder:
 def connections(
     nodes: Iterable[onnx.NodeProto],
 ) -> tuple[dict[str, onnx.NodeProto], dict[str, list[onnx.NodeProto]]]:
-    """The node that makes each value, and the nodes that read it, each once."""
+    """Return the producer of each value, and the nodes that read each value."""
     nodes, readers = list(nodes), dict[str, list[onnx.NodeProto]]()
     for node in nodes:
         for value in dict.fromkeys(node.input):
@@ -116,17 +124,17 @@ def connections(
 
 
 def rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
-    """Give a value another name, in all nodes that make or read it."""
+    """Rename a value in all nodes that produce or read it."""
     for node in nodes:
         node.output[:] = [new if value == old else value for value in node.output]
         node.input[:] = [new if value == old else value for value in node.input]
 
 
 def check_structure(model: onnx.ModelProto, initializers: Mapping[str, NDArray[Any]]) -> None:
-    """ONNX's own checks and strict shape inference, on types and shapes alone.
+    """Run ONNX's checker with strict shape inference, without copying weights.
 
-    Weights stand in as inputs of the same type, so that checking costs no memory; small constants
-    stay, because shape inference reads them.
+    Weights are replaced by inputs of the same type and shape. Small constants stay, because shape
+    inference reads them.
     """
     check = deepcopy(model)
     for name, array in initializers.items():

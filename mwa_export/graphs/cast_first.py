@@ -1,7 +1,7 @@
-"""Move the cast of pixels to the front: TensorRT only converts uint8 inputs.
+"""Move the cast of pixels to the front: TensorRT supports no other operation on uint8 inputs.
 
-(TensorRT API reference, DataType.UINT8.) Our graphs cut patches out of bytes, which are a quarter
-of the floats, and cast then; that is better on a CPU.
+(TensorRT API reference, DataType.UINT8.) Our graphs first rearrange the bytes into patches and
+then cast, which moves a quarter of the memory and is faster on a CPU.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _UINT8 = TensorProto.UINT8
 
 
 def cast_first(graph: FloatGraph) -> FloatGraph:
-    """The graph with the Cast of a uint8 input before what moves pixels; others stay as they are.
+    """Move the Cast of a uint8 input before the nodes that rearrange pixels.
 
-    Nothing but the order changes: the values are the same bits, and the one behind the Cast keeps
-    its name.
+    Graphs without such a Cast are returned unchanged. Only the order of nodes changes: the result
+    is bit-identical and keeps its name.
     """
     chain = _before_the_cast(graph)
     if not chain:
@@ -45,7 +45,7 @@ def cast_first(graph: FloatGraph) -> FloatGraph:
 
 
 def _before_the_cast(graph: FloatGraph) -> list[onnx.NodeProto]:
-    """The nodes that move pixels, and the Cast behind them; empty if there is no such chain."""
+    """Return the nodes that rearrange pixels and the Cast after them; empty if there are none."""
     bytes_ = [p.name for p in graph.model.graph.input if p.type.tensor_type.elem_type == _UINT8]
     chain: list[onnx.NodeProto] = []
     value = bytes_[0] if bytes_ else None

@@ -1,4 +1,4 @@
-"""An editable float32 graph in memory: nodes, and the weights as arrays beside them."""
+"""An editable float32 graph in memory: nodes, and separately the weights as arrays."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def read_model(path: Path, advice: str, *, values: bool = True) -> onnx.ModelPro
     """Read a graph, with or without the values in its data file.
 
     Raises:
-        BundleError: the file is not an ONNX graph; the message ends with the advice.
+        BundleError: the file is not an ONNX graph; the message ends with ``advice``.
     """
     try:
         return onnx.load(path, load_external_data=values)
-    except Exception as error:  # protobuf's own type is not exported under a stable name
+    except Exception as error:  # protobuf does not export DecodeError under a stable name
         if type(error).__name__ != "DecodeError":
             raise
         raise BundleError(f"{path}: is not an ONNX graph ({error}). {advice}") from error
@@ -35,9 +35,9 @@ def read_model(path: Path, advice: str, *, values: bool = True) -> onnx.ModelPro
 
 @dataclass
 class FloatGraph:
-    """An ONNX graph whose weights are taken out: structure in ``model``, arrays in ``tensors``.
+    """An ONNX graph with separate weights: structure in ``model``, arrays in ``tensors``.
 
-    Arrays are shared between copies and never written to; an edit replaces an array.
+    Copies share the arrays, which are never modified: an edit replaces an array.
     """
 
     model: onnx.ModelProto
@@ -57,13 +57,13 @@ class FloatGraph:
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> FloatGraph:
-        """Take the weights out of a model, which loses them."""
+        """Move the weights out of a model. This modifies the model."""
         tensors = {proto.name: numpy_helper.to_array(proto) for proto in model.graph.initializer}
         del model.graph.initializer[:]
         return cls(model, tensors)
 
     def whole(self) -> onnx.ModelProto:
-        """A model with its weights inside, for tools that want one."""
+        """Return a model that includes its weights, for tools that need one."""
         model = deepcopy(self.model)
         for name, array in self.tensors.items():
             model.graph.initializer.append(numpy_helper.from_array(array, name))
@@ -71,15 +71,15 @@ class FloatGraph:
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
-        """The nodes, in an order in which they can run."""
+        """The nodes in topological order."""
         return list(self.model.graph.node)
 
     def producer(self, value: str) -> onnx.NodeProto | None:
-        """The node that makes a value; None for inputs and weights."""
+        """Return the node that produces a value; None for inputs and weights."""
         return self._producers.get(value)
 
     def consumers(self, value: str) -> list[onnx.NodeProto]:
-        """The nodes that read a value."""
+        """Return the nodes that read a value."""
         return self._consumers.get(value, [])
 
     def with_nodes(self, nodes: Iterable[onnx.NodeProto], tensors: dict[str, Array]) -> FloatGraph:
@@ -97,9 +97,16 @@ class FloatGraph:
         *,
         external_bytes: int = EXTERNAL_BYTES,
     ) -> list[Path]:
-        """Check the structure and write the graph; the arrays stay. Returns the files written.
+        """Check the structure and write the graph; its arrays are kept.
 
-        Weights of more than ``external_bytes`` in all go to one data file beside the graph.
+        Args:
+            path: the `.onnx` file.
+            metadata: strings to add to the model's properties.
+            external_bytes: if all weights together are larger, they go to a data file next to the
+                graph.
+
+        Returns:
+            The files written.
         """
         model = deepcopy(self.model)
         model.graph.name = path.stem

@@ -1,6 +1,6 @@
-"""Choose the nodes of a tower that stay in float32 when it is typed down to 16 bits.
+"""Choose the nodes of a tower that stay in float32 when it is converted to 16 bits.
 
-Knows how nodes are connected and how large measured values are, not what types cost.
+The choice depends on how nodes are connected and on measured magnitudes.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from onnx import TensorProto
 from mwa_export.errors import UsageError
 from mwa_export.graphs.build import connections
 
-LIMIT = 30000.0  # the largest measured value that is left in float16: a factor of 2 for what is not
+LIMIT = 30000.0  # largest measured value allowed in float16: leaves a factor of 2 for other inputs
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _FLOAT32 = TensorProto.FLOAT
-# What comes out is as large as what goes in.
+# Operators whose outputs are as large as their inputs.
 _PASSES_ON = frozenset(
     ("Slice", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Concat", "Pad", "Expand")
 ) | {QUANTIZE, DEQUANTIZE}
@@ -36,7 +36,7 @@ class TowerNodes:
                 self._floats.update(node.output)
 
     def unit_norm(self) -> set[str]:
-        """The division by the length: its lower bound of 1e-12 would be 0 in float16."""
+        """Nodes of the final L2 normalization: its lower bound of 1e-12 would be 0 in float16."""
         kept: set[str] = set()
         behind: set[str] = set()
         for node in self.nodes:
@@ -62,28 +62,36 @@ class TowerNodes:
         }
 
     def named(self, names: Collection[str]) -> set[str]:
-        """Nodes that the caller names."""
+        """Nodes that the caller names.
+
+        Raises:
+            UsageError: the graph has no node of this name.
+        """
         absent = sorted(set(names) - {node.name for node in self.nodes})
         if absent:
             raise UsageError(
-                f"{absent[0]}: the graph has no node of this name, so it cannot stay in float32. "
-                "Name nodes as the graph does, for example blocks.0.fc1.MatMul."
+                f"{absent[0]}: the graph has no node of this name to keep in float32. Pass names "
+                "of nodes such as blocks.0.fc1.MatMul."
             )
         return set(names)
 
     def large(self, ranges: Mapping[str, float]) -> set[str]:
-        """Values that may not fit, and what has the same values in another shape."""
+        """Values that may not fit float16, and views of them in other shapes.
+
+        Raises:
+            UsageError: a value above the limit is not in the graph.
+        """
         large = {value for value, amax in ranges.items() if not amax <= LIMIT}  # NaN is large
         absent = sorted(large - self.producer.keys() - self.inputs.keys())
         if absent:
             raise UsageError(
-                f"{absent[0]}: the graph has no value of this name, and its measured range of "
-                f"{ranges[absent[0]]:g} does not fit float16. Measure the graph that is converted."
+                f"{absent[0]}: its measured magnitude {ranges[absent[0]]:g} does not fit float16, "
+                "but the graph has no value of this name. Measure the graph that is converted."
             )
         for node in self.nodes:
             if node.op_type in _PASSES_ON and large.intersection(node.input):
                 large.update(value for value in node.output if value not in ranges)
-        for node in self.nodes:  # so may the terms be where a large product is a sum of products
+        for node in self.nodes:  # if a sum of products is large, its terms may be, too
             makers = [self.producer.get(value) for value in node.input]
             products = all(maker is not None and maker.op_type == "MatMul" for maker in makers)
             if node.op_type == "Add" and products and large.intersection(node.output):
@@ -91,7 +99,7 @@ class TowerNodes:
         return large
 
     def around(self, values: Iterable[str]) -> set[str]:
-        """The nodes that make or read any of the values."""
+        """Nodes that produce or read any of the values."""
         kept: set[str] = set()
         for value in values:
             kept.update(node.name for node in self.readers.get(value, ()))
@@ -100,7 +108,7 @@ class TowerNodes:
         return kept
 
     def whole_sites(self, kept: set[str]) -> set[str]:
-        """Q, DQ and the GEMMs between them stay together: a Cast there would end the fusion."""
+        """Add the Q, DQ and GEMMs connected to kept nodes: a Cast between them prevents fusion."""
         edges: dict[str, set[str]] = {}
         for node in self.nodes:
             if node.op_type != DEQUANTIZE:
@@ -120,7 +128,7 @@ class TowerNodes:
 
 
 def gives_floats(node: onnx.NodeProto, floats: Collection[str]) -> bool:
-    """Whether a node's outputs are floats. In the nodes of our graphs the first input decides."""
+    """Whether a node's outputs are floats. In our graphs, the first input decides."""
     if node.op_type == "Cast":
         return any(a.name == "to" and a.i == _FLOAT32 for a in node.attribute)
     if node.op_type in ("Shape", QUANTIZE):

@@ -1,8 +1,8 @@
-"""Rewrite a bfloat16 graph as a float32 one that rounds at the same places.
+"""Rewrite a bfloat16 graph as a float32 graph that rounds in the same places.
 
-ONNX Runtime has next to no bfloat16 kernels for CPUs. To check such a graph all the same, every
-value that is bfloat16 in it is computed in float32 and then rounded. That is what a GPU does, which
-adds up in float32 and rounds once per node, or less often where it fuses nodes.
+ONNX Runtime has hardly any bfloat16 kernels for CPUs. To check such a graph anyway, every bfloat16
+value is computed in float32 and then rounded, like on a GPU, which accumulates in float32 and
+rounds once per node, or less often if it fuses nodes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from mwa_export.graphs.write import typed_value
 
 
 def in_float32(graph: FloatGraph) -> FloatGraph:
-    """A graph of `to_bfloat16` with float32 in its place; the same but for the order of sums."""
+    """Convert a graph from `to_bfloat16` to float32 with explicit rounding to bfloat16.
+
+    The results are equal, except for the order of sums.
+    """
     small = numpy_type(BFLOAT16)
     tensors = {
         name: array.astype(np.float32) if array.dtype == small else array
@@ -35,7 +38,7 @@ def in_float32(graph: FloatGraph) -> FloatGraph:
             new.attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
         nodes.append(new)
         if node.op_type in MOVES:
-            continue  # what was rounded stays so
+            continue  # the values are already rounded
         for index, value in enumerate(node.output):
             if types.get(value) == TensorProto.BFLOAT16:
                 new.output[index] = f"{value}.exact"
@@ -53,7 +56,7 @@ def _rounding(value: str) -> list[onnx.NodeProto]:
 
 
 def _types(graph: FloatGraph) -> dict[str, int]:
-    """The type of every value that a node makes."""
+    """Infer the type of every value that a node produces."""
     model = deepcopy(graph.model)
     model.graph.input.extend(typed_value(name, array) for name, array in graph.tensors.items())
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True).graph

@@ -1,11 +1,11 @@
-"""A float32 tower typed down to 16 bits, for runtimes that take every precision from the graph.
+"""Convert a float32 tower to 16 bits, for runtimes that take the precision from the graph.
 
-Float16 ends at 65504 and is coarse below 6e-5. So what divides by a length at the end stays in
-float32, and so does all that a measurement says would not fit. LayerNorms need no exception: their
-statistics are computed in float32 inside the node (`stash_type`).
+The largest float16 is 65504, and below 6e-5 it loses digits. The final normalization therefore
+stays in float32, and so do values that a measurement shows to be too large. LayerNorms need no
+exception: they compute their statistics in float32 (`stash_type`).
 
-Bfloat16 has the range of float32, so nothing has to be measured, and fewer digits: 8 bits. Float16
-is the better one where it fits.
+Bfloat16 has the range of float32, so no measurement is needed, but only 8 bits of precision.
+Float16 is more precise if all values fit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mwa_export.graphs.small_floats import BFLOAT16, FLOAT16, SmallFloat, rounde
 
 __all__ = ["FLOAT32_NODES", "LIMIT", "Typed", "to_bfloat16", "to_float16"]
 
-FLOAT32_NODES = "mwa_export.float32"  # property of a typed model: names of the nodes kept, by comma
+FLOAT32_NODES = "mwa_export.float32"  # model property: comma-separated names of float32 nodes
 _FLOAT32 = TensorProto.FLOAT
 _OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _IR_VERSIONS = {17: 8, 18: 8, 19: 9}
@@ -41,11 +41,11 @@ Tensors = Mapping[str, onnx.TensorProto]
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """A graph in 16 bits, and what the step from float32 did to it."""
+    """A graph converted to 16 bits, with a record of the conversion."""
 
     model: onnx.ModelProto
     kept: tuple[str, ...]  # nodes that compute in float32, in the order of the graph
-    underflows: int  # weights below the type's normal numbers: they lose digits, or become 0
+    underflows: int  # weights below the smallest normal number, which lose digits or become 0
 
 
 def to_float16(
@@ -55,20 +55,20 @@ def to_float16(
     keep_float32: Collection[str] = (),
     ranges: Mapping[str, float] | None = None,
 ) -> Typed:
-    """Type a tower down to float16. Its inputs and its float32 output stay as they are.
+    """Convert a tower to float16. Its inputs and its float32 output keep their types.
 
-    Weights are converted one by one; the model given is not changed.
+    Weights are converted one at a time. The given model is not modified.
 
     Args:
-        model: float32, made by this package, with its weights inside; with or without Q/DQ.
+        model: float32, made by this package, including its weights; with or without Q/DQ.
         opset: 17 to 19; None keeps the model's. Q/DQ in float16 need 19.
-        keep_float32: names of nodes that stay in float32, beside the final normalization.
-        ranges: value -> largest magnitude measured. What makes or reads a value above ``LIMIT``
-            stays in float32; values that are not named are taken to fit.
+        keep_float32: names of nodes that stay in float32, in addition to the final normalization.
+        ranges: value -> largest measured magnitude. Nodes that produce or read a value above
+            ``LIMIT`` stay in float32; values that are not listed are assumed to fit.
 
     Raises:
-        UsageError: an opset that does not fit, or a name that the graph does not have.
-        BundleError: the graph is not a float32 one of this package, or a weight overflows.
+        UsageError: the opset is not supported, or the graph lacks a given name.
+        BundleError: the graph is not a float32 graph of this package, or a weight overflows.
         CalibrationError: a scale is too small or too large for float16.
     """
     graph = TowerNodes(model)
@@ -79,26 +79,26 @@ def to_float16(
 def to_bfloat16(
     model: onnx.ModelProto, *, opset: int | None = None, keep_float32: Collection[str] = ()
 ) -> Typed:
-    """Type a tower down to bfloat16. Its inputs and its float32 output stay as they are.
+    """Convert a tower to bfloat16. Its inputs and its float32 output keep their types.
 
-    Beside the final normalization two things stay in float32: convolutions, which ONNX does not
-    have in bfloat16 before opset 22, and Casts of integers, which TensorRT does not have: it turns
-    uint8 into float32 or float16 only.
+    In addition to the final normalization, two kinds of nodes stay in float32: convolutions, which
+    ONNX does not support in bfloat16 before opset 22, and Casts of integers to bfloat16, which
+    TensorRT does not support: it converts uint8 only to float32 or float16.
 
     Args:
-        model: float32, made by this package, with its weights inside and without Q/DQ.
+        model: float32, made by this package, including its weights and without Q/DQ.
         opset: 17 to 19; None keeps the model's.
-        keep_float32: names of nodes that stay in float32 as well.
+        keep_float32: names of other nodes that stay in float32.
 
     Raises:
-        UsageError: an opset that does not fit, a name that the graph does not have, or Q/DQ.
-        BundleError: the graph is not a float32 one of this package.
-        MissingPackageError: an onnx that has no bfloat16.
+        UsageError: the opset is not supported, the graph lacks a given name, or it has Q/DQ.
+        BundleError: the graph is not a float32 graph of this package, or a weight overflows.
+        MissingPackageError: the installed onnx does not support bfloat16.
     """
     quantized = [node.name for node in model.graph.node if node.op_type in (QUANTIZE, DEQUANTIZE)]
     if quantized:
         raise UsageError(
-            f"{quantized[0]}: Q/DQ in bfloat16 are not supported. Quantize to a float16 graph."
+            f"{quantized[0]}: Q/DQ in bfloat16 are not supported. Use float16 for quantized graphs."
         )
     graph = TowerNodes(model)
     kept = graph.named(keep_float32) | graph.not_in_bfloat16()
@@ -108,7 +108,7 @@ def to_bfloat16(
 def _typed(
     model: onnx.ModelProto, graph: TowerNodes, kept: set[str], opset: int | None, small: SmallFloat
 ) -> Typed:
-    """The model in a small type, but the named nodes and the unit norm."""
+    """Convert a model to a small type, except for ``kept`` nodes and the final normalization."""
     version = _checked_opset(model, opset)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     _check_graph(model, tensors)
@@ -133,7 +133,7 @@ def _typed(
 
 
 class _Typist:
-    """Writes the nodes again, one by one, with a Cast wherever the type changes."""
+    """Copies nodes one by one in their new types, with a Cast wherever the type changes."""
 
     def __init__(
         self, graph: TowerNodes, tensors: Tensors, kept: set[str], opset: int, small: SmallFloat
@@ -143,7 +143,7 @@ class _Typist:
         self._tensors = tensors
         self._kept = kept
         self._opset = opset
-        # Float values that exist already -> their type.
+        # Existing float values -> their type.
         floats = [name for name, kind in graph.inputs.items() if kind == _FLOAT32]
         self._types: dict[str, int] = dict.fromkeys(floats, _FLOAT32)
         self._casts: dict[tuple[str, int], str] = {}
@@ -158,7 +158,7 @@ class _Typist:
         self._axes: list[onnx.TensorProto] = []
 
     def add(self, node: onnx.NodeProto) -> None:
-        """Add a node in its type."""
+        """Add a node in its new type."""
         kind = self._type_of(node)
         floats = gives_floats(node, self._types.keys() | self._weights)
         new = deepcopy(node)
@@ -174,7 +174,7 @@ class _Typist:
             self._types.update((value, kind) for value in node.output)
 
     def finish(self, outputs: Iterable[onnx.ValueInfoProto]) -> None:
-        """Outputs are float32 whatever made them."""
+        """Cast the graph's outputs to float32."""
         for port in outputs:
             if self._types.get(port.name) != self._small.kind:
                 continue
@@ -183,7 +183,7 @@ class _Typist:
             self.nodes.append(_cast(inside, port.name, _FLOAT32))
 
     def add_weights(self, graph: onnx.GraphProto) -> int:
-        """Add all weights in the types that the nodes read. Returns how many underflow."""
+        """Add all weights in the types that the nodes read. Returns how many values underflow."""
         graph.initializer.extend(self._axes)
         underflows = 0
         for name, tensor in self._tensors.items():
@@ -202,7 +202,7 @@ class _Typist:
         return _FLOAT32 if node.name in self._kept else self._small.kind
 
     def _read(self, value: str, kind: int) -> str:
-        """The name under which a value can be read in that type."""
+        """Return the name of a value in the given type; adds a Cast if needed."""
         if value in self._weights:
             return self._weight_name(value, kind)
         if self._types.get(value, kind) == kind:
@@ -218,7 +218,7 @@ class _Typist:
         return f"{name}.float32" if both and kind == _FLOAT32 else name
 
     def _axes_as_input(self, node: onnx.NodeProto) -> None:
-        """Since opset 18 the axes of a reduction are an input."""
+        """Turn the axes of a reduction into an input, as required since opset 18."""
         axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
         if axes is None:
             return
@@ -233,13 +233,14 @@ def _checked_opset(model: onnx.ModelProto, wanted: int | None) -> int:
     version = current if wanted is None else wanted
     if version not in _IR_VERSIONS or not 17 <= current <= version:
         raise UsageError(
-            f"a graph of opset {current} cannot be typed as opset {version}. Expected 17 to 19, "
-            "and not below the graph's own."
+            f"a graph of opset {current} cannot be converted to opset {version}. Expected 17 to "
+            "19, and at least the graph's own opset."
         )
     quantized = any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node)
     if quantized and version < 19:
         raise UsageError(
-            f"the graph has Q/DQ, whose scales cannot be float16 in opset {version}. Use opset 19."
+            f"the graph has Q/DQ, for which opset {version} does not support float16 scales. Use "
+            "opset 19."
         )
     return version
 
@@ -247,14 +248,16 @@ def _checked_opset(model: onnx.ModelProto, wanted: int | None) -> int:
 def _check_graph(model: onnx.ModelProto, tensors: Tensors) -> None:
     for name, tensor in tensors.items():
         if tensor.data_location == TensorProto.EXTERNAL:
-            raise BundleError(f"{name}: its values lie in a data file. Load the graph with them.")
+            raise BundleError(
+                f"{name}: its values are in a data file. Load the graph with external data."
+            )
         if tensor.data_type in _OTHER_FLOATS:
             kind = TensorProto.DataType.Name(tensor.data_type).lower()
-            raise BundleError(f"{name}: is {kind}. Expected a float32 graph, as it was exported.")
+            raise BundleError(f"{name}: is {kind}. Expected a float32 graph. Use the exported one.")
     names = {node.name for node in model.graph.node}
     if len(names) != len(model.graph.node) or "" in names:
         raise BundleError(
-            "the graph has nodes without a name of their own. Expected a graph of this package."
+            "the graph has nodes without unique names. Expected a graph that this package wrote."
         )
 
 

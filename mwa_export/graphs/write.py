@@ -1,7 +1,7 @@
-"""Write an ONNX file as a stream, so that a large model is in memory once and not three times.
+"""Write an ONNX file as a stream, so that a large model is in memory only once, not three times.
 
-An ONNX file is a protobuf message: fields in any order, each a tag, a length and bytes. The
-structure is serialized by protobuf as usual; the weights follow one by one.
+An ONNX file is a protobuf message: fields in any order, each with a tag, a length and bytes.
+Protobuf serializes the structure as usual; the weights are then written one by one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-EXTERNAL_BYTES = 1_500_000_000  # weights above this lie beside the graph: protobuf ends at 2 GB
-_INLINE_BYTES = 1024  # smaller tensors (shapes, scalars) stay in the graph in any case
-_ALIGNMENT = 4096  # so that runtimes can map each tensor of the data file on its own
+EXTERNAL_BYTES = 1_500_000_000  # larger weights go to a data file: protobuf is limited to 2 GB
+_INLINE_BYTES = 1024  # smaller tensors (shapes, scalars) always stay in the graph
+_ALIGNMENT = 4096  # lets runtimes memory-map each tensor of the data file separately
 
 _MODEL_GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
 _GRAPH_INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 
 def data_file_of(path: Path) -> Path:
-    """The file beside a graph that holds its weights."""
+    """Return the path of a graph's data file, which is next to it and may contain its weights."""
     return path.with_name(path.name + ".data")
 
 
@@ -41,9 +41,11 @@ def write_model(
     """Write a model and its weights. Returns the files written.
 
     Args:
-        model: without initializers; its graph is taken out of it.
-        initializers: the weights by name, emptied on the way.
-        external_bytes: weights of more bytes in all go to `NAME.data` beside the graph.
+        path: the `.onnx` file.
+        model: a model without initializers. Its graph is removed to free memory.
+        initializers: the weights by name; emptied to free memory.
+        external_bytes: if all weights together are larger, they go to `NAME.data` next to the
+            graph.
     """
     total = sum(array.nbytes for array in initializers.values())
     data_path = data_file_of(path) if total > external_bytes else None
@@ -71,12 +73,12 @@ def write_model(
 
 
 def typed_value(name: str, array: Array) -> onnx.ValueInfoProto:
-    """The type and shape of an array, without its values."""
+    """Describe an array's type and shape, without its values."""
     return helper.make_tensor_value_info(name, _dtype_of(array), array.shape)
 
 
 def _tensor(name: str, array: Array, data: IO[bytes] | None) -> bytes:
-    """A serialized TensorProto without raw data; with ``data``, the values are written there."""
+    """Serialize a TensorProto without its values, which are written to ``data`` if given."""
     tensor = TensorProto(name=name, data_type=_dtype_of(array), dims=array.shape)
     if data is not None:
         data.write(b"\0" * (-data.tell() % _ALIGNMENT))
@@ -89,7 +91,7 @@ def _tensor(name: str, array: Array, data: IO[bytes] | None) -> bytes:
 
 
 def _bytes(array: Array) -> memoryview:
-    """The values; as integers, because numpy shows no bytes of types such as bfloat16."""
+    """Return the bytes of an array, viewed as integers: numpy exposes no bytes for bfloat16."""
     return array.view(f"u{array.itemsize}").data
 
 
@@ -99,12 +101,12 @@ def _size(part: tuple[bytes, Array | None]) -> int:
 
 
 def _framed(field: int, size: int) -> int:
-    """Bytes that a field of ``size`` bytes takes with its tag and length."""
+    """Return the total bytes of a field with ``size`` bytes of content, its tag and length."""
     return len(_varint(field << 3 | 2)) + len(_varint(size)) + size
 
 
 def _write_head(file: IO[bytes], field: int, size: int) -> None:
-    """The tag of a length-delimited field (wire type 2) and its length."""
+    """Write the tag and length of a length-delimited field (wire type 2)."""
     file.write(_varint(field << 3 | 2) + _varint(size))
 
 

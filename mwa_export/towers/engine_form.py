@@ -1,7 +1,7 @@
-"""The form in which TensorRT compiles a tower to the fewest and fullest kernels.
+"""Rewrite a tower so that TensorRT compiles it to fewer and larger kernels.
 
-What was merged for CPUs is taken back where it keeps TensorRT from fusing. The function is the
-same; `benchmarks/trt_kernels.py` counts kernels and bytes with and without each step.
+Merges that help CPUs but prevent TensorRT from fusing are undone. The function stays the same.
+`benchmarks/trt_kernels.py` counts kernels and bytes with and without each step.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _KEYS, _VALUES = ".key_heads", ".value_heads"
 
 
 def engine_form(graph: FloatGraph) -> FloatGraph:
-    """A tower, with or without Q/DQ, in the form that TensorRT is given.
+    """Rewrite a tower, with or without Q/DQ, for TensorRT.
 
-    Bytes are cast before they are moved, GEMMs over concatenations become sums, and the last
-    block's single query meets keys and values, not the tokens.
+    Bytes are cast before they are moved, GEMMs over concatenations become sums of GEMMs, and the
+    single query of the last block attends to keys and values instead of tokens.
     """
     return without_concatenations(keys_and_values(cast_first(graph)))
 
 
 def keys_and_values(graph: FloatGraph) -> FloatGraph:
-    """The graph with key and value GEMMs where `attention_of_one` works on the tokens themselves.
+    """Add the key and value GEMMs that `attention_of_one` avoids.
 
-    The merge step `last-token` saves these two GEMMs, 1.4 % of a base model. Its "heads" are then
+    The merge step `last-token` saves these two GEMMs, 1.4% of a base model. But it makes the heads
     as wide as the model, for which TensorRT has no fused attention: it copies, pads and transposes
     all tokens.
     """
@@ -49,7 +49,7 @@ def _with_keys(graph: FloatGraph, block: str) -> FloatGraph:
     heads, head_dim, width = tensors[block + _KEYS].shape
     asking = by_name[f"{attention}.Reshape"].input[0]  # (B, 1, D)
     tokens = by_name[f"{attention}.values.MatMul"].input[1]  # (B, T, D)
-    end = by_name[f"{attention}.values.Add"]  # of the value bias
+    end = by_name[f"{attention}.values.Add"]  # adds the value bias
     masked = by_name.get(f"{attention}.scores.Add")
     squeeze = None if masked is None else graph.producer(masked.input[1])
     # (heads, 64, D) and (heads, D, 64) -> (D, D), head by head
@@ -84,7 +84,7 @@ def _with_keys(graph: FloatGraph, block: str) -> FloatGraph:
 
 
 class _Nodes:
-    """Collects nodes, named after what they make as `OnnxOps` does."""
+    """Collects nodes, named after their outputs like in `OnnxOps`."""
 
     def __init__(self, attention: str) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -96,7 +96,7 @@ class _Nodes:
         return result
 
     def heads(self, value: str, name: str, perm: str) -> str:
-        """(B, T, D) -> heads before tokens."""
+        """Split into heads: (B, T, D) -> (B, heads, T, head_dim), with axes ordered by ``perm``."""
         value = self.add("Reshape", [value, f"{self._attention}.heads"], name)
         return self.add("Transpose", [value], name, perm=[int(axis) for axis in perm])
 
@@ -106,7 +106,7 @@ def _flat(weight: Array, width: int) -> Array:
 
 
 def _before(graph: FloatGraph, end: onnx.NodeProto, borders: set[str]) -> set[str]:
-    """Names of the nodes that lead from the borders to a node and nowhere else."""
+    """Return the names of all nodes between the values ``borders`` and a node."""
     names: set[str] = set()
     waiting = [end.input[0]]
     while waiting:

@@ -1,4 +1,4 @@
-"""A tower to an ONNX file."""
+"""Write a tower as an ONNX file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ def onnx_from_tower(
     metadata: Mapping[str, str] | None = None,
     external_bytes: int = EXTERNAL_BYTES,
 ) -> list[Path]:
-    """Write a tower as float32 ONNX (opset 17), inputs and output as in ``plan.spec``.
+    """Write a tower as float32 ONNX (opset 17), with inputs and output as in ``plan.spec``.
 
     Args:
         plan: structure of the tower.
-        tensors: its tensors, emptied on the way so that memory is freed as the file grows.
+        tensors: its tensors; emptied to free memory.
         out: path of the `.onnx` file.
         metadata: strings to store in the model's properties.
-        external_bytes: weights above this size go to one data file beside the graph.
+        external_bytes: if all weights together are larger, they go to a data file next to the
+            graph.
 
     Returns:
         The files written.

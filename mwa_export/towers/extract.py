@@ -1,4 +1,4 @@
-"""One tower's tensors out of a checkpoint, by the names of ``forward``: one branch, no copies."""
+"""Extract the tensors of one tower from a checkpoint, renamed for ``forward``, without copies."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ def tower_from_model(
 
     Args:
         config: as inferred from the checkpoint.
-        tensors: its state dict, names as in the file.
+        tensors: its state dict, named as in the file.
         tower: "vision" or "text".
-        image_input: what the vision tower reads.
-        dtype: precision of the result; tensors that have it already are not copied.
+        image_input: dtype of the vision tower's input, see `vision_spec`.
+        dtype: precision of the result; tensors that already have it are not copied.
+
+    Returns:
+        The plan of the unmerged tower, and its tensors.
     """
     adapter = config.adapter
     if adapter is not None and not adapter.applies_to(tower):
@@ -59,7 +62,7 @@ def tower_from_model(
 
 
 def _names(plan: TowerPlan) -> dict[str, str]:
-    """Name in the checkpoint -> name in the tower."""
+    """Map names in the checkpoint to names in the tower."""
     branch, names = BRANCH_OF_TOWER[plan.tower], {}
 
     def add(source: str, target: str) -> None:

@@ -1,8 +1,8 @@
-"""The forward pass of a tower, written once and run by two interpreters: torch and ONNX.
+"""The forward pass of a tower, written once and run by three interpreters: torch, ONNX and MACs.
 
-A tower is a plan and a flat dict of tensors. The merge steps in the plan say which form a layer
-has; the same lines run the tower before, between and after them. A norm without a `weight` tensor
-is a plain normalization.
+A tower is a plan and a flat dict of tensors. The plan lists the applied merge steps, which decide
+the form of each layer, so the same code runs the tower with any set of them. A norm without a
+`weight` tensor is a plain normalization.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class TowerPlan:
-    """The structure of one tower: everything about it but its tensors."""
+    """The structure of one tower: everything except its tensors."""
 
     tower: Tower
     backbone: BackboneConfig
     adapter: AdapterConfig | None  # None: this tower runs no adapter
     enhancer: bool
-    merges: frozenset[str]  # the merge steps that were applied, names from merge_steps.STEPS
+    merges: frozenset[str]  # the applied merge steps, names from towers.steps.STEPS
     image_input: ImageInput = "float32"
 
     @property
@@ -43,16 +43,16 @@ class TowerPlan:
 
 
 class Ops(Protocol[T]):
-    """Operations of an interpreter. B batch, T tokens, D width.
+    """Operations of an interpreter. B: batch, T: tokens, D: width.
 
-    ``tensor`` names a tensor, or with `.weight` and `.bias` a pair of them, of the tower;
+    ``tensor`` is the name of a tensor of the tower, or of a pair with `.weight` and `.bias`.
     ``name`` only labels the result.
     """
 
     def linear(self, x: T, tensor: str) -> T: ...  # (B, T, in) -> (B, T, out)
     def norm(self, x: T, tensor: str) -> T: ...  # over the last axis, eps 1e-5
-    def scale(self, x: T, tensor: str) -> T: ...  # times a scalar
-    def gelu(self, x: T, name: str) -> T: ...  # the exact one, with erf
+    def scale(self, x: T, tensor: str) -> T: ...  # multiplied by a scalar
+    def gelu(self, x: T, name: str) -> T: ...  # exact, with erf
     def relu(self, x: T, name: str) -> T: ...
     def add(self, x: T, y: T, name: str) -> T: ...
     def concat(self, xs: Sequence[T], name: str) -> T: ...  # along the last axis
@@ -61,16 +61,16 @@ class Ops(Protocol[T]):
     def attention(self, q: T, k: T, v: T, mask: T | None, name: str, *, scaled: bool) -> T: ...
     def attention_of_one(self, q: T, x: T, mask: T | None, block: str) -> T: ...  # one query
     def patches(self, image: T, *, folded: bool) -> T: ...  # image -> (B, N, D)
-    def with_table(self, patches: T) -> T: ...  # (B, N, D) -> (B, N + 1, D), one addition
-    def with_class_token(self, patches: T) -> T: ...  # the same from class token and positions
-    def tokens(self, token_ids: T) -> T: ...  # (B, T) -> (B, T, D), positions added
+    def with_table(self, patches: T) -> T: ...  # (B, N, D) -> (B, N + 1, D), adds the merged table
+    def with_class_token(self, patches: T) -> T: ...  # like with_table, before that merge
+    def tokens(self, token_ids: T) -> T: ...  # (B, T) -> (B, T, D), embeddings plus positions
     def zero_padding(self, x: T, padding_mask: T) -> T: ...
-    def attention_mask(self, padding_mask: T) -> T: ...  # (B, T) -> (B, 1, 1, T), for the scores
+    def attention_mask(self, padding_mask: T) -> T: ...  # (B, T) -> (B, 1, 1, T), added to scores
     def unit(self, x: T) -> T: ...  # (B, 1, D) -> (B, D), L2 norm 1
 
 
 def run(ops: Ops[T], plan: TowerPlan, inputs: Sequence[T]) -> T:
-    """The tower's inputs, in the order of its TowerSpec -> embedding (B, D), unit L2 norm."""
+    """Run a tower: inputs in the order of its TowerSpec -> embedding (B, D), unit L2 norm."""
     mask: T | None = None
     if plan.tower == "vision":
         folded = "constants" in plan.merges
@@ -97,7 +97,7 @@ def run(ops: Ops[T], plan: TowerPlan, inputs: Sequence[T]) -> T:
 def _attend(
     ops: Ops[T], plan: TowerPlan, block: str, x: T, mask: T | None, *, first_only: bool
 ) -> T:
-    """Attention with its residual sum; with ``first_only`` only token 0 asks and goes on."""
+    """Attention and its residual sum. With ``first_only``, only for token 0."""
     width = plan.backbone.embed_dim
     fused = "qkv" in plan.merges
     h = ops.norm(x, f"{block}.attn_norm")
@@ -116,7 +116,7 @@ def _attend(
 
 
 def _feed_forward(ops: Ops[T], plan: TowerPlan, block: str, x: T) -> T:
-    """The FFN and, in parallel, the adapter, with their residual sum."""
+    """The FFN, the adapter in parallel, and their residual sum."""
     adapter = plan.adapter
     h = ops.norm(x, f"{block}.ffn_norm")
     if adapter is not None and has_joint_down(plan):
@@ -152,17 +152,17 @@ def _enhance(ops: Ops[T], enhancer: str, x: T) -> T:
 
 
 def block_outputs(layers: int, *, enhancer: bool) -> list[str]:
-    """Names of the residual sums that end each block: what the next block reads."""
+    """Return the names of the blocks' outputs, which are residual sums."""
     return [f"blocks.{index}.{'enhancer' if enhancer else 'ffn'}" for index in range(layers)]
 
 
 def has_joint_down(plan: TowerPlan) -> bool:
-    """Whether `fc1` and `down_proj` are one GEMM: only if both read the same normalization."""
+    """Whether `fc1` and `down_proj` are one GEMM, which requires LayerNorm `in`."""
     in_ = plan.adapter is not None and plan.adapter.layernorm == "in"
     return in_ and {"adapter-down", "layernorm"} <= plan.merges
 
 
 def has_joint_up(plan: TowerPlan) -> bool:
-    """Whether `fc2` and `up_proj` are one GEMM: not with a LayerNorm behind `up_proj`."""
+    """Whether `fc2` and `up_proj` are one GEMM, which requires no LayerNorm after `up_proj`."""
     out = plan.adapter is not None and plan.adapter.layernorm == "out"
     return plan.adapter is not None and not out and "adapter-up" in plan.merges

@@ -1,6 +1,6 @@
-"""Multiply-accumulates of a tower: the third interpreter of ``forward``, whose values are shapes.
+"""Count the multiply-accumulates of a tower: an interpreter of ``forward`` whose values are shapes.
 
-So the count follows the merge steps by the very lines that compute the embedding. Only GEMMs are
+The count therefore follows the merge steps exactly like the computation does. Only GEMMs are
 counted (linears, attention products, the patch projection), not norms, activations or sums.
 """
 
@@ -14,12 +14,12 @@ Shape = tuple[int, ...]
 
 
 def count_macs(plan: TowerPlan, batch: int, length: int | None = None) -> int:
-    """Multiply-accumulates of all GEMMs of one forward pass.
+    """Count the multiply-accumulates of all GEMMs in one forward pass.
 
     Args:
         plan: structure of the tower.
         batch: rows.
-        length: tokens of every row, padding included; text only.
+        length: tokens of every row, including padding; only for text.
     """
     ops = _CountOps(plan)
     size = plan.backbone.image_size
@@ -38,7 +38,7 @@ class _CountOps:
         width, hidden = plan.backbone.embed_dim, plan.backbone.ffn_dim
         narrow = plan.adapter.bottleneck if plan.adapter is not None else 0
         self._outputs = {"qkv": 3 * width, "fc1": hidden, "fc1_down": hidden + narrow}
-        self._outputs |= {"down": narrow}  # all others return to the width of the model
+        self._outputs |= {"down": narrow}  # all other linears have the width of the model
 
     def linear(self, x: Shape, tensor: str) -> Shape:
         batch, tokens, inputs = x
@@ -76,13 +76,13 @@ class _CountOps:
         self, q: Shape, k: Shape, v: Shape, mask: Shape | None, name: str, *, scaled: bool
     ) -> Shape:
         batch, asking, width = q
-        self.macs += 2 * batch * asking * k[1] * width  # scores, and the values they weigh
+        self.macs += 2 * batch * asking * k[1] * width  # scores, and the weighted sum of values
         return q
 
     def attention_of_one(self, q: Shape, x: Shape, mask: Shape | None, block: str) -> Shape:
         batch, tokens, width = x
         heads = self._backbone.heads
-        self.macs += 2 * batch * width * width  # key heads on the query, value heads on the result
+        self.macs += 2 * batch * width * width  # key heads times query, value heads times result
         self.macs += 2 * batch * heads * tokens * width
         return q
 

@@ -1,8 +1,8 @@
-"""Fold adapters, norms, scales and constants into as few GEMMs as the function allows: exactly.
+"""Merge adapters, norms, scales and constants exactly into as few GEMMs as possible.
 
-Every step is algebra, no approximation (float32 round-off only). The small functions on tensors
-come first; then the steps, which apply them to the flat tensor dict of a tower. Linear weights are
-(out, in) as in torch.nn.Linear.
+Every step is algebra without approximation, so only float32 rounding differs. The functions on
+tensors come first, then the steps that apply them to a tower's flat dict of tensors. Linear weights
+are (out, in) like in torch.nn.Linear.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ Tensors = dict[str, Tensor]
 def fold_norm(
     gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """W (γ n + β) + b = (W diag γ) n + (W β + b). gamma, beta: (in,); weight: (out, in).
+    """Fold a LayerNorm's weight and bias into the linear after it.
 
-    Sums are taken in float64: rounded once, and the same wherever the tensors lie in memory.
+    W (γ n + β) + b = (W diag γ) n + (W β + b). gamma, beta: (in,); weight: (out, in).
+    Sums are computed in float64: rounded once, and independent of the memory layout.
     """
     folded = weight.double() @ beta.double()
     if bias is not None:
@@ -34,33 +35,33 @@ def fold_norm(
 
 
 def fold_attention_scale(weight: Tensor, bias: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Scores are q k / sqrt(head_dim). For 64 the root is a power of two: scaling is exact."""
+    """Fold 1 / sqrt(head_dim) into the query projection. For 64 this is exact (a power of two)."""
     scale = head_dim**-0.5
     return weight * scale, bias * scale
 
 
 def stack_rows(*linears: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Linears that read the same input -> one linear with their outputs side by side."""
+    """Join linears with the same input into one that concatenates their outputs."""
     return torch.cat([w for w, _ in linears]), torch.cat([b for _, b in linears])
 
 
 def stack_columns(*linears: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Linears whose outputs are added -> one linear that reads their inputs side by side."""
+    """Join linears whose outputs are added into one that reads their concatenated inputs."""
     weight = torch.cat([w for w, _ in linears], dim=1)
     return weight, torch.stack([b for _, b in linears]).sum(0)
 
 
 def by_head(weight: Tensor, head_dim: int) -> Tensor:
-    """The rows of a projection, head by head. (D, D) -> (heads, head_dim, D).
+    """Group the rows of a projection by head. (D, D) -> (heads, head_dim, D).
 
-    With a single query, q (K x) = (K^T q) x and Σ a (V x) = V (Σ a x) head by head: two small
+    With a single query, q (K x) = (K^T q) x and Σ a (V x) = V (Σ a x) for each head: two small
     products per query replace the key and value GEMMs over all tokens.
     """
     return weight.view(-1, head_dim, weight.shape[1])
 
 
 def vision_table(cls_token: Tensor, positions: Tensor, patch_bias: Tensor) -> Tensor:
-    """Table to add to [0, patches without bias]. (D,), (N + 1, D), (D,) -> (N + 1, D)."""
+    """Make the table to add to [0, patches without bias]: (D,), (N + 1, D), (D,) -> (N + 1, D)."""
     table = positions.clone()
     table[0] += cls_token
     table[1:] += patch_bias
@@ -68,7 +69,10 @@ def vision_table(cls_token: Tensor, positions: Tensor, patch_bias: Tensor) -> Te
 
 
 def fold_pixel_scaling(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """W (x 2/255 - 1) + b = (W 2/255) x + (b - ΣW), for x in [0, 255]. weight: (out, in)."""
+    """Fold the scaling of pixels from [0, 255] to [-1, 1] into the projection.
+
+    W (x 2/255 - 1) + b = (W 2/255) x + (b - ΣW). weight: (out, in).
+    """
     shift = weight.double().sum(dim=1)
     return weight * (2 / 255), (bias.double() - shift).to(bias.dtype)
 
@@ -82,9 +86,9 @@ def merge_tower(
     """Apply merge steps to an unmerged tower.
 
     Args:
-        plan: of the unmerged tower (no merges yet).
-        tensors: as ``towers_from_model`` extracts them, any float precision; not modified.
-        steps: names from merge_steps.STEPS.
+        plan: plan of the unmerged tower.
+        tensors: as extracted by ``tower_from_model``, in any float precision; not modified.
+        steps: names from towers.steps.STEPS.
 
     Returns:
         The new plan, and the tensors it needs.
@@ -93,7 +97,7 @@ def merge_tower(
     out = dict(tensors)
     for index in range(plan.backbone.layers):
         block = f"blocks.{index}"
-        # Norms go first: later steps join GEMMs that are fed by the same plain normalization.
+        # Norms first: later steps join GEMMs that then read the same plain normalization.
         if "layernorm" in merged.merges:
             _fold_block_norms(out, merged, block)
         if "last-token" in merged.merges and index == plan.backbone.layers - 1:
@@ -130,7 +134,7 @@ def _fold_norm_into(tensors: Tensors, norm: str, linears: Iterable[str]) -> None
 def _fuse_qkv(tensors: Tensors, plan: TowerPlan, block: str) -> None:
     query = fold_attention_scale(*_take(tensors, f"{block}.q"), plan.backbone.head_dim)
     key_weight, key_bias = _take(tensors, f"{block}.k")
-    # q (k + b) adds the same q b to all scores of a query, and softmax does not see it.
+    # q (k + b) adds the constant q b to all scores of a query, which softmax cancels.
     key = key_weight, torch.zeros_like(key_bias)
     _put(tensors, f"{block}.qkv", stack_rows(query, key, _take(tensors, f"{block}.v")))
 
@@ -142,7 +146,7 @@ def _absorb_key_and_value(tensors: Tensors, plan: TowerPlan, block: str) -> None
     value, bias = _take(tensors, f"{block}.v")
     tensors[f"{block}.key_heads"] = by_head(key, head_dim)
     tensors[f"{block}.value_heads"] = by_head(value, head_dim)
-    tensors[f"{block}.value_bias"] = bias  # passes through: attention weights sum to 1
+    tensors[f"{block}.value_bias"] = bias  # unchanged, because attention weights sum to 1
 
 
 def _merge_adapter(tensors: Tensors, plan: TowerPlan, block: str) -> None:

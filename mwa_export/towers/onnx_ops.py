@@ -1,4 +1,4 @@
-"""The ONNX interpreter of ``forward``: each operation becomes standard nodes of opset 17."""
+"""The ONNX interpreter of ``forward``: emits standard nodes of opset 17."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mwa_export.towers.forward import TowerPlan
 
 Arrays = MutableMapping[str, NDArray[np.float32]]
 
-# Added to the score of a padded key. Far enough below any score for exp() to be exactly 0, and
-# inside float16's range (65504), so that the same graph can be typed down.
+# Added to the score of a padded key. Low enough for exp() to be exactly 0, and within the range of
+# float16 (65504), so that the graph can be converted.
 MASKED = -30000.0
 NORM_EPS = 1e-12  # torch.nn.functional.normalize
 
 
 def sum_value(name: str) -> str:
-    """The value in the graph that ``Ops.add(x, y, name)`` makes."""
+    """Return the name in the graph of the result of ``Ops.add(x, y, name)``."""
     return f"{name}.sum.Add"
 
 
 class OnnxOps:
-    """Emits nodes into a builder. Takes weights out of ``tensors`` as it goes, to free memory.
+    """Emits nodes into a builder. Removes weights from ``tensors`` to free memory.
 
     Linear weights are stored (in, out), ready for MatMul.
     """
@@ -48,7 +48,7 @@ class OnnxOps:
         if f"{tensor}.weight" in self._tensors:
             affine = [self._weight(f"{tensor}.weight"), self._weight(f"{tensor}.bias")]
         else:
-            # ONNX may leave the zeros out, but ONNX Runtime's transformer optimizer needs them.
+            # The bias is optional in ONNX, but ONNX Runtime's transformer optimizer needs it.
             width = self._norm_width(tensor)
             affine = [
                 self._graph.constant(np.ones(width, np.float32), np.float32, "ones"),
@@ -60,7 +60,7 @@ class OnnxOps:
         return self._graph.node("Mul", [x, self._weight(tensor)], tensor)
 
     def gelu(self, x: str, name: str) -> str:
-        """0.5 x (1 + erf(x / sqrt 2)), in the order that runtimes recognize and fuse."""
+        """Emit 0.5 x (1 + erf(x / sqrt 2)) in the order that runtimes recognize and fuse."""
         root, one, half = (self._float(value) for value in (math.sqrt(2), 1.0, 0.5))
         erf = self._graph.node(
             "Erf", [self._graph.node("Div", [x, root], f"{name}.gelu")], f"{name}.gelu"
@@ -108,7 +108,7 @@ class OnnxOps:
         return self._graph.node("Reshape", [x, self._ints([0, 0, self._width])], f"{name}.values")
 
     def attention_of_one(self, q: str, x: str, mask: str | None, block: str) -> str:
-        """Heads lead while they meet their weights, the batch leads while it meets the tokens."""
+        """Emit attention of one query. Products with weights are batched by head, others by row."""
         node, name = self._graph.node, f"{block}.attn"
         key = self._weight(f"{block}.key_heads")  # (heads, 64, D)
         value = self._weight(f"{block}.value_heads", perm=(0, 2, 1))  # (heads, D, 64)
@@ -141,8 +141,11 @@ class OnnxOps:
         return self._graph.node("Transpose", [x], "patch", perm=[0, 2, 1])
 
     def _pixel_patches(self, image: str, *, folded: bool) -> str:
-        """(B, H, W, 3) uint8 -> (B, N, D). Patches are cut before the cast, on a quarter of the
-        bytes, and multiplied as they lie in memory: no change to channels-first."""
+        """Emit the patch projection of bytes: (B, H, W, 3) uint8 -> (B, N, D).
+
+        Patches are cut before the cast, which moves a quarter of the bytes. They stay
+        channels-last; the weight is transposed instead.
+        """
         size = self._plan.backbone.patch_size
         side = self._plan.backbone.image_size // size
         x = self._graph.node(
@@ -162,7 +165,7 @@ class OnnxOps:
         return x if folded else self._graph.node("Add", [x, self._weight("patch.bias")], "patch")
 
     def with_table(self, patches: str) -> str:
-        """A zero row in front takes the class token's place, so no shape has to be computed."""
+        """Pad a zero row for the class token, so that no shape has to be computed at run time."""
         x = self._graph.node("Pad", [patches, self._ints([0, 1, 0, 0, 0, 0])], "table")
         return self._graph.node("Add", [x, self._weight("table")], "table")
 
@@ -179,8 +182,8 @@ class OnnxOps:
         x = self._graph.node(
             "Gather", [self._weight("token_embedding"), token_ids], "token_embedding", axis=0
         )
-        # Rows 0 to T - 1 by their numbers: of a Slice, symbolic shape inference cannot tell that it
-        # has T rows, for the table might have fewer.
+        # Gather rows 0 to T - 1 instead of a Slice, for which symbolic shape inference cannot infer
+        # T rows: the table might have fewer.
         length = self._size(token_ids, 1, "length", as_scalar=True)
         zero, one = (self._graph.constant(n, np.int64, f"scalar.{n}") for n in (0, 1))
         rows = self._graph.node("Range", [zero, length, one], "positions")
@@ -205,10 +208,10 @@ class OnnxOps:
         return self._graph.node("Div", [x, length], "embedding.unit")
 
     def _size(self, x: str, axis: int, name: str, *, as_scalar: bool = False) -> str:
-        """The size of an axis, (1,) int64, or a scalar.
+        """Emit the size of an axis, as int64 of shape (1,) or as a scalar.
 
-        Not by `start` and `end` of Shape: TensorRT 8.6 and ONNX Runtime's symbolic shape inference
-        pass over them.
+        Does not use `start` and `end` of Shape, which TensorRT 8.6 and ONNX Runtime's symbolic
+        shape inference ignore.
         """
         shape = self._graph.node("Shape", [x], name)
         index = self._graph.constant(axis if as_scalar else [axis], np.int64, f"axis.{axis}")
@@ -220,7 +223,7 @@ class OnnxOps:
 
     @property
     def _heads(self) -> tuple[int, int]:
-        """Their number, and the width of each."""
+        """Number of heads, and width of a head."""
         return self._plan.backbone.heads, self._plan.backbone.head_dim
 
     def _norm_width(self, tensor: str) -> int:

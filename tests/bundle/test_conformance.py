@@ -35,8 +35,8 @@ def test_conformance_vectors_of_another_kind_are_one_error(
     backbone = Bundle.open(bundle).manifest.model.backbone
     good = dict(np.load(bundle / CONFORMANCE)) if arrays else {}
     np.savez(bundle / CONFORMANCE, **{**good, **arrays})
-    with pytest.raises(BundleError, match="does not hold conformance vectors"):
+    with pytest.raises(BundleError, match="does not contain conformance vectors"):
         Conformance.load(bundle / CONFORMANCE, backbone)
     (bundle / CONFORMANCE).write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(BundleError, match="does not hold conformance vectors"):
+    with pytest.raises(BundleError, match="does not contain conformance vectors"):
         Conformance.load(bundle / CONFORMANCE, backbone)

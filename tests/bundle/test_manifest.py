@@ -228,8 +228,8 @@ def parent(data: Any, place: tuple[Any, ...]) -> Any:
         (("graphs", 2, "conformance"), -5, "graphs[2]: conformance: -5"),
         (("graphs", 2, "precision"), "int4", "graphs[2]: precision: 'int4'"),
         (("graphs", 0, "inputs", 0, "shape"), ["batch", 3, 48, 48], "graphs[0]: inputs"),
-        (("preprocessing", "text", "max_length"), 61, "preprocessing is not what"),
-        (("preprocessing", "image", "mean"), [0.5, 0.4, 0.5], "preprocessing is not what"),
+        (("preprocessing", "text", "max_length"), 61, "preprocessing differs"),
+        (("preprocessing", "image", "mean"), [0.5, 0.4, 0.5], "preprocessing differs"),
         (("model", "backbone", "layers"), "2", "model"),
         (("model", "enhancer"), "no", "model.enhancer: 'no' is not bool"),
         (("model", "adapter", "scale"), "0.6", "model.adapter.scale"),
@@ -344,5 +344,5 @@ def test_name_that_leads_out_of_the_bundle_is_refused(
         data["tokenizer"] = name
     else:
         data["engines"][0]["file"] = name
-    with pytest.raises(BundleError, match="is not the name of a file inside the bundle"):
+    with pytest.raises(BundleError, match="is not the name of a file in the bundle"):
         read_manifest(seal(tmp_path, data))

@@ -57,7 +57,7 @@ def test_unknown_merge_step_lists_the_ones_there_are(
     checkpoint: Path, export_refused: Callable[..., str]
 ) -> None:
     message = export_refused(checkpoint, "--no-merge", "qkv", "--no-merge", "norms")
-    assert message.startswith("no merge step is called 'norms'. Expected: qkv, layernorm, ")
+    assert message.startswith("unknown merge step 'norms'. Expected one of: qkv, layernorm, ")
 
 
 def test_image_size_that_is_no_multiple_of_the_patch_is_refused(
@@ -93,10 +93,10 @@ def test_tokenizer_that_is_smaller_than_the_vocabulary_is_refused(
     ("content", "complaint"),
     [
         (None, "cannot be read (No such file or directory). Expected a SentencePiece model (.spm)"),
-        (b"", "not a SentencePiece model"),
-        (b"\xff\xd8\xff\xe0 no model", "not a SentencePiece model"),
-        (b"{}", "not a SentencePiece model"),
-        (spm_model(60)[:500], "not a SentencePiece model"),
+        (b"", "is not a SentencePiece model"),
+        (b"\xff\xd8\xff\xe0 no model", "is not a SentencePiece model"),
+        (b"{}", "is not a SentencePiece model"),
+        (spm_model(60)[:500], "is not a SentencePiece model"),
     ],
 )
 def test_tokenizer_file_that_is_no_sentencepiece_model_is_refused(

@@ -145,11 +145,11 @@ def test_folder_that_appeared_meanwhile_is_not_replaced(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        (errno.ENOSPC, "no space left on the device. Free some, or write elsewhere."),
-        (errno.EDQUOT, "the disk quota is used up. Free some, or write elsewhere."),
+        (errno.ENOSPC, "no space left on the device. Free some space, or write elsewhere."),
+        (errno.EDQUOT, "the disk quota is used up. Free some space, or write elsewhere."),
         (errno.EROFS, "the file system is read-only. Write elsewhere."),
         (errno.EACCES, "no permission to write here. Write elsewhere."),
-        (errno.EFBIG, "the file system or a limit of this shell allows no file of this size."),
+        (errno.EFBIG, "the file is too large for the file system or a limit of this shell."),
     ],
 )
 @pytest.mark.parametrize("step", [(os, "mkdir"), (module, "onnx_from_tower")])
@@ -207,14 +207,15 @@ def test_bundle_below_a_file_is_refused(checkpoint: Path) -> None:
     for out in (checkpoint / "bundle", checkpoint / "deep" / "bundle"):
         message = refused("onnx", checkpoint, "-o", out)
         assert message == (
-            f"{out}: cannot be written: a part of this path is a file, not a folder."
+            f"{out}: cannot be written: a part of this path is a file, not a folder. "
+            "Choose another path."
         )
 
 
 def test_name_that_is_too_long_is_refused(checkpoint: Path, folder: Path) -> None:
     for length in (250, 300):
         message = refused("onnx", checkpoint, "-o", folder / ("b" * length))
-        assert message.endswith("cannot be written: the name is too long.")
+        assert message.endswith("cannot be written: the name is too long. Choose a shorter one.")
     assert files_below(folder) == {}
 
 
@@ -238,7 +239,7 @@ def test_installed_command_reports_the_same_way(tmp_path: Path, folder: Path) ->
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: {path}: no such file or folder. Expected a checkpoint.\n"
+    assert done.stderr == f"error: {path}: no such file or folder. Pass a checkpoint.\n"
     assert files_below(folder) == {}
 
 
@@ -297,4 +298,4 @@ def test_graph_that_computes_something_else_is_never_written(
     monkeypatch.setattr(module, "merge_tower", merge_one_tower_wrongly)
     message = export_refused(checkpoint, "--force", status=1)
     assert message.startswith(f"the exported {tower} tower differs from the PyTorch reference: ")
-    assert "allowed 2e-05. Nothing was written" in message
+    assert "at most 2e-05. Nothing was written" in message

@@ -180,7 +180,7 @@ def test_file_is_refused_with_rule_node_and_what_is_wrong(outside: bool, tmp_pat
     with pytest.raises(BundleError) as caught:
         check(path, "openvino")
     message = str(caught.value)
-    assert message.startswith(f"{path}: breaks 1 rule(s) of graphs for openvino:\n")
+    assert message.startswith(f"{path}: breaks 1 rule(s) for openvino graphs:\n")
     assert "[weight-scale] 0.out.weight.DQ: 0.out.weight.scale has values that" in message
     assert RULES["weight-scale"] in message
 
@@ -218,5 +218,5 @@ def test_missing_data_file_is_named(tmp_path: Path) -> None:
 
 def test_unknown_dialect_is_refused() -> None:
     model = Miniature("openvino", "vision").model()
-    with pytest.raises(UsageError, match=r"coreml: no such dialect\. Expected: onnxruntime"):
+    with pytest.raises(UsageError, match=r"coreml: unknown dialect\. Expected one of: onnxruntime"):
         lint(model, "coreml")

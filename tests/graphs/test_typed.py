@@ -314,10 +314,10 @@ def test_smallest_and_largest_scales_are_taken() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"opset": 16}, "opset 17 cannot be typed as opset 16.*17 to 19"),
-        ({"opset": 20}, "opset 17 cannot be typed as opset 20"),
+        ({"opset": 16}, "opset 17 cannot be converted to opset 16.*17 to 19"),
+        ({"opset": 20}, "opset 17 cannot be converted to opset 20"),
         ({"keep_float32": ["blocks.0.fc7"]}, "blocks.0.fc7: the graph has no node"),
-        ({"ranges": {"blocks.0.fc7": 1e6}}, "blocks.0.fc7: the graph has no value.*1e.06"),
+        ({"ranges": {"blocks.0.fc7": 1e6}}, "blocks.0.fc7: .*1e.06.*no value of this name"),
     ],
 )
 def test_options_that_do_not_fit_the_graph_are_refused(options: Any, message: str) -> None:
@@ -328,7 +328,7 @@ def test_options_that_do_not_fit_the_graph_are_refused(options: Any, message: st
 def test_graph_is_never_taken_to_an_older_opset() -> None:
     typed = to_float16(tower(), opset=19).model
     del typed.graph.initializer[:]
-    with pytest.raises(UsageError, match="opset 19 cannot be typed as opset 17"):
+    with pytest.raises(UsageError, match="opset 19 cannot be converted to opset 17"):
         to_float16(typed, opset=17)
 
 
@@ -352,5 +352,5 @@ def test_graph_without_its_data_file_is_refused(tmp_path: Path) -> None:
 def test_graph_with_unnamed_nodes_is_refused() -> None:
     model = tower()
     model.graph.node[3].name = ""
-    with pytest.raises(BundleError, match="without a name of their own"):
+    with pytest.raises(BundleError, match="without unique names"):
         to_float16(model)

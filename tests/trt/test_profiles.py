@@ -67,7 +67,7 @@ def test_a_text_tower_without_lengths_is_refused() -> None:
 def test_shapes_out_of_order_are_refused() -> None:
     with pytest.raises(ProfileError, match="image: axis 1 has min 2, opt 3 and max 1"):
         ShapeRange("image", (1, 2), (1, 3), (1, 1))
-    with pytest.raises(ProfileError, match="differ in length"):
+    with pytest.raises(ProfileError, match="differ in rank"):
         ShapeRange("image", (1, 2), (1, 2, 3), (1, 2))
 
 

@@ -1,1 +1,1 @@
-"""Rules that quantized and typed graphs must follow, and the checker."""
+"""Rules for quantized and 16-bit graphs, and the linter that checks them."""

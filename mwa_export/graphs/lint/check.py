@@ -1,4 +1,4 @@
-"""Prove that a graph keeps the rules of its dialect, before any runtime sees it."""
+"""Check that a graph follows the rules of its dialect, before a runtime loads it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from mwa_export.graphs.lint.view import (
 
 __all__ = ["RULES", "Finding", "check", "lint"]
 
-_SHOWN = 5  # findings in an error
-_SMALL = 128  # elements; what shape inference reads (shapes, axes, sizes of parts) is smaller
+_SHOWN = 5  # findings that an error message lists
+_SMALL = 128  # elements; tensors that shape inference reads (shapes, axes, sizes) are smaller
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
@@ -40,22 +40,23 @@ def lint(
     folder: Path | None = None,
     expect_quantized: bool = True,
 ) -> list[Finding]:
-    """Every violation of a rule, in the order of the graph.
+    """Find every violation of a rule, in the order of the graph.
 
-    Values are checked where they are present: a model that was loaded without its data file is
-    checked by structure, types and shapes.
+    Values are checked if they are available. For a model loaded without its data file, only
+    structure, types and shapes are.
 
     Args:
-        dialect: whose rules; a key of FORMS.
-        weights: stored tensors by name that are not, or not with their values, in the model.
-        folder: of the model's data file, whose weights are read one at a time.
-        expect_quantized: whether a graph without any quantized GEMM breaks a rule.
+        model: the graph to check.
+        dialect: a key of FORMS, which selects the rules.
+        weights: stored tensors by name whose values are not in the model.
+        folder: folder of the model's data file, from which weights are read one at a time.
+        expect_quantized: whether a graph without quantized GEMMs breaks a rule.
 
     Raises:
-        UsageError: no such dialect.
+        UsageError: the dialect does not exist.
     """
     if dialect not in FORMS:
-        raise UsageError(f"{dialect}: no such dialect. Expected: {', '.join(FORMS)}.")
+        raise UsageError(f"{dialect}: unknown dialect. Expected one of: {', '.join(FORMS)}.")
     constants = _constants(model, weights or {}, folder)
     view = View(model, constants, FORMS[dialect])
     found = [
@@ -77,10 +78,10 @@ def lint(
 
 
 def check(path: Path, dialect: str) -> None:
-    """Refuse a quantized, bfloat16 or float16 graph that breaks a rule.
+    """Raise BundleError if a quantized, bfloat16 or float16 graph breaks a rule.
 
     Raises:
-        BundleError: the file is not an ONNX graph, or it breaks rules; the message names the first.
+        BundleError: the file is not an ONNX graph, or breaks rules; the message lists the first.
     """
     model = read_model(path, "Quantize again.", values=False)
     found = lint(model, dialect, folder=path.parent)
@@ -93,23 +94,23 @@ def check(path: Path, dialect: str) -> None:
     ]
     more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     raise BundleError(
-        f"{path}: breaks {len(found)} rule(s) of graphs for {dialect}:\n  "
+        f"{path}: breaks {len(found)} rule(s) for {dialect} graphs:\n  "
         + "\n  ".join(lines)
-        + f"{more}\nDo not run this graph. Quantize again, and report it if it stays."
+        + f"{more}\nDo not run this graph. Quantize again, and report it if this happens again."
     )
 
 
 def _constants(
     model: onnx.ModelProto, weights: Mapping[str, Array], folder: Path | None
 ) -> dict[str, Constant]:
-    """The stored tensors, read when they are asked for."""
+    """Return the stored tensors, whose values are read on demand."""
 
     def load(tensor: onnx.TensorProto) -> Array | None:
         if not _is_outside(tensor):
             return numpy_helper.to_array(tensor)
         if folder is None:
             return None
-        copy = deepcopy(tensor)  # reading fills the tensor, for as long as it lives
+        copy = deepcopy(tensor)  # to_array stores the values in the tensor that it gets
         try:
             return numpy_helper.to_array(copy, str(folder))
         except (OSError, ValueError, onnx.checker.ValidationError) as error:
@@ -133,10 +134,10 @@ def _is_outside(tensor: onnx.TensorProto) -> bool:
 
 
 def _types(view: View) -> Iterator[Finding]:
-    """Strict inference, and what it says about floats."""
+    """Run strict type inference, and check the float types that it finds."""
     try:
         types = _inferred(view)
-    except Exception as error:  # ONNX raises its own types, without a common parent of their own
+    except Exception as error:  # ONNX raises types of its own without a common base class
         if not type(error).__module__.startswith("onnx"):
             raise
         yield Finding("types", "", f"type inference fails: {' '.join(str(error).split())}")
@@ -156,7 +157,7 @@ def _types(view: View) -> Iterator[Finding]:
 
 
 def _float32_regions(view: View, types: Mapping[str, int]) -> Iterator[Finding]:
-    """Float32 in a graph of 16 bits must have been opened by a Cast from there, or be named."""
+    """Find float32 nodes in a 16-bit graph that are neither named nor after a Cast from 16 bits."""
     named = float32_nodes(view.model)
     allowed: set[str] = set()
     for node in view.nodes:
@@ -175,12 +176,12 @@ def _float32_regions(view: View, types: Mapping[str, int]) -> Iterator[Finding]:
             floats = [value for value in sources if types.get(value) == TensorProto.FLOAT]
             fine = bool(floats) and allowed.issuperset(floats)
         if not fine and node.name not in named:
-            yield Finding("types", label(node), "computes in float32, and no Cast leads there")
+            yield Finding("types", label(node), "computes in float32 without a Cast before it")
         allowed.update(node.output)  # one finding per region
 
 
 def _inferred(view: View) -> dict[str, int]:
-    """Value -> its type, by strict inference. Of large weights it sees the shape only."""
+    """Infer the type of each value strictly. Only the shapes of large weights are used."""
     graph = view.model.graph
     light = helper.make_model(
         helper.make_graph(view.nodes, "lint", [], graph.output),

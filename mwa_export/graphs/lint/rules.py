@@ -1,6 +1,6 @@
-"""Rules that a quantized graph must follow so that its runtime fuses it and recall survives.
+"""Rules that a quantized graph must follow for its runtime to fuse it and to preserve recall.
 
-Written from what the runtimes need, not from what the inserter does.
+They follow from the needs of the runtimes, independently of the code that inserts Q/DQ.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorPro
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A rule that is broken, and where."""
+    """A violation of a rule."""
 
     rule: str  # a key of RULES
-    node: str  # the name of a node; "" for the graph as a whole
+    node: str  # name of the node; "" for the whole graph
     message: str
 
 
 RULES: dict[str, str] = {
     "has-quantized-linears": "at least one GEMM is quantized",
-    "opset": "the opset is the dialect's: 19 for tensorrt (float8 and bfloat16 too), else 17",
-    "operators": "standard operators only; INT8 and float8 are written as Q/DQ and in no other "
-    "way; bfloat16 graphs and onnx-float16 have none",
-    "types": "strict type inference passes; floats are of the dialect's type; in graphs of 16 bits "
-    "float32 is the unit norm, what is behind Casts from 16 bits, and nodes that the model names",
+    "opset": "the opset is 19 for tensorrt (float8 and bfloat16, too), and 17 for other dialects",
+    "operators": "only standard operators; INT8 and float8 only as Q/DQ; no Q/DQ in bfloat16 "
+    "graphs and onnx-float16",
+    "types": "strict type inference passes; floats have the dialect's type; in 16-bit graphs only "
+    "the unit norm, nodes after Casts from 16 bits, and nodes that the model lists are float32",
     "pairs": "a Q feeds one DQ and nothing else; the DQ of an activation reads a Q",
     "same-grid": "Q and DQ of a pair use the same scale and zero point tensors",
-    "activation-scale": "the scale of an activation is one stored number, finite and above 0",
+    "activation-scale": "the scale of an activation is one stored number, finite and positive",
     "zero-point": "zero points of activations have the dialect's type and value",
     "scale-type": "scales are float32; float16 for tensorrt and tensorrt-float8",
     "weight-type": "quantized weights are int8, or float8 (E4M3) for tensorrt-float8, (in, out)",
     "weight-range": "int8 weights are in -127 to 127, float8 weights are finite",
     "weight-axis": "int8 weights are quantized along their outputs, axis 1",
-    "weight-scale": "there is one scale per output, or one in all for tensorrt and float8, finite "
-    "and above 0",
-    "sums": "tensorrt: int8 sums fit float16 with both scales, whatever the activations are",
-    "weight-zero-point": "zero points of weights, if there are any, are 0 of the weights' type",
-    "weight-stored": "quantized weights are stored so, with no float copy beside them",
-    "weight-readers": "a dequantized weight is the second operand of one MatMul, nothing else",
+    "weight-scale": "one scale per output, or a single one for tensorrt and float8, finite and "
+    "positive",
+    "sums": "tensorrt: int8 sums times both scales fit float16 for any activations",
+    "weight-zero-point": "zero points of weights, if present, are 0 and have the weights' type",
+    "weight-stored": "quantized weights are stored quantized, without a float copy",
+    "weight-readers": "a dequantized weight is read only as the second operand of one MatMul",
     "bias": "the bias of a quantized GEMM stays float",
-    "shared": "GEMMs that read one tensor share its one Q/DQ, or none is quantized",
-    "fusable": "the DQ of an activation feeds only MatMuls with quantized weights, directly",
+    "shared": "GEMMs that read the same tensor share one Q/DQ, or none of them is quantized",
+    "fusable": "the DQ of an activation directly feeds only MatMuls with quantized weights",
     "half-quantized": "both operands of a MatMul are quantized, or neither",
     "attention": "nothing in attention is quantized: scores, softmax, values, single query",
     "residual": "no sum of two activations reads a DQ",
@@ -69,15 +69,15 @@ RULES: dict[str, str] = {
     "edges": "there is no Q/DQ at inputs and outputs of the graph",
     "protected": "patch projection, token embedding and head are not quantized",
     "gelu": "openvino: GELU reads the bias sum of a quantized GEMM directly, with no Split between",
-    "pixels-first": "tensorrt: a uint8 input is read by Casts only, before anything else",
+    "pixels-first": "tensorrt: a uint8 input is read only by Casts",
     "unused": "every stored tensor is read",
     "dead": "every output of every node is read",
 }
-"""Rule -> what it demands."""
+"""Rule -> what it requires."""
 
 
 def structure(view: View) -> Iterator[Finding]:
-    """Opset, operators, nothing left over."""
+    """Check the opset and operators, and that every value and stored tensor is used."""
     opsets = {entry.domain or "ai.onnx": entry.version for entry in view.model.opset_import}
     if opsets.get("ai.onnx") != view.form.opset:
         found = opsets.get("ai.onnx")
@@ -99,20 +99,20 @@ def structure(view: View) -> Iterator[Finding]:
     for name, constant in view.constants.items():
         copies = [other for other in small if other.startswith(f"{name}.")]
         if constant.dtype in _FLOATS and copies:
-            yield Finding("weight-stored", "", f"{name} is stored as float beside {copies[0]}")
+            yield Finding("weight-stored", "", f"{name} is stored as float next to {copies[0]}")
         elif not view.readers(name):
             yield Finding("unused", "", f"nothing reads the stored tensor {name}")
 
 
 def pairs(view: View) -> Iterator[Finding]:
-    """Q and DQ come in pairs, on one grid, one pair per tensor."""
+    """Check that Q and DQ form pairs with equal scales and zero points, one pair per tensor."""
     for node in view.run_time:
         yield Finding("weight-stored", label(node), f"quantizes {node.input[0]} at run time")
     seen: dict[str, str] = {}
     for node in view.quantizers:
         name, source = label(node), node.input[0]
         if source in seen:
-            yield Finding("shared", name, f"{source} is quantized by {seen[source]} already")
+            yield Finding("shared", name, f"{source} is already quantized by {seen[source]}")
         seen.setdefault(source, name)
         readers = view.readers(node.output[0])
         if len(readers) != 1 or readers[0][0].op_type != DQ or node.output[0] in view.outputs:
@@ -121,7 +121,8 @@ def pairs(view: View) -> Iterator[Finding]:
         for reader, _index in readers:
             if reader.op_type == DQ and reader.input[1:] != node.input[1:]:
                 grids = [", ".join(n.input[1:]) for n in (node, reader)]
-                yield Finding("same-grid", label(reader), f"reads {grids[1]}, its Q {grids[0]}")
+                message = f"reads {grids[1]}, but its Q reads {grids[0]}"
+                yield Finding("same-grid", label(reader), message)
     for node in view.activations:
         maker = view.producer.get(node.input[0])
         if maker is None or maker.op_type != Q:
@@ -131,12 +132,12 @@ def pairs(view: View) -> Iterator[Finding]:
     for source, quantizer in seen.items():
         for node, index in view.readers(source):
             if node.op_type == "MatMul" and index == 0 and _is_linear(view, node):
-                message = f"reads {source} in float although {quantizer} quantizes it"
+                message = f"reads {source} as float, although {quantizer} quantizes it"
                 yield Finding("shared", label(node), message)
 
 
 def activation_grids(view: View) -> Iterator[Finding]:
-    """Scales and zero points of activations."""
+    """Check the scales and zero points of activations."""
     for node in view.quantizers:
         name, form = label(node), view.form
         yield from _scale(view, node, (), "activation-scale")
@@ -154,7 +155,7 @@ def activation_grids(view: View) -> Iterator[Finding]:
 
 
 def weights(view: View) -> Iterator[Finding]:
-    """Weights are quantized as the dialect wants, and only GEMMs read them."""
+    """Check that weights are quantized as the dialect requires, and read only by GEMMs."""
     for node in view.weights:
         name, stored = label(node), view.constants[node.input[0]]
         readers = view.readers(node.output[0])
@@ -184,7 +185,7 @@ def _weight(view: View, node: onnx.NodeProto, stored: Constant) -> Iterator[Find
     yield from _range(name, node.input[0], stored)
     axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % 2
     if form.per_column and axis != 1:
-        yield Finding("weight-axis", name, f"axis {axis} of {list(dims)}, which is the input")
+        yield Finding("weight-axis", name, f"axis {axis} of {list(dims)} is the input axis")
     else:
         yield from _scale(view, node, dims[1:] if form.per_column else (), "weight-scale")
     if len(node.input) > 2 and node.input[2]:
@@ -199,7 +200,7 @@ def _weight(view: View, node: onnx.NodeProto, stored: Constant) -> Iterator[Find
 
 
 def _range(name: str, weight: str, stored: Constant) -> Iterator[Finding]:
-    """Values that no correct rounding gives."""
+    """Find values of weights that correct rounding cannot produce."""
     values = stored.load()
     if values is None or not values.size:
         return
@@ -214,18 +215,19 @@ def _scale(view: View, node: onnx.NodeProto, dims: tuple[int, ...], rule: str) -
     name, scale = label(node), view.constants.get(node.input[1])
     if scale is None or scale.dims != dims:
         found = "computed" if scale is None else f"of shape {list(scale.dims)}"
-        yield Finding(rule, name, f"{node.input[1]} is {found}, expected stored, {list(dims)}")
+        message = f"{node.input[1]} is {found}, expected a stored tensor {list(dims)}"
+        yield Finding(rule, name, message)
         return
     values = scale.load()
     if values is not None and not (np.isfinite(values).all() and (values > 0).all()):
-        yield Finding(rule, name, f"{node.input[1]} has values that are not finite and above 0")
+        yield Finding(rule, name, f"{node.input[1]} has values that are not finite and positive")
     if scale.dtype != view.form.real and node.name not in float32_nodes(view.model):
         kinds = [kind_name(scale.dtype), kind_name(view.form.real)]
         yield Finding("scale-type", name, f"{node.input[1]} is {kinds[0]}, expected {kinds[1]}")
 
 
 def sums(view: View) -> Iterator[Finding]:
-    """Float16 holds what int8 products add up to: the compiler stores it before anything else."""
+    """Check that sums of int8 products fit float16, in which the compiler stores them."""
     checked = view.form.real == TensorProto.FLOAT16 and view.form.weight == TensorProto.INT8
     makers = {node.output[0]: node for node in (*view.activations, *view.weights)}
     for node in view.nodes if checked else ():
@@ -237,15 +239,15 @@ def sums(view: View) -> Iterator[Finding]:
         scales = [scale.load() for scale in stored if scale is not None and scale.dims == ()]
         known = [float(scale) for scale in scales if scale is not None]
         if levels is None or len(known) != 2:
-            continue  # a scale that is not one number breaks another rule
+            continue  # a scale that is not a single number breaks another rule
         most = 127 * math.prod(known)
         most *= float(np.abs(levels.astype(np.int32)).sum(axis=0).max(initial=0))
-        if FLOAT16.largest < most < math.inf:  # other scales break another rule
-            yield Finding("sums", label(node), f"reaches {most:.4g}, and float16 ends at 65504")
+        if FLOAT16.largest < most < math.inf:  # infinite scales break another rule
+            yield Finding("sums", label(node), f"reaches {most:.4g}, above float16's 65504")
 
 
 def placement(view: View) -> Iterator[Finding]:
-    """Q/DQ pairs stand before GEMMs that are quantized whole, and nowhere else."""
+    """Check that Q/DQ pairs are only before GEMMs whose two operands are quantized."""
     behind, before = view.near_norms()
     for node in view.nodes:
         if node.op_type != "MatMul":
@@ -255,8 +257,8 @@ def placement(view: View) -> Iterator[Finding]:
             what = "weight" if right else "activation"
             yield Finding("half-quantized", label(node), f"only its {what} is quantized")
         if left and right and not (behind.intersection(node.input) and before & {*node.output}):
-            what = "before the first" if before & {*node.output} else "behind the last"
-            yield Finding("protected", label(node), f"is quantized, and stands {what} LayerNorm")
+            what = "before the first" if before & {*node.output} else "after the last"
+            yield Finding("protected", label(node), f"is quantized, but is {what} LayerNorm")
     for node in view.quantizers:
         source = node.input[0]
         if view.origin(source) in view.inputs:
@@ -266,7 +268,7 @@ def placement(view: View) -> Iterator[Finding]:
         for reader, _ in view.readers(source):
             alone = reader.op_type == Q or (reader.op_type == "MatMul" and _is_linear(view, reader))
             if maker is not None and maker.op_type == "LayerNormalization" and not alone:
-                message = f"is quantized by {label(node)}, and read by {label(reader)} too"
+                message = f"is quantized by {label(node)}, but also read by {label(reader)}"
                 yield Finding("norm-branch", label(maker), message)
         for paired, _ in view.readers(node.output[0]):
             if paired.op_type == DQ:
@@ -274,7 +276,7 @@ def placement(view: View) -> Iterator[Finding]:
 
 
 def _misplaced(view: View, pair: onnx.NodeProto) -> Iterator[Finding]:
-    """Nodes that read a dequantized activation and must not."""
+    """Find nodes that must not read a dequantized activation, but do."""
     value = pair.output[0]
     if any(view.origin(output) == value for output in view.outputs):
         yield Finding("edges", label(pair), "becomes an output of the graph")
@@ -283,9 +285,9 @@ def _misplaced(view: View, pair: onnx.NodeProto) -> Iterator[Finding]:
         if product and index == 0 and direct and not view.is_activation(reader.input[1]):
             if len(_dims(view, reader.input[1])) > 2:
                 yield Finding("attention", label(reader), f"reads {label(pair)}")
-            continue  # a GEMM: whether its weight is quantized too is another rule
+            continue  # a GEMM: another rule checks whether its weight is quantized, too
         both = all(view.is_activation(v) for v in reader.input[:2]) and len(reader.input) > 1
-        message = f"reads {label(pair)}" + ("" if direct else ", moved")
+        message = f"reads {label(pair)}" + ("" if direct else " indirectly")
         if reader.op_type == "Softmax" or (product and both) or _leads_to_softmax(view, reader):
             yield Finding("attention", label(reader), message)
         elif reader.op_type == "Add" and both:
@@ -297,7 +299,7 @@ def _misplaced(view: View, pair: onnx.NodeProto) -> Iterator[Finding]:
 
 
 def gelu(view: View) -> Iterator[Finding]:
-    """Findings where a node keeps a GELU from being fused into its GEMM."""
+    """Find nodes that prevent a GELU from being fused into its GEMM."""
     for node in view.nodes if view.form.direct_gelu else ():
         if node.op_type != "Erf":
             continue
@@ -313,7 +315,7 @@ def gelu(view: View) -> Iterator[Finding]:
 
 
 def _is_linear(view: View, product: onnx.NodeProto) -> bool:
-    """Whether a MatMul multiplies by a matrix that is stored as float."""
+    """Whether a MatMul multiplies by a stored float matrix."""
     return product.input[1] in view.constants and len(_dims(view, product.input[1])) == 2
 
 

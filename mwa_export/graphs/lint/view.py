@@ -1,6 +1,6 @@
 """Connections of a graph for the linter: producers, consumers and origins of values.
 
-Shares no code with what inserts Q/DQ, and looks at how nodes are connected, not at their names.
+Shares no code with the insertion of Q/DQ, and depends on connections, not on names of nodes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 Array = NDArray[Any]
-Reader = tuple[onnx.NodeProto, int]  # a node, and which of its inputs
+Reader = tuple[onnx.NodeProto, int]  # a node, and the index of its input
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
-# The same numbers in another place: nothing is computed.
+# Operators that move values without computing.
 MOVES = frozenset(
     ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Pad", "Expand")
 )
@@ -30,13 +30,13 @@ class Form:
 
     opset: int
     activation: int  # type of quantized activations
-    zero_point: int
-    real: int  # the float type of the graph and of all scales
-    direct_gelu: bool = False  # GELU is fused only into the GEMM right before it
+    zero_point: int  # of quantized activations
+    real: int  # float type of the graph and of all scales
+    direct_gelu: bool = False  # GELU is fused only into the GEMM directly before it
     weight: int = TensorProto.INT8  # type of quantized weights
-    per_column: bool = True  # whether these have a scale for each output, or one in all
-    quantized: bool = True  # whether Q/DQ may be there
-    floats_first: bool = False  # a uint8 input has to be cast before anything else
+    per_column: bool = True  # whether weights have one scale per output, or a single one
+    quantized: bool = True  # whether Q/DQ are allowed
+    floats_first: bool = False  # whether a uint8 input must be cast first
 
 
 FORMS: dict[str, Form] = {
@@ -68,11 +68,11 @@ class Constant:
 
     dtype: int  # as in TensorProto
     dims: tuple[int, ...]
-    load: Callable[[], Array | None]  # its values; None if they are not here
+    load: Callable[[], Array | None]  # returns its values; None if they are not available
 
 
 class View:
-    """A graph by its connections."""
+    """A graph and its connections."""
 
     def __init__(
         self, model: onnx.ModelProto, constants: Mapping[str, Constant], form: Form
@@ -89,7 +89,7 @@ class View:
                 self._readers.setdefault(value, []).append((node, index))
         stored = constants.keys()
         makers = {node.output[0]: node for node in self.nodes if node.op_type == Q}
-        # Weights that are quantized at run time are weights all the same.
+        # Weights that are quantized at run time count as weights, too.
         in_graph = {value for value, node in makers.items() if node.input[0] in stored}
         self.quantizers = [node for node in makers.values() if node.input[0] not in stored]
         self.run_time = [makers[value] for value in in_graph]
@@ -107,7 +107,7 @@ class View:
         return self._readers.get(value, [])
 
     def quantized(self, product: onnx.NodeProto) -> tuple[bool, bool]:
-        """Whether a MatMul's activation, and its weight, come out of a DQ."""
+        """Whether a MatMul's activation, and whether its weight, come from a DQ."""
         left, right = product.input
         return left in self._activation_values, right in self._weight_values
 
@@ -116,7 +116,7 @@ class View:
         return value in self._live
 
     def moved(self, value: str) -> Iterator[tuple[onnx.NodeProto, int, bool]]:
-        """Consumers of a value, directly or after moves: node, input index, whether directly."""
+        """Yield the consumers of a value, also after moves: node, input index, whether direct."""
         waiting, seen = [(value, True)], {value}
         while waiting:
             value, direct = waiting.pop()
@@ -129,7 +129,7 @@ class View:
                 waiting += [(output, False) for output in new]
 
     def origin(self, value: str) -> str:
-        """The value before any node moved it."""
+        """Return the value that a value was moved from."""
         node = self.producer.get(value)
         while node is not None and node.op_type in MOVES:
             value = node.input[0]
@@ -137,7 +137,7 @@ class View:
         return value
 
     def near_norms(self) -> tuple[set[str], set[str]]:
-        """Values that follow from some LayerNorm, and values that some LayerNorm follows from."""
+        """Return the values after any LayerNorm, and the values before any LayerNorm."""
         behind: set[str] = set()
         before: set[str] = set()
         for node in self.nodes:
@@ -150,16 +150,16 @@ class View:
 
 
 def label(node: onnx.NodeProto) -> str:
-    """A node's name in messages."""
+    """Return a node's name for messages."""
     return node.name or (node.output[0] if node.output else node.op_type)
 
 
 def kind_name(kind: int) -> str:
-    """A TensorProto type in messages."""
+    """Return the name of a TensorProto type for messages."""
     return str(TensorProto.DataType.Name(kind)).lower()
 
 
 def float32_nodes(model: onnx.ModelProto) -> set[str]:
-    """Nodes of a float16 graph that the model itself says are float32."""
+    """Return the nodes of a 16-bit graph that its metadata lists as float32."""
     found = [e.value for e in model.metadata_props if e.key == "mwa_export.float32"]
     return {name for value in found for name in value.split(",")}
