@@ -79,6 +79,7 @@ class BackboneConfig:
 
     @property
     def patches(self) -> int:
+        """Patches of an image; 0 without a vision tower."""
         return (self.image_size // self.patch_size) ** 2 if self.patch_size else 0
 
     @property
@@ -155,6 +156,11 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelConfig:
+        """Convert data from `to_json` back.
+
+        Raises:
+            LookupError, TypeError, UsageError: the data is malformed.
+        """
         adapter = data.get("adapter")
         return cls(
             BackboneConfig(**data["backbone"]),

@@ -56,7 +56,7 @@ class Bundle:
                     raise  # otherwise another process may have changed it meanwhile
 
     def file(self, name: str) -> Path:
-        """Return the path of a file in the bundle. Its content is checked if it was modified.
+        """Return the path of a file in the bundle, checked at first and after modifications.
 
         Raises:
             BundleError: it is missing or does not match the manifest.
@@ -148,6 +148,11 @@ class Bundle:
         return self._tokenizer
 
     def conformance(self) -> Conformance:
+        """Read the conformance vectors.
+
+        Raises:
+            BundleError: the file is missing, damaged or does not fit the model.
+        """
         return Conformance.load(self.file(CONFORMANCE), self.manifest.model.backbone)
 
 

@@ -1,1 +1,1 @@
-"""Image and text collections: one reader per file format, sources and test sets on top of them."""
+"""Data sets and sources of images and texts: a reader per file format, and what builds on them."""

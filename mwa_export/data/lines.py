@@ -1,4 +1,4 @@
-"""Lines of a file or of standard input: one text each, or one path of a picture each."""
+"""Read the lines of a file or of standard input: one text or one image path per line."""
 
 from __future__ import annotations
 

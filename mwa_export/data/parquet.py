@@ -174,7 +174,7 @@ class ParquetSource:
             self._rows += parquet.metadata.row_group(group).num_rows
 
     def _has_lists(self, parquet: Any) -> bool:
-        """Whether a record may have several captions."""
+        """Whether a caption column contains lists, so that a record may have several captions."""
         schema = parquet.schema_arrow
         return any(_is_list(schema, column) for column in self._fields.captions)
 

@@ -67,7 +67,7 @@ class Source(Protocol):
         ...
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Yield the rows from ``start`` (0-based) up to ``stop``, without reading earlier rows.
+        """Yield rows ``start`` (0-based) to ``stop`` (exclusive), at a cost independent of start.
 
         Raises:
             DataError: the source has changed since the scan.

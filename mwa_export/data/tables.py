@@ -97,7 +97,7 @@ class TableReader:
                 yield self._bad(number, cells)
             elif len(cells) == len(header):
                 yield fields.record(dict(zip(header, cells, strict=True)), f"{name}:{number}")
-            elif cells:  # else a blank line
+            elif cells:  # otherwise a blank line
                 found = (
                     f"has {len(cells)} fields, delimited by {delimiter!r}. Expected {len(header)}, "
                     "as in the header. Put quotes around captions that contain the delimiter."

@@ -51,7 +51,7 @@ class Checkpoint:
     path: Path  # the file with the tensors, or the index of its shards
     tensors: Mapping[str, Tensor]
     args: Mapping[str, Any]  # training options; a Placeholder for values that are not plain data
-    layout: str  # for people: "model", "module (DeepSpeed)", "raw state dict", ...
+    layout: str  # for messages: "model", "module (DeepSpeed)", "raw state dict", ...
     metadata: Mapping[str, str] = field(default_factory=dict)  # safetensors only
     files: tuple[Path, ...] = ()  # all files that were read
     notes: tuple[str, ...] = ()  # tell the user what was skipped

@@ -37,7 +37,7 @@ _TRAINING_ONLY = {
 
 
 class Adapter(nn.Module):
-    """One bottleneck adapter: (B, T, D) float -> (B, T, D), to be added to the FFN's output."""
+    """One bottleneck adapter: (B, T, D) float -> (B, T, D), which is added to the FFN's output."""
 
     def __init__(self, width: int, config: AdapterConfig, *, dropout: float = 0.1) -> None:
         super().__init__()
@@ -98,12 +98,15 @@ class ReferenceModel(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """image: (B, 3, H, W) float in [-1, 1]. Returns (B, D), unit L2 norm."""
+        """Embed images: (B, 3, H, W) float in [-1, 1]. Returns (B, D), unit L2 norm."""
         hidden = self.beit3(visual_tokens=image)["encoder_out"]  # (B, patches + 1, D)
         return nn.functional.normalize(self.vision_head(hidden[:, 0]), dim=-1)
 
     def encode_text(self, token_ids: Tensor, padding_mask: Tensor) -> Tensor:
-        """token_ids, padding_mask: (B, T) int64, mask 1 = padding. Returns (B, D), unit L2 norm."""
+        """Embed texts: token_ids and padding_mask (B, T) int64, mask 1 = padding.
+
+        Returns (B, D), unit L2 norm.
+        """
         hidden = self.beit3(textual_tokens=token_ids, text_padding_position=padding_mask)
         return nn.functional.normalize(self.language_head(hidden["encoder_out"][:, 0]), dim=-1)
 

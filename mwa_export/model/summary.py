@@ -1,4 +1,4 @@
-"""Describe a loaded model for people and for programs."""
+"""Describe a loaded model as tables and as JSON."""
 
 from __future__ import annotations
 

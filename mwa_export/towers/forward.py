@@ -37,6 +37,7 @@ class TowerPlan:
 
     @property
     def spec(self) -> TowerSpec:
+        """Inputs and output of the tower."""
         if self.tower == "vision":
             return vision_spec(self.backbone, image_input=self.image_input)
         return text_spec(self.backbone)
