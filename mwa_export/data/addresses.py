@@ -26,7 +26,7 @@ class Confined(str):
 
 
 def is_remote(name: str) -> bool:
-    """Whether a name is a URL, which every name with `://` is taken for."""
+    """Whether a name is a URL. Every name with `://` counts as one."""
     return "://" in name
 
 

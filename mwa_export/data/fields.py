@@ -154,7 +154,8 @@ class Columns:
 
     def refuse(self, where: str, kinds: tuple[Kind, ...]) -> None:
         """Raise DataError if names of columns are given for a source without columns."""
-        text, id = ("caption", "image_id") if len(kinds) > 1 else ("text", "id")  # or a test set's
+        # A test set and `embed` name their options differently.
+        text, id = ("caption", "image_id") if len(kinds) > 1 else ("text", "id")
         given: dict[str, object] = {"image_column": self.image, f"{text}_column": self.caption}
         given |= {f"{id}_column": self.id, "columns": self.carried or None}
         if named := [f"`{name}`" for name, value in given.items() if value is not None]:

@@ -30,8 +30,8 @@ class FolderReader:
     The id is the path relative to the folder; bytes in it that are not UTF-8 become `\xNN`.
     Links are followed, but each real folder is walked once. Directories and sockets with the
     extension of an image, and folders that cannot be listed, are failed rows. A file without an
-    extension is an image if its first bytes are those of one. With a pattern, every matching file
-    is an image. All other files, hidden ones included, are counted in ``skipped``.
+    extension is an image if its first bytes are those of one. If a pattern for images is given,
+    every matching file is one. All other files, also hidden ones, are counted in ``skipped``.
     """
 
     root: str

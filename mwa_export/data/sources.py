@@ -141,7 +141,9 @@ def _opened(kind: Kind, spec: str, files: list[str], options: SourceOptions) -> 
     reader = reader_of(spec, files, columns, (kind,), root)
     if isinstance(reader, ParquetReader):
         if options.split is not None:
-            raise DataError(f"{readable(spec)}: Parquet files have no splits. Leave `split` out.")
+            raise DataError(
+                f"{readable(spec)}: splits are not supported for Parquet. Leave `split` out."
+            )
         return ParquetSource(kind, readable(spec), reader)
     if reader is None:
         columns.refuse(readable(spec), (kind,))

@@ -23,7 +23,7 @@ FORMAT = "mwa-export adapter 1"
 
 
 def combine(base: Checkpoint, adapter: Checkpoint) -> dict[str, Tensor]:
-    """Merge an adapter's tensors into those of its base; the adapter's win.
+    """Combine the tensors of a base and an adapter; the adapter's take precedence.
 
     Raises:
         AdapterError: the adapter was split from another base or has another width.

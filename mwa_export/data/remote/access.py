@@ -1,4 +1,4 @@
-"""Requests to remote stores. Temporary failures are retried until the run stops."""
+"""Requests to remote stores. Temporary failures are retried; all waiting ends with the run."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def _http() -> Any:
 
 
 def _of_copy(url: str, start: int, end: int) -> Part:
-    """Read a part of a file from a temporary copy, if the server has no range requests."""
+    """Read a part of a file from a temporary copy, for servers without range requests."""
     http, timeout = _http(), current().timeout
     while not _copying.acquire(timeout=_STEP):
         check_stop()

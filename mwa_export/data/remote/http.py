@@ -76,7 +76,7 @@ def part(url: str, start: int, end: int, timeout: float) -> Part | None:
 
 
 def copy(url: str, file: IO[bytes], timeout: float) -> None:
-    """Replace the content of ``file`` by that of a URL.
+    """Replace the content of ``file`` with that of a URL.
 
     Raises:
         RemoteError: it cannot be read completely.
