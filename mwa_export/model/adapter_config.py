@@ -40,7 +40,7 @@ def adapter_config(
     if not present:
         if given := [f"`{name}`" for name in options.of_adapters()]:
             raise UsageError(
-                f"{path}: has no adapters, so {', '.join(given)} cannot apply. Pass no adapter options."
+                f"{path}: has no adapters, so {', '.join(given)} cannot apply. Leave them out."
             )
         return None
     mode = "both" if len(present) == 2 else present[0].removeprefix("adaptmlp_")

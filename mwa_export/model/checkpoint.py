@@ -192,7 +192,7 @@ def _tensor(archive: Archive, name: str, value: Any) -> Tensor:
         return archive.tensor(name, value)
     raise CheckpointError(
         f"{archive.path}: {name} is {_kind(value)}. Expected an ordinary (dense) tensor. If the "
-        "model does not need it, pass it to `ignore`."
+        "model does not need it, pass its name as `ignore`."
     )
 
 

@@ -66,7 +66,7 @@ class Model:
 def load_model(source: ModelSource, options: ModelOptions | None = None) -> Model:
     """Read a model, infer its configuration, validate it, and fit it to the image size.
 
-    For an image size other than that of the stored vision positions, they are interpolated.
+    If the image size differs from that of the stored vision positions, these are interpolated.
 
     Args:
         source: the files.
@@ -157,7 +157,8 @@ def _read(source: ModelSource) -> tuple[tuple[Checkpoint, ...], Mapping[str, Ten
     notes: list[str] = []
     heads = {f"{head}.weight" for head in HEAD_OF_TOWER.values()}
     if heads & {*base.tensors, *adapter.tensors}:
-        base, notes = _without_heads(base)  # otherwise the error names the base's task by them
+        # Otherwise the heads stay, because the error names the base's task after them.
+        base, notes = _without_heads(base)
     return (base, adapter), combine(base, adapter), [*base.notes, *adapter.notes, *notes]
 
 

@@ -175,7 +175,8 @@ def call(called: Any, args: Any, budget: Budget) -> Any:
         except (TypeError, ValueError, IndexError) as error:  # arguments that torch never writes
             if isinstance(error, PickleError):
                 raise
-            return Placeholder(f"a call of {name} with invalid arguments")
+            # The word "tensor" matters: see `_fills_a_weight` in checkpoint.py.
+            return Placeholder(f"a tensor or value of {name} with invalid arguments")
     return Placeholder(name, args)
 
 

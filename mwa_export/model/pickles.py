@@ -3,7 +3,7 @@
 A pickle is a program that may call anything. This interpreter performs the stack operations itself
 and makes no calls; ``pickled`` says what it returns in their place. Other objects that a training
 script saved (optimizers, numpy scalars, paths, instances of classes that are not installed) are
-neither run nor do they prevent reading the weights.
+not run and do not prevent reading the weights.
 """
 
 from __future__ import annotations
