@@ -113,8 +113,7 @@ class Bundle:
         have = ", ".join(f"{g.spec.tower} {g.precision} {g.dialect}" for g in self.manifest.graphs)
         wanted = precision if dialect is None else f"{precision} {dialect}"
         raise BundleError(
-            f"{self.path}: has no {wanted} graph for {tower}. It has: {have or 'none'}. Use one of "
-            "these."
+            f"{self.path}: has no {wanted} graph for {tower}. It has: {have or 'none'}."
         )
 
     def graph(

@@ -270,6 +270,6 @@ def test_training_only_tensors_may_be_there_or_not() -> None:
 def test_image_size_that_does_not_fit_names_the_ones_that_do(
     size: int, nearest: str, checkpoint: Path
 ) -> None:
-    message = rf"image size {size} is not a multiple of the patch size 8.*works: {nearest}\."
+    message = rf"image size {size} is not a multiple of the patch size 8\. Use {nearest}\."
     with pytest.raises(UsageError, match=message):
         load_model(ModelSource(checkpoint), ModelOptions(image_size=size))
