@@ -1,4 +1,4 @@
-"""Batches of token ids: sorted by length, padded to the longest, back in the order they came in."""
+"""Batches of token ids, sorted by length and padded; results come back in the input order."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def embed_token_ids(
     batch: int = TEXT_BATCH,
     on_rows: Callable[[int], None] = ignore,
 ) -> Embeddings:
-    """Embed token ids, sorted by length so that batches carry little padding, which is exact.
+    """Embed token ids in batches of similar length. Padding does not change the result.
 
-    Equal sequences are embedded once: in different batches they would come out with different last
-    bits, and ranks that ought to be tied would be noise.
+    Equal sequences are embedded once. In different batches, their vectors would differ in the last
+    bits, and ranks that should be tied would be noise.
 
     Returns (len(sequences), D) float32, in the order of ``sequences``.
     """
@@ -40,21 +40,21 @@ def embed_token_ids(
 
 
 def distinct(sequences: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], NDArray[np.int64]]:
-    """The different sequences in the order they appear in, and for each row which one it is."""
+    """Return the distinct sequences in order of appearance, and each row's index among them."""
     places: dict[tuple[int, ...], int] = {}
     which = [places.setdefault(tuple(sequence), len(places)) for sequence in sequences]
     return list(places), np.array(which, np.int64)
 
 
 def batches_by_length(sequences: Sequence[Sequence[int]], batch: int) -> Iterator[list[int]]:
-    """Rows in batches, shortest sequences first; equal lengths keep their order."""
+    """Yield batches of row numbers, shortest sequences first; equal lengths keep their order."""
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
     for start in range(0, len(order), batch):
         yield order[start : start + batch]
 
 
 def scatter(parts: Sequence[tuple[list[int], Embeddings]], rows: int) -> Embeddings:
-    """Put each part at its rows; rows of no part are NaN. Returns (rows, D) float32."""
+    """Put each part into its rows; all other rows are NaN. Returns (rows, D) float32."""
     width = parts[0][1].shape[1] if parts else 0
     embeddings = np.full((rows, width), np.nan, np.float32)
     for where, part in parts:

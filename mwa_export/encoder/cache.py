@@ -1,8 +1,8 @@
-"""Cache of embeddings, keyed by a hash of everything that decides them.
+"""Cache of embeddings, keyed by a hash of everything that determines them.
 
-An entry is a folder named by the hash of its key; in it, one file per chunk of rows. Chunks appear
-whole or not at all, so a run that was stopped goes on where it was. Any change to weights, options,
-runtime, pictures or token ids gives another key: a stale entry cannot be hit.
+An entry is a folder named by the hash of its key, with one file per chunk of rows. Chunks are
+written atomically, so an interrupted run resumes where it stopped. Any change to weights, options,
+runtime, images or token ids changes the key, so stale entries are never used.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from mwa_export.spec import Embeddings
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of the key and of the chunk files; part of the key
-_PICTURES = 16 * IMAGE_BATCH  # of a chunk
-_TEXTS = 64 * TEXT_BATCH
-_DIGEST = hashlib.sha256().digest_size  # in front of a chunk, of what follows
+VERSION = 2  # of the key and of the chunk format; part of the key
+_PICTURES = 16 * IMAGE_BATCH  # images in a chunk
+_TEXTS = 64 * TEXT_BATCH  # texts in a chunk
+_DIGEST = hashlib.sha256().digest_size  # a chunk starts with the digest of the rest
 
 
 def default_cache() -> Path | None:
-    """`$XDG_CACHE_HOME/mwa-export/parity`, by default below `~/.cache`; None: no home folder."""
+    """`$XDG_CACHE_HOME/mwa-export/parity`, by default in `~/.cache`; None: no home folder."""
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "mwa-export" / "parity"
-    except RuntimeError as error:  # a user without an entry, as in some containers
-        log.warning("embeddings are not kept: %s", error)
+    except RuntimeError as error:  # a user without a passwd entry, as in some containers
+        log.warning("embeddings are not cached: %s", error)
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Embeddings of one model, kept in a folder."""
+    """Embeddings of one model, cached in a folder."""
 
     folder: Path
     identity: Mapping[str, Any]  # weights, options, runtime and its version, preprocessing
@@ -68,7 +68,7 @@ class Cache:
         pictures: Sequence[Readable],
         progress: Progress | None = None,
     ) -> tuple[Embeddings, dict[int, str]]:
-        """Embed pictures like `Encoder.embed_pictures`, from the cache where it can be."""
+        """Embed images like `Encoder.embed_pictures`, from the cache where possible."""
         progress = progress or Silent()
         inputs = {
             "pictures": hash_pictures(pictures),
@@ -97,7 +97,7 @@ class Cache:
     def texts(
         self, backend: Backend, sequences: Sequence[Sequence[int]], progress: Progress | None = None
     ) -> Embeddings:
-        """Embed token ids like `embed_token_ids`, from the cache where it can be."""
+        """Embed token ids like `embed_token_ids`, from the cache where possible."""
         progress = progress or Silent()
         entry = self._entry("text", {"token_ids": _hash_json(sequences)})
         sequences, which = distinct(sequences)
@@ -124,7 +124,7 @@ class Cache:
 
 
 def hash_pictures(pictures: Sequence[Readable]) -> str:
-    """Hex sha256 over the bytes of every picture, in order; an unreadable one counts as such."""
+    """Hex sha256 over the bytes of all images in order, or over the error of an unreadable one."""
 
     def one(picture: Readable) -> bytes:
         try:
@@ -144,9 +144,9 @@ def _hash_json(value: Any) -> str:
 
 
 def _will_fail_again(encoder: Encoder, failed: Sequence[Readable]) -> bool:
-    """Whether the pictures, if any, fail for what their bytes are, which the key has hashed.
+    """Whether all failed images fail because of their bytes, which are part of the key.
 
-    A disk or a network that failed for a moment must not be remembered.
+    A momentary failure of a disk or network must not be cached.
     """
     if not failed:
         return True
@@ -159,7 +159,7 @@ def _will_fail_again(encoder: Encoder, failed: Sequence[Readable]) -> bool:
 
 
 def _joined(parts: Sequence[Embeddings]) -> Embeddings:
-    """Chunks as one array; a chunk in which every picture failed has no width of its own."""
+    """Join chunks to one array; a chunk in which every image failed has no width of its own."""
     width = max(part.shape[1] for part in parts)
     return np.concatenate(
         [p if p.shape[1] else np.full((len(p), width), np.nan, np.float32) for p in parts]
@@ -184,18 +184,18 @@ def _save(file: Path, embeddings: Embeddings, failures: Mapping[int, str]) -> No
 
 @cache
 def _not_kept(folder: Path, reason: str | None) -> None:
-    """Warn once that a run goes on without keeping its embeddings."""
-    log.warning("%s: cannot be written (%s), so embeddings are not kept", folder, reason)
+    """Warn once that embeddings are not cached."""
+    log.warning("%s: cannot be written (%s), so embeddings are not cached", folder, reason)
 
 
 def _load(file: Path, rows: int) -> tuple[Embeddings, dict[int, str]] | None:
-    """A chunk, or None if it is absent or damaged: then it is computed again."""
+    """Read a chunk; None if it is missing or damaged, so that it is computed again."""
     try:
         if not file.is_file():
             return None
         content = file.read_bytes()
         if hashlib.sha256(memoryview(content)[_DIGEST:]).digest() != content[:_DIGEST]:
-            raise ValueError("its hash is another one")
+            raise ValueError("its hash is wrong")
         with np.load(io.BytesIO(content[_DIGEST:])) as arrays:
             embeddings = arrays["embeddings"]
             failed, reasons = arrays["failed_rows"].tolist(), arrays["reasons"].tolist()
@@ -203,6 +203,6 @@ def _load(file: Path, rows: int) -> tuple[Embeddings, dict[int, str]] | None:
         log.warning("%s: is damaged (%s) and is computed again", file, error)
         return None
     if embeddings.ndim != 2 or len(embeddings) != rows or embeddings.dtype != np.float32:
-        log.warning("%s: has another shape than its key says and is computed again", file)
+        log.warning("%s: has an unexpected shape and is computed again", file)
         return None
     return embeddings, dict(zip(failed, reasons, strict=True))

@@ -1,4 +1,4 @@
-"""The encoder: a backend with its preprocessing and tokenizer, from images and texts to vectors."""
+"""The encoder: embeds images and texts with a backend, its preprocessing and its tokenizer."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from mwa_export.runtimes.backend import Backend, graph_bytes
 from mwa_export.spec import TOWERS, Embeddings, ModelConfig, Tower
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
-"""A file's path, the encoded bytes, or a picture that Pillow has opened."""
+"""A file's path, encoded bytes (JPEG, PNG and so on), or a Pillow image."""
 Prepare = Callable[[Image.Image], NDArray[np.uint8]]
-"""A decoded picture -> (S, S, 3) uint8 pixels."""
+"""A decoded image -> (S, S, 3) uint8 pixels."""
 _ONE_IMAGE = (str, os.PathLike, bytes, Image.Image)
 
 
@@ -35,8 +35,8 @@ _ONE_IMAGE = (str, os.PathLike, bytes, Image.Image)
 class EncoderInfo:
     """Description of an encoder, for reports."""
 
-    name: str  # for people: "checkpoint-29.pth on PyTorch, float32"
-    source: str  # the file or folder; "arrays" if vectors were handed over
+    name: str  # for display: "checkpoint-29.pth on PyTorch, float32"
+    source: str  # the file or folder; "arrays" if vectors were given
     runtime: str  # "PyTorch 2.13.0"; "" for arrays
     precision: str  # "float32", "vision int8, text float32"; "" for arrays
     space_id: str | None  # of the embedding space, if known
@@ -46,37 +46,37 @@ class EncoderInfo:
 class Encoder:
     """Embeds images and texts with a bundle on a runtime, or with a checkpoint on PyTorch.
 
-    Open one with `mwa_export.load`. Vectors of two encoders may be compared if their `space_id` is
-    the same.
+    Open one with `mwa_export.load`. Vectors of two encoders can be compared if their `space_id`
+    is equal.
     """
 
     info: EncoderInfo
     config: ModelConfig
     backend: Backend
-    image: Mapping[str, Any]  # preprocessing of pictures, as the manifest has it
-    prepare: Prepare  # and as a function
+    image: Mapping[str, Any]  # image preprocessing, as in the manifest
+    prepare: Prepare  # image preprocessing as a function
     tokenizer: Tokenizer | None
     tokenizer_sha256: str | None
-    carries_tokenizer: bool  # a bundle without one may be lent one, which its space id ignores
-    identity: Mapping[str, Any]  # all that decides its embeddings, for caches
-    open_float32: Callable[[], Backend] | None = None  # None: its precision was not reduced
-    made_with: Mapping[str, str] = field(default_factory=dict)  # versions, of a bundle's export
+    carries_tokenizer: bool  # False: a bundle without one; a lent one is not part of its space id
+    identity: Mapping[str, Any]  # everything that determines its embeddings, for caches
+    open_float32: Callable[[], Backend] | None = None  # None: it runs in float32 already
+    made_with: Mapping[str, str] = field(default_factory=dict)  # package versions of the export
     warnings: tuple[str, ...] = ()
-    towers: tuple[Tower, ...] = TOWERS  # that it has, of a bundle or checkpoint of one alone
-    model_bytes: int | None = None  # size of the graph files; of a checkpoint, of its weights
+    towers: tuple[Tower, ...] = TOWERS  # both, or the only one of a bundle or checkpoint
+    model_bytes: int | None = None  # size of the graph files, or of a checkpoint's weights
 
     def require(self, *towers: Tower) -> None:
-        """Raise UsageError unless it has these towers."""
+        """Raise UsageError unless the model has these towers."""
         for tower in towers:
             if tower not in self.towers:
                 raise UsageError(
-                    f"{self.info.source}: holds the {self.towers[0]} tower alone. This needs the "
+                    f"{self.info.source}: contains only the {self.towers[0]} tower. This needs the "
                     f"{tower} tower: export the whole checkpoint, with `towers=both`."
                 )
 
     @property
     def space_id(self) -> str | None:
-        """Hash of everything that decides the embedding space; see docs/bundle.md."""
+        """Hash of everything that determines the embedding space; see docs/bundle.md."""
         return self.info.space_id
 
     @property
@@ -86,17 +86,17 @@ class Encoder:
 
     @property
     def image_size(self) -> int:
-        """Encoder of the square that pictures are resized to, in pixels."""
+        """Side of the square that images are resized to, in pixels."""
         return self.config.backbone.image_size
 
     @property
     def max_length(self) -> int:
-        """Token ids of the longest text, BOS and EOS included."""
+        """Number of token ids of the longest text, including BOS and EOS."""
         return self.config.backbone.max_text_length
 
     @cached_property
     def float32(self) -> Encoder | None:
-        """The same model before its precision was reduced; None if it was not."""
+        """The same model in float32; None if this encoder runs in float32 already."""
         if self.open_float32 is None:
             return None
         name = f"{Path(self.info.source).resolve().name} on {self.info.runtime}, float32"
@@ -106,21 +106,21 @@ class Encoder:
         return replace(self, info=info, backend=backend, open_float32=None, model_bytes=size)
 
     def embed_images(self, images: Iterable[ImageLike], *, batch: int = IMAGE_BATCH) -> Embeddings:
-        """Embed images: paths, encoded bytes, or pictures opened by Pillow, also mixed.
+        """Embed images, given as paths, encoded bytes or Pillow images, also mixed.
 
         Holds one batch of decoded images at a time.
 
         Returns:
-            (n, D) float32 in their order, each row of unit length; (0, D) for none.
+            (n, D) float32 in input order, each row of unit length; (0, D) for no images.
 
         Raises:
             UsageError: the model has no vision tower.
-            ImageError: one cannot be read. The message names it, and nothing is returned; to
-                leave bad images out, use `mwa_export.embed`.
+            ImageError: an image cannot be read; nothing is returned. To skip bad images, use
+                `mwa_export.embed`.
         """
         if isinstance(images, _ONE_IMAGE):
             raise ImageError(
-                f"embed_images was given one {type(images).__name__}. Expected a list of images: "
+                f"embed_images expects a list of images, got one {type(images).__name__}. Use "
                 "embed_images([image])"
             )
         self.require("vision")
@@ -132,26 +132,26 @@ class Encoder:
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
     def embed_texts(self, texts: Iterable[str], *, batch: int = TEXT_BATCH) -> Embeddings:
-        """Embed texts. A single str is refused: its letters would be embedded one by one.
+        """Embed texts.
 
         Returns:
-            (n, D) float32 in their order, each row of unit length; (0, D) for none.
+            (n, D) float32 in input order, each row of unit length; (0, D) for no texts.
 
         Raises:
             UsageError: the model has no text tower.
             TokenizerError: the model was opened without a tokenizer.
-            DataError: a single text, or something that is not a text.
+            DataError: ``texts`` is a single str, or contains something that is not a str.
         """
         if isinstance(texts, str | bytes):
             raise DataError(
-                f"embed_texts was given one {type(texts).__name__}. Expected a list of texts: "
+                f"embed_texts expects a list of texts, got one {type(texts).__name__}. Use "
                 "embed_texts([text])"
             )
         self.require("text")
         captions = list(texts)
         for row, text in enumerate(captions):
             if not isinstance(text, str):
-                raise DataError(f"text {row}: is of type {type(text).__name__}. Expected a str.")
+                raise DataError(f"text {row}: expected a str, got {type(text).__name__}.")
             try:
                 text.encode()
             except UnicodeEncodeError as error:
@@ -167,15 +167,16 @@ class Encoder:
         batch: int = IMAGE_BATCH,
         on_rows: Callable[[int], None] = ignore,
     ) -> tuple[Embeddings, dict[int, str]]:
-        """Embed pictures; one that cannot be read costs its own row only.
+        """Embed images; an unreadable image does not stop the others.
 
         Args:
-            pictures: at least one.
-            batch: pictures at a time.
-            on_rows: called with the number of pictures after each batch.
+            pictures: the images, at least one.
+            batch: images at a time.
+            on_rows: called with the number of images after each batch.
 
         Returns:
-            (len(pictures), D) float32, and for each row that failed the reason; those rows are NaN.
+            (len(pictures), D) float32, and the reason for each row that failed; failed rows are
+            NaN.
         """
         failures: dict[int, str] = {}
         parts: list[tuple[list[int], Embeddings]] = []
@@ -200,7 +201,7 @@ class Encoder:
         batch: int = TEXT_BATCH,
         on_rows: Callable[[int], None] = ignore,
     ) -> Embeddings:
-        """Embed texts or stored token ids. Returns (len(captions), D) float32, in their order.
+        """Embed texts or stored token ids. Returns (len(captions), D) float32, in input order.
 
         Raises:
             TokenizerError, DataError: see `encode`.
@@ -208,17 +209,17 @@ class Encoder:
         return embed_token_ids(self.backend, self.encode(captions), batch=batch, on_rows=on_rows)
 
     def pixels(self, content: Content | Image.Image, name: str) -> NDArray[np.uint8]:
-        """Decode and resize a picture. Returns (S, S, 3) uint8; ``name`` is for messages.
+        """Decode and resize an image. Returns (S, S, 3) uint8; ``name`` is for messages.
 
         Raises:
-            ImageError: it cannot be read or decoded.
+            ImageError: the image cannot be read or decoded.
         """
         return self.prepare(decode_picture(content, name))
 
     def encode(self, captions: Sequence[Caption], on_cut: OnCut | None = None) -> list[list[int]]:
-        """Captions -> token ids with BOS and EOS, cut to ``max_length``.
+        """Convert captions to token ids with BOS and EOS, truncated to ``max_length``.
 
-        ``on_cut`` is told each caption that is longer.
+        ``on_cut`` is called with each caption that is longer.
 
         Raises:
             TokenizerError: a caption is a text and there is no tokenizer.
@@ -230,18 +231,17 @@ class Encoder:
         return encode_captions(captions, self.tokenizer, backbone, source, on_cut)
 
     def count_cut(self, captions: Sequence[Caption]) -> int:
-        """How many captions are longer than the longest text. Errors are those of `encode`."""
+        """Count captions longer than ``max_length``. Raises the errors of `encode`."""
         cut: list[Caption] = []
         self.encode(captions, cut.append)
         return len(cut)
 
     def _pixels_of_image(self, row: int, image: ImageLike) -> NDArray[np.uint8]:
-        """One picture at the model's size, (S, S, 3). ``row`` is for messages."""
+        """Read one image at the model's size, (S, S, 3) uint8. ``row`` is for messages."""
         if isinstance(image, str | os.PathLike):
             return self.pixels(Picture(Path(image)), f"image {row} ({image})")
         if isinstance(image, bytes | Image.Image):
             return self.pixels(image, f"image {row} ({type(image).__name__})")
         raise ImageError(
-            f"image {row}: is of type {type(image).__name__}. Expected a path, bytes, or a "
-            "picture opened by Pillow."
+            f"image {row}: expected a path, bytes or a Pillow image, got {type(image).__name__}."
         )

@@ -34,23 +34,24 @@ ON_ONNX_RUNTIME = RuntimeOptions(runtime="onnxruntime", precision="float32")
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions:
-    """How to read a checkpoint that serves as the reference; named like those of `onnx`."""
+    """How to read a checkpoint that serves as the reference; named like the options of `export`."""
 
-    adapter: Path | None = None  # the reference is a base, and this its adapter file
+    adapter: Path | None = None  # adapter file; the reference is then its base checkpoint
     read: ReadOptions = field(default_factory=ReadOptions)
     options: ModelOptions = field(default_factory=ModelOptions)
 
 
 def load(bundle: str | os.PathLike[str] | Bundle, options: RuntimeOptions | None = None) -> Encoder:
-    """Open a bundle, by default on the runtime and precision that suit this machine best.
+    """Open a bundle, by default on the best runtime and precision for this machine.
 
     Args:
-        bundle: the folder that `export` wrote, whose files are all checked; or an opened bundle.
-        options: what to run it on; see `RuntimeOptions`.
+        bundle: the folder that `export` wrote (all its files are checked), or an opened bundle.
+        options: runtime, precision and threads; see `RuntimeOptions`.
 
     Raises:
-        BundleError: it is not a bundle, or incomplete or changed.
-        RuntimeUnavailableError: the runtime is not installed, or would be slower than float32.
+        BundleError: the folder is not a bundle, or a file is missing or changed.
+        RuntimeUnavailableError: the runtime is not installed, this machine cannot run it, or the
+            precision would be slower than float32.
         VerificationError: this machine does not reproduce the bundle's conformance vectors.
     """
     return open_bundle(bundle, runtime=options or RuntimeOptions())
@@ -68,14 +69,15 @@ def open_bundle(
 
     Args:
         bundle: its folder, or an opened bundle.
-        graphs: names of its graphs, or paths of others, in place of those the precision names.
-        runtime: what to run it on; "torch" runs checkpoints, not bundles.
-        tokenizer: in place of the bundle's own.
-        lent_tokenizer: for a bundle that was exported without one.
+        graphs: graphs to use instead of those of the precision: names in the bundle, or paths.
+        runtime: runtime, precision and threads; "torch" is for checkpoints, not for bundles.
+        tokenizer: used instead of the bundle's own.
+        lent_tokenizer: used if the bundle was exported without a tokenizer.
 
     Raises:
-        UsageError: options that do not go together.
-        RuntimeUnavailableError: this machine cannot run that, or would run it slower than float32.
+        UsageError: the options contradict each other.
+        RuntimeUnavailableError: this machine cannot run the runtime or precision, or would run it
+            slower than float32.
     """
     if not isinstance(bundle, Bundle):
         _check_runtime(Path(bundle), runtime, graphs)
@@ -83,7 +85,7 @@ def open_bundle(
     path, manifest = bundle.path, bundle.manifest
     opened = open_backend(bundle, runtime, graphs=choose_graphs(bundle, graphs))
     backend, choice = cast(GraphBackend, opened.backend), opened.choice
-    # TensorRT has no float32 engines: the same graphs on ONNX Runtime stand for them.
+    # There are no float32 TensorRT engines; ONNX Runtime runs the float32 graphs instead.
     float32_on = "onnxruntime" if choice.runtime == "tensorrt" else choice.runtime
     exact = replace(runtime, runtime=float32_on, precision="float32")
     label = LABELS[choice.runtime]
@@ -128,12 +130,12 @@ def _backend(bundle: Bundle, options: RuntimeOptions) -> Backend:
 def _check_runtime(path: Path, runtime: RuntimeOptions, graphs: Sequence[str]) -> None:
     if runtime.runtime == "torch":
         raise UsageError(
-            f"{path}: is a bundle, and PyTorch runs checkpoints. Name the checkpoint as the "
+            f"{path}: is a bundle, and PyTorch only runs checkpoints. Pass the checkpoint as the "
             "reference: `reference=CHECKPOINT`"
         )
     if graphs and runtime.precision not in ("float32", "bfloat16"):
         raise UsageError(
-            f"graphs were named, and `precision={runtime.precision}` names others. Leave one out."
+            f"`graphs` and `precision={runtime.precision}` select different graphs. Omit one."
         )
 
 
@@ -148,10 +150,14 @@ def open_checkpoint(
 
     Args:
         path: the checkpoint, or a base if the options name an adapter.
-        like: the bundle that it is compared with: its image size is taken, its tokenizer where
-            none is given, and its adapter options where neither the file nor ``options`` say.
+        like: the bundle to compare with. It supplies the image size, the tokenizer if none is
+            given, and adapter options that neither the file nor ``options`` contain.
         options: see CheckpointOptions.
         tokenizer: the reference's own.
+
+    Raises:
+        CheckpointError, AdapterError, UsageError: see `load_model`.
+        MissingPackageError: PyTorch is not installed.
     """
     require("torch", extra="export", why="run the PyTorch reference")
     import torch
@@ -197,10 +203,10 @@ def model_like(
 
     Args:
         path: the checkpoint, or a base if the options name an adapter.
-        config: of the bundle: its image size, and its adapter options where neither the file nor
-            ``options`` say; they were given when the bundle was made.
+        config: of the bundle. It supplies the image size, and adapter options that neither the
+            file nor ``options`` contain.
         options: see CheckpointOptions.
-        source: the bundle, for the warning.
+        source: name of the bundle, for the warning.
 
     Returns:
         The model, and a warning if options were taken from the bundle.
@@ -226,7 +232,7 @@ def model_like(
         usual = default_heads(backbone.embed_dim)
     except UsageError:
         usual = 0
-    # Heads that are not the usual ones were given when the bundle was made, unless they are stored.
+    # An unusual number of heads is taken from the bundle unless the checkpoint stores its own.
     if backbone.heads != usual and "encoder_attention_heads" not in (
         read_checkpoint(given.adapter or path, given.read).args
     ):
@@ -238,14 +244,14 @@ def model_like(
             raise
         of_bundle = ModelOptions(known.scale, known.layernorm, known.option)
         taken = {name: getattr(of_bundle, name) for name in error.fields}
-        warning = f"{path}: does not say all adapter options; taken from {source}: " + ", ".join(
+        warning = f"{path}: lacks adapter options, which were taken from {source}: " + ", ".join(
             f"`{name}`" for name in taken
         )
         return load_model(model_source, replace(options_like, **taken)), (warning,)
 
 
 def check_same_space(reference: Encoder, candidate: Encoder) -> None:
-    """Raise UsageError, naming what differs, unless both encode into the same space."""
+    """Raise UsageError, with what differs, unless both have the same embedding space."""
     same_tokenizer = reference.tokenizer_sha256 == candidate.tokenizer_sha256
     if reference.space_id == candidate.space_id and same_tokenizer:
         return
@@ -254,14 +260,14 @@ def check_same_space(reference: Encoder, candidate: Encoder) -> None:
         for name, one, other in (
             ("model configuration", reference.config.to_json(), candidate.config.to_json()),
             ("tokenizer", reference.tokenizer_sha256, candidate.tokenizer_sha256),
-            ("picture preprocessing", dict(reference.image), dict(candidate.image)),
+            ("image preprocessing", dict(reference.image), dict(candidate.image)),
         )
         if one != other
     ] or ["weights"]
     raise UsageError(
         f"{reference.info.source} and {candidate.info.source} have different embedding spaces: "
-        f"another {', '.join(differing)}. Expected the checkpoint (with its options) that the "
-        "bundle was exported from. To compare them nevertheless: `any_space`"
+        f"they differ in {', '.join(differing)}. Pass the checkpoint that the bundle was exported "
+        "from, with the same options. To compare them anyway: `any_space`"
     )
 
 

@@ -13,32 +13,33 @@ from mwa_export.spec import Tower
 
 LENGTH_TOLERANCE = 2e-3  # float16 rounds a unit vector by less; a missing normalization is far off
 _EDGES = (0.0, *np.logspace(-8, 0, 33).tolist(), 2.0 + 1e-9)  # of 1 - cosine, 4 bins per decade
-_BLOCK = 4096
+_BLOCK = 4096  # rows
 
 Floats = NDArray[np.float32]
 
 
 def check_embeddings(name: str, embeddings: Floats, rows: int) -> Floats:
-    """Floats (rows, D) as float32, or an error that says what is wrong with them.
+    """Check embeddings of shape (rows, D) and return them as float32.
 
-    ``name``: whose they are, for the message: "candidate image embeddings".
+    ``name``: for messages, such as "candidate image embeddings".
 
     Raises:
-        RecallError: another shape, not finite, or not of unit length within 2e-3.
+        RecallError: wrong shape or dtype, not finite, or not of unit length within 2e-3.
     """
     values = _array(name, embeddings)
     if values.ndim != 2 or values.dtype.kind != "f":
         raise RecallError(
-            f"{name}: {values.dtype} of shape {values.shape}. Expected floats of shape (rows, D)."
+            f"{name}: found {values.dtype} of shape {values.shape}. Expected floats of shape "
+            "(rows, D)."
         )
     if len(values) != rows:
-        raise RecallError(f"{name}: {len(values)} rows. Expected {rows}, one per input.")
+        raise RecallError(f"{name}: found {len(values)} rows, expected {rows}, one per input.")
     values = values.astype(np.float32, copy=False)
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         raise RecallError(
             f"{name}: {len(bad)} of {rows} rows are not finite, the first is row {bad[0]}. "
-            "The model overflowed on that input, or its weights are damaged."
+            "Either the model overflowed on that input, or its weights are damaged."
         )
     lengths = np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64))
     off = np.flatnonzero(np.abs(lengths - 1) > LENGTH_TOLERANCE)
@@ -51,7 +52,7 @@ def check_embeddings(name: str, embeddings: Floats, rows: int) -> Floats:
 
 
 def _array(name: str, embeddings: Any) -> NDArray[Any]:
-    """An array of what may be a tensor of torch: on any device, with a gradient, in bfloat16."""
+    """Convert to an array; a torch tensor may be on any device, need a gradient, be bfloat16."""
     try:
         if hasattr(embeddings, "detach"):
             tensor = embeddings.detach().cpu()
@@ -59,16 +60,16 @@ def _array(name: str, embeddings: Any) -> NDArray[Any]:
         values = np.asarray(embeddings)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise RecallError(
-            f"{name}: a {type(embeddings).__name__} that is not an array ({error}). Expected "
+            f"{name}: {type(embeddings).__name__} is not an array ({error}). Expected "
             "floats of shape (rows, D)."
         ) from error
     return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
 
 
 def cosine_distances(reference: Floats, candidate: Floats) -> NDArray[np.float64]:
-    """1 - cosine of each pair of rows, exactly 0.0 for equal rows. (n, D) twice -> (n,) float64.
+    """1 - cosine of each pair of rows; exactly 0.0 for equal rows. (n, D), (n, D) -> (n,) float64.
 
-    Computed as half the squared distance of the normalized rows: 1 - dot loses all digits there.
+    Computed as half the squared distance of the normalized rows; 1 - dot loses all digits near 0.
     """
     distances = np.empty(len(reference))
     for start in range(0, len(reference), _BLOCK):
@@ -97,7 +98,7 @@ def cosine_summary(tower: Tower, reference: Floats, candidate: Floats) -> Cosine
 
 
 def overlap(reference: NDArray[np.int64], candidate: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of each row's items that the other side's row holds too. Both (n, k) -> (n,)."""
+    """Share of each row's items that are also in the other side's row. Both (n, k) -> (n,)."""
     shared = np.zeros(len(reference))
     for column in range(reference.shape[1]):  # (n, k) at a time instead of (n, k, k)
         shared += (candidate == reference[:, column : column + 1]).any(axis=1)
@@ -111,14 +112,14 @@ def _unit(rows: Floats) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class CosineSummary:
-    """Cosine between the two sides' embeddings of the same input, over one tower.
+    """Cosines between the two sides' embeddings of the same inputs, for one tower.
 
-    The histogram counts 1 - cosine, on a logarithmic axis, because useful cosines crowd near 1.
+    The histogram counts 1 - cosine in logarithmic bins, because useful cosines crowd near 1.
     """
 
     tower: Tower
     rows: int
-    identical: int  # rows that are equal bit by bit
+    identical: int  # bit-identical rows
     mean: float
     percentile_1: float
     minimum: float

@@ -1,4 +1,4 @@
-"""Whether a test set and its reference can say anything about a drop of recall."""
+"""Checks of whether a test set and its reference can show a drop of recall."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from mwa_export.metrics.ranking import Ranking
 
 FEWEST_PICTURES = 50
-MOST_REPEATED = 0.1  # share of the captions
-NEAR_CHANCE = 0.25  # mean rank over the gallery: 0 is perfect, 0.5 is chance
+MOST_REPEATED = 0.1  # largest share of captions that also occur with another image
+NEAR_CHANCE = 0.25  # mean rank / gallery size: 0 is perfect, 0.5 is chance
 
 
 def repeated_captions(captions: Iterable[object], owners: Iterable[int]) -> int:
-    """Captions that read the same as a caption of another picture."""
+    """Count captions that are identical to a caption of another image."""
     images, listed = dict[object, set[int]](), list(captions)
     for caption, owner in zip(listed, owners, strict=True):
         images.setdefault(caption, set()).add(owner)
@@ -22,23 +22,23 @@ def repeated_captions(captions: Iterable[object], owners: Iterable[int]) -> int:
 
 
 def objection_to_data(pictures: int, captions: int, repeated: int) -> str | None:
-    """Why a test set is no evidence, or None. Known before anything is embedded."""
+    """Why a test set is not evidence, or None. Needs no embeddings."""
     if pictures < FEWEST_PICTURES:
-        return f"{pictures} pictures are too few for evidence. Needed: {FEWEST_PICTURES} or more"
+        return f"{pictures} images are too few to judge recall. Use at least {FEWEST_PICTURES}"
     if repeated > MOST_REPEATED * captions:
         return (
-            f"{repeated:,} of {captions:,} captions read the same as a caption of another picture, "
-            "so right answers count as wrong ones. Give captions that tell the pictures apart"
+            f"{repeated:,} of {captions:,} captions are identical to a caption of another image, "
+            "so right answers count as wrong. Use captions that tell the images apart"
         )
     return None
 
 
 def objection_to_reference(ir: Ranking) -> str | None:
-    """Why the reference's recall can hardly drop, or None. ``ir``: its image retrieval."""
+    """Why the reference's recall is too low to drop, or None. ``ir``: its image retrieval."""
     mean = float(np.mean((ir.ranks - 0.5) / ir.gallery))
     if mean <= NEAR_CHANCE:
         return None
     return (
-        f"the reference is near chance: a caption's picture ranks {mean:.0%} down the gallery on "
-        "average, and chance is 50%. Check that the captions belong to the pictures"
+        f"the reference is near chance: on average, a caption's image ranks {mean:.0%} down the "
+        "gallery, and chance is 50%. Check that every caption belongs to its image"
     )

@@ -1,7 +1,7 @@
 """Rank every query against a gallery, in blocks. Knows nothing about images or texts.
 
-Scores are inner products. The whole score matrix never exists: a block of queries is scored,
-counted, and forgotten.
+Scores are inner products. The full score matrix is never held in memory: queries are scored and
+ranked block by block.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mwa_export.progress import ignore
 
 TOP = 10
 KS = (1, 5, 10)
-NO_WRONG_ITEM = 2.0  # the margin with fewer than k wrong items: the largest two unit vectors allow
-_SCORES = 1 << 25  # of a block: 128 MiB
-_GROUP = 32  # columns that are first compared as one
+NO_WRONG_ITEM = 2.0  # margin with fewer than k wrong items; the largest for unit vectors
+_SCORES = 1 << 25  # scores in a block: 128 MiB
+_GROUP = 32  # columns in a group, whose maxima are compared first
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -30,9 +30,9 @@ Ints = NDArray[np.int64]
 class Ranking:
     """Rank and margin of each query's best right item."""
 
-    ranks: Ints  # (n_query,), 1 is best; equal scores in the order of the gallery
+    ranks: Ints  # (n_query,), 1 is best; equal scores rank in gallery order
     right: Ints  # (n_query,) gallery row of the best right item
-    margins: Floats  # (n_query, len(KS)) its score minus that of the k-th best wrong item
+    margins: Floats  # (n_query, len(KS)) score of the right item - that of the k-th best wrong one
     top: Ints  # (n_query, min(TOP, n_gallery)) gallery rows, best first
     gallery: int  # n_gallery
 
@@ -57,13 +57,13 @@ def rank(
         gallery: (n_gallery, D) float32, finite.
         query_ids: (n_query,) ids, each with at least one item in the gallery.
         gallery_ids: (n_gallery,).
-        block: queries scored at a time; by default as many as make 128 MiB of scores.
+        block: queries scored at a time; None: as many as fit into 128 MiB of scores.
 
-    Equal scores rank in the order of the gallery, so that a model that has collapsed to one vector
-    gets the recall of chance and not a perfect one. Equal gallery rows have equal scores.
+    Equal scores rank in gallery order, so that a model that has collapsed to one vector gets the
+    recall of chance, not a perfect one. Equal gallery rows have equal scores.
     """
     step = block or max(1, _SCORES // max(1, len(gallery)))
-    order = np.argsort(gallery_ids, kind="stable")  # rows of one id lie together, in their order
+    order = np.argsort(gallery_ids, kind="stable")  # rows of one id are adjacent and in order
     sorted_ids = np.asarray(gallery_ids)[order]
     first = np.searchsorted(sorted_ids, query_ids, "left")
     last = np.searchsorted(sorted_ids, query_ids, "right")
@@ -83,10 +83,10 @@ def rank(
 
 
 def _twins(gallery: Floats) -> tuple[Ints, Ints]:
-    """Rows that repeat an earlier row bit by bit, and that row's number for each.
+    """Return rows that are bit-identical to an earlier row, and the number of that earlier row.
 
-    Some BLAS kernels round the same product differently at the edges of their tiles, so equal rows
-    would not get equal scores.
+    Some BLAS kernels round a product differently at the edges of their tiles, so equal rows would
+    not get equal scores.
     """
     seen: dict[bytes, int] = {}
     pairs = []
@@ -99,20 +99,20 @@ def _twins(gallery: Floats) -> tuple[Ints, Ints]:
 
 
 def _padded(order: Ints, first: Ints, last: Ints) -> Ints:
-    """Per query the gallery rows of its id, ascending, filled up with -1. (b, most)."""
+    """Gallery rows of each query's id, ascending and padded with -1. (b, most)."""
     columns = first[:, None] + np.arange(int((last - first).max()))
     inside = columns < last[:, None]
     return np.where(inside, order[np.minimum(columns, len(order) - 1)], -1)
 
 
 def _rank_block(scores: Floats, right: Ints) -> tuple[Ints, Ints, Floats, Ints]:
-    """Ranks, best right rows, margins and top of a block. Overwrites ``scores``."""
+    """Rank a block: ranks, best right rows, margins and top. Overwrites ``scores``."""
     queries = np.arange(len(scores))
     right_scores = np.where(right >= 0, scores[queries[:, None], right], -np.inf)  # (b, most)
     first = right_scores.argmax(axis=1)
     best, best_row = right_scores[queries, first], right[queries, first]
     real = right >= 0
-    scores[np.nonzero(real)[0], right[real]] = -np.inf  # what is left is wrong
+    scores[np.nonzero(real)[0], right[real]] = -np.inf  # only wrong items are left
     above = np.count_nonzero(scores > best[:, None], axis=1)
     level = np.count_nonzero(scores >= best[:, None], axis=1)
     for query in np.flatnonzero(level > above):  # a tie: the earlier row ranks first
@@ -131,12 +131,12 @@ def _rank_block(scores: Floats, right: Ints) -> tuple[Ints, Ints, Floats, Ints]:
 
 
 def _largest(scores: Floats, count: int) -> Ints:
-    """Columns of the largest scores, best first, equal ones by column. (b, <= count).
+    """Columns of the largest scores, best first, equal scores by column. (b, <= count).
 
-    Each of the ten largest lies in one of ten groups, those with the largest maxima, so only these
-    groups are sorted: a pass of maxima costs a tenth of a partition of the whole row. A group is
-    a run of neighbouring columns, so that among groups of equal maxima the first ones hold the
-    first columns.
+    The ``count`` largest scores lie in the ``count`` groups with the largest maxima, so only these
+    groups are sorted. Computing the maxima costs a tenth of partitioning the whole row. A group is
+    a run of neighbouring columns, so that among groups of equal maxima, the first groups contain
+    the first columns.
     """
     columns = scores.shape[1]
     if columns <= 2 * count * _GROUP:
@@ -144,7 +144,7 @@ def _largest(scores: Floats, count: int) -> Ints:
     whole = columns - columns % _GROUP
     maxima = scores[:, :whole].reshape(len(scores), -1, _GROUP).max(axis=2)  # (b, groups)
     cut = np.partition(maxima, -count, axis=1)[:, -count, None]
-    # Groups above the cut, then as many at the cut as there is room for, the first ones first.
+    # All groups above the cut, then the first groups at the cut until ``count`` are chosen.
     kept = maxima > cut
     room = count - kept.sum(axis=1, keepdims=True)
     level = maxima == cut

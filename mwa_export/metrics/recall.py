@@ -15,11 +15,11 @@ from mwa_export.progress import ignore
 
 MAX_RECALL_DROP = 0.2  # percentage points
 
-SLACK = 1e-9  # points: one query of 500 is 0.2 and passes a gate of 0.2 whatever floats say
+SLACK = 1e-9  # points: one query of 500 is 0.2 and passes a gate of 0.2 despite rounding
 
 
 def check_recall_drop(points: float | None) -> None:
-    """Raise OptionsError for a budget that is none; None: no limit."""
+    """Raise OptionsError unless the budget is 0 to 100 points or None (no limit)."""
     fits = points is None or 0 <= points <= 100
     check_option("max_recall_drop", points, fits, "0 to 100 points")
 
@@ -28,8 +28,8 @@ def check_recall_drop(points: float | None) -> None:
 class Recall:
     """Recall in percent at k = 1, 5, 10.
 
-    ``tr``: text retrieval, an image counts when one of its captions is among its k best texts.
-    ``ir``: image retrieval, a caption counts when its image is among its k best images.
+    ``tr``: text retrieval, an image counts if one of its captions is among its k best texts.
+    ``ir``: image retrieval, a caption counts if its image is among its k best images.
     """
 
     tr: dict[int, float]
@@ -37,7 +37,7 @@ class Recall:
 
     @property
     def average(self) -> float:
-        """Mean of the six figures, the reference's model selection score."""
+        """Mean of the six figures; the reference selects models by it."""
         return sum([*self.tr.values(), *self.ir.values()]) / (len(self.tr) + len(self.ir))
 
 
@@ -61,14 +61,17 @@ class Pairs:
         unknown, silent = np.setdiff1d(owners, ids), np.setdiff1d(ids, owners)
         if len(unknown):
             raise RecallError(
-                f"{int(np.isin(owners, unknown).sum())} captions name images that are absent, ids "
-                f"{unknown[:5].tolist()}."
+                f"{int(np.isin(owners, unknown).sum())} captions belong to unknown images, ids "
+                f"{unknown[:5].tolist()}. Expected ids of the images."
             )
         if len(silent):
-            raise RecallError(f"{len(silent)} images have no caption, ids {silent[:5].tolist()}.")
+            raise RecallError(
+                f"{len(silent)} images have no caption, ids {silent[:5].tolist()}. "
+                "Expected at least one caption per image."
+            )
 
     def rows(self) -> NDArray[np.int64]:
-        """(n_text,) row of each caption's image."""
+        """Row of each caption's image, (n_text,) int64."""
         order = np.argsort(self.image_ids)
         return np.asarray(
             order[np.searchsorted(self.image_ids, self.caption_image_ids, sorter=order)]
@@ -76,13 +79,13 @@ class Pairs:
 
     @classmethod
     def of(cls, caption_image_ids: Any, image_ids: Any = None) -> Pairs:
-        """Pair by the id of each caption's image; without ``image_ids``, ids are image rows."""
+        """Pair captions and images by image id; without ``image_ids``, ids are image rows."""
         owners = np.asarray(caption_image_ids)
         if image_ids is None:
             if owners.size and (owners.dtype.kind not in "iu" or owners.min() < 0):
                 raise RecallError(
-                    f"the captions' image ids are {owners.dtype}. Expected rows of the images, "
-                    "integers from 0, or give image_ids as well."
+                    f"the captions' image ids are {owners.dtype}. Expected image rows, which are "
+                    "integers from 0. For other ids, pass image_ids too."
                 )
             return cls(np.arange(int(owners.max()) + 1 if owners.size else 0), owners)
         return cls(np.asarray(image_ids), owners)
@@ -96,14 +99,14 @@ def recall(
     image_ids: NDArray[np.int64] | None = None,
     block: int | None = None,
 ) -> Recall:
-    """Recall@1, 5, 10 in both directions, as the reference evaluation defines them.
+    """Compute Recall@1, 5, 10 in both directions, as the reference evaluation defines them.
 
     Args:
-        image_embeddings: (n_image, D), unit length.
-        text_embeddings: (n_text, D), unit length. Captions per image may differ.
+        image_embeddings: (n_image, D) float32, unit length.
+        text_embeddings: (n_text, D) float32, unit length. Captions per image may differ.
         text_image_ids: (n_text,) id of each caption's image.
-        image_ids: (n_image,) id of each image, unique; 0 .. n_image - 1 if not given.
-        block: queries scored at a time; by default as many as make 128 MiB of scores.
+        image_ids: (n_image,) id of each image, unique; None: 0 .. n_image - 1.
+        block: queries scored at a time; None: as many as fit into 128 MiB of scores.
 
     Raises:
         RecallError: shapes do not fit, ids repeat or are unknown, an image has no caption, or an
@@ -124,7 +127,7 @@ def rank_both(
     block: int | None = None,
     on_rows: Callable[[int], None] = ignore,
 ) -> tuple[Ranking, Ranking]:
-    """The rankings of text retrieval (by image) and of image retrieval (by caption).
+    """Rank text retrieval (images as queries) and image retrieval (captions as queries).
 
     Raises:
         RecallError: shapes do not fit the ids, or an embedding is not finite.
@@ -151,7 +154,7 @@ def _check(images: Floats, texts: Floats, pairs: Pairs) -> None:
     ):
         if len(matrix) != len(ids):
             raise RecallError(
-                f"{len(matrix)} {name} embeddings and {len(ids)} image ids for them. "
+                f"there are {len(matrix)} {name} embeddings, but {len(ids)} image ids for them. "
                 "Expected one id per row."
             )
         bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))

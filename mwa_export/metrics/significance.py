@@ -1,6 +1,6 @@
 """Significance of a difference of two recalls: paired bootstrap interval and McNemar's test.
 
-Knows only which queries were won and lost.
+Knows nothing but which queries were won and lost.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ def bootstrap_interval(
     The queries of one image (its five captions) succeed and fail together, so images are resampled
     with all their queries; resampling captions would give intervals that are too narrow.
 
-    One image that won and one that lost are added to what is resampled, as Bonett and Price (2012)
-    add a pair for paired proportions; they change by as much as changed images do (root mean
-    square). Without them, a set in which no query happened to change would give the interval
-    [0, 0], which covers the true difference far too rarely (`benchmarks/coverage.py`). The interval
-    is stretched to the measured difference where it misses it, as it may at low confidence.
+    One image that won and one that lost are added to the resampled images, as Bonett and Price
+    (2012) add a pair for paired proportions. Each changes by the root mean square of the changed
+    images. Without them, a set in which no query happened to change would give the interval
+    [0, 0], which covers the true difference far too rarely (`benchmarks/coverage.py`). If the
+    interval misses the measured difference, as it may at low confidence, it is extended to it.
 
-    Images with equal gain and size are interchangeable, so drawing how often each kind occurs is
-    the same as drawing images, and 10,000 resamples take milliseconds for any number of images.
+    Images with equal gain and size are interchangeable. Drawing how often each kind occurs is
+    therefore equivalent to drawing images, and 10,000 resamples take milliseconds for any number
+    of images.
 
     Args:
         gains: (n,) per image, queries won minus queries lost.
         sizes: (n,) per image, its number of queries, at least 1.
-        confidence: 0.95 leaves 2.5 % on each side.
+        confidence: 0.95 leaves 2.5% on each side.
     """
     kinds, counts = np.unique(np.stack([gains, sizes], axis=1), axis=0, return_counts=True)
     usual = float(sizes.mean())
@@ -51,21 +52,21 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(differences, [tail, 1 - tail])
     measured = 100.0 * float(gains.sum()) / float(sizes.sum())
-    # An added image may win more queries than an average one has.
+    # An added image may win more queries than an average image has.
     return max(-100.0, min(float(low), measured)), min(100.0, max(float(high), measured))
 
 
 def typical_change(gains: NDArray[Any]) -> float:
-    """Root mean square of the queries that changed images won or lost; 1 if no image changed."""
+    """Root mean square gain of the images that changed; 1 if no image changed."""
     changed = gains[gains != 0].astype(np.float64)
     return float(np.sqrt(np.mean(changed**2))) if len(changed) else 1.0
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Two-sided p-value of McNemar's exact test: would a fair coin split the changes like this?
+    """Two-sided p-value of McNemar's exact test: how likely is this split with a fair coin?
 
-    1.0 when nothing changed. It takes queries as independent, which captions of one image are not:
-    for image retrieval trust the interval more.
+    1.0 if nothing changed. The test assumes independent queries, which the captions of one image
+    are not, so for image retrieval the interval is more reliable.
     """
     changed, fewer = won + lost, min(won, lost)
     if fewer * 2 == changed:

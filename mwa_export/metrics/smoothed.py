@@ -1,10 +1,10 @@
 """The change of a recall figure, estimated from the margins of all queries near the boundary.
 
-A query counts in Recall@k when its margin is above 0: the score of its best right item minus that
-of the k-th best wrong one. Counting flips compares that step for two models, so only the queries
-that cross zero say anything. Here the same smooth step, ``h`` wide, stands in for it on both sides,
-and every query within about ``h`` of zero speaks. The method, its sources and its limits are in
-``docs/verdict.md``; ``benchmarks/verdict.py`` measures it.
+A margin is the score of a query's best right item minus that of its k-th best wrong item. A query
+counts in Recall@k if its margin is above 0. Counting flips compares this hard step for two models,
+so only queries that cross zero carry information. Here a smooth step of width ``h`` replaces the
+hard one on both sides, so every query within about ``h`` of zero carries information. The method,
+its sources and its limits are in ``docs/verdict.md``; ``benchmarks/verdict.py`` measures it.
 """
 
 from __future__ import annotations
@@ -27,55 +27,55 @@ Ints = NDArray[np.int64]
 
 _WIDEST, _QUERIES, _POWER = 0.5, 500, 1 / 7
 _NARROWER = (1.0, 0.7, 0.5, 0.35, 0.25)  # shares of the widest that are tried
-_BIAS = 0.5  # standard errors that the bias may seem to be
+_BIAS = 0.5  # largest apparent bias, in standard errors
 _QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
-_FEWEST = 3.0  # degrees of freedom
-_FAR = 8.0  # widths from zero, where the steps are flat
+_FEWEST = 3.0  # smallest number of degrees of freedom
+_FAR = 8.0  # distance from zero, in widths, from which the steps are flat
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 @dataclass(frozen=True, slots=True)
 class SmoothedChange:
-    """Recall of the candidate minus that of the reference, in points, from margins."""
+    """Recall of the candidate minus that of the reference, in points, estimated from margins."""
 
     value: float
-    error: float  # standard error; a bias that shows is part of it
+    error: float  # standard error, including the apparent bias
     freedom: float  # degrees of freedom of Student's t
     width: float  # h, in units of the scores; 0: flips were counted
-    flips: float  # the change by a count of flips, points
+    flips: float  # the change from a count of flips, points
     flips_error: float  # its standard error
-    disagreement: float  # flips minus value, in standard errors of that
-    noise: float  # squared points: variance of what one image contributes
+    disagreement: float  # flips minus value, in standard errors of that difference
+    noise: float  # squared points: variance of one image's contribution
     floor: float  # squared points: error^2 is about noise / images + floor / images^2
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        """Bounds in points; 0.95 leaves 2.5 % on each side."""
+        """Bounds in points; a confidence of 0.95 leaves 2.5% on each side."""
         reach = _student(NormalDist().inv_cdf((1 + confidence) / 2), self.freedom) * self.error
         return max(-100.0, self.value - reach), min(100.0, self.value + reach)
 
     def sigmas_above(self, points: float) -> float:
-        """How far the value lies above ``points``, as a quantile of the normal distribution."""
+        """Distance of the value above ``points``, as a quantile of the normal distribution."""
         return _normal((self.value - points) / self.error, self.freedom)
 
 
 def smoothed_change(
     margins: tuple[Margins, Margins], hits: tuple[Bools, Bools], owners: Ints
 ) -> SmoothedChange:
-    """Estimate the change of one figure; pairs are reference, candidate.
+    """Estimate the change of one recall figure. Pairs are (reference, candidate).
 
-    Queries whose margin changed by more than ``h`` are counted as what they are, a flip or none: a
-    smooth step says little about them, and would smooth away what a fault in some pictures does.
+    Queries whose margin changed by more than ``h`` are counted as flips or not, without smoothing:
+    a smooth step says little about them, and would hide the effect of a fault in some images.
 
-    To what is averaged, one image that won and one that lost are added, as in
-    `bootstrap_interval`: images like none of the test set may exist.
+    For the error, one image that won and one that lost are added to the data, as in
+    `bootstrap_interval`: images unlike any of the test set may exist.
 
     Args:
-        margins: (n_query,) each, see above.
-        hits: (n_query,) each, whether the query counts. Ties go by the order of the gallery, so
-            this is not quite ``margins > 0``.
-        owners: (n_query,) image of each query, 0 to n_image - 1, each with a query. Queries of one
-            image rise and fall together, so images are what the error is computed over.
+        margins: (n_query,) floats each, see the module's docstring.
+        hits: (n_query,) bools each, whether the query counts. Ties are broken by the order of the
+            gallery, so this is not quite ``margins > 0``.
+        owners: (n_query,) image of each query, 0 to n_image - 1; each image has a query. Queries
+            of one image rise and fall together, so the error is computed over images.
     """
     before, after = (side.astype(np.float64) for side in margins)
     sizes = np.bincount(owners)
@@ -104,15 +104,15 @@ def smoothed_change(
 
 
 def ranking_change(before: Ranking, after: Ranking, k: int, owners: Ints) -> SmoothedChange:
-    """`smoothed_change` of Recall@k from two rankings of the same queries."""
+    """Estimate the change of Recall@k from two rankings of the same queries."""
     margins = before.margins[:, KS.index(k)], after.margins[:, KS.index(k)]
     return smoothed_change(margins, (before.ranks <= k, after.ranks <= k), owners)
 
 
 def reach_of_unseen(confidence: float) -> float:
-    """How far the interval of an unchanged figure reaches, in points times the number of images.
+    """Half-width of the interval of an unchanged figure, in points times the number of images.
 
-    Only the two added images speak then, with one query each and four degrees of freedom.
+    Only the two added images contribute then, with one query each and four degrees of freedom.
     """
     return 100 * math.sqrt(2) * _student(NormalDist().inv_cdf((1 + confidence) / 2), 4.0)
 
@@ -120,8 +120,8 @@ def reach_of_unseen(confidence: float) -> float:
 def _widths(before: Array, after: Array) -> Iterator[float]:
     """Widths to try, widest first: shares of the margins' spread, smaller for more queries.
 
-    The bias falls with h^4 and the variance rises with 1 / h, so h ~ n^(-1/9) has the least mean
-    squared error, and any faster decrease lets the bias vanish beside the error.
+    The bias falls with h^4 and the variance rises with 1 / h, so h ~ n^(-1/9) minimizes the mean
+    squared error. With any faster decrease, the bias vanishes relative to the error.
     """
     low, high = np.quantile(np.concatenate([before, after]), [0.25, 0.75])
     widest = _WIDEST * (high - low) / _QUARTILES * min(1.0, (_QUERIES / len(before)) ** _POWER)
@@ -129,7 +129,7 @@ def _widths(before: Array, after: Array) -> Iterator[float]:
 
 
 def _smooth_flips(before: Array, after: Array, flips: Array, h: float) -> tuple[Array, Array]:
-    """What each query contributes, with steps of fourth and of sixth order."""
+    """Contribution of each query, with smooth steps of fourth and of sixth order. (n_query,)."""
     fourth, sixth = flips.copy(), flips.copy()
     near = np.abs(after - before) <= h
     fourth[near] = sixth[near] = 0.0
@@ -147,7 +147,7 @@ def _steps(x: Array) -> tuple[Array, Array]:
 
 
 def _mean(values: Array, owners: Ints, sizes: Ints) -> tuple[float, Array]:
-    """The mean over queries in points, and by how much each image deviates from it."""
+    """Return the mean over queries in points, and each image's deviation from it (n_image,)."""
     sums = np.bincount(owners, values)
     mean = 100 * float(sums.sum() / sizes.sum())
     return mean, (100 * sums - mean * sizes) / sizes.mean()
@@ -158,10 +158,10 @@ def _error(rest: Array, floor: float) -> float:
 
 
 def _freedom(rest: Array, floor: float) -> float:
-    """Degrees of freedom with which the images, and the two added ones, give a variance.
+    """Degrees of freedom of the variance over the images and the two added ones (Satterthwaite).
 
-    Satterthwaite's: the variance of a sample variance depends on the kurtosis, and a few images
-    that changed among many that did not say little.
+    The variance of a sample variance depends on the kurtosis: a few changed images among many
+    unchanged ones carry little information.
     """
     squares = np.concatenate([rest**2, [floor / 2, floor / 2]])
     kurtosis = len(squares) * float(squares @ squares) / float(squares.sum()) ** 2
@@ -169,7 +169,7 @@ def _freedom(rest: Array, floor: float) -> float:
 
 
 def _normal(t: float, freedom: float) -> float:
-    """The normal quantile as probable as one of Student's t, to 1 % (Wallace, 1959)."""
+    """The normal quantile that is as probable as ``t``, to 1% (Wallace, 1959)."""
     scale = (8 * freedom + 1) / (8 * freedom + 3)
     return math.copysign(scale * math.sqrt(freedom * math.log1p(t * t / freedom)), t)
 

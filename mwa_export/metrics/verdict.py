@@ -1,12 +1,12 @@
-"""The verdict on drops of recall: a test of non-inferiority with the budget as the margin.
+"""The verdict on drops of recall: a non-inferiority test with the budget as its margin.
 
 A figure *passes* when the data show that its drop is below the budget, *fails* when they show that
 it is above, and is *undecided* when they show neither.
 
-All figures have to pass, so each is tested at the full level: by the intersection-union test
-(Berger, 1982) the whole passes wrongly no more often than one figure does. One figure that fails is
-enough, so failing takes Holm's (1979) procedure: the chance that any of them fails wrongly stays at
-the level, however they depend on each other.
+All figures have to pass, so each is tested at the full level: with an intersection-union test
+(Berger, 1982) a wrong pass overall is no likelier than for a single figure. One failed figure is
+enough to fail, so failing uses Holm's (1979) procedure: the chance that any figure fails wrongly
+stays at the level, however the figures depend on each other.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from mwa_export.metrics.smoothed import SmoothedChange, reach_of_unseen
 
 Verdict = Literal["passes", "fails", "undecided"]
 CONFIDENCE = 0.95
-_POWER = 0.8  # with which the number of pictures that is named decides
-_CHANCE = 0.01  # that two estimates of figures of a sound test set are called contradictory
-_MOST = 100_000_000  # pictures; more are no advice
+_POWER = 0.8  # probability that the suggested number of images decides
+_CHANCE = 0.01  # probability of a false contradiction between the two estimates of a change
+_MOST = 100_000_000  # images; a larger number is not practical advice
 
 
 def verdicts(
     changes: Sequence[SmoothedChange], budget: float, confidence: float = CONFIDENCE
 ) -> list[Verdict]:
-    """The verdict on each figure: undecided also where flips contradict the margins.
+    """Judge each figure. Where flips contradict the margins, it is undecided too.
 
     Args:
-        changes: of all figures that are judged together.
-        budget: points that each may drop.
-        confidence: of the two-sided interval; half of the rest is the level on either side.
+        changes: all figures that are judged together.
+        budget: percentage points that each figure may drop.
+        confidence: of the two-sided interval; the level of each side is (1 - confidence) / 2.
     """
     level = (1 - confidence) / 2
     found: list[Verdict] = [
@@ -62,21 +62,21 @@ def _by_flips(change: SmoothedChange, budget: float, level: float) -> Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The verdict on a candidate, for the record: figures are those of the worst one."""
+    """The verdict on a candidate as it is recorded, with the numbers of its worst figure."""
 
     verdict: Verdict
-    figure: str  # whose lower bound is the lowest, "TR@1"
+    figure: str  # the one with the lowest lower bound, "TR@1"
     change: float  # estimate, points
     low: float  # its interval at the confidence
     high: float
     confidence: float
-    pictures: int | None = None  # with which it would probably be decided, if it is undecided
-    objection: str | None = None  # why the data are no evidence
-    accepted: bool = False  # undecided, and the user said that this passes
+    pictures: int | None = None  # images that would probably decide an undecided verdict
+    objection: str | None = None  # why the data are not evidence
+    accepted: bool = False  # undecided, and the user accepted that
 
     @property
     def takes(self) -> bool:
-        """Whether the candidate may be taken without being told."""
+        """Whether the candidate may be used by default."""
         return self.verdict == "passes" or self.accepted
 
     def words(self) -> str:
@@ -92,11 +92,14 @@ def decide(
     objection: str | None = None,
     accept: bool = False,
 ) -> Decision:
-    """The verdict on all figures of a candidate, by name.
+    """Judge a candidate by all its figures.
 
     Args:
-        objection: why the data are no evidence, so that nothing passes.
-        accept: an undecided verdict is good enough.
+        changes: change of each figure, by figure name.
+        budget: percentage points that each figure may drop.
+        confidence: of the intervals.
+        objection: why the data are not evidence; if given, nothing passes.
+        accept: treat an undecided verdict as good enough.
     """
     verdict = whole(verdicts([*changes.values()], budget, confidence))
     if objection is not None and verdict == "passes":
@@ -118,23 +121,23 @@ def decide(
 
 
 def whole(found: Iterable[Verdict]) -> Verdict:
-    """The verdict on all: fails if one fails, passes if every one does."""
+    """Combine verdicts: fails if one fails, passes if all pass, else undecided."""
     every = set(found)
     return "fails" if "fails" in every else "undecided" if "undecided" in every else "passes"
 
 
 def contradicts(change: SmoothedChange, figures: int) -> bool:
-    """Whether the count of flips is further from the estimate than chance takes one of them."""
+    """Whether the count of flips differs from the estimate by more than chance explains."""
     return abs(change.disagreement) > NormalDist().inv_cdf(1 - _CHANCE / 2 / figures)
 
 
 def pictures_to_decide(
     change: SmoothedChange, budget: float, confidence: float = CONFIDENCE
 ) -> int | None:
-    """Pictures with which a figure would probably be decided, two significant digits.
+    """Number of images that would probably decide a figure, to two significant digits.
 
-    It takes the estimate for the truth, and decides with a probability of 80 % then. None: the
-    estimate lies so close to the budget that no practical number would.
+    If the estimate is the true change, that many images decide with a probability of 80%. None: the
+    estimate is so close to the budget that no practical number of images would.
     """
     sigmas = NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(_POWER)
     wanted = ((change.value + budget) / sigmas) ** 2  # squared error: noise / n + floor / n^2
@@ -148,6 +151,6 @@ def pictures_to_decide(
 
 
 def fewest_pictures(budget: float, confidence: float = CONFIDENCE) -> int | None:
-    """Pictures below which not even an unchanged model passes; None: no number is enough."""
+    """Fewest images with which an unchanged model can pass; None: no number is enough."""
     reach = reach_of_unseen(confidence)
     return None if reach / _MOST > budget else math.ceil(reach / budget)

@@ -1,4 +1,4 @@
-"""Compare every runtime and precision of one bundle with the same reference, in one run."""
+"""Compare several runtimes and precisions of a bundle with one reference, in one run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from mwa_export.runtimes.options import PRECISIONS, RuntimeOptions
 
 
 def every_candidate(bundle: Bundle, options: RuntimeOptions) -> list[RuntimeOptions]:
-    """What the bundle has graphs or engines for and this machine runs, else as in ``options``."""
+    """Return all runtimes and precisions that the bundle contains and this machine can run.
+
+    All other settings are taken from ``options``.
+    """
     pairs = [(runtime, kind) for runtime, kinds in PRECISIONS.items() for kind in kinds]
     asked = [
         replace(options, runtime=runtime, precision=precision)
@@ -44,27 +47,33 @@ def compare_candidates(
 ) -> dict[str, Finished]:
     """Compare a bundle on several runtimes, or in several precisions, with one reference.
 
-    The reference is embedded once: without a cache its embeddings are kept until the end.
+    The test set is embedded with the reference only once. Without a cache, these embeddings are
+    kept in a temporary folder until the end.
 
     Args:
-        candidates: none named: all that the bundle has and this machine runs.
-        run, options, progress: see `compare_models`; the run's runtime is not read.
+        reference: a checkpoint, or a bundle.
+        bundle: the bundle to check.
+        data: the test set.
+        candidates: runtimes and precisions; empty: all that the bundle contains and this machine
+            can run.
+        run, options, progress: see `compare_models`. Of ``run.runtime``, only the threads are used
+            if ``candidates`` are given.
 
     Returns:
         A result for each candidate, by its name such as "openvino-int8".
 
     Raises:
-        UsageError: options that are for one candidate.
-        RuntimeUnavailableError: one that was named cannot run here.
+        UsageError: ``run`` has options that apply to a single candidate only.
+        RuntimeUnavailableError: a given candidate cannot run on this machine.
     """
     run, progress = run or RunOptions(), progress or Silent()
     if run.graphs or run.layers:
         given = "graphs" if run.graphs else "layers"
-        raise UsageError(f"`{given}` is for one candidate, and several are compared. Leave it out.")
+        raise UsageError(f"`{given}` cannot be used with several candidates. Omit it.")
     progress("open the bundle")
     opened = Bundle.open(bundle)
     chosen = list(candidates) or every_candidate(opened, run.runtime)
-    for asked in candidates:  # before the hours that the first ones may take
+    for asked in candidates:  # fail now, not after hours of embedding
         if error := _obstacle(opened, asked):
             raise error
     found: dict[str, Finished] = {}
@@ -85,7 +94,7 @@ def compare_candidates(
 
 
 def _obstacle(bundle: Bundle, options: RuntimeOptions) -> RuntimeUnavailableError | None:
-    """Why this machine does not run that; None: it does."""
+    """Why this machine cannot run a runtime and precision; None if it can."""
     try:
         choose(bundle.manifest, options, this_machine(bundle.manifest, options))
     except RuntimeUnavailableError as error:

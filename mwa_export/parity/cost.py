@@ -1,4 +1,4 @@
-"""What each side costs: the size of its model, and the time that embedding with it takes."""
+"""Cost of each side: the size of its model and the time per embedding."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Clock:
     calls: dict[Tower, list[float]] = field(default_factory=lambda: {t: [] for t in TOWERS})
 
     def time(self, encoder: Encoder) -> Encoder:
-        """The same encoder; each call of its backend is timed."""
+        """Return the encoder with every call of its backend timed."""
         return replace(encoder, backend=_Timed(encoder.backend, self))
 
     def cost(self, side: Contender, encoder: Encoder) -> Cost:
-        """What the encoder that was timed costs. Medians, as a machine may be busy for a while."""
+        """Size and median time of the encoder; a median is robust against a busy machine."""
         vision, text = (median(calls) if calls else None for calls in map(self.calls.get, TOWERS))
         return Cost(side, encoder.model_bytes, vision, text)
 
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    """A backend whose calls are timed."""
+    """Wraps a backend and times its calls."""
 
     backend: Backend
     clock: Clock

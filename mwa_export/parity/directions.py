@@ -1,4 +1,4 @@
-"""The measures of one direction: recall, ranks, who won and lost, and how sure that is."""
+"""Measures of one retrieval direction: recall, ranks, flips, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Settings of the intervals; the last two are the bootstrap's."""
+    """Settings of the intervals; resamples and seed are those of the bootstrap."""
 
     confidence: float
     resamples: int
@@ -30,7 +30,7 @@ def measure_direction(
 ) -> DirectionResult:
     """Compare two rankings of the same queries.
 
-    ``owners``: (n_query,) image row of each query; images are what is resampled.
+    ``owners``: (n_query,) image row of each query; the bootstrap resamples images.
     """
     flipped = (before.ranks == 1) != (after.ranks == 1)
     margins = np.abs(before.margins[:, 0])
@@ -53,7 +53,7 @@ def measure_direction(
 
 
 def with_float32(direction: DirectionResult, exact: Ranking) -> DirectionResult:
-    """Add the candidate's float32 figures, from before its precision was reduced."""
+    """Add the recall that the candidate has in float32, before quantization."""
     recalls = tuple(replace(r, float32=exact.recall(r.k)) for r in direction.recalls)
     return replace(direction, recalls=recalls)
 
@@ -69,7 +69,7 @@ def _recall_change(
         np.bincount(owners),
         confidence=sampling.confidence,
         resamples=sampling.resamples,
-        # its own stream per figure, so that no figure depends on which others are computed
+        # one stream per figure, so that no figure depends on which others are computed
         rng=np.random.default_rng([sampling.seed, ("tr", "ir").index(name), k]),
     )
     smoothed = ranking_change(before, after, k, owners)

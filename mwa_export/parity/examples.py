@@ -1,4 +1,4 @@
-"""The queries whose rank changed most, to look at first."""
+"""Examples: the queries whose rank changed most."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Names of images and texts of captions, for people."""
+    """Names of images and texts of captions, for display."""
 
     pictures: Sequence[str]  # n_image
     captions: Sequence[str]  # n_text
@@ -30,7 +30,7 @@ class Labels:
 
     @classmethod
     def of_counts(cls, images: int, captions: int) -> Labels:
-        """Row numbers, where nothing else is known."""
+        """Row numbers as labels, for data without names and texts."""
         return cls(
             [f"image {row}" for row in range(images)],
             [f"caption {row}" for row in range(captions)],
@@ -44,9 +44,9 @@ def best_examples(
     labels: Labels,
     count: int,
 ) -> tuple[Example, ...]:
-    """The queries whose rank fell by the largest factor: the worst ones with the sides exchanged.
+    """Return the queries whose rank improved by the largest factor, best first.
 
-    See `worst_examples`.
+    Arguments are those of `worst_examples`.
     """
     return tuple(
         replace(example, rank_before=example.rank_after, rank_after=example.rank_before)
@@ -61,10 +61,17 @@ def worst_examples(
     labels: Labels,
     count: int,
 ) -> tuple[Example, ...]:
-    """The queries whose rank grew by the largest factor, ``count`` per direction, worst first.
+    """Return the queries whose rank worsened by the largest factor, worst first.
 
-    A factor and not a difference: falling from rank 1 to 5 hurts more than from 400 to 900.
-    Rankings are of text retrieval and image retrieval; ``owners``: (n_text,) image rows.
+    Queries are sorted by factor, not by difference: falling from rank 1 to 5 hurts more than
+    falling from 400 to 900.
+
+    Args:
+        before: the reference's rankings of text retrieval and of image retrieval.
+        after: the candidate's.
+        owners: (n_text,) image row of each caption.
+        labels: names of images and texts of captions.
+        count: examples per direction.
     """
     first_caption = np.zeros(len(labels.pictures), np.int64)
     first_caption[owners[::-1]] = np.arange(len(owners))[::-1]
@@ -73,7 +80,7 @@ def worst_examples(
     for direction, old, new in zip(directions, before, after, strict=True):
         for query in _worst(old, new, count):
             right, winner = int(old.right[query]), int(new.top[query, 0])
-            # Rows of what is right, and of what ranks first after.
+            # Rows of the right item, and of the item that ranks first afterwards.
             if direction == "tr":
                 images, captions = (query, int(owners[winner])), (right, winner)
             else:

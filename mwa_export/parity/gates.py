@@ -1,4 +1,4 @@
-"""The conditions a conversion has to meet, and the verdict on them."""
+"""The gates that a conversion has to pass, and the verdict on each."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mwa_export.parity.result import DirectionResult, GateResult
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """Thresholds of the gates. None leaves a gate out."""
+    """Thresholds of the gates; None disables a gate."""
 
     max_recall_drop: float | None = MAX_RECALL_DROP  # points, for each of the six recall figures
-    min_cosine: float | None = None  # for every row of both towers
+    min_cosine: float | None = None  # of every embedding of both towers
 
     def __post_init__(self) -> None:
         drop, cosine = self.max_recall_drop, self.min_cosine
@@ -33,7 +33,7 @@ def check_gates(
     cosines: Sequence[CosineSummary],
     objection: str | None = None,
 ) -> tuple[GateResult, ...]:
-    """One result per figure that has a gate. ``objection``: why recall is no evidence here."""
+    """Check every gate. ``objection``: why the data are not evidence about recall, or None."""
     results: list[GateResult] = []
     if gates.max_recall_drop is not None:
         changes = {
@@ -48,20 +48,20 @@ def check_gates(
 
 
 def pictures_for_verdict(gates: Sequence[GateResult]) -> int | None:
-    """Pictures with which an undecided verdict would probably be decided; None: not known."""
+    """Number of images that would probably decide an undecided verdict; None: unknown."""
     if whole(gate.verdict for gate in gates) != "undecided":
         return None
     open_ = [gate for gate in gates if gate.verdict == "undecided"]
     failing = [gate.pictures for gate in open_ if gate.found < gate.limit and gate.pictures]
     if failing:
-        return min(failing)  # the first that fails decides
+        return min(failing)  # one failed gate is enough
     needed = [gate.pictures for gate in open_]
     return None if None in needed else max((n for n in needed if n), default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
-    """Words the verdict on a recall figure."""
+    """Makes the gate result of a recall figure, with its sentence."""
 
     limit: float
     confidence: float
@@ -70,16 +70,16 @@ class _Judge:
 
     def __call__(self, figure: str, change: SmoothedChange, verdict: Verdict) -> GateResult:
         low, high = change.interval(self.confidence)
-        said = f"{figure} changed by {change.value:+.2f} points [{low:+.2f}, {high:+.2f}], allowed"
-        said, pictures = f"{said} to drop by {self.limit:g}", None
+        said = f"{figure} changed by {change.value:+.2f} points [{low:+.2f}, {high:+.2f}]"
+        said, pictures = f"{said}, allowed drop {self.limit:g}", None
         if verdict == "passes" and self.objection:
-            verdict, said = "undecided", f"{said}; no evidence, as {self.objection}"
+            verdict, said = "undecided", f"{said}; undecided because {self.objection}"
         elif verdict == "undecided" and contradicts(change, self.figures):
-            said = f"{said}; a count of flips contradicts it ({change.flips:+.2f} points)"
+            said = f"{said}; the count of flips contradicts this ({change.flips:+.2f} points)"
         elif verdict == "undecided":
             pictures = pictures_to_decide(change, self.limit, self.confidence)
-            needed = f"about {pictures:,}" if pictures else "more than any usual number of"
-            said = f"{said}; {needed} pictures would probably decide it"
+            needed = f"about {pictures:,}" if pictures else "no practical number of"
+            said = f"{said}; {needed} images would probably decide it"
         return GateResult(
             f"{figure} change", 0.0 - self.limit, change.value, verdict, said, pictures
         )
@@ -89,12 +89,12 @@ def _cosine_gate(summary: CosineSummary, limit: float) -> GateResult:
     name = f"{summary.tower} cosine"
     passed = summary.minimum >= limit
     number = _apart(summary.minimum, limit, passed)
-    message = f"{name} is {number} at its smallest (row {summary.minimum_row}), allowed {limit:g}"
+    message = f"smallest {name} is {number} (row {summary.minimum_row}), expected >= {limit:g}"
     return GateResult(name, limit, summary.minimum, "passes" if passed else "fails", message)
 
 
 def _apart(value: float, limit: float, passed: bool) -> str:
-    """A rounded number; with more digits where rounding would hide that it misses its limit."""
+    """Round a number, with more digits where rounding would hide that it misses its limit."""
     digits = 6
     while not passed and digits < 17 and float(f"{value:.{digits}f}") == limit:
         digits += 1

@@ -1,4 +1,4 @@
-"""Signal-to-noise ratio of the residual stream after every block, to find the layer to blame."""
+"""Signal-to-noise ratio of the residual stream after every block, to find the faulty layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mwa_export.progress import Progress, Silent
 from mwa_export.runtimes.backend import Probe
 from mwa_export.spec import TOWERS, ModelConfig, Tower
 
-SAMPLES = 64  # pictures, and as many captions
+SAMPLES = 64  # images, and as many captions
 _BATCH = 8
 
 Inputs = tuple[NDArray[Any], ...]
@@ -33,14 +33,15 @@ def layer_drift(
     *,
     progress: Progress | None = None,
 ) -> tuple[LayerSnr, ...]:
-    """Compare both sides block by block, on the same inputs: the candidate's.
+    """Compare both sides block by block on the candidate's inputs.
 
-    SNR is 10 log10 of the reference's energy over the energy of the difference, summed over the
-    tokens that both sides compute (padding never counts), of as many pictures as captions.
+    SNR in dB is 10 log10(energy of the reference / energy of the difference). Energies are sums
+    over the tokens that both sides compute, without padding, of up to 64 images and 64 captions.
 
     Raises:
-        UsageError: the sides do not have the same blocks.
+        UsageError: the sides have different blocks.
         BundleError: a graph was not made by this package.
+        ImageError: an image can no longer be read.
     """
     check_layers(reference, candidate)
     progress = progress or Silent()
@@ -60,17 +61,17 @@ def layer_drift(
 
 
 def layer_names(config: ModelConfig) -> list[str]:
-    """Names of a probe's arrays, in their order."""
+    """Names of a probe's arrays, in order: "block 0" and so on, then "embedding"."""
     return [*(f"block {index}" for index in range(config.backbone.layers)), "embedding"]
 
 
 def check_layers(reference: Encoder, candidate: Encoder) -> None:
-    """Raise UsageError or BundleError unless both sides have blocks that can be compared."""
+    """Raise UsageError or BundleError if the blocks of the two sides cannot be compared."""
     ours, theirs = _shape(reference), _shape(candidate)
     if ours != theirs:
         raise UsageError(
-            f"{reference.info.source} has {ours} and {candidate.info.source} has {theirs}. Layers "
-            "can be compared where both read the same inputs. Leave `layers` out."
+            f"{reference.info.source} has {ours}; {candidate.info.source} has {theirs}. Layers can "
+            "only be compared if these are equal. Omit `layers`."
         )
     for side in (reference, candidate):
         for tower in TOWERS:
@@ -78,11 +79,11 @@ def check_layers(reference: Encoder, candidate: Encoder) -> None:
 
 
 def _shape(side: Encoder) -> str:
-    """Shape that two sides must share for their blocks to be comparable."""
+    """Describe what must be equal for the blocks of two sides to be comparable."""
     b = side.config.backbone
     return (
         f"{b.layers} blocks of width {b.embed_dim}, {b.image_size} pixels, "
-        f"{b.vocab_size} token ids, texts of {b.max_text_length}"
+        f"{b.vocab_size} token ids, texts of up to {b.max_text_length} tokens"
     )
 
 
@@ -110,10 +111,10 @@ def _compare(
 def _common_tokens(
     one: Floats, other: Floats, mask: NDArray[np.int64] | None
 ) -> tuple[Floats, Floats]:
-    """Tokens that both sides compute: all real ones, or token 0 where one side has only that."""
+    """Select tokens that both sides compute: all but padding, or token 0 if a side has no other."""
     if one.ndim == 2:  # embeddings
         return one, other
-    if one.shape[1] != other.shape[1]:  # the merged last block has one token
+    if one.shape[1] != other.shape[1]:  # the last block of a merged graph computes one token
         return one[:, :1], other[:, :1]
     if mask is None or one.shape[1] == 1:
         return one, other
@@ -125,8 +126,8 @@ def _probe(side: Encoder, tower: Tower) -> Probe:
     if found is None:
         runtime = side.info.runtime.partition(" ")[0]
         raise UsageError(
-            f"{side.info.name}: {runtime} fuses blocks and shows none of them. Compare layers with "
-            "`runtime=onnxruntime`, or leave `layers` out."
+            f"{side.info.name}: {runtime} fuses blocks and cannot return their outputs. Compare "
+            "layers with `runtime=onnxruntime`, or omit `layers`."
         )
     return found
 
@@ -140,8 +141,8 @@ def _picture_batches(
             picture = data.pictures[row]
             try:
                 pixels.append(side.pixels(picture, str(picture)))
-            except ImageError as error:  # it could be read a minute ago
-                raise ImageError(f"{error} It changed during the run.") from error
+            except ImageError as error:  # it could be read earlier in this run
+                raise ImageError(f"{error} It changed during the run. Run again.") from error
         yield (np.stack(pixels),)
 
 

@@ -1,4 +1,4 @@
-"""Compare two models by what they retrieve: the measures, the verdict, one result object."""
+"""Compare two models by what they retrieve: all measures and the verdict in one result."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ class CompareOptions:
     """Options of `compare`: gates, interval and seed."""
 
     gates: Gates = field(default_factory=Gates)
-    confidence: float = CONFIDENCE  # of the intervals; half of the rest is the level of a verdict
+    confidence: float = CONFIDENCE  # of the intervals; a verdict's level is (1 - confidence) / 2
     resamples: int = 10_000
     seed: int = 0  # of the bootstrap
-    examples: int = 12  # queries that got worse, and better, to list per direction
+    examples: int = 12  # number of losses, and of gains, to list per direction
 
     def __post_init__(self) -> None:
         fits = 0.5 <= self.confidence < 1
         check_option("confidence", self.confidence, fits, "0.5 to below 1, such as 0.95")
         check_option("resamples", self.resamples, self.resamples >= 100, "at least 100")
-        check_option("seed", self.seed, self.seed >= 0, "0 or more")
-        check_option("examples", self.examples, self.examples >= 0, "0 or more")
+        check_option("seed", self.seed, self.seed >= 0, "at least 0")
+        check_option("examples", self.examples, self.examples >= 0, "at least 0")
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Facts about the two sides beyond their embeddings."""
+    """What is known about the two sides besides their embeddings."""
 
     reference: EncoderInfo
     candidate: EncoderInfo
@@ -69,9 +69,9 @@ class Context:
     layers: tuple[LayerSnr, ...] = ()
     costs: tuple[Cost, ...] = ()
     warnings: tuple[str, ...] = ()
-    cut_captions: tuple[int, int] | None = None  # reference, candidate; None: not known
+    cut_captions: tuple[int, int] | None = None  # reference, candidate; None: unknown
     labels: Labels | None = None  # of arrays; None: row numbers
-    float32: Vectors | None = None  # the candidate's before its precision was reduced
+    float32: Vectors | None = None  # the candidate's in float32, before quantization
 
 
 def compare(
@@ -87,15 +87,15 @@ def compare(
     To embed and compare a bundle and its checkpoint, use `compare_models`.
 
     Args:
-        reference: decides. A pair (images, texts) of shapes (n_image, D) and (n_text, D), float,
-            rows of unit length.
-        candidate: is checked. A pair of the same shapes.
+        reference: the embeddings to compare with. A pair (images, texts) of floats, of shapes
+            (n_image, D) and (n_text, D), with rows of unit length.
+        candidate: the embeddings to check. A pair of the same shapes.
         data: a test set, or the row of each caption's image, (n_text,) integers.
         options: gates, confidence, seed.
-        progress: told about each step.
+        progress: called for each step.
 
     Raises:
-        RecallError: embeddings that are not finite, not of unit length, or do not fit the data.
+        RecallError: embeddings are not finite, not of unit length, or do not fit the data.
         UsageError: a side is not a pair.
     """
     sides = (
@@ -112,8 +112,8 @@ def _pair(embeddings: Any) -> Vectors:
         return Vectors(*embeddings)
     except TypeError as error:
         raise UsageError(
-            f"compare() was given a {type(embeddings).__name__} for a side. Expected a pair "
-            "(image embeddings, text embeddings). For models, use compare_models()."
+            f"compare() expects a pair (image embeddings, text embeddings) for each side, got "
+            f"{type(embeddings).__name__}. For models, use compare_models()."
         ) from error
 
 
@@ -125,7 +125,7 @@ def measure(
     options: CompareOptions | None = None,
     progress: Progress | None = None,
 ) -> Parity:
-    """All measures of two sets of embeddings, and the verdict. See `compare`."""
+    """Compute all measures of two sets of embeddings, and the verdict. See `compare`."""
     options, progress = options or CompareOptions(), progress or Silent()
     labels, pairs = _labels_and_pairs(data)
     labels = context.labels or labels
@@ -137,7 +137,7 @@ def measure(
     same = all(summary.identical == summary.rows for summary in cosines)
     ranked = _rank_all(reference, candidate, pairs, progress, same=same)
     before, after = ranked["reference", "reference"], ranked["candidate", "candidate"]
-    progress("measure how sure the differences are")
+    progress("compute confidence intervals")
     owners = pairs.rows()
     measured = Sampling(options.confidence, options.resamples, options.seed)
     directions = (
@@ -186,7 +186,10 @@ def measure(
 def _rank_all(
     reference: Vectors, candidate: Vectors, pairs: Pairs, progress: Progress, *, same: bool
 ) -> dict[tuple[Which, Which], tuple[Ranking, Ranking]]:
-    """Rankings with the images of each side against the texts of each side."""
+    """Rank the images of each side against the texts of each side.
+
+    ``same``: the embeddings of both sides are identical, so that one ranking is enough.
+    """
     sides: dict[Which, Vectors] = {"reference": reference, "candidate": candidate}
     queries = len(pairs.image_ids) + len(pairs.caption_image_ids)
     progress("rank every query", queries if same else 4 * queries)
@@ -218,7 +221,7 @@ def _checked(reference: Vectors, candidate: Vectors, pairs: Pairs) -> tuple[Vect
         raise RecallError(
             f"the embeddings have different widths: reference {sides[0].images.shape[1]} (images) "
             f"and {sides[0].texts.shape[1]} (texts), candidate {sides[1].images.shape[1]} and "
-            f"{sides[1].texts.shape[1]}. Expected one width: they are not of the same model."
+            f"{sides[1].texts.shape[1]}. Expected one width. Are they of the same model?"
         )
     return sides[0], sides[1]
 

@@ -1,8 +1,7 @@
-"""Result of a parity run as plain data. Every report is made from this alone.
+"""Result of a parity run as plain data, from which every report is made.
 
-"Reference" is what decides, "candidate" what is checked. Recall is in percent, differences are in
-percentage points and are candidate minus reference: a loss is negative. ``docs/report.md``
-describes the JSON form.
+The candidate is checked against the reference. Recall is in percent. Differences are candidate
+minus reference in percentage points, so a loss is negative. ``docs/report.md`` describes the JSON.
 """
 
 from __future__ import annotations
@@ -40,25 +39,25 @@ class DataInfo:
     captions: int
     fewest_captions: int  # of an image
     most_captions: int
-    repeated_captions: int  # captions whose text occurs with another image too
+    repeated_captions: int  # captions whose text also occurs with another image
     excluded: tuple[Excluded, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RecallChange:
-    """Recall@k of both sides, in percent, and how sure the difference is.
+    """Recall@k of both sides, in percent, and the uncertainty of the difference.
 
-    The difference is known twice: by the count of flips, and by the margins of all queries near the
-    boundary. Margins say more and decide the gate.
+    The difference is estimated twice: from the count of flips, and from the margins of all queries
+    near the boundary. The estimate from margins is more precise and decides the gate.
     """
 
     k: int
     reference: float
     candidate: float
-    difference: float  # points, by flips; exactly 0.0 if as many queries were won as lost
+    difference: float  # points, from flips; exactly 0.0 if as many queries were won as lost
     low: float  # interval of the difference at the result's confidence, points
     high: float
-    smoothed: SmoothedChange  # the difference by margins
+    smoothed: SmoothedChange  # the difference estimated from margins
     smoothed_low: float  # its interval at the result's confidence, points
     smoothed_high: float
     won: int  # queries that only the candidate finds among its k best
@@ -69,20 +68,20 @@ class RecallChange:
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """Score of the best right item minus that of the best wrong one, in the reference.
+    """Score of the best right item minus that of the best wrong item, in the reference.
 
-    Flips among queries of small margin are coin tosses; flips of large margin are damage.
+    Flips of queries with a small margin are coin tosses; flips with a large margin are damage.
     """
 
     flipped: int  # queries that are right at rank 1 on one side only
     flipped_median: float | None  # median of the absolute margin; None: nothing flipped
     flipped_largest: float | None
-    all_median: float  # the same over all queries
+    all_median: float  # median of the absolute margin over all queries
 
 
 @dataclass(frozen=True, slots=True)
 class DirectionResult:
-    """One direction: tr asks with images for texts, ir with texts for images."""
+    """Results of one direction: tr searches texts with images, ir searches images with texts."""
 
     direction: Direction
     queries: int
@@ -111,8 +110,8 @@ class Stage:
 
     name: str
     state: Literal["same", "changed", "not measured"]
-    detail: str  # what was compared, or why nothing was
-    vision_cosine: float | None = None  # mean over all images; None: the tower is untouched
+    detail: str  # what was compared, or why it was not measured
+    vision_cosine: float | None = None  # mean over all images; None: the tower did not change
     text_cosine: float | None = None
     tr1: float | None = None  # change of TR@1, points; None if not measured
     ir1: float | None = None
@@ -132,21 +131,21 @@ class Cost:
     """Size of a model, and the time it took in this run."""
 
     side: Contender  # float32: the candidate before its precision was reduced
-    model_bytes: int | None  # of the graph files; of a checkpoint, of its weights. None: arrays
-    image_ms: float | None  # per picture, decoding left out; None: all came from the cache
-    text_ms: float | None  # per distinct caption, tokenizing left out
+    model_bytes: int | None  # of the graph files, or of a checkpoint's weights; None: arrays
+    image_ms: float | None  # per image, without decoding; None: all came from the cache
+    text_ms: float | None  # per distinct caption, without tokenizing; None: see image_ms
 
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """One condition of the verdict: what was found must not lie below the limit."""
+    """One condition of the verdict: ``found`` must be at least ``limit``."""
 
     name: str  # "TR@1 change", "vision cosine"
     limit: float  # points of a change: -0.2 allows a drop of 0.2
-    found: float  # a change is estimated from margins
+    found: float  # the measured value; a change is the estimate from margins
     verdict: Verdict
     message: str  # one sentence with both numbers
-    pictures: int | None = None  # with which an undecided one would probably be decided
+    pictures: int | None = None  # images that would probably decide an undecided gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +166,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The whole result."""
+    """Result of a parity run: verdict, gates, all measures, and what was compared."""
 
-    verdict: Verdict  # on all gates; passes if there is none
-    pictures: int | None  # with which an undecided verdict would probably be decided; None: unknown
-    objection: str | None  # why the data are no evidence about recall, so that nothing is decided
+    verdict: Verdict  # on all gates together; passes if there are none
+    pictures: int | None  # images that would probably decide an undecided verdict; None: unknown
+    objection: str | None  # why the data are not evidence about recall, so that nothing passes
     reference: EncoderInfo
     candidate: EncoderInfo
     data: DataInfo
@@ -183,12 +182,12 @@ class Parity:
     cosines: tuple[CosineSummary, ...]  # vision, text
     cross: tuple[CrossCell, ...]  # 4 cells
     stages: tuple[Stage, ...]  # tokenizer, preprocessing, graph, precision; empty for arrays
-    layers: tuple[LayerSnr, ...]  # empty unless asked for
-    costs: tuple[Cost, ...]  # reference, float32 if precision was reduced, candidate; or none
+    layers: tuple[LayerSnr, ...]  # empty unless requested
+    costs: tuple[Cost, ...]  # reference, [float32 if precision was reduced], candidate; or empty
     examples: tuple[Example, ...]  # ranks that got worse, worst first, both directions
     improved: tuple[Example, ...]  # ranks that got better, best first, both directions
     warnings: tuple[str, ...]
-    cut_captions: tuple[int, int] | None  # longer than the side's longest text; None: not known
+    cut_captions: tuple[int, int] | None  # truncated captions of each side; None: unknown
     created: str  # UTC, ISO 8601
     version: str  # of mwa-export
 

@@ -34,7 +34,7 @@ from mwa_export.spec import TOWERS, Embeddings
 
 
 class Finished(NamedTuple):
-    """A run's result, and the test set without the pictures that had to be left out."""
+    """A run's result, and the test set without the images that were left out."""
 
     result: Parity
     data: RetrievalData
@@ -42,16 +42,16 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Options of `compare_models` beside those of the measures."""
+    """Options of `compare_models` on how to open and embed; see also `CompareOptions`."""
 
-    graphs: tuple[str, ...] = ()  # of the candidate; float32 where none is named
-    runtime: RuntimeOptions = ON_ONNX_RUNTIME  # of the candidate, and its threads of both sides
-    tokenizer: Path | None = None  # of the reference; and of a bundle that carries none
+    graphs: tuple[str, ...] = ()  # of the candidate; float32 for a tower that has none
+    runtime: RuntimeOptions = ON_ONNX_RUNTIME  # of the candidate; its threads are for both sides
+    tokenizer: Path | None = None  # of the reference, and of a bundle without one
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
-    cache: Path | None = None  # folder for the reference's embeddings; None: computed again
-    max_excluded: int = 0  # pictures that may be missing or unreadable
-    layers: bool = False  # compare the blocks too
-    any_space: bool = False  # compare sides of different embedding spaces
+    cache: Path | None = None  # folder for the reference's embeddings; None: no cache
+    max_excluded: int = 0  # images that may be missing or unreadable
+    layers: bool = False  # also compare block by block
+    any_space: bool = False  # allow different embedding spaces
 
 
 def compare_models(
@@ -71,7 +71,14 @@ def compare_models(
         data: a test set, or the path of one.
         run: see RunOptions.
         options: see CompareOptions.
-        progress: told about each step.
+        progress: called for each step.
+
+    Raises:
+        BundleError: a bundle is damaged or does not fit the options.
+        CheckpointError: the reference cannot be read as a checkpoint.
+        DataError: the test set cannot be read, or too many images are missing or unreadable.
+        RuntimeUnavailableError: this machine cannot run the candidate.
+        UsageError: the sides have different embedding spaces, unless ``run.any_space`` is set.
     """
     run, progress = run or RunOptions(), progress or Silent()
     if not isinstance(data, RetrievalData):
@@ -87,16 +94,16 @@ def compare_models(
 
 
 def open_reference(path: Path, candidate: Encoder, run: RunOptions) -> Encoder:
-    """The reference: a bundle if the path holds a manifest, else a checkpoint.
+    """Open the reference: a bundle if the path contains a manifest, otherwise a checkpoint.
 
     Raises:
-        BundleError: a bundle, and options that only checkpoints have.
+        BundleError: the path is a bundle, and options for reading checkpoints were given.
     """
     if not (path / MANIFEST).is_file():
         return open_checkpoint(path, candidate, run.checkpoint, tokenizer=run.tokenizer)
     if run.checkpoint != CheckpointOptions():
         raise BundleError(
-            f"{path}: is a bundle, and options for reading a checkpoint were given. Leave them out."
+            f"{path}: is a bundle, but options for reading a checkpoint were given. Omit them."
         )
     runtime = replace(ON_ONNX_RUNTIME, threads=run.runtime.threads)
     return open_bundle(path, runtime=runtime, tokenizer=run.tokenizer)
@@ -111,14 +118,14 @@ def compare_sides(
     options: CompareOptions | None = None,
     progress: Progress | None = None,
 ) -> Finished:
-    """Embed everything with both sides, trace the drift, measure.
+    """Embed a test set with both opened sides, measure the drift by stage, and compare.
 
     Raises:
-        UsageError: the sides have different embedding spaces, unless the run allows that.
-        DataError: more pictures than allowed are missing or cannot be read.
+        UsageError: the sides have different embedding spaces, unless ``run.any_space`` is set.
+        DataError: more than ``run.max_excluded`` images are missing or unreadable.
     """
     run, progress = run or RunOptions(), progress or Silent()
-    # What can be refused is refused now, and not after the hours that embedding may take.
+    # Check everything before embedding, which may take hours.
     for side in (reference, candidate):
         side.require(*TOWERS)
     if not run.any_space:
@@ -126,15 +133,15 @@ def compare_sides(
     cut = reference.count_cut(data.captions), candidate.count_cut(data.captions)
     if run.layers:
         check_layers(reference, candidate)
-    progress("open the candidate in float32 too")
-    _ = candidate.float32  # what cannot be opened fails before the hours too
+    progress("open the candidate in float32")
+    _ = candidate.float32  # opened here so that errors come before embedding
     embed = Embedder(
         reference, Cache(run.cache, reference.identity) if run.cache else None, progress
     )
     data, images = _embed_pictures(embed, reference, candidate, data, run.max_excluded)
     first = Vectors(images[0], embed.texts(reference, data))
     last = Vectors(images[1], embed.texts(candidate, data))
-    progress("trace the drift by stage")
+    progress("measure the drift by stage")
     stages, exact = drift_by_stage(reference, candidate, data, first, last, embed)
     layers = layer_drift(reference, candidate, data, progress=progress) if run.layers else ()
     warnings = *reference.warnings, *candidate.warnings, *_cut_warnings(reference, candidate, cut)
@@ -152,28 +159,28 @@ def compare_sides(
 
 
 def _cut_warnings(reference: Encoder, candidate: Encoder, cut: tuple[int, int]) -> Iterator[str]:
-    """A sentence for each side that did not see whole captions; one for both if they are alike."""
+    """Yield a sentence for each side that truncates captions, or one for both if they agree."""
     sides = {"the reference": reference, "the candidate": candidate}
     said = [(name, n, side.max_length) for (name, side), n in zip(sides.items(), cut, strict=True)]
     if cut[0] == cut[1] and reference.max_length == candidate.max_length:
         said = [("both sides", cut[0], reference.max_length)]
     for name, count, length in said:
         if count:
-            yield f"{counted(count, 'caption')} of more than {length} tokens: cut on {name}"
+            yield f"{counted(count, 'caption')} of more than {length} tokens truncated on {name}"
 
 
 def _embed_pictures(
     embed: Embedder, reference: Encoder, candidate: Encoder, data: RetrievalData, max_excluded: int
 ) -> tuple[RetrievalData, tuple[Embeddings, Embeddings]]:
-    """Both sides' picture embeddings, over the pictures that can be read, and the set of these."""
+    """Embed images with both sides. Returns the data and vectors of all readable images."""
     ours, failed = embed.pictures(reference, data)
     theirs, failed_too = embed.pictures(candidate, data)
     failed = failed | failed_too
     excluded = len(data.excluded) + len(failed)
     if failed and excluded > max_excluded:
         raise DataError(
-            f"{data.name}: {len(failed)} of {len(data.pictures)} pictures cannot be read, the "
-            f"first: {failed[min(failed)]} Repair them, or leave them out with their captions: "
+            f"{data.name}: {len(failed)} of {len(data.pictures)} images cannot be read. First "
+            f"error: {failed[min(failed)]} Repair them, or leave them out with their captions: "
             f"`max_excluded={excluded}`"
         )
     keep = np.ones(len(data.pictures), bool)

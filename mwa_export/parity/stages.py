@@ -1,7 +1,7 @@
 """Drift by stage: tokenizer, preprocessing, graph and precision, each changed alone.
 
-The way from the reference to the candidate is walked in four steps, each of which changes one
-thing and keeps the rest; what a step does to embeddings and recall is that thing's doing.
+Four steps lead from the reference to the candidate. Each step changes one stage and keeps the rest,
+so a change of embeddings or recall in that step is caused by that stage.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from mwa_export.spec import Embeddings
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
-    """Embeds a test set with either side, and times it.
+    """Embeds a test set with either side and measures the time.
 
-    What the reference computes may come from the cache.
+    Embeddings of the reference may come from the cache.
     """
 
     reference: Encoder
@@ -39,11 +39,12 @@ class Embedder:
     clocks: dict[int, Clock] = field(default_factory=dict)  # by the id of a backend
 
     def pictures(self, encoder: Encoder, data: RetrievalData) -> tuple[Embeddings, dict[int, str]]:
-        """Embed all pictures.
+        """Embed all images.
 
-        Returns (n_image, D) and the reason for each row that could not be read; those are NaN.
+        Returns (n_image, D) float32, and the reason for each row that could not be read. The
+        vectors of those rows are NaN.
         """
-        self.progress(f"embed the pictures: {encoder.info.name}", len(data.pictures))
+        self.progress(f"embed the images: {encoder.info.name}", len(data.pictures))
         timed = self._clock(encoder).time(encoder)
         if self.cache is not None and encoder.backend is self.reference.backend:
             return self.cache.pictures(timed, data.pictures, self.progress)
@@ -56,7 +57,7 @@ class Embedder:
         *,
         sequences: Sequence[Sequence[int]] | None = None,
     ) -> Embeddings:
-        """Embed all captions, or the token ids that another tokenizer made of them. (n_text, D)."""
+        """Embed all captions, or given token ids of them. Returns (n_text, D) float32."""
         if sequences is None:
             sequences = encoder.encode(data.captions)
         self.progress(f"embed the captions: {encoder.info.name}", len(sequences))
@@ -66,7 +67,7 @@ class Embedder:
         return embed_token_ids(timed.backend, sequences, on_rows=self.progress.advance)
 
     def costs(self, reference: Encoder, candidate: Encoder) -> tuple[Cost, ...]:
-        """Size and time of both sides, and of the candidate in float32 if it was reduced."""
+        """Size and time of both sides, and of the candidate in float32 if it runs in less."""
         exact = candidate.float32
         return (
             self._clock(reference).cost("reference", reference),
@@ -79,10 +80,10 @@ class Embedder:
 
 
 class Drift(NamedTuple):
-    """The stages, and the candidate's embeddings before its precision was reduced."""
+    """The stages, and the candidate's embeddings in float32."""
 
     stages: tuple[Stage, ...]
-    exact: Vectors | None  # None: the candidate is float32
+    exact: Vectors | None  # None: the candidate itself runs in float32
 
 
 def drift_by_stage(
@@ -93,10 +94,14 @@ def drift_by_stage(
     last: Vectors,
     embed: Embedder,
 ) -> Drift:
-    """Measure the four stages. Only what a stage really changes is embedded again.
+    """Measure the four stages. Only what a stage changes is embedded again.
+
+    Args:
+        first: embeddings of the reference.
+        last: embeddings of the candidate.
 
     Raises:
-        ImageError: a picture that could be read before cannot be read any more.
+        ImageError: an image can no longer be read.
     """
     walk = _Walk(reference, candidate, data, embed, first)
     walk.change_tokenizer()
@@ -115,7 +120,7 @@ def drift_by_stage(
 
 @dataclass
 class _Walk:
-    """State of the walk from reference to candidate, and the stages so far."""
+    """State on the way from the reference to the candidate, and the stages so far."""
 
     reference: Encoder
     candidate: Encoder
@@ -126,23 +131,23 @@ class _Walk:
     stages: list[Stage] = field(default_factory=list)
 
     def change_tokenizer(self) -> None:
-        """Replace the reference's token ids by the candidate's."""
+        """Replace the reference's token ids with the candidate's."""
         ours = self.reference.encode(self.data.captions)
         theirs = self.candidate.encode(self.data.captions)
         differing = sum(one != other for one, other in zip(ours, theirs, strict=True))
         if not differing:
             detail = f"all {len(ours)} captions have the same token ids on both sides"
             return self.stay("tokenizer", "same", detail)
-        detail = f"{differing} of {len(ours)} captions have other token ids"
+        detail = f"{differing} of {len(ours)} captions have different token ids"
         vocabulary = self.reference.config.backbone.vocab_size
         if max(map(max, theirs)) >= vocabulary or max(map(len, theirs)) > self.reference.max_length:
-            detail += "; the reference cannot read them, so their effect counts under graph"
+            detail += "; the reference cannot read them, so their effect is part of graph"
             return self.stay("tokenizer", "not measured", detail)
         texts = self.embed.texts(self.reference, self.data, sequences=theirs)
         return self.to("tokenizer", detail, Vectors(self.here.images, texts))
 
     def change_preprocessing(self) -> None:
-        """Replace the reference's pixels by the candidate's."""
+        """Replace the reference's pixels with the candidate's."""
         ours, theirs = dict(self.reference.image), dict(self.candidate.image)
         versions = versions_compared(self.reference, self.candidate)
         if ours == theirs:
@@ -152,7 +157,7 @@ class _Walk:
         said = [f"{n}: {ours.get(n)} against {theirs.get(n)}" for n in differing]
         detail = "; ".join([*said, *versions])
         if ours["size"] != theirs["size"]:
-            detail += "; the reference cannot read that size, so its effect counts under graph"
+            detail += "; the reference cannot read that size, so its effect is part of graph"
             return self.stay("preprocessing", "not measured", detail)
         theirs_on_ours = replace(
             self.reference, image=self.candidate.image, prepare=self.candidate.prepare
@@ -161,18 +166,18 @@ class _Walk:
         return self.to("preprocessing", detail, Vectors(images, self.here.texts))
 
     def pictures(self, encoder: Encoder) -> Embeddings:
-        """Embed pictures that both sides could read before."""
+        """Embed images that both sides could read before."""
         images, failed = self.embed.pictures(encoder, self.data)
         if failed:
-            raise ImageError(f"{failed[min(failed)]} It changed during the run. Start again.")
+            raise ImageError(f"{failed[min(failed)]} It changed during the run. Run again.")
         return images
 
     def stay(self, name: str, state: Literal["same", "not measured"], detail: str) -> None:
-        """A stage that changes nothing, or whose change cannot be told apart."""
+        """Record a stage that changes nothing, or whose change cannot be measured separately."""
         self.stages.append(Stage(name, state, detail))
 
     def to(self, name: str, detail: str, there: Vectors) -> None:
-        """Take a step. Towers whose embeddings are equal bit by bit are untouched."""
+        """Record a stage that leads to ``there``, or "same" if the embeddings are bit-identical."""
         here = self.here
         if np.array_equal(here.images, there.images) and np.array_equal(here.texts, there.texts):
             return self.stay(name, "same", f"{detail}: no embedding differs")
@@ -197,16 +202,16 @@ class _Walk:
 
 
 def versions_compared(reference: Encoder, candidate: Encoder) -> list[str]:
-    """Longest text, Pillow and runtime of both sides, in words.
+    """Describe the longest text, Pillow version and runtime of both sides.
 
-    Both run with the Pillow of this process; a bundle says which one it was made with.
+    Both sides run with the Pillow of this process; a bundle records the one it was made with.
     """
     sides = (reference, candidate)
     lengths, runtimes = [f"{s.max_length} tokens" for s in sides], [s.info.runtime for s in sides]
     made = {s.made_with["pillow"] for s in sides if "pillow" in s.made_with} - {PIL.__version__}
-    pillow = f"Pillow {PIL.__version__} runs both"
+    pillow = f"Pillow {PIL.__version__} on both sides"
     if made:
-        pillow += f", a bundle was made with {' and '.join(sorted(made))}"
+        pillow += f" (a bundle was made with {' and '.join(sorted(made))})"
     return [_against("longest text", lengths), pillow, _against("runtime", runtimes)]
 
 

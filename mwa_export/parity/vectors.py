@@ -1,4 +1,4 @@
-"""Compare vectors that are there already, of models of any kind: .npy files, outputs of `embed`."""
+"""Compare existing vectors of any two models: .npy files, or output folders of `embed`."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Vectors of one kind, with their ids where they have any."""
+    """Vectors of one kind, with their ids and columns if there are any."""
 
     vectors: NDArray[Any]  # (n, D)
     ids: tuple[str, ...] = ()
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
     def like(self, other: _Rows, what: str) -> _Rows:
-        """The same rows in the order of another side."""
+        """Return the rows in the order of the other side."""
         if self.ids == other.ids:
             return self
         places = {id: place for place, id in enumerate(self.ids)}
         if self.ids and other.ids and places.keys() != set(other.ids):
             missing = sorted(set(other.ids) ^ places.keys())
             raise DataError(
-                f"{what} of the two sides are not the same: {len(missing):,} ids are on one side "
-                f"only, such as {', '.join(missing[:_SHOWN])}. Embed the same rows with both."
+                f"{what} of the two sides differ: {len(missing):,} ids are on one side only, such "
+                f"as {', '.join(missing[:_SHOWN])}. Embed the same rows with both models."
             )
         if not (self.ids and other.ids):
             return self
@@ -68,19 +68,20 @@ def compare_vectors(
     """Compare two sets of vectors by what they retrieve.
 
     Args:
-        reference: decides. Two .npy files, the images' of shape (n_image, D) and the texts' of
-            shape (n_text, D), or the folder that `embed` wrote both to.
-        candidate: is checked. The same.
-        owners: .npy of the row of each text's image, (n_text,) integers. Outputs of `embed` need
-            none if the texts' ids, or a column of theirs, name the images.
+        reference: the vectors to compare with. Either two .npy files of floats, images of shape
+            (n_image, D) and texts of shape (n_text, D), or one folder that `embed` wrote both to.
+        candidate: the vectors to check, given in the same way.
+        owners: .npy file with the row of each text's image, (n_text,) integers. Not needed for
+            output folders of `embed` if the ids of the texts, or one of their columns, name the
+            images.
         normalize: scale every vector to unit length.
         options: see `compare`.
-        progress: told about each step.
+        progress: called for each step.
 
     Raises:
-        DataError: a file cannot be read, or the sides do not have the same rows.
+        DataError: a file cannot be read, or the two sides have different rows.
         RecallError: see `compare`.
-        UsageError: wrong paths.
+        UsageError: wrong number of paths, or the images of the texts are unknown.
     """
     progress = progress or Silent()
     sides = []
@@ -108,8 +109,8 @@ def _side(name: str, paths: Sequence[Path], *, normalize: bool) -> _Side:
         return _of_output(paths[0], normalize=normalize)
     if len(paths) != 2:
         raise UsageError(
-            f"{len(paths)} paths for the {name}. Expected two .npy files, of the images and of "
-            "the texts, or one folder that `embed` wrote."
+            f"the {name} has {len(paths)} paths. Expected two .npy files (image vectors and text "
+            "vectors), or one folder that `embed` wrote."
         )
     images, texts = (_scaled(_array(path), path, normalize=normalize) for path in paths)
     source = " and ".join(map(str, paths))
@@ -123,15 +124,15 @@ def _array(path: Path) -> NDArray[Any]:
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as .npy ({error}).") from error
     if not isinstance(found, np.ndarray):
-        raise DataError(f"{path}: holds several arrays (.npz). Expected one (.npy).")
+        raise DataError(f"{path}: expected one array (.npy), found an archive of arrays (.npz).")
     return found
 
 
 def _scaled(vectors: NDArray[Any], path: Path, *, normalize: bool) -> NDArray[Any]:
-    """Vectors of floats, of unit length if that is asked for."""
+    """Check that vectors are floats of shape (rows, D), and scale them to unit length if asked."""
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise DataError(
-            f"{path}: holds {vectors.dtype} of shape {vectors.shape}. Expected floats of shape "
+            f"{path}: found {vectors.dtype} of shape {vectors.shape}. Expected floats of shape "
             "(rows, D)."
         )
     if not normalize:
@@ -139,23 +140,23 @@ def _scaled(vectors: NDArray[Any], path: Path, *, normalize: bool) -> NDArray[An
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     if not (lengths > 0).all():
         row = int(np.argmin(lengths))
-        raise DataError(f"{path}: row {row} is zero, so it has no direction.")
+        raise DataError(f"{path}: row {row} is all zeros and cannot be normalized.")
     return np.asarray(vectors / lengths, np.float32)
 
 
 def _of_output(folder: Path, *, normalize: bool) -> _Side:
     output = Output.load(folder) if folder.is_dir() else None
     if output is None or not output.finished:
-        found = "is not finished" if output else "is no output of `embed`"
+        found = "is not finished" if output else "is not an output folder of `embed`"
         raise DataError(
-            f"{folder}: {found}. Expected a finished folder with images and texts, or two .npy "
-            "files for each side."
+            f"{folder}: {found}. Pass a finished folder with images and texts, or two .npy files "
+            "for each side."
         )
     kinds = {entry.kind for entry in output.job.inputs}
     if kinds != {"image", "text"}:
         raise DataError(
-            f"{folder}: holds {' and '.join(sorted(kinds))}s alone. Expected images and texts, "
-            "embedded into one folder."
+            f"{folder}: contains only {' and '.join(sorted(kinds))}s. Embed images and texts into "
+            "one folder."
         )
     job = output.job
     info = EncoderInfo(folder.name, str(folder), job.runtime, job.precision, job.space_id)
@@ -166,7 +167,7 @@ def _of_output(folder: Path, *, normalize: bool) -> _Side:
 def _read(output: Output, kind: Kind, *, normalize: bool) -> _Rows:
     parts = [output.read(shard.stem) for shard in shards(output.job.input(kind))]
     vectors = np.concatenate([restored(part.vectors, part.scales) for part in parts])
-    rounded = output.job.dtype != "float32"  # which changes lengths a little
+    rounded = output.job.dtype != "float32"  # rounding changes the lengths a little
     columns: dict[str, list[Any]] = {}
     for part in parts:
         for name, values in part.columns.items():
@@ -176,15 +177,15 @@ def _read(output: Output, kind: Kind, *, normalize: bool) -> _Rows:
 
 
 def _owners(side: _Side) -> Ints:
-    """The image row of each text, from ids: "ID#n" of captions, "ID", or a column with image ids.
+    """Find the image row of each text by ids: "ID#n" or "ID" of the text, or a column of image ids.
 
     Raises:
-        UsageError: no ids say so, or several columns do.
+        UsageError: no ids or column name the images, or several columns do.
     """
     images = {id: row for row, id in enumerate(side.images.ids)}
     if not images:
         raise UsageError(
-            "which text belongs to which image is not known. Give the row of each text's image: "
+            "it is unknown which text belongs to which image. Pass the row of each text's image: "
             "`owners=FILE.npy`"
         )
     named = {
@@ -196,15 +197,15 @@ def _owners(side: _Side) -> Ints:
     if len(choices) != 1:
         said = "no column of the texts names images" if not found else "several columns name images"
         raise UsageError(
-            f"{side.info.source}: {said} (ids, and {', '.join(side.texts.columns) or 'no column'}; "
-            f"image ids are like {', '.join(side.images.ids[:_SHOWN])}). Embed the texts with "
-            "`columns`, a column of the images' ids, or give `owners=FILE.npy`."
+            f"{side.info.source}: {said} (columns: id, {', '.join(side.texts.columns) or 'no more'}"
+            f"; image ids: {', '.join(side.images.ids[:_SHOWN])}, ...). Pass `owners=FILE.npy`, "
+            "or embed the texts again with `columns` set to a column of image ids."
         )
     return np.array([images[id] for id in choices.pop()], np.int64)
 
 
 def _shown(texts: _Rows) -> Sequence[str]:
-    """What people may know a text by: its own words where they were carried along."""
+    """Labels of the texts: a column with their words if there is one, otherwise their ids."""
     for name in ("caption", "text", "title"):
         if name in texts.columns:
             return [str(value) for value in texts.columns[name]]

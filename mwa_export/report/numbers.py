@@ -1,4 +1,4 @@
-"""Format numbers for reports: no false precision, and no small value shown as zero."""
+"""Number formatting for reports, without false precision or small values shown as zero."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Sequence
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
-FINE_QUERIES = 5000  # from here on percent get a second decimal
+FINE_QUERIES = 5000  # from this many queries on, percentages get a second decimal
 
 
 def count(value: int) -> str:
-    """A whole number with thousands separated."""
+    """A whole number with thousands separators."""
     return f"{value:,}"
 
 
 def counted(value: int, noun: str) -> str:
-    """A number of things: "1 row", "2,500 rows"."""
+    """A number with its noun: "1 row", "2,500 rows"."""
     return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
 def percent(value: float | None, queries: int) -> str:
-    """A recall figure, with as many decimals as the number of queries carries."""
+    """A recall figure in percent, with as many decimals as the number of queries justifies."""
     if value is None or not math.isfinite(value):
         return DASH
     return f"{value:.{2 if queries >= FINE_QUERIES else 1}f}"
 
 
 def points(value: float | None) -> str:
-    """A signed difference; exactly zero is "0", and anything else never looks like zero."""
+    """A signed difference in points; exactly zero is "0", and nothing else looks like zero."""
     if value is None or not math.isfinite(value):
         return DASH
     if value == 0:
@@ -39,17 +39,17 @@ def points(value: float | None) -> str:
 
 
 def estimate(value: float) -> str:
-    """A signed difference that is not exact, so that a tiny one is "0.00"."""
+    """A signed difference that is only an estimate, so that a tiny one is "0.00"."""
     return points(value) if value == 0 or abs(value) >= 0.005 else "0.00"
 
 
 def interval(low: float, high: float) -> str:
-    """Bounds of a difference."""
+    """Both bounds of a difference: "-0.10 to +0.20"."""
     return f"{points(low)} to {points(high)}"
 
 
 def megabytes(size: int | None) -> str:
-    """Bytes in millions, with three digits."""
+    """A size in bytes as megabytes (10^6 bytes), with three digits."""
     return DASH if size is None else small(size / 1e6, 3)
 
 
@@ -59,7 +59,7 @@ def times(ratio: float) -> str:
 
 
 def small(value: float | None, digits: int = 2) -> str:
-    """A number with a few significant digits and without an exponent if it needs none."""
+    """A number with a few significant digits, and an exponent only where it is needed."""
     numbers = finite([value])
     return _minus(_short(f"{numbers[0]:.{digits}g}")) if numbers else DASH
 
@@ -77,13 +77,13 @@ def cosine(value: float | None) -> str:
 
 
 def share(value: float) -> str:
-    """A share in percent; only all of it is "100"."""
+    """A share (0 to 1) in percent, without the sign; only exactly 1 is "100"."""
     text = f"{value * 100:.1f}"
     return "100" if value == 1 else "> 99.9" if text == "100.0" else text
 
 
 def p_value(value: float) -> str:
-    """A probability; nothing below 0.001 is told apart."""
+    """A probability; anything below 0.001 is "< 0.001"."""
     if not math.isfinite(value):
         return DASH
     return "< 0.001" if value < 0.001 else "1" if value == 1 else f"{value:.3f}"
@@ -98,5 +98,5 @@ def _minus(text: str) -> str:
 
 
 def finite(values: Sequence[float | None]) -> list[float]:
-    """The values that can be drawn."""
+    """The values that are neither None, NaN nor infinite."""
     return [v for v in values if v is not None and math.isfinite(v)]

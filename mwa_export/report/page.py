@@ -17,7 +17,7 @@ _QUALITY = 80  # of the JPEG
 
 
 class Fact(NamedTuple):
-    """One thing to know at a glance: what it is, the number, and what it is compared with."""
+    """One figure at the top of a page: its name, its value, and what it is compared with."""
 
     name: str
     value: str
@@ -27,7 +27,14 @@ class Fact(NamedTuple):
 def rendered(
     template: str, styles: Sequence[str], filters: Mapping[str, Callable[..., str]], **values: Any
 ) -> str:
-    """A page of printable text; values are escaped, and a missing one is an error."""
+    """Render a template to printable text. Values are escaped; a missing value is an error.
+
+    Args:
+        template: name of a file in ``assets``.
+        styles: names of style sheets in ``assets``, in order.
+        filters: additional Jinja filters by name.
+        values: variables of the template.
+    """
     import jinja2
 
     assets = files("mwa_export") / "assets"
@@ -45,10 +52,10 @@ def rendered(
 
 
 def thumbnail(picture: Content, longest: int) -> bytes:
-    """Encode a picture as a small JPEG, the longer side at most ``longest`` pixels.
+    """Encode an image as a small JPEG; the longer side has at most ``longest`` pixels.
 
     Raises:
-        ImageError: it cannot be read or decoded.
+        ImageError: the image cannot be read or decoded.
     """
     small = decode_picture(picture)
     small.thumbnail((longest, longest))

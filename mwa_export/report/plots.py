@@ -1,4 +1,4 @@
-"""Plots of changes against a budget, for all reports: one figure, many candidates, layers."""
+"""SVG plots for all reports: a change against its budget, candidates, layers, bars."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from mwa_export.report.svg import Scale, line, plain, rect, svg, text, ticks, wh
 from mwa_export.report.text import printable
 
 _WIDTH = 440.0
-_SQUEEZED = 8.0  # times the smallest value of an axis that begins at 0
+_SQUEEZED = 8.0  # largest / smallest value from which an axis becomes logarithmic
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A candidate: where it lies, and the interval of its vertical place."""
+    """A candidate: its position, and the interval of its vertical position."""
 
     label: str
     x: float
     y: float
     low: float
     high: float
-    kind: str = "second"  # class of its mark; "chosen" is filled
+    kind: str = "second"  # CSS class of its mark; "chosen" is filled
 
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A layer: its value, and a larger one to which a line leads."""
+    """A layer: its value, and a larger value to which a line is drawn."""
 
     name: str
     value: float
@@ -39,7 +39,7 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A value with its interval, and what to write at the end of the bar."""
+    """A value with its interval, and the text at the end of the bar."""
 
     label: str
     value: float
@@ -50,9 +50,9 @@ class Bar:
 
 
 def budget(key: str, title: str, point: Point, limit: float | None) -> str:
-    """The change of one figure with its interval over the region that the budget allows.
+    """Draw the change of one figure with its interval, over the region that the budget allows.
 
-    ``limit``: the lowest change that is allowed, None if any is. Only y, low and high are drawn.
+    ``limit``: the lowest allowed change; None: no limit. Of the point, only y, low and high count.
     """
     height, left, right, base = 96.0, 14.0, _WIDTH - 14, 62.0
     low, high = _around([point.y, point.low, point.high, limit, 0.0])
@@ -81,10 +81,10 @@ def scatter(
     axes: tuple[str, str],
     start: float = 0.0,
 ) -> str:
-    """Candidates by two measures, with intervals upwards and the budget as a line.
+    """Draw candidates by two measures, with vertical intervals and the budget as a line.
 
-    ``axes``: what lies to the right and what upwards. ``start``: left end of the axis, which is
-    logarithmic where one candidate would squeeze the others together.
+    ``axes``: labels of the horizontal and the vertical axis. ``start``: left end of the horizontal
+    axis, which becomes logarithmic where one candidate would squeeze the others together.
     """
     width, height, left, base = _WIDTH, 300.0, 46.0, 250.0
     low, high = _around([n for p in points for n in (p.y, p.low, p.high)] + [limit, 0.0])
@@ -110,7 +110,7 @@ Place = Callable[[float], float]
 def _rightwards(
     values: Sequence[float], start: float, ends: tuple[float, float]
 ) -> tuple[Place, list[float]]:
-    """Where values lie to the right of ``start``, and the ticks of that axis."""
+    """Return a scale for the horizontal axis from ``start`` on, and its ticks."""
     known = finite(values)
     if start == 0 and known and 0 < _SQUEEZED * min(known) < max(known):
         low, high = 0.8 * min(known), 1.25 * max(known)
@@ -122,7 +122,7 @@ def _rightwards(
 
 
 def _mark(point: Point, x: Place, y: Scale) -> list[str]:
-    """A point with its interval, and its label above."""
+    """Draw a point with its interval and its label above."""
     across, up, top = x(point.x), y(point.y), y(point.y) - 6
     parts = []
     if len(finite([point.low, point.high])) == 2 and point.low < point.high:
@@ -133,7 +133,7 @@ def _mark(point: Point, x: Place, y: Scale) -> list[str]:
 
 
 def dots(key: str, title: str, layers: Sequence[Dot], starts: Mapping[int, str]) -> str:
-    """Layers from left to right over a logarithmic axis.
+    """Draw layers from left to right, with a logarithmic vertical axis.
 
     ``starts``: position at which a block of layers begins -> its name.
     """
@@ -159,7 +159,7 @@ def dots(key: str, title: str, layers: Sequence[Dot], starts: Mapping[int, str])
 
 
 def _dot(dot: Dot, x: float, y: Scale, low: float) -> list[str]:
-    """A layer's mark, with its name for who points at it, and the line to its upper value."""
+    """Draw a layer's mark, its name as a tooltip, and the line to its upper value."""
     at, top = (y(math.log10(v)) if v and v > 0 else y(low) for v in (dot.value, dot.top))
     parts = [] if dot.top is None else [line(x, at, x, top, "stem")]
     named = f"<title>{escape(printable(dot.name))}: {dot.value:.3g}</title>"
@@ -167,7 +167,7 @@ def _dot(dot: Dot, x: float, y: Scale, low: float) -> list[str]:
 
 
 def bars(key: str, title: str, rows: Sequence[Bar], unit: str) -> str:
-    """Horizontal bars from 0, each below its label, with an interval; ``unit`` ends each tick."""
+    """Draw horizontal bars from 0 with intervals, labels above them; ``unit`` follows each tick."""
     step, left, right, foot = 40.0, 4.0, 100.0, 24.0
     height = step * len(rows) + foot
     most = max([1.0, *finite([row.high for row in rows])])
@@ -189,7 +189,7 @@ def bars(key: str, title: str, rows: Sequence[Bar], unit: str) -> str:
 
 
 def _around(values: Sequence[float | None]) -> tuple[float, float]:
-    """Ends of an axis with room on both sides of everything."""
+    """Ends of an axis, with room on both sides of all values."""
     numbers = finite(values)
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
     room = 0.12 * (high - low) or 1.0
@@ -197,5 +197,5 @@ def _around(values: Sequence[float | None]) -> tuple[float, float]:
 
 
 def _apart(x: Scale, low: float, high: float, limit: float | None) -> list[float]:
-    """Ticks whose labels do not run out of the picture."""
+    """Ticks whose labels fit into the image."""
     return [t for t in ticks(low, high) if x.start + 10 <= x(t) <= x.stop - 10]

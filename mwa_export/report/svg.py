@@ -1,4 +1,4 @@
-"""Scales, ticks, lines and texts of SVG charts."""
+"""Building blocks of SVG charts: scales, ticks, lines, boxes and text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mwa_export.report.text import printable
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Maps ``low`` .. ``high`` onto ``start`` .. ``stop`` and stays inside."""
+    """Maps ``low`` .. ``high`` onto ``start`` .. ``stop``; values outside are clamped."""
 
     low: float
     high: float
@@ -27,7 +27,7 @@ class Scale:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from ``low`` to ``high``, at most about ``most`` of them."""
+    """About ``most`` round numbers, or fewer, from ``low`` to ``high``."""
     span = high - low
     if not (math.isfinite(span) and span > 0):
         return [low]
@@ -45,13 +45,13 @@ def line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
 
 
 def text(x: float, y: float, words: str, anchor: str = "end", cls: str = "tick") -> str:
-    """A line of text, styled by its class; ``anchor``: the part of it that is at ``x``."""
+    """A line of text, styled by its class; ``anchor``: start, middle or end is at ``x``."""
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
     return f'<text class="{cls}" {place}>{escape(printable(words))}</text>'
 
 
 def rect(x: float, y: float, width: float, height: float, cls: str) -> str:
-    """A filled box, styled by its class; it is never too thin to see."""
+    """A filled box, styled by its class; at least 0.5 units wide and high, to stay visible."""
     size = f'width="{max(width, 0.5):.1f}" height="{max(height, 0.5):.1f}"'
     return f'<rect class="{cls}" x="{x:.1f}" y="{y:.1f}" {size}/>'
 
@@ -59,7 +59,7 @@ def rect(x: float, y: float, width: float, height: float, cls: str) -> str:
 def whisker(
     start: float, stop: float, at: float, cap: float, cls: str, *, upright: bool = False
 ) -> str:
-    """An interval with caps on the horizontal, or upright, line through ``at``."""
+    """An interval with end caps, horizontal or ``upright``, on the line through ``at``."""
     if upright:
         path = f"M{at - cap:.1f} {start:.1f}h{2 * cap:g}M{at:.1f} {start:.1f}V{stop:.1f}"
         path += f"M{at - cap:.1f} {stop:.1f}h{2 * cap:g}"
@@ -70,12 +70,12 @@ def whisker(
 
 
 def plain(value: float) -> str:
-    """A number of an axis."""
+    """An axis label: a number with a true minus sign."""
     return f"{value:g}".replace("-", MINUS)
 
 
 def svg(key: str, title: str, width: float, height: float, parts: Sequence[str]) -> str:
-    """A picture for a page, with a title for readers that cannot see it."""
+    """An SVG element with a title for screen readers. ``key``: makes its id unique in a page."""
     name = escape(f"chart-{key}")
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-labelledby="{name}">'

@@ -1,4 +1,4 @@
-"""A table of text that pages, Markdown and terminals show alike."""
+"""A table of text for HTML, Markdown and terminals."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from mwa_export.report.text import markdown_table
 
 MARKS = {"passes": "✓", "fails": "✗", "undecided": "?"}
-"""What stands before a verdict, so that it can be told without colours."""
+"""The mark before a verdict, so that the verdict does not depend on colour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of text: its caption, its head and its rows. The first column names the row."""
+    """A table of text: caption, head and rows. The first column names the row."""
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: frozenset[int] = frozenset()  # columns of text, aligned left; the rest are numbers
-    stacked: bool = False  # on narrow screens each row becomes a list, because it is too wide
+    stacked: bool = False  # a wide table: on narrow screens each row becomes a list
 
     @classmethod
     def of(
@@ -34,5 +34,5 @@ class Table:
         return cls(caption, head, list(rows), frozenset(words), stacked)
 
     def markdown(self) -> str:
-        """The table in Markdown, or nothing if it has no rows."""
+        """Return the table in Markdown, or an empty string if it has no rows."""
         return markdown_table(self.head, self.rows) if self.rows else ""

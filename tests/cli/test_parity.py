@@ -43,7 +43,7 @@ def test_passing_run_prints_the_report_and_exits_with_zero(files: Path, tmp_path
     )
     assert outcome.status == 0, outcome
     assert outcome.stdout.rstrip().endswith(str(out / "report.html"))
-    assert "Undecided: 20 pictures are too few" in outcome.stdout
+    assert "Undecided: 20 images are too few" in outcome.stdout
     assert sorted(p.name for p in out.iterdir()) == [
         "junit.xml",
         "report.html",
@@ -226,7 +226,7 @@ def test_excluded_pictures_are_shown(files: Path, tmp_path: Path) -> None:
         *("--no-cache", "--max-excluded", 1, *LOOSE, "-o", tmp_path / "report"),
     )
     assert outcome.status == 0
-    assert "1 picture was left out, with 2 captions" in outcome.stderr
+    assert "1 image was left out, with 2 captions" in outcome.stderr
     for name in ("report.html", "report.json", "report.md"):
         assert "004.png" in (tmp_path / "report" / name).read_text()
 

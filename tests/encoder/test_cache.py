@@ -248,4 +248,4 @@ def test_without_a_home_folder_nothing_is_kept(
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     assert default_cache() is None
-    assert "not kept" in caplog.text
+    assert "not cached" in caplog.text

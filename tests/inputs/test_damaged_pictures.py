@@ -69,7 +69,7 @@ def test_parity_leaves_each_out_if_allowed(files: Path, pictures: Path, tmp_path
     assert (len(data["excluded"]), data["images"]) == (len(BROKEN), GOOD)
     allowed = len(BROKEN) - 1
     message = refused(*arguments, "--max-excluded", allowed, "-o", tmp_path / "again")
-    assert f"{len(BROKEN)} of {len(BROKEN) + GOOD} pictures cannot be read" in message
+    assert f"{len(BROKEN)} of {len(BROKEN) + GOOD} images cannot be read" in message
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -24,8 +24,8 @@ def test_captions_of_two_pictures_are_counted_and_those_of_one_are_not() -> None
     [
         (FEWEST_PICTURES - 1, 500, 0, "too few"),
         (1, 5, 0, "too few"),
-        (300, 1500, 151, "another picture"),
-        (300, 300, 300, "another picture"),
+        (300, 1500, 151, "another image"),
+        (300, 300, 300, "another image"),
     ],
 )
 def test_data_that_say_nothing(pictures: int, captions: int, repeated: int, word: str) -> None:

@@ -60,7 +60,7 @@ def test_candidate_that_cannot_run_is_refused_before_the_work(
 def test_options_for_one_candidate_are_refused(
     files: Path, data: RetrievalData, run: RunOptions
 ) -> None:
-    with pytest.raises(UsageError, match="one candidate"):
+    with pytest.raises(UsageError, match="several candidates"):
         compare_candidates(files / "checkpoint.pth", files / "bundle", data, FLOAT32, run=run)
 
 

@@ -95,7 +95,7 @@ def test_undecided_gate_names_the_pictures_that_would_decide_it() -> None:
     assert gate.verdict == "undecided"
     assert gate.pictures is not None
     assert gate.pictures > 5000
-    assert f"{gate.pictures:,} pictures" in gate.message
+    assert f"{gate.pictures:,} images" in gate.message
 
 
 def test_figure_at_its_limit_is_decided_by_no_number() -> None:
@@ -159,7 +159,7 @@ def test_cosine_gate_holds_the_worst_row_of_each_tower(minimum: float, passed: b
     assert (vision.name, vision.verdict) == ("vision cosine", "passes")
     assert (text.name, text.verdict) == ("text cosine", "passes" if passed else "fails")
     assert (text.limit, text.found) == (0.999, minimum)
-    said = f"text cosine is {minimum:.6f} at its smallest (row 41), allowed 0.999"
+    said = f"smallest text cosine is {minimum:.6f} (row 41), expected >= 0.999"
     assert text.message == said
 
 

@@ -123,13 +123,13 @@ def test_other_image_size_is_another_space_whose_stages_are_told_apart(
         options=ModelOptions(image_size=64),
     )
     arguments = files / "bundle", tmp_path / "64", data
-    with pytest.raises(UsageError, match="another model configuration, picture preprocessing"):
+    with pytest.raises(UsageError, match="differ in model configuration, image preprocessing"):
         compare_models(*arguments)
     result = compare_models(*arguments, run=RunOptions(any_space=True)).result
     assert states(result)["preprocessing"] == "not measured"
     assert "size: 32 against 64" in result.stages[1].detail
     assert states(result)["graph"] == "changed"
-    with pytest.raises(UsageError, match=r"32 pixels.*64 pixels.*Leave `layers` out"):
+    with pytest.raises(UsageError, match=r"32 pixels.*64 pixels.*Omit `layers`"):
         compare_models(*arguments, run=RunOptions(any_space=True, layers=True))
 
 

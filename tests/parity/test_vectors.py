@@ -73,7 +73,7 @@ def test_arrays_need_the_owners_of_their_texts(npy: dict[str, Path]) -> None:
     side = [npy["images"], npy["texts"]]
     with pytest.raises(UsageError, match="`owners=FILE"):
         compare_vectors(side, side)
-    with pytest.raises(UsageError, match="3 paths for the candidate"):
+    with pytest.raises(UsageError, match="candidate has 3 paths"):
         compare_vectors(side, [*side, npy["owners"]])
     with pytest.raises(DataError, match="cannot be read"):
         compare_vectors(side, [npy["images"].parent / "none.npy", npy["texts"]], npy["owners"])
@@ -114,11 +114,11 @@ def test_outputs_of_embed_are_aligned_by_id_and_paired_by_theirs(outputs: dict[s
 
 @pytest.mark.slow
 def test_outputs_of_other_rows_are_refused_by_name(outputs: dict[str, Path]) -> None:
-    with pytest.raises(DataError, match=r"not the same: 1 ids are on one side only, such as 019"):
+    with pytest.raises(DataError, match=r"differ: 1 ids are on one side only, such as 019"):
         compare_vectors([outputs["usual"]], [outputs["fewer"]])
 
 
 @pytest.mark.slow
 def test_folder_that_is_no_output_is_refused(outputs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no output of `embed`"):
+    with pytest.raises(DataError, match="is not an output folder of `embed`"):
         compare_vectors([outputs["usual"]], [tmp_path])

@@ -1,7 +1,7 @@
 """Charts of the HTML report as inline SVG. Pure functions from numbers to strings.
 
-Colours come from the page's style sheet by class; every chart has a title for readers that cannot
-see it. Numbers that are not finite are left out, never drawn somewhere.
+Colours come from the page's style sheet by class. Every chart has a title for screen readers.
+Numbers that are not finite are not drawn.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from mwa_export.report.numbers import finite
 from mwa_export.report.svg import Scale, line, plain, rect, svg, text, ticks, whisker
 
 WIDTH = 440.0
-_FEWEST_BINS = 12  # fewer would be drawn as walls
+_FEWEST_BINS = 12  # fewer bars would be too wide
 _ROW = 38.0  # height of one row of bars or intervals
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 64.0, 8.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Two values to compare, the interval of the second, and what to write at the bars' ends."""
+    """Two values to compare, the interval of the second, and the texts at the bars' ends."""
 
     label: str
     first: float
@@ -34,7 +34,7 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with its interval, what to write beside it, and the limit it must not cross."""
+    """A value with its interval, the text beside it, and the limit that it must not cross."""
 
     label: str
     value: float
@@ -46,7 +46,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A named line over layers; ``None`` stands for infinity."""
+    """A named line over layers; ``None`` means infinity (no noise)."""
 
     name: str
     labels: Sequence[str]
@@ -99,7 +99,7 @@ def histogram(
     bins: tuple[int, int],
     kind: str = "first",
 ) -> str:
-    """Bars over a logarithmic axis; the bin that starts at 0 stands at its left end.
+    """Bars over a logarithmic axis; the bin that starts at 0 is at its left end.
 
     ``bins`` is the range of bins to draw, first and one past the last, so that two histograms can
     share an axis.
@@ -120,12 +120,12 @@ def histogram(
             parts.append(rect(left + 0.75, top, width - 1.5, height - _BOTTOM - top, kind))
     parts += _log_ticks(edges, first, last, width, height)
     if not tallest:
-        parts.append(text(WIDTH / 2, height / 2, "nothing to count", "middle", "label"))
+        parts.append(text(WIDTH / 2, height / 2, "no data", "middle", "label"))
     return svg(key, title, WIDTH, height, parts)
 
 
 def filled_bins(histograms: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """The range of bins in which any of the histograms has something, with an empty bin around."""
+    """The range of bins that any histogram fills, with an empty bin on either side."""
     filled = [i for counts in histograms for i, n in enumerate(counts) if n > 0]
     longest = max((len(counts) for counts in histograms), default=0)
     if not filled:
@@ -135,7 +135,7 @@ def filled_bins(histograms: Sequence[Sequence[int]]) -> tuple[int, int]:
 
 
 def curves(key: str, title: str, lines: Sequence[Curve]) -> str:
-    """Lines over layers. ``None`` gets a row of its own above the axis, marked as no noise."""
+    """Lines over layers. ``None`` is drawn in a row of its own above the axis, "no noise"."""
     numbers = finite([v for curve in lines for v in curve.values])
     width, height, left, top = 900.0, 290.0 if numbers else 78.0, 78.0, 46.0
     low, high = min([*numbers, 0.0]), max([*numbers, 1.0])
@@ -156,7 +156,7 @@ def curves(key: str, title: str, lines: Sequence[Curve]) -> str:
 
 
 def _curve(curve: Curve, x: Scale, y: Scale, kind: str, *, square: bool) -> list[str]:
-    """One line with its markers; it breaks where there is no noise."""
+    """One line with its markers; it is interrupted where there is no noise."""
     runs: list[list[str]] = [[]]
     marks = []
     for i, value in enumerate(curve.values):
@@ -185,7 +185,7 @@ def _marker(x: float, y: float, cls: str, *, square: bool) -> str:
 
 
 def _layer_ticks(labels: Sequence[str], x: Scale, height: float) -> list[str]:
-    """Names under the axis, as many as fit; "block 7" is shortened to "7"."""
+    """Layer names under the axis, as many as fit; "block 7" is shortened to "7"."""
     every = max(1, math.ceil(len(labels) / 13))
     parts = []
     for i, label in enumerate(labels):
@@ -200,7 +200,7 @@ def _layer_ticks(labels: Sequence[str], x: Scale, height: float) -> list[str]:
 def _log_ticks(
     edges: Sequence[float], first: int, last: int, width: float, height: float
 ) -> list[str]:
-    """Powers of ten under a histogram, 0 under a bin that starts there; labels as they fit."""
+    """Powers of ten under a histogram, and 0 under a bin that starts at 0; labels as they fit."""
     places: list[tuple[float, str]] = []
     for i in range(first, min(last, len(edges) - 1)):
         left = _LEFT + (i - first) * width

@@ -1,4 +1,4 @@
-"""The figures to see first: what a conversion lost, and beside it what it gained."""
+"""The figures at the top of a report: what a conversion lost, and what it gained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mwa_export.report.page import Fact
 
 
 def worst_figure(result: Parity) -> tuple[str, RecallChange]:
-    """The recall figure that decides: of those with the worst verdict, the lowest lower bound."""
+    """The recall figure with the worst verdict and, among those, the lowest lower bound."""
     verdicts = {gate.name.removesuffix(CHANGE): gate.verdict for gate in result.gates}
     order = ("fails", "undecided", "passes")
     name, _, change = min(
@@ -20,16 +20,17 @@ def worst_figure(result: Parity) -> tuple[str, RecallChange]:
 
 
 def facts(result: Parity) -> list[Fact]:
-    """What was lost, and beside it what was gained: size, and speed if it was measured.
+    """Worst change of recall, change of model size, and change of speed if it was measured.
 
-    Gains are against the candidate in float32, or the reference if that is what it runs in.
+    Size and speed are compared with the candidate in float32; with the reference if the candidate
+    itself runs in float32.
     """
     name, change = worst_figure(result)
     limit = drop_limits(result).get(name)
-    allowed = "" if limit is None else f", allowed {points(-limit)}"
+    allowed = "" if limit is None else f", budget {points(-limit)}"
     bounds = interval(change.smoothed_low, change.smoothed_high)
     lost = Fact(
-        f"{name}, the worst of six figures",
+        f"{name}, worst of six recall figures",
         f"{estimate(change.smoothed.value)} points",
         f"{small(result.confidence * 100, 4)}% interval {bounds}{allowed}",
     )
@@ -44,17 +45,17 @@ def facts(result: Parity) -> list[Fact]:
             Fact("Model size", times(mine.model_bytes / other.model_bytes), sizes + against)
         )
     for name, own, theirs in (
-        ("pictures", mine.image_ms, other.image_ms),
-        ("captions", mine.text_ms, other.text_ms),
+        ("Image speed", mine.image_ms, other.image_ms),
+        ("Caption speed", mine.text_ms, other.text_ms),
     ):
         if own and theirs:
             speeds = f"{own:.3g} ms instead of {theirs:.3g} ms"
-            found.append(Fact(f"Speed with {name}", times(theirs / own), speeds + against))
+            found.append(Fact(name, times(theirs / own), speeds + against))
     return found
 
 
 def cost_name(result: Parity, cost: Cost) -> str:
-    """Which model a cost is of."""
+    """Name of the model in the table of costs."""
     if cost.side == "float32":
         return "candidate in float32"
     info = result.reference if cost.side == "reference" else result.candidate
@@ -62,10 +63,11 @@ def cost_name(result: Parity, cost: Cost) -> str:
 
 
 def cost_sentence(result: Parity) -> str:
-    """How times were measured, and what has none because it was cached."""
+    """How times were measured, and whether the reference was read from the cache instead."""
     cached = [cost.side for cost in result.costs if cost.image_ms is None or cost.text_ms is None]
-    kept = " Embeddings of the reference came from the cache, so it was not timed."
+    kept = " The reference was not timed, because its embeddings came from the cache."
     return (
-        "Times are those of the model alone, the median batch of this run, one model after the "
-        "other; mwa-export bench compares more carefully." + (kept if "reference" in cached else "")
+        "Times are the median batch of this run, without decoding and tokenizing. The models ran "
+        "one after the other; mwa-export bench compares speed more carefully."
+        + (kept if "reference" in cached else "")
     )

@@ -1,4 +1,4 @@
-"""The gates as JUnit XML: each is a test case, so that any CI shows which one failed."""
+"""The gates as JUnit XML: each gate is a test case, so that CI shows which one failed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mwa_export.report.text import printable
 
 
 def junit_from_parity(result: Parity) -> str:
-    """An XML document with one test suite."""
+    """Return an XML document with one test suite."""
     return junit_from_parities({"": result})
 
 
 def junit_from_parities(results: Mapping[str, Parity]) -> str:
-    """An XML document with a test suite for each candidate, by name."""
+    """Return an XML document with one test suite per candidate."""
     gates = [gate for result in results.values() for gate in result.gates]
     root = ElementTree.Element("testsuites", _counts(gates))
     for name, result in results.items():

@@ -1,4 +1,4 @@
-"""The result as Markdown that fits a pull request comment."""
+"""The parity report as Markdown that fits into a pull request comment."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from mwa_export.report.text import printable
 
 MARKS: dict[Verdict, str] = {"passes": "✅", "fails": "❌", "undecided": "❔"}
 _LISTED = 5  # excluded pictures
-_EXAMPLES = 3  # that lost most, and that gained most
-_LONGEST = 200  # characters of a text, so that all of them fit a comment of 65,536
+_EXAMPLES = 3  # of the largest losses, and of the largest gains
+_LONGEST = 200  # characters of a text, so that the report stays below 65,536
 _LONGEST_NOTE = 1000
-# What Markdown acts on. The names of recall figures match first: they are no mentions.
+# Markdown syntax. Names of recall figures match first, because "TR@1" is not a mention.
 _ACTIVE = re.compile(
     r"(?P<figure>(?<!\S)[TI]R@\d+(?!\S))|(?P<scheme>:)(?=//)|(?P<www>www)(?=\.)|[@#&<>\\`*_{}\[\]|~]",
     re.IGNORECASE,
 )
-_BREAK = "&#8203;"  # of no width; an escaped "@" alone is a mention all the same
+_BREAK = "&#8203;"  # zero-width space; an escaped "@" would still be a mention
 
 
 def markdown_from_parity(result: Parity) -> str:
-    """The verdict, the gates, the figures, and the worst queries folded away."""
+    """Return the verdict, gates and figures, and the most changed queries in folded sections."""
     data, mark = result.data, MARKS[result.verdict] if result.gates else "❔"
     parts = [
         f"## {mark} {_escape(headline(result))}",
-        f"{_escape(result.candidate.name)} against {_escape(result.reference.name)}, on "
+        f"{_escape(result.candidate.name)}, reference: {_escape(result.reference.name)}, on "
         f"{_escape(data.name)}: {counted(data.images, 'image')}, "
         f"{counted(data.captions, 'caption')}.",
         *(f"> ⚠️ {_escape(text, _LONGEST_NOTE)}" for text in _notes(result)),
@@ -47,10 +47,10 @@ def markdown_from_parity(result: Parity) -> str:
         " ".join(_escape(margin_sentence(d)) for d in result.directions),
         _table(tables.cosine_table(result)),
         _table(tables.stage_table(result)),
-        _examples("The queries that lost most", result.examples),
-        _examples("The queries that gained most", result.improved),
+        _examples("Largest losses of rank", result.examples),
+        _examples("Largest gains of rank", result.improved),
         f"<sub>mwa-export {result.version}, {result.created}. Intervals: "
-        f"{result.confidence * 100:g}%, over images.</sub>",
+        f"{result.confidence * 100:g}% confidence, images as the sampled unit.</sub>",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -63,9 +63,9 @@ def _facts(result: Parity) -> str:
 def _gates(result: Parity) -> str:
     left = [gate for gate in result.gates if gate.verdict != "passes"]
     if not left:
-        return f"All {len(result.gates)} gates pass." if result.gates else "No gates were set."
+        return f"All {len(result.gates)} gates pass." if result.gates else "No gate was set."
     lines = [f"- {MARKS[gate.verdict]} {_escape(gate.message)}" for gate in left]
-    return "\n".join(["Gates that do not pass:", "", *lines])
+    return "\n".join(["Gates that did not pass:", "", *lines])
 
 
 def _examples(title: str, examples: Sequence[Example]) -> str:
@@ -78,7 +78,7 @@ def _examples(title: str, examples: Sequence[Example]) -> str:
         )
         for e in by_change(examples)[:_EXAMPLES]
     ]
-    body = _table(Table.of("", ("Direction", "Query", "Rank", "First instead"), rows))
+    body = _table(Table.of("", ("Direction", "Query", "Rank", "Wrong answer ranked first"), rows))
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>" if body else ""
 
 
@@ -92,13 +92,13 @@ def _notes(result: Parity) -> Iterable[str]:
 
 
 def _table(table: Table) -> str:
-    """A table with its cells escaped, or nothing if it has no rows."""
+    """Return the table with escaped cells, or an empty string if it has no rows."""
     rows = [[_escape(cell) for cell in row] for row in table.rows]
     return replace(table, rows=rows).markdown()
 
 
 def _escape(text: str, longest: int = _LONGEST) -> str:
-    """Captions are data: no table bars, tags, links or mentions of them may take effect."""
+    """Escape data such as captions, so that no table bar, tag, link or mention takes effect."""
     text = printable(" ".join(text.split()))
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return _ACTIVE.sub(_inert, text)

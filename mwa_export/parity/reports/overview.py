@@ -1,4 +1,4 @@
-"""Several candidates of one bundle in one report: recall beside speed, and a verdict for each."""
+"""One report for several candidates of a bundle: recall, speed and a verdict for each."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from mwa_export.report.plots import Point, scatter
 from mwa_export.report.table import MARKS, Table
 
 Results = Mapping[str, Parity]
-"""Results by the name of the candidate, which is also the name of its folder."""
+"""Results by candidate name, which is also the name of the candidate's folder."""
 
 
 def overview_headline(results: Results) -> str:
-    """How many candidates pass, and the fastest of them."""
+    """How many candidates pass, and which of them is the fastest."""
     passing = [name for name, result in results.items() if result.verdict == "passes"]
     if not any(result.gates for result in results.values()):
         return "No verdict: no gate was set"
     said = f"{len(passing)} of {counted(len(results), 'candidate')} pass"
     timed = {name: ms for name in passing if (ms := total_ms(results[name])) is not None}
     if len(timed) > 1:
-        said += f", the fastest is {min(timed, key=lambda name: timed[name])}"
+        said += f"; the fastest is {min(timed, key=lambda name: timed[name])}"
     verdict = whole(result.verdict for result in results.values())
     return f"{verdict.capitalize()}: {said}"
 
 
 def overview_table(results: Results) -> Table:
-    """The worst figure of each candidate, its verdict, size and speed."""
+    """Worst recall figure, verdict, size and speed of each candidate."""
     rows = []
     for number, (name, result) in enumerate(results.items(), 1):
         figure, change = worst_figure(result)
@@ -58,24 +58,24 @@ def overview_table(results: Results) -> Table:
                 *(DASH if ms is None else f"{ms:.3g}" for ms in (cost.image_ms, cost.text_ms)),
             )
         )
-    head = ("Candidate", "Change", "Interval", "Of", "Verdict", "Pictures to decide", *COST_HEAD)
-    caption = "Worst of six recall figures in points, and what a candidate costs"
+    head = ("Candidate", "Change", "Interval", "Figure", "Verdict", "Images needed", *COST_HEAD)
+    caption = "Worst change of six recall figures in points, with size and speed"
     return Table.of(caption, head, rows, words=(4,), stacked=True)
 
 
 def figures_table(results: Results) -> Table:
-    """The change of every recall figure for each candidate."""
+    """Change of every recall figure, for each candidate."""
     first = next(iter(results.values()))
     rows = [
         (name, *(estimate(change.smoothed.value) for *_, change in figures(result)))
         for name, result in results.items()
     ]
     head = ("Candidate", *(name for name, *_ in figures(first)))
-    return Table.of("Change of recall in points, from margins", head, rows, stacked=True)
+    return Table.of("Change of recall in points, estimated from margins", head, rows, stacked=True)
 
 
 def html_from_overview(results: Results) -> str:
-    """The page that lists all candidates and leads to the report of each."""
+    """Render the page that lists all candidates and links to the report of each."""
     from markupsafe import Markup
 
     first = next(iter(results.values()))
@@ -95,7 +95,7 @@ def html_from_overview(results: Results) -> str:
 
 
 def json_from_overview(results: Results) -> dict[str, Any]:
-    """The overview for programs; each candidate's whole result is in its folder."""
+    """The overview as JSON; the full result of each candidate is in the candidate's folder."""
     return {
         "schema": SCHEMA,
         "verdict": whole(result.verdict for result in results.values()),
@@ -104,7 +104,7 @@ def json_from_overview(results: Results) -> dict[str, Any]:
 
 
 def markdown_from_overview(results: Results) -> str:
-    """The overview for a pull request comment."""
+    """The overview as Markdown, for a pull request comment."""
     parts = (
         f"## {overview_headline(results)}",
         overview_table(results).markdown(),
@@ -142,8 +142,8 @@ def _chart(results: Results) -> str:
         place, ends = change.smoothed.value, (change.smoothed_low, change.smoothed_high)
         if (ms := total_ms(result)) is not None:
             placed.append(Point(f"{number}", ms, place, *ends))
-    axes = ("ms for one picture and one caption", "worst change of a recall figure, points")
-    return scatter("candidates", "Recall against time of every candidate", placed, limit, axes)
+    axes = ("ms for one image and one caption", "worst change of a recall figure, points")
+    return scatter("candidates", "Recall against time of each candidate", placed, limit, axes)
 
 
 def _cost(result: Parity) -> Cost:
@@ -151,7 +151,7 @@ def _cost(result: Parity) -> Cost:
 
 
 def total_ms(result: Parity) -> float | None:
-    """Milliseconds for one picture and one caption."""
+    """Milliseconds for one image and one caption; None if either was not timed."""
     cost = _cost(result)
     both = cost.image_ms, cost.text_ms
     return None if None in both else sum(ms for ms in both if ms)

@@ -1,7 +1,7 @@
-"""The parity report as one HTML file: no script, nothing fetched, verdict first.
+"""The parity report as one HTML file: no scripts, no external resources, verdict first.
 
-This module decides which figures go where; ``words`` and ``report.numbers`` word them.
-``assets/report.html.j2`` decides where it stands, ``assets/report.css`` how it looks.
+This module collects the figures; ``words`` and ``report.numbers`` turn them into text.
+``assets/report.html.j2`` is the layout, ``assets/report.css`` the style.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from mwa_export.report.plots import Point, budget
 from mwa_export.report.table import MARKS
 from mwa_export.spec import TOWERS
 
-OPEN = 3  # examples of either kind that are not folded
+OPEN = 3  # examples of each kind that are shown unfolded
 
 
 def html_from_parity(result: Parity, thumbnails: Mapping[int, bytes] | None = None) -> str:
-    """The whole document. ``thumbnails``: image row -> JPEG; other rows show the picture's name."""
+    """Render the page. ``thumbnails``: image row -> JPEG; other rows show the image's name."""
     numbers = (count, counted, small)
     page = rendered(
         "report.html.j2",
@@ -56,13 +56,13 @@ def html_from_parity(result: Parity, thumbnails: Mapping[int, bytes] | None = No
 
 
 def thumbnail_rows(result: Parity) -> list[int]:
-    """Image rows whose pictures the page shows, each once."""
+    """Rows of the images that the page shows, each once."""
     shown = (*result.examples, *result.improved)
     return list(dict.fromkeys(row for e in shown for row in (e.image, e.winner_image)))
 
 
 def _sentences(result: Parity) -> dict[str, Any]:
-    """Sentences of the page that depend on the figures."""
+    """Every sentence of the page that depends on the figures."""
     return {
         "mark": MARKS[result.verdict] if result.gates else "?",
         "headline": headline(result),

@@ -1,4 +1,4 @@
-"""The figures of a parity result as tables, for every report."""
+"""Tables of a parity result, shared by all reports."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from mwa_export.report.table import MARKS, Table
 from mwa_export.spec import TOWERS
 
 SIDES: tuple[Which, ...] = ("reference", "candidate")
-COST_HEAD = ("Size, MB", "Per picture, ms", "Per caption, ms")
+COST_HEAD = ("Size, MB", "Per image, ms", "Per caption, ms")
 _ORDER = ("fails", "undecided", "passes")
 
 
 def recall_table(result: Parity) -> Table:
-    """The change of every figure, estimated from margins, and both sides' recall."""
+    """The change of every recall figure, estimated from margins, and the recall of both sides."""
     exact = has_float32(result)
     rows = [
         (
@@ -49,12 +49,12 @@ def recall_table(result: Parity) -> Table:
     ]
     head = ["Recall", "Change", f"{_confidence(result)} interval", "Reference", "Candidate"]
     head[4:4] = ["Float32"] if exact else []
-    caption = "Recall in percent; change from reference to candidate in points, from margins"
+    caption = "Recall in percent; change in points, estimated from margins"
     return Table.of(caption, head, rows)
 
 
 def flips_table(result: Parity) -> Table:
-    """The plain count of queries that were won and lost."""
+    """The number of queries won and lost, and the change that follows from them."""
     rows = [
         (
             name,
@@ -67,34 +67,34 @@ def flips_table(result: Parity) -> Table:
         for name, _, r in figures(result)
     ]
     head = ("Recall", "Change", f"{_confidence(result)} interval", "Won", "Lost", "McNemar p")
-    return Table.of("The same change as a plain count of queries, in points", head, rows)
+    return Table.of("Change in points, as a plain count of queries", head, rows)
 
 
 def gates_table(result: Parity) -> Table:
-    """Every gate, the failed ones first."""
+    """Every gate; failed gates come first."""
     rows = [
         (gate.name, f"{MARKS[gate.verdict]} {gate.verdict}", found, limit, gate.message)
         for gate in sorted(result.gates, key=lambda gate: _ORDER.index(gate.verdict))
         for found, limit in [gate_numbers(gate)]
     ]
-    head = ("Gate", "Result", "Found", "Limit", "In words")
-    caption = "What was found must not lie below the limit"
+    head = ("Gate", "Result", "Value", "Limit", "Details")
+    caption = "The value must be at least the limit"
     return Table.of(caption, head, rows, words=(1, 4), stacked=True)
 
 
 def cost_table(result: Parity) -> Table:
-    """Size and time of each side; a side without a time was not timed."""
+    """Size and time of each model; a dash means that it was not timed."""
     rows = [
         (cost_name(result, cost), megabytes(cost.model_bytes), *map(_ms, times))
         for cost in result.costs
         for times in [(cost.image_ms, cost.text_ms)]
     ]
-    caption = "Size of the model, and time that embedding took in this run"
+    caption = "Model size, and embedding time in this run"
     return Table.of(caption, ("Model", *COST_HEAD), rows)
 
 
 def ranks_table(result: Parity) -> Table:
-    """Ranks of the best right answer, and what both sides have in common."""
+    """Ranks of the best right answer, and the overlap of both sides' ten best items."""
     rows = [
         (
             d.direction.upper(),
@@ -105,13 +105,13 @@ def ranks_table(result: Parity) -> Table:
         )
         for d in result.directions
     ]
-    head = ("Ranks", "Mean", "Median", "Changed", "Same top 10")
-    caption = "Rank of the best right answer (1 is best), from reference to candidate"
+    head = ("Ranks", "Mean", "Median", "Changed", "Shared top 10")
+    caption = "Rank of the best right answer (1 is best), reference → candidate"
     return Table.of(caption, head, rows)
 
 
 def cosine_table(result: Parity) -> Table:
-    """Cosine between the sides' embeddings of the same input."""
+    """Cosine between the two sides' embeddings of the same input."""
     rows = [
         (
             c.tower,
@@ -128,11 +128,11 @@ def cosine_table(result: Parity) -> Table:
 
 
 def histogram_tables(result: Parity) -> list[Table]:
-    """Counts of 1 - cosine, a table for each tower; empty bins are left out."""
+    """Histogram of 1 - cosine, one table per tower; empty bins are left out."""
     return [
         Table.of(
             f"1 {MINUS} cosine, {c.tower} tower; empty bins are left out",
-            ("From", "To below", "Inputs"),
+            ("From", "To (exclusive)", "Inputs"),
             [
                 (small(c.edges[i]), small(c.edges[i + 1]), count(n))
                 for i, n in enumerate(c.counts)
@@ -144,9 +144,9 @@ def histogram_tables(result: Parity) -> list[Table]:
 
 
 def stage_table(result: Parity) -> Table:
-    """What each stage changed, alone."""
+    """What each stage changed when it alone was exchanged."""
     rows = [(s.name, drift(s), s.detail) for s in result.stages]
-    head = ("Stage", "Drift", "What was compared")
+    head = ("Stage", "Drift", "Details")
     return Table.of("Drift by stage", head, rows, words=(1, 2), stacked=True)
 
 
@@ -158,22 +158,22 @@ def layers_table(result: Parity) -> Table:
 
 
 def cross_table(result: Parity) -> Table:
-    """R@1 when pictures are embedded by one side and captions by another."""
+    """R@1 when one side embeds the images and the other the captions."""
     rows = [
         (
-            f"{cell.images} pictures, {cell.texts} captions",
+            f"{cell.images} images, {cell.texts} captions",
             percent(cell.tr[0], result.direction("tr").queries),
             percent(cell.ir[0], result.direction("ir").queries),
         )
         for cell in result.cross
     ]
     head = ("Mixed index", "TR@1", "IR@1")
-    caption = "Recall in percent when pictures and captions are embedded by different sides"
+    caption = "Recall in percent when different sides embed images and captions"
     return Table.of(caption, head, rows)
 
 
 def sides_table(result: Parity) -> Table:
-    """What was compared."""
+    """Name, source, runtime and precision of both sides."""
     rows = [
         (label, *(getattr(getattr(result, side), field) or DASH for side in SIDES))
         for label, field in (
@@ -184,7 +184,7 @@ def sides_table(result: Parity) -> Table:
         )
     ]
     head = ("", *(side.capitalize() for side in SIDES))
-    return Table.of("What was compared", head, rows, words=(1, 2))
+    return Table.of("Models compared", head, rows, words=(1, 2))
 
 
 def _confidence(result: Parity) -> str:

@@ -1,4 +1,4 @@
-"""The verdict and what figures mean, in sentences that every report uses."""
+"""Sentences about the verdict and the figures, shared by all reports."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from mwa_export.report.numbers import (
 )
 from mwa_export.spec import TOWERS, Tower
 
-CHANGE = " change"  # ends the name of a gate of recall
-COIN_TOSS, DAMAGE = 0.25, 0.5  # median margin of the flipped queries over that of all
-FEW = 5  # flipped queries, too few to judge
+CHANGE = " change"  # suffix of the name of a recall gate
+COIN_TOSS, DAMAGE = 0.25, 0.5  # median margin of flipped queries / median margin of all
+FEW = 5  # fewer flipped queries than this are too few to judge
 
 
 def figures(result: Parity) -> list[tuple[str, int, RecallChange]]:
-    """Every recall figure: its name such as "TR@1", its number of queries, and how it changed."""
+    """Return name ("TR@1"), number of queries and change of every recall figure."""
     return [
         (f"{d.direction.upper()}@{change.k}", d.queries, change)
         for d in result.directions
@@ -42,7 +42,7 @@ def figures(result: Parity) -> list[tuple[str, int, RecallChange]]:
 
 
 def has_float32(result: Parity) -> bool:
-    """Whether the candidate's recall before its precision was reduced is known as well."""
+    """Whether the candidate's recall in float32, before quantization, is known too."""
     return all(change.float32 is not None for *_, change in figures(result))
 
 
@@ -57,19 +57,19 @@ def headline(result: Parity) -> str:
     if result.verdict == "undecided" and result.objection:
         return f"Undecided: {result.objection}"
     if result.verdict == "undecided":
-        said = f"{counted(result.data.images, 'picture')} cannot show whether recall drops by more"
-        more = f"; about {result.pictures:,} probably would" if result.pictures else ""
+        said = f"{counted(result.data.images, 'image')} cannot show whether recall drops by more"
+        more = f"; about {result.pictures:,} probably could" if result.pictures else ""
         return f"Undecided: {said} than {limit}{more}"
     return f"Passes: no recall figure drops by more than {limit}" if limits else _ALL_HOLD
 
 
-_ALL_HOLD = "Passes: every gate holds"
+_ALL_HOLD = "Passes: every gate passes"
 
 
 def not_passed(result: Parity) -> str:
     """The gates that fail besides the one in the headline, and those that are undecided."""
     worst, said = _worst(result), []
-    for verdict, words in (("fails", "Failed too"), ("undecided", "Undecided")):
+    for verdict, words in (("fails", "Also failed"), ("undecided", "Undecided")):
         left = [gate for gate in result.gates if gate.verdict == verdict and gate is not worst]
         names = [gate.name.removesuffix(CHANGE) for gate in left]
         said += [f"{words}: {_list(names)}."] if names else []
@@ -77,72 +77,74 @@ def not_passed(result: Parity) -> str:
 
 
 def is_identical(result: Parity) -> bool:
-    """Every embedding of the two sides is equal bit by bit."""
+    """Whether the embeddings of the two sides are bit-identical."""
     return bool(result.cosines) and all(c.identical == c.rows for c in result.cosines)
 
 
 def by_change(examples: Iterable[Example]) -> list[Example]:
-    """Examples of both directions, those whose rank changed by the largest factor first."""
+    """Sort examples of both directions by the factor that their rank changed, largest first."""
     return sorted(examples, key=lambda e: -abs(math.log(e.rank_after / e.rank_before)))
 
 
 def left_out(result: Parity) -> str:
-    """Sentence on pictures missing from the test set; empty if none is missing."""
+    """Sentence on images that were excluded from the test set; empty if there are none."""
     excluded = result.data.excluded
     if not excluded:
         return ""
     captions = counted(sum(item.captions for item in excluded), "caption")
     were = "was" if len(excluded) == 1 else "were"
-    return f"{counted(len(excluded), 'picture')} {were} left out, with {captions}"
+    return f"{counted(len(excluded), 'image')} {were} left out, with {captions}"
 
 
 def certain_changes(result: Parity) -> str:
-    """Sentence on the differences whose interval excludes zero."""
+    """Sentence on the changes whose interval excludes zero."""
     changed = [name for name, _, r in figures(result) if r.smoothed_low > 0 or r.smoothed_high < 0]
     if all(r.won == r.lost == 0 for *_, r in figures(result)):
         return "No query was won or lost."
     if not changed:
-        return "Every interval contains zero: no difference can be told from chance."
+        return "Every interval contains zero: the changes may be due to chance."
     if len(changed) == 1:
-        return f"The interval of {changed[0]} does not contain zero: hardly chance."
-    return f"The intervals of {_list(changed)} do not contain zero: hardly chance."
+        return f"The interval of {changed[0]} excludes zero: the change is unlikely to be chance."
+    return (
+        f"The intervals of {_list(changed)} exclude zero: these changes are unlikely to be chance."
+    )
 
 
 def stage_sentence(stages: tuple[Stage, ...]) -> str:
-    """Sentence on the stage that costs most at rank 1."""
+    """Sentence on the stage that loses most recall at rank 1."""
     measured = [(min(n), s) for s in stages if (n := finite([s.tr1, s.ir1]))]
     if not measured:
         return ""
     loss, worst = min(measured, key=lambda pair: pair[0])
     if loss >= 0:
-        return "No stage that was measured loses recall at rank 1."
+        return "No measured stage loses recall at rank 1."
     return (
-        f"The stage that costs most is {worst.name}: TR@1 {points(worst.tr1)}, "
+        f"The most costly stage is {worst.name}: TR@1 {points(worst.tr1)}, "
         f"IR@1 {points(worst.ir1)} points."
     )
 
 
 def layer_sentences(result: Parity) -> list[str]:
-    """The layer that adds most noise, and where noise begins in each tower."""
+    """Sentences on the layer that adds most noise, and where noise starts in each tower."""
     found, falls = list[str](), list[tuple[float, str]]()
     for tower in TOWERS:
         layers = [layer for layer in result.layers if layer.tower == tower]
         noisy = [layer for layer in layers if layer.snr_db is not None]
         if layers and not noisy:
-            found.append(f"The {tower} tower has no noise at all.")
+            found.append(f"There is no noise in the {tower} tower.")
         elif noisy and noisy[0] is not layers[0]:
             start = noisy[0]
-            found.append(f"Noise begins in the {tower} tower at {start.layer}.")
+            found.append(f"In the {tower} tower, noise starts at {start.layer}.")
         for a, b in pairwise(layers):
             if a.snr_db is not None and b.snr_db is not None and a.snr_db > b.snr_db:
-                where = f"{tower} {b.layer}: from {a.snr_db:.1f} to {b.snr_db:.1f} dB"
+                where = f"{tower} {b.layer}, from {a.snr_db:.1f} to {b.snr_db:.1f} dB"
                 falls.append((a.snr_db - b.snr_db, where))
-    worst = [f"The worst layer is {max(falls)[1]}."] if falls else []
+    worst = [f"The largest drop is at {max(falls)[1]}."] if falls else []
     return worst + found
 
 
 def layer_rows(result: Parity) -> list[tuple[str, list[str]]]:
-    """Every layer with the ratio in both towers, as text."""
+    """Every layer with its signal-to-noise ratio in both towers, as text."""
     found = {(layer.tower, layer.layer): layer.snr_db for layer in result.layers}
 
     def cell(tower: Tower, name: str) -> str:
@@ -154,64 +156,64 @@ def layer_rows(result: Parity) -> list[tuple[str, list[str]]]:
 
 
 def cross_sentence(result: Parity) -> str:
-    """Whether vectors of the two sides may be mixed in one search."""
+    """Sentence on whether vectors of the two sides may be mixed in one search."""
     cells = {(cell.images, cell.texts): cell for cell in result.cross}
     if not cells:
         return ""
     own = cells["reference", "reference"]
     mixed = [cells["reference", "candidate"], cells["candidate", "reference"]]
     loss = max(max(own.tr[0] - cell.tr[0], own.ir[0] - cell.ir[0]) for cell in mixed)
-    said = f"costs at most {points(loss)[1:]} points of R@1 against the reference alone"
+    said = f"costs at most {points(loss)[1:]} points of R@1 compared with the reference alone"
     said = said if loss > 0 else "costs no R@1"
     limit = min(drop_limits(result).values(), default=None)
     if limit is None:
-        return f"Searching an index of one side with queries of the other {said}."
+        return f"Searching one side's index with the other side's queries {said}."
     if loss <= limit + SLACK:
         return f"An index built with one side can be searched with the other: mixing {said}."
     return (
-        f"An index built with one side should be built again for the other: mixing {said}, "
-        f"allowed {limit:g}."
+        f"Rebuild an index before you search it with the other side: mixing {said}; "
+        f"the budget is {limit:g}."
     )
 
 
 def margin_sentence(d: DirectionResult) -> str:
-    """Whether the flips at rank 1 are coin tosses or damage."""
+    """Sentence on whether the flips at rank 1 are coin tosses or damage."""
     m, name = d.margins, DIRECTION_NAMES[d.direction].capitalize()
     if not m.flipped or m.flipped_median is None:
-        return f"{name}: no query changed at rank 1."
+        return f"{name}: no query flipped."
     ratio = m.flipped_median / m.all_median if m.all_median > 0 else math.inf
     verdict = (
         "too few to judge"
         if m.flipped < FEW
         else "coin tosses"
         if ratio <= COIN_TOSS
-        else "clear answers were overturned, which is damage"
+        else "damage, because clear answers were overturned"
         if ratio >= DAMAGE
-        else "closer calls than most, but no mere coin tosses"
+        else "closer calls than most, but more than coin tosses"
     )
     noun = "query" if m.flipped == 1 else "queries"
     return (
-        f"{name}: {m.flipped:,} {noun} changed at rank 1. The median margin of these was "
-        f"{small(m.flipped_median)}, the largest {small(m.flipped_largest)}; over all queries the "
-        f"median is {small(m.all_median)}: {verdict}."
+        f"{name}: {m.flipped:,} {noun} flipped: {verdict}. Margins of flipped queries: median "
+        f"{small(m.flipped_median)}, largest {small(m.flipped_largest)}. "
+        f"Median of all queries: {small(m.all_median)}."
     )
 
 
 def _worst(result: Parity) -> GateResult | None:
-    """The failed gate that is named first: the largest drop of recall, if there is one."""
+    """The failed gate for the headline: the largest drop of recall if a recall gate failed."""
     failed = [gate for gate in result.gates if gate.verdict == "fails"]
     drops = [gate for gate in failed if gate.name.endswith(CHANGE)]
     return min(drops, key=lambda gate: gate.found, default=next(iter(failed), None))
 
 
 def drop_limits(result: Parity) -> dict[str, float]:
-    """Points that each recall figure may lose, by its name."""
+    """Points that each recall figure may drop, by figure name."""
     changes = [gate for gate in result.gates if gate.name.endswith(CHANGE)]
     return {gate.name.removesuffix(CHANGE): abs(gate.limit) for gate in changes}
 
 
 def drift(stage: Stage) -> str:
-    """Describe what a stage changed, in a few words."""
+    """Summarize what a stage changed."""
     if stage.state != "changed":
         return "none" if stage.state == "same" else stage.state
     parts = (
@@ -230,7 +232,7 @@ def _list(words: Iterable[str]) -> str:
 
 
 def gate_numbers(gate: GateResult) -> tuple[str, str]:
-    """What was found, with enough digits to tell it from the limit, and the limit."""
+    """Format a gate's value, with enough digits to tell it from the limit, and its limit."""
     if "cosine" not in gate.name:
         return estimate(gate.found), points(gate.limit)
     found = cosine(gate.found)

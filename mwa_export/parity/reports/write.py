@@ -1,4 +1,4 @@
-"""Write every form of a parity report into one folder."""
+"""Write a parity report in all formats (HTML, Markdown, JSON, JUnit) into one folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mwa_export.parity.result import Parity
 from mwa_export.parity.run import Finished
 from mwa_export.report.page import THUMBNAIL, thumbnail
 
-MARKER = "report.json"  # of a folder that was made here, and may be replaced when forced
+MARKER = "report.json"  # marks a folder made here, which ``force`` may replace
 
 
 def write_reports(
@@ -32,12 +32,15 @@ def write_reports(
     pictures: tuple[Readable, ...] = (),
     force: bool = False,
 ) -> Path:
-    """Make a folder with report.json, .md and .html and junit.xml. Returns the page's path.
+    """Write report.json, report.md, report.html and junit.xml. Returns the path of report.html.
 
-    ``pictures``: of the test set, in its order; thumbnails of a few go into the page.
+    Args:
+        out: the folder to create.
+        pictures: all images of the test set, in order; a few become thumbnails in the page.
+        force: replace a folder that an earlier run wrote.
 
     Raises:
-        BundleError: the folder exists, or the disk refuses.
+        BundleError: the folder already exists, or it cannot be written.
     """
     with new_folder(out, marker=MARKER, force=force) as folder:
         _write(result, folder, pictures)
@@ -50,12 +53,13 @@ def write_overview(
     *,
     force: bool = False,
 ) -> Path:
-    """Make a folder with index.html and a report of each candidate below. Returns the page's path.
+    """Write an overview of several candidates. Returns the path of index.html.
 
-    Beside it are report.json and .md and junit.xml of all candidates.
+    The folder gets index.html, report.json, report.md and junit.xml for all candidates, and a
+    subfolder with the full report of each.
 
     Raises:
-        BundleError: the folder exists, or the disk refuses.
+        BundleError: the folder already exists, or it cannot be written.
     """
     parities = {name: done.result for name, done in results.items()}
     texts = {
@@ -89,11 +93,11 @@ def _json(data: dict[str, Any]) -> str:
 
 
 def _thumbnails(result: Parity, pictures: tuple[Readable, ...]) -> Mapping[int, bytes]:
-    """JPEG bytes of the pictures that the gallery shows; none where one cannot be read any more."""
+    """JPEGs of the images that the gallery shows, except those that can no longer be read."""
     found: dict[int, bytes] = {}
     for row in thumbnail_rows(result) if pictures else ():
         try:
             found[row] = thumbnail(pictures[row], THUMBNAIL)
         except ImageError:
-            continue  # the gallery shows its name instead
+            continue  # the gallery shows the image's name instead
     return found

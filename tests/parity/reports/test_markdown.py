@@ -160,7 +160,7 @@ def test_warnings_and_excluded_pictures_stand_above_the_figures() -> None:
     top = unescaped(markdown[: markdown.index("\n| ")])
     for warning in result.warnings:
         assert f"> ⚠️ {warning}" in top
-    assert "2 pictures were left out, with 10 captions" in top
+    assert "2 images were left out, with 10 captions" in top
     for item in result.data.excluded:
         assert f"{item.picture} ({item.reason})" in top
 
