@@ -1,6 +1,6 @@
-"""The benchmark as one SVG file: horizontal bars, a panel per tower and batch.
+"""The benchmark as one SVG file: horizontal bars, a panel per tower and batch size.
 
-It stands alone, so it carries its colours for light and dark; they are those of the parity report.
+The file is self-contained, with colours for light and dark mode like those of the parity report.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ def svg_from_bench(result: Bench) -> str:
 
 
 def by_speed(section: Section) -> list[Figure]:
-    """A section's figures, the slowest first."""
+    """Figures of a section, slowest first."""
     return sorted(section.figures, key=lambda figure: figure.ratio)
 
 
 def rate(figure: Figure) -> str:
-    """Rows per second with three digits or so."""
+    """Format rows per second with about three digits."""
     rows = figure.rows_per_second
     return f"{rows:,.0f}" if rows >= 100 else f"{rows:.1f}" if rows >= 10 else f"{rows:.2f}"
 
 
 def heading(section: Section) -> str:
     """Title of a section: its tower and batch size."""
-    what = "pictures" if section.tower == "vision" else "captions"
+    what = "images" if section.tower == "vision" else "captions"
     return f"{section.tower} tower, batch of {section.batch}: {what} per second"
 
 
@@ -71,7 +71,7 @@ def _panel(section: Section, top: float) -> str:
     most = max(1.0, *(figure.ratio_high for figure in figures))
     bottom = top + _HEAD + _ROW * len(figures)
     scale = (WIDTH - _LEFT - _RIGHT) / most
-    note = f"bars: times as fast as {section.baseline}; lines: quartiles over the rounds"
+    note = f"bars: speed relative to {section.baseline}; lines: quartiles over the rounds"
     parts = [
         text(16, top + 26, heading(section), "start", "title"),
         text(16, top + 44, note, "start", "note"),

@@ -23,29 +23,29 @@ Run = Callable[[Batch], Embeddings]
 
 
 class CannotRunError(MwaExportError):
-    """A contender cannot run here; the message is the reason that the report shows."""
+    """A contender cannot run here; its message is the reason shown in the report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to embed with the same model."""
+    """One way to embed with a model: a runtime, a precision, and a function that opens it."""
 
     name: str
     kind: Kind
     runtime: str
     precision: str  # of its large GEMMs: "float32", "bfloat16", "float16" or "int8"
-    open: Callable[[Tower], Run]  # may take minutes; raises where it cannot run
+    open: Callable[[Tower], Run]  # may take minutes; raises if it cannot run
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One GEMM of one library. The fastest of a precision is the machine's peak."""
+    """One GEMM of one library. The fastest GEMM of a precision is the machine's peak."""
 
     precision: str
     tool: str
     shape: tuple[int, int, int]  # rows, inner, columns
     run: Callable[[], object]
-    copies: int = 1  # GEMMs of this shape in a run, side by side
+    copies: int = 1  # GEMMs of this shape in one call of ``run``
 
     @property
     def name(self) -> str:
@@ -58,14 +58,14 @@ class Kernel:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a contender does not run: in one line, and without the folders of this machine."""
+    """Why a contender does not run, in one line and without the folders of this machine."""
     text = " ".join(str(error).split()) or "no message"
     if not isinstance(error, MwaExportError):
         text = f"{type(error).__name__}: {text}"
         root = error
         while root.__cause__ is not None:
             root = root.__cause__
-        if root is not error:  # lazy packages hide what went wrong behind it
+        if root is not error:  # packages that import lazily hide the original error
             text = f"{type(root).__name__}: {' '.join(str(root).split())} (so {text})"
     text = _FOLDERS.sub("", text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -25,8 +25,8 @@ class Timed:
 
     contender: Contender
     turns: Sequence[Turn]
-    rows: Sequence[Sequence[Sequence[int]]]  # of each round: of each call: rows of the window
-    operations: Sequence[int]  # of the GEMMs of each round
+    rows: Sequence[Sequence[Sequence[int]]]  # [round][call]: rows of the window
+    operations: Sequence[int]  # of the GEMMs in each round
 
 
 def figures_from_turns(
@@ -37,15 +37,15 @@ def figures_from_turns(
     rows: int,
     cosines: bool,
 ) -> tuple[tuple[Figure, ...], str, tuple[Peak, ...]]:
-    """The figures of a section in the order of ``timed``, the baseline's name, the peaks.
+    """Return the figures of a section in the order of ``timed``, the baseline's name, the peaks.
 
-    ``cosines``: whether the inputs are real, so that cosines mean something.
+    ``cosines``: whether the inputs are real, so that cosines are meaningful.
     """
     names = [item.contender.name for item in timed]
     baseline = timed[names.index(next((n for n in BASELINES if n in names), names[0]))]
     speeds = {k.name: [k.operations / turn.seconds for turn in turns[k.name]] for k in kernels}
     medians = {name: statistics.median(found) for name, found in speeds.items()}
-    best: dict[str, Kernel] = {}  # precision -> the kernel that is fastest in the median
+    best: dict[str, Kernel] = {}  # precision -> the kernel with the fastest median
     for kernel in kernels:
         best[kernel.precision] = max(
             best.get(kernel.precision, kernel), kernel, key=lambda k: medians[k.name]
@@ -96,14 +96,14 @@ def _figure(
 
 
 def mean_cosine(found: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """Mean over rows of the cosine of (n, D) with (n, D); NaN where an embedding is not finite."""
+    """Mean cosine of the rows of two (n, D) arrays; NaN if an embedding is not finite."""
     one, other = found.astype(np.float64), right.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return float(np.mean((one * other).sum(1) / lengths))
 
 
 def _embeddings(timed: Timed) -> NDArray[np.float32]:
-    """Embeddings of every round, in the order of the windows' rows. (rounds * rows, D)."""
+    """Embeddings of all rounds, in the order of the windows' rows. (rounds * rows, D)."""
     rounds = []
     for turn, calls in zip(timed.turns, timed.rows, strict=True):
         order = [row for rows in calls for row in rows]

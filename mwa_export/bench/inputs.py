@@ -1,4 +1,4 @@
-"""Inputs of a benchmark: rows of a test set, or random ones of plausible size."""
+"""Inputs of a benchmark: rows of a test set, or random inputs of plausible size."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Split = Callable[[Any], list[Part]]
 Row = TypeVar("Row")
 
 COCO_MEAN, COCO_SPREAD, COCO_LEAST, COCO_MOST = 13.0, 3.0, 8, 30
-"""Our assumption about COCO captions in tokens, BOS and EOS included: normal, rounded, clipped."""
+"""Assumed length of COCO captions in tokens, with BOS and EOS: normal, rounded, clipped."""
 
-VISION_WINDOW = 8  # pictures of a round at least, so that batch 1 is more than one call
-TEXT_WINDOW = 8  # batches of captions in a round, so that sorting by length has something to sort
+VISION_WINDOW = 8  # least images in a round, so that batch 1 makes more than one call
+TEXT_WINDOW = 8  # batches of captions in a round, so that sorting by length has an effect
 CALIBRATION = 32  # rows that static quantizers calibrate with
-_POOL = {"vision": 256, "text": 4096}  # different rows at most; then they come again
+_POOL = {"vision": 256, "text": 4096}  # most distinct rows; further windows repeat them
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +37,20 @@ class Pool:
 
     rows: Sequence[Any]
     calibration: Sequence[Any]
-    real: bool
-    words: str  # what they are, for the report
+    real: bool  # rows of a test set, not random
+    words: str  # description for the report
 
     def windows(self, size: int, count: int) -> list[list[Any]]:
-        """``count`` windows of ``size`` rows each, one after the other, then again from the top."""
+        """Cut ``count`` windows of ``size`` consecutive rows, starting over after the last row."""
         n = len(self.rows)
         return [[self.rows[(w * size + i) % n] for i in range(size)] for w in range(count)]
 
 
 def picture_pool(bundle: Bundle, data: RetrievalData | None, wanted: int, seed: int) -> Pool:
-    """Pictures of the test set, resized, as many as all windows want; without one, noise.
+    """Return resized images of the test set for ``wanted`` rows at most; without one, noise.
 
     Raises:
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     size = bundle.manifest.model.backbone.image_size
     count = min(wanted, _POOL["vision"])
@@ -60,20 +60,20 @@ def picture_pool(bundle: Bundle, data: RetrievalData | None, wanted: int, seed: 
         return Pool(list(noise[:count]), list(noise[count:]), False, words)
     timed, held_back = _apart(data.pictures, count)
     rows, calibration = ([pixels_of(p, str(p), size) for p in part] for part in (timed, held_back))
-    words = f"{len(rows)} pictures of {data.name.split('/')[-1]}, {size} x {size}"
+    words = f"{len(rows)} images of {data.name.split('/')[-1]}, {size} x {size}"
     return Pool(rows, calibration, True, words)
 
 
 def caption_pool(
     bundle: Bundle, data: RetrievalData | None, lengths: str | None, wanted: int, seed: int
 ) -> Pool:
-    """Captions of the test set; without one or with ``lengths``, random ids.
+    """Return captions of the test set; without one, or with ``lengths``, random token ids.
 
-    ``lengths``: "coco", a number of tokens, or None for the test set's own, else "coco".
+    ``lengths``: "coco", a number of tokens, or None: those of the test set, else "coco".
 
     Raises:
-        UsageError: a length that the model cannot take.
-        BundleError: captions are texts and the bundle has no tokenizer.
+        UsageError: the length does not fit the model.
+        BundleError: captions are texts, and the bundle has no tokenizer.
         DataError: stored ids are not in the vocabulary.
     """
     backbone = bundle.manifest.model.backbone
@@ -96,7 +96,7 @@ def caption_pool(
 
 
 def pictures_in_order(batch: int) -> Split:
-    """Cut a window of pictures into batches of (B, H, W, 3) uint8."""
+    """Cut a window of images into batches of (B, H, W, 3) uint8."""
 
     def split(window: Sequence[NDArray[np.uint8]]) -> list[Part]:
         return [(rows, (np.stack(items),)) for rows, items in _in_order(window, batch)]
@@ -125,20 +125,20 @@ def captions_padded(batch: int, length: int) -> Split:
 
 
 def _in_order(window: Sequence[Row], batch: int) -> Iterator[tuple[range, Sequence[Row]]]:
-    """Neighbouring rows, ``batch`` at a time, with their numbers."""
+    """Yield consecutive rows, ``batch`` at a time, with their numbers."""
     for start in range(0, len(window), batch):
         rows = range(start, min(start + batch, len(window)))
         yield rows, window[start : rows.stop]
 
 
 def padded(sequences: Sequence[Sequence[int]], length: int) -> Batch:
-    """(token_ids, padding_mask), both (B, length) int64."""
-    ids, mask = pad([*sequences, [0] * length])  # a full row sets the width, and goes again
+    """Pad sequences to ``length``. Returns (token_ids, padding_mask), both (B, length) int64."""
+    ids, mask = pad([*sequences, [0] * length])  # a full row sets the width and is dropped below
     return ids[:-1], mask[:-1]
 
 
 def _apart(rows: Sequence[Row], count: int) -> tuple[Sequence[Row], Sequence[Row]]:
-    """Rows to time and rows to calibrate with: not the same ones where there are enough."""
+    """Split into rows to time and rows to calibrate with, disjoint if there are enough."""
     held_back = min(CALIBRATION, max(1, len(rows) // 2))
     timed = rows[: max(1, min(count, len(rows) - held_back))]
     return timed, rows[-held_back:]
@@ -147,11 +147,11 @@ def _apart(rows: Sequence[Row], count: int) -> tuple[Sequence[Row], Sequence[Row
 def _lengths(
     rng: np.random.Generator, lengths: str, count: int, most: int
 ) -> tuple[list[int], str]:
-    """Tokens of each caption, BOS and EOS included, and what they are in words."""
+    """Return the number of tokens of each caption, with BOS and EOS, and a description."""
     if lengths == "coco":
         drawn = np.clip(np.rint(rng.normal(COCO_MEAN, COCO_SPREAD, count)), COCO_LEAST, COCO_MOST)
         words = (
-            f"lengths as assumed for COCO: normal, mean {COCO_MEAN:g}, deviation {COCO_SPREAD:g}, "
+            f"lengths assumed for COCO: normal, mean {COCO_MEAN:g}, deviation {COCO_SPREAD:g}, "
             f"{COCO_LEAST} to {COCO_MOST} tokens"
         )
         return [min(int(n), most) for n in drawn], words

@@ -1,4 +1,4 @@
-"""Our contenders: a bundle on every runtime and in every precision that it and the machine can."""
+"""Our contenders: a bundle on every runtime and precision that it and the machine support."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = {
     "cuda": "ORT CUDA",
     "tensorrt": "TensorRT",
 }
-"""Runtime -> its name in the report. PyTorch is not ours: it is the first of the peers."""
+"""Runtime -> its name in the report. PyTorch is missing because it counts as a peer."""
 
 
 def our_contenders(
@@ -29,9 +29,10 @@ def our_contenders(
     allow_slow: bool = False,
     device: int = 0,
 ) -> list[Contender]:
-    """Contenders for the named runtimes in all their precisions; none named: all of NAMES.
+    """Make contenders for some runtimes, or for all NAMES if none are given, in all precisions.
 
-    Of TensorRT only the precisions that the bundle has engines of, unless it is named.
+    TensorRT runs only in precisions for which the bundle has engines, unless it is given
+    explicitly.
     """
     built = {engine.precision for engine in bundle.manifest.engines}
     return [
@@ -53,7 +54,7 @@ def our_contenders(
 
 
 def our_name(runtime: str, precision: str) -> str:
-    """The name of one of our contenders in the report."""
+    """Name of one of our contenders in the report."""
     return f"mwa-export, {NAMES[runtime]} {precision}"
 
 

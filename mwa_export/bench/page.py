@@ -20,7 +20,7 @@ from mwa_export.report.table import Table
 
 
 def html_from_bench(result: Bench) -> str:
-    """The whole document."""
+    """Render the whole document."""
     return rendered(
         "bench.html.j2",
         ["report.css"],
@@ -34,7 +34,7 @@ def html_from_bench(result: Bench) -> str:
 
 
 def _fact(section: Section) -> Fact:
-    """The fastest contender of ours, or of all if none of ours ran."""
+    """The fastest mwa-export contender, or the fastest peer if none of ours ran."""
     ours = [figure for figure in section.figures if figure.kind == "ours"] or section.figures
     best = max(ours, key=lambda figure: figure.ratio)
     detail = f"{best.name}: {rate(best)} per second; baseline {section.baseline}"

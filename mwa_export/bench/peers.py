@@ -1,4 +1,4 @@
-"""The peers by name: what else could run the same checkpoint on this machine."""
+"""The peers: other ways to run the checkpoint on this machine, by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Peer:
     runtime: str
     precision: str  # of its large GEMMs
     open: Callable[[ReferenceTower], Run]  # may take minutes, and may fail in any way
-    packages: tuple[str, ...] = ()  # whose versions the report should name
+    packages: tuple[str, ...] = ()  # packages whose versions the report lists
 
 
 def _openvino(start: ReferenceTower, hint: str) -> Run:
@@ -41,25 +41,25 @@ PEERS: dict[str, Peer] = {
     "openvino": Peer("plain ONNX, OpenVINO float32", "openvino", "float32", _f32),
     "openvino-bf16": Peer("plain ONNX, OpenVINO bfloat16", "openvino", "bfloat16", _bf16),
 }
-"""Name on the command line -> what it is."""
+"""Peers by their name on the command line."""
 
 
 def chosen_peers(names: Iterable[str], known: Mapping[str, Peer] = PEERS) -> tuple[Peer, ...]:
-    """The peers for ``all``, ``none``, or names of ``known``, in the order of ``known``.
+    """Return the peers for ``all``, ``none``, or names of ``known``, in the order of ``known``.
 
     Raises:
-        UsageError: a name that no peer has.
+        UsageError: a name is unknown, or ``none`` is combined with other names.
     """
     asked = set(names)
     if unknown := asked - {*known, "all", "none"}:
         raise OptionsError("peers", min(unknown), f"all, none, or some of: {', '.join(known)}")
     if "none" in asked and len(asked) > 1:
-        raise UsageError("`peers=none` was given together with others. Expected one of both.")
+        raise UsageError("`peers=none` cannot be combined with other peers. Omit one of them.")
     return tuple(peer for name, peer in known.items() if "all" in asked or name in asked)
 
 
 def contender(peer: Peer, start: ReferenceTower) -> Contender:
-    """A peer that is ready to be opened for one tower."""
+    """Make a contender of a peer and one tower of the reference."""
     return Contender(
         peer.name, "peer", peer.runtime, peer.precision, lambda _tower: peer.open(start)
     )

@@ -1,6 +1,6 @@
-"""The unmerged reference and its plain ONNX export, from which every peer starts.
+"""The unmerged reference and its plain ONNX export, on which all peers are based.
 
-The plain export is what users have without this project: the peer of the merged graphs.
+The plain export is what users get without this project, so the merged graphs are compared with it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Feed = dict[str, NDArray[Any]]
 
 @dataclass(eq=False)
 class ReferenceTower:
-    """One tower of the reference and its plain export, each made when first asked for."""
+    """One tower of the reference and its plain export, both created on first use."""
 
     reference: Callable[[], ReferenceModel]
     tower: Tower
     pool: Pool
-    folder: Path  # exists; for this tower alone
+    folder: Path  # an existing folder for this tower only
     threads: int
     _path: Path | None = None
     _failure: CannotRunError | None = None
@@ -50,7 +50,7 @@ class ReferenceTower:
 
     @property
     def path(self) -> Path:
-        """The `.onnx` file.
+        """Path of the `.onnx` file; the export runs on first access.
 
         Raises:
             CannotRunError: the export failed, now or earlier.
@@ -61,19 +61,19 @@ class ReferenceTower:
             try:
                 require("onnxscript", extra="bench", why="export with torch.onnx")
                 self._path = self._export()
-            except Exception as error:  # of the exporter, of whatever type
+            except Exception as error:  # the exporter may raise any type
                 self._failure = CannotRunError(f"the plain export failed: {reason_of(error)}")
                 raise self._failure from error
         return self._path
 
     def feed(self, batch: Batch) -> Feed:
-        """The graph's inputs from a batch."""
+        """Turn a batch into the graph's inputs."""
         if self.tower == "vision":
             return {"image": normalize(batch[0])}
         return {"token_ids": batch[0], "padding_mask": batch[1]}
 
     def calibration(self) -> Iterator[Feed]:
-        """The rows that were held back for quantizers, one at a time."""
+        """Yield the rows held back for calibrating quantizers, one at a time."""
         return (self.feed(self._batch([row])) for row in self.pool.calibration)
 
     def _batch(self, rows: Sequence[Any]) -> Batch:
@@ -89,9 +89,9 @@ class ReferenceTower:
 def plain_export(
     reference: ReferenceModel, tower: Tower, feed: Mapping[str, NDArray[Any]], path: Path
 ) -> Path:
-    """Write one tower of the unmerged reference through torch.onnx.export, for any batch size.
+    """Export one tower of the unmerged reference with torch.onnx.export, for any batch size.
 
-    ``feed``: inputs by name, at least two rows: of one row the exporter makes a constant.
+    ``feed``: inputs by name with at least two rows; the exporter makes a single row constant.
     """
     import torch
 
@@ -117,14 +117,14 @@ def plain_export(
             output_names=["plain_embedding"],
             dynamic_shapes={"inputs": tuple({0: batch} for _ in feed)},
             dynamo=True,
-            external_data=False,  # above 2 GB it is external all the same
+            external_data=False,  # above 2 GB it is external anyway
             verbose=False,
         )
     return path
 
 
 def on_onnxruntime(start: ReferenceTower, path: Path | None = None) -> Run:
-    """Run the plain export, or a graph made of it, on ONNX Runtime, set up like our own."""
+    """Run the plain export, or a graph derived from it, on ONNX Runtime with our own settings."""
     runner = session(path or start.path, threads=start.threads)
 
     def run(batch: Batch) -> Embeddings:
@@ -134,15 +134,15 @@ def on_onnxruntime(start: ReferenceTower, path: Path | None = None) -> Run:
 
 
 def on_openvino(start: ReferenceTower, model: Any, settings: dict[str, Any]) -> Run:
-    """Run a model of OpenVINO, or the graph at a path, with the inputs of the plain export.
+    """Run an OpenVINO model, or the graph at a path, with the inputs of the plain export.
 
     Raises:
-        CannotRunError: this processor lacks the precision.
+        CannotRunError: the processor does not support the precision.
     """
     core = require("openvino", extra="openvino", why="run this peer").Core()
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if settings.get("INFERENCE_PRECISION_HINT") == "bf16" and "BF16" not in able:
-        raise CannotRunError("this processor has no bfloat16")
+        raise CannotRunError("this processor does not support bfloat16")
     settings = {"INFERENCE_NUM_THREADS": start.threads, **settings}
     request = core.compile_model(model, "CPU", settings).create_infer_request()
 
@@ -153,7 +153,7 @@ def on_openvino(start: ReferenceTower, model: Any, settings: dict[str, Any]) -> 
 
 
 def on_pytorch(start: ReferenceTower, *, autocast: bool = False, compiled: bool = False) -> Run:
-    """Run the reference: in float32, under autocast to bfloat16, or compiled for each new shape."""
+    """Run the reference in float32, with autocast to bfloat16, or compiled for each new shape."""
     import torch
 
     encode: Any = start.encode

@@ -10,25 +10,25 @@ from mwa_export.bench.result import Bench, Figure, Section
 from mwa_export.report.numbers import DASH
 from mwa_export.report.text import markdown_table, printable
 
-_PEAK_MEANS = " Peak is its share of the fastest GEMM of the same precision in the same round."
-_BUSY = 0.3  # of the cores
+_PEAK_MEANS = " Peak is GOP/s relative to the fastest GEMM of that precision in the same round."
+_BUSY = 0.3  # load per core from which the report warns
 _HEAD = ("contender", "rows/s", "speed", "p50 ms", "p99 ms", "calls", "GOP/s", "peak", "cosine")
 _PEAK = _HEAD.index("peak")
 
 
 def markdown_from_bench(result: Bench) -> str:
-    """Machine, method, a table per section, and what did not run."""
+    """Return machine, method, a table per section, and what did not run."""
     machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     parts = [
         f"# Embedding speed: {_escape(result.model)}",
         f"{_escape(machine.cpu)}, {machine.cores} cores, {machine.threads} threads; "
-        f"{' '.join(machine.instruction_sets) or 'no instruction sets known'}; "
+        f"{' '.join(machine.instruction_sets) or 'instruction sets unknown'}; "
         f"{_escape(machine.system)}. {_escape(versions)}.",
         "![Speed of every contender](bench.svg)",
         *(_section(section) for section in result.sections),
         *(["## Not measured", _list(skipped)] if (skipped := skipped_lines(result)) else []),
-        "## How",
+        "## Method",
         _list(method(result)),
         f"<sub>mwa-export {result.version}, {result.created}, "
         f"embedding space {result.space_id[:16]}</sub>",
@@ -37,9 +37,9 @@ def markdown_from_bench(result: Bench) -> str:
 
 
 def table_of(section: Section) -> list[tuple[str, ...]]:
-    """A section's table: its head, then a row per contender, the fastest first.
+    """Table of a section: the head, then a row per contender, fastest first.
 
-    Without a measured peak there is no column for it.
+    The column "peak" is left out if no peak was measured.
     """
     rows = [_HEAD, *(_row(figure, section) for figure in reversed(by_speed(section)))]
     return rows if section.peaks else [row[:_PEAK] + row[_PEAK + 1 :] for row in rows]
@@ -53,16 +53,16 @@ def peak_sentence(section: Section) -> str:
         f"{peak.precision} {peak.gops:,.0f} GOP/s ({peak.tool}, {' x '.join(map(str, peak.shape))})"
         for peak in section.peaks
     )
-    return f"Peak of this machine in the same rounds: {listed}."
+    return f"Peak of this machine, measured in the same rounds: {listed}."
 
 
 def window_sentence(section: Section) -> str:
     """Describe one round of a section."""
     if section.mean_length is None:
-        return f"A round is {section.window} pictures for every contender."
+        return f"In each round, every contender embeds {section.window} images."
     return (
-        f"A round is {section.window} captions for every contender, {section.mean_length:.1f} "
-        "tokens in the mean."
+        f"In each round, every contender embeds {section.window} captions, with "
+        f"{section.mean_length:.1f} tokens on average."
     )
 
 
@@ -71,36 +71,37 @@ def method(result: Bench) -> list[str]:
     settings = result.settings
     peaks = any(section.peaks for section in result.sections)
     lines = [
-        f"Every one of {settings.rounds} rounds runs each contender once, in a shuffled order "
-        f"(seed {settings.seed}), after each has run every shape of input once untimed.",
-        "Speed is the median over the rounds of the ratio to the baseline in the same round; "
-        "rows/s is a median too, of this machine at this hour.",
-        "p50 and p99 are of single calls with one batch. Times go from uint8 pixels or token ids "
-        "to embeddings in memory: scaling, sorting and padding are in, decoding and tokenizing "
-        "are not.",
-        "ORT is ONNX Runtime. GOP/s counts the multiply-accumulates of the GEMMs that a contender "
-        "runs, as two, padding included: merged graphs have fewer of them, so compare speed, not "
+        f"Each of {settings.rounds} rounds runs every contender once, in shuffled order "
+        f"(seed {settings.seed}). Before that, every contender runs each input shape once untimed.",
+        "Speed is the median over the rounds of the ratio to the baseline in the same round. "
+        "rows/s is the median over the rounds, and describes only this machine at this time.",
+        "p50 and p99 are times of single calls with one batch. Times start at uint8 pixels or "
+        "token ids and end at embeddings in memory. They include scaling, sorting and padding, but "
+        "not decoding and tokenizing.",
+        "ORT is ONNX Runtime. GOP/s counts a multiply-accumulate in a contender's GEMMs as two "
+        "operations, including padding. Merged graphs need fewer operations, so compare speed, not "
         f"GOP/s.{_PEAK_MEANS if peaks else ''}",
-        f"Pictures: {settings.pictures}. Captions: {settings.captions}.",
-        f"Peers pad every caption to {settings.max_length} tokens, as the reference does. Ours "
-        "sorts the captions of a round by length and pads each batch to its longest.",
+        f"Images: {settings.pictures}. Captions: {settings.captions}.",
+        f"Peers pad every caption to {settings.max_length} tokens, as the reference does. "
+        "mwa-export sorts the captions of a round by length and pads each batch to its longest "
+        "caption.",
     ]
     machine = result.machine
     if machine.load is not None and machine.load > _BUSY * machine.cores:
         lines.append(
-            f"The machine was busy: in the minute before, {machine.load:g} processes wanted its "
-            f"{machine.cores} cores. PyTorch suffers most from that. Measure again when it is idle."
+            f"The machine was busy: in the minute before, the load average was {machine.load:g} on "
+            f"{machine.cores} cores, which slows PyTorch most. Run again when it is idle."
         )
     if not settings.real:
         lines.append(
-            "Where inputs are random, quantizers among the peers were calibrated with noise: their "
-            "speed counts, their embeddings mean nothing, and no cosines are given."
+            "Some inputs are random. Quantized peers were calibrated with noise, so only their "
+            "speed is meaningful, and no cosines are reported."
         )
     return lines
 
 
 def skipped_lines(result: Bench) -> list[str]:
-    """List what did not run, and why. Equal reasons are merged."""
+    """List what did not run and why; sections with the same reason are merged."""
     where: dict[tuple[str, str], list[str]] = {}
     for section in result.sections:
         for item in section.skipped:
@@ -145,7 +146,7 @@ def _row(figure: Figure, section: Section) -> tuple[str, ...]:
 
 
 def _cosine(value: float | None) -> str:
-    """Format a cosine with four digits; `parity` measures what precision costs."""
+    """Format a cosine with four digits; `parity` measures the loss of recall."""
     return DASH if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 

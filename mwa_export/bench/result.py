@@ -27,11 +27,11 @@ class Machine:
     """Hardware and software versions of a run."""
 
     cpu: str
-    cores: int  # that this process may use
-    threads: int  # that every contender was given
+    cores: int  # available to this process
+    threads: int  # of every contender
     instruction_sets: tuple[str, ...]
     system: str
-    load: float | None  # mean of processes that wanted a core in the minute before; None: unknown
+    load: float | None  # load average of the minute before the run; None: unknown
     versions: dict[str, str]
 
 
@@ -41,10 +41,10 @@ class Settings:
 
     rounds: int
     seed: int
-    pictures: str  # what they are, in words
-    captions: str
-    max_length: int  # tokens that peers pad every caption to
-    real: bool  # inputs are real: calibration and cosines mean something
+    pictures: str  # description of the images
+    captions: str  # description of the captions
+    max_length: int  # tokens to which peers pad every caption
+    real: bool  # inputs are real, so calibration and cosines are meaningful
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +66,21 @@ class Figure:
     runtime: str
     precision: str  # of its large GEMMs
     rows_per_second: float  # median over the rounds
-    ratio: float  # times as fast as the baseline: median of the same-round ratios
+    ratio: float  # speed relative to the baseline: median of the same-round ratios
     ratio_low: float  # first quartile
     ratio_high: float  # third quartile
     p50_ms: float  # of a call with one batch
     p99_ms: float
-    calls: int  # timed
-    gops: float  # operations of its GEMMs, padding included, in 10^9 per second; median
-    peak_share: float | None  # median of gops over the peak of its precision in the same round
-    cosine: float | None  # mean with the baseline; None: inputs are not real, or it is the baseline
+    calls: int  # number of timed calls
+    gops: float  # 10^9 operations per second of its GEMMs, including padding; median
+    peak_share: float | None  # median of gops / the peak of its precision in the same round
+    cosine: float | None  # mean cosine with the baseline; None: random inputs, or the baseline
     cosine_rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A contender that was asked for and did not run."""
+    """A contender that was requested but did not run."""
 
     name: str
     kind: Kind
@@ -94,7 +94,7 @@ class Section:
     tower: Tower
     batch: int
     window: int  # rows that every contender embeds in a round
-    mean_length: float | None  # tokens of a caption; None: pictures
+    mean_length: float | None  # mean tokens of a caption; None: images
     baseline: str  # name of the contender that ratios and cosines refer to
     figures: tuple[Figure, ...]
     skipped: tuple[Skipped, ...]
@@ -103,7 +103,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A whole run."""
+    """Result of a benchmark run."""
 
     model: str
     space_id: str
@@ -140,7 +140,7 @@ def _section(data: dict[str, Any]) -> Section:
 
 
 def this_machine(threads: int, packages: Iterable[str] = ()) -> Machine:
-    """Processor, system and package versions, those of ``packages`` too."""
+    """Return processor, system and package versions, including those of ``packages``."""
     return Machine(
         cpu=cpu_name(),
         cores=cores(),
@@ -158,5 +158,5 @@ def this_machine(threads: int, packages: Iterable[str] = ()) -> Machine:
 def _load() -> float | None:
     try:
         return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):  # Windows, and systems that do not tell
+    except (AttributeError, OSError):  # Windows, and systems without a load average
         return None

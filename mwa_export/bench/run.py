@@ -1,4 +1,4 @@
-"""Measure a bundle's speed beside its peers, in one run, round by round."""
+"""Measure the speed of a bundle and its peers in one run, round by round."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ if TYPE_CHECKING:
     from mwa_export.model.reference import ReferenceModel
 
 OpenPeak = Callable[[int], Sequence[Kernel]]
-"""Number of threads -> GEMMs that are timed in the same rounds; each has run once."""
+"""Number of threads -> GEMMs to time in the same rounds; each has been warmed up."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """What to measure."""
+    """Options of `run_bench`: what to measure, and on which runtimes."""
 
     towers: tuple[Tower, ...] = ("vision", "text")
     batches: tuple[int, ...] = (1, 8)
     rounds: int = 15
-    runtimes: tuple[str, ...] = ()  # of ours; none: all
-    lengths: str | None = None  # "coco", a number of tokens, None: the test set's, else "coco"
-    threads: int | None = None  # None: the cores this process may use
-    allow_slow: bool = False  # ours also in what this CPU runs slower than float32
+    runtimes: tuple[str, ...] = ()  # of our contenders; empty: all
+    lengths: str | None = None  # "coco", a number of tokens, None: those of the data, else "coco"
+    threads: int | None = None  # of every contender; None: the cores available to this process
+    allow_slow: bool = False  # include our precisions that are slower than float32 on this CPU
     device: int = 0  # number of the GPU
 
     def __post_init__(self) -> None:
         if self.rounds < FEWEST_ROUNDS:
-            raise UsageError(f"{self.rounds} rounds. Expected at least {FEWEST_ROUNDS}.")
+            raise UsageError(f"`rounds={self.rounds}`: expected at least {FEWEST_ROUNDS}.")
         if not self.batches or min(self.batches) < 1:
-            raise UsageError(f"batch sizes {self.batches}. Expected one or more, from 1.")
+            raise UsageError(f"batch sizes {self.batches}: expected at least one, each at least 1.")
         for runtime in self.runtimes:
             check_option("runtime", runtime, runtime in NAMES, ", ".join(NAMES))
         fits = re.fullmatch(r"coco|\d{1,9}", self.lengths or "coco") is not None
@@ -82,17 +82,20 @@ def run_bench(
     peak: OpenPeak | None = None,
     progress: Progress | None = None,
 ) -> Bench:
-    """Time every contender that runs here; those that do not are listed with their reason.
+    """Time all contenders that run here; the others are listed with the reason.
 
     Args:
+        bundle: an opened bundle with both towers.
+        options: see BenchOptions.
         model: the checkpoint that the bundle was made from; peers need it.
-        data: a test set; without it inputs are random, and cosines are left out.
-        peers: what the bundle is compared with: some of PEERS, or others.
-        peak: opens GEMMs to time in the same rounds, of whose speed shares are given.
+        data: a test set; without it, inputs are random and cosines are left out.
+        peers: what to compare the bundle with: some of PEERS, or others.
+        peak: opens GEMMs to time in the same rounds; speed is also reported relative to them.
+        progress: called for each step.
 
     Raises:
-        UsageError: an option or a runtime that does not exist.
-        MwaExportError: nothing at all can run.
+        UsageError: the bundle lacks a tower, or an option is invalid.
+        MwaExportError: no contender can run.
     """
     bundle.require(*TOWERS, what="a benchmark")
     run = _Run(bundle, options or BenchOptions(), model, data, peers, progress or Silent())
@@ -102,10 +105,10 @@ def run_bench(
 def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Model:
     """Load the checkpoint that a bundle was made from.
 
-    What neither the options nor the file say is taken from the bundle.
+    Options that are neither given nor stored in the file are taken from the bundle.
 
     Raises:
-        UsageError: the bundle was made from another checkpoint.
+        UsageError: the bundle was made from a different checkpoint.
         CheckpointError, AdapterError: see their messages.
         MissingPackageError: torch is not installed.
     """
@@ -118,16 +121,16 @@ def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Mode
     found = space_id(model.config, model.tensors, manifest.preprocessing, tokenizer)
     if found != manifest.space_id:
         raise UsageError(
-            f"{path}: is not what {bundle.path} was made from (embedding space {found[:16]}, the "
-            f"bundle's is {manifest.space_id[:16]}). Expected the same checkpoint with the same "
-            "options, so that all contenders compute the same."
+            f"{path}: embedding space {found[:16]} differs from {manifest.space_id[:16]} of "
+            f"{bundle.path}. Pass the checkpoint that the bundle was exported from, with the same "
+            "options."
         )
     return model
 
 
 @dataclass
 class _Run:
-    """One benchmark."""
+    """State of one benchmark run."""
 
     bundle: Bundle
     options: BenchOptions
@@ -149,12 +152,12 @@ class _Run:
     def bench(self, peak: OpenPeak | None) -> Bench:
         sections: list[Section] = []
         packages = dict.fromkeys(name for peer in self.peers for name in peer.packages)
-        machine = this_machine(self.threads, packages)  # first, before we are its load
+        machine = this_machine(self.threads, packages)  # first, so that we are not its load
         pools = {tower: self._pool(tower) for tower in self.options.towers}
         with _torch_threads(self.threads), scratch_folder() as folder:
             kernels: Sequence[Kernel] = ()
             if peak is not None:
-                self.progress("open the GEMMs of the machine's peak")
+                self.progress("open the GEMMs that measure the machine's peak")
                 kernels = peak(self.threads)
             for tower, pool in pools.items():
                 sections += self._tower(tower, pool, folder, kernels)
@@ -197,19 +200,19 @@ class _Run:
     def _tower(
         self, tower: Tower, pool: Pool, folder: Path, kernels: Sequence[Kernel]
     ) -> list[Section]:
-        """Open everything for one tower, then measure batch by batch."""
+        """Open all contenders for one tower, then measure each batch size."""
         opened: list[Opened] = []
         skipped: list[Skipped] = []
         contenders = list(self.ours)
         if self.model is None:
-            reason = "needs the checkpoint that this bundle was made from"
+            reason = "needs the checkpoint that this bundle was exported from"
             skipped += [Skipped(peer.name, "peer", reason) for peer in self.peers]
         else:
             own = folder / tower
             own.mkdir()
             start = ReferenceTower(lambda: self._reference, tower, pool, own, self.threads)
             contenders = [*(contender(peer, start) for peer in self.peers), *contenders]
-        self.progress(f"open everything that runs the {tower} tower", len(contenders))
+        self.progress(f"open all contenders for the {tower} tower", len(contenders))
         for item in contenders:
             try:
                 with quiet():
@@ -234,7 +237,7 @@ class _Run:
 
 @contextmanager
 def _torch_threads(threads: int) -> Iterator[None]:
-    """PyTorch's threads are a setting of the process: set them, and set them back."""
+    """Set PyTorch's threads, which are a setting of the process, and restore them."""
     try:
         import torch
     except ImportError:

@@ -26,16 +26,16 @@ from mwa_export.spec import ModelConfig, Tower
 from mwa_export.towers.forward import TowerPlan
 from mwa_export.towers.macs import count_macs
 
-SEED = 0  # of inputs and of the order within the rounds
+SEED = 0  # of random inputs and of the order within rounds
 
 
 Opened = tuple[Contender, Run]
-"""A contender that could be opened."""
+"""A contender that was opened, and its function."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Work of a section, the same for every contender."""
+    """Work of a section, which is equal for all contenders."""
 
     manifest: Manifest
     tower: Tower
@@ -44,7 +44,7 @@ class Workload:
 
     @property
     def rows(self) -> int:
-        """Rows of a round."""
+        """Number of rows in a round."""
         return window_rows(self.tower, self.batch)
 
     def split(self, contender: Contender) -> Split:
@@ -56,7 +56,7 @@ class Workload:
         return captions_padded(self.batch, self.manifest.model.backbone.max_text_length)
 
     def operations(self, contender: Contender, window: Any) -> int:
-        """Operations of the GEMMs that this contender runs for a window, padding included."""
+        """Operations of this contender's GEMMs for a window, including padding."""
         if contender.kind == "ours":
             plan = merged_plan(self.manifest, self.tower)
         else:
@@ -75,9 +75,9 @@ def measure_section(
     rounds: int,
     progress: Progress,
 ) -> Section:
-    """Warm everything up, time it round by round, work the figures out.
+    """Warm up all contenders, time them round by round, and compute the figures.
 
-    Who fails at warm-up joins those that were ``skipped``.
+    A contender that fails at warm-up is added to ``skipped``.
 
     Raises:
         MwaExportError: no contender runs.
@@ -87,7 +87,7 @@ def measure_section(
     missing = (*skipped, *failed)
     if not entries:
         raise MwaExportError(
-            f"nothing runs the {work.tower} tower here. "
+            f"no contender can run the {work.tower} tower on this machine. "
             + " ".join(f"{item.name}: {item.reason}." for item in missing)
         )
     contenders = [contender for contender, _run in opened if contender.name in entries]
@@ -126,14 +126,14 @@ def window_rows(tower: Tower, batch: int) -> int:
 
 
 def errors_of(contender: Contender) -> type[Exception]:
-    """Exceptions that opening or running a contender may raise: any for a peer, ours otherwise."""
+    """Exceptions a contender may raise: any Exception for a peer, MwaExportError for ours."""
     return Exception if contender.kind == "peer" else MwaExportError
 
 
 def _warmed_up(
     work: Workload, opened: Sequence[Opened], windows: Sequence[Any], progress: Progress
 ) -> tuple[dict[str, Entry[Any]], list[Skipped]]:
-    """Run one batch of every shape that will be timed: runtimes prepare anew for each."""
+    """Run one batch of every shape that will be timed, as runtimes prepare for each shape."""
     entries: dict[str, Entry[Any]] = {}
     failed = []
     progress(f"warm up, {work.tower}, batch {work.batch}", len(opened))
@@ -162,12 +162,12 @@ def _ignoring_input(run: Callable[[], object]) -> Callable[[Any], object]:
 
 
 def merged_plan(manifest: Manifest, tower: Tower) -> TowerPlan:
-    """The structure of a bundle's own graphs."""
+    """Structure of a bundle's own graphs."""
     return _plan(manifest.model, tower, frozenset(manifest.export.merges))
 
 
 def unmerged_plan(config: ModelConfig, tower: Tower) -> TowerPlan:
-    """The structure of the reference, and of a plain export of it."""
+    """Structure of the reference, and of its plain export."""
     return _plan(config, tower, frozenset())
 
 

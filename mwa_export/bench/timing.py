@@ -1,8 +1,8 @@
 """Time contenders side by side. Knows no model and no runtime.
 
-Every round runs every contender once, in an order that is shuffled anew, and contenders are
-compared within a round only. So a machine that slows down for a while slows all of them alike, and
-no contender always runs behind the same neighbour.
+Each round runs every contender once in a newly shuffled order, and contenders are only compared
+within a round. A machine that slows down for a while therefore slows all of them alike, and no
+contender always runs after the same neighbour.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mwa_export.errors import UsageError
 
 W = TypeVar("W")
 
-FEWEST_ROUNDS = 3  # of fewer there is no median to speak of
-SETTLE = 0.05  # seconds between contenders: idle threads of the last one stop spinning
+FEWEST_ROUNDS = 3  # with fewer, a median is meaningless
+SETTLE = 0.05  # seconds between contenders, in which idle threads of the last one stop spinning
 
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[W]):
-    """One timed function, and how it cuts a window into batches."""
+    """A function to time, and how a window is cut into batches for it."""
 
     split: Callable[[W], Sequence[Any]]
     run: Callable[[Any], Any]
@@ -32,11 +32,11 @@ class Entry(Generic[W]):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One contender in one round."""
+    """Times and results of one contender in one round."""
 
     seconds: float  # for the window: splitting and all calls
     calls: tuple[float, ...]  # seconds of each call of ``run``
-    results: tuple[Any, ...]  # and what it returned
+    results: tuple[Any, ...]  # return value of each call
 
 
 def interleave(
@@ -48,18 +48,18 @@ def interleave(
     clock: Callable[[], float] = time.perf_counter,
     on_turn: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Turn]]:
-    """Time every entry on every window. Returns each entry's turns; a window is a round.
+    """Time every entry on every window, one window per round. Returns the turns by entry.
 
     Args:
-        entries: name -> what to time, warmed up already.
-        windows: the work of each round, the same for all entries.
+        entries: what to time, by name, already warmed up.
+        windows: the work of each round, shared by all entries.
         settle: seconds to wait before each turn.
 
     Raises:
         UsageError: fewer windows than FEWEST_ROUNDS.
     """
     if len(windows) < FEWEST_ROUNDS:
-        raise UsageError(f"{len(windows)} rounds. Expected at least {FEWEST_ROUNDS}.")
+        raise UsageError(f"`rounds={len(windows)}`: expected at least {FEWEST_ROUNDS}.")
     shuffle = random.Random(seed)
     turns: dict[str, list[Turn]] = {name: [] for name in entries}
     for window in windows:
@@ -74,7 +74,7 @@ def interleave(
 
 
 def one_turn(entry: Entry[W], window: W, *, clock: Callable[[], float] = time.perf_counter) -> Turn:
-    """Run one window and time it, as a whole and call by call."""
+    """Run one window and time it as a whole and call by call."""
     calls, results = [], []
     start = clock()
     for batch in entry.split(window):
@@ -96,7 +96,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least ``share`` (0 to 1) of the values do not exceed."""
+    """Smallest value that at least ``share`` (0 to 1) of the values do not exceed."""
     if not 0 < share <= 1:
         raise ValueError(f"share {share}")
     ordered = sorted(values)

@@ -12,14 +12,14 @@ from mwa_export.bench.report import markdown_from_bench
 from mwa_export.bench.result import Bench
 from mwa_export.files import new_folder
 
-MARKER = "bench.json"  # of a folder that was made here, and may be replaced when forced
+MARKER = "bench.json"  # marks a folder made here, which ``force`` may replace
 
 
 def write_bench(result: Bench, out: Path, *, force: bool = False) -> Path:
-    """Make a folder with bench.json, bench.svg, bench.md and bench.html. Returns the page's path.
+    """Write bench.json, bench.svg, bench.md and bench.html. Returns the path of bench.html.
 
     Raises:
-        BundleError: the folder exists, or the disk refuses.
+        BundleError: the folder already exists, or it cannot be written.
     """
     texts = {
         MARKER: json.dumps(_without_nan(result.to_json()), indent=2, allow_nan=False) + "\n",
@@ -34,7 +34,7 @@ def write_bench(result: Bench, out: Path, *, force: bool = False) -> Path:
 
 
 def _without_nan(value: object) -> object:
-    """JSON has no NaN: a peer that computes it gets null."""
+    """Replace NaN and infinity with None, as JSON has neither."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

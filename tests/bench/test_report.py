@@ -98,10 +98,10 @@ def test_skipped_contenders_are_told_once_with_their_reason() -> None:
 def test_page_names_baseline_window_peak_and_method() -> None:
     page = markdown_from_bench(sample())
     for text in (
-        "Baseline: PyTorch eager float32. A round is 8 pictures",
-        "13.2 tokens in the mean",
+        "Baseline: PyTorch eager float32. In each round, every contender embeds 8 images",
+        "13.2 tokens on average",
         "float32 200 GOP/s (OpenVINO, 1576 x 768 x 3072)",
-        "Every one of 15 rounds",
+        "Each of 15 rounds",
         "pad every caption to 64 tokens",
         "A CPU, 2 cores, 2 threads; avx2",
     ):
@@ -120,7 +120,7 @@ def test_noise_and_a_busy_machine_are_admitted() -> None:
     )
     told = "\n".join(method(result))
     assert "calibrated with noise" in told
-    assert "The machine was busy: in the minute before, 1.9 processes" in told
+    assert "The machine was busy: in the minute before, the load average was 1.9" in told
 
 
 def test_chart_has_a_bar_per_contender_as_long_as_its_ratio() -> None:
@@ -131,7 +131,7 @@ def test_chart_has_a_bar_per_contender_as_long_as_its_ratio() -> None:
     assert widths[2] / widths[0] == pytest.approx(4.7, rel=0.01)
     assert widths[1] / widths[0] == pytest.approx(2.0, rel=0.01)
     texts = ["".join(t.itertext()) for t in root.iter(f"{SVG}text")]
-    assert "vision tower, batch of 8: pictures per second" in texts
+    assert "vision tower, batch of 8: images per second" in texts
     assert "4.70x, 16.2/s" in texts
     assert "prefers-color-scheme: dark" in svg_from_bench(sample())
 
