@@ -1,4 +1,4 @@
-"""Calibrate from samples: smoothing, ranges and, if asked for, learned rounding."""
+"""Calibrate from samples: smoothing, ranges and, optionally, learned rounding."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ ROUNDINGS = ("nearest", "learned")
 class CalibrationOptions:
     """Options of a calibration: ranges and rounding."""
 
-    method: str = AUTO  # one of ranges.METHODS, or the best of them for each tensor
-    percentile: float = 99.99
-    smooth: bool = True
-    rounding: str = "nearest"
+    method: str = AUTO  # one of ranges.METHODS; "auto": the best for each tensor
+    percentile: float = 99.99  # of magnitudes, for the method "percentile"
+    smooth: bool = True  # move outliers from activations into weights
+    rounding: str = "nearest"  # of weights: one of ROUNDINGS
 
     def __post_init__(self) -> None:
         for name, known in (("method", (AUTO, *METHODS)), ("rounding", ROUNDINGS)):
@@ -54,7 +54,7 @@ class CalibrationOptions:
 
     @property
     def chosen(self) -> list[str]:
-        """The options that are not their defaults, for messages."""
+        """Options that differ from their defaults, for messages."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         usual = CalibrationOptions()
         return [f"`{name}={value}`" for name, value in values if value != getattr(usual, name)]
@@ -67,9 +67,10 @@ def calibrate(
     *,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Measure both towers of a bundle on the samples.
+    """Calibrate both towers of a bundle on the samples.
 
     Raises:
+        BundleError: the bundle lacks a tower.
         CalibrationError: a graph has nothing to quantize, or an activation is constant or not
             finite; the message names the tensor.
     """
@@ -103,8 +104,8 @@ def _calibrate_tower(
     sites = find_sites(graph)
     if not sites:
         raise CalibrationError(
-            f"{file[0]}: has no GEMM of a block by its name, so there is nothing to quantize. "
-            "Expected a graph that `mwa-export onnx` made."
+            f"{file[0]}: found no GEMM that is named after a block, so there is nothing to "
+            "quantize. Expected a graph that `mwa-export onnx` exported."
         )
     stats = channel_stats(file, sites, samples, progress)
     smoothings = _smooth(graph, sites, stats, options, progress)
@@ -146,7 +147,7 @@ def _smooth(
 ) -> dict[str, Smoothing]:
     if not options.smooth:
         return {site.name: Smoothing(None, None, 0.0, 0.0) for site in sites}
-    progress("search the smoothing of each layer", len(sites))
+    progress("choose the smoothing of each layer", len(sites))
     chosen = {}
     for site in sites:
         chosen[site.name] = choose_smoothing(
@@ -166,7 +167,7 @@ def _choose(
     learned: dict[str, NDArray[np.int8]],
     options: CalibrationOptions,
 ) -> SiteCalibration:
-    """The range of one site: by the method asked for, or by the least error of its output."""
+    """Choose the range of a site: by the given method, or by the least error of its output."""
     divide = smoothing.divide
     rows = stats.rows if divide is None else (stats.rows / divide).astype(np.float32)
     weight = joint_weight(smoothed, site)

@@ -1,6 +1,6 @@
 """Result of a calibration as stored in a bundle: calibration.json and its arrays.
 
-With it, quantized graphs of any dialect are made again without the data.
+Quantized graphs of any dialect can be made from it without the data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCHEMA = 1
 CALIBRATION = "calibration.json"
 ARRAYS = "calibration.npz"
 
-# Fields of a site that are in calibration.json; its arrays lie beside it.
+# Fields of a site in calibration.json; its arrays are in calibration.npz.
 _PLAIN = (
     *("tower", "site", "tensor", "width", "method", "amax", "alpha", "error", "error_unsmoothed"),
     "histogram",
@@ -42,15 +42,15 @@ class SiteCalibration:
     site: str  # Site.name
     tensor: str  # the value in the float32 graph
     width: int
-    method: str  # that chose amax
+    method: str  # the range method that chose amax
     amax: float  # largest magnitude that the int8 grid represents, after smoothing
     alpha: float | None  # of the smoothing; None: not smoothed
     error: float  # relative squared error of the layer's output, on sample rows
-    error_unsmoothed: float
+    error_unsmoothed: float  # the same error without smoothing
     histogram: dict[str, Any]  # digest, values, amax
-    divide: Floats | None  # (width,) of the smoothing
+    divide: Floats | None  # (width,) divisors of the smoothing
     mean: Floats  # (width,) of the smoothed activation
-    weights: dict[str, NDArray[np.int8]] = field(default_factory=dict)  # learned ones, by GEMM
+    weights: dict[str, NDArray[np.int8]] = field(default_factory=dict)  # learned rounding, by GEMM
 
     def to_json(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in _PLAIN}
@@ -68,32 +68,32 @@ class Calibration:
     sites: tuple[SiteCalibration, ...]
 
     def of(self, tower: Tower) -> dict[str, SiteCalibration]:
-        """A tower's sites by name."""
+        """Sites of a tower by name."""
         return {site.site: site for site in self.sites if site.tower == tower}
 
     def check_fits(self, bundle: Bundle, tower: Tower, sites: tuple[Site, ...]) -> None:
-        """Raise CalibrationError unless it was made from this tower's graph."""
+        """Raise CalibrationError unless the calibration was made from this tower's graph."""
         path, _graph = bundle.graph(tower)
         if self.space_id != bundle.manifest.space_id:
             raise CalibrationError(
-                f"the calibration was made for embedding space {self.space_id[:16]}, and "
-                f"{bundle.path} has {bundle.manifest.space_id[:16]}: another model. Calibrate it "
-                "with samples: `data`"
+                f"the calibration was made for embedding space {self.space_id[:16]}, but "
+                f"{bundle.path} has {bundle.manifest.space_id[:16]}. Calibrate this model: pass "
+                "`data`"
             )
         if self.graphs.get(tower) != bundle.manifest.files[path.name].sha256:
             raise CalibrationError(
-                f"{path}: is not the graph that the calibration was made from (another export of "
-                "the same model). Calibrate it with samples: `data`"
+                f"{path}: is not the graph that the calibration was made from, but a different "
+                "export of the same model. Calibrate it again: pass `data`"
             )
         known = self.of(tower)
         unknown = [s.name for s in sites if s.name not in known or known[s.name].width != s.width]
         if unknown:
             raise CalibrationError(
-                f"the calibration has nothing for {unknown[0]} of {path}. Calibrate again: `data`"
+                f"the calibration lacks layer {unknown[0]} of {path}. Calibrate again: pass `data`"
             )
 
     def save(self, folder: Path) -> None:
-        """Write calibration.json and calibration.npz; each appears whole."""
+        """Write calibration.json and calibration.npz, each atomically."""
         arrays: dict[str, NDArray[Any]] = {}
         for site in self.sites:
             key = f"{site.tower}/{site.site}"
@@ -118,35 +118,35 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read what `save` wrote, by the path of calibration.json or of the folder that holds it.
+        """Read a calibration, given the path of calibration.json or of its folder.
 
         Raises:
-            CalibrationError: missing, damaged, or of another schema.
+            CalibrationError: a file is missing, damaged, or of another schema version.
         """
         file = path / CALIBRATION if path.is_dir() else path
         if not file.is_file():
             raise CalibrationError(
-                f"{file}: no such file. Expected {CALIBRATION} of a quantized bundle."
+                f"{file}: does not exist. Expected {CALIBRATION} of a quantized bundle."
             )
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             if data["schema"] != SCHEMA:
                 raise CalibrationError(
-                    f"{file}: has schema version {data['schema']!r}, and this version reads "
-                    f"{SCHEMA}. Calibrate again with samples: `data`"
+                    f"{file}: has schema version {data['schema']!r}, expected {SCHEMA}. Calibrate "
+                    "again: pass `data`"
                 )
             arrays_file = file.with_name(data["arrays"]["file"])
             if not arrays_file.is_file() or sha256_of(arrays_file) != data["arrays"]["sha256"]:
                 raise CalibrationError(
-                    f"{arrays_file}: is missing or not the file that {file.name} describes. Copy "
-                    "both again, or calibrate again with samples: `data`"
+                    f"{arrays_file}: is missing, or is not the file that {file.name} describes. "
+                    "Copy both again, or calibrate again: pass `data`"
                 )
             with np.load(arrays_file) as arrays:
                 sites = tuple(_site(entry, arrays) for entry in data["sites"])
             return cls(data["space_id"], data["graphs"], data["data"], data["versions"], sites)
         except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise CalibrationError(
-                f"{file}: is not a calibration ({error!r}). Calibrate again with samples: `data`"
+                f"{file}: is not a calibration ({error!r}). Calibrate again: pass `data`"
             ) from error
 
 

@@ -1,7 +1,7 @@
-"""Run a float32 graph over the samples and keep what calibration needs: O(sites), not O(samples).
+"""Collect statistics of a float32 graph over the samples, in memory of O(sites), not O(samples).
 
-Three passes, because what the second and third measure depends on the smoothing that the first one
-decides: channel extremes and sample rows; histograms; and, for learned rounding, Gram matrices.
+There are three passes: channel extremes and sample rows; histograms; and, for learned rounding,
+Gram matrices. The second and third depend on the smoothing that is chosen after the first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mwa_export.progress import Progress
 from mwa_export.runtimes.ort_session import session_with_outputs
 
 Floats = NDArray[np.float32]
-GRAM_BYTES = 1 << 30  # of Gram matrices in memory at a time
+GRAM_BYTES = 1 << 30  # bytes of Gram matrices in memory at a time
 ROWS = 512  # sample rows per site, drawn uniformly over all tokens of all samples
 
 
@@ -29,8 +29,8 @@ class ChannelStats:
     """Statistics of a site from the first pass."""
 
     def __init__(self, width: int) -> None:
-        self.low = np.full(width, np.inf, np.float32)  # (width,) least value of each channel
-        self.high = np.full(width, -np.inf, np.float32)  # (width,) largest
+        self.low = np.full(width, np.inf, np.float32)  # (width,) smallest value of each channel
+        self.high = np.full(width, -np.inf, np.float32)  # (width,) largest value of each channel
         self.total = np.zeros(width)  # (width,) sum over all tokens
         self.tokens = 0
         self.rows = np.empty((0, width), np.float32)  # at most ROWS tokens, drawn uniformly
@@ -47,9 +47,10 @@ class ChannelStats:
         return self.total / max(1, self.tokens)
 
     def add(self, values: Floats, keys: NDArray[np.float64]) -> None:
-        """Count tokens, (n, width). ``keys``, (n,), uniform in [0, 1): the least ROWS of all stay.
+        """Add tokens, (n, width).
 
-        So the sample does not depend on how the tokens were cut into batches.
+        ``keys``: (n,), uniform in [0, 1). The ROWS tokens with the smallest keys are kept as the
+        sample, so that it does not depend on the batches.
         """
         np.minimum(self.low, values.min(axis=0), out=self.low)
         np.maximum(self.high, values.max(axis=0), out=self.high)
@@ -70,7 +71,7 @@ def channel_stats(
     """First pass: extremes, means and sample rows of each site, by its name.
 
     Raises:
-        CalibrationError: an activation is not finite, or constant over all samples.
+        CalibrationError: an activation is not finite, or is constant over all samples.
     """
     stats = {site.name: ChannelStats(site.width) for site in sites}
     rng = np.random.default_rng(samples.seed)
@@ -81,7 +82,7 @@ def channel_stats(
         if not (found.high > found.low).any():
             raise CalibrationError(
                 f"{site.tensor}: is constant over all {samples.count(file[1].spec.tower)} samples, "
-                "so it has no range. The checkpoint is broken, or the samples are all alike."
+                "so it has no range. Check the checkpoint, and that the samples differ."
             )
     return stats
 
@@ -93,7 +94,7 @@ def histograms(
     divide: Mapping[str, Floats],
     progress: Progress,
 ) -> dict[str, Histogram]:
-    """Second pass: histograms of the activations, each divided by that of ``divide``, (width,)."""
+    """Second pass: histogram of each site's activation, divided by its ``divide``, (width,)."""
     found = {site.name: Histogram() for site in sites}
     for site, values in _activations(file, sites, samples, progress, "histograms", divide):
         found[site.name].add(values)
@@ -107,9 +108,9 @@ def gram_matrices(
     divide: Mapping[str, Floats],
     progress: Progress,
 ) -> Iterator[tuple[Site, NDArray[np.float32]]]:
-    """Third pass: XᵀX of each site's smoothed activation X, (width, width), block by block.
+    """Third pass: yield XᵀX of each site's smoothed activation X, (width, width).
 
-    As many sites at a time as fit in memory; each group runs the samples again.
+    As many sites as fit into GRAM_BYTES are collected at a time; each group runs all samples.
     """
     for group in _groups(sites):
         grams = {site.name: np.zeros((site.width, site.width), np.float32) for site in group}
@@ -121,7 +122,7 @@ def gram_matrices(
 
 
 def _groups(sites: Sequence[Site]) -> list[list[Site]]:
-    """Neighbouring sites whose matrices together stay below GRAM_BYTES."""
+    """Group consecutive sites whose matrices fit into GRAM_BYTES."""
     groups: list[list[Site]] = []
     room = 0
     for site in sites:
@@ -142,7 +143,7 @@ def _activations(
     label: str,
     divide: Mapping[str, Floats],
 ) -> Iterator[tuple[Site, Floats]]:
-    """Each site's activation for each batch, divided, (tokens, width); padding left out."""
+    """Yield each site's divided activation for each batch, (tokens, width), without padding."""
     path, graph = file
     tower = graph.spec.tower
     names = [site.tensor for site in sites]
@@ -156,8 +157,8 @@ def _activations(
             tokens = values[real] if real is not None else values.reshape(-1, site.width)
             if not np.isfinite(tokens).all():
                 raise CalibrationError(
-                    f"{path.name}: {site.tensor} holds values that are not finite. The checkpoint "
-                    "overflows on these samples, so it cannot be calibrated. Check it with "
+                    f"{path.name}: {site.tensor} contains values that are not finite. The "
+                    "checkpoint overflows on these samples and cannot be calibrated. Check it with "
                     "`mwa-export parity`."
                 )
             yield site, tokens / divide[site.name] if site.name in divide else tokens

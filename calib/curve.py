@@ -1,4 +1,4 @@
-"""Trade-off found by the precision search, recall drop over speed, as JSON and SVG."""
+"""Trade-off found by the precision search, recall drop against speed, as JSON and SVG."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ text { font: 13px system-ui, sans-serif; fill: light-dark(#565d68, #a4acb7); }
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One assignment that was measured."""
+    """A measured assignment."""
 
-    int8: int  # sites
-    speedup: float  # estimated, of a picture and a text together, against none in INT8
-    drop: float  # points
+    int8: int  # number of sites in INT8
+    speedup: float  # estimated for one image and one text together, relative to high precision
+    drop: float  # largest drop of a recall figure, points
     chosen: bool
 
 
@@ -51,11 +51,14 @@ def write_curve(
     max_drop: float,
     decision: Decision | None,
 ) -> None:
-    """Write tradeoff.json and tradeoff.svg, and tradeoff.html with the calibration beside them.
+    """Write tradeoff.json, tradeoff.svg, and tradeoff.html, which also uses calibration.json.
 
-    ``high_ms``: milliseconds per row of each tower with no site in INT8, on the runtime that was
-    searched with. ``max_drop``: the budget in points. ``decision``: on the chosen assignment, on
-    data that the search has not seen.
+    Args:
+        folder: contains calibration.json.
+        result: of the search.
+        high_ms: milliseconds per row of each tower without INT8, on the runtime of the search.
+        max_drop: the budget in points.
+        decision: verdict on the chosen assignment, on data that the search has not seen.
     """
     decided = {"decision": None if decision is None else asdict(decision)}
     points = [_point(measured, result, high_ms) for measured in result.measured]
@@ -68,7 +71,7 @@ def write_curve(
 
 
 def _point(measured: Trial, result: SearchResult, high_ms: Mapping[Tower, float]) -> Point:
-    # One number for two towers: time of one picture and one text together.
+    # One number for two towers: the time of one image and one text together.
     before = sum(high_ms[tower] for tower in TOWERS)
     after = sum(
         high_ms[tower] / speedup(measured.int8, result.saving, high_ms, tower) for tower in TOWERS
@@ -118,7 +121,7 @@ def _to_json(
 
 
 def draw(points: list[Point], sites: int, max_drop: float, decision: Decision | None = None) -> str:
-    """The picture: speed-up to the right, recall lost upwards, the budget as a line."""
+    """Draw the curve: speedup to the right, drop of recall upwards, the budget as a line."""
     found = [] if decision is None else [0.0 - decision.high, 0.0 - decision.low]
     drops = [point.drop for point in points] + found
     low, high = min([0.0, *drops]), max([max_drop, *drops])
@@ -126,7 +129,7 @@ def draw(points: list[Point], sites: int, max_drop: float, decision: Decision | 
     fastest = max([point.speedup for point in points], default=1.0)
     x = Scale(1.0, max(fastest, 1.01), _LEFT, _WIDTH - _RIGHT)
     y = Scale(low - margin, high + margin, _HEIGHT - _BOTTOM, _TOP)
-    title = "Recall lost against speed gained"
+    title = "Drop of recall against speedup"
     parts = [f'<text class="title" x="{_LEFT:g}" y="24">{title}</text>']
     for tick in ticks(low, high):
         cls = "zero" if tick == 0 else "grid"
@@ -140,11 +143,11 @@ def draw(points: list[Point], sites: int, max_drop: float, decision: Decision | 
         text(
             _LEFT,
             44,
-            "worst drop of a recall figure, points: estimated by the search; bar: decided",
+            "worst drop of a recall figure, points (estimate); bar: interval on held-back data",
             "start",
         )
     )
-    parts.append(text(_WIDTH - _RIGHT, _HEIGHT - 10, "estimated speed-up over high precision"))
+    parts.append(text(_WIDTH - _RIGHT, _HEIGHT - 10, "estimated speedup over high precision"))
     for point in points:
         if found and point.chosen:
             parts.append(line(x(point.speedup), y(found[0]), x(point.speedup), y(found[1]), "bar"))
@@ -159,7 +162,7 @@ def draw(points: list[Point], sites: int, max_drop: float, decision: Decision | 
         )
         if point.chosen:
             parts.append(_chosen_label(point, sites, x(point.speedup), y(point.drop), y(max_drop)))
-    described = f"{len(points)} assignments of {sites} layers; the filled one was chosen"
+    described = f"{len(points)} assignments of {sites} layers; the filled point was chosen"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" '
         f'width="{_WIDTH:g}" height="{_HEIGHT:g}" role="img" aria-labelledby="t d">'
@@ -169,7 +172,7 @@ def draw(points: list[Point], sites: int, max_drop: float, decision: Decision | 
 
 
 def _chosen_label(point: Point, sites: int, x: float, y: float, limit: float) -> str:
-    """Beside the chosen point, on the side with room, and not on the budget's line."""
+    """Label the chosen point on the side with room, and not on the budget line."""
     right = x > _WIDTH / 2
     below = y + 22
     if abs(below - limit) < 12 or below > _HEIGHT - _BOTTOM:

@@ -1,4 +1,4 @@
-"""Forms in which the runtimes want a quantized graph, and why."""
+"""Dialects: the forms of quantized graphs that the runtimes expect, and why."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from mwa_export.errors import check_option
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Number formats and placement of Q/DQ that a runtime wants."""
+    """Number formats and placement of Q/DQ that a runtime expects."""
 
     name: str
-    runtime: str  # for people
-    activation: Literal["uint8", "int8", "float8"]  # float8: weights as well; else they are int8
-    zero_point: int  # of activations; the grid is symmetric in either case
-    # GEMMs whose outputs go different ways are cut apart, so that what follows (GELU) can be fused
-    # into each; elsewhere one large GEMM is better.
+    runtime: str  # for display
+    activation: Literal["uint8", "int8", "float8"]  # weights are int8, or float8 with float8
+    zero_point: int  # of activations; the grid is symmetric in any case
+    # Cut a GEMM whose output is split into one GEMM per part, so that what follows (GELU) can be
+    # fused into each. Other runtimes are faster with one large GEMM.
     cut_joint: bool = False
-    # Weights have one scale in all, and the product's columns are multiplied behind it. With a
-    # scale for each column TensorRT keeps the bare sums of int8 products as float16, which they
-    # overflow, and dequantizes joint GEMMs that it cuts (`benchmarks/trt_kernels.py`).
+    # Weights have a single scale, and the columns of the product are multiplied by factors after
+    # it. With per-column scales, TensorRT keeps the sums of int8 products as float16, which
+    # overflows, and dequantizes joint GEMMs that it cuts (`benchmarks/trt_kernels.py`).
     column_factors: bool = False
-    typed: bool = False  # strongly typed: everything else in float16, scales too
+    typed: bool = False  # strongly typed: everything else is float16, including scales
     opset: int = 17
 
     @property
     def suffix(self) -> str:
-        """Part of the file's name: `vision.int8.openvino.onnx`."""
+        """Part of the file name, as in `vision.int8.openvino.onnx`."""
         return f"int8.{self.name}"
 
     @property
@@ -43,7 +43,7 @@ class Dialect:
 DIALECTS: dict[str, Dialect] = {
     dialect.name: dialect
     for dialect in (
-        # Its kernels multiply uint8 by int8; the same grid shifted by 128 avoids a slower path.
+        # Its kernels multiply uint8 by int8; shifting the grid by 128 avoids a slower path.
         Dialect("onnxruntime", "ONNX Runtime on CPU", "uint8", 128),
         Dialect("openvino", "OpenVINO", "int8", 0, cut_joint=True),
         Dialect(
@@ -52,15 +52,15 @@ DIALECTS: dict[str, Dialect] = {
         Dialect("tensorrt8", "TensorRT 8.6", "int8", 0),
     )
 }
-"""Those of INT8 graphs, which bundles hold."""
+"""Dialects of the INT8 graphs that bundles contain, by name."""
 FLOAT8 = Dialect("tensorrt-float8", "TensorRT 10 and 11", "float8", 0, typed=True, opset=19)
-"""Engines are compiled from it; no bundle holds it."""
+"""Dialect of float8 graphs, from which engines are compiled; bundles do not contain them."""
 CPU_DIALECTS = ("openvino", "onnxruntime")
-"""Those of CPUs, the fastest first where there are INT8 instructions. Packages have these names."""
+"""Dialects of CPUs and names of their packages, fastest first on CPUs with INT8 instructions."""
 
 
 def named_dialects(names: Sequence[str]) -> tuple[Dialect, ...]:
-    """The dialects asked for, or those of the CPU runtimes that are installed."""
+    """Return the named dialects; if none are named, those of the installed CPU runtimes."""
     if "all" in names:
         names = tuple(DIALECTS)
     if not names:
@@ -71,9 +71,9 @@ def named_dialects(names: Sequence[str]) -> tuple[Dialect, ...]:
 
 
 def primary_dialect(dialects: Sequence[Dialect]) -> Dialect:
-    """The dialect that the search measures: of the fastest runtime here that was asked for."""
+    """Return the dialect that the search measures: of the fastest CPU runtime among these."""
     named = {dialect.name for dialect in dialects}
-    # Without INT8 instructions OpenVINO is slow at it, and less exact.
+    # Without INT8 instructions, OpenVINO is slow at INT8 and less exact.
     slow = fast_int8(instruction_sets()) is False
     for name in reversed(CPU_DIALECTS) if slow else CPU_DIALECTS:
         if name in named and find_spec(name) is not None:

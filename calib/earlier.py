@@ -1,4 +1,4 @@
-"""What of a bundle's earlier quantization stays when graphs for other runtimes are added."""
+"""Combine a bundle's earlier quantization with graphs that are added for other runtimes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mwa_export.files import sha256_of
 
 
 def earlier_quantization(bundle: Bundle, calibration: Path | None) -> Quantization | None:
-    """The bundle's quantization, if it is of this calibration: its graphs may stay."""
+    """Return the bundle's quantization if it used this calibration, so that its graphs may stay."""
     stored = bundle.manifest.files.get(CALIBRATION)
     if calibration is None or stored is None:
         return None
@@ -26,14 +26,18 @@ def earlier_quantization(bundle: Bundle, calibration: Path | None) -> Quantizati
 def replaced_graphs(
     bundle: Bundle, earlier: Quantization | None, dialects: Sequence[Dialect]
 ) -> list[Graph]:
-    """The INT8 graphs that make room; without an ``earlier`` quantization to keep, all."""
+    """INT8 graphs to remove: those of ``dialects``; without an ``earlier`` quantization, all."""
     written = {dialect.name for dialect in dialects}
     old = [graph for graph in bundle.manifest.graphs if graph.precision == "int8"]
     return [graph for graph in old if earlier is None or graph.dialect in written]
 
 
 def joined(earlier: Quantization, new: Quantization) -> tuple[Quantization, list[str]]:
-    """Record of both, of one calibration and the same layers, and runtimes that lose theirs."""
+    """Merge the records of two quantizations with the same calibration and layers.
+
+    Returns the merged record, and the runtimes whose measurements were dropped because they were
+    made on other data or with another budget.
+    """
     if new.held_back is None:
         return earlier, []
     measured = {(entry.runtime, entry.precision) for entry in new.measured}

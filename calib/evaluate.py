@@ -1,4 +1,4 @@
-"""Evaluate an assignment of precisions: recall on held-back data, cosine, speed."""
+"""Evaluate an assignment of precisions: recall on held-back data, cosine and speed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _SPEED_BATCH = 8
 
 @dataclass
 class HeldBack:
-    """Data that recall is measured on, with the float32 embeddings and what they find."""
+    """Data to measure recall on, with float32 embeddings and rankings."""
 
     encoder: Encoder  # the bundle in float32
     data: RetrievalData
@@ -65,20 +65,24 @@ class HeldBack:
         return Pairs(self.data.image_ids, self.data.caption_image_ids)
 
     def objection(self) -> str | None:
-        """Why this is no evidence about a drop of recall, or None."""
+        """Why these data are not evidence about a drop of recall, or None."""
         return data_objection(self.data) or objection_to_reference(self.found[1])
 
     def embed(self, tower: Tower, backend: Backend, label: str) -> Embeddings:
-        """Embeddings of the held-back pictures or captions, (n, D)."""
+        """Embed the held-back images or captions. Returns (n, D) float32.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
         encoder = replace(self.encoder, backend=backend)
         if tower == "vision":
-            self.progress(f"embed {self.name} pictures: {label}", len(self.data.pictures))
+            self.progress(f"embed {self.name} images: {label}", len(self.data.pictures))
             found, failures = encoder.embed_pictures(
                 self.data.pictures, on_rows=self.progress.advance
             )
             if failures:
                 raise DataError(
-                    f"{self.data.name}: {len(failures)} pictures cannot be read, the first: "
+                    f"{self.data.name}: {len(failures)} images cannot be read. First error: "
                     f"{failures[min(failures)]} Repair or remove them."
                 )
             return found
@@ -86,12 +90,12 @@ class HeldBack:
         return encoder.embed_captions(self.data.captions, on_rows=self.progress.advance)
 
     def measure(self, int8: frozenset[SiteKey], backend: Backend, label: str) -> Trial:
-        """Embed everything with a backend that has these sites in INT8, and compare."""
+        """Embed all data with a backend that runs these sites in INT8, and compare with float32."""
         images = self.embed("vision", backend, label)
         return self.compare(int8, images, self.embed("text", backend, label))
 
     def compare(self, int8: frozenset[SiteKey], images: Embeddings, texts: Embeddings) -> Trial:
-        """These embeddings beside those of float32."""
+        """Compare embeddings with those of float32."""
         after = rank_both(images, texts, self._pairs)
         owners = np.arange(len(images)), self._pairs.rows()
         changes = {
@@ -114,14 +118,14 @@ def _figures(rankings: tuple[Ranking, Ranking]) -> dict[str, float]:
 
 
 def data_objection(data: RetrievalData) -> str | None:
-    """Why a test set is no evidence, as far as can be told before it is embedded."""
+    """Why a test set is not evidence, as far as is known before it is embedded; or None."""
     repeated = repeated_captions(data.captions, data.caption_image_ids.tolist())
     return objection_to_data(len(data.pictures), len(data.captions), repeated)
 
 
 @dataclass
 class Evaluator:
-    """Measures assignments on one runtime; a tower is embedded once per set of its sites."""
+    """Measures assignments on one runtime, embedding a tower only once per set of its sites."""
 
     variants: Variants
     held_back: HeldBack
@@ -130,7 +134,7 @@ class Evaluator:
     _embedded: dict[tuple[Tower, frozenset[str]], Embeddings] = field(default_factory=dict)
 
     def __call__(self, int8: frozenset[SiteKey]) -> Trial:
-        """Recall drop and cosines with these sites in INT8; with none at all, float32 itself."""
+        """Measure recall and cosines with these sites in INT8; no sites mean float32 itself."""
         if not int8:
             same = self.held_back.compare(int8, self.held_back.images, self.held_back.texts)
             return replace(same, cosine=dict.fromkeys(TOWERS, 1.0))
@@ -164,10 +168,10 @@ def sensitivities(
     *,
     exclude: Collection[SiteKey] = (),
 ) -> dict[SiteKey, float]:
-    """Mean of 1 - cosine of the embedding when one site alone is in INT8 and all else in float32.
+    """Measure the mean of 1 - cosine of the embedding when a single site runs in INT8.
 
-    A few samples do: each is a mean over D components, too. The dialect is ONNX Runtime's, whose
-    float32 is exact; others round what is not INT8 as well.
+    A few samples are enough, as each cosine averages over D components. The dialect must be ONNX
+    Runtime's, whose other layers stay in exact float32.
     """
     found: dict[SiteKey, float] = {}
     exact = OnnxBackend(variants.bundle, check=False)
@@ -182,7 +186,7 @@ def sensitivities(
                 got = _embed_samples(backend, tower, samples)
             cosine = (wanted.astype(np.float64) * got).sum(axis=1)
             loss = float(np.maximum(0, 1 - cosine).mean())
-            # A layer that overflows in INT8 is the last to be quantized; NaN has no order.
+            # A layer that overflows in INT8 is quantized last; NaN could not be sorted.
             found[SiteKey(tower, site.name)] = loss if math.isfinite(loss) else math.inf
             progress.advance(1)
         release()
@@ -196,17 +200,17 @@ def _embed_samples(backend: Backend, tower: Tower, samples: Samples) -> Embeddin
 def milliseconds(
     backends: Mapping[str, Backend], samples: Samples
 ) -> dict[Tower, dict[str, float]]:
-    """Milliseconds per row of several backends on the same batches, by tower.
+    """Measure milliseconds per row of several backends on the same batches, by tower.
 
-    Interleaved: in every round each backend runs once, and the medians are taken over the rounds,
-    so that a machine that slows down hits all alike.
+    Backends are interleaved: each runs once per round, and the result is the median over rounds, so
+    that a machine that slows down affects all of them alike.
     """
     times: dict[Tower, dict[str, float]] = {}
     few = samples.first(_SPEED_BATCH)
     for tower in TOWERS:
         rows = few.count(tower)
         taken: dict[str, list[float]] = {name: [] for name in backends}
-        for turn in range(_SPEED_ROUNDS + 1):  # the first warms up
+        for turn in range(_SPEED_ROUNDS + 1):  # the first round is a warm-up
             for name, backend in backends.items():
                 start = time.perf_counter()
                 _embed_samples(backend, tower, few)
@@ -219,7 +223,7 @@ def milliseconds(
 
 
 def with_conformance(bundle: Bundle, file: GraphFile, threads: int | None) -> Graph:
-    """The graph with its cosine, if its runtime is installed here."""
+    """Add a graph's conformance cosine if its runtime is installed here."""
     dialect, tower = file[1].dialect, file[1].spec.tower
     if dialect not in CPU_DIALECTS or find_spec(dialect) is None:
         return file[1]
@@ -235,9 +239,9 @@ def measure_runtimes(
     judge: Callable[[Trial], Decision],
     progress: Progress,
 ) -> tuple[Measured, ...]:
-    """Recall and speed of every runtime that is here, for the manifest and for `auto`.
+    """Measure recall and speed of every installed runtime, for the manifest and for `auto`.
 
-    ``judge``: decides on a measurement of the held-back data.
+    ``judge``: gives the verdict on a measurement of the held-back data.
     """
     bundle, held_back = evaluator.variants.bundle, evaluator.held_back
     threads = evaluator.threads
@@ -249,7 +253,7 @@ def measure_runtimes(
         graphs = {file[1].spec.tower: file for file in files if file[1].dialect == name}
         label = f"{name} int8"
         backends[label] = cpu_backend(bundle, name, graphs, threads=threads)
-        if name == evaluator.dialect.name:  # measured before
+        if name == evaluator.dialect.name:  # already measured
             found[name, "int8"] = evaluator(chosen)
         else:
             found[name, "int8"] = held_back.measure(chosen, backends[label], label)
@@ -257,7 +261,7 @@ def measure_runtimes(
         label = "openvino bfloat16"
         backends[label] = cpu_backend(bundle, "openvino", {}, threads=threads, precision="bfloat16")
         found["openvino", "bfloat16"] = held_back.measure(frozenset(), backends[label], label)
-    progress("time every runtime beside float32 on ONNX Runtime")
+    progress("compare the speed of all runtimes with float32 on ONNX Runtime")
     times = milliseconds(backends, samples)
     return tuple(
         Measured(
@@ -266,7 +270,7 @@ def measure_runtimes(
             decision=judge(trial),
             mean_cosine={tower: round(c, 7) for tower, c in trial.cosine.items()},
             recall=trial.detail,
-            # Without VNNI OpenVINO's sums overflow: its drop here says nothing of other CPUs.
+            # Without VNNI, OpenVINO's sums overflow: the drop here does not apply to other CPUs.
             overflowed=fast_int8(instruction_sets()) is False
             if (runtime, precision) == ("openvino", "int8")
             else None,

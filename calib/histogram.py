@@ -1,8 +1,8 @@
-"""Count the magnitudes of a tensor of any size in 2048 bins. Knows nothing about graphs or ranges.
+"""Histogram of the magnitudes of a tensor in 2048 bins. Knows nothing about graphs or ranges.
 
-The range of the bins is a power of two that doubles when a larger value comes: two neighbouring
-bins become one, which loses nothing. So the state does not depend on how the values were cut into
-batches, nor on their order.
+The range of the bins is a power of two that doubles when a larger value arrives: neighbouring bins
+are merged in pairs, which loses no counts. The result therefore depends neither on the order of the
+values nor on how they were cut into batches.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mwa_export.errors import CalibrationError
 
 BINS = 2048
 SMALLEST_LIMIT = 2.0**-30
-_CHUNK = 1 << 17  # values counted at a time: the temporaries stay in the cache
+_CHUNK = 1 << 17  # values counted at a time, so that temporaries stay in the CPU cache
 
 
 class Histogram:
     """Histogram of magnitudes |x| in constant memory.
 
-    Bin i counts i * width <= |x| < (i + 1) * width. A value on the limit is outside and doubles it:
-    so ``limit`` is above ``amax``, at most twice ``amax``, and never below SMALLEST_LIMIT.
+    Bin i counts i * width <= |x| < (i + 1) * width. A value equal to the limit is outside and
+    doubles it, so ``limit`` is above ``amax``, at most twice ``amax``, and at least SMALLEST_LIMIT.
     """
 
     __slots__ = ("_counts", "amax", "limit")
@@ -42,7 +42,7 @@ class Histogram:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(BINS,), read only; the next `add` may replace it."""
+        """Counts of all bins, (BINS,), read-only; the next `add` may replace the array."""
         view: NDArray[np.int64] = self._counts.view()
         view.flags.writeable = False
         return view
@@ -56,7 +56,7 @@ class Histogram:
         """Count values of any shape.
 
         Raises:
-            CalibrationError: some are not finite. Nothing is counted then.
+            CalibrationError: a value is not finite. Nothing is counted then.
         """
         values = np.asarray(values, np.float32)
         if not values.size:
@@ -65,12 +65,12 @@ class Histogram:
         if not math.isfinite(largest):
             nans, infinities = np.isnan(values).sum(), np.isinf(values).sum()
             raise CalibrationError(
-                f"{nans} NaN and {infinities} infinite values among {values.size}. Expected finite "
-                "values."
+                f"found {nans} NaN and {infinities} infinite values among {values.size}. Expected "
+                "finite values."
             )
         self.amax = max(self.amax, largest)
         self._make_room(_limit_for(largest))
-        flat = values.ravel(order="K")  # a copy only of what has gaps
+        flat = values.ravel(order="K")  # copies only if the values have gaps in memory
         scale = np.float32(1 / self.width)  # a power of two: the product below is exact
         buffer = np.empty(min(_CHUNK, flat.size), np.float32)
         for start in range(0, flat.size, _CHUNK):
@@ -89,13 +89,13 @@ class Histogram:
         self._counts, self.limit = counts, limit
 
     def digest(self) -> str:
-        """16 hex digits that two histograms share only if they are the same."""
+        """Hash of the histogram, 16 hex digits."""
         numbers = struct.pack("<dd", self.limit, self.amax)
         return hashlib.sha256(numbers + self._counts.astype("<i8").tobytes()).hexdigest()[:16]
 
 
 def _limit_for(value: float) -> float:
-    """The least power of two above a magnitude, or SMALLEST_LIMIT."""
+    """Smallest power of two above a magnitude, but at least SMALLEST_LIMIT."""
     if value < SMALLEST_LIMIT:  # 0 as well, which has no exponent
         return SMALLEST_LIMIT
     _fraction, exponent = math.frexp(value)  # the fraction is below 1

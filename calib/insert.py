@@ -1,7 +1,7 @@
-"""Put Q/DQ into a float32 graph: one pair per site, int8 weights, one grid for all dialects.
+"""Insert Q/DQ into a float32 graph: one pair per site, int8 weights, one grid for all dialects.
 
-Float8 is the exception, with numbers of its own: its steps grow with the values, so that neither
-clipping outliers nor a scale for each column is worth anything.
+Float8 uses scales of its own. Its steps grow with the values, so neither clipping outliers nor
+per-column scales would help.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from mwa_export.graphs.small_floats import FLOAT8, numpy_type
 
 Floats = NDArray[np.float32]
 _ZERO_POINT = "constant.activation_zero_point"
-# Later data go beyond what calibration saw, and float8 ends abruptly at its largest number. A power
-# of two costs no digits: only values below the largest / 2^14 lose some.
+# Later data may exceed the calibrated range, and float8 clips at its largest number. A power of two
+# costs no precision, except for values below the largest / 2^14.
 FLOAT8_HEADROOM = 2.0
 
 
@@ -44,22 +44,21 @@ def quantized_graph(
     dialect: Dialect,
     int8: Collection[str],
 ) -> FloatGraph:
-    """A graph whose chosen sites run in INT8, or float8; all else stays as it is.
+    """Quantize the chosen sites of a graph to INT8 (or float8, by dialect); the rest is unchanged.
 
     Raises:
-        CalibrationError: a name is no site, or the calibration lacks one.
+        CalibrationError: a name is not a site of the graph, or the calibration lacks it.
     """
     by_name = {site.name: site for site in sites}
     for name in sorted(int8):
         if name not in by_name or name not in calibration:
             raise CalibrationError(
-                f"{name}: is not a layer that can be quantized. The graph "
-                f"has: {', '.join(by_name)}."
+                f"{name}: cannot be quantized. Layers of this graph that can: {', '.join(by_name)}."
             )
     chosen = {name: calibration[name] for name in by_name if name in int8}
     divide = {name: c.divide for name, c in chosen.items() if c.divide is not None}
     smoothed = apply_smoothing(graph, by_name, divide)
-    # After smoothing, a site without a fold reads the value behind its own multiplication.
+    # After smoothing, a site without folds reads the output of its own Mul node.
     tensors: dict[str, Array] = dict(smoothed.tensors)
     kind = numpy_type(FLOAT8) if dialect.activation == "float8" else dialect.activation
     tensors[_ZERO_POINT] = np.asarray(dialect.zero_point, kind)
@@ -76,7 +75,7 @@ def quantized_graph(
 
 
 class _Editor:
-    """Collects the nodes of the new graph; adds its weights to ``tensors``."""
+    """Collects the nodes of the new graph, and adds its weights to ``tensors``."""
 
     def __init__(
         self, tensors: dict[str, Array], chosen: Mapping[str, SiteCalibration], dialect: Dialect
@@ -86,10 +85,10 @@ class _Editor:
         self._chosen = chosen
         self._float8 = dialect.activation == "float8"
         self._factors = dialect.column_factors
-        self._dequantized: dict[str, str] = {}  # site -> the value its GEMMs read
+        self._dequantized: dict[str, str] = {}  # site -> the value that its GEMMs read
 
     def quantize_product(self, node: onnx.NodeProto, linear: str, site: str) -> None:
-        """Add a MatMul with its Q/DQ; the activation's pair is added for the first of a site."""
+        """Add a MatMul with its Q/DQ; the activation's pair is added once per site."""
         if site not in self._dequantized:
             self._dequantized[site] = self._quantize_activation(node.input[0], site)
         weight = self._quantize_weight(linear, self._chosen[site])
@@ -114,7 +113,7 @@ class _Editor:
     def _activation_scale(self, site: str) -> float:
         if not self._float8:
             return self._chosen[site].amax / LARGEST
-        # What calibration saw at most, which the int8 grid may clip.
+        # The largest value seen in calibration, which the int8 grid may clip.
         seen = max(self._chosen[site].amax, float(self._chosen[site].histogram["amax"]))
         return float8_scale(FLOAT8_HEADROOM * seen)
 
@@ -140,7 +139,7 @@ class _Editor:
         return f"{name}.DequantizeLinear"
 
     def _correct_bias(self, linear: str, lost: Floats, mean: Floats) -> None:
-        """Rounding the weights shifts the mean output by E[x]·(W - W'); the bias takes it back."""
+        """Correct the bias for the mean shift E[x]·(W - W') that rounding the weights causes."""
         bias = f"{linear}.bias"
         if bias in self._tensors:
             shift = mean.astype(np.float64) @ lost.astype(np.float64)
@@ -148,14 +147,14 @@ class _Editor:
 
 
 def _dequantize(weight: str, kind: str) -> onnx.NodeProto:
-    """The node that makes floats of a stored weight."""
+    """Make the DequantizeLinear node of a stored weight."""
     inputs = [f"{weight}.{part}" for part in (kind, "scale", "zero_point")]
     result = f"{weight}.DequantizeLinear"
     return helper.make_node("DequantizeLinear", inputs, [result], axis=1, name=result)
 
 
 def _cut_joint(graph: FloatGraph, linears: Collection[str]) -> FloatGraph:
-    """Cut quantized GEMMs whose output is only split into one GEMM per part."""
+    """Replace quantized GEMMs whose output is only split by one GEMM per part."""
     tensors = dict(graph.tensors)
     cuts: dict[str, tuple[onnx.NodeProto, onnx.NodeProto]] = {}  # Split's name -> its GEMM
     for node in graph.nodes:

@@ -1,7 +1,7 @@
-"""The page of a quantization: verdict, trade-off, sensitivity and range of every layer.
+"""HTML report of a quantization: verdict, trade-off, sensitivity and range of every layer.
 
-It is made from tradeoff.json and calibration.json alone. ``assets/tradeoff.html.j2`` decides what
-stands where.
+It is made from tradeoff.json and calibration.json alone. The layout is
+``assets/tradeoff.html.j2``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def write_page(folder: Path) -> None:
 
 
 def html_from_curve(curve: Json, calibration: Json) -> str:
-    """The whole document. The arguments are the content of the two files."""
+    """Render the document from the contents of tradeoff.json and calibration.json."""
     decision = curve.get("decision")
     return rendered(
         "tradeoff.html.j2",
@@ -56,23 +56,24 @@ def _headline(curve: Json) -> str:
     decision, chosen = curve.get("decision"), _chosen(curve)
     said = f"{chosen['int8']} of {len(curve['layers'])} layers in INT8"
     if not decision:
-        return f"No verdict: {said}, recall was not measured"
+        return f"No verdict: {said}; recall was not measured"
     words = f"{decision['verdict'].capitalize()}: {said}"
     if decision.get("objection"):
         return f"{words}; {decision['objection']}"
     needed = decision.get("pictures")
-    return f"{words}; about {needed:,} pictures would probably decide it" if needed else words
+    return f"{words}; about {needed:,} images would probably decide it" if needed else words
 
 
 def _facts(curve: Json) -> list[Fact]:
     decision = curve.get("decision")
-    speed = Fact("Estimated speed", times(_chosen(curve)["estimated_speedup"]), "of high precision")
+    speedup = times(_chosen(curve)["estimated_speedup"])
+    speed = Fact("Estimated speed", speedup, "relative to all layers in high precision")
     if not decision:
         return [speed]
     bounds = interval(decision["low"], decision["high"])
     allowed = points(0.0 - curve["max_recall_drop"])
-    detail = f"{small(100 * decision['confidence'], 4)}% interval {bounds}, allowed {allowed}"
-    name = f"{decision['figure']}, the worst of six figures"
+    detail = f"{small(100 * decision['confidence'], 4)}% interval {bounds}, budget {allowed}"
+    name = f"{decision['figure']}, worst of six recall figures"
     return [Fact(name, f"{estimate(decision['change'])} points", detail), speed]
 
 
@@ -100,14 +101,14 @@ def _charts(curve: Json, calibration: Json) -> dict[str, Any]:
         starts = _block_starts([dot.name for dot in sensitivity])
         title = f"Sensitivity of the layers of the {tower} tower"
         found[f"sensitivity-{tower}"] = dots(f"sensitivity-{tower}", title, sensitivity, starts)
-        title = f"Ranges of activations in the {tower} tower"
+        title = f"Activation ranges in the {tower} tower"
         starts = _block_starts([dot.name for dot in ranges])
         found[f"ranges-{tower}"] = dots(f"ranges-{tower}", title, ranges, starts)
     return {name: Markup(svg) for name, svg in found.items()}
 
 
 def _scatter(curve: Json, limit: float) -> str:
-    """Every assignment that was tried; the chosen one with the interval of the decision."""
+    """Draw every assignment that was tried, and the interval of the decision on the chosen one."""
     decision = curve.get("decision") or {}
     placed = []
     for tried in curve["points"]:
@@ -117,8 +118,8 @@ def _scatter(curve: Json, limit: float) -> str:
             place = decision["change"], decision["low"], decision["high"]
         label, kind = ("chosen", "second") if tried["chosen"] else ("", "second open")
         placed.append(Point(label, tried["estimated_speedup"], *place, kind))
-    axes = ("estimated speed, times high precision", "worst change of a recall figure, points")
-    return scatter("points", "Recall against speed", placed, limit, axes, start=1.0)
+    axes = ("estimated speed, over high precision", "worst change of a recall figure, points")
+    return scatter("points", "Recall and speed", placed, limit, axes, start=1.0)
 
 
 def _points_table(curve: Json) -> Table:
@@ -132,11 +133,11 @@ def _points_table(curve: Json) -> Table:
         for tried in curve["points"]
     ]
     head = ("Layers in INT8", "Worst change", "Estimated speed", "")
-    return Table.of("Assignments that the search tried; changes in points", head, rows, words=(3,))
+    return Table.of("Assignments that the search tried; change in points", head, rows, words=(3,))
 
 
 def _layers_table(curve: Json, calibration: Json) -> Table:
-    """Every layer, the most sensitive first."""
+    """Every layer, most sensitive first."""
     sites = {(site["tower"], site["site"]): site for site in calibration["sites"]}
     rows = []
     for layer in curve["layers"]:
@@ -153,8 +154,8 @@ def _layers_table(curve: Json, calibration: Json) -> Table:
                 "INT8" if layer["int8"] else "high",
             )
         )
-    head = ("Layer", "Sensitivity", "Saves, µs", "Range", "Observed", "Method", "Precision")
-    return Table.of("Every layer, the most sensitive first", head, rows, words=(5, 6), stacked=True)
+    head = ("Layer", "Sensitivity", "Saves, µs", "Range", "Largest", "Method", "Precision")
+    return Table.of("All layers, most sensitive first", head, rows, words=(5, 6), stacked=True)
 
 
 def _chosen(curve: Json) -> Json:
@@ -167,12 +168,12 @@ def _layers(curve: Json, tower: Tower) -> dict[str, Json]:
 
 
 def _kind(layer: Json | None) -> str:
-    """Class of a layer's mark: open where it is not in INT8."""
+    """CSS class of a layer's mark: hollow if the layer is not in INT8."""
     return "first" if layer is not None and layer["int8"] else "first open"
 
 
 def _block_starts(names: list[str]) -> dict[int, str]:
-    """Where the layers of each block begin: position -> number of the block."""
+    """Find the first layer of each block: position -> block number."""
     found: dict[str, int] = {}
     for position, name in enumerate(names):
         if match := re.match(r"blocks\.(\d+)\.", name):

@@ -1,7 +1,8 @@
-"""Find the fastest assignment of INT8 and high precision that may be expected to pass.
+"""Find the fastest assignment of INT8 and high precision that is expected to pass.
 
-Pure logic: what measures a model is handed in. The search has data of its own, on which it
-estimates changes from margins; recall is decided once, afterwards, on data it has not seen.
+This module is pure logic; the caller supplies the function that measures a model. The search
+estimates changes from margins on its own data. Recall is decided once, afterwards, on data that the
+search has not seen.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mwa_export.spec import Tower
 
 @dataclass(frozen=True, slots=True, order=True)
 class SiteKey:
-    """A site of one tower."""
+    """Identifies a site: its tower and its name."""
 
     tower: Tower
     name: str
@@ -31,24 +32,25 @@ class SiteKey:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How recall changes with an assignment, and the cosines, on some data."""
+    """Changes of recall, and cosines, of an assignment on some data."""
 
     int8: frozenset[SiteKey]
     changes: Mapping[str, SmoothedChange]  # of each recall figure, by name
-    cosine: dict[Tower, float]  # mean with float32, by tower
+    cosine: dict[Tower, float]  # mean cosine with float32, by tower
     detail: dict[str, Any]  # recall figures, for the record
 
     @property
     def drop(self) -> float:
-        """Points that the figure that loses most is estimated to lose; negative if all gain."""
+        """Largest estimated drop of a recall figure in points; negative if all gain."""
         return max(0.0 - change.value for change in self.changes.values())
 
     def expected(self, pictures: int | None) -> float:
-        """The largest drop that a decision on so many other pictures should leave possible.
+        """Largest drop that a decision on other data is expected to leave possible, in points.
 
-        What an estimate shows of a loss, and the reach of the interval then. A loss within its
-        error shows nothing (positive-part shrinkage), so that the search does not follow noise.
-        None: without the reach, for data that cannot decide the budget anyway.
+        It is the estimated loss plus the half-width of the interval on ``pictures`` images. The
+        loss is shrunk (positive-part shrinkage): one within its standard error counts as 0, so that
+        the search does not follow noise. ``pictures`` is None for data that cannot decide on the
+        budget anyway; the half-width is then left out.
         """
         return max(_shown(c) + _reach(c, pictures) for c in self.changes.values())
 
@@ -66,17 +68,17 @@ def _reach(change: SmoothedChange, pictures: int | None) -> float:
 
 
 Evaluate = Callable[[frozenset[SiteKey]], Trial]
-"""Measures an assignment. Expensive: embeds the data of the search."""
+"""Measures an assignment. Expensive, as it embeds the data of the search."""
 
 
 def names_of(int8: Collection[SiteKey], tower: Tower) -> frozenset[str]:
-    """The names of one tower's sites."""
+    """Names of one tower's sites."""
     return frozenset(key.name for key in int8 if key.tower == tower)
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A site that stays in high precision, and why."""
+    """A site that stays in high precision, with the reason."""
 
     site: SiteKey
     reason: str
@@ -84,22 +86,22 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The choice, and everything that was measured on the way."""
+    """Result of `search`: the chosen assignment, and everything that was measured."""
 
     chosen: Trial
     kept: tuple[Kept, ...]  # in the order in which they gave up INT8
-    measured: tuple[Trial, ...]  # all, from the fewest to the most INT8 sites
+    measured: tuple[Trial, ...]  # all trials, from the fewest to the most INT8 sites
     sensitivity: dict[SiteKey, float]
     saving: dict[SiteKey, float]
-    stopped: bool = False  # by the time budget, before it was done
+    stopped: bool = False  # whether the time budget ended the search
 
 
 def rank_sites(
     sensitivity: Mapping[SiteKey, float], saving: Mapping[SiteKey, float]
 ) -> list[SiteKey]:
-    """The order in which sites give up INT8: most error per millisecond saved first.
+    """Sort sites in the order in which they give up INT8: most error per millisecond saved first.
 
-    Where nothing is saved, or nothing is known about time, error alone decides.
+    If a site saves nothing, or times are unknown, sites are sorted by error alone.
     """
     known = all(saving.get(site, 0.0) > 0 for site in sensitivity)
 
@@ -122,21 +124,21 @@ def search(
 ) -> SearchResult:
     """Keep as few sites in high precision as the budget allows.
 
-    All in INT8 is tried first. If that may be expected to lose too much, the ranked list is
-    bisected for the fewest sites to keep.
+    First, all sites are tried in INT8. If that is expected to lose too much, the ranked list is
+    bisected for the smallest number of sites to keep.
 
     Args:
-        sensitivity: error of the embedding when a site alone is in INT8.
-        saving: milliseconds per row that INT8 saves at it.
-        evaluate: measures an assignment; called once for each.
+        sensitivity: error of the embedding when only that site is in INT8.
+        saving: milliseconds per row that INT8 saves at that site.
+        evaluate: measures an assignment; called once per assignment.
         max_drop: budget in points.
-        pictures: of the data that will decide; None: they cannot decide the budget anyway.
+        pictures: number of images that will decide; None: they cannot decide on the budget anyway.
         points: further assignments along the ranking to measure for the trade-off curve.
-        seconds: after which nothing new is tried.
+        seconds: time after which no new assignment is tried.
 
     Returns:
-        The fastest assignment that was tried and is expected to pass; with no site in INT8 if none
-        is.
+        The fastest tried assignment that is expected to pass, or the one without INT8 if there is
+        none.
     """
     ranked = rank_sites(sensitivity, saving)
     tries = _Tries(ranked, evaluate, progress, points, time.monotonic() + seconds)
@@ -145,7 +147,7 @@ def search(
         return trial is not None and trial.expected(pictures) <= max_drop
 
     if not fits(tries(0)):
-        low, high = 0, len(ranked)  # `low` fails, `high` is taken to fit: it is float32 itself
+        low, high = 0, len(ranked)  # `low` fails; `high` is float32 itself and assumed to fit
         while high - low > 1 and not tries.late:
             middle = (low + high) // 2
             low, high = (low, middle) if fits(tries(middle)) else (middle, high)
@@ -175,7 +177,7 @@ def search(
 
 
 class _Tries:
-    """Assignments that were tried, by how many of the ranked sites stay in high precision."""
+    """Tries assignments, given how many of the ranked sites stay in high precision."""
 
     def __init__(
         self,
@@ -191,7 +193,7 @@ class _Tries:
         self.known: dict[frozenset[SiteKey], Trial] = {}
 
     def __call__(self, kept: int) -> Trial | None:
-        """The trial with so many sites kept; None: there is no time for it. The first has time."""
+        """Try keeping this many sites; None: the time is up (but the first trial always runs)."""
         int8 = frozenset(self.ranked[kept:])
         if int8 not in self.known and int8:
             if self.known and time.monotonic() >= self.deadline:
@@ -215,9 +217,9 @@ def _reason(
     words = f"INT8 here changes the embedding by {sensitivity[site]:.1e} ({share:.0f}% of all)"
     time = sum(saving.values())
     if time > 0:
-        words += f" and saves {100 * saving.get(site, 0.0) / time:.0f}% of the time INT8 saves"
+        words += f" and gives {100 * saving.get(site, 0.0) / time:.0f}% of the time saved by INT8"
     return (
-        f"{words}; with every layer in INT8 the drop is estimated at {everything.drop:.2f} "
+        f"{words}; with all layers in INT8, the estimated drop is {everything.drop:.2f} "
         f"points, allowed {max_drop:.2f}"
     )
 
@@ -225,15 +227,15 @@ def _reason(
 def savings(
     macs: Mapping[SiteKey, float], high_ms: Mapping[Tower, float], int8_ms: Mapping[Tower, float]
 ) -> dict[SiteKey, float]:
-    """Milliseconds per row that each site saves in INT8, 0 where nothing.
+    """Estimate the milliseconds per row that INT8 saves at each site, at least 0.
 
-    An estimate: a tower with all its sites in INT8 was timed against one with none, and the
-    difference is shared by multiply-accumulates, which is where nearly all of it comes from.
+    The time of a tower with all sites in INT8 is compared with that of one without INT8. The
+    difference is divided among the sites by multiply-accumulates, which cause nearly all of it.
 
     Args:
-        macs: per token, of every site that was in INT8.
+        macs: multiply-accumulates per token of every site that was in INT8.
         high_ms: milliseconds per row of each tower with no site in INT8.
-        int8_ms: and with all of them.
+        int8_ms: milliseconds per row of each tower with all sites in INT8.
     """
     total: dict[Tower, float] = {}
     for site, work in macs.items():
@@ -248,13 +250,13 @@ def speedup(
     high_ms: Mapping[Tower, float],
     tower: Tower,
 ) -> float:
-    """Estimated speed-up of a tower with these sites in INT8 over one with none."""
+    """Estimate the speedup of a tower with these sites in INT8 over one without INT8."""
     saved = sum(saving.get(site, 0.0) for site in int8 if site.tower == tower)
     return high_ms[tower] / max(1e-9, high_ms[tower] - saved)
 
 
 def named_sites(sites: Sequence[SiteKey], patterns: Sequence[str]) -> frozenset[SiteKey]:
-    """Sites that a pattern names: "blocks.0.*", or for one tower "vision:blocks.0.*"."""
+    """Find the sites that match any pattern: "blocks.0.*", or for a tower "vision:blocks.0.*"."""
     kept: set[SiteKey] = set()
     for pattern in patterns:
         found = {
@@ -264,13 +266,11 @@ def named_sites(sites: Sequence[SiteKey], patterns: Sequence[str]) -> frozenset[
         }
         if not found:
             names = ", ".join(f"{key.tower}:{key.name}" for key in sites[:4])
-            raise UsageError(
-                f"`keep={pattern}`: no layer has such a name. The layers are {names}, ..."
-            )
+            raise UsageError(f"`keep={pattern}`: matches no layer. The layers are {names}, ...")
         kept |= found
     if patterns and len(kept) == len(sites):
         raise UsageError(
-            f"`keep={', '.join(patterns)}`: keeps all {len(sites)} layers in high precision, "
-            "so nothing is left for INT8. Name fewer."
+            f"`keep={', '.join(patterns)}`: matches all {len(sites)} layers, so none is left for "
+            "INT8. Match fewer layers."
         )
     return frozenset(kept)

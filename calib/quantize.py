@@ -1,4 +1,4 @@
-"""Quantize a float32 bundle: calibrate, choose precisions, add INT8 graphs."""
+"""Quantize a float32 bundle: calibrate, choose precisions, and add INT8 graphs."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ class QuantizeOptions:
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     samples: int = SAMPLES
     seed: int = 0
-    dialects: tuple[str, ...] = ()  # none: those of the CPU runtimes that are installed; or "all"
+    dialects: tuple[str, ...] = ()  # or "all"; empty: those of the installed CPU runtimes
     max_recall_drop: float = MAX_RECALL_DROP  # points, of each of the six recall figures
-    keep: tuple[str, ...] = ()  # patterns of layers that stay in high precision in any case
-    points: int = 3  # of the trade-off curve, beside those that the search needs
-    search: bool = True  # False: all in INT8, and the drop is only measured
+    keep: tuple[str, ...] = ()  # patterns of layers that always stay in high precision
+    points: int = 3  # of the trade-off curve, in addition to those that the search needs
+    search: bool = True  # False: all layers in INT8, and the drop is only measured
     time_budget: float | None = None  # minutes, after which the search tries nothing new
-    undecided: Undecided = None  # what a verdict of that kind counts as
+    undecided: Undecided = None  # what an undecided verdict counts as
     threads: int | None = None
     tokenizer: Path | None = None  # for a bundle that was exported without one
 
     def __post_init__(self) -> None:
-        check_option("samples", self.samples, self.samples >= 1, "1 or more")
-        check_option("seed", self.seed, self.seed >= 0, "0 or more")
+        check_option("samples", self.samples, self.samples >= 1, "at least 1")
+        check_option("seed", self.seed, self.seed >= 0, "at least 0")
         check_option("points", self.points, 0 <= self.points <= 20, "0 to 20")
         minutes = self.time_budget
         check_option("time_budget", minutes, minutes is None or minutes > 0, "more than 0 minutes")
@@ -84,7 +84,7 @@ class QuantizeOptions:
 
     @property
     def rule(self) -> Rule:
-        """What decides on recall."""
+        """The recall budget, and what an undecided verdict counts as."""
         return Rule(self.max_recall_drop, self.undecided)
 
 
@@ -94,9 +94,9 @@ class Quantized:
 
     bundle: Bundle
     calibration: Calibration
-    result: SearchResult | None  # None: nothing was measured, for want of data
+    result: SearchResult | None  # None: recall was not measured, because there were no data
     quantization: Quantization  # as in the manifest
-    decision: Decision | None  # on recall, on the runtime that was searched with
+    decision: Decision | None  # on recall, measured on the runtime of the search
     warnings: tuple[str, ...]
 
 
@@ -111,25 +111,25 @@ def quantize(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Quantized:
-    """Calibrate, find the fastest precisions within the recall budget, add the graphs.
+    """Calibrate, find the fastest precisions within the recall budget, and add INT8 graphs.
 
     Args:
         path: the bundle, whose float32 graphs are quantized.
-        data: a test set or its path: where the samples are drawn from, and without
-            ``held_back`` where recall is decided, on the pictures that were not drawn.
-        held_back: data of its own to decide on recall. The search never sees them.
-        calibration: an earlier calibration.json, in place of samples.
+        data: a test set or its path. Samples are drawn from it; without ``held_back``, recall is
+            decided on the images that were not drawn.
+        held_back: separate data to decide on recall, which the search never sees.
+        calibration: an earlier calibration.json, used instead of samples.
         options: see QuantizeOptions.
-        out: where the bundle with the INT8 graphs goes; None: in the place of the old one.
-        force: replace ``out`` if it exists.
-        progress: told about each step.
+        out: folder of the bundle with the INT8 graphs; None: the bundle is updated in place.
+        force: replace ``out`` if it already exists.
+        progress: called for each step.
 
     Raises:
-        CalibrationError: too few samples, noise, a constant or non-finite activation, a calibration
-            of another graph.
-        ParityError: nothing with INT8 is expected to stay inside the budget, or what was chosen
-            fails it. The bundle is unchanged.
-        UsageError: options that do not go together.
+        CalibrationError: too few samples, noise, a constant or non-finite activation, or a
+            calibration of a different graph.
+        ParityError: no assignment with INT8 is expected to stay within the budget, or the chosen
+            one fails. The bundle is unchanged.
+        UsageError: options contradict each other, or there are no data to calibrate with.
     """
     options, progress = options or QuantizeOptions(), progress or Silent()
     named_dialects(options.dialects)  # refuses before the work starts
@@ -139,19 +139,19 @@ def quantize(
             ignored.append(f"`samples={options.samples}`")
         if ignored:
             raise UsageError(
-                f"{', '.join(ignored)}: would change nothing, as {calibration} is there already. "
-                "Leave it out, or calibrate anew without `calibration`."
+                f"{', '.join(ignored)}: has no effect with an earlier calibration ({calibration}). "
+                "Omit it, or calibrate again without `calibration`."
             )
     data, held_back = as_test_set(data), as_test_set(held_back)
     progress("open the bundle and check its conformance vectors")
     bundle = Bundle.open(path)
     bundle.require(*TOWERS, what="quantization")
-    if options.keep:  # before the minutes of work
+    if options.keep:  # fail now, not after minutes of work
         named_sites(_sites_in(bundle), options.keep)
     found = None if calibration is None else Calibration.load(calibration)
     if data is None and found is None:
         raise UsageError(
-            "no data to calibrate with. Give pictures with captions like those that will be "
+            "no data to calibrate with. Pass images with captions like those that will be "
             "embedded (`data`), or an earlier calibration (`calibration`)."
         )
     with changed_bundle(bundle, out, force=force) as change:  # refuses before the work starts
@@ -170,7 +170,7 @@ def _quantize(
     options: QuantizeOptions,
     progress: Progress,
 ) -> Quantized:
-    """Do the work of `quantize`, and write its files. ``earlier``: see `earlier_quantization`."""
+    """Do the work of `quantize` and write its files. ``earlier``: see `earlier_quantization`."""
     folder, dialects = change.folder, named_dialects(options.dialects)
     side = open_bundle(bundle, lent_tokenizer=options.tokenizer)
     fitting, trying, held_back = divided(
@@ -195,7 +195,7 @@ def _quantize(
         if earlier is not None and not options.keep:
             kept = frozenset(SiteKey(t, name) for t in TOWERS for name in earlier.kept.get(t, ()))
         chosen = frozenset(_all_sites(variants)) - kept
-        warnings = ("recall was not measured (no `data`): `auto` will not choose these graphs",)
+        warnings = ("recall was not measured (no `data`), so `auto` will not choose these graphs",)
     else:
         primary, threads = primary_dialect(dialects), options.threads
         few = samples or take_samples(side, trying or held_back, options.samples, options.seed)
@@ -216,12 +216,12 @@ def _quantize(
         for tower in TOWERS
     }
     if earlier is not None and earlier.kept != high:
-        earlier = None  # a bundle holds INT8 graphs of one calibration and one choice of layers
+        earlier = None  # all INT8 graphs of a bundle share one calibration and choice of layers
     gone = replaced_graphs(bundle, earlier, dialects)
     change.drop(*(name for graph in gone for name in bundle.manifest.files_of(graph.file)))
     if lost := sorted({graph.dialect for graph in gone} - {dialect.name for dialect in dialects}):
         again = " ".join(f"`dialects={name}`" for name in lost)
-        warnings += (f"INT8 graphs of the earlier quantization are removed: {again}",)
+        warnings += (f"removed the INT8 graphs of the earlier quantization: {again}",)
     if earlier is None or result is not None:
         change.drop(*FILES)
     files: list[GraphFile] = []
@@ -249,8 +249,8 @@ def _quantize(
     if earlier is not None:
         quantization, unmeasured = joined(earlier, quantization)
         warnings += tuple(
-            f"recall of the graphs for {LABELS[runtime]} was measured on other data: `auto` will "
-            "not choose them any more. Name their dialect, too"
+            f"recall of the graphs for {LABELS[runtime]} was measured on other data, so `auto` "
+            "will no longer choose them. To measure them again, pass their dialect too"
             for runtime in unmeasured
         )
     others = [graph for graph in bundle.manifest.graphs if graph not in gone]
@@ -281,15 +281,15 @@ def _search(
     options: QuantizeOptions,
     progress: Progress,
 ) -> tuple[SearchResult, dict[Tower, float]]:
-    """Result of the search, and milliseconds per row of each tower without INT8.
+    """Run the search. Returns its result, and milliseconds per row of each tower without INT8.
 
-    ``pictures``: of the data that will decide.
+    ``pictures``: number of images of the data that will decide.
     """
     variants = evaluator.variants
     sites = [key for key in _all_sites(variants) if key not in kept]
     few = samples.first(SENSITIVITY_ROWS)
     sensitivity = sensitivities(variants, few, DIALECTS["onnxruntime"], progress, exclude=kept)
-    progress("time INT8 beside float32")
+    progress("compare the speed of INT8 and float32")
     saved, times = _savings(evaluator, frozenset(sites), samples)
     result = search(
         sensitivity,
@@ -307,9 +307,9 @@ def _search(
 def _savings(
     evaluator: Evaluator, int8: frozenset[SiteKey], samples: Samples
 ) -> tuple[dict[SiteKey, float], dict[Tower, float]]:
-    """Time that INT8 saves at each site, and time of each tower without INT8.
+    """Measure the time that INT8 saves at each site, and the time of each tower without INT8.
 
-    Both in milliseconds per row, on the runtime of the search.
+    Both are in milliseconds per row, on the runtime of the search.
     """
     variants, dialect = evaluator.variants, evaluator.dialect
     with scratch_folder() as folder:

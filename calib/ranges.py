@@ -1,7 +1,7 @@
 """Choose the range of an int8 grid from a histogram. Knows nothing about graphs or layers.
 
-A range is one number, amax: the symmetric grid has the 255 values k * amax / 127, k from -127 to
-127, and clips what is larger.
+A range is one number, amax. The symmetric grid has the 255 values k * amax / 127 for k from -127 to
+127, and clips larger magnitudes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from mwa_export.errors import CalibrationError, UsageError
 METHODS = ("minmax", "percentile", "entropy", "mse")
 
 STEPS = 127  # of the grid, from 0 to amax
-_LEVELS = STEPS + 1  # magnitudes of the grid, 0 among them
-_COARSE, _FINE = 256, 64  # thresholds that "mse" tries, and again around the best of them
-_SAME = 1e-12  # divergences that differ by less are equal: rounding made the difference
+_LEVELS = STEPS + 1  # magnitudes of the grid, including 0
+_COARSE, _FINE = 256, 64  # thresholds that "mse" tries, then more around the best of them
+_SAME = 1e-12  # smaller differences of divergences are rounding errors
 
 
 def amax_from(histogram: Histogram, method: str, *, percentile: float = 99.99) -> float:
-    """Choose the largest magnitude that the grid represents, above 0 and at most the histogram's.
+    """Choose the largest magnitude of the grid, above 0 and at most the largest value seen.
 
     Args:
+        histogram: of the tensor.
         method: "minmax" clips nothing; "percentile" clips a fixed share of the values; "entropy"
-            keeps the distribution's shape (least KL divergence); "mse" makes the least squared
-            error.
-        percentile: of the magnitudes, above 0, at most 100; for the method of that name.
+            minimizes the KL divergence of the distributions; "mse" minimizes the squared error.
+        percentile: of the magnitudes, above 0 and at most 100, for the method "percentile".
 
     Raises:
-        UsageError: no such method, or no such percentile.
+        UsageError: an unknown method, or an invalid percentile.
         CalibrationError: the histogram is empty, or every value is 0.
     """
     methods: dict[str, Callable[[Histogram], float]] = {
@@ -43,27 +43,25 @@ def amax_from(histogram: Histogram, method: str, *, percentile: float = 99.99) -
         "mse": _least_error,
     }
     if method not in methods:
-        raise UsageError(
-            f"range method {method!r}: no such method. Expected one of {', '.join(METHODS)}."
-        )
+        raise UsageError(f"range method {method!r}: unknown. Expected one of {', '.join(METHODS)}.")
     _check(histogram)
     return min(methods[method](histogram), histogram.amax)
 
 
 def quantization_error(histogram: Histogram, amax: float) -> float:
-    """Mean squared error of rounding to the grid and clipping, in squared units of the values.
+    """Mean squared error of rounding and clipping to the grid, in squared units of the values.
 
-    Values are taken as evenly spread over their bin, and the error is integrated exactly: a grid
-    step may be narrower than a bin. Exact zeros count as part of the first bin, so they add up to
-    width² / 3 each, about the same for every amax.
+    Values are assumed to be spread evenly over their bin, and the error is integrated exactly, as a
+    grid step may be narrower than a bin. Exact zeros count as part of the first bin, so each adds
+    at most width² / 3, which is similar for every amax.
 
     Raises:
-        CalibrationError: the histogram is empty or every value is 0, or amax is not above 0.
+        CalibrationError: the histogram is empty, every value is 0, or amax is not above 0.
     """
     _check(histogram)
     if not (math.isfinite(amax) and amax > 0):
-        raise CalibrationError(f"a grid up to {amax}. Expected a finite number above 0.")
-    # In units of a bin, so that neither the smallest nor the largest floats leave the range.
+        raise CalibrationError(f"range {amax}: expected a finite number above 0.")
+    # In units of a bin, so that neither very small nor very large values under- or overflow.
     step = amax / histogram.width / STEPS
     used = int(np.flatnonzero(histogram.counts)[-1]) + 1
     edges = np.arange(used + 1, dtype=np.float64)
@@ -77,31 +75,31 @@ def quantization_error(histogram: Histogram, amax: float) -> float:
 
 def _check(histogram: Histogram) -> None:
     if histogram.count == 0:
-        raise CalibrationError("no values were seen. Expected at least one sample.")
+        raise CalibrationError("the histogram is empty. Expected at least one sample.")
     if histogram.amax == 0:
         raise CalibrationError(
-            f"constant: all {histogram.count} values are 0, so there is no range to choose."
+            f"all {histogram.count} values are 0. Expected other values to choose a range from."
         )
 
 
 def _percentile(histogram: Histogram, percentile: float) -> float:
-    """The upper end of the bin that holds the percentile."""
+    """Upper end of the bin that contains the percentile."""
     if not 0 < percentile <= 100:
-        raise UsageError(f"percentile {percentile}: expected a number above 0, at most 100.")
+        raise UsageError(f"percentile {percentile}: expected a number above 0 and at most 100.")
     rank = max(1, math.ceil(percentile / 100 * histogram.count))
     index = int(np.searchsorted(np.cumsum(histogram.counts), rank))
     return (index + 1) * histogram.width
 
 
 def _least_error(histogram: Histogram) -> float:
-    """The threshold with the least squared error: a coarse search, then a fine one around it."""
+    """Threshold with the least squared error, by a coarse search and a fine one around its best."""
 
     def best(candidates: NDArray[np.float64]) -> int:
         return int(np.argmin([quantization_error(histogram, float(c)) for c in candidates]))
 
     top = histogram.amax
-    # Even ratios, not even distances: where a few values are huge, the best threshold can be less
-    # than a hundredth of the largest.
+    # Geometric spacing, because with a few huge values the best threshold can be less than a
+    # hundredth of the largest value.
     coarse = np.geomspace(min(histogram.width, top), top, _COARSE)
     index = best(coarse)
     low, high = coarse[max(0, index - 1)], coarse[min(_COARSE - 1, index + 1)]
@@ -110,23 +108,25 @@ def _least_error(histogram: Histogram) -> float:
 
 
 def _least_divergence(histogram: Histogram) -> float:
-    """The threshold whose 128 levels keep most of the distribution, in the sense of KL divergence.
+    """Threshold with the least KL divergence between the distribution and its 128 levels.
 
-    For each threshold, P is the histogram with everything above it moved into the last bin below,
-    and Q the histogram without that, every level's count spread evenly over its filled bins. Where
-    the last bin is empty but for what was moved, the divergence is infinite: no candidate.
+    For each threshold, P is the histogram with everything above the threshold moved into the last
+    bin below it. Q is the histogram without the moved values, with every level's count spread
+    evenly over its filled bins. If the last bin has only moved values, the divergence is infinite,
+    and the threshold is not a candidate.
 
-    All thresholds at once: with running sums, KL(P, Q) needs one term per level, not one per bin.
+    All thresholds are computed at once: with running sums, KL(P, Q) needs one term per level
+    instead of one per bin.
     """
     counts = histogram.counts.astype(np.float64)
-    # Zeros (of a ReLU) are exact on every grid. Left in, their level would look badly represented,
-    # more so the wider it is, and that would push the threshold down.
+    # Zeros (of a ReLU) are exact on every grid. If they counted, their level would seem badly
+    # represented, the more so the wider it is, which would push the threshold down.
     counts[0] = min(counts[0], counts[1])
     used = int(np.flatnonzero(histogram.counts)[-1]) + 1
     ends = np.arange(_LEVELS, used + 1)  # bins below the threshold
     ends = ends[counts[ends - 1] > 0]
     if not len(ends):
-        return histogram.amax  # fewer bins than levels: too small a tensor to clip
+        return histogram.amax  # fewer filled bins than levels: nothing to clip
     borders = -(np.arange(_LEVELS + 1) * -ends[:, None] // _LEVELS)  # (ends, levels + 1)
     below = _running(counts)
     kept = np.diff(below[borders])  # (ends, levels)
@@ -137,14 +137,14 @@ def _least_divergence(histogram: Histogram) -> float:
     log_q = np.log(np.where(filled > 0, kept, 1) / np.maximum(filled, 1))
     p_log_q = (kept * log_q).sum(axis=1) + moved * log_q[:, -1]
     divergence = (p_log_p - p_log_q) / below[used] + np.log(below[ends] / below[used])
-    # Of equals the largest: with few distinct values the divergence is 0 even where most are
-    # clipped.
+    # Of equal divergences, take the largest threshold: with few distinct values the divergence is 0
+    # even if most values are clipped.
     best = int(ends[np.flatnonzero(divergence <= divergence.min() + _SAME)[-1]])
     return best * histogram.width
 
 
 def _running(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(BINS + 1,) sums of the first 0, 1, 2 ... values."""
+    """Sums of the first 0, 1, 2 ... values, (BINS + 1,)."""
     sums = np.zeros(BINS + 1)
     np.cumsum(values, out=sums[1:])
     return sums

@@ -1,4 +1,4 @@
-"""Draw the pictures and captions of a calibration: seeded, hashed, and checked for noise."""
+"""Draw the images and captions of a calibration: seeded, hashed, and checked for noise."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mwa_export.encoder.encoder import Encoder
 from mwa_export.errors import CalibrationError, ImageError
 from mwa_export.inputs.tokenizer import pad
 
-SAMPLES = 256  # pictures, and as many captions
-LEAST = 16  # below this, ranges depend on which few pictures were taken
+SAMPLES = 256  # images, and as many captions
+LEAST = 16  # with fewer, ranges depend on which images were drawn
 _BATCH = 8
 
-# Neighbouring pixels of a picture are alike (correlation mostly above 0.9, and above 0.5 even for
-# drawings); those of noise are not. Measured after the resize, on what the model will see.
+# Neighbouring pixels of an image are similar (correlation mostly above 0.9, and above 0.5 even for
+# drawings); those of noise are not. Measured after resizing, on what the model will see.
 _NOISE_CORRELATION = 0.25
-# Of 500 tokens of text, few are new ones; ids drawn at random hardly repeat.
+# Tokens of texts repeat often, ids drawn at random hardly ever.
 _RANDOM_DISTINCT = 0.9
 _ENOUGH_TOKENS = 200
 
@@ -32,16 +32,16 @@ Inputs = tuple[NDArray[Any], ...]
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The inputs of a calibration, ready to feed."""
+    """Inputs of a calibration, ready to be fed to the graphs."""
 
-    pixels: NDArray[np.uint8]  # (pictures, size, size, 3)
-    sequences: tuple[tuple[int, ...], ...]  # token ids of each caption, BOS and EOS included
-    sha256: str  # over pixels and token ids: what was seen, wherever it lay
-    name: str  # of the data set, for people
+    pixels: NDArray[np.uint8]  # (images, size, size, 3)
+    sequences: tuple[tuple[int, ...], ...]  # token ids of each caption, with BOS and EOS
+    sha256: str  # over pixels and token ids, independent of where the files are
+    name: str  # of the data set, for display
     seed: int
 
     def batches(self, tower: str) -> Iterator[Inputs]:
-        """Inputs of a tower: (pixels,), or (token_ids, padding_mask) sorted by length."""
+        """Yield inputs of a tower: (pixels,), or (token_ids, padding_mask) sorted by length."""
         if tower == "vision":
             for start in range(0, len(self.pixels), _BATCH):
                 yield (self.pixels[start : start + _BATCH],)
@@ -50,37 +50,36 @@ class Samples:
                 yield pad([self.sequences[row] for row in rows])
 
     def count(self, tower: str) -> int:
-        """Rows that `batches` yields in all."""
+        """Total number of rows that `batches` yields."""
         return len(self.pixels) if tower == "vision" else len(self.sequences)
 
     def first(self, rows: int) -> Samples:
-        """Limit the samples to ``rows`` pictures and captions."""
+        """Limit the samples to the first ``rows`` images and captions."""
         return replace(self, pixels=self.pixels[:rows], sequences=self.sequences[:rows])
 
 
 def split_data(data: RetrievalData, samples: int, seed: int) -> tuple[RetrievalData, RetrievalData]:
-    """Pictures to calibrate with, and the others with their captions, held back.
+    """Split into ``samples`` images to calibrate with, and held-back images; captions follow.
 
     Raises:
-        CalibrationError: too few pictures for both.
+        CalibrationError: there are too few images for both.
     """
     count = len(data.pictures)
     if samples < LEAST:
         raise CalibrationError(
-            f"`samples={samples}`: too few. Expected at least {LEAST} pictures; {SAMPLES} are "
-            "usual."
+            f"`samples={samples}`: too few. Expected at least {LEAST} images; {SAMPLES} are usual."
         )
     if count < samples + LEAST:
         raise CalibrationError(
-            f"{data.name}: has {count} pictures. Needed: {samples} to calibrate with and at least "
-            f"{LEAST} more, held back to measure recall on. Give more data, fewer `samples`, or a "
-            "set of its own to measure on: `held_back=DATA`"
+            f"{data.name}: has {count} images. Expected {samples} for calibration, and at least "
+            f"{LEAST} more that are held back to measure recall. Pass more data, lower `samples`, "
+            "or pass a separate set to measure recall on: `held_back=DATA`"
         )
     return set_aside(data, samples, seed)
 
 
 def set_aside(data: RetrievalData, pictures: int, seed: int) -> tuple[RetrievalData, RetrievalData]:
-    """So many pictures drawn from the data, and the others."""
+    """Split into ``pictures`` images that are drawn at random, and the others."""
     mask = np.zeros(len(data.pictures), bool)
     mask[np.random.default_rng(seed).permutation(len(mask))[:pictures]] = True
     return data.only(mask), data.only(~mask)
@@ -95,15 +94,15 @@ def divided(
     fit: bool,
     search: bool,
 ) -> tuple[RetrievalData | None, RetrievalData | None, RetrievalData | None]:
-    """The data to calibrate with, to search with, and to decide on; None: there are none.
+    """Divide the data into those to calibrate with, to search with, and to decide on; or None.
 
     Args:
-        data: a set, or None.
-        held_back: another one to decide on, or None: a part of ``data``.
-        samples: pictures to calibrate with, and to search with.
-        seed: of the draw.
-        fit: ranges are needed. Otherwise an earlier calibration has them.
-        search: the precisions are searched.
+        data: a test set, or None.
+        held_back: a separate set to decide on; None: a part of ``data`` is held back.
+        samples: images to calibrate with, and to search with.
+        seed: of the random draw.
+        fit: whether ranges are needed; False: an earlier calibration has them.
+        search: whether precisions are searched.
 
     Raises:
         CalibrationError: see `split_data`.
@@ -122,17 +121,18 @@ def divided(
 
 
 def take_samples(encoder: Encoder, data: RetrievalData, samples: int, seed: int) -> Samples:
-    """Draw pictures, all if there are fewer, and one caption of each; decode, encode, refuse noise.
+    """Draw ``samples`` images (or all, if fewer) with one caption each, and prepare them.
 
     Raises:
-        CalibrationError: too few samples, pictures of noise, or captions of random tokens.
-        ImageError: a chosen picture cannot be read.
+        CalibrationError: too few samples, images of noise, or captions of random tokens.
+        ImageError: a drawn image cannot be read.
     """
     if len(data.pictures) < LEAST or samples < LEAST:
-        found = min(len(data.pictures), samples)
+        few = samples < LEAST
+        found = f"`samples={samples}`" if few else f"{data.name}: has {len(data.pictures)} images"
         raise CalibrationError(
-            f"{data.name}: {found} pictures to calibrate with. Needed: at least {LEAST}, with a "
-            f"caption each; {SAMPLES} are usual (`samples`)."
+            f"{found}: too few. Expected at least {LEAST} images with captions; {SAMPLES} are "
+            "usual."
         )
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(data.pictures))[:samples])
@@ -155,21 +155,21 @@ def _pixels(encoder: Encoder, data: RetrievalData, row: int) -> NDArray[np.uint8
     try:
         return encoder.pixels(picture, str(picture))
     except ImageError as error:
-        raise ImageError(f"{error} Remove it from the calibration data, or repair it.") from error
+        raise ImageError(f"{error} Remove it from the data, or repair it.") from error
 
 
 def _refuse_noise(pixels: NDArray[np.uint8], name: str) -> None:
     noisy = sum(_neighbour_correlation(picture) < _NOISE_CORRELATION for picture in pixels)
     if noisy > len(pixels) // 2:
         raise CalibrationError(
-            f"{name}: {noisy} of {len(pixels)} pictures are noise (neighbouring pixels are "
-            "unrelated). Ranges from random data do not fit real pictures. Give pictures like "
-            "those that will be embedded."
+            f"{name}: {noisy} of {len(pixels)} images are noise (neighbouring pixels are "
+            "unrelated). Value ranges of noise do not fit real images. Pass images like those "
+            "that will be embedded."
         )
 
 
 def _neighbour_correlation(pixels: NDArray[np.uint8]) -> float:
-    """Correlation of horizontally neighbouring pixels; 1 for a picture of one colour."""
+    """Correlation of horizontally neighbouring pixels; 1 for an image of a single colour."""
     grey = pixels.astype(np.float64).mean(axis=2)
     left, right = grey[:, :-1] - grey[:, :-1].mean(), grey[:, 1:] - grey[:, 1:].mean()
     scale = float(np.sqrt((left**2).sum() * (right**2).sum()))
@@ -179,9 +179,9 @@ def _neighbour_correlation(pixels: NDArray[np.uint8]) -> float:
 def _refuse_random_tokens(sequences: Sequence[Sequence[int]], name: str) -> None:
     tokens = [token for ids in sequences for token in ids[1:-1]]
     if not tokens:
-        raise CalibrationError(f"{name}: all captions are empty. Needed: texts to calibrate with.")
+        raise CalibrationError(f"{name}: all captions are empty. Expected captions with text.")
     if len(tokens) >= _ENOUGH_TOKENS and len(set(tokens)) > _RANDOM_DISTINCT * len(tokens):
         raise CalibrationError(
-            f"{name}: the captions' {len(tokens)} tokens hold {len(set(tokens))} different ones, "
-            "as random ids do and texts do not. Give captions like those that will be embedded."
+            f"{name}: the captions look random, with {len(set(tokens))} different tokens among "
+            f"{len(tokens)}. Pass captions like those that will be embedded."
         )

@@ -1,7 +1,7 @@
-"""Find the sites to quantize: activations that feed a large GEMM, and what can absorb a scale.
+"""Find the sites to quantize: activations that feed large GEMMs, and what can absorb a scale.
 
-A site is one activation tensor with all the GEMMs that read it: they share one quantization. What
-runs on one token only (the last block after the merge) is no site: there is no time to be saved.
+A site is one activation tensor with all the GEMMs that read it; they share one quantization. GEMMs
+on a single token (in the last block of a merged graph) are not sites, as INT8 saves no time there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PREFIX, _WEIGHT = "blocks.", ".weight"
 
 @dataclass(frozen=True, slots=True)
 class NormFold:
-    """Channels that come out of a LayerNorm: dividing its weight and bias divides them."""
+    """Channels produced by a LayerNorm: dividing its weight and bias divides the channels."""
 
     norm: str  # name of the LayerNormalization node
     width: int
@@ -25,24 +25,24 @@ class NormFold:
 
 @dataclass(frozen=True, slots=True)
 class ReluFold:
-    """Channels that come out of a ReLU, which commutes with positive scales: the GEMM before it
-    can be divided column by column."""
+    """Channels produced by a ReLU. It commutes with positive scales, so the columns of the GEMM
+    before it can be divided instead."""
 
     linear: str  # name of that GEMM
-    start: int  # its first column that leads here
+    start: int  # its first column that produces these channels
     width: int
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One activation tensor that feeds GEMMs."""
+    """An activation tensor that feeds GEMMs, quantized as one."""
 
-    name: str  # of its first GEMM, "blocks.3.qkv"
-    tensor: str  # the value in the graph, (B, T, width)
+    name: str  # name of its first GEMM, "blocks.3.qkv"
+    tensor: str  # name of the value in the graph, (B, T, width)
     linears: tuple[str, ...]  # the GEMMs; their weights are `NAME.weight`, (width, out)
     width: int
-    outputs: int  # of all its GEMMs together
-    folds: tuple[NormFold | ReluFold, ...]  # in the order of the channels; empty: nothing absorbs
+    outputs: int  # output columns of all its GEMMs
+    folds: tuple[NormFold | ReluFold, ...]  # in channel order; empty: no scale can be folded
 
     @property
     def macs(self) -> int:
@@ -51,7 +51,7 @@ class Site:
 
 
 def find_sites(graph: FloatGraph) -> tuple[Site, ...]:
-    """The sites of a float32 graph that this package made, in the order of the graph."""
+    """Find the sites of a float32 graph made by this package, in graph order."""
     single = _single_token_values(graph)
     readers: dict[str, list[str]] = {}
     for node in graph.nodes:
@@ -68,7 +68,7 @@ def find_sites(graph: FloatGraph) -> tuple[Site, ...]:
 
 
 def _linear_of(node: onnx.NodeProto | None, graph: FloatGraph) -> str | None:
-    """The name of a block's GEMM, "blocks.3.qkv"; None for other nodes."""
+    """Name of a block's GEMM, such as "blocks.3.qkv"; None for other nodes."""
     if node is None or node.op_type != "MatMul":
         return None
     weight = node.input[1]
@@ -77,7 +77,7 @@ def _linear_of(node: onnx.NodeProto | None, graph: FloatGraph) -> str | None:
 
 
 def _single_token_values(graph: FloatGraph) -> set[str]:
-    """Values of one token per row: what follows from a slice along the tokens."""
+    """Find values with one token per row: all that follow a slice along the tokens."""
     single: set[str] = set()
     for node in graph.nodes:
         cut = node.op_type == "Slice" and node.input[0] not in graph.tensors
@@ -87,7 +87,7 @@ def _single_token_values(graph: FloatGraph) -> set[str]:
 
 
 def _folds(graph: FloatGraph, tensor: str, width: int) -> tuple[NormFold | ReluFold, ...]:
-    """Producers of a tensor's channels, if a scale can be folded into all of them."""
+    """Find the producers of a tensor's channels if a scale can be folded into all of them."""
     node = graph.producer(tensor)
     if node is None:
         return ()
@@ -97,7 +97,7 @@ def _folds(graph: FloatGraph, tensor: str, width: int) -> tuple[NormFold | ReluF
             return ()
         parts = list(node.input)
     elif any(reader.op_type != "MatMul" for reader in graph.consumers(tensor)):
-        return ()  # something else reads it, and would be scaled too
+        return ()  # another reader would be scaled too
     folds = [_fold(graph, part, width) for part in parts]
     known = tuple(fold for fold in folds if fold is not None)
     widths = sum(fold.width for fold in known)
@@ -118,7 +118,7 @@ def _fold(graph: FloatGraph, value: str, width: int) -> NormFold | ReluFold | No
 
 
 def _relu_fold(graph: FloatGraph, value: str) -> ReluFold | None:
-    """The GEMM, and its columns, whose output with bias is `value`."""
+    """Find the GEMM, and its columns, whose output with bias is ``value``."""
     node, start, width = graph.producer(value), 0, None
     if node is not None and node.op_type == "Split":
         sizes = graph.tensors[node.input[1]].tolist()

@@ -1,8 +1,9 @@
-"""Move what is hard to quantize from activations into weights, exactly (arXiv 2211.10438).
+"""SmoothQuant: move outliers exactly from activations into weights (arXiv 2211.10438).
 
-Channel j of an activation is divided by s_j and row j of the weights behind it multiplied:
-(X / s)(s W) = X W. The division is folded into what makes the activation, so no node is added. The
-strength α is searched for each site on what counts: the error of the layer's output.
+Channel j of an activation is divided by s_j, and row j of the following weights is multiplied by
+it: (X / s)(s W) = X W. Where possible, the division is folded into the operation that produces the
+activation, so that no node is added. The strength α of each site minimizes the error of the layer's
+output.
 """
 
 from __future__ import annotations
@@ -26,34 +27,34 @@ from mwa_export.graphs.edit import Array, FloatGraph
 Floats = NDArray[np.float32]
 
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
-_CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6)  # of the largest value, while α is searched
-_ROWS = 192  # sample rows for the search; more of them change no α that matters
-# A site that nothing can absorb gets a multiplication of its own only where that halves the error.
+_CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6)  # clipping thresholds / largest value, in the search of α
+_ROWS = 192  # sample rows for the search; more rows do not change any α that matters
+# If no operation can absorb the division, a Mul node is added only if that halves the error.
 _WORTH_A_NODE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """The choice for one site."""
+    """Smoothing chosen for one site."""
 
     alpha: float | None  # None: not smoothed
-    divide: Floats | None  # (width,) what the channels are divided by
-    error: float  # relative squared error of the layer's output with it, on the sample rows
-    plain_error: float  # and without
+    divide: Floats | None  # (width,) divisors of the channels
+    error: float  # relative squared error of the layer's output on the sample rows, smoothed
+    plain_error: float  # the same error without smoothing
 
 
 def joint_weight(graph: FloatGraph, site: Site) -> Floats:
-    """The weights of all GEMMs of a site side by side, (width, outputs)."""
+    """Concatenate the weights of all GEMMs of a site, (width, outputs)."""
     return np.concatenate([graph.tensors[f"{name}.weight"] for name in site.linears], axis=1)
 
 
 def choose_smoothing(weight: Floats, stats: ChannelStats, *, foldable: bool) -> Smoothing:
-    """Search α for one site.
+    """Choose α for one site.
 
     Args:
-        weight: (width, outputs) of all GEMMs that read it.
+        weight: (width, outputs) of all GEMMs that read the activation.
         stats: of the activation.
-        foldable: whether the division costs nothing at run time.
+        foldable: whether the division can be folded, so that it costs nothing at run time.
     """
     rows = stats.rows[:_ROWS]
     wanted = rows @ weight
@@ -70,15 +71,15 @@ def choose_smoothing(weight: Floats, stats: ChannelStats, *, foldable: bool) -> 
 
 
 def smoothing_scales(activation: Floats, weight: Floats, alpha: float) -> Floats:
-    """s_j = a_j^α / w_j^(1 - α), scaled to a geometric mean of 1 (a common factor cancels).
+    """Compute s_j = a_j^α / w_j^(1 - α), scaled to a geometric mean of 1.
 
     Args:
         activation: (width,) largest magnitude of each channel.
         weight: (width,) largest magnitude of each row of the weights.
-        alpha: 0 leaves the work to the activations, 1 to the weights.
+        alpha: 0 leaves all outliers to the activations, 1 moves all into the weights.
 
     Returns:
-        (width,) positive; 1 for channels that are always zero or that nothing reads.
+        (width,) positive; 1 for channels that are always zero or have only zero weights.
     """
     live = (activation > 0) & (weight > 0)
     scales = np.ones(len(activation))
@@ -98,7 +99,7 @@ def layer_error(
         levels: (width, out) quantized weights, int8 or, as BLAS multiplies them, float32.
         scales: (out,) of the weights.
         amax: the largest activation that the grid represents.
-        wanted: (n, out) the exact output without bias.
+        wanted: (n, out) exact output without bias.
     """
     step = np.float32(amax / 127)
     quantized = np.clip(np.rint(rows / step), -127, 127)
@@ -106,16 +107,16 @@ def layer_error(
     found *= scales * step
     found -= wanted
     error = _energy(found) / max(_energy(wanted), 1e-30)
-    return error if math.isfinite(error) else math.inf  # min() passes over a NaN
+    return error if math.isfinite(error) else math.inf  # so that min() never returns a NaN
 
 
 def _energy(values: Floats) -> float:
-    """Sum of squares; each row in float32, where BLAS is fast, and the rows in float64."""
+    """Sum of squares: within rows in float32, which is fast, and over rows in float64."""
     return float(np.einsum("ij,ij->i", values, values).sum(dtype=np.float64))
 
 
 def _least_error(rows: Floats, weight: Floats, wanted: Floats) -> float:
-    """The error with the best of a few clipping thresholds."""
+    """Error with the best of a few clipping thresholds."""
     scales = weight_scales(weight)
     levels = quantize_weight(weight, scales).astype(np.float32)
     largest = float(np.abs(rows).max())
@@ -125,7 +126,7 @@ def _least_error(rows: Floats, weight: Floats, wanted: Floats) -> float:
 def apply_smoothing(
     graph: FloatGraph, sites: Mapping[str, Site], divide: Mapping[str, Floats]
 ) -> FloatGraph:
-    """A graph with the same function, smoothed at the given sites (names to divisors)."""
+    """Return an equivalent graph, smoothed at some sites. ``divide``: site name -> (width,)."""
     tensors: dict[str, Array] = dict(graph.tensors)
     norms: dict[str, Floats] = {}  # LayerNormalization node -> divisor
     nodes_before: dict[str, onnx.NodeProto] = {}  # tensor -> its Mul node
@@ -170,7 +171,7 @@ def apply_smoothing(
 
 
 def _divide_norm(node: onnx.NodeProto, tensors: dict[str, Array], scale: Floats) -> None:
-    """Give a norm a weight (and bias) of its own, divided."""
+    """Give a norm its own weight (and bias), divided by ``scale``."""
     for index, kind in enumerate(("weight", "bias"), start=1):
         if index < len(node.input):
             name = f"{node.name}.{kind}"

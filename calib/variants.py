@@ -1,4 +1,4 @@
-"""Graphs of one bundle with some sites in INT8, written where they are needed and ready to run."""
+"""Quantized variants of a bundle's graphs: some sites in INT8, written and ready to run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mwa_export.version import __version__
 
 @dataclass
 class Variants:
-    """Makes quantized graphs of a bundle; keeps its float32 towers in memory."""
+    """Makes quantized graphs of a bundle, and keeps its float32 towers in memory."""
 
     bundle: Bundle
     calibration: Calibration
@@ -35,11 +35,11 @@ class Variants:
     def write(
         self, tower: Tower, int8: Collection[str], dialect: Dialect, folder: Path
     ) -> GraphFile:
-        """Write a tower with the named sites in INT8 as `TOWER.int8.DIALECT.onnx`, and lint it.
+        """Write and lint `TOWER.int8.DIALECT.onnx`, with the named sites in INT8.
 
         Raises:
-            CalibrationError: the calibration does not fit.
-            BundleError: the graph breaks a rule of its dialect (a bug of ours).
+            CalibrationError: the calibration does not fit the graph.
+            BundleError: the graph breaks a rule of its dialect (a bug in this package).
         """
         graph, sites = self._tower(tower)
         quantized = quantized_graph(graph, sites, self.calibration.of(tower), dialect, int8)

@@ -124,7 +124,7 @@ def test_activation_that_is_not_finite_is_named(files: Path, tmp_path: Path, val
     bias = np.full_like(FloatGraph.load(file[0]).tensors[name], value)
     bad = changed(file, tmp_path, {name: bias})
     after = re.escape(sites[1].tensor)
-    with pytest.raises(CalibrationError, match=f"{after} holds values that are not finite"):
+    with pytest.raises(CalibrationError, match=f"{after} contains values that are not finite"):
         channel_stats(bad, sites, make_samples(), Silent())
 
 

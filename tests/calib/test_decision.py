@@ -87,7 +87,7 @@ def test_budget_below_what_the_pictures_can_show_is_undecided_and_said_first(
     done = judged(bundle, usual.calibration, pictures, tmp_path / "out", options)
     assert done.decision is not None
     assert done.decision.verdict == "undecided"
-    assert "320 held-back pictures cannot show" in done.warnings[0]
+    assert "320 held-back images cannot show" in done.warnings[0]
 
 
 def test_planted_loss_fails(
@@ -120,7 +120,7 @@ def test_data_that_cannot_show_a_loss_are_no_evidence(
         wrong, word = replace(pictures, caption_image_ids=owners), "near chance"
     else:
         captions = ("a picture",) * len(pictures.captions)
-        wrong, word = replace(pictures, captions=captions), "another picture"
+        wrong, word = replace(pictures, captions=captions), "another image"
     options = replace(USUAL, max_recall_drop=50.0)
     done = judged(bundle, usual.calibration, wrong, tmp_path / "out", options)
     assert done.decision is not None

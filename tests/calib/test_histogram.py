@@ -164,7 +164,7 @@ def test_values_that_are_not_finite_are_refused_and_nothing_is_counted(
 
 
 def test_the_error_says_how_many_values_are_not_finite() -> None:
-    with pytest.raises(CalibrationError, match=r"^2 NaN and 1 infinite values among 5\."):
+    with pytest.raises(CalibrationError, match=r"found 2 NaN and 1 infinite values among 5\."):
         of([math.nan, 1, math.inf, math.nan, 2])
 
 

@@ -70,7 +70,7 @@ def test_verdict_interval_and_budget_come_first(verdict: str) -> None:
     (_, heading), *_ = page.all("h1")
     assert verdict.capitalize() in heading
     assert "7 of 8" in heading
-    top = page.text[: page.text.index("Trade-off")]
+    top = page.text[: page.text.index("Layer sensitivity")]
     for text in ("IR@5", "\N{MINUS SIGN}0.21", "\N{MINUS SIGN}0.64 to +0.22", "\N{MINUS SIGN}0.30"):
         assert text in top
 

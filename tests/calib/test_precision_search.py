@@ -105,7 +105,7 @@ def test_only_the_layer_that_loses_recall_is_kept() -> None:
     assert [kept.site for kept in result.kept] == [keys(9)[4]]
     reason = result.kept[0].reason
     assert "3.0e+00 (100% of all)" in reason
-    assert "11% of the time INT8 saves" in reason
+    assert "11% of the time saved by INT8" in reason
     assert "3.00 points, allowed 0.20" in reason
 
 

@@ -93,7 +93,7 @@ def test_no_search_quantizes_all_layers_and_measures_the_drop(whole: tuple[Path,
     assert exact.keys() == found.keys() == {f"{d}@{k}" for d in ("TR", "IR") for k in (1, 5, 10)}
     decision = int8.decision
     assert (decision.verdict, decision.accepted) == ("undecided", False)
-    assert "20 pictures are too few" in (decision.objection or "")
+    assert "20 images are too few" in (decision.objection or "")
     assert decision.low < decision.change < decision.high
     assert min(int8.mean_cosine.values()) > 0.998
     graphs = [graph for graph in Bundle.open(out).manifest.graphs if graph.precision == "int8"]
@@ -137,7 +137,7 @@ def test_graphs_of_another_choice_of_layers_go_and_that_is_said(
     assert run("quantize", copy, *calibration, *QUICK).status == 0
     outcome = run("quantize", copy, *calibration, "--dialect", "tensorrt8", "--keep", "text:*")
     assert outcome.status == 0
-    assert "are removed: --dialect onnxruntime" in outcome.stderr
+    assert "earlier quantization: --dialect onnxruntime" in outcome.stderr
     assert {g.dialect for g in Bundle.open(copy).manifest.graphs} == {"onnx", "tensorrt8"}
 
 
@@ -273,7 +273,7 @@ def test_missed_budget_is_exit_status_1_and_leaves_the_bundle(
     calibration = ("--calibration", whole[0] / "calibration.json", "--held-back", pictures)
     message = refused("quantize", copy, *calibration, *ONE_LAYER, "--points", 0, status=1)
     if where == "search":
-        assert "within 0.2 points of recall; the best that was tried drops 7.50" in message
+        assert "by at most 0.2 points; the best one tried drops 7.50" in message
     else:
         assert "do not pass on the held-back data: TR@1 -7.50 points" in message
     assert "The bundle is unchanged" in message
@@ -291,7 +291,7 @@ def test_data_that_cannot_be_calibrated_with_is_refused(
     message = refused("quantize", copy, "--data", pictures, "--samples", 15, *QUICK)
     assert message.startswith("--samples 15: too few. Expected at least 16")
     message = refused("quantize", copy, "--data", pictures, "--samples", 21, *QUICK)
-    assert "has 36 pictures. Needed: 21 to calibrate with and at least 16 more" in message
+    assert "has 36 images. Expected 21 for calibration, and at least 16 more" in message
 
     noise = tmp_path / "noise"
     write_test_set(noise, pictures=32)
@@ -299,7 +299,7 @@ def test_data_that_cannot_be_calibrated_with_is_refused(
     for path in noise.glob("*.png"):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     message = refused("quantize", copy, "--data", noise, "--samples", 16, *QUICK)
-    assert "16 of 16 pictures are noise" in message
+    assert "16 of 16 images are noise" in message
     assert files_below(copy) == before
 
 
@@ -315,7 +315,7 @@ def test_options_and_calibrations_that_do_not_fit_are_refused(
         assert outcome.status == 2
         assert f"{option[0]}: belongs to making a calibration" in outcome.stderr
     message = refused("quantize", copy, *own, "--keep", "blocks.7.*", *QUICK)
-    assert message.startswith("--keep blocks.7.*: no layer has such a name. The layers are vision:")
+    assert message.startswith("--keep blocks.7.*: matches no layer. The layers are vision:")
     everything = ("--keep", "vision:*", "--keep", "text:*")
     message = refused("quantize", copy, *own, *everything, *QUICK)
     assert message.startswith("--keep vision:*, text:*: keeps all 14 layers in high precision")
@@ -337,4 +337,4 @@ def test_patterns_are_checked_before_the_calibration(
 ) -> None:
     monkeypatch.setattr("mwa_export.calib.quantize.calibrate", None)  # would fail
     message = refused("quantize", copy, "--data", pictures, "--samples", 16, "--keep", "head")
-    assert message.startswith("--keep head: no layer has such a name.")
+    assert message.startswith("--keep head: matches no layer.")

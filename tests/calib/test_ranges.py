@@ -156,7 +156,7 @@ def test_error_scales_with_the_square_of_the_values() -> None:
 
 @pytest.mark.parametrize("amax", [0.0, -1.0, math.nan, math.inf])
 def test_error_of_no_grid_is_refused(amax: float) -> None:
-    with pytest.raises(CalibrationError, match="grid"):
+    with pytest.raises(CalibrationError, match="above 0"):
         quantization_error(of(gauss(100)), amax)
 
 
@@ -231,16 +231,16 @@ def test_the_range_is_above_0_and_at_most_the_largest_value(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_empty_histogram_is_refused(method: str) -> None:
-    with pytest.raises(CalibrationError, match="no values"):
+    with pytest.raises(CalibrationError, match="empty"):
         amax_from(Histogram(), method)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_tensor_of_zeros_is_refused_as_constant(method: str) -> None:
     zeros = of(np.zeros(50, np.float32))
-    with pytest.raises(CalibrationError, match="constant"):
+    with pytest.raises(CalibrationError, match="values are 0"):
         amax_from(zeros, method)
-    with pytest.raises(CalibrationError, match="constant"):
+    with pytest.raises(CalibrationError, match="values are 0"):
         quantization_error(zeros, 1.0)
 
 

@@ -79,7 +79,7 @@ def test_python_users_and_calibration_get_one_error(
     data = read_data(spoiled(tmp_path, name))
     with pytest.raises(ImageError, match=r"image 0 \(bytes\)"):
         sides[1].embed_images([BROKEN[name]])
-    with pytest.raises(ImageError, match=r"005\.png: .* Remove it from the calibration data"):
+    with pytest.raises(ImageError, match=r"005\.png: .* Remove it from the data"):
         take_samples(sides[1], data, GOOD, 0)
 
 
