@@ -135,7 +135,8 @@ def _check_runtime(path: Path, runtime: RuntimeOptions, graphs: Sequence[str]) -
         )
     if graphs and runtime.precision not in ("float32", "bfloat16"):
         raise UsageError(
-            f"`graphs` and `precision={runtime.precision}` select different graphs. Omit one."
+            f"`graphs` cannot be used with `precision={runtime.precision}`, which selects its own "
+            "graphs. Omit one."
         )
 
 

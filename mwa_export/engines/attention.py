@@ -1,8 +1,8 @@
-"""Attention in float8: Q/DQ before both of its products, which TensorRT fuses into one kernel.
+"""Attention in float8: Q/DQ before both of its products, which TensorRT then fuses.
 
-All four factors have to be float8 for that: with fewer, or with int8, the compiler takes attention
-apart. It does the same where a mask is added, so that texts keep theirs (`tests/engines/
-test_compiler.py`).
+All four factors must be float8. With fewer of them, or with int8, the compiler does not fuse
+attention. It does not fuse attention with a mask either, so texts keep float16 attention
+(`tests/engines/test_compiler.py`).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class _Attention:
 
 
 def float8_attention(graph: FloatGraph, ranges: Mapping[str, float]) -> tuple[FloatGraph, int]:
-    """A typed graph with attention in float8, and in how many blocks.
+    """Put attention of a typed graph into float8. Returns the graph and the number of such blocks.
 
-    A block is left as it is if a range is not known (the last one's, whose single query is no
-    work, and those that stay in float32), or if it has a mask.
+    A block is not changed if it has a mask or a range is unknown, as in the last block, whose
+    single query is little work, and in blocks that stay in float32.
 
     Args:
         graph: in float16, with or without Q/DQ elsewhere.
-        ranges: value -> largest magnitude measured. Scales leave room for twice as much.
+        ranges: value -> largest measured magnitude. Scales leave room for twice that.
     """
     found = [a for a in map(lambda node: _attention(graph, node), graph.nodes) if a is not None]
     tensors = {**graph.tensors, _ZERO_POINT: np.zeros((), numpy_type(FLOAT8))}
@@ -71,7 +71,7 @@ def float8_attention(graph: FloatGraph, ranges: Mapping[str, float]) -> tuple[Fl
 
 
 def _attention(graph: FloatGraph, softmax: onnx.NodeProto) -> _Attention | None:
-    """The attention around a softmax; None: the node is none, or a mask is added before it."""
+    """Attention around a softmax; None: not a softmax, or a mask is added before it."""
     if softmax.op_type != "Softmax":
         return None
     scores = graph.producer(softmax.input[0])
@@ -82,7 +82,7 @@ def _attention(graph: FloatGraph, softmax: onnx.NodeProto) -> _Attention | None:
 
 
 def _pair(value: str, scale: str, nodes: list[onnx.NodeProto]) -> str:
-    """Add Q and DQ of a value. Returns what the DQ makes."""
+    """Add Q and DQ of a value. Returns the name of the dequantized value."""
     for op in ("QuantizeLinear", "DequantizeLinear"):
         name = f"{value.removesuffix('.QuantizeLinear')}.{op}"
         nodes.append(helper.make_node(op, [value, scale, _ZERO_POINT], [name], name=name))

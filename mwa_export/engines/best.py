@@ -1,4 +1,4 @@
-"""Build engines of every precision, measure them here, and keep the fastest within the budget."""
+"""Build engines of all precisions, measure them, and keep the fastest within the budget."""
 
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ CANDIDATES: tuple[tuple[EnginePrecision, bool], ...] = (
     *(("float16", False), ("bfloat16", False)),
     *(("int8", False), ("float8", False), ("int8", True), ("float8", True)),
 )
-"""Precision, and whether attention is float8, too."""
+"""Precision, and whether attention is float8 too."""
 
 
 @dataclass
 class Candidate:
-    """A precision that is tried."""
+    """A precision to try, and what was measured with it."""
 
     precision: EnginePrecision
     float8_attention: bool = False
     engines: dict[Tower, Engine] = field(default_factory=dict)
     speed: dict[Tower, Compared] = field(default_factory=dict)
-    recall: Trial | None = None  # None: there was no data to measure it on
-    decision: Decision | None = None  # on that
-    problem: str | None = None  # why it cannot be taken
+    recall: Trial | None = None  # None: there were no data to measure it
+    decision: Decision | None = None  # on recall
+    problem: str | None = None  # why it cannot be used
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name for display, such as "int8+attention"."""
         return f"{self.precision}{'+attention' if self.float8_attention else ''}"
 
     def asked(self, options: EngineOptions) -> EngineOptions:
-        """The options that build it; its speed is compared later, with all others."""
+        """Options that build it, without the speed gate, as all are compared later."""
         return replace(
             options,
             precision=self.precision,
@@ -79,7 +79,7 @@ class Candidate:
 
     @property
     def milliseconds(self) -> float:
-        """On the device, for one picture and one text."""
+        """Time on the device for one image and one text."""
         return sum(c.timing.median_ms / c.timing.batch for c in self.speed.values())
 
 
@@ -106,23 +106,26 @@ def best_engines(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Best:
-    """Build engines of every precision, measure speed and recall here, and add the fastest pair.
+    """Build engines of all precisions, measure speed and recall, and add the fastest ones.
 
     Args:
-        data: pictures and captions. ``options.samples`` of the pictures are measured for float16's
-            range, the others are held back, and recall is measured on them. Without data no engine
-            of 8 bits is tried: nothing would say what it costs.
-        held_back: another set to measure recall on, in place of that part of ``data``.
-        options: see EngineOptions; its precision is not read.
+        path: the bundle.
+        data: images and captions. Value ranges are measured on ``options.samples`` of the images;
+            the others are held back, and recall is measured on them. Without data, no 8-bit engine
+            is tried, because its loss of recall would be unknown.
+        held_back: a separate set to measure recall on, instead of that part of ``data``.
+        options: see EngineOptions; its precision is ignored.
         max_recall_drop: points that each of TR@1/5/10 and IR@1/5/10 may lose against float32.
-        undecided: what it counts as if ``held_back`` cannot decide on a precision. None: 8 bits
-            are not taken then, and 16 bits are.
-        out: where the bundle with the engines goes; None: in the place of the old one.
+        undecided: what an undecided verdict on recall counts as. None: it passes for 16 bits and
+            fails for 8 bits.
+        out: folder of the bundle with the engines; None: the bundle is updated in place.
+        force: replace ``out`` if it already exists.
+        progress: called for each step.
 
     Raises:
-        ParityError: no precision stays inside the budget. The bundle is unchanged.
-        EngineError: none could be built.
-        MissingPackageError, RuntimeUnavailableError: as `build_engines`.
+        ParityError: no precision stays within the budget. The bundle is unchanged.
+        EngineError: no engine could be built.
+        MissingPackageError, RuntimeUnavailableError: see `build_engines`.
     """
     options, progress = options or EngineOptions(), progress or Silent()
     check_recall_drop(max_recall_drop)
@@ -135,7 +138,7 @@ def best_engines(
     candidates = [Candidate(*kind) for kind in CANDIDATES]
     for candidate in candidates:
         candidate.problem = _not_tried(candidate, bundle, tensorrt, device, held_back)
-    # Beside the bundle, so that its files and the engines need not be copied.
+    # Next to the bundle, so that files can be linked instead of copied.
     with scratch_folder(Path(path)) as scratch:
         trial = scratch / "bundle"
         contest = _Contest(
@@ -151,16 +154,17 @@ def best_engines(
         if winner is None:
             raise ParityError(
                 f"{path}: no engine stays within {max_recall_drop:g} points of recall. "
-                f"{_problems(candidates)} The bundle is unchanged. Allow more: `max_recall_drop`"
+                f"{_problems(candidates)} The bundle is unchanged. To allow a larger drop: "
+                "`max_recall_drop`"
             )
         added = contest.publish(winner, out, force=force)
     return Best(added, device, tuple(candidates), winner, warnings)
 
 
 def fastest(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate without a problem that takes least time; None: all have one.
+    """Return the fastest candidate without a problem; None if all have a problem.
 
-    Of two that take the same time, the first in the order of CANDIDATES.
+    Of equally fast candidates, the first in the order of CANDIDATES wins.
     """
     good = [candidate for candidate in candidates if candidate.problem is None]
     return min(good, key=lambda candidate: candidate.milliseconds, default=None)
@@ -173,16 +177,16 @@ def _not_tried(
     device: Device,
     held_back: RetrievalData | None,
 ) -> str | None:
-    """Why a precision is not built; None if it is."""
+    """Why a precision is not tried; None if it is."""
     precision = candidate.precision
     try:
         candidate.asked(EngineOptions()).check_gpu(tensorrt, device.capability, device.name)
     except UsageError as error:
         return str(error)
     if precision in CALIBRATED and CALIBRATION not in bundle.manifest.files:
-        return "the bundle has no calibration. Make it with `mwa-export quantize`"
+        return "the bundle has no calibration. Make one with `mwa-export quantize`"
     if precision in CALIBRATED and held_back is None:
-        return "nothing to measure its recall on. Give `data`"
+        return "there are no data to measure its recall on. Pass `data`"
     return None
 
 
@@ -219,23 +223,23 @@ class _Contest:
         return tuple(dict.fromkeys(warnings))
 
     def time(self, tried: Sequence[Candidate]) -> None:
-        """Measure speed, each tower's precisions in turns."""
+        """Measure the speed of all candidates, interleaved, for each tower."""
         bundle = Bundle.open(self.trial)
         for tower in TOWERS:
-            self.progress(f"{tower} tower: time every precision, in turns")
+            self.progress(f"{tower} tower: compare the speed of all precisions")
             engines = {c.name: (bundle, c.engines[tower]) for c in tried}
             found = compare_engines(engines, self.device)
             for candidate in tried:
                 candidate.speed[tower] = found[candidate.name]
 
     def measure(self, tried: Sequence[Candidate]) -> None:
-        """Check every candidate's embeddings: conformance vectors in any case, recall with data."""
+        """Check conformance vectors of every candidate, and measure recall if there are data."""
         bundle, data = Bundle.open(self.trial), self.held_back
         side = (
             None if data is None else HeldBack(open_bundle(self.bundle.path), data, self.progress)
         )
         eight_bits = sum(candidate.precision in CALIBRATED for candidate in tried)
-        # one of several that are tried may pass by chance: Bonferroni
+        # Bonferroni, because one of several candidates may pass by chance
         confidence = 1 - (1 - CONFIDENCE) / max(1, eight_bits)
         for candidate in tried:
             engines, device = tuple(candidate.engines.values()), self.options.device
@@ -258,18 +262,18 @@ class _Contest:
             candidate.problem = self._refusal(candidate, candidate.decision)
 
     def _refusal(self, candidate: Candidate, decision: Decision) -> str | None:
-        """Why a candidate cannot be taken after the decision on its recall."""
-        allowed = f"{decision.words()}, allowed to drop by {self.budget:g}"
+        """Why the decision on recall rules out a candidate; None if it does not."""
+        allowed = f"{decision.words()}, allowed drop {self.budget:g}"
         if decision.verdict == "fails":
             return f"recall drops too much: {allowed}"
         needs_proof = candidate.precision in CALIBRATED or self.undecided == "fail"
         if decision.verdict == "undecided" and needs_proof and not decision.accepted:
             why = decision.objection or allowed
-            return f"recall is undecided: {why} (`undecided=pass` takes it)"
+            return f"recall is undecided: {why} (`undecided=pass` accepts it)"
         return None
 
     def publish(self, winner: Candidate, out: Path | None, *, force: bool) -> Bundle:
-        """Write the bundle with the winner's engines and measurements; the others are dropped."""
+        """Write the bundle with the winner's engines and measurements, without the others."""
         manifest, measured = self.bundle.manifest, self._record(winner)
         engines = [replace(engine, measured=measured) for engine in winner.engines.values()]
         with changed_bundle(self.bundle, out, force=force) as change:
@@ -282,7 +286,7 @@ class _Contest:
         return Bundle(Path(out or self.bundle.path), manifest)
 
     def _record(self, winner: Candidate) -> MeasuredEngines | None:
-        """Measurements of the winner, the same for both towers' engines; None without recall."""
+        """Measurements of the winner, recorded for each of its engines; None without recall."""
         recall, data = winner.recall, self.held_back
         if recall is None or winner.decision is None:
             return None

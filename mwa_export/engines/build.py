@@ -40,10 +40,10 @@ class EnginesBuilt:
     """Result of `build_engines`."""
 
     bundle: Bundle
-    device: Device | None  # None: built for other machines
-    engines: tuple[Engine, ...]  # of both towers, for this machine
+    device: Device | None  # None: the engines were built for other machines
+    engines: tuple[Engine, ...]  # one per tower, new or already present
     built: frozenset[str]  # files of the new engines
-    graphs: tuple[EngineGraph, ...]  # that the new engines were compiled from
+    graphs: tuple[EngineGraph, ...]  # from which the new engines were compiled
     warnings: tuple[str, ...] = ()
     speeds: tuple[Speed, ...] = ()  # of new engines that were compared with float16
 
@@ -59,27 +59,26 @@ def build_engines(
 ) -> EnginesBuilt:
     """Build an engine for each tower and add them to the bundle, each as soon as it is built.
 
-    What is built for this GPU is run there, and must reproduce the conformance vectors. What
-    TensorRT-RTX builds for other machines is checked where it is loaded.
+    Engines for this GPU are run on it and must reproduce the conformance vectors. Engines that
+    TensorRT-RTX builds for other machines are checked when they are loaded there.
 
     Args:
         path: the bundle.
-        data: a test set like what will be embedded, or its path. How large values become on
-            them decides, beside the conformance vectors, what stays in float32.
+        data: a test set similar to what will be embedded, or its path. Its value ranges, together
+            with those of the conformance vectors, decide which layers stay in float32.
         options: see EngineOptions.
-        out: where the bundle with the engines goes; None: in the place of the old one.
-        force: replace ``out`` if it exists.
-        progress: told about each step.
+        out: folder of the bundle with the engines; None: the bundle is updated in place.
+        force: replace ``out`` if it already exists.
+        progress: called for each step.
 
     Raises:
         MissingPackageError: TensorRT is not installed.
-        RuntimeUnavailableError: no GPU, or its driver is too old.
-        UsageError: a precision that this TensorRT or this GPU does not have.
-        CalibrationError: int8 or float8 without a calibration in the bundle.
-        VerificationError: a graph, or an engine on this GPU, does not compute what the float32
-            graph computes.
-        EngineError, ProfileError, UsageError: see `engine_from_onnx`; also for an
-            engine of 8 bits that is slower than float16.
+        RuntimeUnavailableError: there is no GPU, or its driver is too old.
+        UsageError: this TensorRT or this GPU does not support the precision.
+        CalibrationError: int8 or float8, and the bundle has no calibration.
+        VerificationError: a graph, or an engine on this GPU, does not agree with the float32 graph.
+        EngineError, ProfileError, UsageError: see `engine_from_onnx`. EngineError also if an 8-bit
+            engine is slower than float16.
     """
     options, progress = options or EngineOptions(), progress or Silent()
     data = as_test_set(data)
@@ -107,9 +106,9 @@ def build_engines(
         try:
             added = _add(bundle, job, None if done else out, force=force)
         except MwaExportError as error:
-            if done:  # the first engine is kept: it took minutes
+            if done:  # keep the first engine, which took minutes
                 error.args = (
-                    f"{error} {done[0].engine.file} was built and is kept. Continue with: "
+                    f"{error} {done[0].engine.file} was built and is kept. To build the rest, run "
                     f"`mwa-export trt {bundle.path}` with {options.words}",
                 )
             raise
@@ -130,7 +129,7 @@ def build_engines(
 
 
 def _compiler(options: EngineOptions, progress: Progress) -> tuple[TensorRt, Device | None]:
-    """What builds, and the GPU that it builds for."""
+    """Return the TensorRT that builds, and the GPU for which it builds."""
     if options.capabilities:
         progress("look for TensorRT-RTX")
         rtx = load_rtx()
@@ -154,10 +153,10 @@ class _Job:
     device: Device | None  # None: TensorRT-RTX builds for the options' capabilities
     options: EngineOptions
     progress: Progress
-    batches: Iterable[tuple[Any, ...]] = ()  # to measure on, beside the conformance vectors
+    batches: Iterable[tuple[Any, ...]] = ()  # to measure, in addition to the conformance vectors
 
     def present(self, bundle: Bundle) -> Engine | None:
-        """An engine of the bundle that is what this job would build."""
+        """Find an engine in the bundle that this job would build."""
         options, host = self.options, {self.tensorrt.compiler: self.tensorrt.version}
         wanted = (self.tower, options.precision, self.tensorrt.version, self.profiles)
         kind = (options.flags, options.capabilities or None)
@@ -203,7 +202,7 @@ def _add(bundle: Bundle, job: _Job, out: Path | None, *, force: bool) -> _Added:
 
 
 def _check(bundle: Bundle, job: _Job, folder: Path, engine: Engine) -> None:
-    """Run a new engine on the GPU that it was built for: it must reproduce the vectors."""
+    """Check that a new engine reproduces the conformance vectors on the GPU it was built for."""
     if job.device is None:
         return
     job.progress(f"{job.tower} tower: check the {engine.precision} engine on the GPU")
@@ -215,31 +214,31 @@ def _check(bundle: Bundle, job: _Job, folder: Path, engine: Engine) -> None:
 def _speed(
     bundle: Bundle, job: _Job, folder: Path, engine: Engine, graph: EngineGraph
 ) -> Speed | None:
-    """Compare the speed of a new 8-bit engine with float16; None: not asked for."""
+    """Compare the speed of a new 8-bit engine with float16; None: no comparison was requested."""
     if engine.precision not in CALIBRATED or not job.options.speed_gate or job.device is None:
         return None
     with scratch_folder() as scratch:
         float16 = _float16_engine(bundle, job, scratch)
-        job.progress(f"{job.tower} tower: time {engine.precision} beside float16")
+        job.progress(f"{job.tower} tower: compare the speed of {engine.precision} and float16")
         ours = (Bundle(folder, bundle.manifest), engine)
         found = compare_engines({"ours": ours, "float16": float16}, job.device)
         return Speed(engine, found["ours"], found["float16"], graph.products)
 
 
 def _float16_engine(bundle: Bundle, job: _Job, scratch: Path) -> tuple[Bundle, Engine]:
-    """A float16 engine for the same shapes: the bundle's, or one that is built to compare with."""
+    """Return the bundle's float16 engine for these shapes, or build one for the comparison."""
     options = replace(job.options, precision="float16", float8_attention=False)
     job = replace(job, options=options)
     found = job.present(bundle)
     if found is not None:
         return bundle, found
-    job.progress(f"{job.tower} tower: build float16, to compare with")
+    job.progress(f"{job.tower} tower: build a float16 engine for comparison")
     _graph, engine, _warnings = _build(bundle, job, scratch)
     return Bundle(scratch, bundle.manifest), engine
 
 
 def _build(bundle: Bundle, job: _Job, folder: Path) -> tuple[EngineGraph, Engine, tuple[str, ...]]:
-    """Build one engine into the bundle's new folder; warnings last."""
+    """Build one engine into the bundle's new folder. Returns graph, engine and warnings."""
     options, version, device = job.options, job.tensorrt.version, job.device
     label = "-".join(
         (options.precision, *((FLOAT8_ATTENTION,) if options.float8_attention else ()))

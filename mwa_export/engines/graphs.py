@@ -1,4 +1,4 @@
-"""Make the graph that an engine is compiled from: typed for TensorRT 10 and 11, else float32."""
+"""Make the graph from which an engine is compiled: typed for TensorRT 10 and 11, else float32."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ from mwa_export.version import __version__
 CALIBRATED: tuple[EnginePrecision, ...] = ("int8", "float8")
 """Precisions that need the bundle's calibration."""
 _OPSET = DIALECTS["tensorrt"].opset
-_BFLOAT16_RULES = "tensorrt-bfloat16"  # of the linter
-_MANY = 0.1  # of the GEMMs in float32: enough to be felt
+_BFLOAT16_RULES = "tensorrt-bfloat16"  # name of the linter's rules
+_MANY = 0.1  # share of float32 GEMMs from which the loss of speed matters
 
 
 @dataclass(frozen=True, slots=True)
 class EngineGraph:
-    """A graph to compile."""
+    """A graph from which an engine is compiled."""
 
     path: Path
-    sources: tuple[str, ...]  # sha256 of the bundle's files that it was made from
+    sources: tuple[str, ...]  # sha256 of the bundle's files from which it was made
     float32: tuple[str, ...]  # nodes of a typed graph that stay in float32
-    cosine: float  # the least with the conformance vectors, on ONNX Runtime
+    cosine: float  # least cosine with the conformance vectors, on ONNX Runtime
     float32_gemms: float = 0.0  # share of the GEMMs that stay in float32
     products: tuple[str, ...] = ()  # nodes that multiply in 8 bits
 
     def doubts(self, layers: Inspection, precision: str) -> tuple[str, ...]:
-        """What the compiled layers do not compute in 8 bits, in words."""
+        """Warn about quantized GEMMs that the compiled layers do not compute in 8 bits."""
         wider = layers.wider(self.products, precision)
         names = ", ".join(layer.nodes[0] for layer in wider)
         count = f"{self.path.name}: {len(wider)} quantized GEMMs do not compute in 8 bits"
@@ -62,12 +62,12 @@ class EngineGraph:
 
     @property
     def advice(self) -> str | None:
-        """A faster precision, if many GEMMs are in float32."""
+        """Recommend a faster precision if many GEMMs are in float32."""
         if self.float32_gemms < _MANY:
             return None
         return (
-            f"{self.float32_gemms:.0%} of the GEMMs compute in float32, because values do not fit "
-            "float16; `engine_precision=bfloat16` has room for them"
+            f"{self.float32_gemms:.0%} of the GEMMs compute in float32, because their values do "
+            "not fit float16. `engine_precision=bfloat16` can represent them"
         )
 
 
@@ -86,20 +86,23 @@ def engine_graph(
     """Make the graph of a tower in the form that a version of TensorRT needs.
 
     Args:
-        bundle: with its float32 graphs, and for int8 and float8 with its calibration.
-        typed: for TensorRT 10 and later: float16 except where a measured value does not fit, INT8
-            and float8 as Q/DQ with float16 scales; or bfloat16. Otherwise, for 8.6, which has
-            neither float8 nor bfloat16, the graph stays float32.
+        bundle: has the float32 graphs and, for int8 and float8, a calibration.
+        tower: of the graph.
+        precision: of the engine.
+        typed: True for TensorRT 10 and later. The graph is then bfloat16, or float16 except where a
+            measured value does not fit, with INT8 and float8 as Q/DQ with float16 scales. For 8.6,
+            which supports neither float8 nor bfloat16, the graph stays float32.
         folder: where the graph is written.
-        batches: inputs to measure on, beside the conformance vectors.
-        keep: nodes of a typed graph that stay in float32 in any case.
-        attention8: also put attention into float8, of a typed graph of 8 bits.
+        progress: called for each step.
+        batches: inputs to measure value ranges, in addition to the conformance vectors.
+        keep: nodes of a typed graph that always stay in float32.
+        attention8: also put attention into float8, in a typed 8-bit graph.
 
     Raises:
-        CalibrationError: the precision needs a calibration, and the bundle has none, or one of
-            another graph.
-        VerificationError: the graph does not compute what the float32 graph computes, or a value
-            does not fit the float16 that 8.6 would choose for it.
+        CalibrationError: the precision needs a calibration, and the bundle has none or one of a
+            different graph.
+        VerificationError: the graph does not agree with the float32 graph, or a value does not fit
+            the float16 that 8.6 could choose for it.
     """
     own = bundle.graph(tower)
     vectors = bundle.conformance()
@@ -132,7 +135,7 @@ def engine_graph(
         check(path, dialect.name)
     elif precision == "bfloat16":
         check(path, _BFLOAT16_RULES)
-    if attention8:  # the linter's rules are those of the graph without it, so it comes after
+    if attention8:  # after the linter, whose rules are for graphs without it
         graph = _float8_attention(bundle, tower, graph, ranges)
         graph.write(path, metadata)
     cosine = _cosine(path, own[1], vectors, rounded=precision == "bfloat16")
@@ -145,16 +148,16 @@ def _float8_attention(
     bundle: Bundle, tower: Tower, graph: FloatGraph, ranges: Mapping[str, float]
 ) -> FloatGraph:
     graph, blocks = float8_attention(graph, ranges)
-    if not blocks and tower == "vision":  # texts have a mask, and keep theirs
+    if not blocks and tower == "vision":  # texts have a mask, so their attention stays float16
         raise CalibrationError(
-            f"{bundle.path}: no attention of the {tower} tower can be float8: all of it stays in "
-            "float32, or the tower has one block. Leave `float8_attention` out."
+            f"{bundle.path}: no attention of the {tower} tower can be float8, because all of it "
+            "stays in float32 or the tower has a single block. Omit `float8_attention`."
         )
     return graph
 
 
 def _share(graph: FloatGraph, float32: Collection[str]) -> float:
-    """Share of the GEMMs that are in float32."""
+    """Share of the GEMMs that are in float32, 0 to 1."""
     products = [node.name for node in graph.nodes if node.op_type == "MatMul"]
     return sum(name in float32 for name in products) / max(1, len(products))
 
@@ -166,21 +169,21 @@ def eight_bit_products(graph: FloatGraph) -> tuple[str, ...]:
 
 
 def needs_calibration(bundle: Bundle) -> Path:
-    """The bundle's calibration.
+    """Path of the bundle's calibration.
 
     Raises:
-        CalibrationError: there is none.
+        CalibrationError: the bundle has no calibration.
     """
     if CALIBRATION not in bundle.manifest.files:
         raise CalibrationError(
-            f"{bundle.path}: has no {CALIBRATION}, and an 8-bit engine needs one. Make it first: "
+            f"{bundle.path}: has no {CALIBRATION}, which an 8-bit engine needs. Make it first: "
             f"`mwa-export quantize {bundle.path}` with `data` and `dialects=tensorrt`"
         )
     return bundle.path / CALIBRATION
 
 
 def _quantized(bundle: Bundle, tower: Tower, graph: FloatGraph, dialect: Dialect) -> FloatGraph:
-    """The graph with Q/DQ at every calibrated layer, except those that `quantize` kept."""
+    """Add Q/DQ at every calibrated layer, except those kept in high precision by `quantize`."""
     calibration = Calibration.load(needs_calibration(bundle))
     sites = find_sites(graph)
     calibration.check_fits(bundle, tower, sites)
@@ -189,8 +192,8 @@ def _quantized(bundle: Bundle, tower: Tower, graph: FloatGraph, dialect: Dialect
     int8 = [site.name for site in sites if site.name not in kept]
     if not int8:
         raise CalibrationError(
-            f"{bundle.path}: every layer of the {tower} tower is kept in high precision, so it has "
-            "no engine of 8 bits. Build with `engine_precision=float16`."
+            f"{bundle.path}: every layer of the {tower} tower is kept in high precision, so no "
+            "8-bit engine can be built. Build with `engine_precision=float16`."
         )
     return quantized_graph(graph, sites, calibration.of(tower), dialect, int8)
 
@@ -205,17 +208,17 @@ def _check_fits_float16(path: Path, ranges: Mapping[str, float]) -> None:
     large = [value for value, amax in ranges.items() if not amax <= LIMIT]
     if large:
         raise VerificationError(
-            f"{path}: {large[0]} reaches {ranges[large[0]]:.4g}, and float16 ends at 65504. "
-            "TensorRT 8.6 chooses precisions itself and could choose float16 there. Use TensorRT "
-            "10 or later: `engine_precision=float16` keeps it in float32 there, and "
-            "`engine_precision=bfloat16` has room for it."
+            f"{path}: {large[0]} reaches {ranges[large[0]]:.4g}, but the largest float16 is 65504. "
+            "TensorRT 8.6 chooses precisions itself and might choose float16 there. Use TensorRT "
+            "10 or later: `engine_precision=float16` then keeps it in float32, and "
+            "`engine_precision=bfloat16` can represent it."
         )
 
 
 def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = False) -> float:
-    """The least cosine with the reference; NaN if anything is not finite.
+    """Least cosine with the conformance vectors; NaN if a value is not finite.
 
-    ``rounded``: run it as float32 that is rounded to bfloat16 after every node.
+    ``rounded``: run the graph in float32, rounded to bfloat16 after every node.
     """
     if rounded:
         with scratch_folder() as scratch:
@@ -230,21 +233,21 @@ def _cosine(path: Path, own: Graph, vectors: Conformance, *, rounded: bool = Fal
 def _check_cosine(
     bundle: Bundle, tower: Tower, precision: EnginePrecision, found: float, *, attention8: bool
 ) -> None:
-    """Check the cosine: int8 must reach that of the graphs of `quantize`, if it measured any."""
+    """Check the cosine; int8 must reach that of the graphs of `quantize`, if it was measured."""
     least = LEAST_8_BITS if precision == "float8" or attention8 else BFLOAT16_COSINE
     if precision == "int8" and not attention8:
         least = measured_cosine(bundle, tower, "int8") or 0.0
     if not found >= least:
         raise VerificationError(
-            f"{bundle.path}: the {precision} graph for the {tower} tower does not compute what the "
-            f"float32 graph computes. Least cosine {found:.5f}, expected {least:.5f} or more. "
+            f"{bundle.path}: the {precision} graph of the {tower} tower does not agree with the "
+            f"float32 graph: least cosine {found:.5f}, expected at least {least:.5f}. "
             f"{_ADVICE[precision]}"
         )
 
 
 _ADVICE: dict[EnginePrecision, str] = {
     "float16": "Use `engine_precision=bfloat16` (the range of float32), or the float32 graphs.",
-    "bfloat16": "Use `engine_precision=float16`, which has more digits, or the float32 graphs.",
+    "bfloat16": "Use `engine_precision=float16` (more precise), or the float32 graphs.",
     "int8": "Calibrate again (mwa-export quantize), or build with `engine_precision=float16`.",
     "float8": "Calibrate again (mwa-export quantize), or build with `engine_precision=float16`.",
 }

@@ -1,4 +1,4 @@
-"""Make a bundle for another adapter by exchanging the weights in the engines of this one."""
+"""Make a bundle for another adapter by exchanging the weights in existing engines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Refitted:
     device: Device
     engines: tuple[Engine, ...]  # with the new weights
     left_out: tuple[str, ...]  # the old bundle's other engines, each with the reason
-    seconds: float  # of the exchange itself
+    seconds: float  # duration of the exchange itself
 
 
 def refit_bundle(
@@ -49,23 +49,27 @@ def refit_bundle(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Refitted:
-    """Make a bundle of another model, with the engines of this one and the new weights in them.
+    """Make a bundle of another model from the engines of this one, with the new weights.
 
-    The new model is merged with the same steps and verified as `mwa-export onnx` does; the
-    engines reproduce its conformance vectors before anything appears.
+    The new model is merged with the same steps, and verified as by `mwa-export onnx`. The engines
+    must reproduce its conformance vectors before the bundle is written.
 
     Args:
         path: the bundle whose engines were built for refitting.
         source: the other model, of the same architecture.
-        model_options: what the files do not say about the adapters.
+        out: folder of the new bundle.
+        model_options: adapter options that the files do not contain.
+        device: number of the GPU.
+        force: replace ``out`` if it already exists.
+        progress: called for each step.
 
     Raises:
         MissingPackageError: TensorRT is not installed.
-        RuntimeUnavailableError: no GPU, or its driver is too old.
-        EngineError: no engine whose weights can be exchanged here, or the new graph has another
-            structure. The message says what differs and what to do.
-        VerificationError: the new bundle, or an engine in it, does not compute what it should.
-        CheckpointError, AdapterError, ...: as `load_model`.
+        RuntimeUnavailableError: there is no GPU, or its driver is too old.
+        EngineError: the weights of the engines cannot be exchanged here, or the new graph has a
+            different structure. The message says what differs and what to do.
+        VerificationError: the new bundle, or an engine in it, gives wrong results.
+        CheckpointError, AdapterError, ...: see `load_model`.
     """
     progress = progress or Silent()
     check_target(None, out, force=force)
@@ -99,7 +103,7 @@ def refit_bundle(
 
 
 def _exchangeable(bundle: Bundle, host: EngineHost) -> tuple[list[Engine], tuple[str, ...]]:
-    """The engines that can be refitted here, and the reasons for the others."""
+    """Return the engines that can be refitted here, and the reasons for the others."""
     fit, reasons = [], []
     for engine in bundle.manifest.engines:
         reason = _fixed(engine) or obstacle(engine, bundle.manifest, host)
@@ -110,31 +114,31 @@ def _exchangeable(bundle: Bundle, host: EngineHost) -> tuple[list[Engine], tuple
     if {engine.tower for engine in fit} != set(bundle.manifest.towers):
         found = "; ".join(reasons) or "it has no engines"
         raise EngineError(
-            f"{bundle.path}: lacks engines of its towers whose weights can be exchanged here. "
-            f"{found}. Build them: `mwa-export trt {bundle.path}` with "
+            f"{bundle.path}: not every tower has an engine whose weights can be exchanged here: "
+            f"{found}. Build such engines: `mwa-export trt {bundle.path}` with "
             "`engine_precision=float16` `refit`"
         )
     return fit, tuple(reasons)
 
 
 def _fixed(engine: Engine) -> str | None:
-    """Why the weights of an engine cannot be exchanged anywhere; None if they can."""
+    """Why the weights of an engine can never be exchanged; None if they can."""
     if engine.capabilities is not None:
-        return "engines of TensorRT-RTX are built again, which needs no GPU"
+        return "engines of TensorRT-RTX cannot be refitted; build them again, which needs no GPU"
     if engine.precision in CALIBRATED:
         return (
-            f"{engine.precision} scales belong to the weights they were calibrated with; quantize "
-            f"the new bundle and build `engine_precision={engine.precision}`"
+            f"{engine.precision} scales only fit the weights that they were calibrated with; "
+            f"quantize the new bundle and build `engine_precision={engine.precision}`"
         )
     if REFIT not in engine.flags:
         return "it was built without `refit`"
     if engine.float32 is None:
-        return "an earlier version of mwa-export built it; build it again"
+        return "it was built by an earlier version of mwa-export; build it again"
     return None
 
 
 def _same_export(old: Bundle) -> ExportOptions:
-    """Options of the old bundle's export, as far as it records them."""
+    """Export options of the old bundle, as far as its manifest records them."""
     manifest = old.manifest
     merged = manifest.export.merges
     return ExportOptions(
@@ -154,8 +158,8 @@ def _exchange(
         before = _compiled(old, engine, scratch / "old", progress)
         if sha256_of(before.path) != engine.graph:
             raise EngineError(
-                f"{old.path / engine.file}: was compiled from another graph than this version of "
-                "mwa-export makes, so nothing says that the weights fit. Build it again: "
+                f"{old.path / engine.file}: was compiled from a graph of a different version of "
+                "mwa-export, so the weights may not fit. Build it again: "
                 f"`mwa-export trt {old.path}` with `engine_precision={engine.precision}` `refit` "
                 "`rebuild`"
             )
@@ -163,16 +167,16 @@ def _exchange(
         more = sorted(set(after.float32) - set(before.float32))
         if more:
             raise EngineError(
-                f"{old.path / engine.file}: computes {more[0]} in float16, and the new model's "
-                "values do not fit there. Build engines for it: mwa-export onnx, then "
+                f"{old.path / engine.file}: computes {more[0]} in float16, but the new model's "
+                "values do not fit float16. Build new engines: mwa-export onnx, then "
                 "`mwa-export trt` with `engine_precision=float16` or `engine_precision=bfloat16`"
             )
         difference = structural_difference(before.path, after.path)
         if difference is not None:
             raise EngineError(
-                f"{old.path / engine.file}: cannot take the new model's weights, whose graph is "
-                f"another one: {difference}. Expected a checkpoint of the same architecture, "
-                "adapters included. Build engines for it: mwa-export onnx, then mwa-export trt"
+                f"{old.path / engine.file}: cannot take the new model's weights, because its graph "
+                f"differs: {difference}. Expected a checkpoint with the same architecture and "
+                "adapters. Build new engines: mwa-export onnx, then mwa-export trt"
             )
         progress(f"{engine.tower} tower: exchange the weights of the {engine.precision} engine")
         start = time.perf_counter()
@@ -192,7 +196,7 @@ def _exchange(
 
 
 def _compiled(bundle: Bundle, engine: Engine, folder: Path, progress: Progress) -> EngineGraph:
-    """The graph of a bundle, in the form that the engine was compiled from."""
+    """Make the graph of a bundle in the form that the engine was compiled from."""
     folder.mkdir()
     return engine_graph(
         bundle,
@@ -206,13 +210,13 @@ def _compiled(bundle: Bundle, engine: Engine, folder: Path, progress: Progress) 
 
 
 def structural_difference(one: Path, other: Path) -> str | None:
-    """The first difference between two graphs other than the values of weights; None if none."""
+    """Find the first difference between two graphs, except for values of weights; None: none."""
     first, second = (onnx.load(path).graph for path in (one, other))
     if [port.name for port in first.input] != [port.name for port in second.input]:
-        return "the inputs have other names"
+        return "the names of the inputs differ"
     for a, b in zip(first.input, second.input, strict=True):
         if a != b:
-            return f"the input {a.name} has another type or shape"
+            return f"type or shape of the input {a.name} differ"
     shapes = [
         {t.name: (t.data_type, tuple(t.dims)) for t in g.initializer} for g in (first, second)
     ]
@@ -225,7 +229,7 @@ def structural_difference(one: Path, other: Path) -> str | None:
             ops = f"{node.name} ({node.op_type}) and the node {twin.name} ({twin.op_type})"
             return f"the node {ops} differ"
     if len(first.node) != len(second.node):
-        return f"{len(first.node)} nodes and {len(second.node)} nodes"
+        return f"one has {len(first.node)} nodes and the other {len(second.node)}"
     return None
 
 
@@ -237,11 +241,11 @@ def _kind(found: tuple[int, tuple[int, ...]] | None) -> str:
 
 
 def _verify(bundle: Bundle, engines: Sequence[Engine], device: int, progress: Progress) -> None:
-    """Check that every pair of engines reproduces the new bundle's conformance vectors."""
+    """Check that the engines of each precision reproduce the new bundle's conformance vectors."""
     for precision in dict.fromkeys(engine.precision for engine in engines):
         pair = [engine for engine in engines if engine.precision == precision]
         if {engine.tower for engine in pair} != set(bundle.manifest.towers):
-            continue  # one tower alone runs nothing
+            continue  # a backend needs all towers
         progress(f"check the {precision} engines against the reference")
         with TensorRtBackend(bundle, engines=pair, device=device):
             pass

@@ -1,4 +1,4 @@
-"""Write what engines are compiled from, so that NVIDIA's tools can find out why one is wrong."""
+"""Write the graphs that engines are compiled from, to debug engines with NVIDIA's tools."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EngineGraphs:
     """Result of `write_engine_graphs`."""
 
     folder: Path
-    graphs: tuple[EngineGraph, ...]  # of both towers
+    graphs: tuple[EngineGraph, ...]  # one per tower
 
 
 def write_engine_graphs(
@@ -52,25 +52,25 @@ def write_engine_graphs(
     force: bool = False,
     progress: Progress | None = None,
 ) -> EngineGraphs:
-    """Write the graphs of `build_engines` with inputs for them and a script that replays both.
+    """Write the graphs of `build_engines`, inputs for them, and a script that replays them.
 
-    It needs neither TensorRT nor a GPU. The graphs are checked on ONNX Runtime.
+    This needs neither TensorRT nor a GPU. The graphs are checked on ONNX Runtime.
 
     Args:
-        path: the bundle, which stays as it is.
+        path: the bundle, which is not changed.
         data: see `build_engines`.
         out: the new folder.
-        options: what decides the graphs and their shapes: ``precision``, ``float8_attention``,
-            ``batches``, ``lengths``, ``samples`` and ``seed``.
-        for_tensorrt: major version. 10 and 11 read the same graphs.
-        force: replace ``out`` if it is such a folder.
-        progress: told about each step.
+        options: those that determine graphs and shapes are used: ``precision``,
+            ``float8_attention``, ``batches``, ``lengths``, ``samples`` and ``seed``.
+        for_tensorrt: major version; 10 and 11 read the same graphs.
+        force: replace ``out`` if an earlier call wrote it.
+        progress: called for each step.
 
     Raises:
-        BundleError: ``out`` may not be replaced.
-        UsageError: a precision that this TensorRT does not have.
-        ProfileError: shapes that the graphs, or all conformance vectors, do not fit.
-        CalibrationError: int8 or float8 without a calibration in the bundle.
+        BundleError: ``out`` already exists and may not be replaced.
+        UsageError: this TensorRT does not support the precision.
+        ProfileError: the shapes fit neither the graphs nor any conformance vector.
+        CalibrationError: int8 or float8, and the bundle has no calibration.
         VerificationError: a graph does not compute what the float32 graph computes.
     """
     options, progress, out = options or EngineOptions(), progress or Silent(), Path(out)
@@ -109,18 +109,18 @@ def _check_version(options: EngineOptions, tensorrt: int) -> None:
     lacks = options.precision in TYPED_ONLY or options.float8_attention
     if lacks and not is_typed(tensorrt):
         raise UsageError(
-            f"`for_tensorrt={tensorrt}`: has no {options.words}. Expected "
+            f"`for_tensorrt={tensorrt}`: does not support {options.words}. Use "
             "`engine_precision=float16` or `engine_precision=int8`, or TensorRT 10 or later."
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A tower, the shapes of its engine, and inputs that fit them."""
+    """A tower, the shapes of its engine, and inputs of these shapes."""
 
     tower: Tower
     profiles: tuple[Profile, ...]
-    feeds: tuple[list[Feed], ...]  # for each profile, the runs of its inputs
+    feeds: tuple[list[Feed], ...]  # for each profile, the inputs of its runs
 
 
 def _job(bundle: Bundle, vectors: Conformance, tower: Tower, options: EngineOptions) -> _Job:
@@ -139,22 +139,22 @@ def _job(bundle: Bundle, vectors: Conformance, tower: Tower, options: EngineOpti
 
 
 def _no_longer_than(longest: int, inputs: Arrays) -> Arrays:
-    """Texts of so many tokens at most.
+    """Select texts of at most ``longest`` tokens.
 
     Raises:
-        ProfileError: there are none.
+        ProfileError: there are no such texts.
     """
     lengths = (inputs[1] == 0).sum(axis=1)
     if longest < lengths.min():
         raise ProfileError(
             f"`lengths`: max length {longest} is below {lengths.min()}, the shortest text of the "
-            "bundle's conformance vectors, so no input would be left. Allow that length."
+            f"bundle's conformance vectors. Expected at least {lengths.min()}."
         )
     return tuple(array[lengths <= longest, :longest] for array in inputs)
 
 
 def _replay(job: _Job, graph: EngineGraph, folder: Path, *, rounded: bool) -> Replay:
-    """Write what is replayed beside a graph; ``rounded``: ONNX Runtime needs a copy of it."""
+    """Write the inputs of a graph; ``rounded``: also write the copy that ONNX Runtime needs."""
     reference = None
     if rounded:
         reference = f"{graph.path.stem}.rounded.onnx"
@@ -163,12 +163,12 @@ def _replay(job: _Job, graph: EngineGraph, folder: Path, *, rounded: bool) -> Re
     for name, feeds in zip(names, job.feeds, strict=True):
         runs = [{key: _encoded(array) for key, array in feed.items()} for feed in feeds]
         (folder / name).write_text(json.dumps(runs), encoding="utf-8")
-    least = min(BFLOAT16_COSINE, graph.cosine)  # no farther than the graph is from float32
+    least = min(BFLOAT16_COSINE, graph.cosine)  # an engine may be as far off as its graph is
     return Replay(graph.path.name, reference, tuple(names), job.profiles, least)
 
 
 def _encoded(array: NDArray[Any]) -> dict[str, str]:
-    """An array in Polygraphy's JSON."""
+    """Encode an array for Polygraphy's JSON."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     content = base64.b64encode(file.getvalue()).decode("ascii")

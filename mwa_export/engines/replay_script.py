@@ -1,4 +1,4 @@
-"""The script that replays engine graphs with NVIDIA's tools, Polygraphy and trtexec."""
+"""Shell script that replays engine graphs with NVIDIA's tools, Polygraphy and trtexec."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEAD = """\
 #!/bin/sh
 # Build each tower's engine with Polygraphy and compare it with ONNX Runtime, on a machine with a
 # GPU, TensorRT {versions}, onnxruntime, polygraphy and, to reduce a graph, onnx_graphsurgeon.
-# Options are passed on: every tensor that both name is compared by
+# Options are passed on to Polygraphy. To compare every tensor that both have, run
 #   sh {script} --trt-outputs '*' --onnx-outputs '*' --compare cosine_similarity
 # which also changes what TensorRT fuses. The exit status is 1 if an engine is wrong.
 cd "$(dirname "$0")" || exit
@@ -28,17 +28,17 @@ failed=0
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A graph to replay; all names are of files beside the script."""
+    """A graph to replay; all names are those of files next to the script."""
 
     graph: str
-    reference: str | None  # what ONNX Runtime runs, where it cannot run the graph
-    inputs: tuple[str, ...]  # for each profile
+    reference: str | None  # graph for ONNX Runtime if it cannot run ``graph``
+    inputs: tuple[str, ...]  # one file per profile
     profiles: tuple[Profile, ...]
-    least: float  # cosine of the embeddings
+    least: float  # least cosine of the embeddings
 
 
 def script(replays: Iterable[Replay], precision: EnginePrecision, tensorrt: int) -> str:
-    """The shell script for a major version of TensorRT."""
+    """Return the shell script for a major version of TensorRT."""
     typed = is_typed(tensorrt)
     versions = "10 or 11" if typed else "8.6"
     flags, trtexec = _TYPED if typed else _of_8(precision)
@@ -51,7 +51,7 @@ def script(replays: Iterable[Replay], precision: EnginePrecision, tensorrt: int)
 
 
 def _of_8(precision: EnginePrecision) -> tuple[str, str]:
-    """The options of Polygraphy and trtexec for 8.6, which chooses among allowed precisions."""
+    """Options of Polygraphy and trtexec for 8.6, which chooses among allowed precisions."""
     allowed = "--fp16 --int8" if precision == "int8" else "--fp16"
     feature = "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"
     return (
@@ -62,7 +62,7 @@ def _of_8(precision: EnginePrecision) -> tuple[str, str]:
 
 
 def _comparison(replay: Replay, index: int, flags: str) -> str:
-    """The commands that compare an engine with ONNX Runtime, in the shapes of one profile."""
+    """Commands that compare an engine with ONNX Runtime in the shapes of one profile."""
     inputs = replay.inputs[index]
     parts, first = [f"polygraphy run {replay.graph} --trt"], ""
     if replay.reference is None:
@@ -80,7 +80,7 @@ def _comparison(replay: Replay, index: int, flags: str) -> str:
     if index:
         parts.append(f"--optimization-profile {index}")
     parts.append(f"--load-inputs {inputs} --validate --compare simple cosine_similarity")
-    # Unit vectors of this cosine differ by no more in a component.
+    # Components of unit vectors with this cosine differ by no more than this.
     most = math.sqrt(2 * (1 - replay.least))
     parts.append(f"--cosine-similarity-threshold {replay.least:.5f}")
     parts.append(f"--check-error-stat max --atol {most:.5f} --rtol 0")
@@ -88,7 +88,7 @@ def _comparison(replay: Replay, index: int, flags: str) -> str:
 
 
 def _timing(replay: Replay, profile: Profile, flags: str) -> str:
-    """How trtexec builds and times an engine, on random inputs."""
+    """Command with which trtexec builds and times an engine on random inputs."""
     parts = [f"# trtexec --onnx={replay.graph} {flags}"]
     for size in _SIZES:
         shapes = [f"{e.name}:{'x'.join(map(str, getattr(e, size)))}" for e in profile]
@@ -97,7 +97,7 @@ def _timing(replay: Replay, profile: Profile, flags: str) -> str:
 
 
 def _reduction(replay: Replay, flags: str) -> str:
-    """How to find the smallest part of a graph that is wrong."""
+    """Commands that find the smallest part of a graph that is wrong."""
     if replay.reference is not None:
         return "# No `polygraphy debug reduce`: it needs bfloat16 values, which numpy lacks.\n"
     graph, inputs, stem = replay.graph, replay.inputs[0], Path(replay.graph).stem

@@ -1,4 +1,4 @@
-"""Speed of an engine of 8 bits beside float16, in words."""
+"""Speed of an 8-bit engine compared with float16, in sentences."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ class Speed:
     engine: Engine
     ours: Compared
     float16: Compared
-    products: tuple[str, ...]  # of the graph, that should compute in 8 bits
+    products: tuple[str, ...]  # nodes of the graph that should compute in 8 bits
 
     @property
     def ratio(self) -> float:
-        """Speed relative to float16, without copies."""
+        """Speed relative to float16, excluding copies."""
         return self.float16.timing.median_ms / self.ours.timing.median_ms
 
     @property
     def sentence(self) -> str:
-        """The comparison in words."""
+        """The comparison as a sentence."""
         timing = self.ours.timing
         of = f"{timing.batch} x {timing.length} tokens" if timing.length else f"{timing.batch} rows"
         return (
             f"{self.engine.tower} tower: {self.engine.precision} runs {self.ratio:.2f}x as fast "
             f"as float16 ({timing.median_ms:.2f} and {self.float16.timing.median_ms:.2f} ms for "
-            f"{of}, without copies)"
+            f"{of}, excluding copies)"
         )
 
     @property
     def reasons(self) -> str:
-        """Possible causes that the inspector found, in words; "" if none."""
+        """Possible causes found by the engine inspector; "" if there are none."""
         return "; ".join(self.ours.inspection.reasons(self.engine.precision, self.products))
 
 
 def too_slow(speed: Speed) -> str:
-    """Why an engine that is slower than float16 is refused: it would cost recall for nothing."""
+    """Message for an engine that is slower than float16, and would cost recall for nothing."""
     why = f" In the engine: {speed.reasons}." if speed.reasons else ""
     return (
         f"{speed.sentence}, so the engine is not added.{why} Build with "
-        "`engine_precision=float16`, or `best`, which keeps the fastest; "
-        f"`engine_precision={speed.engine.precision}` with `allow_slow` adds it nevertheless, and "
-        "`no_speed_gate` does not measure."
+        "`engine_precision=float16`, or with `best`, which keeps the fastest. To add it anyway, "
+        f"use `engine_precision={speed.engine.precision}` with `allow_slow`; to skip the "
+        "measurement, `no_speed_gate`."
     )

@@ -40,6 +40,8 @@ def bootstrap_interval(
         gains: (n,) per image, queries won minus queries lost.
         sizes: (n,) per image, its number of queries, at least 1.
         confidence: 0.95 leaves 2.5% on each side.
+        resamples: number of bootstrap resamples.
+        rng: source of random numbers.
     """
     kinds, counts = np.unique(np.stack([gains, sizes], axis=1), axis=0, return_counts=True)
     usual = float(sizes.mean())

@@ -89,7 +89,9 @@ def _cosine_gate(summary: CosineSummary, limit: float) -> GateResult:
     name = f"{summary.tower} cosine"
     passed = summary.minimum >= limit
     number = _apart(summary.minimum, limit, passed)
-    message = f"smallest {name} is {number} (row {summary.minimum_row}), expected >= {limit:g}"
+    message = (
+        f"{name} has a minimum of {number} (row {summary.minimum_row}), expected at least {limit:g}"
+    )
     return GateResult(name, limit, summary.minimum, "passes" if passed else "fails", message)
 
 

@@ -70,7 +70,7 @@ class RecallChange:
 class Margins:
     """Score of the best right item minus that of the best wrong item, in the reference.
 
-    Flips of queries with a small margin are coin tosses; flips with a large margin are damage.
+    Flips of queries with a small margin are near-ties; flips with a large margin are damage.
     """
 
     flipped: int  # queries that are right at rank 1 on one side only

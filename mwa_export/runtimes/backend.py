@@ -1,4 +1,4 @@
-"""The interface that every runtime implements."""
+"""Interface that every runtime implements, and checks of the conformance vectors."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from mwa_export.errors import (
 from mwa_export.inputs.decode import pixels_of
 from mwa_export.spec import TOWERS, Embeddings, Tower
 
-# Largest difference of a component between a float32 runtime and the reference. The export allows
-# 2e-5; other instruction sets round differently, and a wrong graph misses by far more than this.
+# Largest allowed difference of a component between a float32 runtime and the reference. The export
+# allows 2e-5; other instruction sets round differently, and a wrong graph differs by far more.
 CONFORMANCE_TOLERANCE = 1e-4
-BFLOAT16_COSINE = 0.998  # least cosine of 16 bit; 0.9999 is usual at base size
+BFLOAT16_COSINE = 0.998  # least cosine with 16 bits; 0.9999 is usual at base size
 
 
 Probe = Callable[[tuple[NDArray[Any], ...]], list[NDArray[np.float32]]]
-"""Inputs of a tower (pixels; or token ids and padding mask) -> what each block passes on, (B, T, D)
-or, where a graph computes only that, its first token (B, 1, D); the embedding (B, D) comes last."""
+"""Inputs of a tower (pixels; or token ids and padding mask) -> output of each block, (B, T, D), or
+(B, 1, D) where a graph computes only the first token; the embedding (B, D) comes last."""
 
 
 class Backend(Protocol):
-    """Something that turns batches into embeddings: a runtime with a bundle, or the reference."""
+    """Turns batches into embeddings: a runtime with a bundle, or the reference."""
 
     @property
     def name(self) -> str: ...
@@ -44,20 +44,20 @@ class Backend(Protocol):
     def image_size(self) -> int: ...
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        """pixels: (B, H, W, 3) uint8 RGB at the model's size. Returns (B, D)."""
+        """Embed pixels, (B, H, W, 3) uint8 RGB at the model's size. Returns (B, D) float32."""
         ...
 
     def embed_texts(
         self, token_ids: NDArray[np.int64], padding_mask: NDArray[np.int64]
     ) -> Embeddings:
-        """Both (B, T) int64, mask 1 = padding. Returns (B, D)."""
+        """Embed texts. Both inputs are (B, T) int64, mask 1 = padding. Returns (B, D) float32."""
         ...
 
     def probe(self, tower: Tower) -> Probe | None:
-        """Observe a tower's blocks; None: this runtime cannot.
+        """Make a function that returns the outputs of a tower's blocks; None: not supported.
 
         Raises:
-            BundleError: the graph does not name its blocks: another tool made it.
+            BundleError: blocks are not named, because another tool made the graph.
         """
         ...
 
@@ -70,12 +70,12 @@ class GraphBackend(Backend, Protocol):
 
     @property
     def precision(self) -> str:
-        """ "float32" unless something was reduced."""
+        """Precision of the graphs, "float32" or a reduced one."""
         ...
 
 
 def graph_bytes(backend: Backend) -> int | None:
-    """Size of the files that a backend runs, with those of their weights; None: it runs none."""
+    """Size in bytes of a backend's graphs with their weights; None: it has no graphs."""
     graphs: Mapping[Tower, tuple[Path, Graph]] = getattr(backend, "graphs", {})
     files = [
         file.stat().st_size
@@ -87,10 +87,10 @@ def graph_bytes(backend: Backend) -> int | None:
 
 
 class OneAtATime:
-    """Lets one thread at a time into a runtime that keeps its results in shared buffers.
+    """Lock for a runtime that keeps its results in shared buffers.
 
-    Encoders may be used by any number of threads. They do not survive a fork: the runtimes' own
-    threads are not there in the child, where a call would wait for them forever.
+    With it, encoders may be used by any number of threads. They do not survive a fork: the child
+    lacks the threads of the runtime, and a call would wait for them forever.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class OneAtATime:
 
 
 class InThisProcess:
-    """The process that opened a runtime."""
+    """Remembers the process that opened a runtime."""
 
     def __init__(self) -> None:
         self._opened_in = os.getpid()
@@ -115,13 +115,13 @@ class InThisProcess:
         """Raise RuntimeUnavailableError in a child that was forked after the runtime was opened."""
         if os.getpid() != self._opened_in:
             raise RuntimeUnavailableError(
-                "the encoder was opened before this process was forked, and its threads are not "
-                "here. Open it in the process that uses it, or start processes with `spawn`."
+                "the encoder was opened before this process was forked, and its threads do not "
+                "exist here. Open it in the process that uses it, or start processes with `spawn`."
             )
 
 
 def embed(backend: Backend, tower: Tower, inputs: tuple[NDArray[Any], ...]) -> Embeddings:
-    """Embed a tower's inputs: (pixels,), or (token_ids, padding_mask). Returns (B, D)."""
+    """Embed a tower's inputs, (pixels,) or (token_ids, padding_mask). Returns (B, D) float32."""
     call: Callable[..., Embeddings] = (
         backend.embed_images if tower == "vision" else backend.embed_texts
     )
@@ -129,7 +129,7 @@ def embed(backend: Backend, tower: Tower, inputs: tuple[NDArray[Any], ...]) -> E
 
 
 def inputs_of(vectors: Conformance, tower: Tower) -> tuple[NDArray[Any], ...]:
-    """What a tower's conformance vectors were made from."""
+    """Inputs of a tower's conformance vectors: (pixels,), or (token_ids, padding_mask)."""
     if tower == "vision":
         return (vectors.pixels,)
     return vectors.token_ids, vectors.padding_mask
@@ -145,8 +145,13 @@ def check_conformance(
 ) -> None:
     """Raise VerificationError if a runtime does not reproduce the bundle's conformance vectors.
 
-    Towers of reduced precision must reach the cosine in ``least``; the others must agree to
-    CONFORMANCE_TOLERANCE. Texts of more than ``longest`` tokens are left out.
+    Args:
+        backend: the runtime to check.
+        bundle: has the conformance vectors.
+        towers: which towers to check.
+        least: least cosine of towers with reduced precision. Towers without one must agree within
+            CONFORMANCE_TOLERANCE.
+        longest: leave out texts of more tokens; None: check all texts.
     """
     vectors = bundle.conformance()
     if "vision" in towers:
@@ -164,14 +169,14 @@ def check_conformance(
         if expected is not None:
             cosine = least_cosine(found, wanted)
             fits = cosine >= expected
-            details = f"Least cosine {cosine:.5f}, expected {expected:.5f} or more"
+            details = f"Least cosine {cosine:.5f}, expected at least {expected:.5f}"
             advice = "Update the runtime, or use float32."
         else:
             difference = float(np.abs(found - wanted).max())
             fits = difference <= CONFORMANCE_TOLERANCE
             details = f"Largest difference {difference:.1e}, allowed {CONFORMANCE_TOLERANCE:.0e}"
             advice = "Update the runtime."
-        if not fits:  # NaN never does
+        if not fits:  # NaN never fits
             raise VerificationError(
                 f"{bundle.path}: {backend.name} does not reproduce the conformance vectors of the "
                 f"{tower} tower. {details}. {advice}"
@@ -185,42 +190,42 @@ def _reproduced(
     inputs: tuple[NDArray[Any], ...],
     shape: tuple[int, ...],
 ) -> Embeddings:
-    """What a tower gives for its conformance vectors' inputs.
+    """Embed the inputs of a tower's conformance vectors.
 
     Raises:
-        BundleError: its graph is one that does not take these, or gives something else.
+        BundleError: the graph does not accept these inputs, or its output has a wrong shape.
     """
     try:
         found = embed(backend, tower, inputs)
     except (MwaExportError, MemoryError):
         raise
-    except Exception as error:  # the runtimes' own types, none of which they export
+    except Exception as error:  # runtimes raise types of their own, which they do not export
         raise BundleError(
             f"{bundle.path}: {backend.name} cannot run the {tower} tower's graph on its "
             f"conformance vectors ({error}). {REMEDY}"
         ) from error
     if found.shape != shape:
         raise BundleError(
-            f"{bundle.path}: the {tower} tower's graph gives embeddings of shape {found.shape} on "
-            f"{backend.name}. Expected {shape}. {REMEDY}"
+            f"{bundle.path}: the {tower} tower's graph returns embeddings of shape {found.shape} "
+            f"on {backend.name}, expected {shape}. {REMEDY}"
         )
     return found
 
 
 def _check_pictures(bundle: Bundle, vectors: Conformance) -> None:
-    """Raise VerificationError if the bundle's pictures get other pixels than where it was made."""
+    """Raise VerificationError if the conformance images are decoded to different pixels here."""
     for file, expected in zip(vectors.files(), vectors.pixels, strict=True):
-        found = pixels_of(file, "a conformance picture", len(expected))
+        found = pixels_of(file, "a conformance image", len(expected))
         if not np.array_equal(found, expected):
             made = (bundle.manifest.export.versions or {}).get("pillow", "another version")
             raise VerificationError(
-                f"{bundle.path}: Pillow {PIL.__version__} gives its conformance pictures other "
+                f"{bundle.path}: Pillow {PIL.__version__} decodes its conformance images to other "
                 f"pixels than Pillow {made}, with which it was exported. Use that version."
             )
 
 
 def check_graphs(backend: GraphBackend, bundle: Bundle, *, bfloat16: bool = False) -> None:
-    """`check_conformance` of the towers that run a graph of the bundle, as its precision needs."""
+    """Check conformance of the bundle's own graphs, each as its precision requires."""
     graphs = {
         t: graph for t, (_, graph) in backend.graphs.items() if graph in bundle.manifest.graphs
     }
@@ -229,13 +234,13 @@ def check_graphs(backend: GraphBackend, bundle: Bundle, *, bfloat16: bool = Fals
 
 
 def conformance_cosine(backend: Backend, bundle: Bundle, tower: Tower) -> float:
-    """The least cosine of a tower's embeddings with the bundle's conformance vectors."""
+    """Least cosine of a tower's embeddings with the bundle's conformance vectors."""
     vectors = bundle.conformance()
     return least_cosine(embed(backend, tower, inputs_of(vectors, tower)), getattr(vectors, tower))
 
 
 def measured_cosine(bundle: Bundle, tower: Tower, precision: str) -> float | None:
-    """The least that the bundle's graphs of a precision must reach; None: none was measured."""
+    """Least cosine that graphs of a precision must reach; None: none was measured."""
     graphs = [
         g for g in bundle.manifest.graphs if (g.spec.tower, g.precision) == (tower, precision)
     ]
@@ -244,10 +249,10 @@ def measured_cosine(bundle: Bundle, tower: Tower, precision: str) -> float | Non
 
 
 def expected_cosine(graph: Graph, *, bfloat16: bool = False) -> float | None:
-    """Cosine that a graph of reduced precision must reach; None: float32, compared exactly.
+    """Least cosine that a graph of reduced precision must reach; None: float32, compared exactly.
 
-    Other processors round differently, so half of the loss that was measured where the graph was
-    made is allowed on top, and never less than what bfloat16 alone may cost.
+    Other processors round differently, so the loss may be larger than the one that was measured
+    when the graph was made: by half of it, or by what bfloat16 alone may cost if that is more.
     """
     if graph.conformance is not None:
         return graph.conformance - max(0.002, 0.5 * (1 - graph.conformance))
@@ -255,5 +260,5 @@ def expected_cosine(graph: Graph, *, bfloat16: bool = False) -> float | None:
 
 
 def least_cosine(one: Embeddings, other: Embeddings) -> float:
-    """The least cosine of two sets of unit vectors, (B, D) each; NaN if anything is not finite."""
+    """Least cosine of two sets of unit vectors, (B, D) each; NaN if a value is not finite."""
     return float((one.astype(np.float64) * other).sum(axis=1).min())

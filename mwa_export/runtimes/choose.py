@@ -1,4 +1,4 @@
-"""Choose the runtime and precision for a bundle on a machine, with the reasons."""
+"""Choose runtime and precision for a bundle on a machine, and explain the choice."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ORDER = (
     ("openvino", "float32"),
     ("onnxruntime", "float32"),
 )
-"""What `auto` looks at, the fastest first; on CPUs measured in docs/runtimes.md."""
-_MEASURED_FIRST = ("int8", "float8", "bfloat16")  # precisions that `auto` takes after a measurement
+"""Order in which `auto` tries, fastest first; for CPUs, docs/runtimes.md has measurements."""
+_MEASURED_FIRST = ("int8", "float8", "bfloat16")  # `auto` needs a measurement for these
 _INSTALL = {
     "openvino": 'OpenVINO is not installed. Run: pip install "mwa-export[openvino]"',
-    "cuda": "this ONNX Runtime has no CUDA. Run: pip install onnxruntime-gpu (uninstall the other)",
+    "cuda": "ONNX Runtime has no CUDA here. Uninstall it and run: pip install onnxruntime-gpu",
     "onnxruntime": "ONNX Runtime is not installed. Run: pip install onnxruntime",
     "torch": 'PyTorch is not installed. Run: pip install "mwa-export[export]"',
 }
@@ -43,27 +43,27 @@ class Choice:
 
     runtime: str
     precision: str
-    reason: str  # a sentence for people
-    rejected: tuple[str, ...] = ()  # what would be faster, and why it was not taken
-    engines: tuple[Engine, ...] = ()  # that TensorRT runs, one per tower
+    reason: str  # a sentence for display
+    rejected: tuple[str, ...] = ()  # faster options, and why they were not chosen
+    engines: tuple[Engine, ...] = ()  # for TensorRT, one per tower
 
 
 def choose(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Choice:
-    """Decide what to run, and say why. Depends on its arguments alone.
+    """Choose what to run, and explain why. Depends only on its arguments.
 
-    `auto` takes 8 bits and bfloat16 only if their recall was measured for this bundle and passed:
-    a machine alone must not change results. Float16 needs no such measurement: engines and graphs
-    in it were made for this bundle by command, and checked.
+    `auto` chooses 8 bits and bfloat16 only if their recall was measured for this bundle and passed,
+    because results must not depend on the machine alone. Float16 needs no such measurement, because
+    float16 engines and graphs were explicitly made for this bundle, and checked.
 
     Raises:
-        RuntimeUnavailableError: nothing that was asked for can run here.
-        UsageError: a GPU was named, and what runs uses none.
+        RuntimeUnavailableError: nothing that was requested can run here.
+        UsageError: a GPU was given, but the chosen runtime does not use one.
     """
     choice = _choice(manifest, options, machine)
     if options.device and choice.runtime not in NVIDIA:
         raise UsageError(
-            f"`device={options.device}`: {LABELS[choice.runtime]} uses no GPU. Leave `device` out, "
-            f"or name a runtime that does: {' or '.join(f'`runtime={name}`' for name in NVIDIA)}"
+            f"`device={options.device}`: {LABELS[choice.runtime]} does not use a GPU. Omit "
+            f"`device`, or use {' or '.join(f'`runtime={name}`' for name in NVIDIA)}"
         )
     return choice
 
@@ -71,7 +71,7 @@ def choose(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Cho
 def _choice(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Choice:
     if options.runtime == "torch":
         _need("torch", machine)
-        return Choice("torch", "float32", "PyTorch with float32: it was asked for")
+        return Choice("torch", "float32", "PyTorch with float32: as requested")
     host = machine.engines
     if options.runtime == "tensorrt" and (not manifest.engines or not host or not host.device):
         _, missing = _engines(manifest, "float16", machine)
@@ -82,7 +82,7 @@ def _choice(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Ch
             continue
         without_float16 = runtime == "cuda" and not _has(manifest, "float16", "onnx")
         if without_float16 and options.precision == AUTO:
-            precision = "float32"  # the same runtime with what the bundle has
+            precision = "float32"  # CUDA with the graphs that the bundle has
             if runtime in machine.runtimes:
                 rejected.append(f"{LABELS[runtime]} with float16: {_NO_FLOAT16}")
         obstacle = _obstacle(manifest, runtime, precision, options, machine)
@@ -94,14 +94,14 @@ def _choice(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Ch
             rejected.append(f"{LABELS[runtime]} with {precision}: {obstacle}")
     if options.runtime == "cuda" and options.precision == "float32":
         _need("cuda", machine)
-        return Choice("cuda", "float32", "ONNX Runtime on CUDA with float32: it was asked for")
+        return Choice("cuda", "float32", "ONNX Runtime on CUDA with float32: as requested")
     wanted = " ".join(part for part in (options.runtime, options.precision) if part != AUTO)
-    details = "; ".join(dict.fromkeys(rejected)) or "No runtime on this machine has this precision"
-    raise RuntimeUnavailableError(f"{wanted or 'no runtime'} cannot be run here. {details}.")
+    details = "; ".join(dict.fromkeys(rejected)) or "No runtime here supports this precision"
+    raise RuntimeUnavailableError(f"{wanted or 'the bundle'} cannot run here. {details}.")
 
 
 def _worth_saying(manifest: Manifest, runtime: str, precision: str, machine: Machine) -> bool:
-    """Whether `auto` says why it passed something by: not what no one here could expect."""
+    """Whether `auto` explains why it rejected an option; not for one that nobody expects here."""
     if runtime not in NVIDIA:
         return True
     if runtime == "tensorrt":
@@ -113,7 +113,7 @@ def _worth_saying(manifest: Manifest, runtime: str, precision: str, machine: Mac
 def _obstacle(
     manifest: Manifest, runtime: str, precision: str, options: RuntimeOptions, machine: Machine
 ) -> str | None:
-    """Why this is not taken; None: nothing speaks against it."""
+    """Why a runtime and precision cannot be chosen; None if they can."""
     if runtime == "tensorrt":
         _, missing = _engines(manifest, precision, machine)
         if missing is not None:
@@ -126,70 +126,70 @@ def _obstacle(
         return _NO_FLOAT16
     slow = _slow(runtime, precision, machine)
     if slow is not None and not options.allow_slow:
-        return f"{slow} (`allow_slow` runs it nevertheless)"
+        return f"{slow} (run it anyway: `allow_slow`)"
     asked = options.precision == precision
     if precision in _MEASURED_FIRST and not asked:
         found = _measured(manifest, runtime, precision, machine)
         if found is None:
-            return f"its recall was not measured for this bundle (`precision={precision}` runs it)"
+            return f"its recall was not measured for this bundle (run it: `precision={precision}`)"
         overflowed = isinstance(found, Measured) and found.overflowed
         if overflowed and fast_int8(machine.sets) is not False:
             return (
                 "its recall was measured on a CPU where its sums overflow. Measure it here: "
-                f"`mwa-export quantize` (`precision={precision}` runs it)"
+                f"`mwa-export quantize` (run it: `precision={precision}`)"
             )
         if not found.decision.takes:
-            return f"{_said(found.decision)} (`precision={precision}` runs it)"
+            return f"{_said(found.decision)} (run it anyway: `precision={precision}`)"
     return None
 
 
 def _said(decision: Decision) -> str:
-    """What was decided about recall."""
+    """Describe the decision on recall."""
     end = {
-        "passes": "inside this bundle's budget",
-        "fails": "ABOVE this bundle's budget",
-        "undecided": "and the data cannot tell whether that is inside this bundle's budget",
+        "passes": "within this bundle's budget",
+        "fails": "OVER this bundle's budget",
+        "undecided": "undecided whether that is within this bundle's budget",
     }[decision.verdict]
-    taken = "; taken on your word" if decision.accepted else ""
+    taken = "; accepted by the user" if decision.accepted else ""
     return f"worst change of recall {decision.words()}, {end}{taken}"
 
 
 def _slow(runtime: str, precision: str, machine: Machine) -> str | None:
-    """Why this processor should not run it; None: no known reason."""
+    """Why this processor should not run a precision; None: no known reason."""
     sets = machine.sets
     if runtime in NVIDIA:
         return None
     if precision == "bfloat16" and fast_bfloat16(sets) is False:
-        return "this CPU has no bfloat16 instructions and would run it slower than float32"
+        return "this CPU has no bfloat16 instructions, so bfloat16 would be slower than float32"
     if precision != "int8" or fast_int8(sets) is not False or sets is None:
         return None
     without = "this CPU has no VNNI or dot product instructions"
     if runtime == "openvino":
         return (
-            f"{without}: OpenVINO's int8 is slower than float32 on it, and its sums overflow, "
+            f"{without}: OpenVINO's int8 is slower than float32 there, and its sums overflow, "
             "which costs recall"
         )
     if "avx2" not in sets:
-        return f"{without} and would run it slower than float32"
-    return None  # ONNX Runtime's exact kernels for AVX2 beat every float32: benchmarks/cpu.py
+        return f"{without}, so int8 would be slower than float32"
+    return None  # ONNX Runtime's exact AVX2 kernels are faster than float32: benchmarks/cpu.py
 
 
 def _reason(
     manifest: Manifest, runtime: str, precision: str, options: RuntimeOptions, machine: Machine
 ) -> str:
-    parts = ["it was asked for" if options.runtime == runtime else "the fastest that can run here"]
+    parts = ["as requested" if options.runtime == runtime else "the fastest option that runs here"]
     found = _measured(manifest, runtime, precision, machine)
     if found is not None:
         parts.append(_said(found.decision))
     elif precision != "float32":
         parts.append("its recall was not measured for this bundle")
     if runtime not in NVIDIA and precision in ("int8", "bfloat16") and machine.sets is None:
-        parts.append("this system does not tell whether the CPU is fast at it")
+        parts.append("the CPU's instruction sets are unknown, so it may be slow")
     return f"{LABELS[runtime]} with {precision}: {'; '.join(parts)}"
 
 
 def _has(manifest: Manifest, precision: str, dialect: str) -> bool:
-    """Whether both towers have such a graph."""
+    """Whether all towers have a graph of this precision and dialect."""
     wanted = (precision, dialect)
     found = {g.spec.tower for g in manifest.graphs if (g.precision, g.dialect) == wanted}
     return len(found) == len(manifest.towers)
@@ -198,13 +198,13 @@ def _has(manifest: Manifest, precision: str, dialect: str) -> bool:
 def _engines(
     manifest: Manifest, precision: str, machine: Machine
 ) -> tuple[tuple[Engine, ...], str | None]:
-    """The engines that TensorRT would run, the vision tower's first, or why it cannot."""
+    """Return the engines that TensorRT would run, vision tower first, or why it cannot."""
     host = machine.engines
     if not manifest.engines:
         need = "`mwa-export trt`, `engine_precision=float16`"
         return (), f"the bundle has no engines. Build them: {need}"
     if host is None or host.device is None:
-        return (), "no TensorRT" if host is None else host.missing
+        return (), "TensorRT is not available" if host is None else host.missing
     found, obstacles = usable_engines(manifest, precision, host)
     return found, None if len(found) == len(manifest.towers) else "; ".join(obstacles)
 
@@ -212,7 +212,7 @@ def _engines(
 def _measured(
     manifest: Manifest, runtime: str, precision: str, machine: Machine
 ) -> Measured | MeasuredEngines | None:
-    """Measurements of this bundle, or of the engines that would run."""
+    """Return measurements of this bundle's graphs, or of the engines that would run."""
     if runtime == "tensorrt":
         found = [engine.measured for engine in _engines(manifest, precision, machine)[0]]
         return found[0] if found and found.count(found[0]) == len(found) else None

@@ -1,4 +1,4 @@
-"""Facts that the choice of a runtime depends on: processor, installed runtimes, GPU."""
+"""Properties of the machine that determine the choice of a runtime: CPU, packages, GPU."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from mwa_export.trt.install import EngineHost, driver_here, engine_host
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Facts that the choice of a runtime depends on."""
+    """Properties of a machine that determine the choice of a runtime."""
 
-    sets: frozenset[str] | None
-    runtimes: frozenset[str]  # "onnxruntime", "openvino", "cuda": installed, and usable as far
-    # as their packages say
-    nvidia: bool = True  # there is a driver
-    engines: EngineHost | None = None  # who would run engines; None: nobody looked
+    sets: frozenset[str] | None  # instruction sets of the CPU; None: unknown
+    runtimes: frozenset[str]  # installed ones: "onnxruntime", "openvino", "torch", "cuda"
+    nvidia: bool = True  # an NVIDIA driver is installed
+    engines: EngineHost | None = None  # what would run engines; None: not checked
 
 
 def this_machine(
     manifest: Manifest | None = None, options: RuntimeOptions | None = None
 ) -> Machine:
-    """Facts about this machine, for a bundle.
+    """Examine this machine, for a bundle.
 
-    TensorRT is looked at only if it has engines: importing it and starting a GPU take a while.
+    TensorRT is only checked if the bundle has engines, because importing it takes a while.
     """
     found = {name for name in ("onnxruntime", "openvino", "torch") if find_spec(name) is not None}
     if "onnxruntime" in found and cuda_available():

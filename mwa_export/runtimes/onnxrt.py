@@ -1,4 +1,4 @@
-"""ONNX Runtime on CPU, behind the Backend interface."""
+"""ONNX Runtime on CPU or CUDA, behind the Backend interface."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DTYPES: dict[str, Literal["float32", "int64", "uint8"]] = {
 
 
 class OnnxBackend:
-    """Two graphs on ONNX Runtime: a bundle's float32 ones, or those that are named."""
+    """Runs the graphs of both towers on ONNX Runtime: a bundle's float32 graphs, or others."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class OnnxBackend:
         """Open both towers.
 
         Args:
-            graphs: a graph per tower, as `choose_graphs` returns them; float32 where none is given.
-            threads: for one operator; None uses all cores.
-            check: reproduce the conformance vectors with the bundle's own graphs first.
-            cuda: number of a GPU to run on; None: the CPU.
+            graphs: a graph per tower, from `choose_graphs`; float32 for a tower without one.
+            threads: per operator; None uses all cores.
+            check: check that the bundle's own graphs reproduce the conformance vectors.
+            cuda: number of the GPU to run on; None: the CPU.
 
         Raises:
             BundleError: a graph is missing or cannot be loaded.
-            VerificationError: this machine computes something else than the reference.
+            VerificationError: results on this machine differ from the reference.
         """
         self._config = bundle.manifest.model
         self.image_size = self._config.backbone.image_size
@@ -59,7 +59,7 @@ class OnnxBackend:
             tower: (graphs or {}).get(tower) or bundle.graph(tower)
             for tower in bundle.manifest.towers
         }
-        self._process = InThisProcess()  # a session itself may be used by any thread
+        self._process = InThisProcess()  # no lock, as any thread may use a session
         self._sessions = {
             tower: session(path, threads=threads, cuda=cuda)
             for tower, (path, _graph) in self.graphs.items()
@@ -69,11 +69,11 @@ class OnnxBackend:
 
     @property
     def precision(self) -> str:
-        """ "float32", "int8", or what each tower has if they differ."""
+        """Precision of the graphs, such as "float32", or that of each tower if they differ."""
         precisions = {tower: graph.precision for tower, (_path, graph) in self.graphs.items()}
         if len(set(precisions.values())) == 1:
             return next(iter(precisions.values()))
-        # A graph of another tool is called by its file's name, which mostly names the tower.
+        # The precision of another tool's graph is its file name, which mostly contains the tower.
         return ", ".join(
             precision if precision.startswith(tower) else f"{tower} {precision}"
             for tower, precision in precisions.items()
@@ -95,21 +95,21 @@ class OnnxBackend:
         return run_graph(self._sessions["text"], graph, (token_ids, padding_mask))
 
     def probe(self, tower: Tower) -> Probe:
-        """Observe a tower's blocks, on the CPU.
+        """Make a function that returns the outputs of a tower's blocks, on the CPU.
 
         Raises:
-            BundleError: the graph does not name its blocks.
+            BundleError: blocks are not named in the graph.
         """
         return probe_graph(self.graphs[tower], self._config)
 
 
 def choose_graphs(bundle: Bundle, names: Sequence[str]) -> dict[Tower, GraphFile]:
-    """Find graphs by name: a file that the bundle's manifest lists, or a path to any other file.
+    """Find graphs by name: a file in the bundle's manifest, or the path of any other file.
 
-    So a graph that another tool quantized can be measured as well, if it kept the inputs' names.
+    A graph quantized by another tool can be measured too, if it kept the names of the inputs.
 
     Raises:
-        BundleError: no such graph, one with other inputs, or two for one tower.
+        BundleError: a graph does not exist or has wrong inputs, or a tower has two.
     """
     chosen: dict[Tower, GraphFile] = {}
     for name in names:
@@ -118,7 +118,7 @@ def choose_graphs(bundle: Bundle, names: Sequence[str]) -> dict[Tower, GraphFile
         if tower in chosen:
             raise BundleError(
                 f"{name}: is a second graph for the {tower} tower, after {chosen[tower][0].name}. "
-                "Name one graph per tower."
+                "Pass one graph per tower."
             )
         chosen[tower] = path, graph
     return chosen
@@ -137,18 +137,18 @@ def _find_graph(bundle: Bundle, name: str) -> GraphFile:
 
 
 def _foreign_graph(path: Path, bundle: Bundle) -> Graph:
-    """Describe a graph that the manifest does not list, by what ONNX Runtime says about it."""
+    """Describe a graph that is not in the manifest, by its inputs and outputs in ONNX Runtime."""
     runner = session(path)
     inputs = {port.name: port for port in runner.get_inputs()}
     tower = _INPUTS.get(frozenset(inputs))
     if tower is None:
         raise BundleError(
             f"{path}: has the inputs {', '.join(inputs)}. Expected `image`, or `token_ids` and "
-            "`padding_mask`, as the bundle's own graphs have them."
+            "`padding_mask`, as in the bundle's own graphs."
         )
     own = bundle.describe(tower).spec
     ports = []
-    for port in own.inputs:  # in the order in which they are fed
+    for port in own.inputs:  # in the order of feeding
         found = inputs[port.name]
         if found.type not in _DTYPES or len(found.shape) != len(port.shape):
             raise BundleError(

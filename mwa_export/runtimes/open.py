@@ -1,4 +1,4 @@
-"""Open a bundle on the runtime that is asked for, or on the best."""
+"""Open a bundle on a given runtime, or on the best one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mwa_export.spec import Tower
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A backend that is ready, and the choice that led to it."""
+    """An opened backend, and the choice that led to it."""
 
     backend: Backend
     choice: Choice
@@ -31,15 +31,16 @@ def open_backend(
     *,
     graphs: Mapping[Tower, GraphFile] | None = None,
 ) -> Opened:
-    """Open a bundle on the runtime that is asked for, or on the best that `auto` finds.
+    """Open a bundle on the runtime in ``options``, or on the best one that `auto` finds.
 
-    On CPUs ``graphs`` run in the place of those that the precision names.
+    ``graphs``: on CPUs, graphs to run instead of those of the chosen precision.
 
     Raises:
-        RuntimeUnavailableError: not installed, or slower than float32 on this CPU.
-        BundleError: the bundle has no graph for it.
+        RuntimeUnavailableError: the runtime is not installed, or is slower than float32 on this
+            CPU.
+        BundleError: the bundle has no graph for the runtime.
         VerificationError: the runtime does not reproduce the conformance vectors.
-        UsageError: options that do not go together.
+        UsageError: options contradict each other.
     """
     options = options or RuntimeOptions()
     choice = choose(bundle.manifest, options, this_machine(bundle.manifest, options))
@@ -71,12 +72,16 @@ def cpu_backend(
     precision: str | None = None,
     check: bool = False,
 ) -> Backend:
-    """A runtime of CPUs with some of the bundle's float32 graphs replaced.
+    """Open a CPU runtime, with some of the bundle's float32 graphs replaced.
 
     Args:
+        bundle: an opened bundle.
         runtime: "openvino" or "onnxruntime".
-        precision: of what is not INT8, on OpenVINO; None: bfloat16 where the CPU is fast at it.
-        check: reproduce the conformance vectors first.
+        graphs: replacements by tower.
+        threads: None uses all cores available to the process.
+        precision: on OpenVINO, of everything that is not INT8; None: bfloat16 on CPUs that are fast
+            with it.
+        check: check that the conformance vectors are reproduced.
     """
     if runtime == "onnxruntime":
         return OnnxBackend(bundle, graphs=graphs, threads=threads, check=check)
@@ -103,7 +108,7 @@ def _open_tensorrt(
 
     if graphs:
         raise UsageError(
-            "TensorRT runs the bundle's engines, and graphs were named. Run graphs on onnxruntime."
+            "`graphs` cannot be used with TensorRT, which runs engines. Use `runtime=onnxruntime`."
         )
     return TensorRtBackend(
         bundle, engines=choice.engines, device=options.device, check=options.check
@@ -113,7 +118,7 @@ def _open_tensorrt(
 def _open_torch(
     bundle: Bundle, _choice: Choice, options: RuntimeOptions, _graphs: dict[Tower, GraphFile]
 ) -> Backend:
-    """The unmerged reference, from the checkpoint; the bundle does not carry it."""
+    """Open the unmerged reference from its checkpoint, which is not part of the bundle."""
     from mwa_export.model.load import ModelSource, load_model
     from mwa_export.model.options import ModelOptions
     from mwa_export.runtimes.pytorch import TorchBackend
@@ -123,8 +128,8 @@ def _open_torch(
         like = ModelOptions(image_size=size)
         return TorchBackend(load_model(ModelSource(options.reference), like))
     raise UsageError(
-        f"`runtime=torch`: {bundle.path} does not carry the checkpoint that it was made from. Name "
-        "it: `reference=CHECKPOINT`"
+        f"`runtime=torch`: {bundle.path} does not contain the checkpoint that it was exported "
+        "from. Pass it: `reference=CHECKPOINT`"
     )
 
 

@@ -1,4 +1,4 @@
-"""The runtimes and precisions there are, and the options that choose among them."""
+"""The supported runtimes and precisions, and the options that select them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ PRECISIONS = {
 }
 
 NVIDIA = ("tensorrt", "cuda")
-"""Runtimes of NVIDIA GPUs."""
+"""Runtimes for NVIDIA GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """Runtime, precision, threads and device for a bundle."""
+    """Options for opening a bundle: runtime, precision, threads and device."""
 
     runtime: str = AUTO  # or a key of PRECISIONS
-    precision: str = AUTO  # or one that the runtime has
-    threads: int | None = None  # None: all cores that this process may use
+    precision: str = AUTO  # or one that PRECISIONS lists for the runtime
+    threads: int | None = None  # None: all cores available to this process
     device: int = 0  # number of the GPU, for TensorRT and CUDA
-    allow_slow: bool = False  # allow precisions that this CPU runs slower than float32
-    check: bool = True  # reproduce the conformance vectors first
+    allow_slow: bool = False  # allow precisions that are slower than float32 on this CPU
+    check: bool = True  # check that the conformance vectors are reproduced
     reference: Path | None = None  # the checkpoint, for runtime "torch"
 
     def __post_init__(self) -> None:
@@ -49,4 +49,4 @@ class RuntimeOptions:
         known = (AUTO, *PRECISIONS.get(self.runtime, every))
         check_option("precision", self.precision, self.precision in known, ", ".join(known))
         check_threads("threads", self.threads)
-        check_option("device", self.device, self.device >= 0, "0 or more")
+        check_option("device", self.device, self.device >= 0, "at least 0")

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: open a graph, run it, and read values from inside it."""
+"""ONNX Runtime sessions: open a graph, run it, and read its internal values."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from mwa_export.spec import Embeddings, ModelConfig
 from mwa_export.towers.forward import block_outputs
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# Without VNNI the int8 kernels add pairs of products in 16 bits, which overflow: the result is
-# wrong. With this they shift the weights to uint8 and are exact, and still faster than float32.
+# Without VNNI, the int8 kernels add pairs of products in 16 bits, which overflow and give wrong
+# results. With this option they shift the weights to uint8, which is exact and still faster than
+# float32.
 _EXACT_INT8 = "session.x64quantprecision"
-# Idle threads wait busily for the next call, on cores that decoding and the other tower's session
-# need. This ends it with the call.
+# By default, idle threads spin until the next call, on cores that decoding and the other tower's
+# session need. With this option they stop at the end of a call.
 _REST_AFTER_RUN = "session.force_spinning_stop"
 
 
 def session(path: Path, *, threads: int | None = None, cuda: int | None = None) -> Any:
-    """An ONNX Runtime session for a graph, on CPU or on CUDA.
+    """Open an ONNX Runtime session for a graph, on CPU or CUDA.
 
     Args:
-        path: the `.onnx` file; its data file, if any, lies beside it.
-        threads: for one operator; None uses all cores.
-        cuda: run on this GPU, and nowhere else.
+        path: the `.onnx` file; its data file, if any, is in the same folder.
+        threads: per operator; None uses all cores.
+        cuda: number of the GPU to run on; None: the CPU.
 
     Raises:
         BundleError: ONNX Runtime cannot load the graph.
-        RuntimeUnavailableError: CUDA was asked for, and ONNX Runtime would fall back to the CPU.
+        RuntimeUnavailableError: ONNX Runtime cannot start CUDA and would fall back to the CPU.
     """
     ort = require("onnxruntime", extra="onnx", why="run ONNX graphs")
     options = ort.SessionOptions()
@@ -71,16 +72,16 @@ def cuda_available() -> bool:
 
 
 def run_graph(session: Any, graph: Graph, inputs: tuple[NDArray[Any], ...]) -> Embeddings:
-    """Run a graph on a tower's inputs, see `feed_of`. Returns (B, D) float32."""
+    """Run a graph on a tower's inputs (see `feed_of`). Returns (B, D) float32."""
     output = session.run([graph.spec.output.name], feed_of(graph.spec, inputs))[0]
     return cast(Embeddings, output.astype(np.float32, copy=False))
 
 
 def session_with_outputs(path: Path, names: Sequence[str]) -> Any:
-    """A session for a copy of the graph with more outputs.
+    """Open a session for a copy of the graph with additional outputs.
 
-    Serialized messages may be joined: what follows is merged into what came before. So a few bytes
-    at the end of the file add outputs, and the weights are never parsed here.
+    Concatenated protobuf messages are merged. A few bytes at the end of the file therefore add
+    outputs, without parsing the weights.
     """
     onnx = require("onnx", extra="export", why="look into a graph")
     from mwa_export.graphs.write import data_file_of
@@ -101,10 +102,10 @@ def session_with_outputs(path: Path, names: Sequence[str]) -> Any:
 
 
 def probe_graph(file: GraphFile, config: ModelConfig) -> Probe:
-    """Observe what each block of a graph passes on.
+    """Make a function that returns the output of each block of a graph; see `Probe`.
 
     Raises:
-        BundleError: the graph does not name its blocks: another tool made it, or renamed them.
+        BundleError: blocks are not named, because another tool made or changed the graph.
     """
     path, graph = file
     names = _block_values(path, config)
@@ -118,7 +119,7 @@ def probe_graph(file: GraphFile, config: ModelConfig) -> Probe:
 
 
 def _block_values(path: Path, config: ModelConfig) -> list[str]:
-    """Names of the values that end each block."""
+    """Names of the output values of all blocks."""
     onnx = require("onnx", extra="export", why="look into a graph")
     from mwa_export.towers.onnx_ops import sum_value
 
@@ -130,6 +131,6 @@ def _block_values(path: Path, config: ModelConfig) -> list[str]:
     if absent:
         raise BundleError(
             f"{path}: has no value named {absent[0]}, so its layers cannot be compared. Expected a "
-            "graph that this package made. Leave `layers` out."
+            "graph that this package exported. Omit `layers`."
         )
     return names

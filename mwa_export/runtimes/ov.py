@@ -22,14 +22,14 @@ from mwa_export.runtimes.backend import OneAtATime, check_graphs
 from mwa_export.spec import Embeddings, Tower
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
-"""Our name of a precision -> OpenVINO's."""
+"""Name of a precision -> OpenVINO's name."""
 
 
 class OpenVinoBackend:
-    """Two graphs on OpenVINO. One caller at a time.
+    """Runs the graphs of both towers on OpenVINO. One caller at a time.
 
-    A batch is cut into one part per thread, and the parts run side by side: no thread waits for
-    another inside an operator, and the activations of a part stay in its core's cache.
+    A batch is cut into one part per thread, and the parts run in parallel. Threads do not wait for
+    each other inside an operator, and the activations of a part stay in its core's cache.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class OpenVinoBackend:
         """Open both towers.
 
         Args:
-            graphs: a graph per tower; float32 where none is given.
-            threads: in all; None uses all cores that the process may use.
-            precision: of what is not INT8, "float32" or "bfloat16".
-            check: reproduce the conformance vectors first.
+            graphs: a graph per tower; float32 for a tower without one.
+            threads: total number; None uses all cores available to the process.
+            precision: of everything that is not INT8, "float32" or "bfloat16".
+            check: check that the conformance vectors are reproduced.
 
         Raises:
             MissingPackageError: OpenVINO is not installed.
             BundleError: a graph is missing or cannot be loaded.
-            VerificationError: this machine computes something else than the reference.
+            VerificationError: results on this machine differ from the reference.
         """
         self.image_size = bundle.manifest.model.backbone.image_size
         self.graphs: dict[Tower, GraphFile] = {
@@ -62,12 +62,12 @@ class OpenVinoBackend:
         self.rest = precision
         threads = threads or cores()
         options = {
-            # Always said: OpenVINO's own default becomes bfloat16 where the CPU has it.
+            # Always set, because OpenVINO's default is bfloat16 on CPUs that support it.
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "NUM_STREAMS": str(threads),
             "INFERENCE_NUM_THREADS": str(threads),
         }
-        self._one = OneAtATime()  # a request owns its output and overwrites it in the next call
+        self._one = OneAtATime()  # a request overwrites its output in the next call
         self._requests = {
             tower: _requests(path, options, threads)
             for tower, (path, _graph) in self.graphs.items()
@@ -77,7 +77,7 @@ class OpenVinoBackend:
 
     @property
     def precision(self) -> str:
-        """ "int8+bfloat16", "float32", ...: of the graphs, and of what is not INT8 in them."""
+        """Precision of the graphs, and of what is not INT8 in them, such as "int8+bfloat16"."""
         kinds = dict.fromkeys(graph.precision for _path, graph in self.graphs.values())
         names = [self.rest if k == "float32" else f"{k}+{self.rest}" for k in kinds]
         return ", ".join(names)
@@ -95,7 +95,7 @@ class OpenVinoBackend:
         return self._run("text", (token_ids, padding_mask))
 
     def probe(self, tower: Tower) -> None:
-        """OpenVINO fuses blocks and shows none of them."""
+        """Return None: OpenVINO fuses blocks and cannot return their outputs."""
 
     def _run(self, tower: Tower, inputs: tuple[NDArray[Any], ...]) -> Embeddings:
         requests, spec = self._requests[tower], self.graphs[tower][1].spec
@@ -108,7 +108,7 @@ class OpenVinoBackend:
                 request.start_async(dict(zip(names, feed, strict=True)))
             for request in busy:
                 request.wait()
-            # np.concatenate copies, so that the results are the caller's own.
+            # np.concatenate copies, so that the next call cannot overwrite the results.
             outputs = [np.asarray(r.get_output_tensor().data, np.float32) for r in busy]
             return np.concatenate(outputs)
 
@@ -121,10 +121,10 @@ class _SignalStack(ctypes.Structure):
 
 @contextmanager
 def _signal_stack_kept() -> Iterator[None]:
-    """Put this thread's signal stack back.
+    """Restore this thread's alternate signal stack.
 
-    OpenVINO sets one, for AMX, and frees it with the model: the next Ctrl-C would be a segmentation
-    fault.
+    OpenVINO sets one for AMX and frees it with the model, so that the next Ctrl-C would cause a
+    segmentation fault.
     """
     if sys.platform != "linux":
         yield

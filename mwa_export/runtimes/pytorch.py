@@ -16,13 +16,13 @@ from mwa_export.spec import Embeddings, Tower
 
 
 class TorchBackend:
-    """Backend of the unmerged PyTorch reference, which the others are measured against."""
+    """Backend of the unmerged PyTorch reference, with which other backends are compared."""
 
     name = "PyTorch reference float32"
 
     def __init__(self, model: Model) -> None:
         self.image_size = model.config.backbone.image_size
-        self._one = OneAtATime()  # the reference's hooks pass a block's input on
+        self._one = OneAtATime()  # the reference's hooks keep state during a call
         self.reference = reference_from_tensors(model.config, model.tensors)
 
     @torch.inference_mode()
@@ -40,7 +40,7 @@ class TorchBackend:
             return cast(Embeddings, self.reference.encode_text(ids, mask).numpy())
 
     def probe(self, tower: Tower) -> Probe:
-        """Read the residual stream after every block; see `Probe`."""
+        """Make a function that returns the residual stream after every block; see `Probe`."""
 
         @torch.inference_mode()
         def run(inputs: tuple[NDArray[Any], ...]) -> list[NDArray[np.float32]]:
@@ -49,7 +49,7 @@ class TorchBackend:
             def keep(_layer: Any, _inputs: Any, output: tuple[Any, Any]) -> None:
                 found.append(output[0].numpy().copy())
 
-            # Registered after the enhancer's own hook, so it sees what the next block sees.
+            # Registered after the enhancer's hook, so it sees the input of the next block.
             layers = self.reference.beit3.encoder.layers
             hooks = [layer.register_forward_hook(keep) for layer in layers]
             try:

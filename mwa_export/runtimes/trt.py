@@ -25,13 +25,13 @@ from mwa_export.trt.engine import usable_engines
 from mwa_export.trt.install import engine_host, find_tensorrt
 from mwa_export.trt.run import EngineRunner, open_runners
 
-# The least cosine of 8 bits where quantize measured none: far from noise, no claim of quality.
+# Least cosine of 8-bit engines if quantize measured none. It only rules out garbage.
 LEAST_8_BITS = 0.9
 _16_BITS = ("float16", "bfloat16")
 
 
 class TensorRtBackend:
-    """The engines of both towers on one GPU. One caller at a time; `close` releases the memory."""
+    """Runs the engines of both towers on a GPU. One caller at a time; `close` releases memory."""
 
     def __init__(
         self,
@@ -46,16 +46,19 @@ class TensorRtBackend:
         """Load both towers' engines.
 
         Args:
-            engines: those to load, of one precision, in place of the newest of ``precision``.
-            graphs: record shapes that repeat as CUDA graphs, which saves the CPU's time.
-            check: reproduce the conformance vectors first.
+            bundle: contains the engines.
+            precision: of the engines; the newest of that precision are loaded.
+            engines: engines of one precision to load instead.
+            device: number of the GPU.
+            graphs: record repeated shapes as CUDA graphs, which saves CPU time.
+            check: check that the conformance vectors are reproduced.
 
         Raises:
             MissingPackageError: TensorRT is not installed.
-            RuntimeUnavailableError: no GPU, an old driver, or too little memory.
-            EngineError: the bundle has no engine for this machine, or it cannot be loaded.
+            RuntimeUnavailableError: no GPU, a driver that is too old, or too little memory.
+            EngineError: the bundle has no engine for this machine, or one cannot be loaded.
             BundleError: an engine is not the file that the manifest describes.
-            VerificationError: the engines compute something else than the reference.
+            VerificationError: results of the engines differ from the reference.
         """
         self.image_size = bundle.manifest.model.backbone.image_size
         chosen = engines or _newest(bundle, precision, device)
@@ -78,10 +81,10 @@ class TensorRtBackend:
             self._opened = stack.pop_all()
 
     def check(self, bundle: Bundle) -> None:
-        """Reproduce a bundle's conformance vectors, as far as texts fit the engine's profiles.
+        """Check that a bundle's conformance vectors are reproduced, as far as texts fit the engine.
 
         Raises:
-            VerificationError: the engines compute something else than the reference.
+            VerificationError: results of the engines differ from the reference.
         """
         longest = None
         if "text" in self.engines:
@@ -97,7 +100,7 @@ class TensorRtBackend:
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether CUDA graphs are used; False also if the driver cannot record one."""
+        """Whether CUDA graphs are used; also False if the driver cannot record one."""
         return all(runner.graphs for runner in self.runners.values())
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Embeddings:
@@ -113,10 +116,10 @@ class TensorRtBackend:
             return self.runners["text"].run((token_ids, padding_mask))
 
     def probe(self, tower: Tower) -> None:
-        """TensorRT fuses blocks and shows none of them."""
+        """Return None: TensorRT fuses blocks and cannot return their outputs."""
 
     def close(self) -> None:
-        """Release the engines and all memory on the GPU."""
+        """Release the engines and their memory on the GPU."""
         self._opened.close()
         self.runners.clear()
 
@@ -130,7 +133,7 @@ class TensorRtBackend:
 def _newest(bundle: Bundle, precision: EnginePrecision, device: int) -> tuple[Engine, ...]:
     host = engine_host(device)
     if host.device is None:
-        find_tensorrt(device)  # raises what is missing
+        find_tensorrt(device)  # raises an error about what is missing
     found, reasons = usable_engines(bundle.manifest, precision, host, str(bundle.path))
     if reasons:
         raise EngineError(" ".join(reasons))
@@ -138,7 +141,7 @@ def _newest(bundle: Bundle, precision: EnginePrecision, device: int) -> tuple[En
 
 
 def least_cosine_of(bundle: Bundle, engine: Engine) -> float:
-    """The least cosine that an engine must reach."""
+    """Least cosine with the conformance vectors that an engine must reach."""
     usual = BFLOAT16_COSINE if engine.precision in _16_BITS else LEAST_8_BITS
     if FLOAT8_ATTENTION in engine.flags:  # no graph of `quantize` has it
         return usual

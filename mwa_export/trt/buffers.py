@@ -1,4 +1,4 @@
-"""Memory, streams, events and CUDA graphs, through the driver's library alone."""
+"""Memory, streams, events and CUDA graphs, using only the driver's library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mwa_export.errors import RuntimeUnavailableError
 from mwa_export.trt.device import Device, DeviceMemoryError, Driver
 
 _NON_BLOCKING, _NO_TIMING = 1, 2  # CU_STREAM_NON_BLOCKING, CU_EVENT_DISABLE_TIMING
-_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do does not disturb
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: ignores what other threads do
 GIB = 1 << 30
 
 
@@ -28,7 +28,7 @@ class Buffer:
     nbytes: int
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """The start of the host memory as an array."""
+        """View the start of the host memory as an array."""
         raw = (ctypes.c_uint8 * (prod(shape) * dtype.itemsize)).from_address(self.host)
         array: NDArray[Any] = np.ndarray(shape, dtype, memoryview(raw))
         return array
@@ -39,35 +39,35 @@ class Gpu:
 
     def __init__(self, driver: Driver, device: Device) -> None:
         self._driver, self._device = driver, device
-        self._allocated: list[tuple[str, Any]] = []  # the function that frees, and what
+        self._allocated: list[tuple[str, Any]] = []  # function that frees, and its argument
         self._graphs: list[ctypes.c_void_p] = []
 
     def make_current(self) -> None:
-        """Make the GPU current for the calling thread; CUDA keeps that per thread."""
+        """Make the GPU current for the calling thread, as CUDA keeps this per thread."""
         self._driver.call("cuCtxSetCurrent", ctypes.c_void_p(self._device.context))
 
     def buffers(self, sizes: Mapping[str, int]) -> dict[str, Buffer]:
-        """A buffer of so many bytes for each name.
+        """Allocate buffers. ``sizes``: name -> bytes.
 
         Raises:
-            DeviceMemoryError: the GPU has not enough memory; says how much was needed.
+            DeviceMemoryError: the GPU does not have enough memory.
         """
         try:
             return {name: self._buffer(max(1, size)) for name, size in sizes.items()}
         except DeviceMemoryError as error:
             raise DeviceMemoryError(
                 f"{self._device.name}: inputs and outputs need {sum(sizes.values()) / GIB:.2f} GiB "
-                f"more, which it does not have; {self._device.free / GIB:.1f} of "
-                f"{self._device.memory / GIB:.1f} GiB were free at the start. End what else uses "
-                "it, or build engines for smaller batches: `mwa-export trt` with `batch`"
+                f"more memory; {self._device.free / GIB:.1f} of "
+                f"{self._device.memory / GIB:.1f} GiB were free at the start. Stop other programs "
+                "that use it, or build engines for smaller batches: `mwa-export trt` with `batch`"
             ) from error
 
     def stream(self) -> ctypes.c_void_p:
-        """A stream that does not wait for the default one."""
+        """Create a stream that does not wait for the default stream."""
         return self._made("cuStreamCreate", "cuStreamDestroy_v2", _NON_BLOCKING)
 
     def event(self, *, timed: bool = False) -> ctypes.c_void_p:
-        """An event; waiting for it returns at once until it is recorded."""
+        """Create an event; until it is recorded, waiting for it returns immediately."""
         return self._made("cuEventCreate", "cuEventDestroy_v2", 0 if timed else _NO_TIMING)
 
     def _made(self, create: str, destroy: str, flags: int) -> ctypes.c_void_p:
@@ -77,16 +77,16 @@ class Gpu:
         return made
 
     def milliseconds(self, start: ctypes.c_void_p, end: ctypes.c_void_p) -> float:
-        """Time on the GPU between two timers. Waits for the second one."""
+        """Time on the GPU between two timed events. Waits for the second."""
         self.finish(end)
         found = ctypes.c_float()
         self._driver.call("cuEventElapsedTime", ctypes.byref(found), start, end)
         return found.value
 
     def capture(self, stream: ctypes.c_void_p, work: Callable[[], bool]) -> ctypes.c_void_p | None:
-        """Record what ``work`` gives to a stream as a graph to launch, without running it.
+        """Record what ``work`` enqueues on a stream as a CUDA graph, without running it.
 
-        Returns None if it cannot be recorded; nothing was run then.
+        Returns None if it cannot be recorded; nothing was run in that case.
         """
         recorded, made = ctypes.c_void_p(), ctypes.c_void_p()
         try:
@@ -109,7 +109,7 @@ class Gpu:
         return made
 
     def launch(self, graph: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
-        """Run a recorded graph, on the same buffers."""
+        """Run a recorded graph, on the buffers with which it was recorded."""
         self._driver.call("cuGraphLaunch", graph, stream)
 
     def discard(self, graph: ctypes.c_void_p) -> None:
@@ -118,11 +118,11 @@ class Gpu:
         self._driver.call("cuGraphExecDestroy", graph)
 
     def record(self, event: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
-        """Record an event behind the work that the stream has so far."""
+        """Record an event after the work enqueued on the stream so far."""
         self._driver.call("cuEventRecord", event, stream)
 
     def wait(self, stream: ctypes.c_void_p, event: ctypes.c_void_p) -> None:
-        """Let later work of the stream wait for an event."""
+        """Make later work of the stream wait for an event."""
         self._driver.call("cuStreamWaitEvent", stream, event, ctypes.c_uint(0))
 
     def finish(self, event: ctypes.c_void_p) -> None:
@@ -140,7 +140,7 @@ class Gpu:
         self._driver.call("cuMemcpyDtoHAsync_v2", host, device, ctypes.c_size_t(nbytes), stream)
 
     def close(self) -> None:
-        """Release everything, the newest first. Nothing may be running."""
+        """Release everything, newest first. Nothing may be running."""
         if self._allocated:
             self.make_current()
         while self._graphs:

@@ -29,34 +29,34 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 GIB = 1 << 30
-_SHOWN = 3  # parser errors in a message
+_SHOWN = 3  # most parser errors in a message
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """Options of a build."""
+    """Options of `engine_from_onnx`."""
 
     workspace: int | None = None  # bytes of scratch memory; None: unlimited
-    timing_cache: Path | None = None  # read if it exists, written after the build
+    timing_cache: Path | None = None  # read if it exists; written after the build
     level: int | None = None  # 0 (fast build) to 5 (fast engine); None: TensorRT's own
-    version_compatible: bool = False  # later versions of the same major one may load it
-    hardware_compatible: bool = False  # every GPU from Ampere on may load it
+    version_compatible: bool = False  # later releases of the same major version can load it
+    hardware_compatible: bool = False  # all GPUs from Ampere on can load it
     refit: bool = False  # weights can be exchanged
 
     def __post_init__(self) -> None:
         if self.refit and self.version_compatible:
             raise UsageError(
-                "`version_compatible` and `refit`: engines of later versions run on TensorRT's "
-                "lean runtime, which exchanges no weights. Leave one of them out."
+                "`version_compatible` and `refit` cannot be combined: version-compatible engines "
+                "run on TensorRT's lean runtime, which cannot exchange weights. Omit one of them."
             )
         level, workspace = self.level, self.workspace
         check_option("builder_level", level, level is None or 0 <= level <= 5, "0 to 5")
         fits = workspace is None or workspace >= 1 << 20
-        check_option("workspace", f"{workspace} bytes", fits, "1 MiB or more")
+        check_option("workspace", f"{workspace} bytes", fits, "at least 1 MiB")
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Options that decide where an engine can be loaded and refitted, for the manifest."""
+        """Options that determine where an engine can be loaded and refitted, for the manifest."""
         names = (VERSION_COMPATIBLE, HARDWARE_COMPATIBLE, REFIT)
         return tuple(name for name in names if getattr(self, name))
 
@@ -67,7 +67,7 @@ class Built:
 
     seconds: float
     warnings: tuple[str, ...] = ()
-    layers: Inspection = field(default_factory=lambda: Inspection(()))  # as TensorRT-RTX prints
+    layers: Inspection = field(default_factory=lambda: Inspection(()))  # with TensorRT-RTX only
 
 
 def engine_from_onnx(
@@ -81,27 +81,29 @@ def engine_from_onnx(
     options: BuildOptions | None = None,
     progress: Progress | None = None,
 ) -> Built:
-    """Build an engine for the current GPU, or without one for RTX cards, and write it.
+    """Build an engine for the current GPU, or for RTX cards without a GPU, and write it.
 
     Args:
-        onnx_path: for TensorRT 10 and 11 typed as it is to run; for 8.6 float32, with Q/DQ for
-            int8.
-        profiles: shapes to build for, one or more, each with every input of the graph.
-        out: the engine's file; appears whole or not at all.
-        precision: what 8.6 may run in; later versions read it from the graph, and only they have
-            bfloat16 and float8.
-        device: the GPU; None: TensorRT-RTX builds for ``capabilities``, and needs no GPU.
+        onnx_path: the graph. For TensorRT 10 and 11, it must have the types in which it is to run;
+            for 8.6, it must be float32, with Q/DQ for int8.
+        profiles: at least one, each with shapes of every input of the graph.
+        out: the engine's file, written atomically.
+        precision: the lowest precision that 8.6 may use; later versions read precisions from the
+            graph, and only they support bfloat16 and float8.
+        device: the GPU; None: TensorRT-RTX builds for ``capabilities`` without a GPU.
         capabilities: compute capabilities of RTX cards.
+        options: see BuildOptions.
+        progress: called for each phase.
 
     Returns:
-        Build time and layers, and a warning if the timing cache cannot be written: the engine is
-        then kept.
+        Build time and layers, and a warning if the timing cache cannot be written; the engine is
+        kept in that case.
 
     Raises:
         MissingPackageError: TensorRT is not installed.
-        EngineError: the graph cannot be parsed or built, or memory does not suffice.
-        ProfileError: profiles that do not fit the graph's inputs.
-        UsageError: options that this GPU cannot serve.
+        EngineError: the graph cannot be parsed or built, or there is not enough memory.
+        ProfileError: the profiles do not fit the graph's inputs.
+        UsageError: this GPU or this TensorRT does not support the options.
     """
     options = options or BuildOptions()
     if device is None:
@@ -143,16 +145,16 @@ def engine_from_onnx(
 def _check_options(
     tensorrt: TensorRt, device: Device, precision: EnginePrecision, options: BuildOptions
 ) -> None:
-    """Refuse what this GPU or this installation cannot serve."""
+    """Raise an error for options that this GPU or this installation does not support."""
     if options.hardware_compatible and device.capability < (8, 0):
         raise UsageError(
-            f"`hardware_compatible`: {device.name} is older than Ampere, the first that such "
-            "engines run on. Leave the option out."
+            f"`hardware_compatible`: {device.name} is older than Ampere, the oldest generation "
+            "that such engines support. Omit the option."
         )
     if options.hardware_compatible and precision == "float8":
         raise UsageError(
-            "`hardware_compatible`: such engines run on every GPU from Ampere on, and float8 needs "
-            "Ada or Hopper. Leave the option out, or build with `engine_precision=int8`."
+            "`hardware_compatible`: such engines run on all GPUs from Ampere on, but float8 needs "
+            "Ada or Hopper. Omit the option, or build with `engine_precision=int8`."
         )
     if options.version_compatible:
         check_lean_runtime(tensorrt)
@@ -160,7 +162,7 @@ def _check_options(
 
 
 class _Phases:
-    """Shows the outermost phases of a build, and the steps of the latest."""
+    """Shows the outermost phases of a build, and the steps of the current one."""
 
     def __init__(self, label: str, progress: Progress, signals: Sequence[int]) -> None:
         self._label, self._progress, self._signals = label, progress, signals
@@ -169,7 +171,7 @@ class _Phases:
         self.interrupted = False
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins."""
+        """Show a phase that begins."""
         if parent is None:
             self._outermost = name
         if parent in (None, self._outermost):
@@ -177,13 +179,13 @@ class _Phases:
             self._guard(lambda: self._progress(f"{self._label}: {name}", steps))
 
     def step(self, name: str) -> bool:
-        """A step is done; False ends the build."""
+        """Count a finished step. Returns False to end the build."""
         if name == self._shown:
             self._guard(lambda: self._progress.advance(1))
         return not (self.interrupted or self._signals)
 
     def _guard(self, show: Callable[[], None]) -> None:
-        """Keep Ctrl-C and signals out of TensorRT's callback; its next step ends the build."""
+        """Keep Ctrl-C out of TensorRT's callback; the build ends at its next step."""
         try:
             show()
         except KeyboardInterrupt:
@@ -205,19 +207,19 @@ def _parse(
     tensorrt: TensorRt, network: trt.INetworkDefinition, path: Path, messages: Messages
 ) -> None:
     parser: trt.OnnxParser = tensorrt.trt.OnnxParser(network, tensorrt.logger(messages))
-    # From the path, so that weights in a data file are found.
+    # By path, so that weights in a data file are found.
     if parser.parse_from_file(str(path)):
         return
     problems = [tensorrt.parser_problem(parser.get_error(i)) for i in range(parser.num_errors)]
     details = listed(problems) or messages.reason or "no reason given"
     raise EngineError(
-        f"{path}: {tensorrt.name} cannot read this graph. {details}. Make the graph "
+        f"{path}: {tensorrt.name} cannot parse this graph: {details}. Export the graph "
         "again with this version of mwa-export, or use a newer TensorRT."
     )
 
 
 def listed(problems: Sequence[str], separator: str = "; ") -> str:
-    """The first problems and the number of the others, for a message."""
+    """List the first problems, and the number of the others, for a message."""
     more = len(problems) - _SHOWN
     return separator.join([*problems[:_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
@@ -231,7 +233,7 @@ def _configure(
     trt = tensorrt.trt
     tensorrt.allow_precision(config, precision)
     tensorrt.own_kernels_only(config)
-    # Layer names and precisions stay readable in the engine, for reports.
+    # Keeps layer names and precisions in the engine, for reports.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
@@ -256,7 +258,7 @@ def _add_profile(
     names = [shapes.name for shapes in profile]
     if sorted(inputs) != sorted(names):
         raise ProfileError(
-            f"{path}: has the inputs {', '.join(inputs)}, and the profile is for "
+            f"{path}: has the inputs {', '.join(inputs)}, but the profile is for "
             f"{', '.join(names)}. Expected shapes for every input of the graph."
         )
     shapes = builder.create_optimization_profile()
@@ -264,26 +266,26 @@ def _add_profile(
         shapes.set_shape(entry.name, entry.min, entry.opt, entry.max)
     if config.add_optimization_profile(shapes) < 0:
         raise ProfileError(
-            f"{path}: TensorRT refuses the shapes {_words(profile)}. Expected sizes that every "
-            "input of the graph can have."
+            f"{path}: TensorRT rejects the shapes {_words(profile)}. Expected sizes that fit the "
+            "inputs of the graph."
         )
 
 
 def _use_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
-    """Use measured kernel times, from an earlier build if there is one."""
+    """Use the kernel times that an earlier build measured, if there are any."""
     if path is None:
         return
     try:
         known = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise UsageError(
-            f"`timing_cache={path}`: cannot be read ({error.strerror}). Name a file."
+            f"`timing_cache={path}`: cannot be read ({error.strerror}). Pass a file."
         ) from error
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
         raise UsageError(
             f"`timing_cache={path}`: is not a timing cache, or was made on another GPU or by "
-            "another version of TensorRT. Name a new file; it will be written."
+            "another version of TensorRT. Pass the path of a new file."
         )
 
 
@@ -295,7 +297,7 @@ def _write_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> tuple[
         with new_file(path) as partial:
             partial.write_bytes(config.get_timing_cache().serialize())
     except BundleError as error:
-        return (f"`timing_cache`: the next build will measure again. {error}",)
+        return (f"`timing_cache`: not written, so the next build will measure again. {error}",)
     return ()
 
 
@@ -307,21 +309,19 @@ def _why_not_built(
     options: BuildOptions,
 ) -> str:
     if device is None or not messages.out_of_memory:
-        reason = messages.reason or "TensorRT gave no reason; -v shows what it did"
+        reason = messages.reason or "TensorRT gave no reason; run again with -v for its log"
         return f"{path}: no engine could be built on {_where(device)}: {reason}."
-    asked = (
-        f"a piece of {messages.requested / GIB:.1f} GiB" if messages.requested else "more memory"
-    )
+    asked = f"{messages.requested / GIB:.1f} GiB at once" if messages.requested else "more memory"
     limit = (
-        f"below the {options.workspace / GIB:.1f} GiB that were allowed"
+        f"now {options.workspace / GIB:.1f} GiB"
         if options.workspace is not None
         else "now unlimited"
     )
     return (
-        f"{path}: {device.name} has not enough memory for this engine: the build asked for "
-        f"{asked}, and {device.free / GIB:.1f} of {device.memory / GIB:.1f} GiB were free before "
-        f"it. Lower the largest shapes ({_words(profiles[-1])}) with `batch` or `lengths`, or "
-        f"`workspace` ({limit}), or end what else uses the GPU."
+        f"{path}: {device.name} does not have enough memory for this engine: the build requested "
+        f"{asked}, and {device.free / GIB:.1f} of {device.memory / GIB:.1f} GiB were free at the "
+        f"start. Lower the largest shapes ({_words(profiles[-1])}) with `batch` or `lengths`, or "
+        f"`workspace` ({limit}), or stop other programs that use the GPU."
     )
 
 

@@ -1,4 +1,4 @@
-"""GPUs and their driver, through the driver's own library: needs no CUDA toolkit and no torch."""
+"""GPUs and their driver, through the driver's library. Needs neither the CUDA toolkit nor torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _OUT_OF_MEMORY, _INSUFFICIENT, _NO_DEVICE = 2, 35, 100  # of CUresult
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _NAME_BYTES = 256
 _NO_GPU = (
-    "the NVIDIA driver finds no GPU. Check it with nvidia-smi and, if CUDA_VISIBLE_DEVICES is set, "
-    "that it names one; in a container, start it with --gpus all."
+    "the NVIDIA driver finds no GPU. Check nvidia-smi and, if it is set, CUDA_VISIBLE_DEVICES; "
+    "start containers with --gpus all."
 )
 
 
@@ -25,14 +25,14 @@ class DeviceMemoryError(RuntimeUnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU, made current for this thread."""
+    """A GPU that is current for this thread."""
 
     index: int
     name: str  # "NVIDIA H200"
     capability: tuple[int, int]  # (9, 0)
-    memory: int  # bytes in all
+    memory: int  # total bytes
     free: int  # bytes free when it was selected
-    driver: int  # the newest CUDA that the driver runs, 1000 * major + 10 * minor
+    driver: int  # newest CUDA version that the driver supports, 1000 * major + 10 * minor
     context: int = field(default=0, compare=False, repr=False)  # handle of its primary context
 
     @property
@@ -42,10 +42,10 @@ class Device:
 
 
 def select_device(index: int = 0) -> Device:
-    """Find a GPU and make it the current one of this thread, for CUDA and all that builds on it.
+    """Find a GPU and make it current for this thread.
 
     Raises:
-        RuntimeUnavailableError: no driver, a driver that does not start, no GPU, or fewer of them.
+        RuntimeUnavailableError: there is no driver, it does not start, or there is no such GPU.
     """
     cuda = open_driver()
     version, count = cuda.integer("cuDriverGetVersion"), cuda.integer("cuDeviceGetCount")
@@ -58,7 +58,7 @@ def select_device(index: int = 0) -> Device:
     device = ctypes.c_int(cuda.integer("cuDeviceGet", index))
     name = ctypes.create_string_buffer(_NAME_BYTES)
     cuda.call("cuDeviceGetName", name, _NAME_BYTES, device)
-    # A primary context is the one that the CUDA runtime, and so TensorRT, uses for this device.
+    # The CUDA runtime, and therefore TensorRT, uses the primary context of a device.
     context = ctypes.c_void_p()
     cuda.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
     cuda.call("cuCtxSetCurrent", context)
@@ -79,7 +79,7 @@ def select_device(index: int = 0) -> Device:
 
 
 def open_driver() -> Driver:
-    """The driver's library, initialized.
+    """Open and initialize the driver's library.
 
     Raises:
         RuntimeUnavailableError: there is no driver, or it does not start.
@@ -88,7 +88,7 @@ def open_driver() -> Driver:
 
 
 class Driver:
-    """libcuda, with every result checked."""
+    """Calls libcuda and checks every result."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
@@ -99,7 +99,7 @@ class Driver:
         function = getattr(self._library, name, None)
         if function is None:
             raise RuntimeUnavailableError(
-                f"the NVIDIA driver is too old: it has no {name}. Install a newer driver."
+                f"the NVIDIA driver is too old: it lacks {name}. Install a newer driver."
             )
         status = function(*arguments)
         if status == _NO_DEVICE:
@@ -111,17 +111,17 @@ class Driver:
             )
         if status == _OUT_OF_MEMORY:
             raise DeviceMemoryError(
-                f"the GPU has no memory left ({name}). End what else uses it, or lower the largest "
-                "batch."
+                f"the GPU has no memory left ({name}). Stop other programs that use it, or lower "
+                "the largest batch."
             )
         if status != 0:
             raise RuntimeUnavailableError(
-                f"the NVIDIA driver does not work: {name} says {self._reason(status)}. Check it "
-                "with nvidia-smi; a driver that was just updated needs a restart."
+                f"the NVIDIA driver does not work: {name} reports {self._reason(status)}. Check "
+                "nvidia-smi, and restart the machine if the driver was just updated."
             )
 
     def integer(self, name: str, *arguments: Any) -> int:
-        """Call a function that gives a number."""
+        """Call a function that returns an integer."""
         value = ctypes.c_int()
         self.call(name, ctypes.byref(value), *arguments)
         return value.value
@@ -137,8 +137,8 @@ def _library() -> Any:
         return ctypes.CDLL(DRIVER)
     except OSError as error:
         raise RuntimeUnavailableError(
-            f"no NVIDIA driver here ({DRIVER} cannot be loaded), so no engine can run here or be "
-            "built for this machine. Use a machine with an NVIDIA GPU and its driver; in a "
-            "container, start it with --gpus all. Without a GPU: OpenVINO or ONNX Runtime run the "
-            "bundle's own graphs."
+            f"found no NVIDIA driver ({DRIVER} cannot be loaded), so engines cannot be built or "
+            "run on this machine. Use a machine with an NVIDIA GPU and its driver; start "
+            "containers with --gpus all. Without a GPU, OpenVINO and ONNX Runtime run the bundle's "
+            "graphs."
         ) from error

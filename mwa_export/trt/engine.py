@@ -1,7 +1,7 @@
 """Choose, load and refit the engines of a bundle.
 
-An engine is code for one GPU and one version of TensorRT. Only a file whose sha256 the manifest
-records is handed to TensorRT, and only on a machine that it was built for.
+An engine is code for one GPU and one version of TensorRT. TensorRT only gets a file whose sha256 is
+in the manifest, and only on a machine for which it was built.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ _AMPERE = (8, 0)
 
 
 def engine_name(tower: Tower, precision: str, version: str, device: Device) -> str:
-    """The file name of an engine. One bundle may have engines for several machines."""
+    """File name of an engine. A bundle may have engines for several machines."""
     return f"{ENGINES}/{tower}.{precision}.{device.sm}.trt{version}.engine"
 
 
 def rtx_engine_name(
     tower: Tower, precision: str, version: str, capabilities: Sequence[tuple[int, int]]
 ) -> str:
-    """The file name of an engine of TensorRT-RTX."""
+    """File name of a TensorRT-RTX engine."""
     sms = "-".join(f"sm{major}{minor}" for major, minor in capabilities)
     return f"{ENGINES}/{tower}.{precision}.{sms}.rtx{version}.engine"
 
 
 def is_stale(engine: Engine, manifest: Manifest) -> bool:
-    """Whether it was made from a graph or a calibration that the bundle no longer has."""
+    """Whether an engine was made from a graph or a calibration that the bundle no longer has."""
     return not {entry.sha256 for entry in manifest.files.values()}.issuperset(engine.sources)
 
 
 def obstacle(engine: Engine, manifest: Manifest, host: EngineHost) -> str | None:
-    """Why an engine cannot be used here; None if it can. The host has a device."""
+    """Why an engine cannot be used on a host with a GPU; None if it can."""
     if is_stale(engine, manifest):
         return "it was made from a graph or a calibration that the bundle no longer has"
     version, name = host.versions.get(engine.compiler), COMPILERS[engine.compiler]
@@ -66,17 +66,17 @@ def obstacle(engine: Engine, manifest: Manifest, host: EngineHost) -> str | None
         extra = f'pip install "mwa-export[{engine.compiler}]"'
         return f"it needs {name} {engine.tensorrt}, which is not installed ({extra})"
     if not _version_fits(engine, version):
-        later = " or a later one" if VERSION_COMPATIBLE in engine.flags else ""
-        return f"it needs {name} {engine.tensorrt}{later}, and {version} is installed"
+        later = " or later" if VERSION_COMPATIBLE in engine.flags else ""
+        return f"it needs {name} {engine.tensorrt}{later}, but {version} is installed"
     assert host.device is not None
     if not _gpu_fits(engine, host.device):
         have = f"{host.device.name} ({dotted(host.device.capability)})"
-        return f"it needs {_gpus(engine)}, and this GPU is {have}"
+        return f"it needs {_gpus(engine)}, but this GPU is {have}"
     return None
 
 
 def _gpus(engine: Engine) -> str:
-    """What an engine runs on, in words."""
+    """Describe the GPUs on which an engine runs."""
     if engine.capabilities is not None:
         return f"compute capability {' or '.join(map(dotted, engine.capabilities))}"
     if HARDWARE_COMPATIBLE in engine.flags:
@@ -87,9 +87,9 @@ def _gpus(engine: Engine) -> str:
 def usable_engines(
     manifest: Manifest, precision: str, host: EngineHost, name: str = "the bundle"
 ) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
-    """The engines for this machine, the vision tower's first, and why a tower has none.
+    """Return the engines for this machine, vision tower first, and why a tower has none.
 
-    All towers run on one compiler: TensorRT where it has engines for each, else TensorRT-RTX.
+    All towers use one compiler: TensorRT if it has engines for each tower, else TensorRT-RTX.
     """
     made = {
         tower: [e for e in manifest.engines if (e.tower, e.precision) == (tower, precision)]
@@ -123,35 +123,36 @@ def usable_engines(
         files = ", ".join(engine.file for engine in usable)
         reasons.append(
             f"the {precision} engines of {name} that can be used here run on different compilers "
-            f"({files}). Build those of both towers with one: `mwa-export trt` with {flag}"
+            f"({files}). Build engines of all towers with one compiler: `mwa-export trt` with "
+            f"{flag}"
         )
     return tuple(usable), tuple(reasons)
 
 
 @dataclass(eq=False, slots=True)
 class LoadedEngine(AbstractContextManager["LoadedEngine"]):
-    """An engine in TensorRT. Leaving it releases the context, the engine and the runtime.
+    """A loaded engine. On exit, it releases the context, the engine and the runtime.
 
-    TensorRT wants them released in this order, so nothing else may keep a reference to them.
+    TensorRT requires this order, so nothing else may keep a reference to them.
     """
 
     tensorrt: TensorRt
     description: Engine
-    messages: Messages  # filled with what TensorRT says while the engine lives
+    messages: Messages  # collects TensorRT's messages while the engine exists
     runtime: trt.Runtime | None
     engine: trt.ICudaEngine | None
     context: trt.IExecutionContext | None = None
 
     @property
     def scratch(self) -> int:
-        """Bytes of device memory that a context takes for activations."""
+        """Bytes of device memory that a context needs for activations."""
         return self.tensorrt.scratch_bytes(self.engine)
 
     def create_context(self) -> None:
-        """Make the engine ready to run.
+        """Create the execution context, so that the engine can run.
 
         Raises:
-            EngineError: TensorRT gives no context, mostly for want of memory.
+            EngineError: TensorRT cannot create a context, usually for lack of memory.
         """
         engine: trt.ICudaEngine = self.engine
         self.context = engine.create_execution_context()
@@ -159,18 +160,18 @@ class LoadedEngine(AbstractContextManager["LoadedEngine"]):
             raise EngineError(
                 f"{self.description.file}: its activations need {self.scratch / (1 << 30):.2f} GiB "
                 "on this GPU, which are not free "
-                f"({self.messages.reason or 'no reason given'}). End what else uses the GPU, or "
-                "build engines for smaller batches: `mwa-export trt` with `batch`"
+                f"({self.messages.reason or 'no reason given'}). Stop other programs that use the "
+                "GPU, or build engines for smaller batches: `mwa-export trt` with `batch`"
             )
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Type of an input or output; 8.6 takes int32 where the graph has int64."""
+        """Type of an input or output; 8.6 uses int32 where the graph has int64."""
         engine: trt.ICudaEngine = self.engine
         found: np.dtype[Any] = np.dtype(self.tensorrt.trt.nptype(engine.get_tensor_dtype(name)))
         return found
 
     def inspect(self) -> str:
-        """JSON of the engine inspector, for the shapes of the context's last run."""
+        """Return the engine inspector's JSON, for the shapes of the context's last run."""
         engine: trt.ICudaEngine = self.engine
         inspector: trt.EngineInspector = engine.create_engine_inspector()
         inspector.execution_context = self.context
@@ -178,7 +179,7 @@ class LoadedEngine(AbstractContextManager["LoadedEngine"]):
         return str(inspector.get_engine_information(kind))
 
     def serialize(self) -> bytes:
-        """The engine as a file's content."""
+        """Serialize the engine, as the content of a file."""
         engine: trt.ICudaEngine = self.engine
         return bytes(engine.serialize())
 
@@ -189,12 +190,12 @@ class LoadedEngine(AbstractContextManager["LoadedEngine"]):
 
 
 def load_engine(tensorrt: TensorRt, bundle: Bundle, engine: Engine, device: Device) -> LoadedEngine:
-    """Check the bytes of an engine that `usable_engines` returned, and load them.
+    """Check the file of an engine from `usable_engines`, and load it.
 
     Raises:
-        BundleError: the file is missing or not the one that the manifest describes. TensorRT never
-            sees it.
-        EngineError: it cannot be used here, or TensorRT cannot load it.
+        BundleError: the file is missing, or is not the one that the manifest describes. It is not
+            passed to TensorRT then.
+        EngineError: the engine cannot be used here, or TensorRT cannot load it.
     """
     host = EngineHost({tensorrt.compiler: tensorrt.version}, device)
     reason = obstacle(engine, bundle.manifest, host)
@@ -204,12 +205,12 @@ def load_engine(tensorrt: TensorRt, bundle: Bundle, engine: Engine, device: Devi
     messages = Messages()
     runtime: trt.Runtime = tensorrt.trt.Runtime(tensorrt.logger(messages))
     if VERSION_COMPATIBLE in engine.flags:
-        runtime.engine_host_code_allowed = True  # it carries its own runtime, covered by the hash
+        runtime.engine_host_code_allowed = True  # it contains a runtime, covered by the hash
     loaded = runtime.deserialize_cuda_engine(blob)
     if loaded is None:
         advice = "Build it again: `mwa-export trt` with `rebuild`"
         if messages.out_of_memory:
-            advice = "It needs more memory than is free: end what else uses the GPU."
+            advice = "It needs more memory than is free. Stop other programs that use the GPU."
         raise EngineError(
             f"{bundle.path / engine.file}: {tensorrt.name} cannot load it "
             f"({messages.reason or 'no reason given'}). {advice}"
@@ -218,19 +219,19 @@ def load_engine(tensorrt: TensorRt, bundle: Bundle, engine: Engine, device: Devi
 
 
 def _checked_bytes(path: Path, sha256: str) -> bytes:
-    """Read a file once, so that the bytes that are loaded are the bytes that were hashed."""
+    """Read a file once, so that exactly the hashed bytes are loaded."""
     try:
         blob = path.read_bytes()
     except OSError as error:
         raise BundleError(
-            f"{path}: cannot be read ({error.strerror}), and the manifest names it. Copy the "
+            f"{path}: is listed in the manifest, but cannot be read ({error.strerror}). Copy the "
             "bundle again, or build the engine again: `mwa-export trt` with `rebuild`"
         ) from error
     if hashlib.sha256(blob).hexdigest() != sha256:
         raise BundleError(
-            f"{path}: is not the engine that the manifest describes, so it is not loaded: an "
-            "engine is code. Copy the bundle again, or build the engine again: `mwa-export trt` "
-            "with `rebuild`"
+            f"{path}: is not the engine that the manifest describes. It is not loaded, because "
+            "engines are executable code. Copy the bundle again, or build the engine again: "
+            "`mwa-export trt` with `rebuild`"
         )
     return blob
 
@@ -264,15 +265,18 @@ def refitted(
     weights: Mapping[str, NDArray[Any]],
     device: Device,
 ) -> bytes:
-    """Serialize an engine with the weights of another graph of the same structure.
+    """Return a serialized engine with the weights of another graph of the same structure.
 
     Args:
+        bundle: contains the engine.
         engine: built with the flag REFIT.
-        graph: the ONNX file with the new weights, of the form that the engine was compiled from.
-        weights: its initializers, by name; 8.6 takes them from here, later versions from the file.
+        graph: ONNX file with the new weights, in the form from which the engine was compiled.
+        weights: initializers of that file by name; TensorRT 8.6 uses these, later versions the
+            file.
+        device: the GPU of the engine.
 
     Raises:
-        EngineError: TensorRT cannot load the engine or does not take the weights.
+        EngineError: TensorRT cannot load the engine, or does not accept the weights.
         BundleError: the engine's file is not the one that the manifest describes.
     """
     with load_engine(load_tensorrt(), bundle, engine, device) as loaded:
@@ -299,13 +303,13 @@ def _exchange(
 def _set_weights(
     loaded: LoadedEngine, refitter: trt.Refitter, weights: Mapping[str, NDArray[Any]], name: str
 ) -> None:
-    """Set the weights that the engine asks for, under their names in the graph."""
+    """Set the weights that the engine requests, under their names in the graph."""
     for asked in refitter.get_all_weights():
         if asked not in weights:
-            continue  # TensorRT's own constants: they stay, or count as missing below
+            continue  # TensorRT's own constants either stay, or count as missing below
         array = np.asarray(weights[asked], order="C")  # ascontiguousarray makes 0-d 1-d
         if not refitter.set_named_weights(asked, loaded.tensorrt.trt.Weights(array)):
-            raise _refusal(name, f"{asked}: {loaded.messages.reason or 'another size'}")
+            raise _refusal(name, f"{asked}: {loaded.messages.reason or 'its size differs'}")
     missing = refitter.get_missing_weights()
     if missing:
         raise _refusal(name, f"weights are missing: {listed(missing, ', ')}")
@@ -313,6 +317,6 @@ def _set_weights(
 
 def _refusal(name: str, details: str) -> EngineError:
     return EngineError(
-        f"{name}: TensorRT does not take the new weights ({details}). Build engines for the new "
+        f"{name}: TensorRT does not accept the new weights ({details}). Build engines for the new "
         "model: mwa-export onnx, then mwa-export trt"
     )

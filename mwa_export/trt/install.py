@@ -1,4 +1,4 @@
-"""The TensorRT that is installed, the GPU it runs on, and whether the driver is new enough."""
+"""Find the installed TensorRT and the GPU, and check that the driver is new enough."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mwa_export.trt.device import DRIVER, Device, select_device
 from mwa_export.trt.rtx import TensorRtRtx
 from mwa_export.trt.versions import TensorRt, tensorrt_from_module
 
-_CUDA_MAJORS = range(11, 16)  # in names of packages: tensorrt-cu13-bindings
+_CUDA_MAJORS = range(11, 16)  # CUDA versions in package names such as tensorrt-cu13-bindings
 
 
 def load_tensorrt(compiler: Compiler = TENSORRT) -> TensorRt:
@@ -21,7 +21,7 @@ def load_tensorrt(compiler: Compiler = TENSORRT) -> TensorRt:
 
     Raises:
         MissingPackageError: not installed, or its libraries cannot be loaded.
-        EngineError: another TensorRT than 8.6, 10.12 and later, or 11.
+        EngineError: the version is not 8.6, 10 from 10.12 on, or 11.
     """
     if compiler == TENSORRT_RTX:
         return load_rtx()
@@ -39,11 +39,11 @@ def load_rtx() -> TensorRtRtx:
 
 
 def find_tensorrt(device: int = 0, compiler: Compiler = TENSORRT) -> tuple[TensorRt, Device]:
-    """Import TensorRT or TensorRT-RTX, and make the GPU current that it will run on.
+    """Import TensorRT or TensorRT-RTX, and make its GPU current.
 
     Raises:
         MissingPackageError, EngineError: see `load_tensorrt`.
-        RuntimeUnavailableError: no such GPU, or a driver that is too old.
+        RuntimeUnavailableError: there is no such GPU, or the driver is too old.
     """
     tensorrt, gpu = load_tensorrt(compiler), select_device(device)
     check_driver(tensorrt, gpu)
@@ -53,8 +53,8 @@ def find_tensorrt(device: int = 0, compiler: Compiler = TENSORRT) -> tuple[Tenso
 def check_driver(tensorrt: TensorRt, device: Device) -> None:
     """Raise RuntimeUnavailableError if the driver is too old for the CUDA of TensorRT.
 
-    Any driver of the same CUDA major version will do. If TensorRT was not installed by pip, the
-    CUDA version that it needs is unknown here, and TensorRT itself reports a mismatch.
+    Any driver of the same CUDA major version is sufficient. If TensorRT was not installed by pip,
+    the CUDA version that it needs is unknown here, and TensorRT itself reports a mismatch.
     """
     needed = _cuda_of(tensorrt)
     if needed is not None and device.driver < 1000 * needed:
@@ -75,27 +75,27 @@ def _cuda_of(tensorrt: TensorRt) -> int | None:
 def check_lean_runtime(tensorrt: TensorRt) -> None:
     """Raise MissingPackageError if version-compatible engines cannot be built.
 
-    They carry TensorRT's lean runtime, a library of its own that the builder loads.
+    They contain TensorRT's lean runtime, a separate library that the builder loads.
     """
     library = f"libnvinfer_lean.so.{tensorrt.version.partition('.')[0]}"
     try:
         ctypes.CDLL(library)
     except OSError:
-        # Its Python package loads the library that lies in a package beside it.
+        # Its Python package loads the library from a separate package.
         require("tensorrt_lean", extra="tensorrt", why=f"build version-compatible ({library})")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineHost:
-    """The compilers of engines that are installed, and the GPU that these would run on."""
+    """The installed TensorRT and TensorRT-RTX, and the GPU that they would use."""
 
     versions: Mapping[Compiler, str] = field(default_factory=dict)
     device: Device | None = None
-    missing: str = ""  # why there is no version, or no device: a sentence
+    missing: str = ""  # why there is no version or no device, as a sentence
 
 
 def engine_host(device: int = 0) -> EngineHost:
-    """Look for TensorRT, TensorRT-RTX and a GPU, and make the GPU current."""
+    """Find TensorRT, TensorRT-RTX and a GPU, and make the GPU current."""
     loaded: dict[Compiler, TensorRt] = {}
     reasons: list[str] = []
     for compiler in COMPILERS:
@@ -121,7 +121,7 @@ def engine_host(device: int = 0) -> EngineHost:
 
 
 def driver_here() -> bool:
-    """Whether an NVIDIA driver is installed. Starts nothing."""
+    """Whether an NVIDIA driver is installed. Does not start the GPU."""
     try:
         ctypes.CDLL(DRIVER)
     except OSError:

@@ -1,10 +1,10 @@
 """Layers of a compiled engine, and reasons why it may be slower than its precision promises.
 
-Two sources: the JSON of the engine inspector, on the GPU, and the list that the compiler of
-TensorRT-RTX prints at the end of a verbose build, which needs none. Both differ between versions
-(a layer is an object in engines built with detailed verbosity, else its name; types are "Half" or
-"Row major linear FP16 format", under one key or two), so unknown entries are left out and are never
-an error.
+There are two sources: the JSON of the engine inspector, which needs the GPU, and the list that the
+compiler of TensorRT-RTX prints at the end of a verbose build, which needs none. Both differ between
+versions: a layer is an object in engines built with detailed verbosity, otherwise its name; types
+are "Half" or "Row major linear FP16 format", under one key or two. Unknown entries are therefore
+skipped and never an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_TYPES = (  # how a type is written, and what we call it; the first that fits
+_TYPES = (  # pattern of a type's spelling, and our name; the first match counts
     (re.compile(r"int8"), "int8"),
     (re.compile(r"fp8|float8|e4m3"), "float8"),
     (re.compile(r"bf16|bfloat16"), "bfloat16"),
@@ -25,7 +25,7 @@ _TYPES = (  # how a type is written, and what we call it; the first that fits
 )
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)")
 _GEMM = re.compile(r"gemm|matmul|matrixmultiply|conv|correlation", re.IGNORECASE)
-_FUSED_GEMM = re.compile(r"Fc|MatMul|Gemm|Conv")  # in the name of a "fusion"
+_FUSED_GEMM = re.compile(r"Fc|MatMul|Gemm|Conv")  # in the name of a "fusion" layer
 _ATTENTION = re.compile(r"mha|flash", re.IGNORECASE)
 _SOFTMAX = re.compile(r"softmax", re.IGNORECASE)
 _REFORMAT = re.compile(r"^(reformat|nop|shufflereformat)$", re.IGNORECASE)
@@ -44,8 +44,8 @@ _SHOWN = 4  # names in a sentence
 class Port:
     """A tensor that a layer reads or writes."""
 
-    kind: str | None  # "float16"; None where it is not told
-    dims: tuple[int, ...]  # -1: not known before the run
+    kind: str | None  # data type such as "float16"; None: unknown
+    dims: tuple[int, ...]  # -1: unknown before the run
 
     @property
     def is_matrix(self) -> bool:
@@ -55,21 +55,21 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of an engine: mostly one kernel."""
+    """One layer of an engine, usually one kernel."""
 
     name: str
-    kind: str  # LayerType; "" where it is not told
+    kind: str  # LayerType; "": unknown
     inputs: tuple[Port, ...]
     constants: tuple[Port, ...]
     outputs: tuple[Port, ...]
     tactic: str
-    nodes: tuple[str, ...]  # of the graph, that it computes
+    nodes: tuple[str, ...]  # names of the graph's nodes that it computes
 
     @property
     def is_gemm(self) -> bool:
-        """Whether it multiplies matrices (the patches' convolution included).
+        """Whether it multiplies matrices (including the convolution of the patches).
 
-        What only finishes a product is none, though the product is among its nodes.
+        A layer that only finishes a product does not count, even if the product is in ``nodes``.
         """
         if self.is_attention or self.is_reformat:
             return False
@@ -80,10 +80,10 @@ class Layer:
 
     @property
     def computes_in(self) -> str:
-        """The type of a GEMM: the widest of its two factors; "unknown" where it is not told.
+        """Type that a GEMM computes in: the wider one of its two factors, or "unknown".
 
-        The factors are a constant matrix, if there is one, and the first inputs; biases and sums
-        that are added may be wider.
+        The factors are the constant matrix, if there is one, and the first inputs. Biases and
+        residuals that are added may be wider.
         """
         weights = [port for port in self.constants if port.is_matrix]
         factors = [max(weights, key=_size), *self.inputs[:1]] if weights else self.inputs[:2]
@@ -98,12 +98,12 @@ class Layer:
 
     @property
     def is_reformat(self) -> bool:
-        """Whether it only copies to another layout or type."""
+        """Whether it only copies to a different layout or type."""
         return bool(_REFORMAT.match(self.kind)) or self.name.startswith("Reformatting CopyNode")
 
     @property
     def is_opaque(self) -> bool:
-        """Whether it is a part of the graph that the inspector does not look into."""
+        """Whether it is a part of the graph that the inspector does not show in detail."""
         return bool(_OPAQUE.search(self.name) or _OPAQUE.search(self.kind))
 
     @property
@@ -126,11 +126,11 @@ class Inspection:
 
     @property
     def attention(self) -> tuple[Layer, ...]:
-        """The layers of fused attention."""
+        """Layers of fused attention."""
         return tuple(layer for layer in self.layers if layer.is_attention)
 
     def wider(self, products: Collection[str], precision: str) -> tuple[Layer, ...]:
-        """The layers that compute any of the graph's named products in another type."""
+        """Layers that compute one of the named products in a type other than ``precision``."""
         return tuple(
             layer
             for layer in self.layers
@@ -140,7 +140,7 @@ class Inspection:
         )
 
     def float32_matrices(self, width: int) -> tuple[Layer, ...]:
-        """The layers that write a float32 matrix at least so wide."""
+        """Layers that write a float32 matrix of at least this width."""
         return tuple(
             layer
             for layer in self.layers
@@ -162,8 +162,8 @@ class Inspection:
     def reasons(self, precision: str, products: Collection[str]) -> tuple[str, ...]:
         """Possible reasons why an engine is slower than its precision promises.
 
-        ``products``: nodes of the graph that should compute in that precision; what the engine's
-        JSON calls by other names is not judged.
+        ``products``: nodes of the graph that should compute in that precision. Nodes with other
+        names in the engine's JSON are not judged.
         """
         sentences = []
         slower = self.wider(products, precision)
@@ -172,23 +172,23 @@ class Inspection:
             sentences.append(f"{len(of)} GEMMs compute in {kind} ({_names(of)})")
         reformats = [layer for layer in self.layers if layer.is_reformat]
         if reformats:
-            sentences.append(f"{len(reformats)} layers only copy to another layout or type")
+            sentences.append(f"{len(reformats)} layers only copy to a different layout or type")
         softmax = [layer for layer in self.layers if layer.is_softmax]
         if softmax:
             sentences.append(
-                f"attention is not fused: {len(softmax)} layers compute a softmax by itself"
+                f"attention is not fused: {len(softmax)} layers compute a separate softmax"
             )
         opaque = [layer for layer in self.layers if layer.is_opaque]
         if opaque:
             sentences.append(
-                f"{len(opaque)} layers are compiled as a whole, and the inspector shows nothing "
-                "inside them"
+                f"{len(opaque)} layers are compiled as a whole, and the inspector does not show "
+                "what is inside"
             )
         return tuple(sentences)
 
 
 def read_inspection(text: str) -> Inspection:
-    """The layers in an inspector's JSON; none if its form is unknown."""
+    """Read the layers from an inspector's JSON; none if its form is unknown."""
     try:
         entries = list(json.loads(text)["Layers"])
     except (ValueError, KeyError, TypeError):
@@ -197,11 +197,11 @@ def read_inspection(text: str) -> Inspection:
 
 
 def read_build_log(messages: Iterable[str]) -> Inspection:
-    """The layers that the compiler of TensorRT-RTX prints; none if no message has them."""
+    """Read the layers from the messages of TensorRT-RTX; none if no message lists them."""
     entries: list[Mapping[str, Any] | str] = []
     for message in messages:
         if message.startswith("Layers:"):
-            # not splitlines, which also cuts at the separators inside of metadata
+            # not splitlines, which also splits at separators inside metadata
             found = (_PRINTED.match(line) for line in message.split("\n")[1:])
             entries += [{**match.groupdict()} for match in found if match is not None]
     return _inspection(entries)
@@ -218,7 +218,7 @@ def _layer(entry: Mapping[str, Any] | str) -> Layer:
     name = str(entry.get("Name", ""))
     nodes = tuple(_ONNX_NODE.findall(str(entry.get("Metadata", ""))))
     constants = _ports(entry.get("Constants"))
-    weights = entry.get("Weights")  # 8.6: no shape, and only where they are a factor
+    weights = entry.get("Weights")  # 8.6: without a shape, and only if they are a factor
     if isinstance(weights, dict) and weights.get("Count"):
         constants += (Port(_kind(str(weights.get("Type", ""))), (-1, -1)),)
     return Layer(
@@ -233,7 +233,7 @@ def _layer(entry: Mapping[str, Any] | str) -> Layer:
 
 
 def _ports(written: Any) -> tuple[Port, ...]:
-    if isinstance(written, str):  # as the compiler prints them
+    if isinstance(written, str):  # the form that the compiler prints
         return tuple(
             Port(_kind(kind), tuple(int(n) for n in json.loads(dims)))
             for dims, kind in _PRINTED_PORT.findall(written)

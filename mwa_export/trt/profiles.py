@@ -1,4 +1,4 @@
-"""Optimization profiles: the shapes that an engine is built for, and batches cut to fit them."""
+"""Optimization profiles: shapes for which an engine is built, and batches cut to fit them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mwa_export.errors import ProfileError
 from mwa_export.inputs.tokenizer import PAD
 from mwa_export.spec import Port, TowerSpec
 
-BATCH, LENGTH = "batch", "length"  # the dynamic axes, as TowerSpec names them
-_PADDING = {"token_ids": PAD, "padding_mask": 1}  # what a text is made longer with, exactly
+BATCH, LENGTH = "batch", "length"  # names of the dynamic axes in TowerSpec
+_PADDING = {"token_ids": PAD, "padding_mask": 1}  # pads a text without changing its result
 Arrays = tuple[NDArray[Any], ...]
 _OPTIONS = {BATCH: "`batch`", LENGTH: "`lengths`"}
 
@@ -42,8 +42,8 @@ class Span:
             numbers = []
         if len(numbers) not in (1, 3) or min(numbers) < 1:
             raise ProfileError(
-                f"{option} {text}: is not MIN,OPT,MAX. Expected three numbers of 1 or more, or one "
-                f"for a fixed {axis}: {option} 1,32,128"
+                f"{option} {text}: is not MIN,OPT,MAX. Expected three numbers of at least 1, or "
+                f"one for a fixed {axis}, such as {option} 1,32,128"
             )
         span = cls(numbers[0], numbers[len(numbers) // 2], numbers[-1])
         for low, high in (("min", "opt"), ("opt", "max")):
@@ -56,10 +56,10 @@ class Span:
 
 
 def profile_of(spec: TowerSpec, batch: Span, lengths: Span | None = None) -> Profile:
-    """The shapes of every input of a tower.
+    """Make the profile of a tower: shape ranges of all its inputs.
 
     Raises:
-        ProfileError: the tower has lengths and none are given.
+        ProfileError: the inputs have a length axis, and ``lengths`` is None.
     """
     sizes = {BATCH: batch} if lengths is None else {BATCH: batch, LENGTH: lengths}
     return tuple(_range(spec, port, sizes) for port in spec.inputs)
@@ -68,17 +68,17 @@ def profile_of(spec: TowerSpec, batch: Span, lengths: Span | None = None) -> Pro
 def profiles_of(
     spec: TowerSpec, batches: Sequence[Span], lengths: Span | None = None
 ) -> tuple[Profile, ...]:
-    """One profile for each range of batches; see `profile_of`."""
+    """Make one profile per range of batches; see `profile_of`."""
     return tuple(profile_of(spec, batch, lengths) for batch in batches)
 
 
 def text_lengths(given: Span | None, max_length: int) -> Span:
-    """The range of text lengths in tokens, BOS and EOS included.
+    """Range of text lengths in tokens, including BOS and EOS.
 
-    None given: all that the model has, fastest at 16 tokens, a typical caption.
+    ``given``: None for all lengths of the model, fastest at 16 tokens, a typical caption.
 
     Raises:
-        ProfileError: lengths that no text of this model has.
+        ProfileError: no text of this model has such lengths.
     """
     if given is None:
         return Span(2, min(16, max_length), max_length)
@@ -89,7 +89,7 @@ def text_lengths(given: Span | None, max_length: int) -> Span:
             f"{max_length}`."
         )
     if given.max < 2:
-        raise ProfileError("`lengths`: max length 1 holds no text: BOS and EOS alone are 2 tokens.")
+        raise ProfileError("`lengths`: max length 1 is too short: BOS and EOS alone are 2 tokens.")
     return given
 
 
@@ -102,7 +102,7 @@ def _range(spec: TowerSpec, port: Port, sizes: dict[str, Span]) -> ShapeRange:
             spans.append(sizes[dim])
         else:
             raise ProfileError(
-                f"{spec.tower}/{port.name}: the size of axis {dim} is not known. Give it: "
+                f"{spec.tower}/{port.name}: the size of axis {dim} is unknown. Pass it: "
                 f"{_OPTIONS.get(dim, dim)} MIN,OPT,MAX"
             )
     low, usual, high = zip(*((span.min, span.opt, span.max) for span in spans), strict=True)
@@ -111,21 +111,21 @@ def _range(spec: TowerSpec, port: Port, sizes: dict[str, Span]) -> ShapeRange:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The part of a batch that one run of the engine takes."""
+    """Part of a batch that is processed in one run of the engine."""
 
-    arrays: Arrays  # of the shapes that the profile allows
-    rows: int  # real ones; any that follow are filling
-    profile: int  # its index
+    arrays: Arrays  # of shapes that the profile allows
+    rows: int  # number of real rows; any further rows are filling
+    profile: int  # index of the profile
 
 
 def pieces(spec: TowerSpec, profiles: Sequence[Profile], arrays: Arrays) -> list[Piece]:
-    """Cut a batch, (rows, ...) of each input, into runs that the engine has profiles for.
+    """Cut a batch, (rows, ...) of each input, into runs for which the engine has profiles.
 
-    Too few rows are filled up with the last one, too short texts with padding; neither changes the
-    result of a row.
+    If there are too few rows, the last one is repeated; texts that are too short are padded.
+    Neither changes the result of a row.
 
     Raises:
-        ProfileError: other sizes than the engine has, such as a text that is too long.
+        ProfileError: the engine was not built for these sizes, as with a text that is too long.
     """
     spans = [_spans(spec, profile) for profile in profiles]
     length = arrays[0].shape[1] if LENGTH in spec.inputs[0].shape else None
@@ -133,8 +133,8 @@ def pieces(spec: TowerSpec, profiles: Sequence[Profile], arrays: Arrays) -> list
     if not fit:
         longest = max(span[LENGTH].max for span in spans)
         raise ProfileError(
-            f"{spec.tower}: a text of {length} tokens, and the engine was built for at most "
-            f"{longest}. Build it for longer ones: `mwa-export trt` with "
+            f"{spec.tower}: found a text of {length} tokens, but the engine was built for at most "
+            f"{longest}. Build it for longer texts: `mwa-export trt` with "
             "`lengths=MIN,OPT,MAX` `rebuild`"
         )
     _check_fixed(spec, profiles[0], arrays)
@@ -143,7 +143,7 @@ def pieces(spec: TowerSpec, profiles: Sequence[Profile], arrays: Arrays) -> list
     for start in range(0, len(arrays[0]), most):
         part = tuple(array[start : start + most] for array in arrays)
         rows = len(part[0])
-        # The smallest that is large enough: it is built for such batches.
+        # The smallest profile that is large enough, as it is built for such batches.
         chosen = min(
             (i for i in fit if rows <= spans[i][BATCH].max), key=lambda i: spans[i][BATCH].max
         )
@@ -164,7 +164,7 @@ def _spans(spec: TowerSpec, profile: Profile) -> dict[str, Span]:
 
 
 def _check_fixed(spec: TowerSpec, profile: Profile, arrays: Arrays) -> None:
-    """Check the fixed axes: pixels and channels of an image."""
+    """Check the fixed axes, which are pixels and channels of an image."""
     largest = {entry.name: entry.max for entry in profile}
     for port, array in zip(spec.inputs, arrays, strict=True):
         expected = tuple(
@@ -178,7 +178,7 @@ def _check_fixed(spec: TowerSpec, profile: Profile, arrays: Arrays) -> None:
         if not fits:
             raise ProfileError(
                 f"{spec.tower}/{port.name}: has shape {array.shape}. Expected "
-                f"({', '.join(map(str, expected))}), which the engine was built for."
+                f"({', '.join(map(str, expected))}), for which the engine was built."
             )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TensorRtRtx(TensorRt):
-    """An installed TensorRT-RTX, which compiles for RTX cards and needs none for it."""
+    """An installed TensorRT-RTX, which compiles for RTX cards without needing one."""
 
     compiler = TENSORRT_RTX
 
@@ -24,7 +24,7 @@ class TensorRtRtx(TensorRt):
 
     @property
     def capabilities(self) -> tuple[tuple[int, int], ...]:
-        """Compute capabilities that it compiles for."""
+        """Compute capabilities for which it compiles."""
         names = self.trt.ComputeCapability.__members__
         found = [name.removeprefix("SM") for name in names if re.fullmatch(r"SM\d+", name)]
         return tuple(sorted((int(digits[:-1]), int(digits[-1])) for digits in found))
@@ -32,7 +32,7 @@ class TensorRtRtx(TensorRt):
     def compile_for(
         self, config: trt.IBuilderConfig, capabilities: Sequence[tuple[int, int]]
     ) -> None:
-        """Choose the compute capabilities of an engine."""
+        """Set the compute capabilities of an engine."""
         config.num_compute_capabilities = len(capabilities)
         for index, (major, minor) in enumerate(capabilities):
             chosen = getattr(self.trt.ComputeCapability, f"SM{major}{minor}")
@@ -46,5 +46,5 @@ def check_capabilities(rtx: TensorRtRtx, capabilities: Sequence[tuple[int, int]]
             known = ", ".join(map(dotted, rtx.capabilities))
             raise UsageError(
                 f"`capabilities`: {rtx.name} does not compile for compute capability "
-                f"{dotted(capability)}. Expected any of {known}."
+                f"{dotted(capability)}. Expected one of {known}."
             )

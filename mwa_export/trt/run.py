@@ -1,7 +1,7 @@
-"""Run engines: copies and computation overlap, with two sets of buffers and three streams.
+"""Run engines, with overlapping copies and computation on two buffer sets and three streams.
 
-Shapes that repeat are recorded once as a CUDA graph, which is then launched as a whole: a tower has
-hundreds of kernels, and a small batch would wait for the CPU to launch them one by one.
+Repeated shapes are recorded once as a CUDA graph, which is then launched as a whole. A tower has
+hundreds of kernels, and a small batch would otherwise wait for the CPU to launch them one by one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def open_runners(
     *,
     graphs: bool = True,
 ) -> Iterator[dict[Name, EngineRunner]]:
-    """Load engines, each of a bundle or its folder, to run them. All is released at the end.
+    """Load engines, each of a bundle, to run them. Everything is released at the end.
 
     Raises:
         BundleError, EngineError: see `load_engine` and `EngineRunner`.
@@ -64,28 +64,32 @@ class _Set:
     def __init__(self, gpu: Gpu, sizes: dict[str, int]) -> None:
         self.buffers: dict[str, Buffer] = gpu.buffers(sizes)
         self.uploaded, self.computed, self.downloaded = (gpu.event() for _ in range(3))
-        self.ran: _Shapes | None = None  # the last shapes that TensorRT ran by itself
-        self.graph: ctypes.c_void_p | None = None  # of the runner's present shapes
+        self.ran: _Shapes | None = None  # the last shapes that ran without a CUDA graph
+        self.graph: ctypes.c_void_p | None = None  # CUDA graph for the runner's current shapes
 
 
 class EngineRunner:
     """Runs one engine. One caller at a time, from any thread.
 
-    While one piece of a batch is computed, the next one is copied to the GPU and the last one's
-    result back. Piece i and piece i + 2 share buffers, so i is taken out before i + 2 goes in.
+    While one piece of a batch is computed, the next one is copied to the GPU, and the result of the
+    previous one is copied back. Pieces i and i + 2 share buffers, so the result of i is taken out
+    before i + 2 is copied.
     """
 
     def __init__(
         self, gpu: Gpu, loaded: LoadedEngine, spec: TowerSpec, *, graphs: bool = True
     ) -> None:
-        """Allocate what the largest shapes of the engine's profiles need.
+        """Allocate memory for the largest shapes of the engine's profiles.
 
-        ``loaded`` is released by its owner, after this is closed. ``graphs``: record shapes that
-        repeat as CUDA graphs.
+        Args:
+            gpu: allocates the memory.
+            loaded: the engine; its owner releases it after this runner is closed.
+            spec: inputs and output of the tower.
+            graphs: record repeated shapes as CUDA graphs.
 
         Raises:
-            EngineError: no execution context, mostly for want of memory.
-            DeviceMemoryError: no memory for inputs and outputs.
+            EngineError: there is no execution context, usually for lack of memory.
+            DeviceMemoryError: there is not enough memory for inputs and outputs.
         """
         self._gpu, self.loaded, self._spec = gpu, loaded, spec
         self._engine = loaded.description
@@ -98,16 +102,16 @@ class EngineRunner:
         self._up, self._compute, self._down = (gpu.stream() for _ in range(3))
         self._timers = gpu.event(timed=True), gpu.event(timed=True)
         self._profile = -1
-        self._shapes: _Shapes | None = None  # that the recorded graphs are for
-        self.graphs = graphs  # also False if the driver cannot record one
-        self.launched = 0  # runs that were launches of a graph
+        self._shapes: _Shapes | None = None  # shapes of the recorded CUDA graphs
+        self.graphs = graphs  # becomes False if the driver cannot record one
+        self.launched = 0  # number of runs that launched a CUDA graph
 
     def run(self, arrays: Arrays) -> Embeddings:
         """Run a batch of any size: (rows, ...) of each input, in order. Returns (rows, D) float32.
 
         Raises:
-            ProfileError: sizes that no profile has.
-            EngineError: TensorRT refuses to run.
+            ProfileError: no profile has these sizes.
+            EngineError: TensorRT cannot run the engine.
         """
         self._gpu.make_current()
         results: list[Embeddings] = []
@@ -119,16 +123,16 @@ class EngineRunner:
                 self._start(self._sets[index % SETS], piece)
                 running.append((self._sets[index % SETS], piece))
         finally:
-            while running:  # also after an error: buffers must be at rest
+            while running:  # also after an error, because buffers must not be in use
                 results.append(self._take(*running.popleft()))
         width = int(self._spec.output.shape[1])
         return np.concatenate(results) if results else np.empty((0, width), np.float32)
 
     def load(self, batches: Sequence[Arrays]) -> tuple[Piece, ...]:
-        """Copy batches, SETS at most, to the GPU, for `milliseconds` to compute repeatedly.
+        """Copy up to SETS batches to the GPU, for repeated computation by `milliseconds`.
 
         Raises:
-            ProfileError: sizes that no profile has, or that take several runs.
+            ProfileError: no profile has these sizes, or a batch takes several runs.
         """
         self._gpu.make_current()
         loaded = []
@@ -145,10 +149,10 @@ class EngineRunner:
         return tuple(loaded)
 
     def milliseconds(self, loaded: Sequence[Piece], runs: int) -> float:
-        """Mean time of a run on the GPU, without copies. What `load` returned takes turns.
+        """Mean time of a run on the GPU, excluding copies, over the batches in turn.
 
         Raises:
-            EngineError: TensorRT refuses to run.
+            EngineError: TensorRT cannot run the engine.
         """
         self._gpu.make_current()
         start, end = self._timers
@@ -159,12 +163,12 @@ class EngineRunner:
         return self._gpu.milliseconds(start, end) / runs
 
     def close(self) -> None:
-        """Release the recorded graphs, before the engine goes."""
+        """Release the recorded CUDA graphs; call this before the engine is released."""
         self._gpu.make_current()
         self._forget_graphs()
 
     def _start(self, used: _Set, piece: Piece) -> None:
-        """Start a piece on the GPU. Waits only when shapes change."""
+        """Start a piece on the GPU. Waits only if shapes change."""
         gpu = self._gpu
         self._upload(used, piece)
         gpu.wait(self._compute, used.uploaded)
@@ -183,11 +187,11 @@ class EngineRunner:
         self._gpu.record(used.uploaded, self._up)
 
     def _execute(self, used: _Set, piece: Piece) -> None:
-        """Compute what is in a set's buffers.
+        """Run the engine on a set's buffers.
 
-        A graph is recorded when a set sees the same shapes twice: TensorRT has to run them once by
-        itself first. Graphs of other shapes are dropped, as they belong to an earlier state of the
-        context.
+        A CUDA graph is recorded when a set gets the same shapes for the second time, because
+        TensorRT has to run them once without a graph. Graphs of other shapes are dropped, as they
+        belong to an earlier state of the context.
         """
         shapes = piece.profile, tuple(array.shape for array in piece.arrays)
         if shapes != self._shapes:
@@ -225,7 +229,7 @@ class EngineRunner:
         for used in self._sets:
             used.ran = None
             if used.graph is not None:
-                self._gpu.finish(used.computed)  # it may be running
+                self._gpu.finish(used.computed)  # the graph may be running
                 self._gpu.discard(used.graph)
                 used.graph = None
 
@@ -250,7 +254,7 @@ class EngineRunner:
     def _demand(self, done: bool) -> None:
         if not done:
             raise EngineError(
-                f"{self._engine.file}: TensorRT refuses to run it "
+                f"{self._engine.file}: TensorRT cannot run it "
                 f"({self.loaded.messages.reason or 'no reason given'}). Build it again: "
                 "`mwa-export trt` with `rebuild`"
             )

@@ -1,4 +1,4 @@
-"""Hold signals back while TensorRT calls Python."""
+"""Delay signals while TensorRT calls Python."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def signals_later() -> Iterator[list[int]]:
-    """Collect the signals that Python handles, Ctrl-C among them, and let them act at the end.
+    """Collect the signals that Python handles, including Ctrl-C, and raise the first at the end.
 
-    They would act in TensorRT's callbacks, whose exceptions it swallows, and build on.
+    Without this, they would raise in TensorRT's callbacks, and TensorRT would ignore the exception
+    and continue to build. Yields the list of signals that have arrived.
     """
     arrived: list[int] = []
     if threading.current_thread() is not threading.main_thread():

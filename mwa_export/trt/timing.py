@@ -1,4 +1,4 @@
-"""Compare engines of one tower: times in turns, after a warm-up, on more than one batch; layers."""
+"""Compare engines of one tower: interleaved times after a warm-up, and layers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ WARM_UP, ROUNDS, RUNS = 3, 9, 10
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Times of one engine at one shape."""
+    """Times of one engine with one shape."""
 
     batch: int  # rows
     length: int | None  # tokens of each text; None: images
-    milliseconds: tuple[float, ...]  # per run, on the device without copies; one per round
-    called: tuple[float, ...]  # milliseconds per call, copies included; one per round
+    milliseconds: tuple[float, ...]  # per run on the device, excluding copies; one per round
+    called: tuple[float, ...]  # milliseconds per call, including copies; one per round
 
     @property
     def median_ms(self) -> float:
@@ -38,13 +38,13 @@ class Timing:
 
     @property
     def rows_per_second(self) -> float:
-        """Throughput on the device, without copies."""
+        """Throughput on the device, excluding copies."""
         return 1000 * self.batch / self.median_ms
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Measurements of one of the engines."""
+    """Measurements of one of the compared engines."""
 
     timing: Timing
     inspection: Inspection
@@ -53,12 +53,12 @@ class Compared:
 def compare_engines(
     engines: Mapping[str, tuple[Bundle, Engine]], device: Device
 ) -> dict[str, Compared]:
-    """Time engines of one tower, each of a bundle or its folder, at the first one's optimum shape.
+    """Time engines of one tower, each of a bundle, with the optimum shape of the first engine.
 
     Raises:
-        EngineError: one cannot be loaded or refuses to run.
-        ProfileError: one was not built for that shape.
-        DeviceMemoryError: they do not fit into the GPU together.
+        EngineError: an engine cannot be loaded or run.
+        ProfileError: an engine was not built for that shape.
+        DeviceMemoryError: the engines do not fit into the GPU's memory together.
     """
     bundle, first = next(iter(engines.values()))
     batches = batches_of(bundle, first.tower, *usual_shape(first.profiles[0]))
@@ -79,17 +79,20 @@ def time_interleaved(
     warm_up: int = WARM_UP,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time engines of the same tower, each in every round.
+    """Time engines of one tower, all of them in every round.
 
     Args:
-        batches: inputs of one shape, SETS of them; runs take turns on them, so that no run finds
-            its own input in the caches.
-        runs: of a turn; its time is their mean.
-        warm_up: turns of each engine that do not count.
+        runners: engines by name.
+        batches: SETS inputs of one shape, used in turn, so that no run finds its input in the
+            caches.
+        rounds: number of rounds that count.
+        runs: runs of an engine in a round, whose mean is its time.
+        warm_up: rounds before those that count.
+        clock: returns the time in seconds.
 
     Raises:
-        ProfileError: batches that an engine was not built for.
-        EngineError: TensorRT refuses to run.
+        ProfileError: an engine was not built for these batches.
+        EngineError: TensorRT cannot run an engine.
     """
     loaded = {name: runner.load(batches[:SETS]) for name, runner in runners.items()}
     device: dict[str, list[float]] = {name: [] for name in runners}
@@ -101,7 +104,7 @@ def time_interleaved(
             for arrays in batches:
                 runner.run(arrays)
             seconds = (clock() - start) / len(batches)
-            loaded[name] = runner.load(batches[:SETS])  # the calls have used the buffers
+            loaded[name] = runner.load(batches[:SETS])  # the calls have overwritten the buffers
             if turn >= warm_up:
                 device[name].append(taken)
                 called[name].append(1000 * seconds)
@@ -114,7 +117,7 @@ def time_interleaved(
 
 
 def batches_of(bundle: Bundle, tower: Tower, rows: int, length: int | None = None) -> list[Arrays]:
-    """Random batches for `time_interleaved`: pictures, or texts of so many tokens, EOS included."""
+    """Random batches for `time_interleaved`: images, or texts of ``length`` tokens with EOS."""
     rng, backbone = np.random.default_rng(0), bundle.manifest.model.backbone
     size = backbone.image_size
     if tower == "vision":
@@ -127,6 +130,6 @@ def batches_of(bundle: Bundle, tower: Tower, rows: int, length: int | None = Non
 
 
 def usual_shape(profile: Profile) -> tuple[int, int | None]:
-    """Optimum rows of a profile, and tokens of a text."""
+    """Optimum number of rows of a profile, and of tokens in a text."""
     first = profile[0].opt
     return first[0], first[1] if len(first) == 2 else None

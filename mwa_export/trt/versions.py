@@ -1,9 +1,9 @@
-"""TensorRT 8.6, 10, 11 and TensorRT-RTX behind one interface; no other module tells them apart.
+"""One interface to TensorRT 8.6, 10, 11 and TensorRT-RTX. No other module distinguishes them.
 
-Up to 9 a builder chooses precisions within what its flags allow. From 10 on we build strongly typed
-networks, whose precisions are part of the graph; 11 and TensorRT-RTX have nothing else. Names that
-not every version has are used in this module only, and `LIMITED` says where they exist: a test
-compares that table with the genuine Python bindings of 8.6, 10 and 11.
+Up to 9, a builder chooses among the precisions that its flags allow. From 10 on, we build strongly
+typed networks, whose precisions are part of the graph; 11 and TensorRT-RTX support nothing else.
+Names that not every version has are only used in this module. `LIMITED` lists the versions that
+have them; a test compares it with the genuine Python bindings of 8.6, 10 and 11.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Messages:
 
     def __init__(self) -> None:
         self.errors: list[str] = []
-        self.requested = 0  # bytes, the largest
-        self.out_of_memory = False  # an error says so; tactics skipped for memory do not count
-        self.layers: list[str] = []  # lists of compiled layers
+        self.requested = 0  # bytes of the largest refused request
+        self.out_of_memory = False  # from errors only, not from tactics skipped for memory
+        self.layers: list[str] = []  # messages that list compiled layers
 
     def add(self, text: str, *, error: bool) -> None:
         """Record a message."""
@@ -59,7 +59,7 @@ class Messages:
 
     @property
     def reason(self) -> str:
-        """The first error, which the others follow from; "" if there was none."""
+        """The first error, which usually causes the others; "" if there was none."""
         return self.errors[0].rstrip(". ") if self.errors else ""
 
 
@@ -67,10 +67,10 @@ TYPED_ONLY: dict[EnginePrecision, tuple[tuple[int, int], str]] = {
     "bfloat16": ((8, 0), "Ampere"),
     "float8": ((8, 9), "Ada or Hopper"),
 }
-"""Precision that 8.6 does not build -> its option, the compute capability it needs, and the
-generation of GPUs that introduced it."""
+"""Precision that 8.6 does not support -> the compute capability it needs, and the generation of
+GPUs that introduced it."""
 SUPPORTED = {8: (8, 6), 10: (10, 12), 11: (11, 0)}
-"""Major version -> the first that serves; strong typing is whole from 10.12 on."""
+"""Major version -> first supported release; strong typing is complete from 10.12 on."""
 
 LIMITED: dict[str, tuple[int, ...]] = {
     "BuilderFlag.FP16": (8, 10),
@@ -92,13 +92,13 @@ LIMITED: dict[str, tuple[int, ...]] = {
     "ParserError.node_operator": (10, 11),
     "PreviewFeature.DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805": (8,),
 }
-"""Name -> the major versions that have it, for names that we use and that not all have."""
+"""Names that we use but not every version has -> major versions that have them."""
 
 
 class TensorRt:
     """An installed TensorRT 10 or 11, which builds strongly typed networks."""
 
-    typed = True  # precisions are part of the graph, and not builder flags
+    typed = True  # precisions are part of the graph, not builder flags
     compiler: Compiler = TENSORRT
 
     def __init__(self, trt: Any) -> None:
@@ -107,7 +107,7 @@ class TensorRt:
 
     @property
     def name(self) -> str:
-        """Name and version, for people."""
+        """Name and version, for display."""
         return f"{COMPILERS[self.compiler]} {self.version}"
 
     def check_precision(
@@ -119,9 +119,9 @@ class TensorRt:
         option: str | None = None,
         instead: str | None = None,
     ) -> None:
-        """Raise UsageError if this TensorRT, or a compute capability, does not have a precision.
+        """Raise UsageError if this TensorRT or a compute capability does not support a precision.
 
-        ``option`` asks for it, if not the precision itself; ``instead`` is what to do then.
+        ``option``: the option that requires it, if not the precision itself. ``instead``: advice.
         """
         if precision not in TYPED_ONLY:
             return
@@ -133,17 +133,17 @@ class TensorRt:
                 instead += " or `engine_precision=int8`"
         if not self.typed:
             raise UsageError(
-                f"{option}: TensorRT {self.version} is installed, and {precision} engines need "
+                f"{option}: TensorRT {self.version} is installed, but {precision} engines need "
                 f'10 or later. {instead}, or: pip install "tensorrt>=11,<12"'
             )
         if capability < least:
             raise UsageError(
-                f"{option}: {gpu} has compute capability {dotted(capability)}, and {precision} "
+                f"{option}: {gpu} has compute capability {dotted(capability)}, but {precision} "
                 f"needs {dotted(least)} ({generation}) or later. {instead}."
             )
 
     def logger(self, messages: Messages) -> trt.ILogger:
-        """A logger that fills ``messages`` and shows everything under -v."""
+        """Make a logger that fills ``messages`` and logs everything at debug level."""
         base, error = self.trt.ILogger, int(self.trt.Logger.ERROR)
 
         class Log(base):  # type: ignore[misc, valid-type]  # only known at run time
@@ -160,22 +160,22 @@ class TensorRt:
         return 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     def allow_precision(self, config: trt.IBuilderConfig, precision: EnginePrecision) -> None:
-        """Allow the builder a precision, unless the graph decides.
+        """Allow the builder to use a precision, unless the graph determines it.
 
-        INT8 comes from Q/DQ nodes in either case, and what has none may run in float16.
+        INT8 comes from Q/DQ nodes in any case; layers without them may run in float16.
         """
 
     def own_kernels_only(self, config: trt.IBuilderConfig) -> None:
         """Build without cuBLAS and cuDNN, so that the engine runs where they are not installed.
 
-        TensorRT's own GEMM kernels serve this model; 11 has no other sources at all.
+        TensorRT's own GEMM kernels are enough for this model; 11 has no other sources.
         """
         sources = self.trt.TacticSource
         chosen = (sources.EDGE_MASK_CONVOLUTIONS, sources.JIT_CONVOLUTIONS)
         config.set_tactic_sources(sum(1 << int(source) for source in chosen))
 
     def parser_problem(self, error: trt.ParserError) -> str:
-        """Node, operator (8.6 does not tell) and reason of a parser error."""
+        """Describe a parser error: node, operator (not in 8.6) and reason."""
         operator = error.node_operator()
         name = f"{error.node_name()}{f' ({operator})' if operator else ''}"
         return f"node {name}: {_reason(error)}"
@@ -183,9 +183,9 @@ class TensorRt:
     def weights_from_file(
         self, refitter: trt.Refitter, logger: trt.ILogger, path: str
     ) -> list[str] | None:
-        """Give a refitter the weights of an ONNX file. Returns the problems, none on success.
+        """Pass the weights of an ONNX file to a refitter. Returns problems; empty on success.
 
-        None: 8.6 cannot read weights from a file; they have to be set by name.
+        Returns None for 8.6, which cannot read a file; weights must then be set by name.
         """
         parser: trt.OnnxParserRefitter = self.trt.OnnxParserRefitter(refitter, logger)
         if parser.refit_from_file(path):
@@ -194,7 +194,7 @@ class TensorRt:
         return problems or ["no reason given"]
 
     def scratch_bytes(self, engine: trt.ICudaEngine) -> int:
-        """Device memory that an execution context of the engine takes for activations."""
+        """Bytes of device memory that an execution context needs for activations."""
         return int(engine.device_memory_size_v2)
 
     def watch(
@@ -207,8 +207,8 @@ class TensorRt:
 
         Args:
             config: of the build; it keeps the monitor alive.
-            on_start: told a phase's name, its parent's name if any, and its number of steps.
-            on_step: told the phase whose next step is done; False stops the build.
+            on_start: called with a phase's name, its parent's name or None, and its steps.
+            on_step: called with a phase's name after each of its steps; False stops the build.
         """
         base = self.trt.IProgressMonitor
 
@@ -231,7 +231,7 @@ class TensorRt:
 
 
 class TensorRt8(TensorRt):
-    """An installed TensorRT 8.6, whose builder chooses among the precisions it is allowed."""
+    """An installed TensorRT 8.6, whose builder chooses among the allowed precisions."""
 
     typed = False
 
@@ -262,32 +262,32 @@ class TensorRt8(TensorRt):
 
 
 def tensorrt_from_module(trt: Any) -> TensorRt:
-    """The interface to an imported `tensorrt`.
+    """Make the interface to an imported `tensorrt` module.
 
     Raises:
-        EngineError: another version than 8.6, 10 or 11.
+        EngineError: the version is not supported; see `major_of`.
     """
     return TensorRt(trt) if is_typed(major_of(trt.__version__)) else TensorRt8(trt)
 
 
 def major_of(version: str) -> int:
-    """The major version, if it is one that we build for.
+    """Return the major version of a supported TensorRT.
 
     Raises:
-        EngineError: another version than 8.6, 10.12 and later, or 11.
+        EngineError: the version is not 8.6, 10 from 10.12 on, or 11.
     """
     numbers = re.match(r"(\d+)\.(\d+)", version)
     found = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     if found[0] not in SUPPORTED or found < SUPPORTED[found[0]]:
         raise EngineError(
             f"TensorRT {version} is installed. Expected 8.6, 10 from 10.12 on, or 11: "
-            'pip install "tensorrt>=11,<12" (JetPack 6 brings 8.6).'
+            'pip install "tensorrt>=11,<12" (JetPack 6 includes 8.6).'
         )
     return found[0]
 
 
 def is_typed(major: int) -> bool:
-    """Whether a major version takes precisions from the graph, and not from builder flags."""
+    """Whether a major version takes precisions from the graph instead of builder flags."""
     return major >= 10
 
 

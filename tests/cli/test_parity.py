@@ -67,7 +67,7 @@ def test_failed_gate_exits_with_one_and_is_named_everywhere(files: Path, tmp_pat
     )
     assert outcome.status == 1, outcome
     error = outcome.stderr.splitlines()[-1]
-    assert error.startswith("error: parity failed. text cosine is 0.9")
+    assert error.startswith("error: parity failed. text cosine has a minimum of 0.9")
     assert "Fails: text cosine" in outcome.stdout
     failures = ElementTree.parse(out / "junit.xml").findall(".//failure")
     assert [failure.get("message", "")[:11] for failure in failures] == ["text cosine"]
@@ -94,7 +94,7 @@ def test_few_pictures_decide_nothing(
     suite = ElementTree.parse(out / "junit.xml").find(".//testsuite")
     assert suite is not None
     assert (suite.get("failures"), suite.get("skipped")) == ("0", "6")
-    assert all("pictures" in skip.get("message", "") for skip in suite.findall(".//skipped"))
+    assert all("images" in skip.get("message", "") for skip in suite.findall(".//skipped"))
 
 
 @pytest.fixture

@@ -280,7 +280,7 @@ def test_engines_of_two_gpus_live_side_by_side(
         (("--fp16", "--lengths", "2,9,9000"), "the longest text of this model"),
         (("--fp16", "--device", 3), "--device 3"),
         (("--int8",), "has no calibration.json"),
-        (("--fp8",), "NVIDIA H200 has compute capability 7.5, and float8 needs 8.9 (Ada"),
+        (("--fp8",), "NVIDIA H200 has compute capability 7.5, but float8 needs 8.9 (Ada"),
         (("--bf16",), "NVIDIA H200 has compute capability 7.5, and bfloat16 needs 8.0 (Ampere)"),
         (("--fp16", "--hardware-compatible"), "older than Ampere"),
     ],

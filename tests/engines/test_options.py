@@ -44,7 +44,7 @@ def test_cards_are_each_named_once_and_in_order() -> None:
 
 def test_what_a_gpu_lacks_is_named_by_the_option_that_asks_for_it() -> None:
     options, ampere = EngineOptions("int8", float8_attention=True), (8, 6)
-    with pytest.raises(UsageError, match=r"^`float8_attention`: .*8\.6.*8\.9.*Leave"):
+    with pytest.raises(UsageError, match=r"^`float8_attention`: .*8\.6.*8\.9.*Omit"):
         options.check_gpu(TensorRt(FakeTensorRT(11)), ampere, "NVIDIA A10")
     with pytest.raises(UsageError, match=r"^`float8_attention`: TensorRT 8"):
         options.check_gpu(TensorRt8(FakeTensorRT(8)), (8, 9), "NVIDIA L4")

@@ -178,7 +178,7 @@ def test_engines_that_cannot_be_refitted_are_refused_with_what_to_build(
     options = ("--int8", "--refit", "--no-speed-gate", "-o", tmp_path / "int8")
     assert run("trt", int8, *options).status == 0
     message = refused("refit", tmp_path / "int8", *arguments)
-    assert "int8 scales belong to the weights they were calibrated with" in message
+    assert "int8 scales only fit the weights that they were calibrated with" in message
     assert not (tmp_path / "new").exists()
 
 
@@ -191,7 +191,7 @@ def test_a_model_of_another_structure_is_refused_and_named(
     checkpoint = save(tmp_path / "other.pth", dict(random_tensors(config)), config)
     before = files_below(tmp_path)
     message = refused("refit", bundle, checkpoint, "-o", tmp_path / "new")
-    assert "cannot take the new model's weights, whose graph is another one" in message
+    assert "cannot take the new model's weights, because its graph differs" in message
     assert "the weight blocks.0." in message
     assert files_below(tmp_path) == before
 
@@ -213,7 +213,7 @@ def test_a_model_whose_values_do_not_fit_the_engines_float16_is_refused(
 
     monkeypatch.setattr(graphs, "largest_magnitudes", large)
     message = refused("refit", bundle, checkpoints[1], "-o", tmp_path / "new")
-    assert "in float16, and the new model's values do not fit there" in message
+    assert "in float16, but the new model's values do not fit float16" in message
     assert not (tmp_path / "new").exists()
 
 
@@ -232,9 +232,9 @@ def test_weights_that_tensorrt_does_not_take_leave_nothing(
     trt.rejects = "blocks.0.fc2_up.0.weight"
     before = files_below(tmp_path)
     message = refused("refit", bundle, checkpoints[1], "-o", tmp_path / "new")
-    assert "TensorRT does not take the new weights" in message
+    assert "TensorRT does not accept the new weights" in message
     trt.rejects, trt.refuses = None, "refit"
-    assert "does not take" in refused("refit", bundle, checkpoints[1], "-o", tmp_path / "new")
+    assert "does not accept" in refused("refit", bundle, checkpoints[1], "-o", tmp_path / "new")
     assert files_below(tmp_path) == before
 
 
@@ -245,7 +245,7 @@ def test_an_engine_of_an_earlier_version_says_to_build_it_again(
     manifest = (bundle / "manifest.json").read_text()
     seal(bundle, json.loads(manifest.replace('"float32": [', '"other": [')))
     message = refused("refit", bundle, checkpoints[1], "-o", tmp_path / "new")
-    assert "an earlier version of mwa-export built it" in message
+    assert "built by an earlier version of mwa-export" in message
 
 
 def model(weight: np.ndarray, op: str = "Add", name: str = "w") -> onnx.ModelProto:

@@ -159,7 +159,7 @@ def test_cosine_gate_holds_the_worst_row_of_each_tower(minimum: float, passed: b
     assert (vision.name, vision.verdict) == ("vision cosine", "passes")
     assert (text.name, text.verdict) == ("text cosine", "passes" if passed else "fails")
     assert (text.limit, text.found) == (0.999, minimum)
-    said = f"smallest text cosine is {minimum:.6f} (row 41), expected >= 0.999"
+    said = f"text cosine has a minimum of {minimum:.6f} (row 41), expected at least 0.999"
     assert text.message == said
 
 

@@ -146,13 +146,13 @@ def test_layers_cannot_be_seen_on_openvino_and_that_is_said(quantized: Path) -> 
 
     options = RuntimeOptions("openvino", "int8", allow_slow=True)
     side = open_bundle(quantized, runtime=options)
-    with pytest.raises(UsageError, match="`runtime=onnxruntime`, or leave `layers` out"):
+    with pytest.raises(UsageError, match="`runtime=onnxruntime`, or omit `layers`"):
         check_layers(open_bundle(quantized), side)
 
 
 def test_a_bundle_does_not_run_on_torch_and_named_graphs_exclude_a_precision(files: Path) -> None:
-    with pytest.raises(UsageError, match="PyTorch runs checkpoints"):
+    with pytest.raises(UsageError, match="PyTorch only runs checkpoints"):
         open_bundle(files / "bundle", runtime=RuntimeOptions("torch"))
     options = RuntimeOptions("onnxruntime", "int8")
-    with pytest.raises(UsageError, match="precision=int8` names others"):
+    with pytest.raises(UsageError, match="graphs` cannot be used with `precision=int8`"):
         open_bundle(files / "bundle", graphs=["text.onnx"], runtime=options)

@@ -233,7 +233,7 @@ def test_an_engine_that_refuses_to_run_is_an_error(
     bundle = built(folder)
     with TensorRtBackend(bundle, check=False) as backend:
         newest.refuses = what
-        with pytest.raises(EngineError, match="TensorRT refuses to run it"):
+        with pytest.raises(EngineError, match="TensorRT cannot run it"):
             backend.embed_images(pictures(2))
         newest.refuses = None
         assert backend.embed_images(pictures(2)).shape == (2, WIDTH)

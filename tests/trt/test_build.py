@@ -107,7 +107,7 @@ def test_precisions_of_typed_graphs_are_built_where_they_exist(
         assert f"{precision} engines need 10 or later" in message
         return
     message = refused(tmp_path, UsageError, precision=precision, device=older)
-    assert f"NVIDIA T4 has compute capability 7.5, and {precision} needs 8." in message
+    assert f"NVIDIA T4 has compute capability 7.5, but {precision} needs 8." in message
     assert build(tmp_path, precision, device=first).read_bytes() == b"an engine"
     assert flags(trt) == []
 
@@ -194,12 +194,12 @@ def test_every_profile_is_added(newest: FakeTensorRT, tmp_path: Path) -> None:
 def test_profile_of_other_inputs_is_refused(newest: FakeTensorRT, tmp_path: Path) -> None:
     newest.inputs = ("token_ids", "padding_mask")
     message = refused(tmp_path, ProfileError)
-    assert "has the inputs token_ids, padding_mask, and the profile is for image" in message
+    assert "has the inputs token_ids, padding_mask, but the profile is for image" in message
 
 
 def test_profile_that_tensorrt_refuses_is_named(newest: FakeTensorRT, tmp_path: Path) -> None:
     newest.profile_index = -1
-    assert "refuses the shapes image up to 32x3x4x4" in refused(tmp_path, ProfileError)
+    assert "rejects the shapes image up to 32x3x4x4" in refused(tmp_path, ProfileError)
 
 
 def test_parser_errors_name_node_and_operator(trt: FakeTensorRT, tmp_path: Path) -> None:
@@ -238,9 +238,9 @@ def test_out_of_memory_says_how_much_was_needed_and_what_to_lower(
         (1, "[virtualMemoryBuffer.cpp::resizePhysical::160] Error Code 2: OutOfMemory"),
     ]
     message = refused(tmp_path, EngineError, workspace=8 * GIB)
-    assert "asked for a piece of 4.0 GiB, and 100.0 of 140.0 GiB were free" in message
+    assert "requested 4.0 GiB at once, and 100.0 of 140.0 GiB were free" in message
     assert "(image up to 32x3x4x4) with `batch` or `lengths`" in message
-    assert "`workspace` (below the 8.0 GiB that were allowed)" in message
+    assert "`workspace` (now 8.0 GiB)" in message
 
 
 def test_memory_that_only_cost_a_tactic_is_no_reason(newest: FakeTensorRT, tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ def test_device_is_described_and_made_current(driver: FakeDriver) -> None:
     [
         ("cuInit", 100, "finds no GPU"),
         ("cuInit", 35, "driver is too old"),
-        ("cuInit", 999, r"cuInit says an illegal state \(999\)"),
-        ("cuMemGetInfo_v2", 201, r"cuMemGetInfo_v2 says an illegal state \(201\)"),
+        ("cuInit", 999, r"cuInit reports an illegal state \(999\)"),
+        ("cuMemGetInfo_v2", 201, r"cuMemGetInfo_v2 reports an illegal state \(201\)"),
         ("cuDevicePrimaryCtxRetain", 2, "the GPU has no memory left"),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_machine_without_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
-    with pytest.raises(RuntimeUnavailableError, match=r"no NVIDIA driver here .*--gpus all"):
+    with pytest.raises(RuntimeUnavailableError, match=r"no NVIDIA driver .*--gpus all"):
         select_device()
 
 

@@ -86,15 +86,15 @@ def test_files_are_named_after_what_they_run_on() -> None:
     ("flags", "version", "device", "reason"),
     [
         ((), VERSION, H200, None),
-        ((), "11.4.1.1", H200, "it needs TensorRT 11.4.0.106, and 11.4.1.1 is installed"),
+        ((), "11.4.1.1", H200, "it needs TensorRT 11.4.0.106, but 11.4.1.1 is installed"),
         ((), VERSION, L4, r"it needs NVIDIA H200 \(compute capability 9.0\), .* NVIDIA L4 \(8.9\)"),
         (("version_compatible",), "11.5.0.1", H200, None),
-        (("version_compatible",), "11.3.0.1", H200, "it needs TensorRT 11.4.0.106 or a later one"),
-        (("version_compatible",), "10.16.1.11", H200, "it needs TensorRT 11.4.0.106 or a later"),
+        (("version_compatible",), "11.3.0.1", H200, "it needs TensorRT 11.4.0.106 or later"),
+        (("version_compatible",), "10.16.1.11", H200, "it needs TensorRT 11.4.0.106 or later"),
         (("version_compatible",), VERSION, L4, "it needs NVIDIA H200"),
         (("hardware_compatible",), VERSION, L4, None),
         (("hardware_compatible",), VERSION, T4, "Ampere generation or later"),
-        (("hardware_compatible",), "11.5.0.1", H200, "it needs TensorRT 11.4.0.106, and"),
+        (("hardware_compatible",), "11.5.0.1", H200, "it needs TensorRT 11.4.0.106, but"),
     ],
 )
 def test_an_engine_says_what_it_needs(
@@ -117,8 +117,8 @@ def test_an_engine_says_what_it_needs(
     [
         ({TENSORRT_RTX: "1.7.1"}, (8, 9), None),
         ({TENSORRT_RTX: "1.7.1", TENSORRT: VERSION}, (12, 0), None),
-        ({TENSORRT_RTX: "1.7.1"}, (9, 0), r"compute capability 8\.9 or 12\.0, and this GPU is"),
-        ({TENSORRT_RTX: "1.8.0"}, (8, 9), r"needs TensorRT-RTX 1\.7\.1, and 1\.8\.0 is installed"),
+        ({TENSORRT_RTX: "1.7.1"}, (9, 0), r"compute capability 8\.9 or 12\.0, but this GPU is"),
+        ({TENSORRT_RTX: "1.8.0"}, (8, 9), r"needs TensorRT-RTX 1\.7\.1, but 1\.8\.0 is installed"),
         ({TENSORRT: VERSION}, (8, 9), r"needs TensorRT-RTX 1\.7\.1, which is not installed"),
     ],
 )
@@ -244,7 +244,7 @@ def test_an_engine_for_another_gpu_is_never_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "advice"),
-    [("Magic tag does not match", "`rebuild`"), ("out of memory", "end what else uses the GPU")],
+    [("Magic tag does not match", "`rebuild`"), ("out of memory", "Stop other programs")],
 )
 def test_a_load_that_fails_says_why(text: str, advice: str, tmp_path: Path) -> None:
     trt, bundle = FakeTensorRT(11), bundle_with(tmp_path, ENGINE)

@@ -121,9 +121,9 @@ def test_reformats_unfused_attention_and_opaque_parts_are_named() -> None:
         layer("{ForeignNode[blocks.0.norm...pooler]}", "Myelin", "Half"),
     )
     assert found.reasons("float16", ()) == (
-        "1 layers only copy to another layout or type",
-        "attention is not fused: 1 layers compute a softmax by itself",
-        "1 layers are compiled as a whole, and the inspector shows nothing inside them",
+        "1 layers only copy to a different layout or type",
+        "attention is not fused: 1 layers compute a separate softmax",
+        "1 layers are compiled as a whole, and the inspector does not show what is inside",
     )
     assert found.to_json() == {
         "layers": 4,

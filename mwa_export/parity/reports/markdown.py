@@ -16,7 +16,7 @@ from mwa_export.report.table import Table
 from mwa_export.report.text import printable
 
 MARKS: dict[Verdict, str] = {"passes": "✅", "fails": "❌", "undecided": "❔"}
-_LISTED = 5  # excluded pictures
+_LISTED = 5  # excluded images
 _EXAMPLES = 3  # of the largest losses, and of the largest gains
 _LONGEST = 200  # characters of a text, so that the report stays below 65,536
 _LONGEST_NOTE = 1000
@@ -40,7 +40,7 @@ def markdown_from_parity(result: Parity) -> str:
         _facts(result),
         _table(tables.recall_table(result)),
         _gates(result),
-        _table(tables.flips_table(result)),
+        f"Plain count of queries:\n\n{_table(tables.flips_table(result))}",
         _table(tables.cost_table(result)),
         cost_sentence(result) if result.costs else "",
         _table(tables.ranks_table(result)),

@@ -147,7 +147,7 @@ def stage_table(result: Parity) -> Table:
     """What each stage changed when it alone was exchanged."""
     rows = [(s.name, drift(s), s.detail) for s in result.stages]
     head = ("Stage", "Drift", "Details")
-    return Table.of("Drift by stage", head, rows, words=(1, 2), stacked=True)
+    return Table.of("Change caused by each stage", head, rows, words=(1, 2), stacked=True)
 
 
 def layers_table(result: Parity) -> Table:

@@ -177,7 +177,7 @@ def cross_sentence(result: Parity) -> str:
 
 
 def margin_sentence(d: DirectionResult) -> str:
-    """Sentence on whether the flips at rank 1 are coin tosses or damage."""
+    """Sentence on whether the flips at rank 1 are near-ties or damage."""
     m, name = d.margins, DIRECTION_NAMES[d.direction].capitalize()
     if not m.flipped or m.flipped_median is None:
         return f"{name}: no query flipped."
@@ -185,15 +185,15 @@ def margin_sentence(d: DirectionResult) -> str:
     verdict = (
         "too few to judge"
         if m.flipped < FEW
-        else "coin tosses"
+        else "near-ties, decided by chance"
         if ratio <= COIN_TOSS
         else "damage, because clear answers were overturned"
         if ratio >= DAMAGE
-        else "closer calls than most, but more than coin tosses"
+        else "closer calls than most, but not all near-ties"
     )
     noun = "query" if m.flipped == 1 else "queries"
     return (
-        f"{name}: {m.flipped:,} {noun} flipped: {verdict}. Margins of flipped queries: median "
+        f"{name}: {m.flipped:,} {noun} flipped ({verdict}). Margins of flipped queries: median "
         f"{small(m.flipped_median)}, largest {small(m.flipped_largest)}. "
         f"Median of all queries: {small(m.all_median)}."
     )
