@@ -140,7 +140,8 @@ class Encoder:
         Raises:
             UsageError: the model has no text tower.
             TokenizerError: the model was opened without a tokenizer.
-            DataError: ``texts`` is a single str, or contains something that is not a str.
+            DataError: ``texts`` is a single str, whose letters would be embedded one by one, or
+                contains something that is not a str.
         """
         if isinstance(texts, str | bytes):
             raise DataError(

@@ -129,7 +129,7 @@ def test_what_is_asked_for_is_run_without_a_measurement_and_says_so(plain: Manif
     assert "as requested" in choice.reason
     assert "recall was not measured" in choice.reason
     above = with_recall(manifest, ("openvino", "int8", 0.9))
-    assert "ABOVE" in choose(above, RuntimeOptions("openvino", "int8"), machine).reason
+    assert "OVER" in choose(above, RuntimeOptions("openvino", "int8"), machine).reason
 
 
 @pytest.mark.parametrize("precision", ["int8", "bfloat16"])
