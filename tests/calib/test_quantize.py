@@ -318,10 +318,10 @@ def test_options_and_calibrations_that_do_not_fit_are_refused(
     assert message.startswith("--keep blocks.7.*: matches no layer. The layers are vision:")
     everything = ("--keep", "vision:*", "--keep", "text:*")
     message = refused("quantize", copy, *own, *everything, *QUICK)
-    assert message.startswith("--keep vision:*, text:*: keeps all 14 layers in high precision")
+    assert message.startswith("--keep vision:*, text:*: matches all 14 layers")
     missing = tmp_path / "calibration.json"
     message = refused("quantize", copy, "--calibration", missing, *QUICK)
-    assert message.startswith(f"{missing}: no such file.")
+    assert message.startswith(f"{missing}: does not exist.")
 
     content = json.loads((whole[0] / "calibration.json").read_text())
     content["graphs"]["text"] = content["graphs"]["vision"]
