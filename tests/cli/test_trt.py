@@ -281,7 +281,7 @@ def test_engines_of_two_gpus_live_side_by_side(
         (("--fp16", "--device", 3), "--device 3"),
         (("--int8",), "has no calibration.json"),
         (("--fp8",), "NVIDIA H200 has compute capability 7.5, but float8 needs 8.9 (Ada"),
-        (("--bf16",), "NVIDIA H200 has compute capability 7.5, and bfloat16 needs 8.0 (Ampere)"),
+        (("--bf16",), "NVIDIA H200 has compute capability 7.5, but bfloat16 needs 8.0 (Ampere)"),
         (("--fp16", "--hardware-compatible"), "older than Ampere"),
     ],
 )
@@ -332,7 +332,7 @@ def test_an_engine_is_kept_when_the_other_fails(
     assert "no kernel. engines/vision.float16.sm90.trt11.4.0.106.engine was built and is kept" in (
         outcome.stderr
     )
-    assert f"Continue with: `mwa-export trt {out}` with --fp16" in outcome.stderr
+    assert f"To build the rest, run `mwa-export trt {out}` with --fp16" in outcome.stderr
     assert [entry["tower"] for entry in entries(out)] == ["vision"]
     Bundle.open(out)
     assert elsewhere == (files_below(bundle) == before)
