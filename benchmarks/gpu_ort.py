@@ -76,7 +76,7 @@ def _load_libraries() -> None:
     """Load cuBLAS and cuDNN from where PyTorch has brought them; this package does not."""
     if find_spec("torch") is not None:
         importlib.import_module("torch")
-    runtime = require("onnxruntime", extra="onnx", why="time its CUDA provider")
+    runtime = require("onnxruntime")
     if hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()
 

@@ -113,10 +113,13 @@ def command(
     from mwa_export.bench.peers import chosen_peers
     from mwa_export.bench.run import BenchOptions, reference_of, run_bench
     from mwa_export.bundle.bundle import Bundle
+    from mwa_export.optional import check_installed
 
     towers: Any = ("vision", "text") if tower == "both" else (tower,)
     options = options_of(BenchOptions, values, towers=towers, batches=tuple(dict.fromkeys(batches)))
     chosen = chosen_peers(name.strip() for name in peers.split(","))
+    if reference is not None and chosen:
+        check_installed("torch", "torchscale")
     with console.steps() as step:
         step("read the bundle")
         opened = Bundle.open(bundle)

@@ -25,6 +25,9 @@ def command(out: Path, force: bool) -> None:
     merge, ONNX, INT8, embeddings, and the parity report against the PyTorch reference.
     """
     from mwa_export.cli.parity_view import fail_unless_passed, show
+    from mwa_export.optional import check_installed
+
+    check_installed("torch", "onnx", "torchscale")
     from mwa_export.demo.run import quantize_demo, run_demo
 
     with console.steps() as step:

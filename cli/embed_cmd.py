@@ -82,7 +82,7 @@ Examples:
     "--format",
     type=click.Choice(["parquet", "npy"]),
     default="parquet",
-    help="npy: vectors in .npy files, everything else in Parquet beside them.",
+    help="npy: vectors in .npy files, everything else in JSON Lines; needs no extra.",
 )
 @click.option(
     "--shard-size",
@@ -113,7 +113,7 @@ Examples:
     "than 10% failed.",
 )
 @click.option("--update", is_flag=True, help="Follow a changed source; unchanged rows are kept.")
-@click.option("--retry-failed", is_flag=True, help="Try the rows of errors.parquet again.")
+@click.option("--retry-failed", is_flag=True, help="Try the rows that failed again.")
 @click.option(
     "--vanished",
     type=click.Choice(["drop", "keep"]),
@@ -152,8 +152,8 @@ def command(
 ) -> None:
     """Embed pictures and texts with BUNDLE into a folder of Parquet or .npy files.
 
-    Every row of the input becomes a vector or a row of errors.parquet. When a run was stopped or
-    killed, the same command resumes it, and writes the same bytes.
+    Every row of the input becomes a vector or a row of errors.parquet (npy: errors.jsonl). When a
+    run was stopped or killed, the same command resumes it, and writes the same bytes.
     Exit status 1: more rows failed than --max-errors or 10% of a kind, or --verify found damage.
     """
     from mwa_export.cli.embed_view import show, show_proof, show_rehearsal, watching
@@ -175,7 +175,7 @@ def command(
     from mwa_export.data.sources import SourceOptions, open_sources
     from mwa_export.embed.progress import MaxErrors, judge
     from mwa_export.embed.rehearse import rehearse
-    from mwa_export.embed.run import Execution, run
+    from mwa_export.embed.run import Execution, check_packages, run
     from mwa_export.vectors.job import EmbedOptions
 
     carried = tuple(name.strip() for name in columns.split(",")) if columns else ()
@@ -192,6 +192,7 @@ def command(
         executor=_executor(engine, ray_address, ray_actors, ray_cpus, ray_gpus),
     )
     options = options_of(EmbedOptions, values)
+    check_packages(options, execution)
     how = options_of(SourceOptions, values, columns=carried)
     sources = open_sources(images, texts, how)
     opened = Bundle.open(bundle)
@@ -206,7 +207,7 @@ def command(
         watch.finished(summary)
     show(summary, quiet=log_json == "-")
     if summary.complete:
-        judge(summary.counts, limit)
+        judge(summary.counts, limit, errors=summary.errors)
 
 
 def main() -> NoReturn:

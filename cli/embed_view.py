@@ -183,7 +183,7 @@ def show(summary: Summary, *, quiet: bool) -> None:
         )
     failed = sum(total.failed for total in summary.counts.values())
     if failed and summary.complete:
-        console.warn(f"{counted(failed, 'row')} failed; reasons: {summary.out / 'errors.parquet'}")
+        console.warn(f"{counted(failed, 'row')} failed; reasons: {summary.out / summary.errors}")
 
 
 def _account(folder: str, total: Counts, *, complete: bool) -> str:

@@ -59,6 +59,7 @@ def command(
     and are compared with the PyTorch reference before the bundle appears.
     """
     from mwa_export.bundle.update import check_target
+    from mwa_export.optional import check_installed
     from mwa_export.towers.steps import steps_without
 
     source = source_from(model_values)
@@ -66,6 +67,7 @@ def command(
     steps_without(no_merge)
     check_target(None, out, force=force)  # before the minutes that loading may take
 
+    check_installed("torch", "onnx", "torchscale")
     from mwa_export.export.export import ExportOptions, bundle_from_model
     from mwa_export.model.load import load_model
 

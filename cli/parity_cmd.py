@@ -166,7 +166,7 @@ def command(
     from mwa_export.parity.candidates import compare_candidates
     from mwa_export.parity.gates import Gates
     from mwa_export.parity.measure import CompareOptions
-    from mwa_export.parity.run import RunOptions, compare_models
+    from mwa_export.parity.run import RunOptions, check_packages, compare_models
 
     run = options_of(
         RunOptions,
@@ -177,6 +177,7 @@ def command(
     )
     options = options_of(CompareOptions, values, gates=options_of(Gates, values))
     chosen = [_runtime_of(name, run.runtime) for name in candidates]
+    check_packages(reference, layers=run.layers)
     with console.steps() as step:
         step("read the test set")
         test_set = data.read()

@@ -38,8 +38,10 @@ def command(bundle: Path, out: Path, force: bool, device: int, **model_values: A
     --adapter. The new bundle is verified as a whole before it appears; BUNDLE stays as it is.
     """
     from mwa_export.bundle.update import check_target
+    from mwa_export.optional import check_installed
     from mwa_export.trt.install import load_tensorrt
 
+    check_installed("tensorrt", "torch", "onnx", "torchscale")
     source = source_from(model_values)
     check_target(None, out, force=force)
     load_tensorrt()  # before anything is read

@@ -37,6 +37,7 @@ def command(out: Path, force: bool, base: Path | None, **model_values: Any) -> N
     """
     from mwa_export.errors import AdapterError
     from mwa_export.files import check_writable, disk_errors
+    from mwa_export.optional import check_installed
 
     if base is None or model_values["checkpoint"] is None or model_values["adapter"] is not None:
         raise click.UsageError("Expected CHECKPOINT and --base BASE, and no --adapter.")
@@ -47,6 +48,7 @@ def command(out: Path, force: bool, base: Path | None, **model_values: Any) -> N
     with disk_errors(out):
         check_writable(out.parent)
 
+    check_installed("torch", "safetensors")
     from mwa_export.model.adapters import split
     from mwa_export.model.checkpoint import read_checkpoint
     from mwa_export.model.load import load_model

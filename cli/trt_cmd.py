@@ -232,10 +232,13 @@ def command(
         refuse(("capabilities",), "belongs to --rtx, which was not given.")
     from mwa_export.bundle.engine import TENSORRT, TENSORRT_RTX
     from mwa_export.bundle.update import check_target
+    from mwa_export.optional import check_installed
     from mwa_export.trt.install import load_tensorrt
 
     if out is not None:
         check_target(None, out, force=force)
+    if graphs_only is None:
+        check_installed("tensorrt_rtx_bindings" if rtx else "tensorrt")
     from mwa_export.engines.best import best_engines
     from mwa_export.engines.build import build_engines
     from mwa_export.engines.options import BATCH, EngineOptions

@@ -94,7 +94,11 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Load a public name when it is first used: `mwa-export --help` needs none of them."""
     if name in _WHERE:
-        return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+        try:
+            return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+        except ModuleNotFoundError as error:
+            missing = import_module(f"{__name__}.optional").missing_package(error)
+            raise error if missing is None else missing from error
     errors = import_module(f"{__name__}.errors")
     if name.endswith("Error") and hasattr(errors, name):
         return getattr(errors, name)

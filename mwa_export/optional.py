@@ -1,4 +1,4 @@
-"""Import a heavy optional package where it is used, or say which extra brings it."""
+"""Packages that a plain install does not bring: what each is for, and how to install it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,90 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from types import ModuleType
 
 from mwa_export.errors import MissingPackageError
 
-_EXTRAS = {"onnx": "export", "safetensors": "export", "torch": "export", "torchscale": "export"}
+TORCHSCALE = "--no-deps torchscale==0.3.0"
+"""What `pip install` takes: the packages that torchscale asks for are not needed here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package that a plain install does not bring."""
+
+    module: str
+    distribution: str  # its name on a package index
+    needed: str  # ends the sentence "MODULE is needed ..."
+    arguments: str  # of pip install
+
+    @property
+    def command(self) -> str:
+        """The line that installs it."""
+        return f"pip install {self.arguments}"
+
+
+def _of_extra(extra: str, *packages: tuple[str, str, str]) -> list[Package]:
+    return [Package(*package, f'"mwa-export[{extra}]"') for package in packages]
+
+
+PACKAGES = {
+    package.module: package
+    for package in (
+        *_of_extra(
+            "export",
+            ("torch", "torch", "to read checkpoints"),
+            ("onnx", "onnx", "to read and write graphs"),
+            ("safetensors", "safetensors", "to read and write .safetensors files"),
+        ),
+        Package("onnxruntime", "onnxruntime", "to run graphs", "onnxruntime"),
+        Package("torchscale", "torchscale", "for the PyTorch reference", TORCHSCALE),
+        *_of_extra(
+            "reference",
+            ("fairscale", "fairscale", "for training options of torchscale"),
+            ("timm", "timm", "for training options of torchscale"),
+            ("torchvision", "torchvision", "for timm"),
+        ),
+        *_of_extra(
+            "embed",
+            ("pyarrow", "pyarrow", "to read and write Parquet"),
+            ("fsspec", "fsspec", "to read remote files"),
+        ),
+        *_of_extra(
+            "remote",
+            ("urllib3", "urllib3", "to read over http"),
+            ("aiohttp", "aiohttp", "to list folders over http"),
+            ("s3fs", "s3fs", "to read from S3"),
+        ),
+        *_of_extra("faiss", ("faiss", "faiss-cpu", "to write an index")),
+        *_of_extra("ray", ("ray", "ray", "to embed on a cluster")),
+        *_of_extra("openvino", ("openvino", "openvino", "to run graphs on OpenVINO")),
+        *_of_extra("tensorrt", ("tensorrt", "tensorrt", "to build and run engines")),
+        *_of_extra(
+            "tensorrt-rtx",
+            (
+                "tensorrt_rtx_bindings",
+                "tensorrt-rtx-cu12-bindings",
+                "to build and run engines for RTX cards",
+            ),
+            ("tensorrt_rtx_libs", "tensorrt-rtx-cu12-libs", "for TensorRT-RTX"),
+        ),
+        *_of_extra(
+            "polygraphy",
+            ("polygraphy", "polygraphy", "to bisect an engine"),
+            ("onnx_graphsurgeon", "onnx-graphsurgeon", "to reduce a graph"),
+        ),
+        *_of_extra("bench", ("onnxscript", "onnxscript", "to measure the plain export")),
+        Package(
+            "tensorrt_lean", "tensorrt-lean", "for version-compatible engines", "tensorrt-lean"
+        ),
+        Package("gcsfs", "gcsfs", "to read gs:// addresses", "gcsfs"),
+        Package("adlfs", "adlfs", "to read abfs:// addresses", "adlfs"),
+    )
+}
+"""By module. Everything that names an optional package or its extra takes it from here."""
 
 _REPORTER = "openvino_telemetry"
 # What these packages would tell their makers is declined, unless the user has set the variable.
@@ -19,22 +98,45 @@ for _name, _declined in (("ORT_DISABLE_TELEMETRY", "1"), ("RAY_USAGE_STATS_ENABL
     os.environ.setdefault(_name, _declined)
 
 
-def require(module: str, *, extra: str, why: str) -> ModuleType:
-    """Import ``module`` or raise an error with the exact pip line.
+def require(module: str, why: str | None = None) -> ModuleType:
+    """Import a module of an optional package, or raise an error with the exact pip line.
 
-    ``extra`` installs it; ``why`` ends the sentence "... is needed to ...".
+    ``why`` ends the sentence "... is needed to ..."; None: as in `PACKAGES`.
 
     Raises:
-        MissingPackageError: the package, or something it imports, is not installed.
+        MissingPackageError: the package is not installed, or it cannot be imported.
     """
     try:
         with _openvino_unreported():
             return importlib.import_module(module)
     except ImportError as error:
-        raise MissingPackageError(
-            f"{module} is needed to {why}, and it cannot be imported ({error}). "
-            f'Run: pip install "mwa-export[{extra}]"'
-        ) from error
+        package = module.partition(".")[0]
+        cause = f" It is installed, but cannot be imported ({error})." if installed(package) else ""
+        raise _missing(package, why, cause) from error
+
+
+def check_installed(*modules: str, why: str | None = None) -> None:
+    """Raise MissingPackageError for the first package that is not installed. Imports nothing.
+
+    For use before work begins: importing a package may take seconds.
+    """
+    for module in modules:
+        if not installed(module):
+            raise _missing(module, why)
+
+
+def installed(module: str) -> bool:
+    """Whether a package is installed. Does not import it."""
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # imported, but without a spec
+        return True
+
+
+def _missing(module: str, why: str | None = None, cause: str = "") -> MissingPackageError:
+    package = PACKAGES[module]
+    needed = package.needed if why is None else f"to {why}"
+    return MissingPackageError(f"{module} is needed {needed}.{cause} Run: {package.command}")
 
 
 @contextmanager
@@ -68,10 +170,6 @@ def versions_of(*distributions: str) -> dict[str, str]:
 
 
 def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
-    """The error to show for an import that failed; None if no extra brings the module."""
+    """The error to show for an import that failed; None if the package is not an optional one."""
     module = (error.name or "").partition(".")[0]
-    if module not in _EXTRAS:
-        return None
-    return MissingPackageError(
-        f'{module} is needed and not installed. Run: pip install "mwa-export[{_EXTRAS[module]}]"'
-    )
+    return _missing(module) if module in PACKAGES and not installed(module) else None

@@ -73,7 +73,7 @@ def optimum_static(start: ReferenceTower) -> Run:
 def nncf_int8(start: ReferenceTower) -> Run:
     """NNCF's post-training quantization for transformers, on OpenVINO as it comes."""
     nncf: Any = _importable("nncf", "pip install nncf")
-    core = require("openvino", extra="openvino", why="run this peer").Core()
+    core = require("openvino").Core()
     quantized = nncf.quantize(
         core.read_model(str(start.path)),
         nncf.Dataset(list(start.calibration())),

@@ -59,7 +59,7 @@ class ReferenceTower:
             raise self._failure
         if self._path is None:
             try:
-                require("onnxscript", extra="bench", why="export with torch.onnx")
+                require("onnxscript")
                 self._path = self._export()
             except Exception as error:  # the exporter may raise any type
                 self._failure = CannotRunError(f"the plain export failed: {reason_of(error)}")
@@ -139,7 +139,7 @@ def on_openvino(start: ReferenceTower, model: Any, settings: dict[str, Any]) -> 
     Raises:
         CannotRunError: the processor does not support the precision.
     """
-    core = require("openvino", extra="openvino", why="run this peer").Core()
+    core = require("openvino").Core()
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if settings.get("INFERENCE_PRECISION_HINT") == "bf16" and "BF16" not in able:
         raise CannotRunError("this processor does not support bfloat16")

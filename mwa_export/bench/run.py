@@ -34,7 +34,7 @@ from mwa_export.encoder.open import CheckpointOptions, model_like
 from mwa_export.errors import UsageError, check_option
 from mwa_export.files import scratch_folder
 from mwa_export.memory import release
-from mwa_export.optional import require
+from mwa_export.optional import check_installed
 from mwa_export.progress import Progress, Silent
 from mwa_export.spec import TOWERS, Tower
 from mwa_export.version import __version__
@@ -110,9 +110,9 @@ def reference_of(bundle: Bundle, path: Path, options: CheckpointOptions) -> Mode
     Raises:
         UsageError: the bundle was made from a different checkpoint.
         CheckpointError, AdapterError: see their messages.
-        MissingPackageError: torch is not installed.
+        MissingPackageError: torch or torchscale is not installed.
     """
-    require("torch", extra="export", why="run the peers of a benchmark")
+    check_installed("torch", "torchscale")
     from mwa_export.model.space import space_id
 
     manifest = bundle.manifest

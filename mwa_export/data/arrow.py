@@ -25,8 +25,8 @@ def opened(name: str) -> Iterator[Any]:
     Raises:
         DataError: the file cannot be read or is not a complete Parquet file.
     """
-    arrow = require("pyarrow", extra="embed", why="read Parquet")
-    parquet = require("pyarrow.parquet", extra="embed", why="read Parquet")
+    arrow = require("pyarrow")
+    parquet = require("pyarrow.parquet")
     with open_file(name) as file:
         try:
             yield parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)

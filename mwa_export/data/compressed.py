@@ -21,7 +21,7 @@ from mwa_export.optional import require
 
 
 def _zstd(file: BinaryIO) -> Any:
-    arrow = require("pyarrow", extra="embed", why="read .zst files")
+    arrow = require("pyarrow", "read .zst files")
     return arrow.CompressedInputStream(file, "zstd")
 
 

@@ -18,7 +18,7 @@ from mwa_export.data.addresses import (
     split_glob,
     suffix_of,
 )
-from mwa_export.data.remote.access import ask
+from mwa_export.data.remote.access import ask, check_packages
 from mwa_export.data.remote.files import open_remote
 from mwa_export.errors import DataError, RemoteError
 
@@ -102,7 +102,10 @@ def expanded(spec: str) -> list[str]:
 
     Raises:
         DataError: a glob matches no file, or a folder contains both tars and Parquet files.
+        MissingPackageError: a package that reads such an address is not installed.
     """
+    if is_remote(spec):
+        check_packages(spec)
     if (brace := _BRACE.search(spec)) and not os.path.lexists(spec):
         start, end = spec[: brace.start()], spec[brace.end() :]
         return [n for part in _alternatives(brace[1]) for n in expanded(start + part + end)]

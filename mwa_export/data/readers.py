@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mwa_export.data.addresses import folder_of, split_glob, suffix_of
+from mwa_export.data.addresses import folder_of, packing_of, split_glob, suffix_of
 from mwa_export.data.fields import Columns, Reader, holds_pictures
 from mwa_export.data.files import readable
 from mwa_export.data.karpathy import KarpathyReader
@@ -11,6 +11,7 @@ from mwa_export.data.tables import CSV_SUFFIXES, JSONL_SUFFIXES, TableReader
 from mwa_export.data.tars import TarReader
 from mwa_export.errors import DataError
 from mwa_export.inputs.content import Kind
+from mwa_export.optional import check_installed
 
 TABLES = CSV_SUFFIXES | JSONL_SUFFIXES
 
@@ -31,6 +32,10 @@ def reader_of(
         DataError: columns or a folder of images are given, but the format does not have them.
     """
     suffix = suffix_of(files[0]) if files else ""
+    if suffix == ".parquet":
+        check_installed("pyarrow")
+    if any(packing_of(name) == ".zst" for name in files):
+        check_installed("pyarrow", why="read .zst files")
     root = folder_of(spec) if images is None else images
     if suffix == ".parquet":
         return ParquetReader(tuple(files), columns, kinds, images)

@@ -114,7 +114,7 @@ class _Index:
 
 def _fingerprints(output: Output, part: Part) -> NDArray[np.bytes_]:
     """Read the fingerprints of a shard's rows; empty where a content has none."""
-    found = read_column(output.folder, part.stem, "fingerprint")
+    found = read_column(output.folder, output.job, part.stem, "fingerprint")
     return np.array([print_ or b"" for print_ in found], "S16")
 
 

@@ -14,7 +14,7 @@ from mwa_export.inputs.content import Kind
 from mwa_export.optional import versions_of
 from mwa_export.runtimes.choose import Choice, choose
 from mwa_export.runtimes.machine import this_machine
-from mwa_export.runtimes.options import RuntimeOptions
+from mwa_export.runtimes.options import AUTO, RuntimeOptions
 from mwa_export.spec import Tower
 from mwa_export.vectors.columns import column_types
 from mwa_export.vectors.job import (
@@ -23,6 +23,7 @@ from mwa_export.vectors.job import (
     RESERVED,
     SHARD_ROWS,
     EmbedOptions,
+    Format,
     Input,
     Job,
     Shard,
@@ -31,7 +32,8 @@ from mwa_export.vectors.job import (
 from mwa_export.version import __version__
 
 _SAMPLE = 1000  # rows that decide the types of the carried columns
-_PACKAGES = ("numpy", "pillow", "pyarrow", "sentencepiece")  # whose versions may change bytes
+_PACKAGES = ("numpy", "pillow", "sentencepiece")  # whose versions may change bytes
+_FORMAT_PACKAGES: dict[Format, tuple[str, ...]] = {"parquet": ("pyarrow",), "npy": ()}
 _RUNTIME_PACKAGES = {
     "onnxruntime": ("onnxruntime",),
     "cuda": ("onnxruntime-gpu",),
@@ -100,6 +102,16 @@ def check_sources(bundle: Bundle, sources: Sequence[Source]) -> None:
         bundle.tokenizer()
 
 
+def check_runtime(bundle: Bundle, options: RuntimeOptions) -> None:
+    """Check that this machine has the runtime, before anything is written.
+
+    Raises:
+        RuntimeUnavailableError: it is not installed, or it cannot run the bundle.
+    """
+    if options.runtime != AUTO:
+        choose(bundle.manifest, options, this_machine(bundle.manifest, options))
+
+
 def plan(
     bundle: Bundle,
     sources: Sequence[Source],
@@ -139,7 +151,10 @@ def plan(
         inputs=inputs,
         versions={
             "mwa-export": __version__,
-            **versions_of(*_PACKAGES, *_RUNTIME_PACKAGES[choice.runtime]),
+            **versions_of(
+                *sorted([*_PACKAGES, *_FORMAT_PACKAGES[options.format]]),
+                *_RUNTIME_PACKAGES[choice.runtime],
+            ),
         },
     )
     return Plan(job, bundle, choice, tuple(ordered), scans)
@@ -170,7 +185,7 @@ def _scanned(
         taken,
         options.shard_size or SHARD_ROWS[source.kind],
         options.batch or _batch_rows(source.kind, choice),
-        column_types(source.columns, sample),
+        column_types(source.columns, sample, options.format),
     )
     return entry, scan
 

@@ -103,10 +103,12 @@ class MaxErrors:
 _USUAL = MaxErrors(10, percent=True)  # of a kind: a wrong folder or column fails nearly all
 
 
-def judge(found: Mapping[Kind, Counts], limit: MaxErrors | None) -> None:
+def judge(found: Mapping[Kind, Counts], limit: MaxErrors | None, *, errors: str) -> None:
     """Raise TooManyErrorsError if a finished output can hardly be what was wanted.
 
-    ``limit``: what the caller allows, already checked; None: 10% of each kind.
+    Args:
+        limit: what the caller allows, already checked; None: 10% of each kind.
+        errors: name of the file that lists the rows that failed.
     """
     for kind, total in found.items():
         done = total.embedded + total.failed
@@ -114,7 +116,7 @@ def judge(found: Mapping[Kind, Counts], limit: MaxErrors | None) -> None:
             allowed = f"more than {_USUAL.value:g}%" if total.embedded else "all of them"
             raise TooManyErrorsError(
                 f"{total.failed:,} of {done:,} {FOLDERS[kind]} failed, {allowed}. The output is "
-                "complete and its errors.parquet says why. Look at the input; rows that may "
+                f"complete and its {errors} says why. Look at the input; rows that may "
                 "succeed now are tried again with `retry_failed`"
                 + ("; to allow it: `max_errors`" if total.embedded else "")
             )

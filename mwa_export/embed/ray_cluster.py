@@ -145,8 +145,8 @@ def _connected() -> bool:
 
 
 def _ray() -> Any:
-    require("ray.data", extra="ray", why="embed on a cluster")
-    return require("ray", extra="ray", why="embed on a cluster")
+    require("ray.data")
+    return require("ray")
 
 
 def _first_line(error: BaseException) -> str:

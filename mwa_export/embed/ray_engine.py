@@ -25,6 +25,7 @@ from mwa_export.embed.ray_cluster import cluster
 from mwa_export.embed.run import Executor, Task
 from mwa_export.embed.worker import Worker
 from mwa_export.errors import ClusterError, DataError, check_option
+from mwa_export.optional import check_installed
 from mwa_export.runtimes.options import NVIDIA, RuntimeOptions
 from mwa_export.vectors.entries import Entry
 from mwa_export.vectors.job import Job, Shard
@@ -65,7 +66,12 @@ class Pool:
 
 
 def ray_executor(options: RayOptions | None = None) -> Executor:
-    """An executor for `Execution.executor` that runs on Ray."""
+    """An executor for `Execution.executor` that runs on Ray.
+
+    Raises:
+        MissingPackageError: Ray is not installed.
+    """
+    check_installed("ray")
     return partial(run_on_ray, options=options)
 
 

@@ -10,7 +10,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Source
 from mwa_export.embed.plan import Plan, Slice, plan
 from mwa_export.embed.rows import KnownRow
-from mwa_export.embed.run import row_count
+from mwa_export.embed.run import check_packages, row_count
 from mwa_export.embed.update import Update, renew
 from mwa_export.files import scratch_folder
 from mwa_export.runtimes.options import RuntimeOptions
@@ -43,6 +43,7 @@ def rehearse(
     Raises:
         DataError: as `run`, also for a folder that belongs to another job.
     """
+    check_packages(options)
     earlier = Output.load(out)
     with scratch_folder() as work:
         planned = plan(bundle, sources, work, options=options, runtime=runtime)

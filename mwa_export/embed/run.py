@@ -15,22 +15,22 @@ from mwa_export.cpu import check_threads
 from mwa_export.data.rows import Source
 from mwa_export.data.sources import SourceOptions, open_sources
 from mwa_export.embed.pipeline import Channel, Clock, Line
-from mwa_export.embed.plan import Plan, Slice, check_sources, plan
+from mwa_export.embed.plan import Plan, Slice, check_runtime, check_sources, plan
 from mwa_export.embed.progress import MaxErrors, Meter, Unwatched, Watch, failed_in
 from mwa_export.embed.update import Update, renew
 from mwa_export.embed.worker import Worker
 from mwa_export.errors import MwaExportError, OutputDamagedError, UsageError
 from mwa_export.files import scratch_folder
 from mwa_export.inputs.content import Kind
-from mwa_export.optional import require
+from mwa_export.optional import check_installed, require
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.vectors.indexes import add_indexes
 from mwa_export.vectors.install import install_update, pending_update
-from mwa_export.vectors.job import EmbedOptions, Shard
+from mwa_export.vectors.job import ERRORS, EmbedOptions, Shard
 from mwa_export.vectors.lock import locked
 from mwa_export.vectors.manifest import Counts, counts
 from mwa_export.vectors.output import WORK, Output, clean_folder
-from mwa_export.vectors.shards import Embedded
+from mwa_export.vectors.shards import Embedded, check_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ class Summary:
     out: Path
     counts: dict[Kind, Counts]  # of the whole output if it is complete, else of what is finished
     complete: bool  # all shards are finished, and the manifest is written
+    errors: str  # name of the file that lists the rows that failed
     embedded_now: int = 0  # rows that this run did, failed ones too
     seconds: float = 0.0
     left: int = 0  # shards that other machines have not finished
@@ -102,8 +103,10 @@ def embed(
         update: go on although the source has changed, or try rows again that failed.
 
     Raises:
+        MissingPackageError: `options.format` is "parquet" and pyarrow is not installed.
         DataError, OutputBusyError, BundleError: see `run`.
     """
+    check_packages(options)
     sources = open_sources(images, texts, source or SourceOptions())
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     how = Execution(update=update)
@@ -129,6 +132,7 @@ def run(
         how: what does not decide the output.
 
     Raises:
+        MissingPackageError: a package that the output needs is not installed.
         DataError: the sources or the folder cannot be used, or belong to another job.
         OutputBusyError: another run is writing to the folder.
         TooManyErrorsError: more rows failed than allowed; the run can go on, or it is finished.
@@ -136,7 +140,9 @@ def run(
     """
     how, watch, runtime = how or Execution(), watch or Unwatched(), runtime or RuntimeOptions()
     out = Path(out)
+    check_packages(options, how)
     check_sources(bundle, sources)
+    check_runtime(bundle, runtime)
     if how.update is not None and how.part is not None:
         raise UsageError("`shard` and `update`: an update is made by one machine, or on Ray.")
     if (made := pending_update(out)) is not None:
@@ -169,6 +175,13 @@ def run(
         if output.base is not None:
             install_update(out, output.folder)
         return replace(summary, out=out)
+
+
+def check_packages(options: EmbedOptions | None, how: Execution | None = None) -> None:
+    """Raise MissingPackageError if the output needs a package that is not installed."""
+    check_format((options or EmbedOptions()).format)
+    if how is not None and how.faiss:
+        check_installed("faiss")
 
 
 def _opened(planned: Plan, out: Path, how: Execution) -> tuple[Plan, Output]:
@@ -226,7 +239,7 @@ def _end(planned: Plan, output: Output, how: Execution) -> Summary:
                 f"{output.folder}: finished shards were lost while the run went on."
             )
         found = counts(planned.job, entries)
-        return Summary(output.folder, found, complete=False, left=left)
+        return Summary(output.folder, found, False, ERRORS[planned.job.format], left=left)
     alone = nullcontext() if how.part is None else locked(output.folder, "finish", wait=True)
     with alone:  # no other part finishes this output
         if not output.finished:
@@ -242,7 +255,7 @@ def _finished(output: Output, how: Execution) -> Summary:
         how.max_errors.check(total, sum(c.failed for c in found.values()), last=True)
     if how.faiss:
         add_indexes(output)
-    return Summary(output.folder, found, complete=True)
+    return Summary(output.folder, found, True, output.errors_file.name)
 
 
 def run_here(task: Task) -> None:
@@ -257,7 +270,8 @@ def run_here(task: Task) -> None:
         computed: Channel[Embedded] = Channel(line, 1, "infer", None)
 
         def write() -> None:
-            require("pyarrow.parquet", extra="embed", why="write embeddings")  # half a second
+            if task.plan.job.format == "parquet":
+                require("pyarrow.parquet")  # half a second
             for embedded in computed:
                 with worker.clock.working("write"):
                     entry = task.output.save(embedded)

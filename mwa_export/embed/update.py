@@ -149,11 +149,12 @@ _NOTHING = np.empty((0, 2), np.int64)
 def _gone(planned: Plan, kind: Kind, old: Output) -> NDArray[np.int64]:
     """Shard and place in it of each row whose id the source no longer has. (k, 2)"""
     source = next(source for source in planned.sources if source.kind == kind)
-    ids = (row.id for row in source.rows(0, planned.job.input(kind).rows))
-    have = np.sort(np.fromiter(map(_hash, ids), "S16"))
+    present = (row.id for row in source.rows(0, planned.job.input(kind).rows))
+    have = np.sort(np.fromiter(map(_hash, present), "S16"))
     found = [_NOTHING]
     for number, part in enumerate(old.parts(kind)):
-        hashes = np.array([_hash(id) for id in read_column(old.folder, part.stem, "id")], "S16")
+        ids = read_column(old.folder, old.job, part.stem, "id")
+        hashes = np.array([_hash(id) for id in ids], "S16")
         places = np.flatnonzero(~np.isin(hashes, have))
         found.append(np.stack([np.full_like(places, number), places], axis=1))
     return np.concatenate(found)

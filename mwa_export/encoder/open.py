@@ -18,7 +18,7 @@ from mwa_export.inputs.preprocess import IMAGE_SPEC, pixels_from_image
 from mwa_export.inputs.tokenizer import TEXT_SPEC, Tokenizer
 from mwa_export.model.checkpoint import ReadOptions
 from mwa_export.model.options import ModelOptions
-from mwa_export.optional import require
+from mwa_export.optional import check_installed
 from mwa_export.runtimes.backend import Backend, GraphBackend, graph_bytes
 from mwa_export.runtimes.onnxrt import choose_graphs
 from mwa_export.runtimes.open import open_backend
@@ -160,7 +160,7 @@ def open_checkpoint(
         CheckpointError, AdapterError, UsageError: see `load_model`.
         MissingPackageError: PyTorch is not installed.
     """
-    require("torch", extra="export", why="run the PyTorch reference")
+    check_installed("torch", "torchscale")
     import torch
 
     from mwa_export.model.space import space_id

@@ -28,7 +28,7 @@ from mwa_export.memory import release
 from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.options import ModelOptions
 from mwa_export.model.space import space_id
-from mwa_export.optional import versions_of
+from mwa_export.optional import check_installed, versions_of
 from mwa_export.progress import ignore_step
 from mwa_export.runtimes.pytorch import TorchBackend
 from mwa_export.spec import ImageInput, Tower
@@ -75,9 +75,11 @@ def export(
         The new bundle.
 
     Raises:
+        MissingPackageError: torchscale is not installed.
         CheckpointError, AdapterError, UsageError: the checkpoint cannot be used.
         VerificationError, BundleError, TokenizerError, MergeError: see `bundle_from_model`.
     """
+    check_installed("torchscale")
     if not isinstance(checkpoint, ModelSource):
         checkpoint = ModelSource(Path(checkpoint))
     on_step("read the checkpoint")

@@ -71,9 +71,9 @@ def split(
     Raises:
         AdapterError: no tensor differs, no tensor is shared, or the file cannot be written.
     """
-    torch = require("torch", extra="export", why="compare checkpoints")
-    safetensors = require("safetensors", extra="export", why="write an adapter file")
-    save = require("safetensors.torch", extra="export", why="write an adapter file").save_file
+    torch = require("torch")
+    safetensors = require("safetensors")
+    save = require("safetensors.torch").save_file
     added: dict[str, Tensor] = {}
     kept: list[str] = []
     for name, tensor in model.items():

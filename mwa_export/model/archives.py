@@ -65,7 +65,7 @@ class Archive:
         Raises:
             CheckpointError: the data is incomplete, damaged, or has an unsupported dtype.
         """
-        torch = require("torch", extra="export", why="read a checkpoint")
+        torch = require("torch")
         size = item_bytes(ref.dtype)
         if size is None or ref.dtype.startswith(("complex", "q")):
             raise CheckpointError(

@@ -290,8 +290,8 @@ def _read_safetensors(path: Path, options: ReadOptions) -> _Part:
         raise CheckpointError(
             f"{path}: a safetensors file contains one set of weights. Leave `{name}` out."
         )
-    safetensors = require("safetensors", extra="export", why="read a .safetensors file")
-    require("torch", extra="export", why="read a checkpoint")
+    safetensors = require("safetensors")
+    require("torch")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mwa_export.errors import MissingPackageError
+from mwa_export.optional import require
 from mwa_export.spec import (
     ADAPTER_OF_TOWER,
     LAYERNORM_EPS,
@@ -183,14 +184,8 @@ def _add_adapters(layer: nn.Module, config: ModelConfig) -> None:
 def _torchscale() -> tuple[Any, Any]:
     """Import torchscale's BEiT3 and EncoderConfig classes."""
     with training_only_packages():
-        try:
-            model = importlib.import_module("torchscale.model.BEiT3")
-            config = importlib.import_module("torchscale.architecture.config")
-        except ImportError as error:
-            raise MissingPackageError(
-                f"the PyTorch reference needs torchscale, which cannot be imported ({error}). "
-                'Run: pip install "mwa-export[export]"'
-            ) from error
+        model = require("torchscale.model.BEiT3")
+        config = require("torchscale.architecture.config")
     return model.BEiT3, config.EncoderConfig
 
 

@@ -23,6 +23,7 @@ from mwa_export.encoder.open import (
     open_checkpoint,
 )
 from mwa_export.errors import BundleError, DataError
+from mwa_export.optional import check_installed
 from mwa_export.parity.layers import check_layers, layer_drift
 from mwa_export.parity.measure import CompareOptions, Context, measure
 from mwa_export.parity.result import Parity, Vectors
@@ -81,6 +82,7 @@ def compare_models(
         UsageError: the sides have different embedding spaces, unless ``run.any_space`` is set.
     """
     run, progress = run or RunOptions(), progress or Silent()
+    check_packages(Path(reference), layers=run.layers)
     if not isinstance(data, RetrievalData):
         progress("read the test set")
         data = read_data(data, DataOptions(max_excluded=run.max_excluded))
@@ -91,6 +93,17 @@ def compare_models(
     progress("open the reference")
     decides = open_reference(Path(reference), checked, run)
     return compare_sides(decides, checked, data, run=run, options=options, progress=progress)
+
+
+def check_packages(reference: Path, *, layers: bool = False) -> None:
+    """Raise MissingPackageError if a package that a comparison needs is not installed.
+
+    A reference that is a bundle needs none.
+    """
+    if not (reference / MANIFEST).is_file():
+        check_installed("torch", "torchscale")
+    if layers:
+        check_installed("onnx", why="compare layers")
 
 
 def open_reference(path: Path, candidate: Encoder, run: RunOptions) -> Encoder:

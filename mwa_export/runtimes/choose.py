@@ -10,6 +10,7 @@ from mwa_export.bundle.quantization import Measured
 from mwa_export.cpu import fast_bfloat16, fast_int8
 from mwa_export.errors import RuntimeUnavailableError, UsageError
 from mwa_export.metrics.verdict import Decision
+from mwa_export.optional import PACKAGES
 from mwa_export.runtimes.machine import Machine
 from mwa_export.runtimes.options import AUTO, LABELS, NVIDIA, RuntimeOptions
 from mwa_export.trt.engine import usable_engines
@@ -29,10 +30,10 @@ ORDER = (
 """Order in which `auto` tries, fastest first; for CPUs, docs/runtimes.md has measurements."""
 _MEASURED_FIRST = ("int8", "float8", "bfloat16")  # `auto` needs a measurement for these
 _INSTALL = {
-    "openvino": 'OpenVINO is not installed. Run: pip install "mwa-export[openvino]"',
-    "cuda": "ONNX Runtime has no CUDA here. Uninstall it and run: pip install onnxruntime-gpu",
-    "onnxruntime": "ONNX Runtime is not installed. Run: pip install onnxruntime",
-    "torch": 'PyTorch is not installed. Run: pip install "mwa-export[export]"',
+    "openvino": f"OpenVINO is not installed. Run: {PACKAGES['openvino'].command}",
+    "cuda": "this ONNX Runtime has no CUDA. Run: pip install onnxruntime-gpu (uninstall the other)",
+    "onnxruntime": f"ONNX Runtime is not installed. Run: {PACKAGES['onnxruntime'].command}",
+    "torch": f"PyTorch is not installed. Run: {PACKAGES['torch'].command}",
 }
 _NO_FLOAT16 = "the bundle has no float16 graphs. Make them: `mwa-export quantize` with `float16`"
 
@@ -72,6 +73,8 @@ def _choice(manifest: Manifest, options: RuntimeOptions, machine: Machine) -> Ch
     if options.runtime == "torch":
         _need("torch", machine)
         return Choice("torch", "float32", "PyTorch with float32: as requested")
+    if options.runtime == "openvino":
+        _need("openvino", machine)
     host = machine.engines
     if options.runtime == "tensorrt" and (not manifest.engines or not host or not host.device):
         _, missing = _engines(manifest, "float16", machine)

@@ -42,7 +42,7 @@ def session(path: Path, *, threads: int | None = None, cuda: int | None = None) 
         BundleError: ONNX Runtime cannot load the graph.
         RuntimeUnavailableError: ONNX Runtime cannot start CUDA and would fall back to the CPU.
     """
-    ort = require("onnxruntime", extra="onnx", why="run ONNX graphs")
+    ort = require("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry(_REST_AFTER_RUN, "1")
@@ -67,7 +67,7 @@ def session(path: Path, *, threads: int | None = None, cuda: int | None = None) 
 
 def cuda_available() -> bool:
     """Whether the installed ONNX Runtime was built with CUDA."""
-    ort = require("onnxruntime", extra="onnx", why="run ONNX graphs")
+    ort = require("onnxruntime")
     return CUDA in ort.get_available_providers()
 
 
@@ -83,7 +83,7 @@ def session_with_outputs(path: Path, names: Sequence[str]) -> Any:
     Concatenated protobuf messages are merged. A few bytes at the end of the file therefore add
     outputs, without parsing the weights.
     """
-    onnx = require("onnx", extra="export", why="look into a graph")
+    onnx = require("onnx")
     from mwa_export.graphs.write import data_file_of
 
     outputs = [
@@ -120,7 +120,7 @@ def probe_graph(file: GraphFile, config: ModelConfig) -> Probe:
 
 def _block_values(path: Path, config: ModelConfig) -> list[str]:
     """Names of the output values of all blocks."""
-    onnx = require("onnx", extra="export", why="look into a graph")
+    onnx = require("onnx")
     from mwa_export.towers.onnx_ops import sum_value
 
     blocks = block_outputs(config.backbone.layers, enhancer=config.enhancer)

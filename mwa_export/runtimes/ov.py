@@ -138,7 +138,7 @@ def _signal_stack_kept() -> Iterator[None]:
 
 
 def _requests(path: Path, options: Mapping[str, str], count: int) -> Sequence[Any]:
-    openvino = require("openvino", extra="openvino", why="run graphs on OpenVINO")
+    openvino = require("openvino")
     try:
         core = openvino.Core()
         model = core.read_model(str(path))

@@ -22,7 +22,7 @@ from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.search.result import Found, Hit, Where
 from mwa_export.search.scan import Block, best_rows
 from mwa_export.vectors.job import FOLDERS, Input, shards
-from mwa_export.vectors.manifest import ERRORS, JOB, MANIFEST
+from mwa_export.vectors.manifest import JOB, MANIFEST
 from mwa_export.vectors.output import Output
 
 _WILDCARD = re.compile(r"[*?\[{]")
@@ -69,12 +69,12 @@ class Searched:
         """
         finished = self.output.finished
         for shard in shards(self.entry):
-            if not (self.output.folder / f"{shard.stem}.parquet").is_file():
+            path = self.output.rows_file(shard.stem)
+            if not path.is_file():
                 if finished:
                     raise DataError(
-                        f"{self.output.folder / shard.stem}.parquet: is missing, although "
-                        f"{MANIFEST} says that the output is complete. Copy it again, or run "
-                        "`mwa-export embed` again."
+                        f"{path}: is missing, but {MANIFEST} says that the output is complete. "
+                        "Copy the file again, or run `mwa-export embed` again."
                     )
                 self.missing += 1
                 continue
@@ -112,7 +112,7 @@ class Searched:
             return ()
         return (
             f"{lost:,} of {self.entry.taken:,} {self.where} could not be embedded, so they cannot "
-            f"be found; {ERRORS} says why.",
+            f"be found. {self.output.errors_file.name} says why.",
         )
 
 

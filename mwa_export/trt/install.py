@@ -25,7 +25,7 @@ def load_tensorrt(compiler: Compiler = TENSORRT) -> TensorRt:
     """
     if compiler == TENSORRT_RTX:
         return load_rtx()
-    return tensorrt_from_module(require("tensorrt", extra="tensorrt", why="build and run engines"))
+    return tensorrt_from_module(require("tensorrt"))
 
 
 def load_rtx() -> TensorRtRtx:
@@ -34,8 +34,7 @@ def load_rtx() -> TensorRtRtx:
     Raises:
         MissingPackageError: not installed, or its libraries cannot be loaded.
     """
-    why = "build and run engines for RTX cards"
-    return TensorRtRtx(require("tensorrt_rtx_bindings", extra="tensorrt-rtx", why=why))
+    return TensorRtRtx(require("tensorrt_rtx_bindings"))
 
 
 def find_tensorrt(device: int = 0, compiler: Compiler = TENSORRT) -> tuple[TensorRt, Device]:
@@ -82,7 +81,7 @@ def check_lean_runtime(tensorrt: TensorRt) -> None:
         ctypes.CDLL(library)
     except OSError:
         # Its Python package loads the library from a separate package.
-        require("tensorrt_lean", extra="tensorrt", why=f"build version-compatible ({library})")
+        require("tensorrt_lean", f"build version-compatible engines ({library})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,67 +1,105 @@
-"""The columns that are carried along: their Arrow types, and values that fit them."""
+"""The carried columns: their types, and values that fit them.
+
+Parquet has Arrow's types. JSON Lines have string, int64, double, bool, binary, date and timestamp,
+which are found without Arrow, so that an output does not depend on what is installed.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
+from datetime import date, datetime
 from typing import Any
 
 from mwa_export.errors import DataError
 from mwa_export.optional import require
+from mwa_export.vectors.job import Format
 
-_SCALARS = ("string", "int64", "double", "bool", "binary", "date32[day]")
+_ARROW = ("string", "int64", "double", "bool", "binary", "date32[day]")
+_PLAIN: dict[str, type] = {
+    "int64": int,
+    "double": float,
+    "bool": bool,
+    "binary": bytes,
+    "date": date,
+    "timestamp": datetime,
+}
 
 
 def column_types(
-    names: Sequence[str], sample: Sequence[tuple[Any, ...]]
+    names: Sequence[str], sample: Sequence[tuple[Any, ...]], format: Format = "parquet"
 ) -> tuple[tuple[str, str], ...]:
-    """A type for each carried column from some rows of it: a scalar's, or else "string".
+    """Find a type for each carried column from some of its rows: a scalar type, or "string".
 
-    Values of a "string" column that are no text are stored as JSON.
+    Values in a "string" column that are not text are stored as JSON.
     """
+    kind_of = _arrow_kind if format == "parquet" else _plain_kind
+    columns = ([row[index] for row in sample] for index in range(len(names)))
+    return tuple((name, kind_of(values)) for name, values in zip(names, columns, strict=True))
+
+
+def _arrow_kind(values: Sequence[Any]) -> str:
     pa = _arrow()
-    found = []
-    for index, name in enumerate(names):
-        try:
-            kind = str(pa.array([row[index] for row in sample]).type)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            kind = "string"
-        known = kind in _SCALARS or kind.startswith("timestamp")
-        found.append((name, kind if known else "string"))
-    return tuple(found)
+    try:
+        kind = str(pa.array(values).type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return "string"
+    return kind if kind in _ARROW or kind.startswith("timestamp") else "string"
+
+
+def _plain_kind(values: Sequence[Any]) -> str:
+    """The type of JSON Lines that all values have; whole numbers may be among fractions."""
+    given = [value for value in values if value is not None]
+    for kind in _PLAIN if given else ():
+        if all(_is(value, kind) or (kind == "double" and _is_whole(value)) for value in given):
+            return kind
+    return "string"
 
 
 def fit_columns(values: tuple[Any, ...], types: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
-    """A row's carried values in the types of their columns.
+    """Convert a row's carried values to the types of their columns.
 
     Raises:
-        DataError: a value is of another type than its column; the message is the row's reason.
+        DataError: a value does not have its column's type; the message is the row's reason.
     """
     return tuple(_fit(value, name, kind) for value, (name, kind) in zip(values, types, strict=True))
 
 
 def _fit(value: Any, name: str, kind: str) -> Any:
-    if value is None:
-        return None
+    if value is None or _is(value, kind):
+        return value
     if kind == "string":
         return valid_text(value) if isinstance(value, str) else json.dumps(value, default=str)
-    whole = isinstance(value, float) and value.is_integer() and kind == "int64"
-    if whole or (kind == "double" and isinstance(value, int) and not isinstance(value, bool)):
-        return int(value) if whole else float(value)
-    plain: Any = {"int64": int, "double": float, "bool": bool, "binary": bytes}.get(kind)
-    if plain is not None and type(value) is plain:
-        if kind != "int64" or -(2**63) <= value < 2**63:
-            return value
-    elif plain is None:
+    if kind == "double" and _is_whole(value):
+        return float(value)
+    if kind == "int64" and type(value) is float and value.is_integer() and _is(int(value), kind):
+        return int(value)
+    if kind not in _PLAIN:
         pa = _arrow()
         try:
             return pa.scalar(value, arrow_type(kind)).as_py()
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             pass
     raise DataError(
-        f"column {name}: {_shown(value)} is not {kind}, as the first rows of the column are."
+        f"column {name}: {_shown(value)} is not {kind}, the type of the column's first rows."
     )
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value can be stored in such a column exactly as it is."""
+    if kind == "timestamp":  # a subclass of pandas counts nanoseconds, which have no place here
+        return isinstance(value, datetime) and not getattr(value, "nanosecond", 0)
+    fits = type(value) is _PLAIN.get(kind)
+    return fits and (kind != "int64" or -(2**63) <= value < 2**63)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is an integer that float64 holds exactly."""
+    try:
+        return type(value) is int and float(value) == value
+    except OverflowError:
+        return False
 
 
 def _shown(value: Any) -> str:
@@ -81,7 +119,7 @@ def arrow_type(name: str) -> Any:
 
 
 def valid_text(text: str) -> str:
-    """Text that UTF-8 can hold: bytes that were no UTF-8 in a name are shown as \\udcff."""
+    """Text that UTF-8 can hold: bytes of a name that are not UTF-8 are shown as \\udcff."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -90,4 +128,4 @@ def valid_text(text: str) -> str:
 
 
 def _arrow() -> Any:
-    return require("pyarrow", extra="embed", why="write embeddings")
+    return require("pyarrow")

@@ -46,7 +46,7 @@ class Part:
 
     def __post_init__(self) -> None:
         rows = 0 <= self.start <= self.stop < 1 << 63 and min(self.embedded, self.failed) >= 0
-        names = {f"{self.stem}.parquet", f"{self.stem}.npy"}
+        names = {f"{self.stem}{suffix}" for suffix in (".parquet", ".npy", ".jsonl")}
         if not rows or not names.issuperset(file.file for file in self.files):
             raise ValueError(f"{self.stem}: rows or files that no shard has")
 

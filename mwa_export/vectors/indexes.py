@@ -21,9 +21,9 @@ def add_indexes(output: Output) -> None:
     Raises:
         MissingPackageError: faiss is not installed.
     """
+    faiss = require("faiss")
     manifest = read_manifest(output.folder)
     for folder in [name for name in manifest["shards"] if name not in manifest["indexes"]]:
-        faiss = require("faiss", extra="faiss", why="write an index")
         index, name = faiss.IndexFlatIP(output.job.width), f"{folder}.faiss"
         for shard in manifest["shards"][folder]:
             stored = output.read(shard["stem"])

@@ -46,7 +46,8 @@ def install_update(out: Path, made: Path) -> None:
             shutil.rmtree(out / WORK)  # its ledger is of the old shards
         for name in names:
             _link(made / name, out / name)
-        for pattern in ("*.faiss", *(f"{folder}/part-*" for folder in FOLDERS.values())):
+        parts = (f"{folder}/part-*" for folder in FOLDERS.values())
+        for pattern in ("*.faiss", "errors.*", *parts):
             for path in out.glob(pattern):
                 if path.relative_to(out).as_posix() not in names:
                     path.unlink()

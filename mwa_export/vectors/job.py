@@ -22,6 +22,7 @@ Dtype = Literal["float32", "float16", "int8"]
 Format = Literal["parquet", "npy"]
 Folder = Literal["images", "texts"]
 FOLDERS: dict[Kind, Folder] = {"image": "images", "text": "texts"}
+ERRORS: dict[Format, str] = {"parquet": "errors.parquet", "npy": "errors.jsonl"}
 KINDS: dict[str, Kind] = {folder: kind for kind, folder in FOLDERS.items()}
 SHARD_ROWS: dict[Kind, int] = {"image": 2048, "text": 16384}
 """Rows of a shard where none are given: what a killed run loses at most."""
@@ -97,7 +98,7 @@ class Input:
     taken: int  # the first rows, that are embedded; the rest is skipped
     shard_size: int
     batch: int
-    columns: tuple[tuple[str, str], ...] = ()  # carried along: name, Arrow type
+    columns: tuple[tuple[str, str], ...] = ()  # carried along: name, type
     kept: int = 0  # the last rows, which the source no longer has
 
     def __post_init__(self) -> None:

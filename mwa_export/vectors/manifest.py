@@ -14,9 +14,9 @@ from mwa_export.files import new_file
 from mwa_export.inputs.content import Kind
 from mwa_export.typed_json import json_from_value, read_object, value_from_json
 from mwa_export.vectors.entries import Entry, FileEntry, Part
-from mwa_export.vectors.job import FOLDERS, Folder, Job
+from mwa_export.vectors.job import ERRORS, FOLDERS, Folder, Job
 
-JOB, MANIFEST, ERRORS = "job.json", "manifest.json", "errors.parquet"
+JOB, MANIFEST = "job.json", "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class Contents:
         )
         if not named or indexes - {(f, f"{f}.faiss") for f in self.shards}:
             raise ValueError("names of files that no output has")
-        if self.counts.keys() != self.shards.keys() or self.errors.file != ERRORS:
-            raise ValueError(f"counts, shards or {ERRORS} of another output")
+        if self.counts.keys() != self.shards.keys() or self.errors.file not in ERRORS.values():
+            raise ValueError("counts, shards or errors of another output")
 
     @property
     def files(self) -> list[FileEntry]:

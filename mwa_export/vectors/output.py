@@ -1,11 +1,11 @@
 """The output folder of `embed`: job, ledger of finished shards, and leftovers of killed runs.
 
     OUT/job.json                    what decides the output
-    OUT/images/part-00000.parquet   and texts/
+    OUT/images/part-00000.parquet   and texts/; or .npy and .jsonl
     OUT/.work/images-00000.json     the ledger: a shard is finished when its entry is there
     OUT/.work/...                   what sources keep
     OUT/.update/...                 see `install`
-    OUT/errors.parquet, manifest.json   at the end; .work goes
+    OUT/errors.parquet, manifest.json   at the end; or errors.jsonl; .work goes
 
 Every file appears by rename, its bytes on disk. A shard's files come first and its entry last, so a
 run that was killed in between computes that shard again, to the same bytes.
@@ -31,7 +31,6 @@ from mwa_export.vectors.install import pending_update
 from mwa_export.vectors.job import FOLDERS, KINDS, Job, RowError, Shard, differences, shards
 from mwa_export.vectors.lock import LOCK
 from mwa_export.vectors.manifest import (
-    ERRORS,
     JOB,
     MANIFEST,
     Counts,
@@ -45,12 +44,14 @@ from mwa_export.vectors.manifest import (
 from mwa_export.vectors.shards import (
     Embedded,
     Stored,
-    error_table,
     read_errors,
     read_shard,
+    rows_file,
+    write_errors,
     write_shard,
-    write_table,
 )
+
+_ERROR = ("row", "id", "code", "reason", "fingerprint")  # fields of an error that are read back
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +184,17 @@ class Output:
         """Rows of one kind that failed in finished shards.
 
         Raises:
-            DataError: errors.parquet is damaged.
+            DataError: the file of errors is damaged.
         """
         if self.finished:
+            path = self.errors_file
             try:
-                errors = list(read_errors(self.folder / ERRORS))
+                found = list(read_errors(path, ["kind", *_ERROR]))
             except (OSError, ValueError, KeyError) as error:
-                raise DataError(f"{self.folder / ERRORS}: cannot be read ({error}).") from error
-            yield from (error for name, error in errors if name == kind)
+                raise DataError(f"{path}: cannot be read ({error}).") from error
+            for named, row, id, code, reason, print_ in found:
+                if named == kind:
+                    yield RowError(row, id, code, reason, (print_ or b"").hex())
         else:
             inputs = [entry for entry in self.job.inputs if entry.kind == kind]
             for entry in (e for i in inputs for e in self.ledger(shards(i))):
@@ -210,6 +214,19 @@ class Output:
                     f"{path}: is missing or damaged, so its rows cannot be kept. Restore the file, "
                     "or embed into a new folder."
                 )
+
+    @property
+    def errors_file(self) -> Path:
+        """The file of the rows that failed, of a finished output.
+
+        Raises:
+            DataError: the manifest is damaged.
+        """
+        return self.folder / contents(read_manifest(self.folder)).errors.file
+
+    def rows_file(self, stem: str) -> Path:
+        """The file of a shard that is written last."""
+        return rows_file(self.folder, self.job, stem)
 
     def read(self, stem: str) -> Stored:
         """Read a shard back, by the stem of its files.
@@ -256,7 +273,7 @@ class Output:
         shutil.rmtree(self.folder / UPDATE, ignore_errors=True)
 
     def finish(self, entries: Sequence[Entry]) -> None:
-        """Check that every row is accounted for, and write errors.parquet and manifest.json.
+        """Check that every row is accounted for, and write the errors and manifest.json.
 
         Raises:
             OutputDamagedError: rows are missing.
@@ -275,7 +292,7 @@ class Output:
             for entry in entries
             for error in entry.errors
         )
-        errors = write_table(self.folder, ERRORS, error_table(failed))
+        errors = write_errors(self.folder, self.job.format, failed)
         write_manifest(self.folder, manifest_of(self.job, entries, totals, errors))
 
     def close(self) -> dict[Kind, Counts]:

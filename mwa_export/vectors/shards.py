@@ -1,27 +1,34 @@
-"""Shards on disk: rows with their vectors to Parquet or .npy files, and back.
+"""Shards on disk: rows with their vectors, and back. The bytes depend on the rows alone.
 
-The bytes depend on the rows alone: no timestamps, one row group, one writer.
+    parquet   part-00000.parquet, errors.parquet
+    npy       part-00000.npy with the vectors and part-00000.jsonl with all else, errors.jsonl
+
+The files that end in .parquet or .jsonl are called rows here. They are written last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mwa_export.errors import DataError
+from mwa_export.errors import DataError, MissingPackageError
 from mwa_export.files import new_file
-from mwa_export.optional import require
-from mwa_export.vectors.columns import arrow_type, valid_text
+from mwa_export.inputs.content import Kind
+from mwa_export.optional import PACKAGES, installed
+from mwa_export.vectors import lines, tables
+from mwa_export.vectors.columns import valid_text
 from mwa_export.vectors.entries import FileEntry
-from mwa_export.vectors.job import RESERVED, Dtype, Job, RowError, Shard
+from mwa_export.vectors.job import ERRORS, KINDS, RESERVED, Dtype, Format, Job, RowError, Shard
 
 UNIT_TOLERANCE = 1e-2  # of a vector's length: wide, bfloat16 and int8 graphs round
 
+_SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "npy": ".jsonl"}  # of the rows
+_FIXED = {"row": int, "id": str, "fingerprint": str}
 _NUMPY: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
 
@@ -61,140 +68,181 @@ class Stored:
     fingerprints: list[bytes | None]  # of their contents; an earlier version stored none
 
 
+def check_format(format: Format) -> None:
+    """Raise MissingPackageError if Parquet cannot be written here. Imports nothing."""
+    if format == "parquet" and not installed("pyarrow"):
+        raise MissingPackageError(
+            f"pyarrow is needed to write Parquet. Run: {PACKAGES['pyarrow'].command}; or pass "
+            "`format=npy`, which needs no extra."
+        )
+
+
+def rows_file(out: Path, job: Job, stem: str) -> Path:
+    """Path of a shard's rows. Earlier versions wrote Parquet beside .npy files too."""
+    path = out / f"{stem}{_SUFFIXES[job.format]}"
+    earlier = out / f"{stem}.parquet"
+    return earlier if earlier.is_file() and not path.is_file() else path
+
+
 def write_shard(out: Path, job: Job, embedded: Embedded) -> list[FileEntry]:
     """Write a shard's files; each appears whole. The same rows give the same bytes.
 
     Raises:
         BundleError: the disk refuses.
     """
-    pa, shard = _arrow(), embedded.shard
+    shard = embedded.shard
     stored, scales = quantized(embedded.vectors, job.dtype)
     if embedded.kept is not None and len(embedded.kept.at):
         stored[embedded.kept.at] = embedded.kept.vectors
         if scales is not None:
             scales[embedded.kept.at] = embedded.kept.scales
     prints = embedded.fingerprints or [b""] * len(embedded.ids)
-    arrays = [
-        pa.array(embedded.rows, pa.int64()),
-        pa.array([valid_text(id) for id in embedded.ids], pa.string()),
-        pa.array([print_ or None for print_ in prints], pa.binary(16)),
+    fixed = embedded.rows, [valid_text(id) for id in embedded.ids], prints
+    columns = [
+        (name, kind, [row[index] for row in embedded.columns])
+        for index, (name, kind) in enumerate(job.input(shard.kind).columns)
     ]
-    names = ["row", "id", "fingerprint"]
-    for index, (name, type_) in enumerate(job.input(shard.kind).columns):
-        arrays.append(pa.array([row[index] for row in embedded.columns], arrow_type(type_)))
-        names.append(name)
-    if scales is not None:
-        arrays.append(pa.array(scales, pa.float32()))
-        names.append("scale")
-    written = []
-    if job.format == "npy":
-        name = f"{shard.stem}.npy"
-        with new_file(out / name) as partial, partial.open("wb") as file:
-            np.save(file, stored)
-            file.flush()
-            written.append(FileEntry.of(name, len(stored), partial))
-    else:
-        values = pa.array(stored.reshape(-1))
-        arrays.append(pa.FixedSizeListArray.from_arrays(values, job.width))
-        names.append("embedding")
-    table = pa.Table.from_arrays(arrays, names=names)
-    written.append(write_table(out, f"{shard.stem}.parquet", table))
-    return written
+    name = f"{shard.stem}{_SUFFIXES[job.format]}"
+    if job.format == "parquet":
+        return [tables.write_rows(out, name, fixed, columns, scales, stored)]
+    with new_file(out / f"{shard.stem}.npy") as partial, partial.open("wb") as file:
+        np.save(file, stored)
+        file.flush()
+        vectors = FileEntry.of(f"{shard.stem}.npy", len(stored), partial)
+    return [vectors, lines.write_lines(out, name, _objects(fixed, columns, scales))]
 
 
-def write_table(out: Path, name: str, table: Any) -> FileEntry:
-    """Write an Arrow table as ``out / name``."""
-    parquet = require("pyarrow.parquet", extra="embed", why="write embeddings")
-    # Vectors do not compress; dictionaries and statistics of them only cost time.
-    dictionary = [field.name for field in table.schema if str(field.type) == "string"]
-    with new_file(out / name) as partial:
-        parquet.write_table(
-            table,
-            partial,
-            compression="zstd" if "embedding" not in table.column_names else "none",
-            use_dictionary=dictionary,
-            write_statistics=["row"] if "row" in table.column_names else False,
-            store_schema=True,
-            row_group_size=max(1, table.num_rows),
-        )
-        return FileEntry.of(name, table.num_rows, partial)
+def _objects(
+    fixed: tuple[NDArray[np.int64], Sequence[str], Sequence[bytes]],
+    columns: Sequence[tuple[str, str, Sequence[Any]]],
+    scales: NDArray[np.float32] | None,
+) -> Iterator[dict[str, Any]]:
+    """The rows of a shard as JSON objects."""
+    for index, (row, id, print_) in enumerate(zip(*fixed, strict=True)):
+        found: dict[str, Any] = {"row": int(row), "id": id, "fingerprint": print_.hex() or None}
+        found |= {name: lines.encoded(values[index], kind) for name, kind, values in columns}
+        if scales is not None:
+            found["scale"] = float(scales[index])  # float32 to float64 and back is exact
+        yield found
 
 
 def read_shard(out: Path, job: Job, stem: str) -> Stored:
-    """Read a shard of either format back.
+    """Read a shard back, of either format.
 
     Raises:
         DataError: a file is missing or damaged.
     """
-    parquet = require("pyarrow.parquet", extra="embed", why="read embeddings")
-    path = out / f"{stem}.parquet"
+    path = rows_file(out, job, stem)
     try:
-        table = parquet.read_table(path, partitioning=None)
+        found = _table(path, job) if path.suffix == ".parquet" else _lines(path, job, stem)
         if job.format == "npy":
             path = out / f"{stem}.npy"
-            vectors = np.load(path)
-        else:
-            vectors = _vectors(table, job)
-        rows = table.column("row").to_numpy().astype(np.int64)
-        ids = table.column("id").to_pylist()
-        scales = table.column("scale").to_numpy() if job.dtype == "int8" else None
+            found = replace(found, vectors=np.load(path))
     except (OSError, ValueError, KeyError, EOFError) as error:  # ArrowInvalid is a ValueError
         raise DataError(
             f"{path}: cannot be read ({error}). Expected a shard that `embed` wrote."
         ) from error
-    if vectors.shape != (table.num_rows, job.width) or vectors.dtype != _NUMPY[job.dtype]:
+    shape = len(found.ids), job.width
+    if found.vectors.shape != shape or found.vectors.dtype != _NUMPY[job.dtype]:
         raise DataError(
-            f"{path}: holds {vectors.dtype} of shape {vectors.shape}. Expected {job.dtype} of "
-            f"shape {(table.num_rows, job.width)}."
+            f"{path}: holds {found.vectors.dtype} of shape {found.vectors.shape}. Expected "
+            f"{job.dtype} of shape {shape}."
         )
-    wanted = [name for name in table.column_names if name not in RESERVED or name == "fingerprint"]
-    columns = {name: table.column(name).to_pylist() for name in wanted}
-    prints = columns.pop("fingerprint", [None] * len(ids))
-    return Stored(rows, ids, columns, vectors, scales, prints)
+    return found
 
 
-def read_column(out: Path, stem: str, name: str) -> list[Any]:
-    """One column of a shard's Parquet file.
+def _table(path: Path, job: Job) -> Stored:
+    """A shard's Parquet file; of one beside a .npy file the vectors are empty."""
+    table = tables.read_table(path)
+    names = [name for name in table.column_names if name not in RESERVED]
+    given = "fingerprint" in table.column_names
+    return Stored(
+        table.column("row").to_numpy().astype(np.int64),
+        table.column("id").to_pylist(),
+        {name: table.column(name).to_pylist() for name in names},
+        np.empty(0)
+        if job.format == "npy"
+        else tables.vectors_in(table, job.width, _NUMPY[job.dtype]),
+        table.column("scale").to_numpy() if job.dtype == "int8" else None,
+        table.column("fingerprint").to_pylist() if given else [None] * table.num_rows,
+    )
+
+
+def _lines(path: Path, job: Job, stem: str) -> Stored:
+    """The rows beside a .npy file, without vectors."""
+    columns = job.input(KINDS[stem.partition("/")[0]]).columns
+    types: dict[str, type] = {**_FIXED, **{name: object for name, _kind in columns}}
+    if job.dtype == "int8":
+        types["scale"] = float
+    found = list(zip(*lines.read_lines(path, types), strict=True)) or [()] * len(types)
+    fields = dict(zip(types, found, strict=True))
+    if None in (*fields["row"], *fields["id"], *fields.get("scale", ())):
+        raise ValueError("a row lacks its number, its id or its scale")
+    return Stored(
+        np.array(fields["row"], np.int64),
+        list(fields["id"]),
+        {name: lines.decoded(fields[name], kind) for name, kind in columns},
+        np.empty(0),
+        np.array(fields["scale"], np.float32) if job.dtype == "int8" else None,
+        [print_ and bytes.fromhex(print_) for print_ in fields["fingerprint"]],
+    )
+
+
+def read_column(out: Path, job: Job, stem: str, name: Literal["id", "fingerprint"]) -> list[Any]:
+    """Ids or fingerprints of a shard's rows.
 
     Raises:
-        DataError: the file is missing or damaged, or an earlier version wrote it without.
+        DataError: the file is missing or damaged, or an earlier version wrote it without them.
     """
-    parquet = require("pyarrow.parquet", extra="embed", why="read embeddings")
-    path = out / f"{stem}.parquet"
+    path = rows_file(out, job, stem)
     try:
-        found: list[Any] = parquet.read_table(path, columns=[name], partitioning=None)[
-            name
-        ].to_pylist()
+        if path.suffix == ".parquet":
+            return tables.read_lists(path, [name])[0]
+        found = [value for (value,) in lines.read_lines(path, {name: str})]
+        if name == "id":
+            return found
+        return [print_ and bytes.fromhex(print_) for print_ in found]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{path}: its column {name} cannot be read ({error}). An output that an earlier "
             "version made without it cannot be updated: embed into a new folder."
         ) from error
-    return found
 
 
-def read_errors(path: Path) -> Iterator[tuple[str, RowError]]:
-    """Kind and error of each row of errors.parquet.
+def write_errors(
+    out: Path, format: Format, failed: Iterator[tuple[Kind, str, RowError]]
+) -> FileEntry:
+    """Write the file of the rows that failed, of (kind, source, error)."""
+    rows = (
+        {
+            "row": e.row,
+            "id": valid_text(e.id),
+            "kind": kind,
+            "code": e.code,
+            "reason": valid_text(e.reason),
+            "source": valid_text(source),
+            "fingerprint": e.fingerprint or None,
+        }
+        for kind, source, e in failed
+    )
+    write = tables.write_errors if format == "parquet" else lines.write_lines
+    return write(out, ERRORS[format], rows)
+
+
+def read_errors(path: Path, names: Sequence[str]) -> Iterator[list[Any]]:
+    """Some fields of each row that failed; the fingerprint is bytes or None.
 
     Raises:
-        OSError, ValueError, KeyError: it cannot be read.
+        OSError, ValueError, KeyError: the file cannot be read.
     """
-    parquet = require("pyarrow.parquet", extra="embed", why="read embeddings")
-    names = ["row", "id", "code", "reason", "fingerprint", "kind"]
-    columns = (column.to_pylist() for column in parquet.read_table(path, columns=names).columns)
-    for row, id, code, reason, print_, kind in zip(*columns, strict=True):
-        yield kind, RowError(row, id, code, reason, (print_ or b"").hex())
-
-
-def _vectors(table: Any, job: Job) -> NDArray[Any]:
-    """The column `embedding`. (n, D)."""
-    column = table.column("embedding").combine_chunks()
-    chunks = column.chunks if hasattr(column, "chunks") else [column]
-    if not table.num_rows:
-        return np.empty((0, job.width), _NUMPY[job.dtype])
-    flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks])
-    found: NDArray[Any] = flat.reshape(table.num_rows, -1)
-    return found
+    if path.suffix == ".parquet":
+        yield from map(list, zip(*tables.read_lists(path, names), strict=True))
+        return
+    for values in lines.read_lines(path, {n: int if n == "row" else str for n in names}):
+        yield [
+            value and bytes.fromhex(value) if name == "fingerprint" else value
+            for name, value in zip(names, values, strict=True)
+        ]
 
 
 def quantized(
@@ -212,27 +260,6 @@ def quantized(
 
 
 def restored(stored: NDArray[Any], scales: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """The vectors of stored ones. (n, D) float32."""
+    """Vectors from their stored form. (n, D) float32."""
     vectors = stored.astype(np.float32)
     return vectors if scales is None else vectors * scales[:, None]
-
-
-def error_table(rows: Iterator[tuple[str, str, RowError]]) -> Any:
-    """errors.parquet as an Arrow table, of (kind, source, error)."""
-    pa = _arrow()
-    types = [("row", pa.int64())]
-    types += [(name, pa.string()) for name in ("id", "kind", "code", "reason", "source")]
-    types.append(("fingerprint", pa.binary(16)))
-    found = [
-        (
-            *(e.row, *map(valid_text, (e.id, kind, e.code, e.reason, source))),
-            bytes.fromhex(e.fingerprint) or None,
-        )
-        for kind, source, e in rows
-    ]
-    names = [name for name, _type in types]
-    return pa.Table.from_pylist([dict(zip(names, r, strict=True)) for r in found], pa.schema(types))
-
-
-def _arrow() -> Any:
-    return require("pyarrow", extra="embed", why="write embeddings")

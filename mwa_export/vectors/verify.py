@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 from mwa_export.errors import DataError
 from mwa_export.files import sha256_of
 from mwa_export.inputs.content import Kind
-from mwa_export.optional import require
 from mwa_export.progress import ignore
 from mwa_export.typed_json import read_object
 from mwa_export.vectors.entries import FileEntry, Part
 from mwa_export.vectors.install import pending_update
 from mwa_export.vectors.job import KINDS, Job
 from mwa_export.vectors.manifest import (
-    ERRORS,
     JOB,
     MANIFEST,
     Counts,
@@ -30,7 +28,7 @@ from mwa_export.vectors.manifest import (
     read_manifest,
 )
 from mwa_export.vectors.output import Output
-from mwa_export.vectors.shards import UNIT_TOLERANCE, Stored, restored
+from mwa_export.vectors.shards import UNIT_TOLERANCE, Stored, read_errors, restored
 
 _INT8_TOLERANCE = 0.05  # of a restored vector's length
 _SHOWN = 5  # rows named in a finding
@@ -61,7 +59,7 @@ def verify(out: Path, *, on_rows: Callable[[int], None] = ignore) -> Proof:
     findings = list(_manifest_findings(output, manifest))
     findings += _foreign_files(out, {file.file for file in named.files})
     findings += [text for file in named.files for text in _file_findings(out, file)]
-    failed, texts = _failed_rows(out)
+    failed, texts = _failed_rows(out / named.errors.file)
     findings += texts
     totals: dict[Kind, Counts] = {}
     for folder, parts in named.shards.items():
@@ -108,19 +106,18 @@ def _file_findings(out: Path, file: FileEntry) -> Iterator[str]:
         yield f"{name}: has other content than {MANIFEST} says (sha256)"
 
 
-def _failed_rows(out: Path) -> tuple[dict[str, list[int]], list[str]]:
-    """Row numbers in errors.parquet by kind."""
-    parquet = require("pyarrow.parquet", extra="embed", why="read embeddings")
+def _failed_rows(path: Path) -> tuple[dict[str, list[int]], list[str]]:
+    """Numbers of the rows that failed, by kind."""
     found: dict[str, list[int]] = {}
-    try:
-        table = parquet.read_table(out / ERRORS, columns=["row", "kind", "reason"])
-    except (OSError, ValueError, KeyError) as error:
-        return found, [f"{ERRORS}: cannot be read ({error})"]
     silent = 0
-    for row, kind, reason in zip(*(c.to_pylist() for c in table.columns), strict=True):
-        found.setdefault(kind, []).append(row)
-        silent += not reason
-    return found, [f"{ERRORS}: {silent:,} rows have no reason"] if silent else []
+    try:
+        for row, kind, reason in read_errors(path, ["row", "kind", "reason"]):
+            found.setdefault(kind, []).append(row)
+            silent += not reason
+        found = {kind: [int(row) for row in rows] for kind, rows in found.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {}, [f"{path.name}: cannot be read ({error})"]
+    return found, [f"{path.name}: {silent:,} rows have no reason"] if silent else []
 
 
 class _Rows:

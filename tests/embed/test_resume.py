@@ -200,10 +200,10 @@ def test_no_room_and_no_permission_end_cleanly_and_the_run_goes_on(
     bundle: Path, embedded: Path, tmp_path: Path
 ) -> None:
     out, sources = tmp_path / "out", [pictures(21, bad=(3, 20)), texts(30)]
-    from mwa_export.vectors import shards
+    from mwa_export.vectors import tables
 
     with (
-        mock.patch.object(shards, "require", side_effect=_full_disk(2)),
+        mock.patch.object(tables, "require", side_effect=_full_disk(2)),
         pytest.raises(BundleError, match="no space left on the device"),
     ):
         embed(bundle, sources, out)
@@ -220,8 +220,8 @@ def _full_disk(writes: int) -> Any:
 
     count = 0
 
-    def stand_in(module: str, **more: Any) -> Any:
-        real = require(module, **more)
+    def stand_in(module: str) -> Any:
+        real = require(module)
         if module != "pyarrow.parquet":
             return real
 

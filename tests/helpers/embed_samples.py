@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from mwa_export.embed.run import Execution, Summary, run
 from mwa_export.inputs.content import Kind, Problem
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.vectors.job import EmbedOptions
-from mwa_export.vectors.manifest import ERRORS
 from mwa_export.vectors.output import Output
 from mwa_export.vectors.shards import restored
 
@@ -95,10 +95,12 @@ def embed(
 
 
 def errors(out: Path) -> list[dict[str, Any]]:
-    """The rows of errors.parquet."""
+    """The rows that failed."""
+    if (out / "errors.jsonl").exists():
+        return [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
     import pyarrow.parquet
 
-    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(out / ERRORS).to_pylist()
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(out / "errors.parquet").to_pylist()
     return rows
 
 

@@ -66,7 +66,7 @@ def test_the_choice_of_the_user_stays(home: Path) -> None:
     (home / "intel" / "openvino_telemetry").write_text("0")  # what opt_in_out writes
     code = (
         "import os, sys; from mwa_export.optional import require; "
-        "require('openvino', extra='', why=''); "
+        "require('openvino'); "
         "print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['RAY_USAGE_STATS_ENABLED'], "
         "'openvino_telemetry' in sys.modules)"
     )

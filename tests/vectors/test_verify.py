@@ -17,7 +17,7 @@ from embed_samples import embed, pictures, texts
 
 from mwa_export.errors import DataError
 from mwa_export.files import sha256_of
-from mwa_export.vectors.manifest import ERRORS, JOB, MANIFEST, read_manifest, write_manifest
+from mwa_export.vectors.manifest import JOB, MANIFEST, read_manifest, write_manifest
 from mwa_export.vectors.verify import verify
 
 PART = "texts/part-00001.parquet"
@@ -142,10 +142,10 @@ def test_damage_that_the_manifest_vouches_for_is_found(
 
 
 def test_a_lost_error_row_is_found(out: Path) -> None:
-    rewrite(out, lambda t: t.slice(0, 1), ERRORS)
+    rewrite(out, lambda t: t.slice(0, 1), "errors.parquet")
     findings = verify(out).findings
     assert any("rows are neither embedded nor failed: 7" in f for f in findings)
-    rewrite(out, lambda t: t.set_column(4, "reason", pa.array([""] * t.num_rows)), ERRORS)
+    rewrite(out, lambda t: t.set_column(4, "reason", pa.array([""] * t.num_rows)), "errors.parquet")
     assert any("1 rows have no reason" in f for f in verify(out).findings)
 
 

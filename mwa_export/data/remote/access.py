@@ -15,14 +15,16 @@ from typing import Any, NamedTuple, TypeVar
 
 from mwa_export.data.addresses import HTTP, protocol_of, public
 from mwa_export.errors import MissingPackageError, RemoteError, check_option
-from mwa_export.optional import require
+from mwa_export.optional import check_installed, require
 
 T = TypeVar("T")
 _STEP = 0.2  # seconds between a waiting thread's checks whether the run stops
 _PATIENCE = 20  # a request may take this many time-outs in total, even if bytes keep coming
 _PAUSE = 0.5  # seconds before the second attempt; doubled before each further one
 _MAX_PAUSE = 60.0
-_PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs"}  # extra `remote`
+_STORES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs"}
+_STORES |= {"abfss": "adlfs"}  # protocol -> the package that fsspec uses for it
+_PACKAGES = {"http": "aiohttp", "https": "aiohttp", **_STORES}
 _LASTING = (errno.EINVAL, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -156,10 +158,10 @@ def _file_system(url: str, access: Access) -> tuple[Any, str]:
     Chained URLs (`zip://a::s3://b`) are not supported: the protocol is the text before the first
     `://`.
     """
-    fsspec = require("fsspec", extra="embed", why="read remote files")
     protocol = protocol_of(url)
     if protocol in _PACKAGES:
-        require(_PACKAGES[protocol], extra="remote", why=f"read {protocol}")
+        require(_PACKAGES[protocol])
+    fsspec = require("fsspec")
     try:
         kind = fsspec.get_filesystem_class(protocol)
     except ValueError as error:
@@ -173,10 +175,16 @@ def _file_system(url: str, access: Access) -> tuple[Any, str]:
     return system, str(kind._strip_protocol(url))
 
 
+def check_packages(url: str) -> None:
+    """Raise MissingPackageError if a package that reads this URL is not installed."""
+    protocol = protocol_of(url)
+    check_installed("urllib3" if protocol in HTTP else _STORES.get(protocol, "fsspec"))
+
+
 def _patience(protocol: str, access: Access, configured: dict[str, Any]) -> dict[str, Any]:
     """Return options that give a file system our time-out and turn off its own retries."""
     if protocol in HTTP:
-        aiohttp = require("aiohttp", extra="remote", why="list folders over http")
+        aiohttp = require("aiohttp")
         limit = aiohttp.ClientTimeout(sock_connect=access.timeout, sock_read=access.timeout)
         return {"client_kwargs": {"timeout": limit}}
     if protocol in ("s3", "s3a"):

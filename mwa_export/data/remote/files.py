@@ -54,7 +54,7 @@ def fetch(url: str, start: int, end: int) -> Part:
 
 
 def _http() -> Any:
-    require("urllib3", extra="remote", why="read http")
+    require("urllib3")
     from mwa_export.data.remote import http
 
     return http
