@@ -177,7 +177,7 @@ def command(
     )
     options = options_of(CompareOptions, values, gates=options_of(Gates, values))
     chosen = [_runtime_of(name, run.runtime) for name in candidates]
-    check_packages(reference, layers=run.layers)
+    check_packages(reference, [run.runtime, *chosen], layers=run.layers)
     with console.steps() as step:
         step("read the test set")
         test_set = data.read()

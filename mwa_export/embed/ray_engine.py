@@ -71,7 +71,7 @@ def ray_executor(options: RayOptions | None = None) -> Executor:
     Raises:
         MissingPackageError: Ray is not installed.
     """
-    check_installed("ray")
+    check_installed("ray", "pyarrow", why="embed on a cluster")
     return partial(run_on_ray, options=options)
 
 

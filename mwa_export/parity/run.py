@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -82,7 +82,7 @@ def compare_models(
         UsageError: the sides have different embedding spaces, unless ``run.any_space`` is set.
     """
     run, progress = run or RunOptions(), progress or Silent()
-    check_packages(Path(reference), layers=run.layers)
+    check_packages(Path(reference), [run.runtime], layers=run.layers)
     if not isinstance(data, RetrievalData):
         progress("read the test set")
         data = read_data(data, DataOptions(max_excluded=run.max_excluded))
@@ -95,11 +95,15 @@ def compare_models(
     return compare_sides(decides, checked, data, run=run, options=options, progress=progress)
 
 
-def check_packages(reference: Path, *, layers: bool = False) -> None:
+def check_packages(
+    reference: Path, runtimes: Iterable[RuntimeOptions], *, layers: bool = False
+) -> None:
     """Raise MissingPackageError if a package that a comparison needs is not installed.
 
     A reference that is a bundle needs none.
     """
+    if any(options.runtime == "openvino" for options in runtimes):
+        check_installed("openvino")
     if not (reference / MANIFEST).is_file():
         check_installed("torch", "torchscale")
     if layers:

@@ -177,6 +177,18 @@ def _slow(runtime: str, precision: str, machine: Machine) -> str | None:
     return None  # ONNX Runtime's exact AVX2 kernels are faster than float32: benchmarks/cpu.py
 
 
+def int8_runtimes(machine: Machine) -> tuple[str, ...]:
+    """Installed CPU runtimes on which `auto` may choose INT8 on this processor, best first."""
+    return tuple(
+        runtime
+        for runtime, precision in ORDER
+        if precision == "int8"
+        and runtime not in NVIDIA
+        and runtime in machine.runtimes
+        and _slow(runtime, precision, machine) is None
+    )
+
+
 def _reason(
     manifest: Manifest, runtime: str, precision: str, options: RuntimeOptions, machine: Machine
 ) -> str:

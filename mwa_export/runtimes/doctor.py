@@ -1,4 +1,4 @@
-"""What this machine can run: runtimes and their versions, processor, GPU, and what to install."""
+"""What this machine can run: processor, GPU, optional packages, and what to install."""
 
 from __future__ import annotations
 
@@ -9,34 +9,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mwa_export.cpu import cores, cpu_name, fast_bfloat16, fast_int8, instruction_sets
-from mwa_export.optional import versions_of
+from mwa_export.optional import PACKAGES, Package, versions_of
+from mwa_export.runtimes.choose import int8_runtimes
 from mwa_export.runtimes.machine import this_machine
 from mwa_export.version import __version__
 
 _WAIT = 10  # seconds for nvidia-smi
-
-_PARTS = (  # what it is for, distributions that bring it, what to install
-    ("PyTorch: read checkpoints, export, reference", ("torch",), "mwa-export[export]"),
-    ("onnx: write and quantize graphs", ("onnx",), "mwa-export[export]"),
-    ("ONNX Runtime: run graphs", ("onnxruntime", "onnxruntime-gpu"), "mwa-export"),
-    ("OpenVINO: the fastest CPU runtime", ("openvino",), "mwa-export[openvino]"),
-    ("s3fs: read remote files (http, s3)", ("s3fs",), "mwa-export[remote]"),
-    ("TensorRT: engines for NVIDIA GPUs", ("tensorrt",), "tensorrt"),
-    (
-        "TensorRT-RTX: engines for RTX cards, built on any machine",
-        ("tensorrt-rtx-cu12-bindings",),
-        "mwa-export[tensorrt-rtx]",
-    ),
-)
+_ONNX_RUNTIME = ("onnxruntime", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something that can be installed."""
+    """An optional package."""
 
-    what: str
+    package: str  # its name on a package index
+    what: str  # what it is for: "to read checkpoints"
     version: str | None  # None: it is not installed
-    install: str  # the argument of pip install
+    install: str  # the line that installs it
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Something that this machine lacks, or that is good to know about it."""
+
+    text: str
+    commands: tuple[str, ...] = ()  # to run, one after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +45,13 @@ class Doctor:
     system: str
     cpu: str
     cores: int  # that this process may use
-    instruction_sets: tuple[str, ...] | None  # None: this system does not tell
+    instruction_sets: tuple[str, ...] | None  # None: unknown
     fast_int8: bool | None
+    int8: tuple[str, ...]  # runtimes on which `auto` may choose INT8 on this CPU, best first
     fast_bfloat16: bool | None
     gpu: str | None  # name, driver and memory; None: none was found
-    cuda: bool  # the installed ONNX Runtime has it
+    onnxruntime: str | None  # its version
+    cuda: bool  # the installed ONNX Runtime supports it
     parts: tuple[Part, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -61,9 +60,8 @@ class Doctor:
 
 
 def examine() -> Doctor:
-    """Look at this machine. Loads no runtime but ONNX Runtime, and changes nothing."""
-    sets = instruction_sets()
-    machine = this_machine()
+    """Examine this machine. Loads no runtime except ONNX Runtime, and changes nothing."""
+    machine, sets = this_machine(), instruction_sets()
     return Doctor(
         version=__version__,
         python=platform.python_version(),
@@ -72,35 +70,51 @@ def examine() -> Doctor:
         cores=cores(),
         instruction_sets=None if sets is None else tuple(sorted(sets)),
         fast_int8=fast_int8(sets),
+        int8=int8_runtimes(machine),
         fast_bfloat16=fast_bfloat16(sets),
         gpu=_gpu(),
+        onnxruntime=next(iter(versions_of(*_ONNX_RUNTIME).values()), None),
         cuda="cuda" in machine.runtimes,
-        parts=tuple(
-            Part(what, next(iter(versions_of(*names).values()), None), install)
-            for what, names, install in _PARTS
-        ),
+        parts=tuple(_part(p) for p in PACKAGES.values() if p.module != "onnxruntime"),
     )
 
 
-def advice(found: Doctor) -> tuple[str, ...]:
-    """What to install on this machine, most useful first."""
-    by_name = {part.what.partition(":")[0]: part for part in found.parts}
-    sentences = [
-        f'{part.what} is not installed. Run: pip install "{part.install}"'
-        for name, part in by_name.items()
-        if part.version is None and (not name.startswith("TensorRT") or found.gpu is not None)
-    ]
+def _part(package: Package) -> Part:
+    name = package.distribution
+    return Part(name, package.needed, versions_of(name).get(name), package.command)
+
+
+def advice(found: Doctor) -> tuple[Advice, ...]:
+    """What to install on this machine and what to know about it, most useful first."""
+    lacking = {part.package: part.install for part in found.parts if part.version is None}
+    given = []
+    if found.onnxruntime is None:
+        command = PACKAGES["onnxruntime"].command
+        given.append(Advice("ONNX Runtime is not installed. It runs every bundle.", (command,)))
+    if "openvino" in lacking:
+        text = "OpenVINO is not installed. It is the fastest runtime on CPUs."
+        given.append(Advice(text, (lacking["openvino"],)))
+    if found.gpu is not None and "tensorrt" in lacking:
+        text = "TensorRT is not installed. It is the fastest runtime on NVIDIA GPUs."
+        given.append(Advice(text, (lacking["tensorrt"],)))
     if found.gpu is not None and not found.cuda:
-        sentences.append(
-            "There is a GPU, and this ONNX Runtime has no CUDA. Run: pip uninstall onnxruntime && "
-            "pip install onnxruntime-gpu"
-        )
+        text = "The installed ONNX Runtime does not support CUDA, so it does not use the GPU."
+        commands = "pip uninstall -y onnxruntime", "pip install onnxruntime-gpu"
+        given.append(Advice(text, commands))
     if found.fast_int8 is False:
-        sentences.append(
-            "This CPU has no VNNI or dot product instructions: INT8 is slower than float32 on it, "
-            "and `auto` does not choose it."
+        text = f"This CPU has no VNNI or dot product instructions. {_slow_int8(found)}"
+        given.append(Advice(text))
+    return tuple(given)
+
+
+def _slow_int8(found: Doctor) -> str:
+    """What `auto` does with INT8 on a CPU without instructions for it."""
+    if found.int8:
+        return (
+            "`auto` uses INT8 on ONNX Runtime only: it is exact there and faster than float32. "
+            "INT8 on OpenVINO overflows on such a CPU, which costs recall."
         )
-    return tuple(sentences)
+    return "INT8 is slower than float32 on it, so `auto` does not use it."
 
 
 def _gpu() -> str | None:
