@@ -26,7 +26,7 @@ from mwa_export.runtimes.options import LABELS, RuntimeOptions
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    tomllib = pytest.importorskip("tomli")
 
 CPUS = {  # instruction sets of every kind of CPU
     "unknown": None,
