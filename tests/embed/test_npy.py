@@ -61,6 +61,7 @@ def test_everything_works_without_extras_and_gives_the_same_bytes(
     request.getfixturevalue("bare")
     embed(bundle, SOURCES, out, **options)
     assert files_below(out) == files_below(expected)
+    assert "pyarrow" not in read_manifest(out)["versions"]
     assert verify(out).findings == ()
     assert len(found(out)) == 5
     assert [(e["row"], e["kind"], e["code"]) for e in errors(out)] == [
@@ -113,7 +114,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(bundle: Path, tmp_path
 def test_parquet_is_refused_before_anything_is_read_or_written(
     bundle: Path, tmp_path: Path
 ) -> None:
-    message = refused("embed", bundle, "--texts", tmp_path / "none.txt", "-o", tmp_path / "out")
+    message = refused("embed", "none", "--texts", "none.txt", "-o", tmp_path / "out")
     assert 'pip install "mwa-export[embed]"' in message
     assert "--format npy" in message
     with pytest.raises(MissingPackageError, match="format=npy"):
