@@ -1,4 +1,4 @@
-"""Pictures to shards of vectors: threads decode into reused buffers while the model runs.
+"""Images to shards of vectors: threads decode into reused buffers while the model runs.
 
 A batch is the next rows of a shard, whatever becomes of them: it depends on the shard alone.
 """
@@ -90,7 +90,7 @@ def embed_picture_shards(
                     yield collected.finish(entry.shard)
                     collected = Collected()
             line.check()
-        except StoppedError:  # a picture was given up because something else failed
+        except StoppedError:  # an image was given up because something else failed
             raise line.failure or StoppedError from None
         finally:
             line.stop()
@@ -98,7 +98,7 @@ def embed_picture_shards(
 
 
 def _infer(backend: Backend, entry: _Batch, collected: Collected, clock: Clock) -> int:
-    """Wait for a batch's pictures and embed those that could be decoded. Rows that failed."""
+    """Wait for a batch's images and embed those that could be decoded. Returns failed rows."""
     before = len(collected.errors)
     waiting = time.perf_counter()
     outcomes = [future.result() for future in entry.decoded]
@@ -121,7 +121,7 @@ def _infer(backend: Backend, entry: _Batch, collected: Collected, clock: Clock) 
 def _decode(
     row: int, item: Row, target: NDArray[np.uint8], clock: Clock, room: Room
 ) -> RowError | None:
-    """Decode one picture into ``target`` (size, size, 3); or why it cannot be."""
+    """Decode one image into ``target`` (size, size, 3). Returns an error if that fails."""
     try:
         content: Any = item.content
         if not isinstance(content, bytes | str):

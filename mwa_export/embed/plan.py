@@ -76,7 +76,7 @@ class Plan:
     scans: tuple[Scan, ...]  # of each source
 
     def shards(self, part: Slice | None = None) -> Iterator[Shard]:
-        """All shards, or those of one machine, pictures before texts."""
+        """All shards, or those of one machine, images before texts."""
         for entry, scan in zip(self.job.inputs, self.scans, strict=True):
             found = shards(entry, scan.duplicates)
             yield from (s for s in found if part is None or part.takes(s))
@@ -95,7 +95,7 @@ def check_sources(bundle: Bundle, sources: Sequence[Source]) -> None:
     """
     kinds = [source.kind for source in sources]
     if not kinds or len(set(kinds)) != len(kinds):
-        raise UsageError("Nothing to embed. Give `images=SOURCE`, `texts=SOURCE`, or both.")
+        raise UsageError("Nothing to embed. Pass `images=SOURCE`, `texts=SOURCE`, or both.")
     for kind in kinds:
         bundle.require(_TOWER[kind], what=f"embedding {kind}s")
     if "text" in kinds:
@@ -125,7 +125,7 @@ def plan(
     ``work``: an existing folder, in which sources may keep an index.
 
     Raises:
-        UsageError: no source, two of one kind, a column with a name of ours, or a kind for which
+        UsageError: no source, two of one kind, a column with a reserved name, or a kind for which
             the bundle has no tower.
         DataError: a source is missing or malformed as a whole.
         BundleError: texts, and the bundle has no tokenizer.
@@ -166,12 +166,12 @@ def _scanned(
     for name in source.columns:
         if name in RESERVED:
             raise UsageError(
-                f"`columns={name}`: the output has a column of this name. Expected other than "
-                f"{', '.join(RESERVED)}: rename it in the source."
+                f"`columns={name}`: the output has its own column of this name (reserved: "
+                f"{', '.join(RESERVED)}). Rename it in the source."
             )
     scan = source.scan(work)
     if scan.rows == 0:
-        raise DataError(f"{source.name}: has no rows. Expected one {source.kind} at least.")
+        raise DataError(f"{source.name}: has no rows. Expected at least one {source.kind}.")
     taken = scan.rows if options.limit is None else min(scan.rows, options.limit)
     sample = []
     if source.columns:

@@ -54,7 +54,7 @@ class Watch(Protocol):
 
 
 class Unwatched(Watch):
-    """For those who do not watch."""
+    """Ignores everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class MaxErrors:
         if over:
             raise TooManyErrorsError(
                 f"{failed:,} of {done:,} rows failed, and `max_errors` allows {allowed}. What is "
-                "finished stays: go on with the same command and a larger `max_errors`, or look "
+                "finished is kept: run the same command again and a larger `max_errors`, or look "
                 "at the input first."
             )
 

@@ -47,12 +47,12 @@ class RayOptions:
     actors: tuple[int, int] | None = None  # least and most; None: as many as there is room for
 
     def __post_init__(self) -> None:
-        check_option("ray_cpus", self.cpus, self.cpus is None or self.cpus >= 1, "1 or more")
+        check_option("ray_cpus", self.cpus, self.cpus is None or self.cpus >= 1, "at least 1")
         fits = self.gpus is None or 0 <= self.gpus < math.inf
-        check_option("ray_gpus", self.gpus, fits, "0 or more")
+        check_option("ray_gpus", self.gpus, fits, "at least 0")
         least, most = self.actors or (1, 1)
         fits = 1 <= least <= most
-        check_option("ray_actors", f"{least}-{most}", fits, "1 or more, least before most")
+        check_option("ray_actors", f"{least}-{most}", fits, "at least 1, the smaller number first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _run(ray: Any, task: Task, pool: Pool) -> None:
     except ray.exceptions.RayError as error:
         raise ClusterError(
             f"{len(left)} of {len(task.shards)} shards were not embedded: {_cause(error)} What is "
-            "finished stays; run the same command to go on."
+            "finished is kept; run the same command again to continue."
         ) from error
     finally:
         close = getattr(rows, "close", None)

@@ -12,9 +12,9 @@ _EACH = 1 << 24  # pixels of a thread: photographs of usual size never wait
 
 
 class Room:
-    """Memory for decoded pictures (about 8 bytes a pixel), shared by all decoding threads.
+    """Memory for decoded images (about 8 bytes a pixel), shared by all decoding threads.
 
-    The largest picture that is accepted fits. Who waits for much is not overtaken.
+    The largest accepted image fits. A thread that waits for much memory is served in turn.
     """
 
     def __init__(self, threads: int) -> None:

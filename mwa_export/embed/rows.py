@@ -24,7 +24,7 @@ from mwa_export.vectors.job import RowError, Shard
 from mwa_export.vectors.shards import UNIT_TOLERANCE, Embedded
 
 OnRows = Callable[[int, int], None]
-"""Is told how many rows more are done, and how many of them failed; may raise to stop the run."""
+"""Called with the rows that were just finished and how many failed; may raise to stop the run."""
 
 _TIMED = 64  # rows whose reading is entered into the clock at a time
 
@@ -62,7 +62,7 @@ class Setup:
     columns: Sequence[tuple[str, str]]  # carried along: names and Arrow types
     workers: int  # threads that read and decode, or tokenize
     clock: Clock  # takes the times of the stages; tokenizing counts as decoding
-    on_rows: OnRows  # is told after each batch
+    on_rows: OnRows  # called after each batch
     notes: dict[str, Notes] = field(default_factory=dict)  # of shards that are under way
 
 
@@ -88,7 +88,7 @@ def checked_rows(
             break
         error: RowError | None = None
         if number in duplicates:
-            reason = f"an earlier row of the source has the id {item.id!r} as well"
+            reason = f"an earlier row of the source has the same id, {item.id!r}"
             error = RowError(number, item.id, "duplicate-id", reason)
         elif item.content is None:
             problem = item.problem or Problem("unreadable", "nothing to embed")

@@ -144,7 +144,9 @@ def run(
     check_sources(bundle, sources)
     check_runtime(bundle, runtime)
     if how.update is not None and how.part is not None:
-        raise UsageError("`shard` and `update`: an update is made by one machine, or on Ray.")
+        raise UsageError(
+            "`shard` and `update` cannot be combined: an update runs on one machine or on Ray."
+        )
     if (made := pending_update(out)) is not None:
         with locked(out):
             install_update(out, made)

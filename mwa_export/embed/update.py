@@ -89,8 +89,8 @@ def _check(old: Job, new: Job, update: Update) -> None:
     """Refuse what would mix vectors of different models, or lose a whole source."""
     if lost := sorted({FOLDERS[kind] for kind in _kinds(old) - _kinds(new)}):
         raise DataError(
-            f"the output also holds {' and '.join(lost)}, and an update covers all of it. Name "
-            "that source as well."
+            f"the output also holds {' and '.join(lost)}, and an update covers all of it. Pass "
+            "that source too."
         )
     allowed = _VERSIONS
     if update.source:
@@ -100,7 +100,7 @@ def _check(old: Job, new: Job, update: Update) -> None:
         source = "" if update.source else ", and `retry_failed` alone the same source: `update`"
         raise DataError(
             f"an update needs the model and the options that the output was made with{source}. "
-            f"{'; '.join(changed)}. Give those, or embed into a new folder."
+            f"{'; '.join(changed)}. Pass those, or embed into a new folder."
         )
 
 
@@ -123,7 +123,7 @@ def _with(entry: Input, gone: NDArray[np.int64]) -> Input:
     """An input with the rows that are kept after its own."""
     if len(gone) and entry.taken < entry.rows:
         raise UsageError(
-            "`vanished=keep` and `limit`: rows beyond the limit are not kept. Drop one."
+            "`vanished=keep` and `limit` cannot be combined: rows beyond the limit are not kept."
         )
     rows = entry.rows + len(gone)
     return replace(entry, rows=rows, taken=entry.taken + len(gone), kept=len(gone))

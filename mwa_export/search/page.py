@@ -1,4 +1,4 @@
-"""The contact sheet of a search: one HTML file, no script, nothing fetched, pictures inside.
+"""The contact sheet of a search: one HTML file, no script, nothing fetched, images inside.
 
 ``assets/search.html.j2`` decides what stands where; it looks like the parity report, whose
 ``report.css`` it uses, with ``search.css`` on top.
@@ -42,7 +42,7 @@ def write_page(found: Found, path: Path) -> None:
 
 
 def html_from_search(found: Found) -> str:
-    """The whole document. A picture that cannot be read is named, with the reason, in its place."""
+    """The whole document. An image that cannot be read is named, with the reason, in its place."""
     return rendered(
         "search.html.j2",
         ["report.css", "search.css"],

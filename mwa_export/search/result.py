@@ -20,7 +20,7 @@ class Hit:
     score: float  # inner product with the query
     id: str
     columns: Mapping[str, object]  # what `embed` carried along
-    picture: Picture | Readable | bytes | None = None  # None: nothing says where it lies
+    picture: Picture | Readable | bytes | None = None  # None: its place is unknown
 
     def to_json(self) -> dict[str, Any]:
         picture = None if self.picture is None or isinstance(self.picture, bytes) else self.picture
@@ -37,7 +37,7 @@ class Hit:
 class Found:
     """A query, where it was asked, and its best rows."""
 
-    query: str  # a text, or a picture's name
+    query: str  # a text, or an image's name
     query_picture: Picture | None  # None: the query is a text
     where: Where  # what was searched
     hits: tuple[Hit, ...]

@@ -1,4 +1,4 @@
-"""Search the folder that `embed` wrote: its shards one after the other, by a text or a picture."""
+"""Search the folder that `embed` wrote: its shards one after the other, by text or image."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from mwa_export.vectors.output import Output
 
 _WILDCARD = re.compile(r"[*?\[{]")
 Locate = Callable[[str], Picture | None]
-"""A row's id -> where its picture lies, if that is known."""
+"""A row's id -> the place of its image, if it is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A text, or a picture's file."""
+    """A text, or an image file."""
 
     text: str | None = None
     image: Path | None = None
@@ -40,7 +40,7 @@ class Query:
     def __post_init__(self) -> None:
         if (self.text is None) == (self.image is None):
             raise UsageError(
-                "expected a text or an image to search for, and not both: `image=FILE`"
+                "expected a text or an image (`image=FILE`) to search for, but not both."
             )
         if self.text is not None and not self.text.strip():
             raise UsageError("the text to search for is empty.")
@@ -199,17 +199,17 @@ def search_output(
     pictures: Path | None = None,
     on_rows: Callable[[int], None] = ignore,
 ) -> Found:
-    """Find the k rows that are most like a text or a picture.
+    """Find the k rows that are most like a text or an image.
 
     Args:
         searched: from `open_output`; it may be unfinished, which the result says.
         bundle: embeds the query; None: the one that the output names.
-        pictures: the folder that the pictures' ids are relative to; None: see `picture_of`.
+        pictures: the folder that the ids of the images are relative to; None: see `picture_of`.
 
     Raises:
         DataError: a damaged output.
         UsageError: the bundle makes vectors of another embedding space.
-        ImageError: the query's picture cannot be read.
+        ImageError: the query's image cannot be read.
     """
     encoder = encoder_of(searched.output, query, bundle, runtime)
     if query.image is not None:
@@ -232,7 +232,7 @@ def search_output(
 
 
 def picture_of(entry: Input, folder: Path | None = None) -> Locate:
-    """Find pictures by their ids: below ``folder``, or below the source, as it was named."""
+    """Find images by their ids: below ``folder``, or below the source."""
     named = _WILDCARD.split(entry.source, maxsplit=1)
     source = Path(named[0]) if len(named) == 1 else Path(os.path.dirname(named[0]))
     roots = [source, source.parent] if folder is None else [folder]

@@ -48,7 +48,7 @@ class Part:
         rows = 0 <= self.start <= self.stop < 1 << 63 and min(self.embedded, self.failed) >= 0
         names = {f"{self.stem}{suffix}" for suffix in (".parquet", ".npy", ".jsonl")}
         if not rows or not names.issuperset(file.file for file in self.files):
-            raise ValueError(f"{self.stem}: rows or files that no shard has")
+            raise ValueError(f"{self.stem}: invalid rows or files of a shard")
 
 
 @dataclass(frozen=True, slots=True)

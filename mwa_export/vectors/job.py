@@ -25,7 +25,7 @@ FOLDERS: dict[Kind, Folder] = {"image": "images", "text": "texts"}
 ERRORS: dict[Format, str] = {"parquet": "errors.parquet", "npy": "errors.jsonl"}
 KINDS: dict[str, Kind] = {folder: kind for kind, folder in FOLDERS.items()}
 SHARD_ROWS: dict[Kind, int] = {"image": 2048, "text": 16384}
-"""Rows of a shard where none are given: what a killed run loses at most."""
+"""Rows of a shard where none are given: a killed run loses at most this many."""
 BATCH_ROWS: dict[Kind, int] = {"image": 32, "text": 128}
 RESERVED = ("row", "id", "fingerprint", "embedding", "scale")
 """Columns of the output that a carried column may not be called."""
@@ -49,7 +49,7 @@ class EmbedOptions:
     def __post_init__(self) -> None:
         for name in ("shard_size", "batch", "limit"):
             value = getattr(self, name)
-            check_option(name, value, value is None or value >= 1, "1 or more")
+            check_option(name, value, value is None or value >= 1, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)

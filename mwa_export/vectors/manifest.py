@@ -104,8 +104,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(
-            f"{folder}: has no {MANIFEST}. Expected a finished output of `mwa-export embed`; an "
-            "unfinished one goes on when the same command is run again."
+            f"{folder}: has no {MANIFEST}. Expected a finished output of `mwa-export embed`. To "
+            "finish an unfinished one, run the same command again."
         )
     try:
         manifest = read_object(path)

@@ -79,7 +79,9 @@ class Output:
                     f"{path}: is not the file that `embed` wrote ({error}). Use another folder."
                 ) from error
         if folder.exists() and not folder.is_dir():
-            raise DataError(f"{folder}: is a file. Expected a folder, new or of an earlier run.")
+            raise DataError(
+                f"{folder}: is a file. Expected a new folder, or one that an earlier run wrote."
+            )
         for name in sorted(p.name for p in folder.iterdir()) if folder.is_dir() else ():
             if not name.startswith((".lock", WORK, UPDATE, f".{JOB}.")):
                 raise DataError(
@@ -120,7 +122,7 @@ class Output:
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BundleError(
-                f"{work}: cannot be made: {error.strerror}. Write elsewhere."
+                f"{work}: cannot be created: {error.strerror}. Use another folder."
             ) from error
 
     def check(self, job: Job) -> None:
@@ -128,9 +130,9 @@ class Output:
         changed = differences(self.job, job)
         if changed:
             raise DataError(
-                f"{self.folder}: was begun with other input or options, and going on would mix "
-                f"them. {'; '.join(changed)}. Give what it was begun with, or another folder; if "
-                "only the source has changed: `update`"
+                f"{self.folder}: was begun with other input or options, and continuing would mix "
+                f"them. {'; '.join(changed)}. Pass the original options, or use another folder. If "
+                "only the source has changed, pass `update`."
             )
 
     @property
@@ -285,7 +287,7 @@ class Output:
                 raise OutputDamagedError(
                     f"{self.folder}: of {total.rows:,} {FOLDERS[kind]}, {total.embedded:,} are "
                     f"embedded, {total.failed:,} failed and {total.skipped:,} were skipped, which "
-                    "leaves some unaccounted for. This is a bug of ours: please report it."
+                    "leaves some unaccounted for. This is a bug in mwa-export. Please report it."
                 )
         failed = (
             (entry.shard.kind, self.job.input(entry.shard.kind).source, error)
@@ -307,8 +309,8 @@ class Output:
         for file in found.files:
             if not file.is_in(self.folder):
                 raise OutputDamagedError(
-                    f"{self.folder / file.file}: is missing or cut, and {MANIFEST} says that this "
-                    "output was finished. Restore the file, or embed into a new folder."
+                    f"{self.folder / file.file}: is missing or cut short, but {MANIFEST} says that "
+                    "this output is complete. Restore the file, or embed into a new folder."
                 )
         self.remove_work()
         with suppress(OSError):  # on a disk that is read only nothing need go

@@ -74,7 +74,7 @@ def verify(out: Path, *, on_rows: Callable[[int], None] = ignore) -> Proof:
 
 def _manifest_findings(output: Output, manifest: dict[str, Any]) -> Iterator[str]:
     if manifest.get("checksum") != checksum(manifest):
-        yield f"{MANIFEST}: was edited: its checksum is not that of its content"
+        yield f"{MANIFEST}: was edited: its checksum does not match its content"
     try:
         recorded = read_object(output.folder / JOB)
         if recorded != output.job.to_json():
@@ -103,7 +103,7 @@ def _file_findings(out: Path, file: FileEntry) -> Iterator[str]:
     elif path.stat().st_size != file.bytes:
         yield f"{name}: has {path.stat().st_size:,} bytes, expected {file.bytes:,}"
     elif sha256_of(path) != file.sha256:
-        yield f"{name}: has other content than {MANIFEST} says (sha256)"
+        yield f"{name}: its content differs from what {MANIFEST} says (sha256)"
 
 
 def _failed_rows(path: Path) -> tuple[dict[str, list[int]], list[str]]:

@@ -93,7 +93,7 @@ def test_a_tenth_may_fail_or_what_is_allowed_but_never_all(
 ) -> None:
     found: Any = {"text": Counts(1000, 1000, 0, 0), "image": Counts(150, 100 - failed, failed, 50)}
     if passes:
-        judge(found, limit)
+        judge(found, limit, errors="errors.parquet")
     else:
         with pytest.raises(TooManyErrorsError, match=f"{failed} of 100 images failed"):
-            judge(found, limit)
+            judge(found, limit, errors="errors.parquet")

@@ -257,11 +257,8 @@ def test_options_reach_the_executor() -> None:
     assert executor.keywords["options"] == RayOptions(actors=(3, 3))
 
 
-def test_a_missing_ray_names_the_extra(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
-    how = Execution(executor=ray_executor(TWO))
     with pytest.raises(MissingPackageError, match=r"mwa-export\[ray\]"):
-        run(bundle, [DrawnSource("text", 3)], tmp_path / "out", runtime=ONNX, how=how)
+        ray_executor(TWO)

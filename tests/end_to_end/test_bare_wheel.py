@@ -48,7 +48,7 @@ def pythons() -> dict[Version, str]:
     return versions or {sys.version_info[:2]: sys.executable}
 
 
-def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PIP_TARGET")}
     environment |= {"COLUMNS": "80", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     return subprocess.run(
@@ -57,7 +57,7 @@ def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[
         text=True,
         check=False,
         env=environment,
-        **options,  # type: ignore[call-overload]
+        cwd=cwd,
     )
 
 

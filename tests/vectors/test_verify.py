@@ -117,7 +117,8 @@ def test_one_flipped_byte_is_found(out: Path) -> None:
     data[200] ^= 1
     (out / PART).write_bytes(bytes(data))
     assert any(
-        "has other content than manifest.json says (sha256)" in f for f in verify(out).findings
+        "its content differs from what manifest.json says (sha256)" in f
+        for f in verify(out).findings
     )
 
 
