@@ -18,6 +18,7 @@ from mwa_export.errors import OptionsError
 _FLAG = re.compile(r"(?:mwa-export (\w+) )?(--[a-z][a-z0-9-]*)")
 _NAMED = re.compile(r"`([a-z_][a-z0-9_]*)(=[^`]*)?`")
 _OTHER_PROGRAMS = {
+    "mwa_export/optional.py",  # pip
     "mwa_export/engines/replay_script.py",
     "mwa_export/runtimes/doctor.py",
     "mwa_export/trt/device.py",
