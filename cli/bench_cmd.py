@@ -1,4 +1,4 @@
-"""`mwa-export bench`: speed of a bundle beside its peers, in one run."""
+"""`mwa-export bench`: speed of a bundle beside its peers, measured in one run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
+from mwa_export.cli.flags import PATH, Command, Whole, options_of, refuse
 from mwa_export.cli.options import (
     READING,
     DataSet,
     checkpoint_options_from,
-    claim_folder,
     data_options,
     device_option,
+    open_option,
+    output_folder,
     reading_options,
 )
-from mwa_export.cli.values import PATH, Whole, options_of, refuse
 
 _EXAMPLES = """\b
 Examples:
@@ -27,31 +28,31 @@ Examples:
 """
 
 
-@click.command(epilog=_EXAMPLES)
+@click.command(cls=Command, epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH)
-@click.option("--reference", type=PATH, help="The checkpoint of the bundle; peers need it.")
+@click.option("--reference", type=PATH, help="Checkpoint of the bundle; peers require it.")
 @click.option("--adapter", type=PATH, help="Adapter file, if --reference is its base.")
-@data_options("Test set, as `parity` reads it; else inputs are random.")
+@data_options("Test set, in any format that `parity` reads. Default: random inputs.")
 @click.option(
     "--runtime",
     "runtimes",
     multiple=True,
     metavar="NAME",
     help="Runtime of the bundle: onnxruntime, openvino, cuda or tensorrt. Repeatable. Default: all "
-    "that run here.",
+    "that run on this machine.",
 )
 @click.option(
     "--peers",
     default="all",
     metavar="LIST",
-    help="all, none, or a comma-separated list: eager, eager-bf16, compile, onnx, openvino, "
-    "openvino-bf16.",
+    help="Peers to compare with: all, none, or a comma-separated list of eager, eager-bf16, "
+    "compile, onnx, openvino, openvino-bf16.",
 )
 @click.option(
     "--tower",
     type=click.Choice(["vision", "text", "both"]),
     default="both",
-    help="Which half of the model.",
+    help="Towers to measure.",
 )
 @click.option(
     "--batch",
@@ -64,14 +65,14 @@ Examples:
 @click.option(
     "--lengths",
     metavar="coco|N",
-    help="Random captions of lengths assumed for COCO, or of N tokens. Default: those of --data, "
-    "else coco.",
+    help="Random captions with lengths as in COCO, or of N tokens. Default: the captions of "
+    "--data, or coco.",
 )
 @click.option(
     "--rounds",
     type=Whole(min=3),
     default=15,
-    help="How often each contender runs; ratios are taken within a round.",
+    help="Number of rounds; each runs every contender once, and ratios are taken within it.",
 )
 @click.option(
     "--threads", type=Whole(min=1), help="Threads per contender. Default: available cores."
@@ -82,8 +83,14 @@ Examples:
     help="Allow precisions that are slower than float32 on this CPU, such as INT8.",
 )
 @device_option
-@click.option("-o", "--out", type=PATH, default="bench", help="Folder to create.")
+@click.option(
+    "-o",
+    "--out",
+    type=PATH,
+    help="Folder to create. Default: BUNDLE-bench, or BUNDLE-bench-2 and so on if that exists.",
+)
 @click.option("--force", is_flag=True, help="Replace an earlier benchmark.")
+@open_option
 @reading_options
 @console.verbosity
 def command(
@@ -94,21 +101,23 @@ def command(
     peers: str,
     tower: str,
     batches: tuple[int, ...],
-    out: Path,
+    out: Path | None,
     force: bool,
+    open_page: bool,
     **values: Any,
 ) -> None:
-    """Measure how fast BUNDLE embeds, and how fast others embed with the same checkpoint.
+    """Measure how fast BUNDLE embeds beside PyTorch and a plain ONNX export of its checkpoint.
 
-    Every round runs each contender once, in shuffled order; the results are ratios within a
-    round. Writes bench.html, bench.md, bench.svg and bench.json. What cannot run is listed with
-    its reason.
+    Every round runs each contender once, in shuffled order, and the results are ratios within a
+    round. Contenders that cannot run are listed with the reason. Writes bench.html, bench.md,
+    bench.svg and bench.json.
     """
     if reference is None:
-        refuse(("adapter", *READING), "belongs to --reference, which was not given.")
+        refuse(("adapter", *READING), "requires --reference.")
     from mwa_export.bench.write import MARKER, write_bench
 
-    claim_folder(out, marker=MARKER, force=force)  # before the minutes of work
+    # Before the minutes of work.
+    out = output_folder(out, bundle, "bench", marker=MARKER, force=force)
 
     from mwa_export.bench.peers import chosen_peers
     from mwa_export.bench.run import BenchOptions, reference_of, run_bench
@@ -134,7 +143,11 @@ def command(
         step("write the results")
         page = write_bench(result, out, force=force)
     _show(result)
-    click.echo(page)
+    console.show_page(page, open_it=open_page)
+    if opened.manifest.quantization is None and len(opened.manifest.towers) == 2:
+        console.next_step("quantize", bundle, "--data", data.path or "DATA")
+    else:
+        console.next_embed(bundle)
 
 
 def _show(result: Any) -> None:

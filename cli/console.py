@@ -1,34 +1,49 @@
-"""Terminal output: steps with their times, tables, warnings. The only place that uses rich."""
+"""Terminal output: steps with their times, tables, warnings, next steps. Only this uses rich."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
+import shlex
+import shutil
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from mwa_export.cli.flags import with_flags
+from mwa_export.cli.waiting import waiting
 from mwa_export.data.addresses import public
 from mwa_export.errors import MwaExportError
 from mwa_export.progress import Progress, Silent
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+PATIENCE = 0.3  # seconds without output
 _NARROWEST = 40  # columns of a table; fewer show blanks
-_quiet = False
+_quiet = _verbose = False
 running: str | None = None
-"""Name of the command that runs, whose flags messages use."""
+"""Name of the running command, whose flags messages use."""
+
+
+def is_verbose() -> bool:
+    """Whether -v was given."""
+    return _verbose
 
 
 def verbosity(command: F) -> F:
     """Add -v and -q to a command."""
 
     def set_verbose(_context: Any, _option: Any, value: bool) -> None:
+        global _verbose
+        _verbose = value
         handler = logging.StreamHandler()
         handler.setFormatter(_Printable("%(levelname)s %(name)s: %(message)s"))
         # Debug messages of others hold signed URLs.
@@ -41,8 +56,8 @@ def verbosity(command: F) -> F:
         _quiet = value
 
     for names, callback, words in (
-        (("-v", "--verbose"), set_verbose, "Show debug messages."),
-        (("-q", "--quiet"), set_quiet, "Print results and errors only."),
+        (("-v", "--verbose"), set_verbose, "Show details and debug messages."),
+        (("-q", "--quiet"), set_quiet, "Show results and errors only."),
     ):
         command = click.option(
             *names, is_flag=True, expose_value=False, callback=callback, help=words
@@ -56,9 +71,58 @@ class _Printable(logging.Formatter):
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr, so that stdout carries results only."""
+    """Print a line on stderr unless -q is given. Stdout is for results."""
     if not _quiet:
         click.echo(words(text), err=True)
+
+
+def next_step(*arguments: object) -> None:
+    """Print the command that usually follows on stderr, quoted for a shell.
+
+    Names in capitals are for the user to fill in.
+    """
+    if not _quiet:
+        command = shlex.join(["mwa-export", *map(str, arguments)])
+        click.echo(f"Next: {printable(public(command))}", err=True)
+
+
+def next_embed(bundle: Path) -> None:
+    """Print how to embed with a bundle, by what it takes."""
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    if any(graph["tower"] == "vision" for graph in manifest["graphs"]):
+        next_step("embed", bundle, "--images", "FOLDER", "-o", "vectors")
+    elif manifest["tokenizer"] is not None:
+        next_step("embed", bundle, "--texts", "FILE", "-o", "vectors")
+
+
+def next_parity(
+    bundle: Path, reference: object, runtime: str, precision: str, *more: object
+) -> None:
+    """Print how to measure the recall of a bundle's graphs or engines."""
+    how = ("--runtime", runtime, "--precision", precision, *more)
+    next_step("parity", bundle, "--reference", reference, *how, "--data", "DATA")
+
+
+def show_page(page: Path, *, open_it: bool, label: str = "") -> None:
+    """Print where a report is on stdout, and open it in the browser if that was asked for."""
+    click.echo(f"{label}{page}")
+    if open_it:
+        open_in_browser(page)
+
+
+def open_in_browser(page: Path) -> None:
+    """Open a page in the browser, or say that there is none."""
+    import webbrowser
+
+    displays = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    # Without a display, Python would start a browser that runs in the terminal.
+    there = sys.platform in ("win32", "darwin") or any(map(os.environ.get, displays))
+    try:
+        opened = there and webbrowser.open(page.resolve().as_uri())
+    except (OSError, webbrowser.Error):
+        opened = False
+    if not opened:
+        say(f"no browser could be opened; the report is {page}")
 
 
 def warn(*texts: str) -> None:
@@ -73,7 +137,7 @@ def fail(error: MwaExportError) -> None:
 
 
 def last_words(text: str) -> None:
-    """Print how a run was ended on stderr, if that is still there."""
+    """Print how a run ended on stderr, ignoring a second interrupt."""
     with suppress(KeyboardInterrupt):
         click.echo(text, err=True)
 
@@ -83,15 +147,15 @@ def _in_one_line(text: str) -> str:
 
 
 def words(text: str) -> str:
-    """A message of the library in the words of the command line: options become flags.
+    """Translate a message of the library for the command line: options become flags.
 
-    Passwords and signatures of URLs are left out once more: terminals are often logged.
+    Passwords and signatures in URLs are removed once more, because terminals are often logged.
     """
     return printable(public(with_flags(text, running) if "`" in text else text))
 
 
 def printable(text: str) -> str:
-    """Text that may quote names out of files, with what moves a cursor or turns lines escaped."""
+    """Escape characters that move the cursor or change the direction of text."""
     return _UNPRINTABLE.sub(
         lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text
     )
@@ -102,7 +166,7 @@ _UNPRINTABLE = re.compile(  # control characters but the line feed, and those of
 )
 
 
-class _Steps:
+class Steps:
     """Steps on a terminal: the running one with its progress, the finished ones with their time."""
 
     def __init__(self, console: Any, status: Any) -> None:
@@ -112,9 +176,10 @@ class _Steps:
         self._done = 0
 
     def __call__(self, text: str, total: int | None = None) -> None:
-        self.finish()
+        self._end_step()
         self._text, self._total, self._done = _in_one_line(printable(text)), total, 0
         self._start = time.perf_counter()
+        waiting.show(self._text, after=PATIENCE)
         self._status.update(f"{escape(self._text)} ...")
 
     def advance(self, rows: int) -> None:
@@ -129,7 +194,10 @@ class _Steps:
             )
 
     def finish(self) -> None:
-        """Print the running step as done."""
+        """Print what is running as done."""
+        self._end_step()
+
+    def _end_step(self) -> None:
         if self._text:
             seconds = time.perf_counter() - self._start
             rate = ""
@@ -142,47 +210,73 @@ class _Steps:
 
 
 @contextmanager
-def steps() -> Iterator[Progress]:
-    """Yield a display of steps; it shows what runs, how far it is, and how long it took."""
+def steps(display: Callable[[Any, Any], Steps] = Steps) -> Iterator[Progress]:
+    """Yield a display of steps: the running one with its progress, finished ones with times."""
     if _quiet:
         yield Silent()
         return
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
-    with console.status("") as status:
-        display = _Steps(console, status)
-        yield display
-        display.finish()
+    with _status(console) as line:
+        shown = display(console, line)
+        yield shown
+        shown.finish()
 
 
 @contextmanager
 def status() -> Iterator[Any]:
-    """Yield a line on the terminal that can be updated; None with -q or where no terminal is."""
-    from rich.console import Console
-
-    terminal = Console(stderr=True, highlight=False, markup=False)
-    if _quiet or not terminal.is_terminal:
+    """Yield a line on the terminal that can be updated; None with -q or without a terminal."""
+    if _quiet or not moving():
         yield None
         return
-    with terminal.status("") as line:
+    from rich.console import Console
+
+    with _status(Console(stderr=True, highlight=False, markup=False)) as line:
         yield line
 
 
+@contextmanager
+def _status(console: Any) -> Iterator[Any]:
+    """Yield a spinner with text; without a terminal one that shows nothing."""
+    if not moving():
+        yield _NoStatus()
+        return
+    waiting.end()
+    with console.status("") as line:
+        yield line
+
+
+class _NoStatus:
+    def update(self, _text: str) -> None:
+        return
+
+
+def moving() -> bool:
+    """Whether stderr can show lines that change. FORCE_COLOR makes no terminal of a file."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def clock(seconds: float) -> str:
-    """A duration, for people."""
+    """Format a duration."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def escape(text: str) -> str:
-    """Text that may hold brackets, for rich."""
+    """Escape brackets for rich."""
     return text.replace("[", "\\[")
 
 
+def columns() -> int:
+    """Width of paragraphs: that of the terminal, 80 at most."""
+    return max(_NARROWEST, min(80, shutil.get_terminal_size().columns))
+
+
 def paragraph(text: str) -> None:
-    """Print sentences on stdout, in lines of 80 characters."""
-    click.echo(textwrap.fill(text, 80))
+    """Print sentences on stdout in lines that do not break inside a word, such as `mwa-export`."""
+    width = columns()
+    click.echo(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False))
 
 
 def table(

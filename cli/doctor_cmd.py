@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 import click
 
 from mwa_export.cli import console
+from mwa_export.cli.flags import Command
 
 if TYPE_CHECKING:
     from mwa_export.runtimes.doctor import Advice, Doctor, Part
 
 
-@click.command(epilog="\b\nExamples:\n  mwa-export doctor\n  mwa-export doctor --json\n")
+@click.command(
+    cls=Command, epilog="\b\nExamples:\n  mwa-export doctor\n  mwa-export doctor --json\n"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @console.verbosity
 def command(as_json: bool) -> None:
@@ -34,6 +37,7 @@ def command(as_json: bool) -> None:
     _show_packages(found)
     for entry in given:
         _show_advice(entry)
+    console.next_step("demo")
 
 
 def _show_machine(found: Doctor) -> None:

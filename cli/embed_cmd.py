@@ -1,4 +1,4 @@
-"""`mwa-export embed`: pictures and texts to vectors, every row accounted for; also `mwa-embed`."""
+"""`mwa-export embed`: images and texts to vectors, every row accounted for; also `mwa-embed`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.cli.ending import status_of
+from mwa_export.cli.flags import PATH, Command, Real, Whole, options_of, refuse
 from mwa_export.cli.options import runtime_options
-from mwa_export.cli.values import PATH, Real, Whole, options_of, refuse
 
 if TYPE_CHECKING:
     from mwa_export.embed.plan import Slice
@@ -32,10 +32,14 @@ Examples:
 """
 
 
-@click.command(epilog=_EXAMPLES)
+@click.command(cls=Command, epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--images", metavar="SOURCE", help="Pictures: folder, glob, file, list, table, tars.")
-@click.option("--texts", metavar="SOURCE", help="Texts: table, lines, or - for standard input.")
+@click.option("--images", metavar="SOURCE", help="Images: folder, glob, file, list, table or tars.")
+@click.option(
+    "--texts",
+    metavar="SOURCE",
+    help="Texts: folder, table, file with a text per line, or - for standard input.",
+)
 @click.option("--columns", metavar="A,B", help="Columns of the source to copy to the output.")
 @click.option(
     "--id-column",
@@ -45,87 +49,98 @@ Examples:
 @click.option(
     "--image-column",
     metavar="NAME",
-    help="Column with the pictures; default: image, path, ... In tars: a file extension.",
+    help="Column with the images. Default: image, path, ... In tars: a file extension.",
 )
 @click.option(
     "--text-column",
     "--caption-column",
     "text_column",
     metavar="NAME",
-    help="Column of a table with the texts; default: caption, text, ...",
+    help="Column with the texts. Default: caption, text, ...",
 )
-@click.option("--image-root", metavar="FOLDER", help="Folder that a table's paths are relative to.")
-@click.option("--split", help="Split of a Karpathy JSON or of a table; default: all.")
+@click.option(
+    "--image-root", metavar="FOLDER", help="Folder that paths in a table are relative to."
+)
+@click.option("--split", help="Split of a Karpathy JSON or of a table. Default: all.")
 @click.option(
     "--timeout",
     type=Real(min=0, min_open=True),
     default=30.0,
     metavar="SECONDS",
-    help="How long a remote server may be silent before an attempt is given up.",
+    help="Seconds to wait for a remote server before an attempt fails.",
 )
 @click.option(
     "--retries",
     type=Whole(0, 100),
     default=4,
     metavar="N",
-    help="Further attempts to read a remote file.",
+    help="Retries when a remote file cannot be read.",
 )
-@click.option("--limit", type=Whole(min=1), help="Take the first N rows of a source.")
-@click.option("-o", "--out", type=PATH, help="Folder to write, or to resume.")
+@click.option("--limit", type=Whole(min=1), help="Embed only the first N rows of each source.")
+@click.option("-o", "--out", type=PATH, help="Folder to write or to resume.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "int8"]),
     default="float32",
-    help="Type of the stored vectors; int8 has a scale per row.",
+    help="Type of the stored vectors. int8 stores a scale per row.",
 )
 @click.option(
     "--format",
     type=click.Choice(["parquet", "npy"]),
     default="parquet",
-    help="npy: vectors in .npy files, everything else in JSON Lines; needs no extra.",
+    help="File format. npy: vectors in .npy files, all else in JSON Lines; requires no extra.",
 )
 @click.option(
     "--shard-size",
     type=Whole(min=1),
-    help="Rows per file; a killed run loses no more.  [default: 2048 pictures, 16384 texts]",
+    help="Rows per file, and the most that a killed run loses.  [default: 2048 images, 16384 "
+    "texts]",
 )
 @click.option("--faiss", is_flag=True, help="Also write a FAISS index (inner product).")
 @runtime_options()
 @click.option("--batch", type=Whole(min=1), help="Rows per model call.")
 @click.option("--workers", type=Whole(min=1), help="Decoding threads. Default: one per core.")
-@click.option("--shard", metavar="I/N", help="This machine's part: every Nth file, from the Ith.")
+@click.option("--shard", metavar="I/N", help="Part for this machine: every Nth file, from the Ith.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
-    help="ray: run on a Ray cluster; starts a local one if there is none.",
+    help="ray: run on a Ray cluster, or on a local one that is started.",
 )
-@click.option("--ray-address", help="A running cluster; default: $RAY_ADDRESS, or a local one.")
+@click.option(
+    "--ray-address", help="Address of a running cluster. Default: $RAY_ADDRESS, or a local one."
+)
 @click.option(
     "--ray-actors", metavar="N|MIN-MAX", help="Copies of the model. Default: as many as fit."
 )
-@click.option("--ray-cpus", type=Whole(min=1), help="Cores per model; default: 4.")
-@click.option("--ray-gpus", type=Real(min=0), help="GPUs per model.")
+@click.option("--ray-cpus", type=Whole(min=1), help="Cores per copy of the model. Default: 4.")
+@click.option("--ray-gpus", type=Real(min=0), help="GPUs per copy of the model.")
 @click.option(
     "--max-errors",
     metavar="N|P%",
-    help="Stop with exit status 1 when more rows fail. Default: finish, then exit with 1 if more "
-    "than 10% failed.",
+    help="Stop with exit status 1 when more rows than this fail. Default: finish, then exit with "
+    "1 if more than 10% failed.",
 )
-@click.option("--update", is_flag=True, help="Follow a changed source; unchanged rows are kept.")
-@click.option("--retry-failed", is_flag=True, help="Try the rows that failed again.")
+@click.option(
+    "--update", is_flag=True, help="Update OUT after its source changed; unchanged rows are kept."
+)
+@click.option("--retry-failed", is_flag=True, help="Embed the rows that failed before again.")
 @click.option(
     "--vanished",
     type=click.Choice(["drop", "keep"]),
-    help="With --update: rows that the source no longer has.  [default: drop]",
+    help="With --update: drop or keep rows that the source no longer has.  [default: drop]",
 )
-@click.option("--dry-run", is_flag=True, help="Scan and show what would be done; write nothing.")
-@click.option("--log-json", metavar="FILE|-", help="Progress as JSON lines.")
+@click.option(
+    "--dry-run", is_flag=True, help="Scan the sources and show what would be done. Writes nothing."
+)
+@click.option(
+    "--log-json", metavar="FILE|-", help="Write progress as JSON lines to a file, or to stdout (-)."
+)
 @click.option(
     "--verify",
     type=PATH,
     metavar="OUT",
-    help="Check every file of a finished output. Takes no BUNDLE.",
+    help="Check every file of a finished output. Needs no BUNDLE.",
 )
 @console.verbosity
 def command(
@@ -150,27 +165,31 @@ def command(
     verify: Path | None,
     **values: Any,
 ) -> None:
-    """Embed pictures and texts with BUNDLE into a folder of Parquet or .npy files.
+    """Embed images and texts with BUNDLE into a folder of Parquet or .npy files.
 
-    Every row of the input becomes a vector or a row of errors.parquet (npy: errors.jsonl). When a
-    run was stopped or killed, the same command resumes it, and writes the same bytes.
-    Exit status 1: more rows failed than --max-errors or 10% of a kind, or --verify found damage.
+    Every row of the input becomes a vector or a row of errors.parquet (npy: errors.jsonl). Run the
+    same command again to resume a run that was stopped or killed; the result is the same, byte for
+    byte.
+
+    Exit status: 1 if more rows failed than --max-errors (or 10% of the images or texts), or if
+    --verify found damage.
     """
     from mwa_export.cli.embed_view import show, show_proof, show_rehearsal, watching
 
     if verify is not None:
         others = {p.name or "" for p in command.params} - {"verify", "verbose", "quiet"}
-        refuse(others, "does not go with --verify, which takes nothing else.")
+        refuse(others, "cannot be combined with --verify.")
         from mwa_export.vectors.verify import verify as prove
 
         with console.steps() as step:
             step("read every file")
             proof = prove(verify, on_rows=step.advance)
         show_proof(verify, proof)
+        console.next_step("search", verify, "TEXT")
         return
     if bundle is None or out is None:
         missing = "BUNDLE" if bundle is None else "-o OUT"
-        raise click.UsageError(f"Missing {missing}. See: mwa-export embed --help")
+        raise click.UsageError(f"Missing {missing}.")
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.data.sources import SourceOptions, open_sources
     from mwa_export.embed.progress import MaxErrors, judge
@@ -180,7 +199,7 @@ def command(
 
     carried = tuple(name.strip() for name in columns.split(",")) if columns else ()
     if not all(carried):
-        raise click.UsageError(f"--columns {columns}: expected names with commas between them.")
+        raise click.UsageError(f"--columns {columns}: expected names separated by commas.")
     limit = None if max_errors is None else MaxErrors.parse(max_errors)
     change = _update(update, retry_failed, vanished)
     execution = options_of(
@@ -199,6 +218,7 @@ def command(
     if dry_run:
         more: Any = {"options": options, "runtime": runtime, "part": execution.part}
         show_rehearsal(rehearse(opened, sources, out, update=change, **more))
+        console.next_step(*(word for word in sys.argv[1:] if word != "--dry-run"))
         return
     with _stoppable(out), watching(log_json) as watch:
         summary = run(
@@ -208,13 +228,15 @@ def command(
     show(summary, quiet=log_json == "-")
     if summary.complete:
         judge(summary.counts, limit, errors=summary.errors)
+        console.next_step("search", out, "TEXT")
 
 
 def main() -> NoReturn:
-    """`mwa-embed ARGUMENTS` is `mwa-export embed ARGUMENTS`."""
+    """Run `mwa-embed ARGUMENTS` as `mwa-export embed ARGUMENTS`, or `mwa-embed --version`."""
     from mwa_export.cli.main import main as run_command
 
-    sys.argv.insert(1, "embed")
+    if sys.argv[1:] != ["--version"]:
+        sys.argv.insert(1, "embed")
     run_command()
 
 
@@ -233,7 +255,7 @@ def _update(source: bool, retry_failed: bool, vanished: Vanished | None) -> Upda
     from mwa_export.embed.update import Update
 
     if vanished is not None and not source:
-        raise click.UsageError("--vanished is for --update.")
+        raise click.UsageError("--vanished requires --update.")
     if not (source or retry_failed):
         return None
     return Update(source, retry_failed, vanished or "drop")
@@ -246,12 +268,12 @@ def _executor(
     cpus: int | None,
     gpus: float | None,
 ) -> Executor | None:
-    """The executor that was asked for; None: this process."""
+    """Build the executor; None: this process."""
     given = {"address": address, "actors": actors, "cpus": cpus, "gpus": gpus}
     if engine == "local":
         for name, value in given.items():
             if value is not None:
-                raise click.UsageError(f"--ray-{name} is for --engine ray.")
+                raise click.UsageError(f"--ray-{name} requires --engine ray.")
         return None
     from mwa_export.embed.ray_engine import RayOptions, ray_executor
 
@@ -269,11 +291,11 @@ def _actors(text: str | None) -> tuple[int, int] | None:
 
 @contextmanager
 def _stoppable(out: Path) -> Iterator[None]:
-    """Say how to go on when somebody ends the run."""
+    """Say how to continue if the run is interrupted."""
     try:
         yield
     except KeyboardInterrupt as stop:
         console.last_words(
-            f"stopped; what is finished stays in {out}. Run the same command to go on."
+            f"stopped; what is finished stays in {out}. Run the same command again to continue."
         )
         raise click.exceptions.Exit(status_of(stop)) from stop

@@ -1,4 +1,4 @@
-"""Output of `embed`: progress with the bottleneck, JSON lines, and the summary."""
+"""Output of `embed`: progress with its bottleneck, JSON lines and the summary."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SHOWN = 20  # findings
 
 
 class Watchers:
-    """The terminal and the JSON lines of a run; both are told everything."""
+    """Report a run on the terminal and as JSON lines."""
 
     def __init__(self, status: Any, log: TextIO | None) -> None:
         self._status = status  # None: not a terminal, or -q
@@ -98,7 +98,7 @@ class Watchers:
         )
 
     def finished(self, summary: Summary) -> None:
-        """The run ended well."""
+        """Report that the run is complete."""
         self._write(
             "finish",
             complete=summary.complete,
@@ -112,7 +112,7 @@ class Watchers:
         )
 
     def stopped(self, error: BaseException) -> None:
-        """The run ended otherwise."""
+        """Report that the run was stopped or failed."""
         self._write("stop", error=str(error) or type(error).__name__)
 
     def _write(self, event: str, **fields: Any) -> None:
@@ -128,7 +128,7 @@ class Watchers:
 
 @contextmanager
 def watching(log: str | None) -> Iterator[Watchers]:
-    """Yield what shows a run. ``log``: where JSON lines go, "-" is stdout; None: nowhere."""
+    """Yield the reporter of a run. ``log``: file for JSON lines; "-": stdout; None: none."""
     with ExitStack() as stack:
         file: TextIO | None = None
         if log == "-":
@@ -149,7 +149,7 @@ def watching(log: str | None) -> Iterator[Watchers]:
 
 
 def progress_line(snapshot: Snapshot) -> str:
-    """One line: rows, speed, time left, failures, and the stage that limits."""
+    """Format rows, speed, time left, failures and the slowest stage in one line."""
     parts = [
         f"{snapshot.done:,} of {counted(snapshot.total, 'row')}",
         f"{snapshot.rate:,.0f} rows/s",
@@ -163,7 +163,7 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def show(summary: Summary, *, quiet: bool) -> None:
-    """Print the account of every row, and where the output is."""
+    """Print what became of the rows, and where the output is."""
     if not quiet:
         for kind, total in summary.counts.items():
             click.echo(_account(FOLDERS[kind], total, complete=summary.complete))
@@ -178,16 +178,17 @@ def show(summary: Summary, *, quiet: bool) -> None:
         console.say(f"{counted(rows, noun)}: {what}, as for the model's training")
     if not summary.complete:
         console.say(
-            f"{counted(summary.left, 'shard')} of other machines left; the last machine to finish "
+            f"{counted(summary.left, 'shard')} left for other machines; the last one to finish "
             "writes the manifest"
         )
     failed = sum(total.failed for total in summary.counts.values())
     if failed and summary.complete:
-        console.warn(f"{counted(failed, 'row')} failed; reasons: {summary.out / summary.errors}")
+        reasons = summary.out / summary.errors
+        console.warn(f"{counted(failed, 'row')} failed; the reasons are in {reasons}")
 
 
 def _account(folder: str, total: Counts, *, complete: bool) -> str:
-    """Rows by outcome; the sums were checked before the manifest was written."""
+    """Format the number of rows by outcome."""
     parts = f"{total.embedded:,} embedded + {total.failed:,} failed + {total.skipped:,} skipped"
     if complete:
         return f"{folder}: {parts} = {counted(total.rows, 'row')}"
@@ -212,7 +213,7 @@ def show_rehearsal(rehearsal: Rehearsal) -> None:
 
 
 def _counted(skipped: Mapping[str, int]) -> str:
-    """What a scan passed over, the most frequent first."""
+    """Format what a scan skipped, the most frequent first."""
     ordered = sorted(skipped.items(), key=lambda item: -item[1])
     rest = sum(number for _what, number in ordered[_SHOWN:])
     shown = [f"{number:,} {what}" for what, number in ordered[:_SHOWN]]
@@ -220,7 +221,7 @@ def _counted(skipped: Mapping[str, int]) -> str:
 
 
 def show_proof(out: Path, proof: Proof) -> None:
-    """Print what was proven.
+    """Print the result of --verify.
 
     Raises:
         OutputDamagedError: something is wrong; the message has the findings.
@@ -230,9 +231,9 @@ def show_proof(out: Path, proof: Proof) -> None:
         more = len(proof.findings) - _SHOWN
         rest = f"\n  and {more:,} more" if more > 0 else ""
         raise OutputDamagedError(
-            f"{out}: is not what its manifest says. Embed again into a new folder, or restore:\n"
+            f"{out}: differs from its manifest. Embed again into a new folder, or restore:\n"
             f"  {shown}{rest}"
         )
     for kind, total in proof.counts.items():
         click.echo(_account(FOLDERS[kind], total, complete=True))
-    click.echo(f"{out}: whole: {counted(proof.files, 'file')}, every row accounted for")
+    click.echo(f"{out}: complete: {counted(proof.files, 'file')}, every row accounted for")

@@ -1,4 +1,4 @@
-"""How the command ends: errors, signals and closed streams as exit statuses."""
+"""How a command ends: errors, signals and closed streams become exit statuses."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import Callable
 import click
 
 from mwa_export.cli import console
+from mwa_export.cli.waiting import begin, waiting
 from mwa_export.errors import MwaExportError, UsageError
 from mwa_export.optional import missing_package
 from mwa_export.version import __version__
@@ -26,20 +27,20 @@ _ERRORS = "mwa-export"  # name of the handler for characters that an encoding la
 
 
 def run_as_process(run: Callable[[], int]) -> int:
-    """The exit status of ``run``. Foreseeable errors end in one message, bugs in a traceback."""
+    """Run and return the exit status. Expected errors print one line, bugs a traceback."""
     _catch_signals()
-    prepare_streams()
+    if prepare_streams():
+        begin(sys.argv[1:])
     try:
         return _outcome(run)
     except StoppedError as stop:  # while a message was printed
         return stop.status
+    finally:
+        waiting.end()
 
 
 def _catch_signals() -> None:
-    """Let a run that is terminated, or whose terminal is closed, clean up like an interrupted one.
-
-    A signal that is ignored, as `nohup` does, stays so.
-    """
+    """Let SIGTERM and SIGHUP clean up like Ctrl-C. Signals that are ignored (`nohup`) stay so."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -51,7 +52,7 @@ def _stop(number: int, _frame: object) -> None:
 
 
 def status_of(stop: BaseException) -> int:
-    """The exit status of a run that somebody ended; without more, it was Ctrl-C."""
+    """Return the exit status of an interrupted run; without more, it was Ctrl-C."""
     return stop.status if isinstance(stop, StoppedError) else 128 + signal.SIGINT
 
 
@@ -63,9 +64,11 @@ def _outcome(run: Callable[[], int]) -> int:
     except click.exceptions.Exit as end:
         sys.stdout.flush()
         return end.exit_code
-    except click.ClickException as error:
-        error.show()
+    except getattr(click.exceptions, "NoArgsIsHelpError", ()) as error:
+        error.show()  # the help
         return UsageError.exit_status
+    except click.ClickException as error:
+        return _failed(_usage_error(error))
     except MwaExportError as error:
         return _failed(error)
     except (click.Abort, KeyboardInterrupt) as stop:
@@ -77,14 +80,33 @@ def _outcome(run: Callable[[], int]) -> int:
     except ModuleNotFoundError as error:
         missing = missing_package(error)
         return _crashed() if missing is None else _failed(missing)
-    except Exception:  # whatever else it is, it is a bug of ours
+    except Exception:  # a bug
         return _crashed()
 
 
 _MEMORY = (
-    "the memory that this process may use is used up. Lower what it holds at once (batch, workers, "
-    "threads, samples), or use a larger machine."
+    "out of memory. Lower the batch size, workers, threads or samples, or use a machine with more "
+    "memory."
 )
+
+
+def _usage_error(error: click.ClickException) -> UsageError:
+    """An error of click in the form of all others: one line, with where to read more."""
+    text = " ".join(error.format_message().split())
+    if isinstance(error, click.NoSuchOption):
+        text = f"No such option {error.option_name!r}."
+        if error.possibilities:
+            text += f" Did you mean {' or '.join(map(repr, error.possibilities))}?"
+    if text.startswith(_OF_CLICK):
+        text = text[0].lower() + text[1:]
+    if "--help" not in text:
+        context = getattr(error, "ctx", None)  # click's parser knows none
+        path = f"mwa-export {console.running or ''}" if context is None else context.command_path
+        text += ("" if text[-1:] in ".?" else ".") + f" See: {path.strip()} --help"
+    return UsageError(text)
+
+
+_OF_CLICK = ("No such ", "Missing ", "Invalid ", "Got unexpected", "Option ", "Pass ")
 
 
 def _failed(error: MwaExportError) -> int:
@@ -104,18 +126,19 @@ def _disk_error(error: OSError) -> UsageError:
 
 
 def _crashed() -> int:
-    """Print the error that is handled, and whose it is."""
+    """Print the traceback and where to report the bug."""
     traceback.print_exc()
     click.echo(
-        f"bug: this is a fault of mwa-export {__version__}, not of its input. Please open an issue "
-        "in its repository, with the command, the lines above and what `mwa-export doctor` says.",
+        f"bug: this is a bug in mwa-export {__version__}. Please report it at "
+        "https://github.com/mwa-export/mwa-export/issues with the command, the lines above and the "
+        "output of `mwa-export doctor`.",
         err=True,
     )
     return BUG
 
 
 class StoppedError(KeyboardInterrupt):
-    """Somebody ends the run: a signal, or a reader of its output who goes away."""
+    """The run is ended by a signal, or because the reader of its output has gone away."""
 
     def __init__(self, status: int) -> None:
         super().__init__()
@@ -123,11 +146,12 @@ class StoppedError(KeyboardInterrupt):
 
 
 class _Raw(io.FileIO):
-    """A standard stream that ends the run once when nobody reads it, and then is silent."""
+    """Standard stream that ends the run when its reader is gone, and is silent from then on."""
 
     _gone = False
 
     def write(self, data: object) -> int | None:  # type: ignore[override]  # typeshed names a buffer type
+        waiting.end()
         view = memoryview(data)  # type: ignore[arg-type]  # the same
         try:
             return len(view) if self._gone else super().write(view)
@@ -140,9 +164,9 @@ class _Raw(io.FileIO):
 
 
 def open_closed_streams() -> None:
-    """Let closed outputs act like /dev/null, and keep the numbers of closed streams from files.
+    """Make closed outputs act like /dev/null, and keep files from getting their numbers.
 
-    Standard input stays None: reading nothing would be a silent loss.
+    Standard input stays None, because reading it as empty would lose data silently.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -151,9 +175,13 @@ def open_closed_streams() -> None:
                 setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
-def prepare_streams() -> None:
-    """Make both streams take any text, and tell closed ones apart from disks that fail."""
+def prepare_streams() -> bool:
+    """Make both streams accept any text, and tell closed ones apart from failing disks.
+
+    Returns whether every write to either of them goes through `_Raw` from now on.
+    """
     codecs.register_error(_ERRORS, _replaced)
+    seen = 0
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if type(stream) is not io.TextIOWrapper:
@@ -166,11 +194,13 @@ def prepare_streams() -> None:
                 line_buffering=stream.line_buffering,
             )
             setattr(sys, name, stream)
+            seen += 1
         stream.reconfigure(errors=_ERRORS)
+    return seen == 2
 
 
 def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Characters that the encoding lacks: a plain one of the same width, or an escape."""
+    """Replace characters that the encoding lacks by a plain one of the same width or an escape."""
     text, end = codecs.backslashreplace_errors(error)
     if isinstance(error, UnicodeEncodeError) and error.object[error.start] in _PLAIN:
         return _PLAIN[error.object[error.start]], error.start + 1

@@ -1,4 +1,4 @@
-"""`mwa-export inspect`: what is in a checkpoint or a bundle."""
+"""`mwa-export inspect`: show what is in a checkpoint or a bundle."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
+from mwa_export.cli.flags import Command, given, refuse
 from mwa_export.cli.options import model_options, model_options_from, shape_options, source_from
-from mwa_export.cli.values import refuse
 
 _EXAMPLES = """\b
 Examples:
@@ -20,23 +20,25 @@ Examples:
 """
 
 
-@click.command(epilog=_EXAMPLES)
+@click.command(cls=Command, epilog=_EXAMPLES)
 @partial(model_options, metavar="[CHECKPOINT|BUNDLE]")
 @shape_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @console.verbosity
 def command(as_json: bool, **model_values: Any) -> None:
-    """Show what a checkpoint or a bundle holds: model, adapters, options, parameter counts."""
+    """Show what a checkpoint or a bundle contains: model, adapters, options, parameter counts."""
     from mwa_export.bundle.manifest import MANIFEST
 
     checkpoint = model_values["checkpoint"]
     if checkpoint is not None and (checkpoint / MANIFEST).is_file():
-        refuse(set(model_values) - {"checkpoint"}, "is for checkpoints, and this is a bundle.")
+        others = set(model_values) - {"checkpoint"}
+        refuse(others, "is for checkpoints, and this is a bundle. Leave it out.")
         _show_bundle(checkpoint, as_json=as_json)
         return
     from mwa_export.model.load import load_model
     from mwa_export.model.summary import describe
 
+    arguments = given(model_values)
     source = source_from(model_values)
     with console.steps() as step:
         step("read the checkpoint")
@@ -51,6 +53,7 @@ def command(as_json: bool, **model_values: Any) -> None:
     )
     for warning in description.warnings:
         console.warn(warning)
+    console.next_step("onnx", *arguments, "--tokenizer", "SPM", "-o", "bundle")
 
 
 def _show_bundle(path: Path, *, as_json: bool) -> None:
@@ -67,3 +70,4 @@ def _show_bundle(path: Path, *, as_json: bool) -> None:
     console.table(graph_rows(bundle), ("Graphs", "tower", "precision", "runtime", "MB"))
     for warning in bundle.manifest.export.warnings:
         console.warn(warning)
+    console.next_embed(path)

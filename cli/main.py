@@ -1,4 +1,4 @@
-"""The `mwa-export` command: subcommands that load when they run."""
+"""The `mwa-export` command: a group whose subcommands load when they run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import warnings
+from difflib import get_close_matches
 from typing import NoReturn
 
 import click
@@ -13,29 +14,63 @@ from click.shell_completion import shell_complete
 
 from mwa_export.cli import console
 from mwa_export.cli.ending import open_closed_streams, run_as_process
-from mwa_export.cli.values import TEXT
+from mwa_export.cli.flags import TEXT, Context
+from mwa_export.cli.waiting import waiting
 from mwa_export.version import __version__
 
-_COMMANDS = {  # name -> what `mwa-export --help` says; the modules stay unloaded until they run
-    "bench": "Measure speed beside PyTorch and a plain ONNX export.",
-    "demo": "Run the full pipeline on a small trained model that ships with the package.",
-    "doctor": "Show what this machine can run and what to install.",
-    "embed": "Embed millions of pictures and texts, with every row accounted for.",
-    "inspect": "Show what a checkpoint or a bundle holds: model, adapters, options, parameters.",
-    "onnx": "Export a checkpoint to a verified ONNX bundle.",
-    "parity": "Check a bundle's recall against its checkpoint, with a report and gates.",
-    "quantize": "Add INT8 graphs to a bundle: calibrate, search precisions, check recall.",
-    "refit": "Put another adapter into the engines of a bundle, without building them again.",
-    "search": "Find the embedded rows that are most like a text or a picture.",
-    "split": "Write what training added to a base checkpoint to an adapter file.",
-    "trt": "Add TensorRT engines to a bundle, for the GPU of this machine.",
+_SECTIONS = {  # heading -> name -> what `mwa-export --help` says, without loading the command
+    "Start here": {
+        "demo": "Run the full pipeline on a small trained model that ships with the package.",
+        "doctor": "Show what this machine can run and what to install.",
+    },
+    "Checkpoints": {
+        "inspect": "Show what a checkpoint or a bundle contains.",
+        "onnx": "Export a checkpoint to a verified ONNX bundle.",
+        "split": "Save what training added to a base checkpoint as an adapter file.",
+    },
+    "Bundles": {
+        "parity": "Check the recall of a bundle against its checkpoint.",
+        "bench": "Measure the speed of a bundle beside PyTorch and a plain ONNX export.",
+        "quantize": "Add INT8 graphs that stay within a recall budget to a bundle.",
+        "trt": "Add TensorRT engines to a bundle.",
+        "refit": "Put another adapter into engines without building them again.",
+    },
+    "Vectors": {
+        "embed": "Embed millions of images and texts, with every row accounted for.",
+        "search": "Find the embedded rows most similar to a text or an image.",
+    },
+}
+_COMMANDS = dict(sorted(item for part in _SECTIONS.values() for item in part.items()))
+
+
+_STATUSES = (
+    ("0", "done"),
+    ("1", "a check failed"),
+    ("2", "wrong use or bad input"),
+    ("3", "undecided: too few images to tell"),
+    ("70", "a bug in mwa-export"),
+    ("128+N", "ended by signal N"),
+    ("141", "the reader of the output has gone away"),
+)
+_COMPLETION = {  # shell -> the line that turns it on
+    "bash": 'eval "$(_MWA_EXPORT_COMPLETE=bash_source mwa-export)"',
+    "zsh": 'eval "$(_MWA_EXPORT_COMPLETE=zsh_source mwa-export)"',
+    "fish": "_MWA_EXPORT_COMPLETE=fish_source mwa-export | source",
 }
 
 
 class _LazyGroup(click.Group):
+    context_class = Context
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not ctx.resilient_parsing and args[0] not in _COMMANDS and args[0][:1] != "-":
+            meant = get_close_matches(args[0].lower(), _COMMANDS, 1)
+            hint = f" Did you mean {meant[0]!r}?" if meant else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
+        if not ctx.resilient_parsing and not {"-h", "--help"} & {*args}:
+            waiting.show("starting", after=console.PATIENCE)
         name, command, rest = super().resolve_command(ctx, args)
         console.running = name
         return name, command, rest
@@ -53,22 +88,29 @@ class _LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+        width = max(map(len, _COMMANDS))
+        for heading, commands in _SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit status"):
+            formatter.write_dl(list(_STATUSES))
+        with formatter.section("Shell completion"):
+            for shell, line in _COMPLETION.items():
+                formatter.write(f"  {shell:<5}{line}\n")
 
 
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-    epilog="Exit status: 0 done, 1 a check failed, 2 wrong use or bad input, 70 a bug, "
-    "128 + N ended by signal N, 141 when the reader of the output has gone away.",
 )
 @click.version_option(__version__, prog_name="mwa-export")
 def cli() -> None:
     """Take trained BEiT-3 and MultiWay-Adapter retrieval models into production.
 
-    A checkpoint becomes a bundle (`mwa-export onnx`), and every other command reads or adds to a
-    bundle. See the full pipeline in two minutes: `mwa-export demo`.
+    `mwa-export onnx` exports a checkpoint to a bundle. The other commands check it, make it faster
+    and embed with it. See the full pipeline in a minute: `mwa-export demo`.
     """
 
 
@@ -76,7 +118,7 @@ def main() -> NoReturn:
     """Run the command line."""
     open_closed_streams()
     _take_names_as_utf8()
-    # What Pillow warns of costs nothing: a picture is decoded, or it is an error with a reason.
+    # Pillow's warnings add nothing: an image is decoded, or it is an error with a reason.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     sys.exit(run_as_process(_run))
 
@@ -84,8 +126,8 @@ def main() -> NoReturn:
 def _take_names_as_utf8() -> None:
     """Start again in UTF-8 mode if the locale has another encoding.
 
-    Runtimes and Parquet take file names as UTF-8, whatever the locale is, and ids of rows must not
-    depend on it. Python 3.15 does so by default. What the terminal gets stays in its encoding.
+    Runtimes and Parquet take file names as UTF-8 in every locale, and ids of rows must not depend
+    on the locale. Python 3.15 does this by default. The terminal keeps its encoding.
     """
     if os.name == "posix" and sys.getfilesystemencoding() != "utf-8":
         os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
@@ -93,12 +135,19 @@ def _take_names_as_utf8() -> None:
 
 
 def _run() -> int:
-    """Run the command, without what `click.Group.main` makes of a closed pipe and of EOFError."""
+    """Run the command without `click.Group.main`, which hides closed pipes and EOFError."""
     if instruction := os.environ.get(_COMPLETE):
         return shell_complete(cli, {}, "mwa-export", _COMPLETE, instruction)
-    with cli.make_context("mwa-export", sys.argv[1:]) as context:
+    with cli.make_context("mwa-export", sys.argv[1:], color=_colour()) as context:
         cli.invoke(context)
     return 0
+
+
+def _colour() -> bool | None:
+    """Whether click writes colours, by the variables that rich follows too; None: on terminals."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return True if os.environ.get("FORCE_COLOR") else None
 
 
 _COMPLETE = "_MWA_EXPORT_COMPLETE"  # where a shell asks for completions

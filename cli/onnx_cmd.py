@@ -1,4 +1,4 @@
-"""`mwa-export onnx`: a checkpoint becomes a verified bundle."""
+"""`mwa-export onnx`: export a checkpoint to a verified bundle."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
+from mwa_export.cli.flags import PATH, Command, given
 from mwa_export.cli.options import (
+    READING,
     model_options,
     model_options_from,
     shape_options,
     source_from,
 )
-from mwa_export.cli.values import PATH
 
 _EXAMPLES = """\b
 Examples:
@@ -24,7 +25,7 @@ Examples:
 """
 
 
-@click.command(epilog=_EXAMPLES)
+@click.command(cls=Command, epilog=_EXAMPLES)
 @model_options
 @click.option("-o", "--out", type=PATH, required=True, help="Folder of the new bundle.")
 @click.option("--tokenizer", type=PATH, help="SentencePiece model (.spm) to put into the bundle.")
@@ -34,13 +35,13 @@ Examples:
     "image_input",
     type=click.Choice(["float32", "uint8"]),
     default="float32",
-    help="Vision input: NCHW in [-1, 1], or NHWC pixels with the scaling folded in.",
+    help="Vision input: float32 (NCHW in [-1, 1]), or uint8 (NHWC pixels; the graph scales them).",
 )
 @click.option(
     "--no-merge",
     multiple=True,
     metavar="STEP",
-    help="Leave out a merge step: qkv, layernorm, adapter-down, adapter-up, last-token, "
+    help="Skip a merge step: qkv, layernorm, adapter-down, adapter-up, last-token, "
     "constants, text-mask. Repeatable.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -55,8 +56,8 @@ def command(
 ) -> None:
     """Export CHECKPOINT to a verified ONNX bundle.
 
-    Adapters, norms and scales are merged exactly into the towers; both graphs run on ONNX Runtime
-    and are compared with the PyTorch reference before the bundle appears.
+    Adapters, norms and scales are merged exactly into the towers. Both graphs run on ONNX Runtime
+    and are compared with the PyTorch reference before the bundle is written.
     """
     from mwa_export.bundle.update import check_target
     from mwa_export.optional import check_installed
@@ -80,11 +81,19 @@ def command(
         bundle = bundle_from_model(model, out, options, on_step=step)
     worst = max(bundle.manifest.export.largest_difference_from_reference.values())
     if tokenizer is None and "text" in bundle.manifest.towers:
-        console.say("no --tokenizer was given: the bundle takes token ids only, not texts")
+        console.say("no --tokenizer was given, so the bundle takes token ids, not texts")
     elif tokenizer is None and len(model.config.towers) > 1:
         console.say(
-            "no --tokenizer was given: a text bundle with one will have another embedding space id"
+            "no --tokenizer was given, so a text bundle with one will have another embedding space"
         )
     console.say(f"largest difference from the PyTorch reference: {worst:.1e}")
     console.say(f"embedding space {bundle.manifest.space_id[:16]}")
     click.echo(bundle.path)
+    if len(bundle.manifest.towers) == 2:
+        how = given((*READING, "adapter"))
+        if tokenizer is None:
+            how += ["--tokenizer", "SPM"]
+        reference = source.checkpoint or source.base
+        console.next_step("parity", out, "--reference", reference, *how, "--data", "DATA")
+    else:
+        console.next_embed(out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from mwa_export.cli.values import PATH, Real, Whole
+from mwa_export.cli.flags import PATH, Real, Whole
 
 if TYPE_CHECKING:
     from mwa_export.data.test_set import RetrievalData
@@ -24,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def device_option(command: F) -> F:
-    """--device: which GPU."""
+    """Add --device, the GPU to use."""
     kind = Whole(min=0)
     return click.option(
         "--device",
@@ -40,7 +42,7 @@ _PRECISIONS = click.Choice(["auto", "float32", "bfloat16", "float16", "int8", "f
 
 
 def runtime_options(runtime: str = "auto", precision: str = "auto") -> Callable[[F], F]:
-    """What a bundle runs on, as the parameter ``runtime``, a `RuntimeOptions`.
+    """Options for what a bundle runs on, as the parameter ``runtime``, a `RuntimeOptions`.
 
     Args:
         runtime: default of --runtime.
@@ -89,13 +91,13 @@ def runtime_options(runtime: str = "auto", precision: str = "auto") -> Callable[
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A test set named on the command line, not read yet."""
+    """Test set named on the command line, not read yet."""
 
     path: str | None
     how: Mapping[str, Any]  # fields of DataOptions
 
     def read(self) -> RetrievalData | None:
-        """The test set; None if none is named."""
+        """Read the test set; None if none is named."""
         if self.path is None:
             return None
         from mwa_export.data.test_sets import DataOptions, read_data
@@ -104,7 +106,7 @@ class DataSet:
 
 
 _COLUMNS = (
-    click.option("--image-column", metavar="NAME", help="Column of a table with the pictures."),
+    click.option("--image-column", metavar="NAME", help="Column of a table with the images."),
     click.option("--caption-column", metavar="NAME", help="Column of a table with the captions."),
     click.option("--image-id-column", metavar="NAME", help="Column of a table with image ids."),
     click.option(
@@ -112,7 +114,7 @@ _COLUMNS = (
         type=Whole(min=0),
         default=0,
         show_default=True,
-        help="How many pictures may be missing or unreadable; they are listed, and left out with "
+        help="How many images may be missing or unreadable. They are listed, and left out with "
         "their captions.",
     ),
 )
@@ -122,7 +124,7 @@ _HOW = ("image_column", "caption_column", "image_id_column", "max_excluded")
 def data_options(
     what: str, *, required: bool = False, held_back: str | None = None
 ) -> Callable[[F], F]:
-    """--data and how it is read, as the parameter ``data``, a `DataSet`.
+    """Options for --data and how it is read, as the parameter ``data``, a `DataSet`.
 
     Args:
         what: help of --data.
@@ -135,7 +137,7 @@ def data_options(
         sets["held_back"] = ("--held-back", "--held-back-", held_back)
     options: list[Callable[[Any], Any]] = []
     for name, (flag, prefix, words) in sets.items():
-        images = f"Folder with the pictures of {flag}. Default: next to it."
+        images = f"Folder with the images of {flag}. Default: next to it."
         split = f"Split of {flag}. Default: test, for a Karpathy JSON."
         options += [
             click.option(flag, name, metavar="DATA", required=required, help=words),
@@ -155,7 +157,7 @@ def data_options(
             if stray:
                 from mwa_export.errors import UsageError
 
-                raise UsageError(f"options that belong to {stray} were given without it.")
+                raise UsageError(f"options for {stray} were given without it. Pass {stray} too.")
             return command(**values)
 
         result: Any = with_data
@@ -174,7 +176,7 @@ _READING = (
         metavar="PREFIX",
         default="",
         show_default=False,
-        help="Use only tensors whose names start with this, and strip it.",
+        help="Use only tensors whose names start with this prefix, and strip it.",
     ),
     click.option(
         "--ignore",
@@ -204,7 +206,7 @@ READING = (
 heads_option = click.option(
     "--heads",
     type=Whole(min=1),
-    help="Attention heads. Default: as stored, or those of a BEiT-3 of this width.",
+    help="Attention heads. Default: as stored, or as in a BEiT-3 of this width.",
 )
 _SHAPE = (
     click.option(
@@ -216,7 +218,7 @@ _SHAPE = (
     click.option(
         "--max-length",
         type=Whole(min=1),
-        help="Longest text in tokens. Default: num_max_bpe_tokens of training, or 64.",
+        help="Most tokens of a text. Default: num_max_bpe_tokens of training, or 64.",
     ),
     heads_option,
     click.option(
@@ -229,16 +231,16 @@ _SHAPE = (
 
 
 def reading_options(command: F) -> F:
-    """--ema, --ignore and their like, and the adapter options: how to read a checkpoint."""
+    """Add the options that say how to read a checkpoint, such as --ema and --ignore."""
     for decorator in reversed(_READING):
         command = decorator(command)
     return command
 
 
 def model_options(command: F, metavar: str | None = None) -> F:
-    """CHECKPOINT, --base, --adapter and the options of `reading_options`.
+    """Add CHECKPOINT, --base, --adapter and the options of `reading_options`.
 
-    ``metavar``: what the usage line says in the place of CHECKPOINT.
+    ``metavar``: shown in the usage line instead of CHECKPOINT.
     """
     for decorator in reversed(
         (
@@ -253,7 +255,7 @@ def model_options(command: F, metavar: str | None = None) -> F:
 
 
 def shape_options(command: F) -> F:
-    """--image-size, --max-length, --heads and --towers: what to make of a checkpoint."""
+    """Add --image-size, --max-length, --heads and --towers: the shape of the exported model."""
     for decorator in reversed(_SHAPE):
         command = decorator(command)
     return command
@@ -272,6 +274,40 @@ def claim_folder(out: Path, *, marker: str, force: bool) -> None:
     if out.parent.is_dir():  # else it is made together with the folder
         lock = locked(out.with_name(f".{out.name}.lock"), of=out, passing=True)
         click.get_current_context().with_resource(lock)
+
+
+def output_folder(out: Path | None, of: Path, kind: str, *, marker: str, force: bool) -> Path:
+    """Claim the folder of -o, or else a free one in the current folder, named after its input.
+
+    The default is INPUT-KIND, then INPUT-KIND-2 and so on; with --force the first is replaced. In
+    a bundle or an output of `embed` it goes beside that.
+    """
+    if out is not None:
+        claim_folder(out, marker=marker, force=force)
+        return out
+    from mwa_export.errors import OutputBusyError
+
+    here = Path()
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "manifest.json").is_file():
+            here = folder.parent
+    base = f"{of.resolve().name.removesuffix('.npy')}{'-' if kind else ''}{kind}"
+    for number in itertools.count(1):
+        out = here / (base if number == 1 else f"{base}-{number}")
+        if force or not os.path.lexists(out):
+            try:
+                claim_folder(out, marker=marker, force=force)
+            except OutputBusyError:
+                if force:
+                    raise
+            else:
+                return out
+    raise AssertionError("unreachable")
+
+
+open_option = click.option(
+    "--open", "open_page", is_flag=True, help="Open the report in the browser when it is done."
+)
 
 
 def source_from(values: dict[str, Any]) -> ModelSource:
@@ -298,7 +334,7 @@ def checkpoint_options_from(values: dict[str, Any]) -> CheckpointOptions:
 
 
 def model_options_from(values: dict[str, Any]) -> ModelOptions:
-    """Take what the user says about the model out of a command's parameters."""
+    """Take the model options out of a command's parameters."""
     from mwa_export.model.options import ModelOptions
     from mwa_export.spec import TOWERS
 

@@ -1,4 +1,4 @@
-"""`mwa-export parity`: what a conversion cost, as recall on a test set."""
+"""`mwa-export parity`: how much recall a conversion costs on a test set."""
 
 from __future__ import annotations
 
@@ -9,16 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import (
-    DataSet,
-    checkpoint_options_from,
-    claim_folder,
-    data_options,
-    reading_options,
-    runtime_options,
-)
-from mwa_export.cli.values import (
+from mwa_export.cli.flags import (
     PATH,
+    Command,
     Real,
     Whole,
     options_of,
@@ -26,8 +19,18 @@ from mwa_export.cli.values import (
     refuse,
     undecided_option,
 )
+from mwa_export.cli.options import (
+    DataSet,
+    checkpoint_options_from,
+    data_options,
+    open_option,
+    output_folder,
+    reading_options,
+    runtime_options,
+)
 
 if TYPE_CHECKING:
+    from mwa_export.parity.result import Parity
     from mwa_export.runtimes.options import RuntimeOptions
 
 _EXAMPLES = """\b
@@ -41,20 +44,20 @@ Examples:
 """
 
 
-@click.command(epilog=_EXAMPLES)
+@click.command(cls=Command, epilog=_EXAMPLES)
 @click.argument("paths", type=PATH, nargs=-1, required=True, metavar="BUNDLE")
 @click.option("--reference", type=PATH, help="Checkpoint, or another bundle.")
 @click.option("--adapter", type=PATH, help="Adapter file, if --reference is its base.")
 @data_options(
-    "Karpathy or COCO JSON, BEiT-3 index (.jsonl), table of captions (.csv, .tsv, .jsonl, or a "
-    "folder with one), Parquet or WebDataset (.parquet, .tar, or a folder of such files).",
+    "Test set: Karpathy or COCO JSON, BEiT-3 index (.jsonl), table of captions (.csv, .tsv, "
+    ".jsonl, or a folder with one), Parquet or WebDataset (.parquet, .tar, or a folder of them).",
 )
 @click.option(
     "--graph",
     "graphs",
     multiple=True,
     metavar="FILE",
-    help="Graph of the bundle to check, or any .onnx file, instead of --precision. Repeatable.",
+    help="Graph of the bundle, or any .onnx file, to check instead of --precision. Repeatable.",
 )
 @click.option(
     "--candidate",
@@ -73,27 +76,27 @@ Examples:
 @click.option(
     "--vectors",
     is_flag=True,
-    help="Compare vectors that are there already, of models of any kind, in place of BUNDLE: two "
-    "folders that `embed` wrote, or four .npy files (images and texts of the reference, images "
-    "and texts of the candidate).",
+    help="Compare existing vectors of any models instead of a bundle: two folders that `embed` "
+    "wrote, or four .npy files (images and texts of the reference, images and texts of the "
+    "candidate).",
 )
 @click.option(
     "--owners",
     type=PATH,
     metavar="FILE",
-    help="For --vectors: .npy with the row of each text's image.",
+    help="With --vectors: .npy file with the image row of each text.",
 )
-@click.option("--normalize", is_flag=True, help="For --vectors: scale them to unit length.")
+@click.option("--normalize", is_flag=True, help="With --vectors: scale them to unit length.")
 @runtime_options("onnxruntime", "float32")
 @click.option(
     "--tokenizer",
     type=PATH,
-    help="The reference's own .spm (default: the bundle's), or one for a bundle without.",
+    help="SentencePiece model (.spm) of the reference. Default: the bundle's.",
 )
 @click.option(
     "--any-space",
     is_flag=True,
-    help="Compare even if the embedding spaces differ (other weights, tokenizer, image size).",
+    help="Compare even if the embedding spaces differ (weights, tokenizer, image size).",
 )
 @recall_drop_option("Largest drop allowed for each of TR@1/5/10 and IR@1/5/10.")
 @click.option(
@@ -106,17 +109,25 @@ Examples:
     "--confidence",
     type=Real(0.5, 1, max_open=True),
     default=0.95,
-    help="Confidence of the intervals, on which the verdict rests.",
+    help="Confidence of the intervals that the verdict rests on.",
 )
 @undecided_option()
 @click.option("--seed", type=Whole(min=0), default=0, help="Bootstrap seed.")
-@click.option("--layers", is_flag=True, help="Compare block by block too.")
+@click.option("--layers", is_flag=True, help="Also compare block by block.")
 @click.option(
-    "--cache", type=PATH, help="Folder for the reference's embeddings; default: ~/.cache/mwa-export"
+    "--cache",
+    type=PATH,
+    help="Folder to cache the reference's embeddings in. Default: ~/.cache/mwa-export.",
 )
-@click.option("--no-cache", is_flag=True, help="Compute the reference again and cache nothing.")
-@click.option("-o", "--out", type=PATH, default="parity", help="Folder to create.")
+@click.option("--no-cache", is_flag=True, help="Embed with the reference again, and cache nothing.")
+@click.option(
+    "-o",
+    "--out",
+    type=PATH,
+    help="Folder to create. Default: BUNDLE-parity, or BUNDLE-parity-2 and so on if that exists.",
+)
 @click.option("--force", is_flag=True, help="Replace an earlier report.")
+@open_option
 @reading_options
 @console.verbosity
 def command(
@@ -131,37 +142,45 @@ def command(
     every: bool,
     cache: Path | None,
     no_cache: bool,
-    out: Path,
+    out: Path | None,
     force: bool,
+    open_page: bool,
     **values: Any,
 ) -> None:
-    """Compare BUNDLE with the checkpoint it came from, or with another bundle.
+    """Check the recall of BUNDLE against the checkpoint it came from, or against another bundle.
 
-    Both embed the same pictures and captions; recall, its confidence interval and the cosines show
-    what the conversion cost, and where. Writes report.html, report.json, report.md and junit.xml;
-    of several candidates a folder with these for each, and an overview as index.html.
-    Exit status 1 when a gate fails, 3 when the pictures are too few to tell.
+    Both embed the same images and captions. Recall, its confidence interval and cosines show what
+    the conversion cost, and where. Writes report.html, report.json, report.md and junit.xml. With
+    several candidates, each gets a folder with these files, and index.html is an overview.
+
+    Exit status: 1 if a check fails, 3 if there are too few images to decide.
     """
+    from mwa_export.cli.parity_view import fail_unless_passed, show, show_overview
     from mwa_export.errors import UsageError
     from mwa_export.parity.reports.write import MARKER, write_overview, write_reports
 
-    claim_folder(out, marker=MARKER, force=force)  # before the minutes of work
+    named = paths[len(paths) // 2] if vectors else paths[0]
+    out = output_folder(out, named, "parity", marker=MARKER, force=force)  # before minutes of work
     if vectors:
-        _compare_vectors(paths, owners, normalize, out, undecided, values, force=force)
+        result, page = _compare_vectors(paths, owners, normalize, out, values, force=force)
+        console.show_page(page, open_it=open_page)
+        fail_unless_passed({"": result}, undecided)
+        if len(paths) == 2:
+            console.next_step("search", paths[1], "TEXT")
         return
-    refuse(("owners", "normalize"), "belongs to --vectors, which was not given.")
+    refuse(("owners", "normalize"), "requires --vectors.")
     bundle = _only(paths)
     if reference is None or data.path is None:
         missing = "--reference" if reference is None else "--data"
-        raise UsageError(f"{missing} is missing. Expected --reference and --data, or --vectors.")
+        raise UsageError(f"{missing} is missing. Pass --reference and --data, or --vectors.")
     if no_cache and cache:
-        raise UsageError("--cache and --no-cache were both given. Expected one of them.")
+        raise UsageError("--cache and --no-cache were both given. Pass one of them.")
     if candidates or every:
-        refuse(("runtime", "precision", "graphs"), "is for one candidate; see --candidate.")
+        names = ("runtime", "precision", "graphs")
+        refuse(names, "is for one candidate. Use --candidate RUNTIME:PRECISION instead.")
     if candidates and every:
-        raise UsageError("--candidate and --all were both given. Expected one of them.")
+        raise UsageError("--candidate and --all were both given. Pass one of them.")
 
-    from mwa_export.cli.parity_view import fail_unless_passed, show, show_overview
     from mwa_export.encoder.cache import default_cache
     from mwa_export.parity.candidates import compare_candidates
     from mwa_export.parity.gates import Gates
@@ -197,13 +216,14 @@ def command(
             page = write_reports(done.result, out, pictures=done.data.pictures, force=force)
     results = {name: done.result for name, done in found.items()}
     show_overview(results) if candidates or every else show(results[""])
-    click.echo(page)
+    console.show_page(page, open_it=open_page)
     fail_unless_passed(results, undecided)
+    console.next_embed(bundle)
 
 
 _FOR_VECTORS = {
     *("paths", "vectors", "owners", "normalize", "max_recall_drop", "min_cosine", "confidence"),
-    *("undecided", "seed", "out", "force", "quiet", "verbose"),
+    *("undecided", "seed", "out", "force", "open_page", "quiet", "verbose"),
 }
 
 
@@ -212,20 +232,19 @@ def _compare_vectors(
     owners: Path | None,
     normalize: bool,
     out: Path,
-    undecided: str | None,
     values: dict[str, Any],
     *,
     force: bool,
-) -> None:
-    """Compare vectors that are there already."""
+) -> tuple[Parity, Path]:
+    """Compare existing vectors; returns the result and its report."""
     others = {p.name for p in click.get_current_context().command.params if p.name} - _FOR_VECTORS
-    refuse(others, "decides how a bundle is run, and --vectors compares vectors that are there.")
+    refuse(others, "cannot be combined with --vectors, which runs no bundle.")
     if len(paths) not in (2, 4):
         raise click.UsageError(
             f"--vectors: {len(paths)} paths. Expected two folders that `embed` wrote, or four .npy "
             "files: images and texts of the reference, images and texts of the candidate."
         )
-    from mwa_export.cli.parity_view import fail_unless_passed, show
+    from mwa_export.cli.parity_view import show
     from mwa_export.parity.gates import Gates
     from mwa_export.parity.measure import CompareOptions
     from mwa_export.parity.reports.write import write_reports
@@ -243,19 +262,18 @@ def _compare_vectors(
         step("write the reports")
         page = write_reports(result, out, force=force)
     show(result)
-    click.echo(page)
-    fail_unless_passed({"": result}, undecided)
+    return result, page
 
 
 def _only(paths: tuple[Path, ...]) -> Path:
-    """The bundle, where one path alone makes sense."""
+    """Return the only path."""
     if len(paths) != 1:
         raise click.UsageError(f"{len(paths)} paths were given. Expected one BUNDLE.")
     return paths[0]
 
 
 def _runtime_of(name: str, options: RuntimeOptions) -> RuntimeOptions:
-    """The runtime and precision of a --candidate."""
+    """Parse a --candidate: its runtime and precision."""
     from mwa_export.errors import UsageError
     from mwa_export.runtimes.options import PRECISIONS
 

@@ -1,4 +1,4 @@
-"""A parity result on the terminal."""
+"""Print a parity result on the terminal."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from mwa_export.report.text import printable
 COLOURS: dict[Verdict, str] = {"passes": "green", "fails": "red", "undecided": "yellow"}
 
 
-def show(result: Parity) -> None:
-    """Print the whole result as tables, the verdict first."""
+def show_headline(result: Parity) -> None:
+    """Print the verdict, and what was compared on what."""
     click.echo()
     colour = COLOURS[result.verdict] if result.gates else "yellow"
     click.secho(printable(headline(result)), bold=True, fg=colour)
@@ -30,6 +30,12 @@ def show(result: Parity) -> None:
     click.echo(printable(f"{result.candidate.name} against {result.reference.name}"))
     size = f"{counted(data.images, 'image')}, {counted(data.captions, 'caption')}"
     click.echo(printable(f"{data.name}: {size}"))
+
+
+def show(result: Parity) -> None:
+    """Print the whole result as tables, the verdict first."""
+    show_headline(result)
+    data = result.data
     click.echo()
     console.table([(f.name, f.value, printable(f.detail)) for f in facts(result)])
     click.echo()
@@ -60,7 +66,7 @@ def show_overview(results: Mapping[str, Parity]) -> None:
         shown = [row[column] for column in (1, 2, 4, 6)]  # all of them need more than 80 characters
         rows.append((name, *shown, DASH if ms is None else f"{ms:.3g}"))
     console.table(rows, ("candidate", "change", "interval", "verdict", "MB", "ms"))
-    click.echo("ms: one picture and one caption")
+    click.echo("ms: for one image and one caption")
 
 
 def fail_unless_passed(results: Mapping[str, Parity], undecided: str | None) -> None:
@@ -75,13 +81,13 @@ def fail_unless_passed(results: Mapping[str, Parity], undecided: str | None) -> 
         raise ParityError(f"parity failed. {_messages(results)}.")
     if verdict == "undecided" and undecided is None:
         raise UndecidedError(
-            f"parity is undecided. {_messages(results)}. Give more pictures, allow a larger drop "
-            "(`max_recall_drop`), or say what to do then (`undecided`: pass or fail)."
+            f"parity is undecided. {_messages(results)}. Pass more images, allow a larger drop "
+            "(`max_recall_drop`), or choose what undecided counts as (`undecided`: pass or fail)."
         )
 
 
 def _messages(results: Mapping[str, Parity]) -> str:
-    """One candidate: its gates that do not pass. Several: the names of those that do not."""
+    """Describe what does not pass: gates of one candidate, or names of several candidates."""
     if list(results) != [""]:
         left = [(name, r.verdict) for name, r in results.items() if r.verdict != "passes"]
         return "; ".join(f"{name}: {verdict}" for name, verdict in left)

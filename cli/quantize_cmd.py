@@ -1,4 +1,4 @@
-"""`mwa-export quantize`: INT8 graphs for a bundle, inside a recall budget, or float16 graphs."""
+"""`mwa-export quantize`: INT8 graphs within a recall budget for a bundle, or float16 graphs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.options import DataSet, data_options
-from mwa_export.cli.values import (
+from mwa_export.cli.flags import (
     PATH,
+    Command,
     Real,
     Whole,
     options_of,
@@ -18,6 +18,7 @@ from mwa_export.cli.values import (
     refuse,
     undecided_option,
 )
+from mwa_export.cli.options import DataSet, data_options
 from mwa_export.errors import UndecidedError
 from mwa_export.runtimes.options import LABELS
 
@@ -44,34 +45,36 @@ Examples:
 """
 
 
-@click.command(epilog=_EXAMPLES)
+@click.command(cls=Command, epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH)
 @data_options(
-    "Pictures with captions to calibrate with, in any form that `parity` reads. Those "
-    "that are not drawn as samples are held back to measure recall on.",
-    held_back="Another set to measure recall on.",
+    "Images with captions to calibrate with, in any format that `parity` reads. Those that are "
+    "not drawn as samples are held back to measure recall on.",
+    held_back="Separate data to measure recall on.",
 )
 @click.option(
     "--float16",
     is_flag=True,
-    help="Add float16 graphs for ONNX Runtime on CUDA, not INT8. Needs no --data; values are "
-    "measured on its samples if it is given.",
+    help="Add float16 graphs for ONNX Runtime on CUDA instead of INT8. With --data, values "
+    "are measured on its samples.",
 )
 @click.option(
-    "--calibration", type=PATH, help="Use an earlier calibration.json of this bundle, not samples."
+    "--calibration",
+    type=PATH,
+    help="Earlier calibration.json to use instead of samples.",
 )
 @click.option(
     "--samples",
     type=Whole(min=1),
     default=256,
-    help="Number of pictures to calibrate with, each with one caption.",
+    help="Number of images to calibrate with, each with one caption.",
 )
 @click.option("--seed", type=Whole(min=0), default=0, help="Random seed for sampling.")
 @click.option(
     "--method",
     type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
     default="auto",
-    help="How ranges are chosen; auto takes the method with the least output error per tensor.",
+    help="How ranges are chosen. auto: the method with the least output error per tensor.",
 )
 @click.option(
     "--percentile",
@@ -84,41 +87,41 @@ Examples:
     "--rounding",
     type=click.Choice(["nearest", "learned"]),
     default="nearest",
-    help="Rounding of the weights; learned takes some minutes longer and loses less.",
+    help="Rounding of weights. learned: takes some minutes longer and loses less recall.",
 )
-@recall_drop_option("Budget for each of TR@1/5/10 and IR@1/5/10 on the held-back data.")
+@recall_drop_option("Largest drop allowed for each of TR@1/5/10 and IR@1/5/10.")
 @click.option("--no-search", is_flag=True, help="Use INT8 in all layers; only measure the drop.")
 @click.option(
     "--keep",
     multiple=True,
     metavar="PATTERN",
-    help="Layers that stay in high precision: 'blocks.0.*', 'text:*.qkv'. Repeatable.",
+    help="Layers to keep in high precision, such as 'blocks.0.*' or 'text:*.qkv'. Repeatable.",
 )
 @click.option(
     "--dialect",
     "dialects",
     multiple=True,
     type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt8", "all"]),
-    help="Runtimes to make graphs for; default: the CPU runtimes installed here. Repeatable.",
+    help="Runtimes to write graphs for. Default: the CPU runtimes installed here. Repeatable.",
 )
 @click.option(
     "--points",
     type=Whole(0, 20),
     default=3,
-    help="Extra points of the trade-off curve; each embeds the pictures of the search once.",
+    help="Extra points of the trade-off curve. Each embeds the search images once more.",
 )
 @click.option(
     "--time-budget",
     type=Real(min=0, min_open=True),
     metavar="MINUTES",
-    help="Time after which the search tries nothing new and takes the best so far.",
+    help="Time after which the search stops and takes the best mix so far.",
 )
-@undecided_option("The graphs are written then, and auto takes them only with pass.")
+@undecided_option("The graphs are written either way; auto uses them only with pass.")
 @click.option("--threads", type=Whole(min=1), help="CPU threads. Default: all cores.")
 @click.option(
     "--tokenizer", type=PATH, help="SentencePiece model (.spm), for a bundle without one."
 )
-@click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
+@click.option("-o", "--out", type=PATH, help="Write a new bundle. Default: add to BUNDLE itself.")
 @click.option("--force", is_flag=True, help="Replace the folder of -o if it exists.")
 @console.verbosity
 def command(
@@ -133,20 +136,23 @@ def command(
     force: bool,
     **values: Any,
 ) -> None:
-    """Add INT8 graphs to BUNDLE: calibrate, smooth, search precisions, decide on recall.
+    """Add INT8 graphs that stay within a recall budget to BUNDLE.
 
-    With --float16 add float16 graphs instead: convert, check against the conformance vectors.
+    Calibrates, smooths, and searches the fastest mix of INT8 and high precision that is expected
+    to stay within the budget of each runtime. Held-back data that the search has not seen then
+    decide once whether it does.
 
-    Writes, for each runtime, the fastest mix of INT8 and high precision that is expected to stay
-    within the budget, and decides once, on held-back data that the search has not seen, whether it
-    does. Exit status 1 when it does not, or no mix is expected to; 3 when the data cannot tell.
+    With --float16, adds float16 graphs instead, checked against the conformance vectors.
+
+    Exit status: 1 if the budget is exceeded or no mix is expected to meet it, 3 if the data cannot
+    decide.
     """
     from mwa_export.bundle.update import check_target
 
     if float16:
-        refuse(_OF_INT8, "belongs to INT8, and --float16 was given.")
+        refuse(_OF_INT8, "is for INT8 and cannot be combined with --float16.")
         if data.path is None:
-            refuse(_OF_DATA, "belongs to --data, which was not given.")
+            refuse(_OF_DATA, "requires --data.")
     if calibration is not None:
         measures = data.path is not None or held_back.path is not None
         decided = [
@@ -156,12 +162,14 @@ def command(
             "rounding",
             *([] if measures else ["samples"]),
         ]
-        refuse(decided, "belongs to making a calibration, and --calibration names a finished one.")
+        refuse(decided, "cannot be combined with --calibration, which is already computed.")
     if out is not None:
         check_target(None, out, force=force)
     if float16:
         sampling = {name: values[name] for name in _OF_DATA}
-        _show_float16(_add_float16(bundle, data, **sampling, out=out, force=force))
+        made = _add_float16(bundle, data, **sampling, out=out, force=force)
+        _show_float16(made)
+        console.next_parity(made.path, bundle, "cuda", "float16")
         return
 
     from mwa_export.calib.calibrate import CalibrationOptions
@@ -186,6 +194,10 @@ def command(
     click.echo(done.bundle.path)
     if how.search and done.decision is not None and how.undecided is None:
         _fail_if_undecided(done.decision)
+    if done.decision is None:
+        console.next_parity(done.bundle.path, bundle, "onnxruntime", "int8")
+    else:
+        console.next_embed(done.bundle.path)
 
 
 def _add_float16(
@@ -198,7 +210,7 @@ def _add_float16(
     out: Path | None,
     force: bool,
 ) -> Bundle:
-    """Add float16 graphs; values are measured on samples of the data, too, if it is given."""
+    """Add float16 graphs; with data, measure the values of its samples too."""
     from mwa_export.bundle.bundle import Bundle
     from mwa_export.calib.samples import take_samples
     from mwa_export.encoder.open import open_bundle
@@ -227,7 +239,7 @@ def _show_float16(bundle: Bundle) -> None:
                 f"Runtime, {len(graph.float32 or ())} nodes in float32, values of {graph.measured} "
                 "inputs measured"
             )
-    console.say("  recall was not measured; `mwa-export parity` measures it")
+    console.say("  recall was not measured")
     click.echo(bundle.path)
 
 
@@ -236,16 +248,16 @@ def _fail_if_undecided(decision: Decision) -> None:
         return
     why = decision.objection or f"{decision.words()} is too wide an interval"
     if decision.pictures:
-        why += f", and about {decision.pictures:,} pictures would probably decide"
+        why += f", and about {decision.pictures:,} images would probably decide"
     raise UndecidedError(
-        f"recall is undecided: {why}. The bundle is written, and auto will not choose these "
-        "graphs. Give more held-back pictures, allow a larger drop (`max_recall_drop`), or "
-        "say what to do then (`undecided`: pass or fail)."
+        f"recall is undecided: {why}. The bundle is written, but auto will not choose these "
+        "graphs. Pass more held-back images, allow a larger drop (`max_recall_drop`), or choose "
+        "what undecided counts as (`undecided`: pass or fail)."
     )
 
 
 def _show(done: Quantized) -> None:
-    """Print the result on stdout."""
+    """Print the result."""
     found = done.quantization
     layers = []
     for tower, kept in found.kept.items():
@@ -254,7 +266,7 @@ def _show(done: Quantized) -> None:
     console.table(layers, title="Layers in INT8")
     if found.measured and found.held_back is not None:
         title = (
-            f"Against float32 on ONNX Runtime, on {found.held_back.pictures:,} held-back pictures "
+            f"Against float32 on ONNX Runtime, on {found.held_back.pictures:,} held-back images "
             f"with {found.held_back.captions:,} captions: change of recall, budget "
             f"{found.max_recall_drop:g} points, and speed"
         )

@@ -1,4 +1,4 @@
-"""`mwa-export split`: what training added to a base, as a file of its own."""
+"""`mwa-export split`: save what training added to a base as an adapter file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from mwa_export.cli import console
+from mwa_export.cli.flags import PATH, Command
 from mwa_export.cli.options import (
     heads_option,
     model_options,
     model_options_from,
     source_from,
 )
-from mwa_export.cli.values import PATH
 
 _EXAMPLES = """\b
 Example:
@@ -23,28 +23,28 @@ Example:
 """
 
 
-@click.command(epilog=_EXAMPLES)
+@click.command(cls=Command, epilog=_EXAMPLES)
 @model_options
 @heads_option
 @click.option("-o", "--out", type=PATH, required=True, help="Adapter file (.safetensors) to write.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @console.verbosity
 def command(out: Path, force: bool, base: Path | None, **model_values: Any) -> None:
-    """Write what training added to BASE, and its options, to an adapter file.
+    """Save what training added to a base checkpoint as an adapter file.
 
-    The file holds only tensors of CHECKPOINT that differ from the base, so that one base serves
-    many adapters.
+    The file holds the tensors of CHECKPOINT that differ from the base, and the options of the
+    adapter. One base then serves many adapters.
     """
     from mwa_export.errors import AdapterError
     from mwa_export.files import check_writable, disk_errors
     from mwa_export.optional import check_installed
 
     if base is None or model_values["checkpoint"] is None or model_values["adapter"] is not None:
-        raise click.UsageError("Expected CHECKPOINT and --base BASE, and no --adapter.")
+        raise click.UsageError("Pass CHECKPOINT and --base BASE, without --adapter.")
     if out.suffix != ".safetensors":
         raise click.UsageError(f"{out}: expected a name that ends in .safetensors.")
     if out.exists() and not force:
-        raise AdapterError(f"{out}: exists already. Choose another name, or replace it: --force")
+        raise AdapterError(f"{out}: already exists. Choose another name, or pass --force.")
     with disk_errors(out):
         check_writable(out.parent)
 
@@ -68,7 +68,10 @@ def command(out: Path, force: bool, base: Path | None, **model_values: Any) -> N
     )
     if count > total / 2:
         console.warn(
-            "most of the model differs. Was this base really what training started from, and in "
-            "the same precision?"
+            f"most of the model differs from {base}. Check that training started from this base, "
+            "in the same precision"
         )
     click.echo(out)
+    console.next_step(
+        "onnx", "--base", base, "--adapter", out, "--tokenizer", "SPM", "-o", "bundle"
+    )

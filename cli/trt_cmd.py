@@ -1,8 +1,8 @@
-"""`mwa-export trt`: TensorRT engines for a bundle, for this machine's GPU or for RTX cards."""
+"""`mwa-export trt`: build TensorRT engines for a bundle, for this GPU or for RTX cards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from mwa_export.cli import console
-from mwa_export.cli.flags import ENGINES
-from mwa_export.cli.options import DataSet, claim_folder, data_options
-from mwa_export.cli.values import (
+from mwa_export.cli.flags import (
     CAPABILITIES,
+    ENGINE_HELP,
     PATH,
+    Command,
     Real,
     Whole,
     options_of,
+    precision_flags,
     recall_drop_option,
     refuse,
 )
+from mwa_export.cli.options import DataSet, claim_folder, data_options
+from mwa_export.cli.refit_cmd import require_gpu
 
 if TYPE_CHECKING:
     from mwa_export.engines.best import Best, Candidate
@@ -38,8 +41,9 @@ Examples:
   mwa-export trt bundle --int8 --graphs-only graphs
 """
 
+_MOST_ROWS = 16_384  # of a batch; one of 224-pixel images takes 10 GB
 _RTX_CARDS = ((8, 6), (8, 9), (12, 0))  # Ampere, Ada, Blackwell
-# Of TensorRT on this machine's GPU; TensorRT-RTX has no such thing.
+# Options that TensorRT-RTX does not have.
 _OF_GPU = (
     *("version_compatible", "hardware_compatible", "refit", "timing_cache", "device"),
     *("allow_slow", "no_speed_gate"),
@@ -48,96 +52,80 @@ _OF_ENGINES = (*_OF_GPU, "workspace", "builder_level", "rtx", "capabilities", "r
 _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "held_back_split")
 
 
-_PRECISIONS = {  # of engines -> their help; the flags are those of cli/flags.py
-    "float16": "Build float16 engines; layers whose values overflow float16 stay in float32.",
-    "bfloat16": "Build bfloat16 engines: the range of float32 and fewer digits than float16, for "
-    "models with values that float16 cannot hold. Needs TensorRT 10 and Ampere, or later.",
-    "int8": "INT8 where the bundle's calibration has it, float16 elsewhere. Run `quantize` first.",
-    "float8": "Float8 (E4M3) instead of INT8. Needs TensorRT 10 and Ada, or later; run `quantize` "
-    "first.",
-    "best": "Build every precision that can be built here, measure speed and, with --data, recall; "
-    "keep the fastest.",
-}
-
-
-def _precisions(command: Callable[..., None]) -> Callable[..., None]:
-    """A flag for each precision. Each is a parameter of its own, so that two can be refused."""
-    for name, text in reversed(_PRECISIONS.items()):
-        flag = ENGINES.get(name, f"--{name}")
-        command = click.option(flag, name, is_flag=True, help=text)(command)
-    return command
-
-
-@click.command(epilog=_EXAMPLES)
+@click.command(cls=Command, epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH)
-@_precisions
+@precision_flags
 @click.option(
     "--fp8-attention",
     "float8_attention",
     is_flag=True,
-    help="With --int8 or --fp8: attention of images in float8, too. Needs TensorRT 10 and Ada, or "
-    "later.",
+    help="With --int8 or --fp8: run attention of the vision tower in float8 too. Requires "
+    "TensorRT 10 and Ada, or later.",
 )
-@recall_drop_option("Budget of --best for each of TR@1/5/10 and IR@1/5/10, against float32.")
+@recall_drop_option("With --best: largest drop allowed for each of TR@1/5/10 and IR@1/5/10.")
 @click.option(
     "--undecided",
     type=click.Choice(["pass", "fail"]),
-    help="What an undecided recall counts as for --best. Without it, 8 bits are not taken then.",
+    help="With --best: what undecided recall counts as. Default: 8-bit engines are not taken.",
 )
 @click.option(
-    "--allow-slow", is_flag=True, help="Add --int8 or --fp8 engines even if float16 is faster."
+    "--allow-slow",
+    is_flag=True,
+    help="With --int8 or --fp8: add them even if float16 is faster.",
 )
 @click.option(
     "--no-speed-gate",
     is_flag=True,
-    help="Do not time --int8 and --fp8 engines beside float16 ones.",
+    help="With --int8 or --fp8: do not time the engines against float16.",
 )
 @click.option(
     "--batch",
     "batches",
     multiple=True,
     metavar="MIN,OPT,MAX",
-    help="Rows of a batch, or one number for a fixed size; default 1,32,128. Repeatable: the "
-    "engine gets an optimization profile for each.",
+    help="Batch size: range, or one number. Default: 1,32,128. Repeatable; each becomes an "
+    "optimization profile.",
 )
 @click.option(
     "--lengths",
     metavar="MIN,OPT,MAX",
-    help="Tokens of a text, BOS and EOS included; default: from 2 to the model's longest, opt 16.",
+    help="Tokens of a text, with BOS and EOS. Default: 2 to the model's maximum, optimum 16.",
 )
 @data_options(
-    "Pictures with captions, in any form that `parity` reads: how large values become on them "
-    "decides what stays in float32. Without it, the bundle's conformance vectors are used; --bf16 "
-    "needs neither. --best measures recall on those pictures that are not samples.",
-    held_back="Another set for --best to measure recall on.",
+    "Images with captions, in any format that `parity` reads. Layers whose values overflow float16 "
+    "on them stay in float32. Default: the bundle's conformance vectors. --best measures recall on "
+    "the images that are not samples.",
+    held_back="With --best: separate data to measure recall on.",
 )
 @click.option(
     "--samples",
     type=Whole(min=16),
     default=64,
-    help="Number of pictures of --data to measure on, each with one caption.",
+    help="Number of images of --data to measure values on, each with one caption.",
 )
 @click.option(
     "--workspace",
     type=Real(min=0, min_open=True),
     metavar="GIB",
-    help="Scratch memory that kernels may use; default: all that the GPU has.",
+    help="Most scratch memory of a kernel. Default: all memory of the GPU.",
 )
 @click.option(
-    "--timing-cache", type=PATH, help="File of measured kernel times: read if there, then written."
+    "--timing-cache",
+    type=PATH,
+    help="File of kernel times: read if it exists, then written.",
 )
 @click.option(
     "--builder-level",
     type=Whole(0, 5),
-    help="0 builds fastest, 5 searches longest; default: TensorRT's own.",
+    help="Effort: 0 builds fastest, 5 searches longest. Default: TensorRT's own.",
 )
 @click.option(
     "--version-compatible",
     is_flag=True,
-    help="Later versions of the same major TensorRT may load the engines.",
+    help="Let later versions of the same major TensorRT load the engines.",
 )
 @click.option(
-    "--hardware-compatible", is_flag=True, help="Every GPU from Ampere on may load the engines."
+    "--hardware-compatible", is_flag=True, help="Let every GPU from Ampere on load the engines."
 )
 @click.option(
     "--refit", is_flag=True, help="Let `mwa-export refit` put another adapter into the engines."
@@ -145,31 +133,31 @@ def _precisions(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--rtx",
     is_flag=True,
-    help="Build with TensorRT-RTX for the cards of --sm. Needs no GPU; the engines are checked "
-    "where they are loaded.",
+    help="Build for the RTX cards of --sm with TensorRT-RTX. Requires no GPU; the engines are "
+    "checked where they are loaded.",
 )
 @click.option(
     "--sm",
     "capabilities",
     type=CAPABILITIES,
     metavar="LIST",
-    help="Compute capabilities of the RTX cards; default: 86,89,120, and 89,120 with --fp8.",
+    help="Compute capabilities of RTX cards. Default: 86,89,120, or 89,120 with --fp8.",
 )
 @click.option(
     "--graphs-only",
     type=PATH,
     metavar="DIR",
-    help="Build nothing: write the graphs, inputs and a script for Polygraphy and trtexec.",
+    help="Write the graphs, inputs and a script for Polygraphy and trtexec. Builds nothing.",
 )
 @click.option(
     "--for-tensorrt",
     type=click.Choice(["8", "10", "11"]),
     default="11",
-    help="Major version that --graphs-only writes for.",
+    help="With --graphs-only: major version of TensorRT.",
 )
 @click.option("--device", type=Whole(min=0), default=0, help="GPU number.")
-@click.option("--rebuild", is_flag=True, help="Rebuild engines that are already there.")
-@click.option("-o", "--out", type=PATH, help="A new bundle; by default BUNDLE itself is changed.")
+@click.option("--rebuild", is_flag=True, help="Rebuild engines that already exist.")
+@click.option("-o", "--out", type=PATH, help="Write a new bundle. Default: add to BUNDLE itself.")
 @click.option(
     "--force", is_flag=True, help="Replace the folder of -o or --graphs-only if it exists."
 )
@@ -193,43 +181,45 @@ def command(
     force: bool,
     **values: Any,
 ) -> None:
-    """Add engines for the GPU of this machine to BUNDLE, with TensorRT 8.6, 10 or 11.
+    """Add TensorRT engines for the GPU of this machine to BUNDLE.
 
-    With --rtx: for RTX cards of other machines, with TensorRT-RTX. With --graphs-only: nothing is
-    built, and neither TensorRT nor a GPU is needed.
-
-    Each tower's graph is made in the form that the installed version needs, checked on ONNX
+    Each tower's graph is converted for the installed version (8.6, 10 or 11), checked on ONNX
     Runtime against the bundle's conformance vectors, and compiled.
+
+    Without a GPU, use --rtx to build for RTX cards, or --graphs-only to write the graphs.
     """
-    asked = [name for name in _PRECISIONS if values.pop(name)]
+    asked = [name for name in ENGINE_HELP if values.pop(name)]
     if len(asked) != 1:
         raise click.UsageError(
-            "say which precision to build: --fp16, --bf16, --int8, --fp8, or --best of them"
-            + (", and only one" if asked else "")
+            "Pass --fp16, --bf16, --int8, --fp8, or --best" + (", and only one" if asked else "")
         )
     precision = asked[0]
     if precision == "best":
-        refuse(("float8_attention",), "belongs to --int8 and --fp8; --best tries it by itself.")
+        refuse(("float8_attention",), "requires --int8 or --fp8; --best tries it by itself.")
     else:
-        refuse(_OF_BEST, "belongs to --best, which was not given.")
+        refuse(_OF_BEST, "requires --best.")
     best = precision == "best"
+    from mwa_export.engines.replay_script import SCRIPT
+
     if graphs_only is None:
-        refuse(("for_tensorrt",), "belongs to --graphs-only, which was not given.")
+        refuse(("for_tensorrt",), "requires --graphs-only.")
     else:
         refuse(_OF_ENGINES, "cannot be combined with --graphs-only, which builds no engine.")
         if best:
-            raise click.UsageError("--best measures engines, and --graphs-only builds none")
-        from mwa_export.engines.replay_script import SCRIPT
-
+            raise click.UsageError("--best cannot be combined with --graphs-only.")
         claim_folder(graphs_only, marker=SCRIPT, force=force)
     if data.path is None:
-        refuse(("samples",), "belongs to --data, which was not given.")
+        refuse(("samples",), "requires --data.")
     if rtx:
         refuse(_OF_GPU, "cannot be combined with --rtx, which needs no GPU.")
         if best:
-            raise click.UsageError("--best measures on the GPU of this machine; --rtx needs none")
+            raise click.UsageError("--best cannot be combined with --rtx, which needs no GPU.")
     else:
-        refuse(("capabilities",), "belongs to --rtx, which was not given.")
+        refuse(("capabilities",), "requires --rtx.")
+    if not rtx and graphs_only is None:
+        require_gpu(
+            "Without one, pass --rtx --sm 86,89,120 to build for RTX cards, or --graphs-only DIR."
+        )
     from mwa_export.bundle.engine import TENSORRT, TENSORRT_RTX
     from mwa_export.bundle.update import check_target
     from mwa_export.optional import check_installed
@@ -249,18 +239,21 @@ def command(
     float8 = precision == "float8" or values["float8_attention"]
     cards = _RTX_CARDS[1:] if float8 else _RTX_CARDS
     scratch = None if workspace is None else int(workspace * GIB)
+    spans = tuple(Span.parse(text, "batch") for text in batches) or (BATCH,)
+    if (most := max(span.max for span in spans)) > _MOST_ROWS:
+        raise click.UsageError(f"--batch {most}: expected at most {_MOST_ROWS} rows.")
     options = options_of(
         EngineOptions,
         values,
         precision="float16" if best else precision,
-        batches=tuple(Span.parse(text, "batch") for text in batches) or (BATCH,),
+        batches=spans,
         lengths=None if lengths is None else Span.parse(lengths, "length"),
         build=options_of(BuildOptions, values, workspace=scratch, level=builder_level),
         speed_gate=not no_speed_gate,
         capabilities=(capabilities or cards) if rtx else (),
     )
-    if graphs_only is None:
-        load_tensorrt(TENSORRT_RTX if rtx else TENSORRT)  # before anything is read
+    if graphs_only is None:  # before anything is read
+        load_tensorrt(TENSORRT_RTX if rtx else TENSORRT)
     build: Any = build_engines
     show: Any = _show_best if best else _show
     if best:
@@ -277,6 +270,13 @@ def command(
         done = build(bundle, data.read(), options=options, out=out, force=force, progress=step)
     show(done)
     click.echo(out or bundle)
+    if graphs_only is not None:
+        console.say(f"Next: {shlex.join(['sh', str(graphs_only / SCRIPT)])}")
+    elif rtx:
+        console.next_step("inspect", out or bundle)
+    else:
+        kept = done.winner.precision if best else precision
+        console.next_parity(out or bundle, bundle, "tensorrt", kept)
 
 
 def _show(done: EnginesBuilt) -> None:
@@ -287,7 +287,7 @@ def _show(done: EnginesBuilt) -> None:
         state = (
             f"built in {engine.seconds:.0f} s"
             if engine.file in done.built
-            else "was there already; --rebuild builds it anew"
+            else "already exists; pass --rebuild to build it again"
         )
         console.say(f"  {engine.file}  {size:.0f} MB, {state}")
     _show_graphs(done)
@@ -295,7 +295,7 @@ def _show(done: EnginesBuilt) -> None:
         console.say(f"  {speed.sentence}")
     console.say(f"  {done.engines[0].made_by}")
     if done.device is None:
-        console.say("  not run here: the conformance vectors are checked where engines are loaded")
+        console.say("  not run here; the engines are checked where they are loaded")
 
 
 def _show_graphs(done: EnginesBuilt | EngineGraphs) -> None:
@@ -310,7 +310,7 @@ def _show_graphs(done: EnginesBuilt | EngineGraphs) -> None:
 
 
 def _show_best(done: Best) -> None:
-    """Print what was measured of each precision, and which one was kept."""
+    """Print the measurements of each precision, and which one was kept."""
     console.warn(*done.warnings)
     base = next((c for c in done.candidates if c.precision == "float16" and c.speed), None)
     shapes = []
@@ -326,7 +326,7 @@ def _show_best(done: Best) -> None:
         if candidate.problem is not None:
             console.say(f"  {candidate.name}: {candidate.problem}")
     if done.winner.recall is None:
-        console.say("  recall was not measured: no --data")
+        console.say("  recall was not measured, because --data was not given")
     console.say(
         f"  TensorRT {next(iter(done.winner.engines.values())).tensorrt} on {done.device.name}"
     )

@@ -145,7 +145,7 @@ def test_a_run_that_is_asked_to_stop_says_how_to_go_on(
                 break
         rest = process.stdout.read()
         assert process.wait() == status
-    assert f"finished stays in {out}. Run the same command to go on." in log.read_text()
+    assert f"finished stays in {out}. Run the same command again to continue." in log.read_text()
     assert "Traceback" not in log.read_text()
     assert json.loads(rest.splitlines()[-1])["event"] == "stop"
     assert list((out / ".work").glob("*.json"))

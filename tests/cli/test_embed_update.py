@@ -57,5 +57,5 @@ def test_many_failed_rows_are_no_success_and_can_be_tried_again(
 
 
 def test_options_that_need_an_update_say_so(command: list[object]) -> None:
-    assert "--vanished is for --update" in run(*command, "--vanished", "keep").stderr
+    assert "--vanished requires --update" in run(*command, "--vanished", "keep").stderr
     assert "--shard" in refused(*command, "--update", "--shard", "1/2")

@@ -68,7 +68,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX pipes and sig
 
 @posix
 @pytest.mark.parametrize("gone", ["stdout", "stderr"])
-@pytest.mark.parametrize("arguments", [["--help"], ["onnx", "--help"], ["onix"], ["doctor"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["onnx", "--help"], ["onix"], ["doctor", "-q"]])
 def test_a_closed_pipe_ends_the_run_as_sigpipe_would(arguments: list[str], gone: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -85,7 +85,7 @@ def test_a_closed_pipe_ends_the_run_as_sigpipe_would(arguments: list[str], gone:
 
 @posix
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize("arguments", ["--version", "doctor --json"])
+@pytest.mark.parametrize("arguments", ["--version", "doctor --json -q"])
 def test_a_closed_output_acts_like_dev_null(arguments: str, closed: str) -> None:
     command = f"{MWA_EXPORT} {arguments} {closed}"
     done = subprocess.run(["sh", "-c", command], capture_output=True)
@@ -104,7 +104,7 @@ def test_files_do_not_get_the_numbers_of_closed_streams() -> None:
 
 @posix
 def test_a_closed_standard_input_is_not_read_as_no_rows(files: Path, tmp_path: Path) -> None:
-    command = f"{MWA_EXPORT} embed {files / 'bundle'} --texts - -o {tmp_path / 'out'} <&-"
+    command = f"{MWA_EXPORT} embed {files / 'bundle'} --texts - -o {tmp_path / 'out'} -q <&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: standard input is closed")

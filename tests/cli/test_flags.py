@@ -22,7 +22,7 @@ _OTHER_PROGRAMS = {
     "mwa_export/engines/replay_script.py",
     "mwa_export/runtimes/doctor.py",
     "mwa_export/trt/device.py",
-}  # polygraphy, nvidia-smi, docker
+}  # polygraphy, pip, nvidia-smi, docker
 
 
 def library() -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import pytest
 from commands import run
+from trt_fake import FakeDriver, FakeTensorRT
 
 from mwa_export.cli.main import cli
 
@@ -74,6 +75,8 @@ def test_a_value_that_cannot_be_is_refused_before_anything_is_read(
     name: str, option: click.Option, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    FakeDriver().install(monkeypatch)  # else `trt` says that there is no GPU or no TensorRT
+    FakeTensorRT(11).install(monkeypatch)
     values = hostile(option)
     assert values
     for value in values:

@@ -34,13 +34,13 @@ from mwa_export.calib.calibrate import CalibrationOptions
 def test_an_option_without_the_one_it_belongs_to_is_refused(arguments: str, stray: str) -> None:
     status, _, stderr = run(*arguments.split())
     assert status == 2
-    assert f"Error: {stray}: " in stderr
+    assert f"error: {stray} " in stderr
 
 
 def test_a_bundle_has_no_options_of_checkpoints(files: Path) -> None:
     status, _, stderr = run("inspect", files / "bundle", "--towers", "text")
     assert status == 2
-    assert "--towers: is for checkpoints" in stderr
+    assert "--towers is for checkpoints" in stderr
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def test_data_is_measured(
 def test_what_is_there_is_not_built_again(trt: FakeTensorRT, bundle: Path) -> None:
     trt_command(bundle, "--fp16")
     trt.calls.clear()
-    assert "was there already" in trt_command(bundle, "--fp16")
+    assert "already exists" in trt_command(bundle, "--fp16")
     assert not trt.calls
     for more in (("--rebuild",), ("--batch", "1"), ("--version-compatible",)):
         trt.calls.clear()
@@ -344,7 +344,7 @@ def test_an_engine_is_kept_when_the_other_fails(
 
 def test_a_copy_with_the_engines_that_are_there_is_made(trt: FakeTensorRT, bundle: Path) -> None:
     trt_command(bundle, "--fp16")
-    assert "was there already" in trt_command(bundle, "--fp16", "-o", bundle.parent / "out")
+    assert "already exists" in trt_command(bundle, "--fp16", "-o", bundle.parent / "out")
     assert files_below(bundle) == files_below(bundle.parent / "out")
 
 
@@ -355,7 +355,7 @@ def test_without_a_precision_it_says_which_there_are(bundle: Path) -> None:
 
 
 def test_without_tensorrt_it_says_how_to_install_it(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+    driver: FakeDriver, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     message = refused("trt", bundle, "--fp16")
@@ -363,9 +363,38 @@ def test_without_tensorrt_it_says_how_to_install_it(
     assert message.endswith('pip install "mwa-export[tensorrt]"')
 
 
-def test_without_a_gpu_it_says_so(trt: FakeTensorRT, driver: FakeDriver, bundle: Path) -> None:
+@pytest.mark.parametrize("command", ["trt nothing --fp16", "refit nothing absent.pth -o new"])
+def test_without_a_gpu_it_says_so_before_it_reads_anything(
+    command: str, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     driver.fails["cuInit"] = 100
-    assert "finds no GPU" in refused("trt", bundle, "--fp16")
+    message = refused(*command.split())
+    assert message.startswith("no NVIDIA GPU found")
+    assert "--rtx" in message
+    driver.fails.clear()
+    driver.count = 0
+    assert refused(*command.split()).startswith("no NVIDIA GPU found")
+
+
+def test_what_needs_no_gpu_works_without_one(
+    driver: FakeDriver, calibrated: Path, tmp_path: Path
+) -> None:
+    driver.fails["cuInit"] = 100
+    done = run("trt", calibrated, "--int8", "--graphs-only", tmp_path / "graphs")
+    assert done.status == 0, done
+    assert f"Next: sh {tmp_path / 'graphs'}/replay.sh" in done.stderr
+
+
+def test_a_batch_beyond_any_gpu_is_refused_by_name(trt: FakeTensorRT, bundle: Path) -> None:
+    message = refused("trt", bundle, "--fp16", "--batch", "1,8,1000000")
+    assert message.startswith("--batch 1000000: expected at most ")
+
+
+def test_the_next_step_checks_the_engines_that_were_built(trt: FakeTensorRT, bundle: Path) -> None:
+    advice = trt_command(bundle, "--fp16").splitlines()[-1]
+    how = "--runtime tensorrt --precision float16 --data DATA"
+    assert advice == f"Next: mwa-export parity {bundle} --reference {bundle} {how}"
 
 
 def test_an_old_driver_is_refused(

@@ -56,4 +56,4 @@ def test_a_folder_is_replaced_only_by_force(files: Path, tmp_path: Path) -> None
 def test_best_of_nothing_is_refused(tmp_path: Path) -> None:
     outcome = run("trt", tmp_path, "--best", "--graphs-only", tmp_path / "graphs")
     assert outcome.status == 2
-    assert "--graphs-only builds none" in outcome.stderr
+    assert "--best cannot be combined with --graphs-only" in outcome.stderr
