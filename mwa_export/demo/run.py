@@ -1,4 +1,4 @@
-"""The whole job on the shipped model: pictures, bundle, INT8, and recall against PyTorch."""
+"""The full pipeline on the shipped model: images, bundle, INT8, and recall against PyTorch."""
 
 from __future__ import annotations
 
@@ -20,47 +20,62 @@ from mwa_export.model.load import Model, ModelSource, load_model
 from mwa_export.model.state_dict import expected_shapes
 from mwa_export.parity.gates import Gates
 from mwa_export.parity.measure import CompareOptions
-from mwa_export.parity.reports.write import MARKER, write_reports
+from mwa_export.parity.reports.write import MARKER as REPORT_MARKER
+from mwa_export.parity.reports.write import write_reports
 from mwa_export.parity.result import Parity
 from mwa_export.parity.run import RunOptions, compare_models
-from mwa_export.progress import Progress, Silent
+from mwa_export.progress import Progress, Silent, ignore_step
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import ModelConfig
 
-# What loses most in the text tower. `mwa-export quantize` finds such layers by itself, but its
-# search embeds the held-back data a dozen times: longer here than all the rest together.
+# The layers of the text tower that lose most in INT8. `mwa-export quantize` finds such layers by
+# itself, but its search takes longer here than everything else together.
 KEPT = ("text:*.fc2_up",)
 
-SEED = 2024  # of the test pictures; training and quantization use others
+SEED = 2024  # of the test images; training and quantization use others
 PICTURES = 500
 SAMPLES_SEED, HELD_BACK_SEED = 4048, 4049
-SAMPLES, HELD_BACK = 128, 500  # pictures to calibrate with, and to decide about INT8 on
+SAMPLES, HELD_BACK = 128, 500  # images to calibrate with, and to judge INT8 on
 MAX_RECALL_DROP = 2.0
-"""Points that INT8 may cost here, in `quantize` and in `parity`: 500 pictures tell about one.
+"""Points of recall that INT8 may cost here. 500 images resolve a change of about one point;
 benchmarks/int8_recall.py measures on ten times as many."""
+_DRAW, _READ, _EXPORT, _DRAW_UNSEEN, _QUANTIZE, _COMPARE, _CHECK, _REPORT_STAGE = STAGES = (
+    f"Draw {PICTURES} test images with {5 * PICTURES:,} captions",
+    "Read the checkpoint",
+    "Merge, export to ONNX, verify against PyTorch",
+    f"Draw {SAMPLES + HELD_BACK} other images to calibrate and judge INT8 on",
+    "Quantize to INT8",
+    "Embed with PyTorch, ONNX float32 and INT8, compare recall",
+    "Repeat without the adapters as a sanity check",
+    "Write the reports",
+)
+SECONDS = dict(zip(STAGES, (2.0, 1.5, 2.0, 2.6, 25.0, 9.0, 2.6, 0.3), strict=True))
+"""Stage -> how long it took on 2 cores with AVX512-VNNI."""
 _REPORT = "parity"
+MARKER = f"{_REPORT}/{REPORT_MARKER}"
+"""A file that every output of the demo has."""
 
 Quantize = Callable[[Path, RetrievalData, RetrievalData, Progress], object]
-"""Adds INT8 graphs to a bundle: samples to calibrate with, held-back data to judge on."""
+"""Add INT8 graphs to a bundle. Arguments: bundle, samples to calibrate with, held-back data."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """The parity of the INT8 bundle, what the adapters are worth, and where the files are."""
+    """Result of `run_demo`."""
 
-    parity: Parity  # the bundle's INT8 graphs, float32 beside, against the PyTorch reference
-    without_adapters: Recall  # what an export that lost them would give
-    slow_int8: bool  # this CPU has no instructions for INT8, which was run nevertheless
+    parity: Parity  # the bundle's INT8 and float32 graphs against the PyTorch reference
+    without_adapters: Recall  # recall of an export that lost the adapters
+    slow_int8: bool  # this CPU has no instructions for INT8
     folder: Path
 
     @property
     def report(self) -> Path:
-        """The page to open."""
+        """The HTML report."""
         return self.folder / _REPORT / "report.html"
 
 
 def assets() -> tuple[Path, Path]:
-    """The shipped checkpoint and its tokenizer."""
+    """Paths of the shipped checkpoint and its tokenizer."""
     folder = Path(str(resources.files("mwa_export"))) / "assets"
     return folder / "demo.pth", folder / "demo.spm"
 
@@ -71,26 +86,39 @@ def run_demo(
     *,
     pictures: int = PICTURES,
     force: bool = False,
+    on_stage: Callable[[str], None] = ignore_step,
     progress: Progress | None = None,
 ) -> DemoResult:
-    """Run the main job in a new folder, which then holds `data/`, `bundle/` and `parity/`.
+    """Run the pipeline in a new folder, which then holds `data/`, `bundle/` and `parity/`.
 
-    ``quantize`` adds the INT8 graphs.
+    Args:
+        out: the folder to create.
+        quantize: adds the INT8 graphs.
+        pictures: number of test images.
+        force: replace ``out`` if it exists.
+        on_stage: called with each of `STAGES` as it begins.
+        progress: told about the steps within the stages.
     """
     progress = progress or Silent()
     checkpoint, spm = assets()
-    with new_folder(out, marker=f"{_REPORT}/{MARKER}", force=force) as folder:
+    with new_folder(out, marker=MARKER, force=force) as folder:
         bundle = folder / "bundle"
-        progress(f"draw {pictures} pictures with {5 * pictures} captions")
+        on_stage(_DRAW)
+        progress(f"draw {pictures} images with {5 * pictures:,} captions")
         data = _draw(folder / "data", pictures, SEED)
+        on_stage(_READ)
         progress("read the checkpoint")
         model = load_model(ModelSource(checkpoint))
+        on_stage(_EXPORT)
         bundle_from_model(model, bundle, ExportOptions(tokenizer=spm), on_step=progress)
         with scratch_folder() as other:
-            progress(f"draw {SAMPLES} other pictures to calibrate with, {HELD_BACK} to judge on")
+            on_stage(_DRAW_UNSEEN)
+            progress(f"draw {SAMPLES} other images to calibrate with, {HELD_BACK} to judge on")
             samples = _draw_unseen(Path(other) / "samples", SAMPLES, SAMPLES_SEED)
             held_back = _draw_unseen(Path(other) / "held-back", HELD_BACK, HELD_BACK_SEED)
+            on_stage(_QUANTIZE)
             quantize(bundle, samples, held_back, progress)
+        on_stage(_COMPARE)
         done = compare_models(
             checkpoint,
             bundle,
@@ -99,7 +127,9 @@ def run_demo(
             options=CompareOptions(gates=Gates(MAX_RECALL_DROP)),
             progress=progress,
         )
+        on_stage(_CHECK)
         without = _recall_without_adapters(model, data, spm, progress)
+        on_stage(_REPORT_STAGE)
         progress("write the reports")
         parity = _as_moved(done.result, folder, out)
         write_reports(parity, folder / _REPORT, pictures=done.data.pictures)
@@ -107,7 +137,7 @@ def run_demo(
     return DemoResult(parity, without, slow, Path(out))
 
 
-# Recall is the question here, not speed: so INT8 is run wherever it can be run at all.
+# The demo measures recall, so INT8 runs even on CPUs where it is slow.
 _INT8 = RuntimeOptions("onnxruntime", "int8", allow_slow=True)
 
 
@@ -116,14 +146,14 @@ def _draw(folder: Path, count: int, seed: int) -> RetrievalData:
 
 
 def _draw_unseen(folder: Path, count: int, seed: int) -> RetrievalData:
-    """Pictures that are not kept; the manifest names them by what makes them again."""
-    return replace(_draw(folder, count, seed), name=f"demo pictures, target family, seed {seed}")
+    """Draw images that are not kept; the manifest names the seed that draws them again."""
+    return replace(_draw(folder, count, seed), name=f"demo images, target family, seed {seed}")
 
 
 def _recall_without_adapters(
     model: Model, data: RetrievalData, spm: Path, progress: Progress
 ) -> Recall:
-    """Recall of the frozen model under the adapters and enhancers, exported in the same way."""
+    """Recall of the base model without adapters and enhancers, exported in the same way."""
     config = ModelConfig(model.config.backbone)
     tensors = {name: model.tensors[name] for name in expected_shapes(config)}
     bare = replace(model, config=config, tensors=tensors)
@@ -138,7 +168,7 @@ def _recall_without_adapters(
 
 
 def _as_moved(parity: Parity, folder: Path, out: Path) -> Parity:
-    """The result with the names that its files will have when the folder is complete."""
+    """Replace the temporary folder by the final one in every path of the result."""
 
     def moved(text: str) -> str:
         return text.replace(str(folder), str(out))

@@ -1,4 +1,4 @@
-"""Demo scenes as data, and captions that describe them. No pixels, no files."""
+"""Scenes of the demo as data, and captions that describe them; draws nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Place = Literal["centre", "left", "right", "top", "bottom", "row", "column"]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Things that look alike, side by side."""
+    """Identical things, side by side."""
 
     shape: str
     colour: str
@@ -26,7 +26,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One to three groups in front of a background."""
+    """One to three groups of things in front of a background."""
 
     groups: tuple[Group, ...]  # in a row: left to right; in a column: top to bottom
     place: Place  # with two groups or more: row or column; with one: where it is
@@ -36,7 +36,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """The words of one family: what exists in its pictures, and what each is called."""
+    """Vocabulary of one family of scenes: what appears in its images, and the words for it."""
 
     shapes: dict[str, tuple[str, ...]]
     colours: dict[str, tuple[str, ...]]
@@ -212,7 +212,7 @@ _FIVE_CAPTIONS = (
 
 
 def captions_from_scene(scene: Scene, style: Style, rng: np.random.Generator) -> list[str]:
-    """Five true captions of one scene, from detailed to short, 2 to about 35 words each."""
+    """Describe one scene in five captions, from detailed to short, of 2 to about 35 words."""
     return [_caption(scene, style, detail, rng) for detail in _FIVE_CAPTIONS]
 
 
@@ -258,5 +258,5 @@ def _noun_phrase(group: Group, style: Style, detail: _Detail, rng: np.random.Gen
 
 
 def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    """One of the options, each as likely."""
+    """Choose one of the options with equal probability."""
     return options[int(rng.integers(len(options)))]

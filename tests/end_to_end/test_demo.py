@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import run
+from commands import refused
 from paths import ROOT
 
 from mwa_export.bundle.bundle import Bundle
@@ -17,6 +17,7 @@ from mwa_export.demo.run import (
     SAMPLES,
     SAMPLES_SEED,
     SEED,
+    STAGES,
     DemoResult,
     assets,
     quantize_demo,
@@ -36,7 +37,10 @@ PICTURES = 120
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     out = tmp_path_factory.mktemp("work") / "demo"
-    return run_demo(out, quantize_demo, pictures=PICTURES)
+    stages: list[str] = []
+    found = run_demo(out, quantize_demo, pictures=PICTURES, on_stage=stages.append)
+    assert stages == list(STAGES), "each stage once, in order"
+    return found
 
 
 def test_shipped_checkpoint_has_the_authors_layout_and_is_small() -> None:
@@ -129,6 +133,4 @@ def test_python_example_of_the_readme_runs(
 
 def test_demo_refuses_an_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
-    outcome = run("demo", "-o", tmp_path / "demo")
-    assert outcome.status == 2
-    assert "exists" in outcome.stderr
+    assert "exists" in refused("demo", "-o", tmp_path / "demo")
