@@ -202,7 +202,7 @@ def test_every_shape_is_warmed_up_before_the_clock_runs(
         (("--peers", "none,eager"), "--peers none cannot be combined"),
         (("--runtime", "tflite"), "--runtime tflite: expected onnxruntime"),
         (("--data", "nowhere.json"), "nowhere.json: no such file"),
-        (("--images", "pictures"), "belong to --data were given without it"),
+        (("--images", "pictures"), "options for --data were given without it"),
         (("--lengths", "400"), "from 3 to 62"),
         (("--reference", "nothing.pth"), "nothing.pth"),
     ],

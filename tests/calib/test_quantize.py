@@ -313,7 +313,7 @@ def test_options_and_calibrations_that_do_not_fit_are_refused(
                    ("--percentile", 99), ("--no-smooth",)):  # fmt: skip
         outcome = run("quantize", copy, *own, *option, *QUICK)
         assert outcome.status == 2
-        assert f"{option[0]}: belongs to making a calibration" in outcome.stderr
+        assert f"{option[0]} cannot be combined with --calibration" in outcome.stderr
     message = refused("quantize", copy, *own, "--keep", "blocks.7.*", *QUICK)
     assert message.startswith("--keep blocks.7.*: matches no layer. The layers are vision:")
     everything = ("--keep", "vision:*", "--keep", "text:*")

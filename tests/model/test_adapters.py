@@ -259,9 +259,9 @@ def test_split_does_not_replace_a_folder_by_a_file(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["a.pth", "-o", "x.safetensors"], "Expected CHECKPOINT and --base BASE"),
+        (["a.pth", "-o", "x.safetensors"], "CHECKPOINT and --base BASE"),
         (["a.pth", "--base", "b.pth", "-o", "x.pth"], "ends in .safetensors"),
-        (["--base", "b.pth", "--adapter", "c.pth", "-o", "x.safetensors"], "and no --adapter"),
+        (["--base", "b.pth", "--adapter", "c.pth", "-o", "x.safetensors"], "without --adapter"),
     ],
 )
 def test_wrong_use_of_split_is_explained(arguments: list[str], complaint: str) -> None:

@@ -129,7 +129,7 @@ def test_stored_option_of_any_kind_is_one_short_error(name: str, kind: str, tmp_
 def test_image_size_is_bounded(size: int, checkpoint: Path, tmp_path: Path) -> None:
     outcome = run("onnx", checkpoint, "-o", tmp_path / "b", "--image-size", size)
     assert outcome.status == 2
-    assert "expected 1 to 4096" in outcome.stderr or "is beyond" in outcome.stderr
+    assert "expected 1 to 4096" in outcome.stderr or "is above" in outcome.stderr
 
 
 def test_unaligned_stream_costs_the_size_of_the_file(tmp_path: Path) -> None:

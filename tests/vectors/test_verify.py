@@ -190,5 +190,5 @@ def test_the_command_prints_the_account_or_the_damage(out: Path) -> None:
     outcome = run("embed", "--verify", out)
     assert outcome.status == 1
     assert f"{PART}: is missing" in outcome.stderr
-    assert "BUNDLE: does not go with --verify" in run("embed", "x", "--verify", out).stderr
+    assert "BUNDLE cannot be combined with --verify" in refused("embed", "x", "--verify", out)
     assert "has no manifest.json" in refused("embed", "-q", "--verify", out / "texts")
