@@ -1,6 +1,6 @@
 """Embeddings over HTTP, in the form of OpenAI's API: `python server.py BUNDLE`.
 
-One process holds one encoder. Requests that arrive within a few milliseconds share a model call.
+One process holds one encoder. Requests that arrive while the model is busy share its next call.
 Every setting is a flag, or an environment variable: `--max-batch 64` or `MWA_MAX_BATCH=64`.
 """
 
@@ -44,7 +44,7 @@ class Settings:
     precision: str = "auto"
     threads: int = 0  # of the model; 0: all cores
     max_batch: int = 32  # rows of a model call; 1: no batching
-    max_wait_ms: float = 5.0  # how long a row waits for others
+    max_wait_ms: float = 0.0  # how long a row waits for others while the model is idle
     max_queue: int = 512  # rows that wait; above it, requests get 503
     max_requests: int = 64  # requests at a time; above it, they get 503
     max_inputs: int = 128  # texts and images of one request

@@ -115,7 +115,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened, embed = threading.Event(), Encoder.embed_captions
 
     def wait(self: Encoder, *arguments: Any, **more: Any) -> Any:
-        assert opened.wait(timeout=60)
+        assert opened.wait(timeout=20)
         return embed(self, *arguments, **more)
 
     monkeypatch.setattr(Encoder, "embed_captions", wait)
@@ -208,7 +208,10 @@ def test_requests_that_arrive_while_the_model_is_busy_share_the_next_call(
 
 def test_a_request_waits_for_others_and_a_full_batch_does_not(encoder: Encoder) -> None:
     body = {"model": "bundle", "input": TEXTS[:2]}
-    with running(encoder, max_wait_ms=60_000, max_batch=4) as started, ThreadPoolExecutor() as pool:
+    with (
+        running(encoder, max_wait_ms=600_000, max_batch=4) as started,
+        ThreadPoolExecutor() as pool,
+    ):
         first = pool.submit(started.post, body)
         started.wait_for("mwa_queue_rows", 2)
         assert started.post(body).status_code == first.result().status_code == 200
