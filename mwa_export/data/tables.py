@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import reprlib
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,6 +26,8 @@ CSV_SUFFIXES = {".csv", ".tsv"}
 JSONL_SUFFIXES = {".jsonl", ".ndjson"}
 _SAMPLE = 100  # JSON lines that are read to find the fields
 _HEADER_LINES = 100  # max lines of a header, whose quoted names may contain line ends
+_HAS_NUL = sys.version_info >= (3, 11)  # the csv module of Python 3.10 refuses lines with NUL
+_NUL = "\ud800"  # stands for NUL there; decoding never produces it
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,8 @@ class TableReader:
 
     def _csv(self, suffix: str) -> Iterator[Record]:
         lines, first = text_lines(self.name), ""
+        if not _HAS_NUL:
+            lines = (line and line.replace("\0", _NUL) for line in lines)
         for line in islice(lines, _HEADER_LINES):
             first += line or ""
             if first.count('"') % 2 == 0:
@@ -163,7 +168,8 @@ def _rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Prob
     while True:
         start = lines.start_row()
         try:
-            yield start, next(reader)
+            cells = next(reader)
+            yield start, cells if _HAS_NUL else [cell.replace(_NUL, "\0") for cell in cells]
         except StopIteration:
             return
         except csv.Error as error:

@@ -240,6 +240,13 @@ def test_a_quote_that_is_never_closed_costs_its_line_only(tmp_path: Path) -> Non
     assert "a quote in lines 3 to 7" in found[1].problem.reason  # type: ignore[union-attr]
 
 
+def test_a_text_with_nul_costs_its_row_only(tmp_path: Path) -> None:
+    path = write(tmp_path, 'text\na\nb\0\n"c\0\nd"\ne\n')
+    found = [r.captions for r in TableReader(str(path), "", Columns(), ("text",)).records()]
+    assert [found[0], found[3]] == [("a",), ("e",)]
+    assert [problem.code for [problem] in found[1:3]] == ["not-text"] * 2  # type: ignore[union-attr]
+
+
 def test_a_field_of_json_lines_may_be_in_some_objects_only(tmp_path: Path) -> None:
     path = write_json(tmp_path, [{"text": "a"}, {"text": "b", "tag": 1}, {"text": "c"}])
     found = TableReader(str(path), "", Columns(carried=("tag",)), ("text",)).records()
