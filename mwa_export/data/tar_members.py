@@ -18,7 +18,8 @@ def members_of(file: BinaryIO, name: str) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(
             fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace"
         ) as tar:
-            while (member := tar.next()) is not None:
+            # An offset of 0 is that of a tar without members: Python 3.10 fails to read on there.
+            while tar.offset and (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # frees 1 kB each; not in typeshed
                 if member.size < 0:
                     raise tarfile.ReadError("a member has a negative size")
