@@ -54,8 +54,9 @@ def _value(column: Any, row: int, name: str) -> Any:
     except UnicodeDecodeError:
         return Problem("not-text", f'"{name}" is not UTF-8.')
     except Exception as error:  # raised by Arrow, see `rows_of`
-        zone = getattr(column.type, "tz", None) if "zoneinfo" in str(error) else None
-        reason = str(error) if zone is None else f"this system does not know the time zone {zone}"
+        reason, zone = str(error), getattr(column.type, "tz", None)
+        if zone and ("zoneinfo" in reason or zone in reason):  # pytz names only the zone
+            reason = f"this system does not know the time zone {zone}"
         return Problem("malformed", f'"{name}" cannot be read ({reason}).')
 
 
