@@ -28,6 +28,9 @@ _EXACT_INT8 = "session.x64quantprecision"
 # By default, idle threads spin until the next call, on cores that decoding and the other tower's
 # session need. With this option they stop at the end of a call.
 _REST_AFTER_RUN = "session.force_spinning_stop"
+# ONNX Runtime 1.23, the last for Python 3.10, moves float8 pairs of Q and DQ across nodes
+# that do not take float8, and then refuses its own graph. This leaves the pairs where they are.
+_KEEP_PAIRS = "session.disable_quant_qdq"
 
 
 def session(path: Path, *, threads: int | None = None, cuda: int | None = None) -> Any:
@@ -52,7 +55,14 @@ def session(path: Path, *, threads: int | None = None, cuda: int | None = None) 
         options.intra_op_num_threads = threads
     try:
         provider, settings = (CPU, {}) if cuda is None else (CUDA, {"device_id": str(cuda)})
-        runner = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
+        providers = [(provider, settings)]
+        try:
+            runner = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:
+            if "float8" not in str(error):
+                raise
+            options.add_session_config_entry(_KEEP_PAIRS, "1")
+            runner = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own types, none of which it exports
         if not type(error).__module__.startswith("onnxruntime"):
             raise
