@@ -95,7 +95,8 @@ def test_minmax_is_the_largest_value_exactly(name: str) -> None:
 def test_percentile_is_that_of_the_values_within_a_bin(name: str, percentile: float) -> None:
     values = SAMPLES[name]()
     found = of(values)
-    expected = np.quantile(np.abs(values), percentile / 100, method="inverted_cdf")
+    exact = np.abs(values).astype(np.float64)  # numpy before 2.4 rounds the percentile to its type
+    expected = np.quantile(exact, percentile / 100, method="inverted_cdf")
     amax = amax_from(found, "percentile", percentile=percentile)
     assert expected <= amax <= expected + found.width
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import pathlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -48,11 +50,17 @@ class ReadOnly:
 
     def __enter__(self) -> None:
         names = {name: self.refusing(name) for name in self._real} | {"access": self.access}
-        self._patch = mock.patch.multiple(os, **names)
-        self._patch.start()
+        self._patches = ExitStack()
+        self._patches.enter_context(mock.patch.multiple(os, **names))
+        accessor = getattr(pathlib, "_NormalAccessor", None)
+        if accessor is not None:  # Python 3.10: pathlib keeps the calls that it found in `os`
+            kept: dict[str, Any] = {
+                n: staticmethod(c) for n, c in names.items() if n not in ("open", "access")
+            }
+            self._patches.enter_context(mock.patch.multiple(accessor, **kept))
 
     def __exit__(self, *_: object) -> None:
-        self._patch.stop()
+        self._patches.close()
 
 
 def test_a_read_only_disk_is_only_read(bundle: Path, tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ def test_a_finished_output_and_its_update_survive_it(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
-    import io
 
     from mwa_export.embed.run import Execution
     from mwa_export.embed.update import Update
@@ -51,16 +50,16 @@ def test_a_finished_output_and_its_update_survive_it(
     embed(files / "bundle", [open_source("text", str(lines), SourceOptions())], out)
     before = files_below(out)
     lines.write_text("abc\nabc def\n")
-    real = io.open
+    real = Path.open
 
-    def full(path: object, mode: str = "r", *arguments: object, **more: object) -> object:
+    def full(path: Path, mode: str = "r", *arguments: object, **more: object) -> object:
         if "-rows." in str(path):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, mode, *arguments, **more)  # type: ignore[call-overload]
 
     update = Execution(update=Update())
     with monkeypatch.context() as patch:
-        patch.setattr(io, "open", full)
+        patch.setattr(Path, "open", full)
         with pytest.raises(BundleError, match="no space left"):
             embed(files / "bundle", [open_source("text", str(lines), SourceOptions())], out, update)
     assert files_below(out) == before

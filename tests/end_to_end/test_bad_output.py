@@ -152,7 +152,7 @@ def test_folder_that_appeared_meanwhile_is_not_replaced(folder: Path) -> None:
         (errno.EFBIG, "the file is too large for the file system or a limit of this shell."),
     ],
 )
-@pytest.mark.parametrize("step", [(os, "mkdir"), (module, "onnx_from_tower")])
+@pytest.mark.parametrize("step", [(Path, "mkdir"), (module, "onnx_from_tower")])
 def test_disk_that_refuses_is_explained(
     step: tuple[Any, str],
     code: int,
