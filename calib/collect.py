@@ -39,7 +39,8 @@ class ChannelStats:
     @property
     def amax(self) -> Floats:
         """(width,) largest magnitude of each channel."""
-        return np.maximum(np.abs(self.low), np.abs(self.high))
+        amax: Floats = np.maximum(np.abs(self.low), np.abs(self.high))
+        return amax
 
     @property
     def mean(self) -> NDArray[np.float64]:

@@ -94,7 +94,7 @@ def _percentile(histogram: Histogram, percentile: float) -> float:
 def _least_error(histogram: Histogram) -> float:
     """Threshold with the least squared error, by a coarse search and a fine one around its best."""
 
-    def best(candidates: NDArray[np.float64]) -> int:
+    def best(candidates: NDArray[np.floating]) -> int:
         return int(np.argmin([quantization_error(histogram, float(c)) for c in candidates]))
 
     top = histogram.amax

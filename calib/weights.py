@@ -88,7 +88,7 @@ def float8_scale(largest: float) -> float:
     return float(np.float16(max(scale, FLOAT16.normal)))
 
 
-def float8_weight(weight: Floats, scale: Floats) -> NDArray[Any]:
+def float8_weight(weight: Floats, scale: Floats | np.float32) -> NDArray[Any]:
     """Round (in, out) to the nearest finite float8 with one scale, from `float8_scale`."""
     limit = FLOAT8.largest
     return rounded(np.clip(weight / scale, -limit, limit).astype(np.float32), FLOAT8)

@@ -143,7 +143,7 @@ def _unfinished(old: Output, job: Job, mine: Path) -> Iterator[Output]:
             yield found
 
 
-_NOTHING = np.empty((0, 2), np.int64)
+_NOTHING: NDArray[np.int64] = np.empty((0, 2), np.int64)
 
 
 def _gone(planned: Plan, kind: Kind, old: Output) -> NDArray[np.int64]:

@@ -85,11 +85,13 @@ def conformance_vectors(
     The embeddings are those of the reference. Arrays of towers not in ``towers`` have no rows.
     """
     rng = np.random.default_rng(20230)
-    pictures = np.empty(0, np.uint8)
-    ends = np.empty(0, np.int64)
-    pixels = np.empty((0, 0, 0, 3), np.uint8)
-    ids = mask = np.empty((0, 0), np.int64)
-    vision = text = np.empty((0, backbone.embed_dim), np.float32)
+    pictures: NDArray[np.uint8] = np.empty(0, np.uint8)
+    ends: NDArray[np.int64] = np.empty(0, np.int64)
+    pixels: NDArray[np.uint8] = np.empty((0, 0, 0, 3), np.uint8)
+    ids: NDArray[np.int64] = np.empty((0, 0), np.int64)
+    mask = ids
+    vision: NDArray[np.float32] = np.empty((0, backbone.embed_dim), np.float32)
+    text = vision
     if "vision" in towers:
         files = [_picture(rng, *sides) for sides in _SIDES]
         pictures = np.frombuffer(b"".join(files), np.uint8)

@@ -50,7 +50,8 @@ def best_rows(
     Raises:
         DataError: rows of another width than the query, or with values that are not finite.
     """
-    rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    rows: NDArray[np.int64] = np.empty(0, np.int64)
+    scores: Floats = np.empty(0, np.float32)
     searched = 0
     for block in blocks:
         for start in range(0, len(block.vectors), _ROWS):

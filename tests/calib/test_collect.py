@@ -68,7 +68,7 @@ def test_streaming_equals_all_values_at_once_without_padding(files: Path, tower:
         assert found.rows.shape == (min(ROWS, len(values)), site.width)
         smoothed = values / divide.get(site.name, np.float32(1))
         once = Histogram()
-        once.add(smoothed)
+        once.add(smoothed.astype(np.float32, copy=False))
         streamed = counted[site.name]
         assert streamed.count == once.count == values.size
         assert streamed.amax == pytest.approx(once.amax, rel=1e-5)

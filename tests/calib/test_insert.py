@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from calib_files import cosine, embed, embeddings, float_graph, make_samples, names
+from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import GraphFile
@@ -235,7 +236,7 @@ def test_saved_calibration_makes_the_same_graphs_without_the_data(
 def test_learned_weights_survive_in_the_calibration(variants: Variants, tmp_path: Path) -> None:
     found = variants.calibration
     site = found.sites[0]
-    learned = {site.site: np.full((site.width, 3), -5, np.int8)}
+    learned: dict[str, NDArray[np.int8]] = {site.site: np.full((site.width, 3), -5, np.int8)}
     sites = (replace(site, weights=learned), *found.sites[1:])
     replace(found, sites=sites).save(tmp_path)
     loaded = Calibration.load(tmp_path / "calibration.json")

@@ -25,14 +25,14 @@ def floats(values: Any) -> Floats:
 def random_weight(rng: np.random.Generator, n_in: int, n_out: int) -> Floats:
     """Columns of different size."""
     columns = np.exp(rng.standard_normal(n_out))
-    return (0.02 * rng.standard_normal((n_in, n_out)) * columns).astype(np.float32)
+    return floats(0.02 * rng.standard_normal((n_in, n_out)) * columns)
 
 
 def inputs(rng: np.random.Generator, width: int, *, rank: int, tokens: int = 1000) -> Floats:
     """Low rank and noise, some channels much larger: what activations look like."""
     common = rng.standard_normal((tokens, rank)) @ rng.standard_normal((rank, width))
     noise = 0.3 * rng.standard_normal((tokens, width))
-    return ((common + noise) * np.exp(rng.standard_normal(width))).astype(np.float32)
+    return floats((common + noise) * np.exp(rng.standard_normal(width)))
 
 
 def output_error(x: Floats, weight: Floats, quantized: NDArray[np.int8], scales: Floats) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from commands import files_below
 from deaths import deaths
 from embed_samples import ONNX, png
+from numpy.typing import NDArray
 
 import mwa_export.files
 from mwa_export.bundle.bundle import Bundle
@@ -38,16 +40,16 @@ class Sums:
     def __init__(self, width: int) -> None:
         self._width = width
 
-    def embed_images(self, pixels: np.ndarray) -> np.ndarray:
+    def embed_images(self, pixels: NDArray[Any]) -> NDArray[Any]:
         return self._unit(pixels.reshape(len(pixels), -1))
 
-    def embed_texts(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def embed_texts(self, ids: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
         return self._unit(ids * (1 - mask))
 
-    def _unit(self, rows: np.ndarray) -> np.ndarray:
+    def _unit(self, rows: NDArray[Any]) -> NDArray[Any]:
         sums = [(rows.astype(np.int64) % (7 + n)).sum(axis=1) + 1 for n in range(self._width)]
         vectors = np.stack(sums, axis=1).astype(np.float32)
-        found: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        found: NDArray[Any] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return found
 
 

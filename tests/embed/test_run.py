@@ -14,6 +14,7 @@ from commands import files_below
 from embed_samples import ONNX, ListSource, embed, errors, pictures, texts, vectors_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Row
@@ -228,7 +229,7 @@ def test_a_bug_in_a_thread_ends_the_run_with_its_own_error(bundle: Path, tmp_pat
 def test_a_vector_that_is_not_finite_is_an_error_of_its_row(bundle: Path, tmp_path: Path) -> None:
     run = OnnxBackend.embed_images
 
-    def spoiled(self: OnnxBackend, pixels: np.ndarray) -> np.ndarray:
+    def spoiled(self: OnnxBackend, pixels: NDArray[Any]) -> NDArray[Any]:
         found = run(self, pixels)
         found[0] = np.nan
         return found
@@ -306,10 +307,10 @@ def test_an_index_has_the_vectors_in_order_and_can_be_added_later(
 def test_identical_texts_are_embedded_once_in_a_shard_and_batches_ascend_in_length(
     bundle: Path, tmp_path: Path
 ) -> None:
-    seen: list[np.ndarray] = []
+    seen: list[NDArray[Any]] = []
     run = OnnxBackend.embed_texts
 
-    def watched(self: OnnxBackend, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def watched(self: OnnxBackend, ids: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
         seen.append(1 - mask)
         return run(self, ids, mask)
 

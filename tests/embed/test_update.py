@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from commands import files_below
 from embed_samples import ONNX, ListSource, embed, errors, pictures, png, texts, vectors_of
+from numpy.typing import NDArray
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.data.rows import Row
@@ -45,7 +46,7 @@ def changed(source: ListSource, items: Any, fingerprint: str = "beef") -> ListSo
     return replace(source, items=list(items), fingerprint=fingerprint)
 
 
-def by_id(out: Path, folder: str) -> dict[str, np.ndarray]:
+def by_id(out: Path, folder: str) -> dict[str, NDArray[Any]]:
     ids, vectors = vectors_of(out, folder)
     return dict(zip(ids, vectors, strict=True))
 
@@ -56,11 +57,11 @@ def computed() -> Iterator[list[int]]:
     seen: list[int] = []
     image, text = OnnxBackend.embed_images, OnnxBackend.embed_texts
 
-    def embed_images(self: OnnxBackend, pixels: np.ndarray) -> np.ndarray:
+    def embed_images(self: OnnxBackend, pixels: NDArray[Any]) -> NDArray[Any]:
         seen.append(len(pixels))
         return image(self, pixels)
 
-    def embed_texts(self: OnnxBackend, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def embed_texts(self: OnnxBackend, ids: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
         seen.append(len(ids))
         return text(self, ids, mask)
 

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from mwa_export.encoder.encoder import Encoder, ImageLike
@@ -34,7 +36,7 @@ def pictures(files: Path) -> list[Path]:
     return sorted((files / "data").glob("*.png"))[:5]
 
 
-def unit(rows: np.ndarray) -> bool:
+def unit(rows: NDArray[Any]) -> bool:
     return rows.dtype == np.float32 and bool(
         np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     )
@@ -76,7 +78,7 @@ def test_order_is_kept_over_batches_and_a_generator_is_read_batch_by_batch(
     whole = encoder.embed_images(pictures)
     run = encoder.backend.embed_images
 
-    def watched(pixels: np.ndarray) -> np.ndarray:
+    def watched(pixels: NDArray[Any]) -> NDArray[Any]:
         ahead.append(read)
         return run(pixels)
 

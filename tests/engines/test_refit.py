@@ -14,6 +14,7 @@ import torch
 from commands import files_below, refused, run, save
 from configs import MWA
 from manifests import seal
+from numpy.typing import NDArray
 from torch import Tensor
 from trt_fake import VERSIONS
 from trt_fake_gpu import LateDriver, LateTensorRT
@@ -248,7 +249,7 @@ def test_an_engine_of_an_earlier_version_says_to_build_it_again(
     assert "built by an earlier version of mwa-export" in message
 
 
-def model(weight: np.ndarray, op: str = "Add", name: str = "w") -> onnx.ModelProto:
+def model(weight: NDArray[Any], op: str = "Add", name: str = "w") -> onnx.ModelProto:
     ports = [onnx.helper.make_tensor_value_info(n, 1, [2, 2]) for n in ("x", "y")]
     node = onnx.helper.make_node(op, ["x", name], ["y"], name="node")
     tensor = onnx.numpy_helper.from_array(weight, name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
@@ -104,7 +105,7 @@ def errors(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def vectors_of(out: Path, folder: str) -> tuple[list[str], np.ndarray]:
+def vectors_of(out: Path, folder: str) -> tuple[list[str], NDArray[Any]]:
     """Ids and restored vectors of a whole kind."""
     output = Output.load(out)
     assert output is not None

@@ -32,7 +32,7 @@ def noisy(rng: np.random.Generator, rows: NDArray[Any], strength: float) -> Floa
 
 def random_owners(rng: np.random.Generator, images: int, extra: int) -> Ints:
     """Rows of the captions' images: one caption each, and others as they fall, in any order."""
-    owners = np.concatenate([np.arange(images), rng.integers(0, images, extra)])
+    owners: Ints = np.concatenate([np.arange(images), rng.integers(0, images, extra)])
     rng.shuffle(owners)
     return owners
 

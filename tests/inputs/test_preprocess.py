@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from mwa_export.errors import ImageError
@@ -52,6 +55,6 @@ def test_resize_is_bicubic() -> None:
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8)])
-def test_wrong_pixels_are_refused(array: np.ndarray) -> None:
+def test_wrong_pixels_are_refused(array: NDArray[Any]) -> None:
     with pytest.raises(ImageError, match=r"Expected uint8 with shape"):
         normalize(array)

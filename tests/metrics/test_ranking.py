@@ -229,7 +229,7 @@ def test_first_of_equal_right_items_is_the_best_one() -> None:
 @pytest.mark.parametrize("n_gallery", [50, 1000, 2 * GROUPED + 5])
 @pytest.mark.parametrize("vector", ["integers", "unit"])
 def test_collapsed_model_gets_the_recall_of_chance(n_gallery: int, vector: str) -> None:
-    row = np.ones(48, np.float32)
+    row: NDArray[np.float32] = np.ones(48, np.float32)
     if vector == "unit":  # scores are rounded, alike for all
         row = np.random.default_rng(0).standard_normal(48).astype(np.float32)
         row /= np.linalg.norm(row)

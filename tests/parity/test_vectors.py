@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import run
+from numpy.typing import NDArray
 from parity_arrays import noisy, perfect
 from parity_files import write_test_set
 
@@ -15,7 +17,7 @@ from mwa_export.errors import DataError, RecallError, UsageError
 from mwa_export.parity.vectors import compare_vectors
 
 
-def save(folder: Path, **arrays: np.ndarray) -> dict[str, Path]:
+def save(folder: Path, **arrays: NDArray[Any]) -> dict[str, Path]:
     folder.mkdir(exist_ok=True)
     for name, array in arrays.items():
         np.save(folder / name, array)
@@ -59,7 +61,7 @@ def test_other_lengths_are_refused_or_scaled(npy: dict[str, Path], tmp_path: Pat
     ],
 )
 def test_arrays_that_are_no_vectors_are_named(
-    npy: dict[str, Path], tmp_path: Path, content: np.ndarray, message: str
+    npy: dict[str, Path], tmp_path: Path, content: NDArray[Any], message: str
 ) -> None:
     np.save(tmp_path / "bad.npy", content, allow_pickle=True)
     with pytest.raises(DataError, match=message) as error:

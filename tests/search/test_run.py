@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import refused, run
+from numpy.typing import NDArray
 from PIL import Image
 
 from mwa_export.bundle.bundle import Bundle
@@ -45,7 +46,7 @@ def pictures(files: Path) -> list[Path]:
 def write_output(
     out: Path,
     bundle: Bundle,
-    vectors: dict[Kind, np.ndarray],
+    vectors: dict[Kind, NDArray[Any]],
     ids: dict[Kind, Sequence[str]],
     *,
     source: str = "pictures",
@@ -88,7 +89,7 @@ def write_output(
 
 
 @pytest.fixture(scope="module")
-def vectors(bundle: Bundle, pictures: list[Path]) -> dict[Kind, np.ndarray]:
+def vectors(bundle: Bundle, pictures: list[Path]) -> dict[Kind, NDArray[Any]]:
     encoder = load(bundle, ONNX)
     return {"image": encoder.embed_images(pictures), "text": encoder.embed_texts(TEXTS)}
 
@@ -98,11 +99,11 @@ def ids(pictures: list[Path]) -> dict[Kind, Sequence[str]]:
     return {"image": [p.name for p in pictures], "text": [f"t{n}" for n in range(len(TEXTS))]}
 
 
-Made = tuple[dict[Kind, np.ndarray], dict[Kind, Sequence[str]]]
+Made = tuple[dict[Kind, NDArray[Any]], dict[Kind, Sequence[str]]]
 
 
 @pytest.fixture(scope="module")
-def made(vectors: dict[Kind, np.ndarray], ids: dict[Kind, Sequence[str]]) -> Made:
+def made(vectors: dict[Kind, NDArray[Any]], ids: dict[Kind, Sequence[str]]) -> Made:
     return vectors, ids
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import refused, run
 from embed_samples import embed, pictures, texts
+from numpy.typing import NDArray
 
 from mwa_export.errors import DataError
 from mwa_export.files import sha256_of
@@ -58,13 +59,13 @@ def edit(out: Path, change: Callable[[dict[str, Any]], Any], *, sign: bool = Fal
         (out / MANIFEST).write_text(json.dumps(manifest))
 
 
-def vectors(table: pa.Table, values: np.ndarray) -> pa.Table:
+def vectors(table: pa.Table, values: NDArray[Any]) -> pa.Table:
     """A table with other vectors."""
     flat = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
     return table.set_column(table.column_names.index("embedding"), "embedding", flat)
 
 
-def as_array(table: pa.Table) -> np.ndarray:
+def as_array(table: pa.Table) -> NDArray[Any]:
     return np.array(table.column("embedding").to_pylist(), np.float32)
 
 
