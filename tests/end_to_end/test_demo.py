@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import refused
-from paths import ROOT
 
 from mwa_export.bundle.bundle import Bundle
 from mwa_export.demo.run import (
@@ -119,16 +118,6 @@ def test_same_pictures_same_embeddings(result: DemoResult) -> None:
     together = encoder.embed_images(paths, batch=6)
     alone = encoder.embed_images(paths, batch=1)
     assert np.abs(together - alone).max() <= 2e-6
-
-
-def test_python_example_of_the_readme_runs(
-    result: DemoResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = readme.split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(result.folder.parent)
-    exec(compile(code, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("(1, 128) ")
 
 
 def test_demo_refuses_an_existing_folder(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Run the commands of docs/tutorial.md in a new folder, and write their output into the page.
+
+    python benchmarks/tutorial.py          # run everything and refresh the outputs
+    python benchmarks/tutorial.py --check  # run everything, write nothing
+
+A `shell` block is run with bash; the `text` block after it holds what the commands print.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
+HEAD, TAIL = 24, 2  # lines of a long output that are kept
+UNDECIDED = 3  # exit status: the data were too few
+BLOCK = re.compile(r"```(shell|python)\n(.*?)```(?:\n\n(```text\n.*?```))?", re.S)
+
+
+def blocks(markdown: str) -> list[tuple[str, str]]:
+    """Language and code of every block that runs, in the order of the page."""
+    return [(match[1], match[2]) for match in BLOCK.finditer(markdown)]
+
+
+def execute(language: str, code: str, folder: Path) -> str:
+    """Standard output and error of a block; CalledProcessError if a command fails."""
+    command = ["bash", "-e", "-c", code] if language == "shell" else [sys.executable, "-c", code]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "COLUMNS": "88", "XDG_CACHE_HOME": str(folder)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    if done.returncode not in (0, UNDECIDED):
+        print(done.stdout, file=sys.stderr)
+        raise subprocess.CalledProcessError(done.returncode, code)
+    return done.stdout
+
+
+def shortened(output: str) -> str:
+    """Output without trailing blanks and empty lines; the middle of a long one is left out."""
+    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
+    if len(lines) > HEAD + TAIL + 4:
+        lines[HEAD:-TAIL] = [" ..."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the page, and refresh it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    arguments = parser.parse_args()
+    page = PAGE.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+
+        def with_output(match: re.Match[str]) -> str:
+            language, code, output = match.groups()
+            printed = shortened(execute(language, code, Path(folder)))
+            if output is None:
+                return match[0]
+            return f"```{language}\n{code}```\n\n```text\n{printed}\n```"
+
+        fresh = BLOCK.sub(with_output, page)
+    if not arguments.check:
+        PAGE.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
