@@ -128,7 +128,7 @@ def _options(command: click.Command, context: click.Context) -> str:
     rows = ["| option | description |", "| --- | --- |"]
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
-        if record is not None:  # arguments have none: the usage shows them
+        if record is not None and record[1]:  # the usage shows arguments without a description
             rows.append(f"| `{record[0].strip()}` | {_escaped(record[1])} |")
     return "\n".join(rows)
 
