@@ -24,7 +24,7 @@ BUILD = """
 import sys
 from mkdocs.__main__ import cli
 try:
-    cli(["build", "--strict", "--quiet", "--site-dir", sys.argv[1]], standalone_mode=False)
+    cli(["build", "--strict", "--site-dir", sys.argv[1]], standalone_mode=False)
 finally:
     heavy = {"torch", "onnx", "onnxruntime", "openvino"} & set(sys.modules)
 assert not heavy, heavy
