@@ -42,7 +42,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Replace the comments of a page by what they ask for, and make its links work on the site."""
     if found := re.search(r"<!-- include (\S+) -->", markdown):
         markdown = (ROOT / found[1]).read_text(encoding="utf-8")
-        markdown = re.sub(r"\]\((?:\./)?(docs/[^)\s]+)\)", rf"]({REPOSITORY}\1)", markdown)
+        relative = r"\]\((?!https?:|mailto:|#)(?:\./)?([^)\s]+)\)"
+        markdown = re.sub(relative, rf"]({REPOSITORY}\1)", markdown)
     for marker, make in (("commands", _commands), ("api", _api), ("exceptions", _exceptions)):
         comment = f"<!-- {marker} -->"
         if comment in markdown:
