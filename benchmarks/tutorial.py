@@ -2,6 +2,7 @@
 
     python benchmarks/tutorial.py          # run everything and refresh the outputs
     python benchmarks/tutorial.py --check  # run everything, write nothing
+    python benchmarks/tutorial.py --work w # the same, resumable: blocks that ran in w are kept
 
 A `shell` block is run with bash; the `text` block after it holds what the commands print.
 """
@@ -9,6 +10,7 @@ A `shell` block is run with bash; the `text` block after it holds what the comma
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import subprocess
@@ -50,17 +52,30 @@ def shortened(output: str) -> str:
     return "\n".join(lines)
 
 
+def once(language: str, code: str, folder: Path) -> str:
+    """Output of a block, kept in the folder so that a second run does not repeat it."""
+    kept = folder / ".outputs" / hashlib.sha256(code.encode()).hexdigest()[:16]
+    if not kept.exists():
+        output = execute(language, code, folder)
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(output, encoding="utf-8")
+    return kept.read_text(encoding="utf-8")
+
+
 def main() -> None:
     """Run the page, and refresh it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--work", type=Path, help="folder to work in, and to go on in")
     arguments = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.work or Path(temporary)
+        folder.mkdir(exist_ok=True)
 
         def with_output(match: re.Match[str]) -> str:
             language, code, output = match.groups()
-            printed = shortened(execute(language, code, Path(folder)))
+            printed = shortened(once(language, code, folder.resolve()))
             if output is None:
                 return match[0]
             return f"```{language}\n{code}```\n\n```text\n{printed}\n```"
