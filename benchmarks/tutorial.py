@@ -33,7 +33,7 @@ def execute(language: str, code: str, folder: Path) -> str:
     """Standard output and error of a block; CalledProcessError if a command fails."""
     command = ["bash", "-e", "-c", code] if language == "shell" else [sys.executable, "-c", code]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "COLUMNS": "88", "XDG_CACHE_HOME": str(folder)}
+    environment = {**os.environ, "PATH": path, "COLUMNS": "80", "XDG_CACHE_HOME": str(folder)}
     done = subprocess.run(
         command, cwd=folder, env=environment, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
