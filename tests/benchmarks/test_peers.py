@@ -42,6 +42,10 @@ def test_quantizers_and_peak_are_measured_in_the_same_rounds_as_the_bundle(
     assert (ours.peak_share or 0) > 0
     assert {peak.precision for peak in section.peaks} >= {"float32", "int8"}
     for name in ("ort-dynamic", "ort-static-int8"):
+        if name == "ort-dynamic" and sys.version_info < (3, 11):
+            # ONNX Runtime 1.23, the last for Python 3.10, cannot quantize the plain export.
+            assert every[name].name in {item.name for item in section.skipped}
+            continue
         assert (figures[every[name].name].cosine or 0) > 0.9
         assert (figures[every[name].name].peak_share or 0) > 0
     assert {*figures, *(item.name for item in section.skipped)} >= {every["nncf"].name}
