@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
-HEAD, TAIL = 24, 2  # lines of a long output that are kept
+HEAD, TAIL = 24, 1  # lines of a long output that are kept
 UNDECIDED = 3  # exit status: the data were too few
 BLOCK = re.compile(r"```(shell|python)\n(.*?)```(?:\n\n(```text\n.*?```))?", re.S)
 
