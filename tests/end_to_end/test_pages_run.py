@@ -42,7 +42,7 @@ def commands_of(code: str) -> list[str]:
 
 def karpathy_set(folder: Path) -> None:
     """A Karpathy JSON with a test and a val split beside the folder of its images."""
-    records = []
+    records: list[dict[str, object]] = []
     for split, seed in (("test", 7), ("val", 8)):
         made = write_scenes(folder / split, family="target", count=IMAGES, seed=seed)
         index = json.loads((made if made.is_file() else made / "dataset.json").read_text())
