@@ -94,17 +94,19 @@ def embed(
 
     Args:
         bundle: its folder, or an opened bundle.
-        out: a new or empty folder, or that of an earlier run of the same job, which goes on.
+        out: a new or empty folder, or the folder of an earlier run of the same job to continue.
         images: a folder, glob, list, table or tars of images.
         texts: a table or lines of texts.
-        source: columns and splits, where they are not found by themselves.
-        options: what decides the output: dtype, format, sizes.
-        runtime: what to run on.
-        update: go on although the source has changed, or try rows again that failed.
+        source: columns and splits, where they cannot be detected.
+        options: dtype, format and sizes of the output.
+        runtime: runtime, precision and threads.
+        update: continue although the source has changed, or retry rows that failed.
 
     Raises:
         MissingPackageError: `options.format` is "parquet" and pyarrow is not installed.
-        DataError, OutputBusyError, BundleError: see `run`.
+        DataError: the sources or the folder cannot be used, or belong to another job.
+        OutputBusyError: another run is writing to the folder.
+        BundleError: the disk refuses to write; run again to continue.
     """
     check_packages(options)
     sources = open_sources(images, texts, source or SourceOptions())
@@ -135,8 +137,8 @@ def run(
         MissingPackageError: a package that the output needs is not installed.
         DataError: the sources or the folder cannot be used, or belong to another job.
         OutputBusyError: another run is writing to the folder.
-        TooManyErrorsError: more rows failed than allowed; the run can go on, or it is finished.
-        BundleError: the disk refuses; the run can go on.
+        TooManyErrorsError: more rows failed than allowed; the run can be continued, or is complete.
+        BundleError: the disk refuses to write; run again to continue.
     """
     how, watch, runtime = how or Execution(), watch or Unwatched(), runtime or RuntimeOptions()
     out = Path(out)

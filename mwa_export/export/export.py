@@ -77,7 +77,10 @@ def export(
     Raises:
         MissingPackageError: torchscale is not installed.
         CheckpointError, AdapterError, UsageError: the checkpoint cannot be used.
-        VerificationError, BundleError, TokenizerError, MergeError: see `bundle_from_model`.
+        VerificationError: a graph differs from the reference by more than the tolerance.
+        BundleError: the folder already exists or cannot be written.
+        TokenizerError: the tokenizer does not fit the vocabulary.
+        MergeError: a merge step does not exist.
     """
     check_installed("torchscale")
     if not isinstance(checkpoint, ModelSource):

@@ -53,7 +53,8 @@ def headline(result: Parity) -> str:
         return "No verdict: no gate was set"
     if result.verdict == "fails":
         return f"Fails: {worst.message.rstrip('. ')}" if (worst := _worst(result)) else "Fails"
-    limit = f"{min(limits.values(), default=0):g} points"
+    smallest = min(limits.values(), default=0)
+    limit = f"{smallest:g} point{'' if smallest == 1 else 's'}"
     if result.verdict == "undecided" and result.objection:
         return f"Undecided: {result.objection}"
     if result.verdict == "undecided":
