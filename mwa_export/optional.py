@@ -82,6 +82,11 @@ PACKAGES = {
             ("polygraphy", "polygraphy", "to bisect an engine"),
             ("onnx_graphsurgeon", "onnx-graphsurgeon", "to reduce a graph"),
         ),
+        *_of_extra(
+            "server",
+            ("fastapi", "fastapi", "for examples/server"),
+            ("uvicorn", "uvicorn", "for examples/server"),
+        ),
         *_of_extra("bench", ("onnxscript", "onnxscript", "to measure the plain export")),
         Package(
             "tensorrt_lean", "tensorrt-lean", "for version-compatible engines", "tensorrt-lean"

@@ -153,7 +153,7 @@ def test_the_columns_are_those_of_both_sets_and_the_split_is_of_one() -> None:
     ],
 )
 def test_options_of_a_set_that_is_not_there_are_refused(arguments: list[str], flag: str) -> None:
-    with pytest.raises(UsageError, match=f"belong to {flag} were given without it"):
+    with pytest.raises(UsageError, match=f"{flag} .* without it"):
         parsed(arguments)
 
 

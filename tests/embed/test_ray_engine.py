@@ -233,7 +233,7 @@ def test_numbers_of_actors_that_make_no_sense_are_refused(bad: dict[str, int]) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--ray-cpus", "2"], "--ray-cpus is for --engine ray"),
+        (["--ray-cpus", "2"], "--ray-cpus requires --engine ray"),
         (["--engine", "ray", "--ray-actors", "many"], "expected N or MIN-MAX"),
         (["--engine", "ray", "--ray-actors", "4-2"], "--ray-actors 4-2"),
     ],

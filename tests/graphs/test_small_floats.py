@@ -47,7 +47,7 @@ def test_scale_is_a_normal_number_of_float16_and_brings_the_value_into_range(val
 
 @pytest.mark.parametrize("value", [3e7, np.inf, np.nan])
 def test_values_that_no_scale_reaches_are_refused(value: float) -> None:
-    with pytest.raises(CalibrationError, match=r"cannot be float8.*at most 2\.93e\+07.*high prec"):
+    with pytest.raises(CalibrationError, match=r"float8.*at most 2\.93e\+07.*high prec"):
         float8_scale(value)
 
 

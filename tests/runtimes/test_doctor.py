@@ -144,7 +144,7 @@ def extras() -> dict[str, list[str]]:
     for extra, lines in project["optional-dependencies"].items():
         names = [re.split(r"[\[<>=;~! ]", line, maxsplit=1)[0] for line in lines]
         listed[extra] = [name for name in names if name != "mwa-export"]
-    del listed["dev"]
+    del listed["dev"], listed["docs"]
     return listed
 
 
