@@ -13,6 +13,13 @@ from mwa_export.cli.demo_cmd import _Stages
 SECONDS = {"Draw [images]": 1.0, "Quantize": 3.0}
 
 
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither -q nor -v, whatever an earlier test ran with."""
+    monkeypatch.setattr(console, "_quiet", False)
+    monkeypatch.setattr(console, "_verbose", False)
+
+
 def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
     with console.steps(partial(_Stages, SECONDS)) as step:
         assert isinstance(step, _Stages)
