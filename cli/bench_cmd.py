@@ -30,7 +30,7 @@ Examples:
 
 @click.command(cls=Command, epilog=_EXAMPLES)
 @click.argument("bundle", type=PATH)
-@click.option("--reference", type=PATH, help="Checkpoint of the bundle; peers require it.")
+@click.option("--reference", type=PATH, help="Checkpoint of the bundle. Peers run only with it.")
 @click.option("--adapter", type=PATH, help="Adapter file, if --reference is its base.")
 @data_options("Test set, in any format that `parity` reads. Default: random inputs.")
 @click.option(
@@ -65,7 +65,7 @@ Examples:
 @click.option(
     "--lengths",
     metavar="coco|N",
-    help="Random captions with lengths as in COCO, or of N tokens. Default: the captions of "
+    help="Random captions as long as those of COCO, or of N tokens. Default: the captions of "
     "--data, or coco.",
 )
 @click.option(
@@ -106,7 +106,7 @@ def command(
     open_page: bool,
     **values: Any,
 ) -> None:
-    """Measure how fast BUNDLE embeds beside PyTorch and a plain ONNX export of its checkpoint.
+    """Compare the speed of BUNDLE with PyTorch and a plain ONNX export of its checkpoint.
 
     Every round runs each contender once, in shuffled order, and the results are ratios within a
     round. Contenders that cannot run are listed with the reason. Writes bench.html, bench.md,

@@ -88,24 +88,24 @@ Examples:
     "--format",
     type=click.Choice(["parquet", "npy"]),
     default="parquet",
-    help="File format. npy: vectors in .npy files, all else in JSON Lines; requires no extra.",
+    help="File format. npy: vectors as .npy, the rest as JSON Lines; needs no extra package.",
 )
 @click.option(
     "--shard-size",
     type=Whole(min=1),
-    help="Rows per file, and the most that a killed run loses.  [default: 2048 images, 16384 "
+    help="Rows per file, and the most that a killed run has to redo.  [default: 2048 images, 16384 "
     "texts]",
 )
 @click.option("--faiss", is_flag=True, help="Also write a FAISS index (inner product).")
 @runtime_options()
 @click.option("--batch", type=Whole(min=1), help="Rows per model call.")
 @click.option("--workers", type=Whole(min=1), help="Decoding threads. Default: one per core.")
-@click.option("--shard", metavar="I/N", help="Part for this machine: every Nth file, from the Ith.")
+@click.option("--shard", metavar="I/N", help="Output files to write here: every Nth, from the Ith.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
-    help="ray: run on a Ray cluster, or on a local one that is started.",
+    help="ray: run on a Ray cluster. Without an address, a local one is started.",
 )
 @click.option(
     "--ray-address", help="Address of a running cluster. Default: $RAY_ADDRESS, or a local one."
@@ -122,9 +122,9 @@ Examples:
     "1 if more than 10% failed.",
 )
 @click.option(
-    "--update", is_flag=True, help="Update OUT after its source changed; unchanged rows are kept."
+    "--update", is_flag=True, help="Update --out from a changed source. Unchanged rows are kept."
 )
-@click.option("--retry-failed", is_flag=True, help="Embed the rows that failed before again.")
+@click.option("--retry-failed", is_flag=True, help="Retry the rows that failed before.")
 @click.option(
     "--vanished",
     type=click.Choice(["drop", "keep"]),

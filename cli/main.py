@@ -30,7 +30,7 @@ _SECTIONS = {  # heading -> name -> what `mwa-export --help` says, without loadi
     },
     "Bundles": {
         "parity": "Check the recall of a bundle against its checkpoint.",
-        "bench": "Measure the speed of a bundle beside PyTorch and a plain ONNX export.",
+        "bench": "Compare the speed of a bundle with PyTorch and a plain ONNX export.",
         "quantize": "Add INT8 graphs that stay within a recall budget to a bundle.",
         "trt": "Add TensorRT engines to a bundle.",
         "refit": "Put another adapter into engines without building them again.",

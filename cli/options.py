@@ -218,7 +218,7 @@ _SHAPE = (
     click.option(
         "--max-length",
         type=Whole(min=1),
-        help="Most tokens of a text. Default: num_max_bpe_tokens of training, or 64.",
+        help="Maximum tokens per text. Default: num_max_bpe_tokens of training, or 64.",
     ),
     heads_option,
     click.option(

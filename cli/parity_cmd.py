@@ -64,14 +64,14 @@ Examples:
     "candidates",
     multiple=True,
     metavar="RUNTIME:PRECISION",
-    help="Compare several in one run, such as openvino:int8, instead of --runtime and --precision. "
-    "Repeatable.",
+    help="Check this pair, such as openvino:int8, instead of --runtime and --precision. Repeat it "
+    "to compare several in one run.",
 )
 @click.option(
     "--all",
     "every",
     is_flag=True,
-    help="Compare every runtime and precision that the bundle has and this machine runs.",
+    help="Compare every runtime and precision that the bundle has and this machine can run.",
 )
 @click.option(
     "--vectors",

@@ -67,7 +67,7 @@ Examples:
     "--samples",
     type=Whole(min=1),
     default=256,
-    help="Number of images to calibrate with, each with one caption.",
+    help="Number of images to calibrate with, each with one caption. At least 16.",
 )
 @click.option("--seed", type=Whole(min=0), default=0, help="Random seed for sampling.")
 @click.option(
@@ -116,7 +116,10 @@ Examples:
     metavar="MINUTES",
     help="Time after which the search stops and takes the best mix so far.",
 )
-@undecided_option("The graphs are written either way; auto uses them only with pass.")
+@undecided_option(
+    "Default: the graphs are written, but auto does not use them. pass: auto uses them. fail: the "
+    "bundle is unchanged."
+)
 @click.option("--threads", type=Whole(min=1), help="CPU threads. Default: all cores.")
 @click.option(
     "--tokenizer", type=PATH, help="SentencePiece model (.spm), for a bundle without one."
@@ -138,9 +141,9 @@ def command(
 ) -> None:
     """Add INT8 graphs that stay within a recall budget to BUNDLE.
 
-    Calibrates, smooths, and searches the fastest mix of INT8 and high precision that is expected
-    to stay within the budget of each runtime. Held-back data that the search has not seen then
-    decide once whether it does.
+    Calibrates, smooths, and searches for the fastest mix of INT8 and high precision that is
+    expected to stay within the budget on each runtime. Held-back data, which the search has not
+    seen, then decide the verdict once.
 
     With --float16, adds float16 graphs instead, checked against the conformance vectors.
 

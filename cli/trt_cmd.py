@@ -66,7 +66,7 @@ _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "he
 @click.option(
     "--undecided",
     type=click.Choice(["pass", "fail"]),
-    help="With --best: what undecided recall counts as. Default: 8-bit engines are not taken.",
+    help="With --best: what undecided recall counts as. Default: 8-bit engines are not kept.",
 )
 @click.option(
     "--allow-slow",
@@ -94,7 +94,7 @@ _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "he
 @data_options(
     "Images with captions, in any format that `parity` reads. Layers whose values overflow float16 "
     "on them stay in float32. Default: the bundle's conformance vectors. --best measures recall on "
-    "the images that are not samples.",
+    "the images not used as samples.",
     held_back="With --best: separate data to measure recall on.",
 )
 @click.option(
@@ -107,12 +107,12 @@ _OF_BEST = ("max_recall_drop", "undecided", "held_back", "held_back_images", "he
     "--workspace",
     type=Real(min=0, min_open=True),
     metavar="GIB",
-    help="Most scratch memory of a kernel. Default: all memory of the GPU.",
+    help="Maximum scratch memory per kernel. Default: all memory of the GPU.",
 )
 @click.option(
     "--timing-cache",
     type=PATH,
-    help="File of kernel times: read if it exists, then written.",
+    help="File to read kernel times from, if it exists, and to write them to.",
 )
 @click.option(
     "--builder-level",
