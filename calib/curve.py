@@ -12,7 +12,7 @@ from typing import Any
 from mwa_export.calib.page import TRADEOFF, write_page
 from mwa_export.calib.precision_search import SearchResult, Trial, speedup
 from mwa_export.files import new_file
-from mwa_export.metrics.verdict import Decision
+from mwa_export.metrics.verdict import Decision, signed
 from mwa_export.report.svg import Scale, line, text, ticks
 from mwa_export.spec import TOWERS, Tower
 
@@ -154,7 +154,8 @@ def draw(points: list[Point], sites: int, max_drop: float, decision: Decision | 
     for point in sorted(points, key=lambda p: p.chosen):  # the chosen one is drawn on top
         cls, radius = ("chosen", 6) if point.chosen else ("point", 4.5)
         what = (
-            f"{point.int8} of {sites} layers in INT8: {point.speedup:.2f}x, drop {point.drop:+.2f}"
+            f"{point.int8} of {sites} layers in INT8: {point.speedup:.2f}x, "
+            f"drop {signed(point.drop)}"
         )
         parts.append(
             f'<circle class="{cls}" cx="{x(point.speedup):.1f}" cy="{y(point.drop):.1f}" '

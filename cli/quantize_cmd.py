@@ -285,12 +285,14 @@ def _show(done: Quantized) -> None:
 
 
 def _row(entry: Measured) -> tuple[str, ...]:
+    from mwa_export.metrics.verdict import signed
+
     found = entry.decision
     verdict = "FAILS" if found.verdict == "fails" else found.verdict
     return (
         f"{LABELS[entry.runtime]} {entry.precision}",
-        f"{found.figure} {found.change:+.2f}",
-        f"{found.low:+.2f} to {found.high:+.2f}",
+        f"{found.figure} {signed(found.change)}",
+        f"{signed(found.low)} to {signed(found.high)}",
         verdict,
         f"{entry.speedup['vision']:.2f}x",
         f"{entry.speedup['text']:.2f}x",

@@ -333,6 +333,7 @@ def _show_best(done: Best) -> None:
 
 
 def _row(candidate: Candidate, base: Candidate | None, winner: Candidate) -> list[str]:
+    from mwa_export.metrics.verdict import signed
     from mwa_export.spec import TOWERS
 
     times = [
@@ -343,6 +344,6 @@ def _row(candidate: Candidate, base: Candidate | None, winner: Candidate) -> lis
     if base is not None and candidate.speed:
         ratio = f"{base.milliseconds / candidate.milliseconds:.2f}x"
     found = candidate.decision
-    drop = "" if found is None else f"{found.figure} {found.change:+.2f}"
+    drop = "" if found is None else f"{found.figure} {signed(found.change)}"
     passed = "slower" if candidate.problem is None else "no"
     return [candidate.name, *times, ratio, drop, "kept" if candidate is winner else passed]

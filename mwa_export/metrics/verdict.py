@@ -81,7 +81,14 @@ class Decision:
 
     def words(self) -> str:
         """The figure with its interval."""
-        return f"{self.figure} {self.change:+.2f} points [{self.low:+.2f}, {self.high:+.2f}]"
+        return (
+            f"{self.figure} {signed(self.change)} points [{signed(self.low)}, {signed(self.high)}]"
+        )
+
+
+def signed(points: float) -> str:
+    """Format points with a sign and two decimals; zero is always +0.00, never -0.00."""
+    return f"{round(points, 2) + 0.0:+.2f}"
 
 
 def decide(

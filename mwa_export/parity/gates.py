@@ -9,7 +9,14 @@ from mwa_export.errors import check_option
 from mwa_export.metrics.agreement import CosineSummary
 from mwa_export.metrics.recall import MAX_RECALL_DROP, check_recall_drop
 from mwa_export.metrics.smoothed import SmoothedChange
-from mwa_export.metrics.verdict import Verdict, contradicts, pictures_to_decide, verdicts, whole
+from mwa_export.metrics.verdict import (
+    Verdict,
+    contradicts,
+    pictures_to_decide,
+    signed,
+    verdicts,
+    whole,
+)
 from mwa_export.parity.result import DirectionResult, GateResult
 
 
@@ -70,12 +77,12 @@ class _Judge:
 
     def __call__(self, figure: str, change: SmoothedChange, verdict: Verdict) -> GateResult:
         low, high = change.interval(self.confidence)
-        said = f"{figure} changed by {change.value:+.2f} points [{low:+.2f}, {high:+.2f}]"
+        said = f"{figure} changed by {signed(change.value)} points [{signed(low)}, {signed(high)}]"
         said, pictures = f"{said}, allowed drop {self.limit:g}", None
         if verdict == "passes" and self.objection:
             verdict, said = "undecided", f"{said}; undecided because {self.objection}"
         elif verdict == "undecided" and contradicts(change, self.figures):
-            said = f"{said}; the count of flips contradicts this ({change.flips:+.2f} points)"
+            said = f"{said}; the count of flips contradicts this ({signed(change.flips)} points)"
         elif verdict == "undecided":
             pictures = pictures_to_decide(change, self.limit, self.confidence)
             needed = f"about {pictures:,}" if pictures else "no practical number of"

@@ -15,6 +15,7 @@ from mwa_export.metrics.verdict import (
     contradicts,
     fewest_pictures,
     pictures_to_decide,
+    signed,
     verdicts,
     whole,
 )
@@ -128,3 +129,10 @@ def test_unchanged_model_needs_as_many_pictures_as_the_budget_is_fine() -> None:
             known = replace(SURE, error=floor**0.5 / count, freedom=4.0, noise=0.0, floor=floor)
             assert verdicts([known], budget) == [expected]
     assert fewest_pictures(0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("points", "said"), [(-0.004, "+0.00"), (-0.0, "+0.00"), (0.2, "+0.20"), (-0.006, "-0.01")]
+)
+def test_a_change_that_rounds_to_zero_has_no_minus_sign(points: float, said: str) -> None:
+    assert signed(points) == said
