@@ -1,7 +1,7 @@
-"""The carried columns: their types, and values that fit them.
+"""Carried columns: detect their types and convert values to them.
 
-Parquet has Arrow's types. JSON Lines have string, int64, double, bool, binary, date and timestamp,
-which are found without Arrow, so that an output does not depend on what is installed.
+Parquet uses Arrow's types. JSON Lines use string, int64, double, bool, binary, date and timestamp,
+which are detected without Arrow, so an output does not depend on the installed packages.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _PLAIN: dict[str, type] = {
 def column_types(
     names: Sequence[str], sample: Sequence[tuple[Any, ...]], format: Format = "parquet"
 ) -> tuple[tuple[str, str], ...]:
-    """Find a type for each carried column from some of its rows: a scalar type, or "string".
+    """Detect the type of each carried column from sample rows: (name, type) pairs.
 
-    Values in a "string" column that are not text are stored as JSON.
+    Types are scalar, or "string" if none fits; such a column stores other values as JSON.
     """
     kind_of = _arrow_kind if format == "parquet" else _plain_kind
     columns = ([row[index] for row in sample] for index in range(len(names)))
@@ -49,7 +49,7 @@ def _arrow_kind(values: Sequence[Any]) -> str:
 
 
 def _plain_kind(values: Sequence[Any]) -> str:
-    """The type of JSON Lines that all values have; whole numbers may be among fractions."""
+    """Return the JSON Lines type that fits all values; a double column may contain integers."""
     given = [value for value in values if value is not None]
     for kind in _PLAIN if given else ():
         if all(_is(value, kind) or (kind == "double" and _is_whole(value)) for value in given):
@@ -87,15 +87,15 @@ def _fit(value: Any, name: str, kind: str) -> Any:
 
 
 def _is(value: Any, kind: str) -> bool:
-    """Whether a value can be stored in such a column exactly as it is."""
-    if kind == "timestamp":  # a subclass of pandas counts nanoseconds, which have no place here
+    """Whether a column of type ``kind`` can store a value unchanged."""
+    if kind == "timestamp":  # pandas.Timestamp is a datetime too, but has nanoseconds
         return isinstance(value, datetime) and not getattr(value, "nanosecond", 0)
     fits = type(value) is _PLAIN.get(kind)
     return fits and (kind != "int64" or -(2**63) <= value < 2**63)
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether a value is an integer that float64 holds exactly."""
+    """Whether a value is an integer that float64 represents exactly."""
     try:
         return type(value) is int and float(value) == value
     except OverflowError:
@@ -110,7 +110,7 @@ def _shown(value: Any) -> str:
 
 
 def arrow_type(name: str) -> Any:
-    """The Arrow type that str() calls ``name``."""
+    """Return the Arrow type whose str() is ``name``."""
     pa = _arrow()
     if name.startswith("timestamp["):
         unit, _, zone = name[len("timestamp[") : -1].partition(", tz=")
@@ -119,7 +119,7 @@ def arrow_type(name: str) -> Any:
 
 
 def valid_text(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of a name that are not UTF-8 are shown as \\udcff."""
+    """Escape lone surrogates as \\udcff: they stand for bytes of a name that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

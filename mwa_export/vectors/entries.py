@@ -1,4 +1,4 @@
-"""Finished shards and their files, as the ledger and the manifest list them."""
+"""Entries for finished shards and their files in the ledger and the manifest."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mwa_export.vectors.job import FOLDERS, RowError, Shard
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file of the output."""
+    """Name, size and hash of an output file."""
 
-    file: str  # below the output folder
+    file: str  # path relative to the output folder
     rows: int
     bytes: int
     sha256: str
 
     @classmethod
     def of(cls, name: str, rows: int, path: Path) -> FileEntry:
-        """The entry of a file that is written under another name still."""
+        """Make the entry for ``name`` from the temporary file at ``path``."""
         return cls(name, rows, path.stat().st_size, sha256_of(path))
 
     def is_in(self, folder: Path) -> bool:
-        """Whether the file is there, as far as its size tells."""
+        """Whether the file exists with the recorded size. Does not read it."""
         path = folder / self.file
         return path.is_file() and path.stat().st_size == self.bytes
 
@@ -48,7 +48,7 @@ class Part:
         rows = 0 <= self.start <= self.stop < 1 << 63 and min(self.embedded, self.failed) >= 0
         names = {f"{self.stem}{suffix}" for suffix in (".parquet", ".npy", ".jsonl")}
         if not rows or not names.issuperset(file.file for file in self.files):
-            raise ValueError(f"{self.stem}: invalid rows or files of a shard")
+            raise ValueError(f"{self.stem}: invalid row numbers or file names")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,11 @@ class Entry:
     embedded: int
     files: tuple[FileEntry, ...]
     errors: tuple[RowError, ...]
-    kept: int = 0  # of its rows: those that an update took over
+    kept: int = 0  # rows that an update reused
 
     @property
     def part(self) -> Part:
-        """What the manifest says of it."""
+        """The shard's entry in the manifest."""
         shard, failed = self.shard, len(self.errors)
         return Part(shard.stem, shard.start, shard.stop, self.embedded, failed, self.files)
 
@@ -81,23 +81,23 @@ class Entry:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Entry:
-        """Parse a ledger's entry.
+        """Parse a ledger entry.
 
         Raises:
-            ValueError: something is missing, or is what no shard has.
+            ValueError: a field is missing or invalid.
         """
         parsed = value_from_json(_Entry, data, "entry")
         shard = Shard(parsed.kind, parsed.shard, parsed.start, parsed.stop)
         errors = tuple(RowError(*error) for error in parsed.errors)
         entry = cls(shard, parsed.embedded, parsed.files, errors, parsed.kept)
         if entry.part.embedded + entry.part.failed != shard.stop - shard.start:
-            raise ValueError(f"{FOLDERS[shard.kind]}: its rows are not accounted for")
+            raise ValueError(f"{FOLDERS[shard.kind]}: embedded and failed rows do not add up")
         return entry
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """The JSON of an entry."""
+    """JSON fields of a ledger entry."""
 
     kind: Kind
     shard: int

@@ -1,4 +1,4 @@
-"""FAISS indexes of an output."""
+"""FAISS indexes for an output."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from mwa_export.vectors.shards import restored
 
 
 def add_indexes(output: Output) -> None:
-    """Write an index of inner products per kind, exact, and enter it into the manifest.
+    """Write an exact inner-product index per kind and add it to the manifest.
 
     Position i of the index is the i-th embedded row. Holds all vectors of a kind in memory.
 
     Raises:
         MissingPackageError: faiss is not installed.
+        DataError: the manifest or a shard is missing or damaged.
     """
     faiss = require("faiss")
     manifest = read_manifest(output.folder)

@@ -1,10 +1,10 @@
-"""Put a finished update in the place of the output that it updates.
+"""Replace an output with a finished update of it.
 
-    OUT/.update/NAME/   an output of its own, made beside the old one
+    OUT/.update/NAME/   the update: a complete output, built beside the old one
 
-One call decides: OUT/manifest.json goes, and from then on the update is the output that readers
-find. Its files are linked into place before it is removed, so a death at any moment leaves the old
-output or the new one, and the next run finishes the move.
+Deleting OUT/manifest.json is the commit: from then on, readers find the update. Its files are
+linked into place before it is removed, so a crash at any moment leaves the old output or the new
+one, and the next run finishes the move.
 """
 
 from __future__ import annotations
@@ -20,30 +20,34 @@ WORK, UPDATE = ".work", ".update"
 
 
 def pending_update(out: Path) -> Path | None:
-    """The finished update that stands for the output, because its move was begun and not ended."""
+    """Return the finished update that readers must use because moving it into place is unfinished.
+
+    None: there is no such update.
+    """
     if (out / MANIFEST).is_file():
         return None
     return next((path.parent for path in sorted(out.glob(f"{UPDATE}/*/{MANIFEST}"))), None)
 
 
 def install_update(out: Path, made: Path) -> None:
-    """Move a finished update into the place of the output. It can be repeated after a kill.
+    """Move a finished update into place. Safe to repeat after a crash.
 
     Raises:
-        BundleError: the disk refuses; the same call goes on.
+        DataError: the update's manifest is damaged.
+        BundleError: writing failed; the same call continues.
     """
     names = [JOB, *(file.file for file in contents(read_manifest(made)).files)]
     with disk_errors(out):
         for other in out.glob(f"{UPDATE}/*/{MANIFEST}"):
             if (
                 other.parent != made
-            ):  # an earlier one, killed before its move, must not stand for it
+            ):  # an earlier update that never moved: `pending_update` must not find it
                 other.unlink()
                 sync(other.parent)
         (out / MANIFEST).unlink(missing_ok=True)
         sync(out)
         if (out / WORK).exists():
-            shutil.rmtree(out / WORK)  # its ledger is of the old shards
+            shutil.rmtree(out / WORK)  # its ledger lists the old shards
         for name in names:
             _link(made / name, out / name)
         parts = (f"{folder}/part-*" for folder in FOLDERS.values())
@@ -55,7 +59,7 @@ def install_update(out: Path, made: Path) -> None:
             sync(folder)
         (made / MANIFEST).replace(out / MANIFEST)
         sync(out)
-        (out / UPDATE).rename(out / WORK)  # what is only partly there must not look like an update
+        (out / UPDATE).rename(out / WORK)  # half-deleted, it must not look like an update
         shutil.rmtree(out / WORK)
 
 
@@ -66,4 +70,4 @@ def _link(path: Path, target: Path) -> None:
     link_or_copy(path, moving)
     sync(moving)
     moving.replace(target)
-    moving.unlink(missing_ok=True)  # it stays where both are one file already
+    moving.unlink(missing_ok=True)  # replace() does nothing if both link to one file

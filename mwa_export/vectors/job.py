@@ -1,6 +1,6 @@
-"""A job of `embed`: everything that decides its bytes, and the shards it is cut into.
+"""A job of `embed`: everything that determines its output, and how it is split into shards.
 
-Knows neither models nor files. What decides nothing (decoding threads, the display) is not in it.
+Uses no models or files. Settings that do not affect the output (threads, display) are elsewhere.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ FOLDERS: dict[Kind, Folder] = {"image": "images", "text": "texts"}
 ERRORS: dict[Format, str] = {"parquet": "errors.parquet", "npy": "errors.jsonl"}
 KINDS: dict[str, Kind] = {folder: kind for kind, folder in FOLDERS.items()}
 SHARD_ROWS: dict[Kind, int] = {"image": 2048, "text": 16384}
-"""Rows of a shard where none are given: a killed run loses at most this many."""
+"""Default rows per shard. A killed run loses at most this many."""
 BATCH_ROWS: dict[Kind, int] = {"image": 32, "text": 128}
 RESERVED = ("row", "id", "fingerprint", "embedding", "scale")
-"""Columns of the output that a carried column may not be called."""
+"""Column names of the output, which carried columns cannot use."""
 
-_MOST_SHARDS = 1 << 24  # that a job may claim
-# Fields that job.json has as they are.
+_MOST_SHARDS = 1 << 24  # upper limit on the shards of a source
+# Fields that job.json stores unchanged.
 _INPUT = ("source", "fingerprint", "rows", "taken", "shard_size", "batch", "kept")
 _JOB = ("bundle", "space_id", "runtime", "precision", "width", "dtype", "format")
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedOptions:
-    """How to embed, as far as it decides the output; None takes the default of the kind."""
+    """Options that determine the output of `embed`. None: the default for images or for texts."""
 
     dtype: Dtype = "float32"
     format: Format = "parquet"
-    shard_size: int | None = None  # rows
-    batch: int | None = None  # rows of a batch
-    limit: int | None = None  # rows taken of each source
+    shard_size: int | None = None  # rows per shard
+    batch: int | None = None  # rows per batch
+    limit: int | None = None  # embed only the first rows of each source; None: all
 
     def __post_init__(self) -> None:
         for name in ("shard_size", "batch", "limit"):
@@ -58,29 +58,29 @@ class RowError:
 
     row: int
     id: str
-    code: str  # a word for programs, such as "duplicate-id"
-    reason: str  # a sentence for people
-    fingerprint: str = ""  # hex, of the row's content, where it has any
+    code: str  # machine-readable, such as "duplicate-id"
+    reason: str  # human-readable
+    fingerprint: str = ""  # hash of the row's content in hex; "": unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Rows ``start`` to before ``stop`` of one source. They share no batch with other rows."""
+    """Rows ``start`` up to, not including, ``stop`` of one source. Batches never span shards."""
 
     kind: Kind
     number: int
     start: int
     stop: int
-    duplicates: tuple[int, ...] = ()  # rows in it whose id an earlier row of the source has
+    duplicates: tuple[int, ...] = ()  # rows whose id occurs earlier in the source
 
     @property
     def stem(self) -> str:
-        """Its files below the output folder, without their endings: `images/part-00000`."""
+        """Path of the shard's files in the output, without a suffix: `images/part-00000`."""
         return f"{FOLDERS[self.kind]}/part-{self.number:05d}"
 
     @property
     def key(self) -> str:
-        """Its name in the ledger: `images-00000`."""
+        """Name of the shard in the ledger: `images-00000`."""
         return f"{FOLDERS[self.kind]}-{self.number:05d}"
 
     def __str__(self) -> str:
@@ -89,22 +89,22 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A source after its scan, and how its rows are cut."""
+    """A scanned source, and how its rows are split into shards and batches."""
 
     kind: Kind
-    source: str  # for people
+    source: str  # for display
     fingerprint: str
-    rows: int  # of the source, and those kept
-    taken: int  # the first rows, that are embedded; the rest is skipped
+    rows: int  # rows of the source plus `kept`
+    taken: int  # leading rows that are embedded; the rest are skipped
     shard_size: int
     batch: int
-    columns: tuple[tuple[str, str], ...] = ()  # carried along: name, type
-    kept: int = 0  # the last rows, which the source no longer has
+    columns: tuple[tuple[str, str], ...] = ()  # carried columns: name, type
+    kept: int = 0  # trailing rows that the source no longer has
 
     def __post_init__(self) -> None:
         sizes = min(self.shard_size, self.batch) >= 1 and 0 <= self.kept <= self.taken <= self.rows
         if not sizes or self.shard_count > _MOST_SHARDS or self.rows >= 1 << 63:
-            raise ValueError(f"{FOLDERS[self.kind]}: numbers of rows that no job has")
+            raise ValueError(f"{FOLDERS[self.kind]}: invalid numbers of rows")
 
     @property
     def shard_count(self) -> int:
@@ -116,22 +116,22 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything that decides an output. Can be pickled: workers get a copy."""
+    """Everything that determines an output. Can be pickled: workers get a copy."""
 
-    bundle: str  # its path, for people and for `search`; a moved bundle is still the same
+    bundle: str  # path, for display and `search`; the bundle may move
     space_id: str
-    files: Mapping[str, str]  # the bundle's files that are used -> sha256
+    files: Mapping[str, str]  # bundle files in use -> sha256
     runtime: str
     precision: str
-    width: int  # of an embedding
+    width: int  # D, values per embedding
     dtype: Dtype
     format: Format
     inputs: tuple[Input, ...]
     versions: Mapping[str, str] = field(default_factory=dict)  # package -> version
-    earlier: tuple[Mapping[str, str], ...] = ()  # the same of runs whose rows an update kept
+    earlier: tuple[Mapping[str, str], ...] = ()  # `versions` of runs whose rows an update kept
 
     def input(self, kind: Kind) -> Input:
-        """The input of that kind."""
+        """Return the input of that kind. Raises StopIteration if there is none."""
         return next(entry for entry in self.inputs if entry.kind == kind)
 
     def to_json(self) -> dict[str, Any]:
@@ -149,10 +149,10 @@ class Job:
         """Parse the content of job.json.
 
         Raises:
-            ValueError: something is missing, or is what no job has.
+            ValueError: a field is missing or invalid, or the schema version is unsupported.
         """
         if data.get("schema") != SCHEMA:
-            raise ValueError(f"schema version {data.get('schema')!r}, this version reads {SCHEMA}")
+            raise ValueError(f"expected schema version {SCHEMA}, found {data.get('schema')!r}")
         named = value_from_json(dict[Folder, dict[str, Any]], data.get("inputs"), "inputs")
         inputs = [
             {**entry, "kind": KINDS[folder], "columns": _pairs(entry, f"inputs.{folder}")}
@@ -163,7 +163,7 @@ class Job:
 
 
 def shards(entry: Input, duplicates: NDArray[np.int64] | Sequence[int] = ()) -> Iterator[Shard]:
-    """All shards of an input, in order. ``duplicates``: as in `Scan`, ascending."""
+    """Yield all shards of an input, in order. ``duplicates``: ascending rows, as in `Scan`."""
     doubled = np.asarray(duplicates, np.int64)
     for number in range(entry.shard_count):
         start = number * entry.shard_size
@@ -173,9 +173,9 @@ def shards(entry: Input, duplicates: NDArray[np.int64] | Sequence[int] = ()) -> 
 
 
 def differences(old: Job, new: Job, *, allowed: str = "") -> list[str]:
-    """Differences from an earlier job in words; empty if the output is the same.
+    """Describe how two jobs differ; empty if they produce the same output.
 
-    ``allowed``: a pattern of the names of fields that may differ.
+    ``allowed``: regular expression for the names of fields that may differ.
     """
     before, after = _flat(_unchanged(old).to_json()), _flat(_unchanged(new).to_json())
     names = dict.fromkeys([*before, *after])
@@ -188,7 +188,7 @@ def differences(old: Job, new: Job, *, allowed: str = "") -> list[str]:
 
 
 def _unchanged(job: Job) -> Job:
-    """The job without what an update made of it."""
+    """Return the job without the rows and versions that an update added."""
     inputs = tuple(
         replace(e, rows=e.rows - e.kept, taken=e.taken - e.kept, kept=0) for e in job.inputs
     )

@@ -1,10 +1,10 @@
-"""JSON Lines: the rows beside .npy files, and the errors. Needs no optional package.
+"""JSON Lines for the errors and for rows stored beside .npy files. Needs no optional package.
 
     {"row":0,"id":"a.jpg","fingerprint":"00ff...","caption":"a red bus","scale":0.0021}
 
-One object per row, with its carried columns. What JSON lacks is written as a string: binary as
-base64, date and timestamp in ISO 8601, and of a double NaN, Infinity and -Infinity. Every value is
-read back exactly as it was.
+One object per row, with its carried columns. Values that JSON cannot represent become strings:
+binary as base64, date and timestamp in ISO 8601, and the doubles NaN, Infinity and -Infinity. Every
+value is read back exactly.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _TYPES: dict[str, type] = {"string": str, "int64": int, "double": float, "bool":
 
 
 def write_lines(out: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> FileEntry:
-    """Write one JSON object per line as ``out / name``. The same rows give the same bytes.
+    """Write one JSON object per line to ``out / name``. Equal rows give equal bytes.
 
     Raises:
-        BundleError: the disk refuses.
+        BundleError: writing failed.
     """
     count = 0
     with new_file(out / name) as partial:
@@ -40,11 +40,11 @@ def write_lines(out: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> File
 
 
 def read_lines(path: Path, types: Mapping[str, type]) -> Iterator[list[Any]]:
-    """Read some fields of each line, in the order of ``types``.
+    """Yield the fields of each line that ``types`` names, in that order.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line is not what `write_lines` wrote.
+        ValueError: a line is not valid JSON, or a field is missing or of another type.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -64,11 +64,11 @@ def _checked(value: Any, kind: type) -> Any:
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def encoded(value: Any, kind: str) -> Any:
-    """A carried value, which fits its column's type, as JSON."""
+    """Convert a carried value to JSON. It must fit ``kind``, its column's type."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, date):  # or a datetime
@@ -79,10 +79,10 @@ def encoded(value: Any, kind: str) -> Any:
 
 
 def decoded(values: Sequence[Any], kind: str) -> list[Any]:
-    """Carried values of a column from their JSON.
+    """Convert a column's JSON values back.
 
     Raises:
-        ValueError: a value is not one of that type.
+        ValueError: a value is not of type ``kind``.
     """
     return [None if value is None else _decoded(value, kind) for value in values]
 

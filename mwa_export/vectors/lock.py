@@ -1,4 +1,4 @@
-"""Allow one run per output, or one per part of it."""
+"""Locks that allow one run per output, or one per part of it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path, part: str | None = None, *, wait: bool = False) -> Iterator[None]:
-    """Hold an output folder, which exists, or one part of several, such as `1-of-4`.
+    """Lock an existing output folder, or one part of it, such as `1-of-4`.
 
-    Runs of other parts may run beside it. ``wait`` for another holder of the same part.
+    Different parts can be locked at once. ``wait``: wait for the part instead of raising.
 
     Raises:
-        OutputBusyError: another run holds it; the message names its process.
-        BundleError: the folder cannot be written.
+        OutputBusyError: another run holds the lock; the message names its process.
+        BundleError: the folder is not writable.
     """
     if part is None:
         with files.locked(folder / LOCK):

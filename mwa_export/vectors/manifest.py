@@ -1,4 +1,4 @@
-"""manifest.json of a finished output: the job, and the counts of every row's outcome."""
+"""manifest.json of a finished output: its job, row counts, shards and files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ JOB, MANIFEST = "job.json", "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Rows of one source that were embedded, failed or were skipped."""
+    """Numbers of rows of one source that were embedded, failed or were skipped."""
 
     rows: int  # of the input
     embedded: int
     failed: int
-    skipped: int  # beyond the limit
+    skipped: int  # beyond `limit`
 
     def __post_init__(self) -> None:
         if min(self.rows, self.embedded, self.failed, self.skipped) < 0:
-            raise ValueError("a count below 0")
+            raise ValueError("expected counts of at least 0")
 
     @property
     def exact(self) -> bool:
@@ -40,7 +40,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What manifest.json says beside the job."""
+    """Fields of manifest.json other than the job."""
 
     counts: Mapping[Folder, Counts]
     shards: Mapping[Folder, tuple[Part, ...]]
@@ -53,13 +53,13 @@ class Contents:
             part.stem.startswith(f"{f}/part-") for f in self.shards for part in self.shards[f]
         )
         if not named or indexes - {(f, f"{f}.faiss") for f in self.shards}:
-            raise ValueError("names of files that no output has")
+            raise ValueError("invalid file names")
         if self.counts.keys() != self.shards.keys() or self.errors.file not in ERRORS.values():
-            raise ValueError("counts, shards or errors of another output")
+            raise ValueError("counts, shards and errors do not belong together")
 
     @property
     def files(self) -> list[FileEntry]:
-        """All files, but for the manifest itself and the job."""
+        """All files except manifest.json and job.json."""
         parts = [part for parts in self.shards.values() for part in parts]
         return [
             *(file for part in parts for file in part.files),
@@ -69,7 +69,7 @@ class Contents:
 
 
 def counts(job: Job, entries: Sequence[Entry]) -> dict[Kind, Counts]:
-    """Count the rows of each kind in finished shards."""
+    """Count the rows of each kind in the ledger entries of finished shards."""
     found = {}
     for entry in job.inputs:
         mine = [e for e in entries if e.shard.kind == entry.kind]
@@ -81,7 +81,7 @@ def counts(job: Job, entries: Sequence[Entry]) -> dict[Kind, Counts]:
 def manifest_of(
     job: Job, entries: Sequence[Entry], totals: Mapping[Kind, Counts], errors: FileEntry
 ) -> dict[str, Any]:
-    """The content of manifest.json, but for the checksum."""
+    """Return the content of manifest.json, without the checksum."""
     parts: dict[Folder, tuple[Part, ...]] = {
         FOLDERS[entry.kind]: tuple(e.part for e in entries if e.shard.kind == entry.kind)
         for entry in job.inputs
@@ -91,7 +91,11 @@ def manifest_of(
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json with the checksum of its own content."""
+    """Write manifest.json with a checksum of its content.
+
+    Raises:
+        BundleError: writing failed.
+    """
     write_json(folder / MANIFEST, {**manifest, "checksum": checksum(manifest)})
 
 
@@ -99,7 +103,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a finished output.
 
     Raises:
-        DataError: there is none, or it is not what `embed` wrote.
+        DataError: manifest.json does not exist or is invalid.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -111,32 +115,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = read_object(path)
         job, found = Job.from_json(manifest), contents(manifest)
         if {FOLDERS[entry.kind] for entry in job.inputs} != set(found.shards):
-            raise ValueError("the shards are of other inputs than the job's")
+            raise ValueError("the shards do not match the job's inputs")
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: is not what `embed` wrote ({error}). Restore the file, or embed into a new "
-            "folder."
+            f"{path}: is not a manifest that `embed` wrote ({error}). Restore the file, or embed "
+            "into a new folder."
         ) from error
     return manifest
 
 
 def contents(manifest: Mapping[str, Any]) -> Contents:
-    """Parse what a manifest says beside the job.
+    """Parse the fields of a manifest other than the job.
 
     Raises:
-        ValueError: something is missing, or is what no output has.
+        ValueError: a field is missing or invalid.
     """
     return value_from_json(Contents, manifest, "manifest")
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:
-    """Hex sha256 of a manifest's content but for the checksum itself."""
+    """Return the sha256 (hex) of a manifest's content without the checksum."""
     content = {name: value for name, value in manifest.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON as a whole file. Text that is not UTF-8 survives, as an escape."""
+    """Write a JSON file atomically, in ASCII: lone surrogates survive as escapes.
+
+    Raises:
+        BundleError: writing failed.
+    """
     text = json.dumps(data, indent=1)
     with new_file(path) as partial:
         partial.write_text(text + "\n", encoding="ascii")

@@ -1,14 +1,14 @@
 """The output folder of `embed`: job, ledger of finished shards, and leftovers of killed runs.
 
-    OUT/job.json                    what decides the output
+    OUT/job.json                    everything that determines the output
     OUT/images/part-00000.parquet   and texts/; or .npy and .jsonl
-    OUT/.work/images-00000.json     the ledger: a shard is finished when its entry is there
-    OUT/.work/...                   what sources keep
+    OUT/.work/images-00000.json     the ledger: a shard is finished once its entry exists
+    OUT/.work/...                   indexes of the sources
     OUT/.update/...                 see `install`
-    OUT/errors.parquet, manifest.json   at the end; or errors.jsonl; .work goes
+    OUT/errors.parquet, manifest.json   written at the end; or errors.jsonl; .work is removed
 
-Every file appears by rename, its bytes on disk. A shard's files come first and its entry last, so a
-run that was killed in between computes that shard again, to the same bytes.
+Every file is synced to disk, then renamed into place. A shard's files are written before its entry,
+so a run that was killed in between computes the shard again, with identical bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from mwa_export.vectors.shards import (
     write_shard,
 )
 
-_ERROR = ("row", "id", "code", "reason", "fingerprint")  # fields of an error that are read back
+_ERROR = ("row", "id", "code", "reason", "fingerprint")  # fields that `failures` reads back
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,14 @@ class Output:
 
     folder: Path
     job: Job
-    base: Path | None = field(default=None, compare=False)  # the output that this one updates
+    base: Path | None = field(default=None, compare=False)  # output that this one updates
 
     @classmethod
     def load(cls, folder: Path) -> Output | None:
-        """The output that an earlier run began; None: the folder is absent or empty.
+        """Load the output of an earlier run; None if the folder does not exist or is empty.
 
         Raises:
-            DataError: the folder holds something else.
+            DataError: the folder contains something else, or job.json is damaged.
         """
         folder = pending_update(folder) or folder
         path = folder / JOB
@@ -76,7 +76,7 @@ class Output:
                 return cls(folder, Job.from_json(read_object(path)))
             except (OSError, ValueError) as error:
                 raise DataError(
-                    f"{path}: is not the file that `embed` wrote ({error}). Use another folder."
+                    f"{path}: is not a job file that `embed` wrote ({error}). Use another folder."
                 ) from error
         if folder.exists() and not folder.is_dir():
             raise DataError(
@@ -85,21 +85,20 @@ class Output:
         for name in sorted(p.name for p in folder.iterdir()) if folder.is_dir() else ():
             if not name.startswith((".lock", WORK, UPDATE, f".{JOB}.")):
                 raise DataError(
-                    f"{folder}: holds {name} and no {JOB}, so it is not the output of an earlier "
-                    "run. Use a new or empty folder."
+                    f"{folder}: contains {name} but no {JOB}, so it is not the output of an "
+                    "earlier run. Use a new or empty folder."
                 )
         return None
 
     @classmethod
     def claim(cls, folder: Path, job: Job) -> Output:
-        """Claim a folder for a job, or go on with the same job.
+        """Claim a folder for a job, or continue the job that it contains.
 
-        Returns the output with the job as it is recorded: a bundle that moved keeps the path it
-        had.
+        Returns the output with the recorded job: if the bundle has moved, its old path.
 
         Raises:
-            DataError: the folder holds another job, or something else.
-            BundleError: the disk refuses.
+            DataError: the folder contains another job, or something else.
+            BundleError: writing failed.
         """
         recorded = cls.load(folder)
         if recorded is None:
@@ -110,11 +109,11 @@ class Output:
 
     @staticmethod
     def prepare(folder: Path) -> None:
-        """Make the folder with its `.work`, unless they exist.
+        """Create the folder and its `.work`, unless they exist.
 
         Raises:
-            DataError: the folder holds something else than an output.
-            BundleError: it cannot be made.
+            DataError: the folder contains something other than an output.
+            BundleError: it cannot be created.
         """
         Output.load(folder)
         work = folder / WORK
@@ -126,27 +125,27 @@ class Output:
             ) from error
 
     def check(self, job: Job) -> None:
-        """Raise DataError unless ``job`` makes the same output."""
+        """Raise DataError unless ``job`` produces the same output."""
         changed = differences(self.job, job)
         if changed:
             raise DataError(
-                f"{self.folder}: was begun with other input or options, and continuing would mix "
-                f"them. {'; '.join(changed)}. Pass the original options, or use another folder. If "
-                "only the source has changed, pass `update`."
+                f"{self.folder}: was started with different input or options, which cannot be "
+                f"mixed. {'; '.join(changed)}. Pass the original options, or use another folder. "
+                "If only the source has changed, pass `update`."
             )
 
     @property
     def finished(self) -> bool:
-        """Whether every row is accounted for and the manifest is written."""
+        """Whether the manifest is written, so every row is accounted for."""
         return (self.folder / MANIFEST).is_file()
 
     def save(self, embedded: Embedded) -> Entry:
-        """Write a shard and enter it into the ledger. From then on it is finished.
+        """Write a shard and add it to the ledger, which marks it as finished.
 
-        Any process may do this, for a shard that no other one works on.
+        Any process may call this, as long as no other works on the same shard.
 
         Raises:
-            BundleError: the disk refuses.
+            BundleError: writing failed.
         """
         shard = embedded.shard
         files = tuple(write_shard(self.folder, self.job, embedded))
@@ -160,19 +159,19 @@ class Output:
         return entry
 
     def _share(self, file: FileEntry) -> None:
-        """Keep a file once on disk that is the same in the output that this one updates."""
+        """Replace a file by a hard link if the output being updated has an identical one."""
         if self.base is None or not file.is_in(self.base):
             return
         old, new = self.base / file.file, self.folder / file.file
         if sha256_of(old) == file.sha256:
             linked = new.with_name(f".{new.name}.linked")
-            with suppress(OSError):  # no links here: then it is there twice
+            with suppress(OSError):  # no hard links here: keep both copies
                 linked.unlink(missing_ok=True)
                 os.link(old, linked)
                 linked.replace(new)
 
     def parts(self, kind: Kind) -> tuple[Part, ...]:
-        """The finished shards of one kind.
+        """Return the finished shards of one kind, in order.
 
         Raises:
             DataError: the manifest is damaged.
@@ -183,10 +182,10 @@ class Output:
         return tuple(e.part for i in entries if i.kind == kind for e in self.ledger(shards(i)))
 
     def failures(self, kind: Kind) -> Iterator[RowError]:
-        """Rows of one kind that failed in finished shards.
+        """Yield the failed rows of one kind in finished shards.
 
         Raises:
-            DataError: the file of errors is damaged.
+            DataError: the manifest or the file of errors is damaged.
         """
         if self.finished:
             path = self.errors_file
@@ -203,10 +202,10 @@ class Output:
                 yield from entry.errors
 
     def check_files(self) -> None:
-        """Compare every finished shard with its hash.
+        """Compare the files of every finished shard with their hashes.
 
         Raises:
-            OutputDamagedError: one is missing or has other bytes.
+            OutputDamagedError: a file is missing or its content changed.
         """
         files = [f for kind in FOLDERS for part in self.parts(kind) for f in part.files]
         for file in files:
@@ -219,7 +218,7 @@ class Output:
 
     @property
     def errors_file(self) -> Path:
-        """The file of the rows that failed, of a finished output.
+        """Path of the file that lists the failed rows. Requires a finished output.
 
         Raises:
             DataError: the manifest is damaged.
@@ -227,11 +226,11 @@ class Output:
         return self.folder / contents(read_manifest(self.folder)).errors.file
 
     def rows_file(self, stem: str) -> Path:
-        """The file of a shard that is written last."""
+        """Path of a shard's rows, the file that is written last."""
         return rows_file(self.folder, self.job, stem)
 
     def read(self, stem: str) -> Stored:
-        """Read a shard back, by the stem of its files.
+        """Read a shard, such as `images/part-00000`.
 
         Raises:
             DataError: a file is missing or damaged.
@@ -239,13 +238,13 @@ class Output:
         return read_shard(self.folder, self.job, stem)
 
     def ledger(self, shards: Iterable[Shard]) -> list[Entry]:
-        """The entries of the shards that are finished, in order."""
+        """Return the entries of those shards that are finished, in order."""
         return [entry for shard in shards if (entry := self._entry(shard)) is not None]
 
     def _entry(self, shard: Shard) -> Entry | None:
-        """The ledger's entry of a shard; None: it is not finished, or its files are not there.
+        """Return a shard's entry in the ledger; None if it is unfinished or its files are missing.
 
-        Only sizes are looked at: `verify` reads every byte.
+        Checks file sizes only: `verify` reads every byte.
         """
         path = self.folder / WORK / f"{shard.key}.json"
         try:
@@ -257,9 +256,9 @@ class Output:
         return entry if whole and same else None
 
     def clean(self, shards: Iterable[Shard]) -> None:
-        """Remove what a killed run left half-written of some shards.
+        """Remove half-written files of some shards, left by a killed run.
 
-        Runs of other parts may be at work in the same folder.
+        Safe while other parts run in the same folder.
         """
         for shard in shards:
             stem = self.folder / shard.stem
@@ -267,11 +266,11 @@ class Output:
                 _remove(folder.glob(f".{name}.*"))
 
     def remove_work(self) -> None:
-        """Remove what only an unfinished run needs."""
+        """Remove `.work`, which only an unfinished run needs."""
         shutil.rmtree(self.folder / WORK, ignore_errors=True)
 
     def remove_updates(self) -> None:
-        """Remove updates that were begun and given up."""
+        """Remove abandoned updates."""
         shutil.rmtree(self.folder / UPDATE, ignore_errors=True)
 
     def finish(self, entries: Sequence[Entry]) -> None:
@@ -279,15 +278,15 @@ class Output:
 
         Raises:
             OutputDamagedError: rows are missing.
-            BundleError: the disk refuses.
+            BundleError: writing failed.
         """
         totals = counts(self.job, entries)
         for kind, total in totals.items():
             if not total.exact:
                 raise OutputDamagedError(
-                    f"{self.folder}: of {total.rows:,} {FOLDERS[kind]}, {total.embedded:,} are "
-                    f"embedded, {total.failed:,} failed and {total.skipped:,} were skipped, which "
-                    "leaves some unaccounted for. This is a bug in mwa-export. Please report it."
+                    f"{self.folder}: {total.embedded:,} embedded + {total.failed:,} failed + "
+                    f"{total.skipped:,} skipped do not add up to {total.rows:,} {FOLDERS[kind]}. "
+                    "This is a bug in mwa-export. Please report it."
                 )
         failed = (
             (entry.shard.kind, self.job.input(entry.shard.kind).source, error)
@@ -298,28 +297,29 @@ class Output:
         write_manifest(self.folder, manifest_of(self.job, entries, totals, errors))
 
     def close(self) -> dict[Kind, Counts]:
-        """Check a finished output's files by size, and remove what an earlier kill left.
+        """Check the sizes of a finished output's files, and remove leftovers of killed runs.
 
-        Returns the counts of its manifest.
+        Returns the counts in its manifest.
 
         Raises:
-            OutputDamagedError: a file is missing or cut.
+            DataError: the manifest is damaged.
+            OutputDamagedError: a file is missing or truncated.
         """
         found = contents(read_manifest(self.folder))
         for file in found.files:
             if not file.is_in(self.folder):
                 raise OutputDamagedError(
-                    f"{self.folder / file.file}: is missing or cut short, but {MANIFEST} says that "
+                    f"{self.folder / file.file}: is missing or truncated, but {MANIFEST} says that "
                     "this output is complete. Restore the file, or embed into a new folder."
                 )
         self.remove_work()
-        with suppress(OSError):  # on a disk that is read only nothing need go
+        with suppress(OSError):  # a read-only disk is fine
             _remove(self.folder.glob(f"{LOCK}-*"))
         return {KINDS[name]: total for name, total in found.counts.items()}
 
 
 def clean_folder(folder: Path) -> None:
-    """Remove the temporary files that a killed run left anywhere in an output."""
+    """Remove temporary files that a killed run left in an output."""
     for place in (folder, folder / WORK, *(folder / name for name in KINDS)):
         _remove(p for p in place.glob(".*.*") if p.is_file() and not p.name.startswith(LOCK))
 

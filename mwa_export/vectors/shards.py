@@ -1,9 +1,9 @@
-"""Shards on disk: rows with their vectors, and back. The bytes depend on the rows alone.
+"""Write and read shards: rows with their vectors. The bytes depend only on the rows.
 
     parquet   part-00000.parquet, errors.parquet
-    npy       part-00000.npy with the vectors and part-00000.jsonl with all else, errors.jsonl
+    npy       part-00000.npy with the vectors, part-00000.jsonl with the rest, errors.jsonl
 
-The files that end in .parquet or .jsonl are called rows here. They are written last.
+The .parquet or .jsonl file of a shard is called its rows file. It is written last.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ from mwa_export.vectors.columns import valid_text
 from mwa_export.vectors.entries import FileEntry
 from mwa_export.vectors.job import ERRORS, KINDS, RESERVED, Dtype, Format, Job, RowError, Shard
 
-UNIT_TOLERANCE = 1e-2  # of a vector's length: wide, bfloat16 and int8 graphs round
+UNIT_TOLERANCE = 1e-2  # allowed error of a vector's length; wide, for bfloat16 and int8 graphs
 
-_SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "npy": ".jsonl"}  # of the rows
+_SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "npy": ".jsonl"}  # of rows files
 _FIXED = {"row": int, "id": str, "fingerprint": str}
 _NUMPY: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Rows of a shard that an update takes over as they were stored."""
+    """Rows of a shard that an update copies unchanged from an earlier output."""
 
-    at: NDArray[np.int64]  # (k,), their places in the shard
-    vectors: NDArray[Any]  # (k, D)
-    scales: NDArray[np.float32]  # (k,), or (0,)
-    failed: int = 0  # rows more, among the errors
+    at: NDArray[np.int64]  # (k,), positions in the shard
+    vectors: NDArray[Any]  # (k, D), in the dtype of the output
+    scales: NDArray[np.float32]  # (k,) for int8, otherwise (0,)
+    failed: int = 0  # copied rows that failed; they are among the shard's errors
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A shard in memory: every row of it is in ``rows`` or in ``errors``, and in one only."""
+    """A shard in memory: each of its rows is in either ``rows`` or ``errors``."""
 
     shard: Shard
     rows: NDArray[np.int64]  # (n,) ascending
     ids: Sequence[str]  # (n,)
     columns: Sequence[tuple[Any, ...]]  # (n,), each as long as Input.columns
-    vectors: NDArray[np.float32]  # (n, D), unit length, but for those kept
-    errors: Sequence[RowError]  # ascending
-    fingerprints: Sequence[bytes] = ()  # (n,), of their contents, empty where unknown; (): all are
+    vectors: NDArray[np.float32]  # (n, D), unit length; zeros where `kept` has the vector
+    errors: Sequence[RowError]  # ascending rows
+    fingerprints: Sequence[bytes] = ()  # (n,), of the contents, b"" if unknown; (): all unknown
     kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A shard as it is read back."""
+    """A shard read from disk."""
 
     rows: NDArray[np.int64]  # (n,)
     ids: list[str]
     columns: dict[str, list[Any]]
     vectors: NDArray[Any]  # (n, D) float32, float16 or int8
-    scales: NDArray[np.float32] | None  # (n,): what int8 rows are multiplied by
-    fingerprints: list[bytes | None]  # of their contents; an earlier version stored none
+    scales: NDArray[np.float32] | None  # (n,): factors for int8 rows; None for floats
+    fingerprints: list[bytes | None]  # of the contents; earlier versions stored none
 
 
 def check_format(format: Format) -> None:
@@ -78,17 +78,17 @@ def check_format(format: Format) -> None:
 
 
 def rows_file(out: Path, job: Job, stem: str) -> Path:
-    """Path of a shard's rows. Earlier versions wrote Parquet beside .npy files too."""
+    """Path of a shard's rows file. Earlier versions wrote Parquet beside .npy files too."""
     path = out / f"{stem}{_SUFFIXES[job.format]}"
     earlier = out / f"{stem}.parquet"
     return earlier if earlier.is_file() and not path.is_file() else path
 
 
 def write_shard(out: Path, job: Job, embedded: Embedded) -> list[FileEntry]:
-    """Write a shard's files; each appears whole. The same rows give the same bytes.
+    """Write a shard's files, each atomically. Equal rows give equal bytes.
 
     Raises:
-        BundleError: the disk refuses.
+        BundleError: writing failed.
     """
     shard = embedded.shard
     stored, scales = quantized(embedded.vectors, job.dtype)
@@ -117,7 +117,7 @@ def _objects(
     columns: Sequence[tuple[str, str, Sequence[Any]]],
     scales: NDArray[np.float32] | None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a shard as JSON objects."""
+    """Yield the rows of a shard as JSON objects."""
     for index, (row, id, print_) in enumerate(zip(*fixed, strict=True)):
         found: dict[str, Any] = {"row": int(row), "id": id, "fingerprint": print_.hex() or None}
         found |= {name: lines.encoded(values[index], kind) for name, kind, values in columns}
@@ -127,10 +127,10 @@ def _objects(
 
 
 def read_shard(out: Path, job: Job, stem: str) -> Stored:
-    """Read a shard back, of either format.
+    """Read a shard in either format.
 
     Raises:
-        DataError: a file is missing or damaged.
+        DataError: a file is missing or damaged, or its vectors have another shape or dtype.
     """
     path = rows_file(out, job, stem)
     try:
@@ -145,14 +145,14 @@ def read_shard(out: Path, job: Job, stem: str) -> Stored:
     shape = len(found.ids), job.width
     if found.vectors.shape != shape or found.vectors.dtype != _NUMPY[job.dtype]:
         raise DataError(
-            f"{path}: holds {found.vectors.dtype} of shape {found.vectors.shape}. Expected "
-            f"{job.dtype} of shape {shape}."
+            f"{path}: expected {job.dtype} of shape {shape}, found {found.vectors.dtype} of shape "
+            f"{found.vectors.shape}. Restore the file, or embed into a new folder."
         )
     return found
 
 
 def _table(path: Path, job: Job) -> Stored:
-    """A shard's Parquet file; of one beside a .npy file the vectors are empty."""
+    """Read a shard's Parquet file; without vectors if a .npy file has them."""
     table = tables.read_table(path)
     names = [name for name in table.column_names if name not in RESERVED]
     given = "fingerprint" in table.column_names
@@ -169,7 +169,7 @@ def _table(path: Path, job: Job) -> Stored:
 
 
 def _lines(path: Path, job: Job, stem: str) -> Stored:
-    """The rows beside a .npy file, without vectors."""
+    """Read the rows beside a .npy file, without vectors."""
     columns = job.input(KINDS[stem.partition("/")[0]]).columns
     types: dict[str, type] = {**_FIXED, **{name: object for name, _kind in columns}}
     if job.dtype == "int8":
@@ -177,7 +177,7 @@ def _lines(path: Path, job: Job, stem: str) -> Stored:
     found = list(zip(*lines.read_lines(path, types), strict=True)) or [()] * len(types)
     fields = dict(zip(types, found, strict=True))
     if None in (*fields["row"], *fields["id"], *fields.get("scale", ())):
-        raise ValueError("a row lacks its number, its id or its scale")
+        raise ValueError("a row has no number, id or scale")
     return Stored(
         np.array(fields["row"], np.int64),
         list(fields["id"]),
@@ -189,10 +189,10 @@ def _lines(path: Path, job: Job, stem: str) -> Stored:
 
 
 def read_column(out: Path, job: Job, stem: str, name: Literal["id", "fingerprint"]) -> list[Any]:
-    """Ids or fingerprints of a shard's rows.
+    """Read the ids (str) or fingerprints (16 bytes or None) of a shard's rows.
 
     Raises:
-        DataError: the file is missing or damaged, or an earlier version wrote it without them.
+        DataError: the file is missing or damaged, or an earlier version wrote no such column.
     """
     path = rows_file(out, job, stem)
     try:
@@ -204,15 +204,15 @@ def read_column(out: Path, job: Job, stem: str, name: Literal["id", "fingerprint
         return [print_ and bytes.fromhex(print_) for print_ in found]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"{path}: its column {name} cannot be read ({error}). An output that an earlier "
-            "version made without it cannot be updated: embed into a new folder."
+            f"{path}: column {name} cannot be read ({error}). An output without this column, made "
+            "by an earlier version, cannot be updated. Embed into a new folder."
         ) from error
 
 
 def write_errors(
     out: Path, format: Format, failed: Iterator[tuple[Kind, str, RowError]]
 ) -> FileEntry:
-    """Write the file of the rows that failed, of (kind, source, error)."""
+    """Write the file of failed rows, given as (kind, source, error)."""
     rows = (
         {
             "row": e.row,
@@ -230,7 +230,7 @@ def write_errors(
 
 
 def read_errors(path: Path, names: Sequence[str]) -> Iterator[list[Any]]:
-    """Some fields of each row that failed; the fingerprint is bytes or None.
+    """Yield the named fields of each failed row; a fingerprint is bytes or None.
 
     Raises:
         OSError, ValueError, KeyError: the file cannot be read.
@@ -248,9 +248,9 @@ def read_errors(path: Path, names: Sequence[str]) -> Iterator[list[Any]]:
 def quantized(
     vectors: NDArray[np.float32], dtype: Dtype
 ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-    """Vectors as they are stored, and for int8 what each row is multiplied by to get it back.
+    """Convert vectors (n, D) to the stored dtype, with scales (n,) for int8, otherwise None.
 
-    int8: round(x / scale), scale = largest absolute value / 127, per row.
+    int8: round(x / scale), where scale = largest absolute value / 127, per row.
     """
     if dtype != "int8":
         return np.ascontiguousarray(vectors, _NUMPY[dtype]), None
@@ -260,6 +260,6 @@ def quantized(
 
 
 def restored(stored: NDArray[Any], scales: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Vectors from their stored form. (n, D) float32."""
+    """Convert stored vectors (n, D) and int8 scales (n,) back to float32 (n, D)."""
     vectors = stored.astype(np.float32)
     return vectors if scales is None else vectors * scales[:, None]

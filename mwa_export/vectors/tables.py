@@ -1,4 +1,4 @@
-"""Parquet files of an output: rows with their vectors, and errors."""
+"""Parquet files of an output: rows with vectors, and errors. Requires pyarrow."""
 
 from __future__ import annotations
 
@@ -28,8 +28,14 @@ def write_rows(
     """Write rows with their vectors.
 
     Args:
-        fixed: row numbers, ids and fingerprints.
+        fixed: row numbers, ids and fingerprints, n each.
         columns: name, Arrow type and values of each carried column.
+        scales: (n,) for int8, otherwise None.
+        vectors: (n, D), in the dtype to store.
+
+    Raises:
+        MissingPackageError: pyarrow is not installed.
+        BundleError: writing failed.
     """
     pa = require("pyarrow")
     rows, ids, prints = fixed
@@ -52,7 +58,7 @@ def write_rows(
 
 
 def write_errors(out: Path, name: str, rows: Iterable[dict[str, Any]]) -> FileEntry:
-    """Write the rows that failed, with fields named as in ERROR_NAMES."""
+    """Write the failed rows, dicts whose keys are ERROR_NAMES; raises like `write_rows`."""
     pa = require("pyarrow")
     types = {name: pa.string() for name in ERROR_NAMES}
     types |= {"row": pa.int64(), "fingerprint": pa.binary(16)}
@@ -65,7 +71,7 @@ def write_errors(out: Path, name: str, rows: Iterable[dict[str, Any]]) -> FileEn
 
 def _write(out: Path, name: str, table: Any) -> FileEntry:
     parquet = require("pyarrow.parquet")
-    # Vectors do not compress; dictionaries and statistics of them only cost time.
+    # Vectors do not compress, and dictionaries and statistics of them only cost time.
     dictionary = [field.name for field in table.schema if str(field.type) == "string"]
     with new_file(out / name) as partial:
         parquet.write_table(
@@ -81,22 +87,22 @@ def _write(out: Path, name: str, table: Any) -> FileEntry:
 
 
 def read_table(path: Path, names: Sequence[str] | None = None) -> Any:
-    """Read an Arrow table, or some of its columns.
+    """Read a Parquet file, or some of its columns, as an Arrow table.
 
     Raises:
-        OSError, ValueError, KeyError: it cannot be read.
+        OSError, ValueError, KeyError: it cannot be read, or has no such column.
     """
     return require("pyarrow.parquet").read_table(path, columns=names, partitioning=None)
 
 
 def read_lists(path: Path, names: Sequence[str]) -> list[list[Any]]:
-    """Read some columns as lists; raises as `read_table`."""
+    """Read some columns as lists; raises like `read_table`."""
     table = read_table(path, list(names))
     return [table.column(name).to_pylist() for name in names]
 
 
 def vectors_in(table: Any, width: int, dtype: Any) -> NDArray[Any]:
-    """The column `embedding`. (n, D)."""
+    """Return the column `embedding` as (n, D); an empty table gives (0, width) of ``dtype``."""
     column = table.column("embedding").combine_chunks()
     chunks = column.chunks if hasattr(column, "chunks") else [column]
     if not table.num_rows:

@@ -1,4 +1,4 @@
-"""Prove from the files alone that an output of `embed` is whole and accounts for every row."""
+"""Check from its files alone that an output of `embed` is complete and accounts for every row."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from mwa_export.vectors.manifest import (
 from mwa_export.vectors.output import Output
 from mwa_export.vectors.shards import UNIT_TOLERANCE, Stored, read_errors, restored
 
-_INT8_TOLERANCE = 0.05  # of a restored vector's length
+_INT8_TOLERANCE = 0.05  # allowed error of a restored vector's length
 _SHOWN = 5  # rows named in a finding
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Result of `verify`: what was checked, and everything that is wrong."""
+    """Result of `verify`: what was checked, and everything that is wrong with it."""
 
     counts: dict[Kind, Counts]
     files: int
-    findings: tuple[str, ...]  # empty: the output is whole
+    findings: tuple[str, ...]  # empty if the output is intact
 
     @property
     def whole(self) -> bool:
@@ -48,10 +48,12 @@ class Proof:
 
 
 def verify(out: Path, *, on_rows: Callable[[int], None] = ignore) -> Proof:
-    """Read every byte of an output: hashes, rows, ids, vectors, and that no row is missing.
+    """Read every byte of an output, and check its hashes, rows, ids and vectors.
+
+    ``on_rows`` is called with the number of rows of each shard.
 
     Raises:
-        DataError: no manifest, or one that cannot be read; there is nothing to check against.
+        DataError: the manifest is missing or invalid, so there is nothing to check against.
     """
     out = pending_update(Path(out)) or Path(out)
     manifest = read_manifest(out)
@@ -74,26 +76,26 @@ def verify(out: Path, *, on_rows: Callable[[int], None] = ignore) -> Proof:
 
 def _manifest_findings(output: Output, manifest: dict[str, Any]) -> Iterator[str]:
     if manifest.get("checksum") != checksum(manifest):
-        yield f"{MANIFEST}: was edited: its checksum does not match its content"
+        yield f"{MANIFEST}: was edited (its checksum does not match its content)"
     try:
         recorded = read_object(output.folder / JOB)
         if recorded != output.job.to_json():
-            yield f"{JOB}: describes another job than {MANIFEST}"
+            yield f"{JOB}: describes a different job than {MANIFEST}"
     except (OSError, ValueError) as error:
         yield f"{JOB}: cannot be read ({error})"
 
 
 def _foreign_files(out: Path, known: set[str]) -> Iterator[str]:
-    """Files and folders that the output does not have.
+    """Report files and folders that are not part of the output.
 
-    At its top, hidden ones are passed over: our lock, what file managers and network disks leave,
-    and an update that was stopped.
+    Hidden ones at the top level are ignored: locks, files of file managers and network disks, and
+    unfinished updates.
     """
     top = (path for path in out.glob("*") if not path.name.startswith("."))
     for path in sorted([*top, *(path for folder in KINDS for path in (out / folder).glob("*"))]):
         name = path.relative_to(out).as_posix()
         if name not in known | {JOB, MANIFEST} and not (name in KINDS and path.is_dir()):
-            yield f"{name}: {MANIFEST} does not name it"
+            yield f"{name}: is not listed in {MANIFEST}"
 
 
 def _file_findings(out: Path, file: FileEntry) -> Iterator[str]:
@@ -101,13 +103,13 @@ def _file_findings(out: Path, file: FileEntry) -> Iterator[str]:
     if not path.is_file():
         yield f"{name}: is missing"
     elif path.stat().st_size != file.bytes:
-        yield f"{name}: has {path.stat().st_size:,} bytes, expected {file.bytes:,}"
+        yield f"{name}: expected {file.bytes:,} bytes, found {path.stat().st_size:,}"
     elif sha256_of(path) != file.sha256:
-        yield f"{name}: its content differs from what {MANIFEST} says (sha256)"
+        yield f"{name}: its content does not match the sha256 in {MANIFEST}"
 
 
 def _failed_rows(path: Path) -> tuple[dict[str, list[int]], list[str]]:
-    """Numbers of the rows that failed, by kind."""
+    """Return the numbers of the failed rows by kind, and findings about their file."""
     found: dict[str, list[int]] = {}
     silent = 0
     try:
@@ -121,7 +123,7 @@ def _failed_rows(path: Path) -> tuple[dict[str, list[int]], list[str]]:
 
 
 class _Rows:
-    """Checks the shards of one kind, one after another; gives what is wrong."""
+    """Checks the shards of one kind in order; its methods yield findings."""
 
     def __init__(self, output: Output, folder: str, failed: list[int]) -> None:
         self._output, self._folder = output, folder
@@ -131,10 +133,10 @@ class _Rows:
         self._ids: list[NDArray[np.uint64]] = []
 
     def shard(self, part: Part) -> Iterator[str]:
-        """Look at one shard's rows."""
+        """Check one shard's rows and vectors."""
         name, start, stop = part.stem, part.start, part.stop
         if start != self._next:
-            yield f"{name}: begins at row {start:,}, expected {self._next:,}"
+            yield f"{name}: expected to start at row {self._next:,}, starts at {start:,}"
         self._next = stop
         try:
             stored = self._output.read(name)
@@ -145,30 +147,30 @@ class _Rows:
         self._embedded += rows
         self._ids.append(_hashes(stored.ids))
         if rows != part.embedded:
-            yield f"{name}: has {rows:,} rows, {MANIFEST} says {part.embedded:,}"
+            yield f"{name}: contains {rows:,} rows, but {MANIFEST} says {part.embedded:,}"
         first, last = np.searchsorted(self._failed, (start, stop))
         yield from _rows(name, start, stop, stored, self._failed[first:last])
         yield from _vectors(name, stored)
 
     def end(self, total: Counts) -> Iterator[str]:
-        """Look at the sums."""
+        """Check the totals."""
         folder, entry = self._folder, self._output.job.input(KINDS[self._folder])
         if not total.exact:
             yield (
                 f"{folder}: {total.embedded:,} embedded + {total.failed:,} failed + "
-                f"{total.skipped:,} skipped are not {total.rows:,} rows"
+                f"{total.skipped:,} skipped do not add up to {total.rows:,} rows"
             )
         if (total.rows, total.skipped) != (entry.rows, entry.rows - entry.taken):
             yield (
-                f"{folder}: {MANIFEST} counts {total.rows:,} rows of which {total.skipped:,} were "
-                f"skipped, the job has {entry.rows:,} and takes {entry.taken:,}"
+                f"{folder}: {MANIFEST} counts {total.rows:,} rows, {total.skipped:,} of them "
+                f"skipped, but the job embeds {entry.taken:,} of {entry.rows:,} rows"
             )
         if self._next != entry.taken:
-            yield f"{folder}: the shards end at row {self._next:,}, expected {entry.taken:,}"
+            yield f"{folder}: expected shards up to row {entry.taken:,}, they end at {self._next:,}"
         if (self._embedded, len(self._failed)) != (total.embedded, total.failed):
             yield (
-                f"{folder}: {self._embedded:,} rows are embedded and {len(self._failed):,} failed, "
-                f"{MANIFEST} says {total.embedded:,} and {total.failed:,}"
+                f"{folder}: found {self._embedded:,} embedded and {len(self._failed):,} failed "
+                f"rows, but {MANIFEST} says {total.embedded:,} and {total.failed:,}"
             )
         ids = np.concatenate([np.empty(0, np.uint64), *self._ids])
         if twice := len(ids) - len(np.unique(ids)):
@@ -178,11 +180,11 @@ class _Rows:
 def _rows(
     name: str, start: int, stop: int, stored: Stored, failed: NDArray[np.int64]
 ) -> Iterator[str]:
-    """Every row of the shard is there once: embedded, or failed."""
+    """Check that every row of the shard occurs once, embedded or failed."""
     present = np.concatenate([stored.rows, failed])
     numbers, times = np.unique(present, return_counts=True)
     within = numbers[(numbers >= start) & (numbers < stop)]
-    if lost := stop - start - len(within):  # however many a damaged manifest claims
+    if lost := stop - start - len(within):  # a damaged manifest may claim any number
         first = np.setdiff1d(np.arange(start, min(stop, start + len(within) + _SHOWN + 1)), within)
         yield f"{name}: {lost:,} rows are neither embedded nor failed: {_some(first)}"
     for what, rows in (
@@ -194,7 +196,7 @@ def _rows(
     if not (np.diff(stored.rows) > 0).all():
         yield f"{name}: its rows are not in order"
     if not all(stored.ids):
-        yield f"{name}: rows have no id"
+        yield f"{name}: some rows have no id"
 
 
 def _vectors(name: str, stored: Stored) -> Iterator[str]:
@@ -202,13 +204,13 @@ def _vectors(name: str, stored: Stored) -> Iterator[str]:
     with np.errstate(all="ignore"):
         lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
     tolerance = _INT8_TOLERANCE if stored.scales is not None else UNIT_TOLERANCE
-    bad = stored.rows[~(np.abs(lengths - 1) < tolerance)]  # NaN is bad
+    bad = stored.rows[~(np.abs(lengths - 1) < tolerance)]  # includes NaN
     if len(bad):
         yield f"{name}: {len(bad):,} vectors are not finite or not of unit length: {_some(bad)}"
 
 
 def _hashes(ids: list[str]) -> NDArray[np.uint64]:
-    """64 bits of each id: a million ids in 8 MB."""
+    """Hash each id to 64 bits: a million ids take 8 MB."""
     joined = b"".join(hashlib.blake2b((id or "").encode(), digest_size=8).digest() for id in ids)
     return np.frombuffer(joined, np.uint64)
 

@@ -298,8 +298,8 @@ DAMAGE: list[tuple[Any, str]] = [
     (lambda lines: [lines[0], "[]", *lines[2:]], "line 2: "),
     (lambda lines: [lines[0], lines[1].replace('"row":9', '"row":"9"'), *lines[2:]], "line 2: "),
     (lambda lines: [lines[0].replace('"row":8', '"row":8.0'), *lines[1:]], "expected int"),
-    (lambda lines: [lines[0].replace('"id"', '"name"'), *lines[1:]], "line 1: it lacks 'id'"),
-    (lambda lines: [lines[0].replace('"id":"t8"', '"id":null'), *lines[1:]], "lacks its number"),
+    (lambda lines: [lines[0].replace('"id"', '"name"'), *lines[1:]], "line 1: it has no 'id'"),
+    (lambda lines: [lines[0].replace('"id":"t8"', '"id":null'), *lines[1:]], "has no number"),
     (lambda lines: [lines[0].replace('"row":8', '"row":9'), *lines[1:]], "occur more than once"),
     (lambda lines: [lines[0].replace('"t8"', '"t9"'), *lines[1:]], "1 ids occur more than once"),
     (lambda lines: lines[::-1], "its rows are not in order"),
@@ -327,7 +327,7 @@ def test_damage_that_the_manifest_vouches_for_is_found(
     findings = verify(out).findings
     assert findings
     if said == "is missing a row":
-        assert any("Expected float32 of shape (7," in finding for finding in findings)
+        assert any("expected float32 of shape (7," in finding for finding in findings)
     else:
         assert any(said in finding for finding in findings), findings
 

@@ -135,7 +135,7 @@ def test_another_source_bundle_or_folder_is_refused(
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("precious")
-    with pytest.raises(DataError, match=r"thesis.txt and no job.json"):
+    with pytest.raises(DataError, match=r"thesis.txt but no job.json"):
         embed(bundle, [texts(9)], mine)
     assert files_below(mine) == {"thesis.txt": b"precious"}
 
@@ -242,5 +242,5 @@ def test_a_lost_shard_of_a_finished_output_is_named(bundle: Path, tmp_path: Path
     out = tmp_path / "out"
     embed(bundle, [texts(30)], out)
     (out / "texts" / "part-00002.parquet").unlink()
-    with pytest.raises(OutputDamagedError, match=r"part-00002.parquet: is missing or cut"):
+    with pytest.raises(OutputDamagedError, match=r"part-00002.parquet: is missing or truncated"):
         embed(bundle, [texts(30)], out)

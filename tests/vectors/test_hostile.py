@@ -63,7 +63,7 @@ JOBS: list[Change] = [
 @pytest.mark.parametrize("change", JOBS)
 def test_a_job_that_none_is_refused(out: Path, change: Change) -> None:
     edit(out / JOB, change)
-    with pytest.raises(DataError, match=r"job.json: is not the file that `embed` wrote"):
+    with pytest.raises(DataError, match=r"job.json: is not a job file"):
         Output.load(out)
 
 
@@ -88,7 +88,7 @@ MANIFESTS: list[Change] = [
 @pytest.mark.parametrize("change", MANIFESTS)
 def test_a_manifest_that_is_none_is_one_error(out: Path, change: Change) -> None:
     edit(out / MANIFEST, change)
-    with pytest.raises(DataError, match=r"manifest.json: is not what `embed` wrote"):
+    with pytest.raises(DataError, match=r"manifest.json: is not a manifest"):
         verify(out)
 
 
@@ -96,9 +96,9 @@ def test_a_manifest_that_is_none_is_one_error(out: Path, change: Change) -> None
 def test_what_is_no_object_is_one_error(out: Path, text: str) -> None:
     for name in (JOB, MANIFEST):
         (out / name).write_text(text)
-    with pytest.raises(DataError, match=r"manifest.json: is not what `embed` wrote"):
+    with pytest.raises(DataError, match=r"manifest.json: is not a manifest"):
         verify(out)
-    with pytest.raises(DataError, match=r"job.json: is not the file"):
+    with pytest.raises(DataError, match=r"job.json: is not a job file"):
         open_output(out)
 
 
@@ -112,8 +112,8 @@ def test_a_file_that_no_output_has_is_found_but_for_hidden_ones(out: Path) -> No
     (out / "backup").mkdir()
     (out / "notes.txt").write_text("x")
     assert verify(out).findings == (
-        "backup: manifest.json does not name it",
-        "notes.txt: manifest.json does not name it",
+        "backup: is not listed in manifest.json",
+        "notes.txt: is not listed in manifest.json",
     )
 
 
