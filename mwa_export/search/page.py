@@ -1,7 +1,7 @@
-"""The contact sheet of a search: one HTML file, no script, nothing fetched, images inside.
+"""The contact sheet of a search: one HTML file with embedded images, no scripts, no requests.
 
-``assets/search.html.j2`` decides what stands where; it looks like the parity report, whose
-``report.css`` it uses, with ``search.css`` on top.
+``assets/search.html.j2`` defines the layout. It shares ``report.css`` with the parity report and
+adds ``search.css``.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ THUMBNAIL = 320  # pixels of the longer side
 
 
 def check_page(path: Path) -> None:
-    """Raise BundleError if ``path`` cannot be written, or is not an earlier page."""
+    """Raise BundleError if ``path`` cannot be written, or exists and is not an HTML file."""
     with disk_errors(path):
         check_writable(path.parent)
     if path.is_dir():
-        raise BundleError(f"{path}: is a folder. Expected the name of a file, such as found.html.")
+        raise BundleError(f"{path}: expected a file such as found.html, found a folder.")
     if path.exists() and not path.read_bytes()[:15].lower() == b"<!doctype html>":
         raise BundleError(f"{path}: exists and is not an HTML file. Choose another name.")
 
 
 def write_page(found: Found, path: Path) -> None:
-    """Write the page to a file, which appears whole.
+    """Write the page atomically.
 
     Raises:
-        BundleError: the file is something else, or the disk refuses.
+        BundleError: the file exists and is not an HTML file, or writing failed.
     """
     check_page(path)
     with new_file(path) as partial:
@@ -42,7 +42,7 @@ def write_page(found: Found, path: Path) -> None:
 
 
 def html_from_search(found: Found) -> str:
-    """The whole document. An image that cannot be read is named, with the reason, in its place."""
+    """Render the page. An unreadable image is replaced by its name and the reason."""
     return rendered(
         "search.html.j2",
         ["report.css", "search.css"],
@@ -55,7 +55,7 @@ def html_from_search(found: Found) -> str:
 
 
 def _shown(picture: Picture | Readable | bytes) -> tuple[str, str]:
-    """Thumbnail as base64, or "" and the reason why there is none."""
+    """Return the thumbnail as base64 and "", or "" and the reason why it cannot be made."""
     try:
         return b64encode(thumbnail(picture, THUMBNAIL)).decode(), ""
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""Result of a search as plain data. Terminal, JSON and page are made from this alone."""
+"""Result of a search as plain data, from which terminal output, JSON and page are made."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Where = Literal["images", "texts"]
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One row that was found."""
+    """A row that was found."""
 
     rank: int  # 1 is best
     score: float  # inner product with the query
     id: str
-    columns: Mapping[str, object]  # what `embed` carried along
-    picture: Picture | Readable | bytes | None = None  # None: its place is unknown
+    columns: Mapping[str, object]  # carried columns: name -> value
+    picture: Picture | Readable | bytes | None = None  # the image; None: not found, or a text
 
     def to_json(self) -> dict[str, Any]:
         picture = None if self.picture is None or isinstance(self.picture, bytes) else self.picture
@@ -35,18 +35,18 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A query, where it was asked, and its best rows."""
+    """A query, what was searched, and the best rows."""
 
-    query: str  # a text, or an image's name
+    query: str  # a text, or the name of an image
     query_picture: Picture | None  # None: the query is a text
     where: Where  # what was searched
     hits: tuple[Hit, ...]
-    searched: int  # rows
-    output: str  # folder that `embed` wrote
+    searched: int  # number of rows
+    output: str  # the folder that `embed` wrote
     bundle: str
     runtime: str
     space_id: str
-    warnings: tuple[str, ...] = ()  # what the output lacks
+    warnings: tuple[str, ...] = ()  # about rows that were not searched
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -63,7 +63,7 @@ class Found:
 
 
 def _plain(value: object) -> object:
-    """A column's value as JSON has it; dates, bytes and the like as text."""
+    """Convert a column's value to JSON; dates, bytes and other types become text."""
     if isinstance(value, float) and not float("-inf") < value < float("inf"):
         return str(value)
     if value is None or isinstance(value, str | bool | int | float):

@@ -1,4 +1,4 @@
-"""Search the folder that `embed` wrote: its shards one after the other, by text or image."""
+"""Search the output of `embed` by text or image, one shard at a time."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ from mwa_export.vectors.output import Output
 
 _WILDCARD = re.compile(r"[*?\[{]")
 Locate = Callable[[str], Picture | None]
-"""A row's id -> the place of its image, if it is known."""
+"""Maps a row's id to its image file, or to None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A text, or an image file."""
+    """The query of a search: a text or an image file, not both.
+
+    Raises:
+        UsageError: both or neither are given, or the text is empty.
+    """
 
     text: str | None = None
     image: Path | None = None
@@ -40,7 +44,7 @@ class Query:
     def __post_init__(self) -> None:
         if (self.text is None) == (self.image is None):
             raise UsageError(
-                "expected a text or an image (`image=FILE`) to search for, but not both."
+                "expected either a text or an image (`image=FILE`) to search for, not both."
             )
         if self.text is not None and not self.text.strip():
             raise UsageError("the text to search for is empty.")
@@ -48,24 +52,24 @@ class Query:
 
 @dataclass
 class Searched:
-    """One kind of rows in an output of `embed`, finished or not, and where they lie."""
+    """The images or the texts of an output of `embed`, finished or not."""
 
     output: Output
-    entry: Input  # of the kind that is searched
-    # Shards that were read: name and number of rows. Their rows are counted through.
+    entry: Input  # the kind that is searched
+    # Shards that were read: stem and number of rows. Rows are numbered across them.
     read: list[tuple[str, int]] = field(default_factory=list)
     missing: int = 0  # shards that are not written yet
 
     @property
     def where(self) -> Where:
-        """The part that is searched."""
+        """Which part is searched: "images" or "texts"."""
         return "images" if self.entry.kind == "image" else "texts"
 
     def blocks(self) -> Iterator[Block]:
-        """The rows of every shard that is there; one shard is in memory at a time.
+        """Yield the rows of every shard that is written, holding one shard in memory.
 
         Raises:
-            DataError: a shard is damaged, or is missing although the run was finished.
+            DataError: a shard is damaged, or is missing from a finished output.
         """
         finished = self.output.finished
         for shard in shards(self.entry):
@@ -74,7 +78,7 @@ class Searched:
                 if finished:
                     raise DataError(
                         f"{path}: is missing, but {MANIFEST} says that the output is complete. "
-                        "Copy the file again, or run `mwa-export embed` again."
+                        "Restore the file, or run `mwa-export embed` again."
                     )
                 self.missing += 1
                 continue
@@ -85,7 +89,7 @@ class Searched:
     def hits(
         self, rows: NDArray[np.int64], scores: NDArray[np.float32], locate: Locate
     ) -> tuple[Hit, ...]:
-        """Read ids and carried columns of rows, numbered as `blocks` counts them."""
+        """Read the ids and carried columns of rows (k,), which are numbered as in `blocks`."""
         starts = np.cumsum([0, *(count for _, count in self.read)])
         shard_of = np.searchsorted(starts, rows, "right") - 1
         found: dict[int, Hit] = {}
@@ -100,19 +104,19 @@ class Searched:
         return tuple(found[rank] for rank in sorted(found))
 
     def warnings(self, searched: int) -> tuple[str, ...]:
-        """Warnings about rows that are not searched."""
+        """Return warnings about rows that are not searched."""
         if not self.output.finished:
             written = f"{len(self.read)} of {len(self.read) + self.missing} shards are written"
             return (
                 f"The output is unfinished: {written}, with {searched:,} of {self.entry.taken:,} "
-                f"{self.where}. Run the same `mwa-export embed` again to finish it.",
+                f"{self.where}. To finish it, run the same `mwa-export embed` command again.",
             )
         lost = self.entry.taken - searched
         if not lost:
             return ()
         return (
             f"{lost:,} of {self.entry.taken:,} {self.where} could not be embedded, so they cannot "
-            f"be found. {self.output.errors_file.name} says why.",
+            f"be found. {self.output.errors_file.name} lists the reasons.",
         )
 
 
@@ -125,19 +129,22 @@ def search(
     bundle: Path | None = None,
     runtime: RuntimeOptions | None = None,
 ) -> Found:
-    """Find the k rows of an output of `embed` that are most like a text or an image. Exact.
+    """Find the k rows of an output of `embed` that are most similar to a text or an image.
+
+    The search is exact: scores are inner products with every row.
 
     Args:
-        folder: what `embed` wrote; it may be unfinished, which the result says.
-        query: what to look for.
+        folder: the output; if it is unfinished, the result has a warning.
+        query: the text or image to search for.
         where: "images" or "texts"; None: the images if there are any.
         k: rows to find, at least 1.
-        bundle: embeds the query; None: the one that the output names.
-        runtime: what the bundle runs on.
+        bundle: the bundle that embeds the query; None: the one recorded in the output.
+        runtime: runtime, precision and threads of the bundle.
 
     Raises:
         DataError: not an output of `embed`, one without that part, or a damaged one.
-        UsageError: the bundle makes vectors of another embedding space.
+        UsageError: the bundle has another embedding space, or lacks the query's tower.
+        BundleError: the bundle cannot be opened.
         ImageError: the query's image cannot be read.
     """
     part = open_output(Path(folder), where)
@@ -145,7 +152,7 @@ def search(
 
 
 def open_output(folder: Path, where: str | None = None) -> Searched:
-    """Open the part of an output that is searched; None: its first, the images if it has any.
+    """Open the images or texts of an output; None: the images if there are any.
 
     Raises:
         DataError: not an output of `embed`, or one without that part.
@@ -154,36 +161,34 @@ def open_output(folder: Path, where: str | None = None) -> Searched:
     if output is None:
         found = "it is a bundle" if (folder / BUNDLE).is_file() else f"{JOB} is missing"
         raise DataError(
-            f"{folder}: is not the output of `mwa-export embed` ({found}). Expected the folder "
-            "that it wrote."
+            f"{folder}: expected a folder that `mwa-export embed` wrote ({found}). Pass the output "
+            "of `embed`."
         )
     have = {FOLDERS[entry.kind]: entry for entry in output.job.inputs}
     if where is None:
         where = next(iter(have))
     if where not in have:
         named = " and ".join(have)
-        raise DataError(
-            f"{folder}: holds no {where}, it holds {named}. Search there: `where={named}`"
-        )
+        raise DataError(f"{folder}: contains {named}, but no {where}. Pass `where={named}`.")
     return Searched(output, have[where])
 
 
 def encoder_of(
     output: Output, query: Query, path: Path | None, options: RuntimeOptions | None
 ) -> Encoder:
-    """Open the bundle that embeds the query: one that is named, or the one that the output names.
+    """Open the bundle that embeds the query. ``path``: None for the one recorded in the output.
 
     Raises:
-        UsageError: it makes vectors of another embedding space, or lacks the query's tower.
-        BundleError: it is not there any more.
+        UsageError: it has another embedding space, or lacks the query's tower.
+        BundleError: it does not exist or is damaged.
     """
     bundle = Bundle.open(path or output.job.bundle)
     if bundle.manifest.space_id != output.job.space_id:
         raise UsageError(
-            f"{bundle.path}: makes vectors of the embedding space "
-            f"{bundle.manifest.space_id[:16]}, and {output.folder} holds vectors of "
-            f"{output.job.space_id[:16]}. They cannot be compared. Name the bundle that made "
-            "them, or another form of the same model: `bundle`"
+            f"{bundle.path}: has embedding space {bundle.manifest.space_id[:16]}, but "
+            f"{output.folder} has {output.job.space_id[:16]}, so their vectors cannot be "
+            "compared. Pass the bundle that made the vectors, or another export of that model, as "
+            "`bundle`."
         )
     bundle.require("text" if query.text is not None else "vision", what="this query")
     return load(bundle, options)
@@ -199,16 +204,17 @@ def search_output(
     pictures: Path | None = None,
     on_rows: Callable[[int], None] = ignore,
 ) -> Found:
-    """Find the k rows that are most like a text or an image.
+    """Find the k rows that are most similar to a text or an image.
 
     Args:
-        searched: from `open_output`; it may be unfinished, which the result says.
-        bundle: embeds the query; None: the one that the output names.
-        pictures: the folder that the ids of the images are relative to; None: see `picture_of`.
+        searched: from `open_output`; if it is unfinished, the result has a warning.
+        bundle: the bundle that embeds the query; None: the one recorded in the output.
+        pictures: the folder that image ids are relative to; None: see `picture_of`.
 
     Raises:
-        DataError: a damaged output.
-        UsageError: the bundle makes vectors of another embedding space.
+        DataError: the output is damaged.
+        UsageError: the bundle has another embedding space, or lacks the query's tower.
+        BundleError: the bundle cannot be opened.
         ImageError: the query's image cannot be read.
     """
     encoder = encoder_of(searched.output, query, bundle, runtime)
@@ -232,7 +238,7 @@ def search_output(
 
 
 def picture_of(entry: Input, folder: Path | None = None) -> Locate:
-    """Find images by their ids: below ``folder``, or below the source."""
+    """Return a function that finds images by id, in ``folder`` or else in the source."""
     named = _WILDCARD.split(entry.source, maxsplit=1)
     source = Path(named[0]) if len(named) == 1 else Path(os.path.dirname(named[0]))
     roots = [source, source.parent] if folder is None else [folder]
@@ -242,7 +248,7 @@ def picture_of(entry: Input, folder: Path | None = None) -> Locate:
             try:
                 if (root / id).is_file():
                     return Picture(root / id)
-            except (OSError, ValueError):  # an id that can be no name of a file
+            except (OSError, ValueError):  # the id is not a valid file name
                 continue
         return None if folder is None else Picture(folder / id)
 

@@ -1,6 +1,6 @@
-"""Exact search: the k best rows for a query, block by block, in memory of one block and k rows.
+"""Exact search: the k best rows for a query, holding one block and k rows in memory.
 
-Knows nothing about files. Scores are inner products, computed for every row; there is no index.
+Works on arrays, not files. Scores are inner products with every row; there is no index.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 from mwa_export.errors import DataError
 from mwa_export.progress import ignore
 
-_ROWS = 8192  # converted to float32 at a time: 24 MiB of width 768
+_ROWS = 8192  # converted to float32 at a time: 24 MiB at width 768
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Stored rows that follow those of the block before."""
+    """Consecutive stored rows."""
 
     vectors: NDArray[Any]  # (n, D) float32, float16 or int8
-    scales: NDArray[Any] | None = None  # (n,): what int8 rows are multiplied by
+    scales: NDArray[Any] | None = None  # (n,) factors for int8 rows
 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The rows found, best first; equal scores in the order of the rows."""
+    """The best rows in descending order of score; ties are in row order."""
 
-    rows: NDArray[np.int64]  # (<= k,), counted from 0 over all blocks
+    rows: NDArray[np.int64]  # (<= k,), numbered from 0 across all blocks
     scores: Floats  # (<= k,)
     searched: int  # rows that were scored
 
@@ -44,11 +44,11 @@ def best_rows(
 
     Args:
         query: (D,) float32.
-        blocks: the rows in order; each block is dropped before the next is asked for.
+        blocks: the rows in order; each block is released before the next is requested.
         k: rows to find, at least 1.
 
     Raises:
-        DataError: rows of another width than the query, or with values that are not finite.
+        DataError: rows differ from the query in width, or have values that are not finite.
     """
     rows: NDArray[np.int64] = np.empty(0, np.int64)
     scores: Floats = np.empty(0, np.float32)
@@ -58,7 +58,7 @@ def best_rows(
             part = slice(start, start + _ROWS)
             scales = None if block.scales is None else block.scales[part]
             found = score(query, block.vectors[part], scales)
-            # A row must beat the last one kept: the rows kept came earlier and win a tie.
+            # A row must beat the worst kept row: kept rows came earlier and win ties.
             better = found > scores[-1] if len(scores) == k else np.ones(len(found), bool)
             rows = np.concatenate([rows, np.flatnonzero(better) + searched])
             scores = np.concatenate([scores, found[better]])
@@ -70,15 +70,17 @@ def best_rows(
 
 
 def score(query: Floats, vectors: NDArray[Any], scales: NDArray[Any] | None = None) -> Floats:
-    """Inner products of a query (D,) with rows (n, D) as they are stored. (n,) float32.
+    """Return inner products (n,) float32 of a query (D,) with stored rows (n, D).
 
-    A row's score depends on the row alone. Matrix products of BLAS round differently at the edges
-    of their tiles, so that equal rows would not be ties there.
+    Equal rows get equal scores. BLAS matrix products would round differently at tile edges.
+
+    Raises:
+        DataError: rows differ from the query in width, or have values that are not finite.
     """
     if vectors.ndim != 2 or vectors.shape[1] != len(query):
         raise DataError(
-            f"the rows have shape {vectors.shape[1:]}, and the query has {len(query)} values. "
-            "They are of different embedding spaces."
+            f"expected rows of {len(query)} values like the query, found shape "
+            f"{vectors.shape[1:]}. They belong to different embedding spaces."
         )
     rows = np.ascontiguousarray(vectors, np.float32)
     found: Floats = np.einsum("nd,d->n", rows, np.asarray(query, np.float32))
@@ -86,7 +88,7 @@ def score(query: Floats, vectors: NDArray[Any], scales: NDArray[Any] | None = No
         found = found * np.asarray(scales, np.float32)
     if not np.isfinite(found).all():
         raise DataError(
-            "rows hold values that are not finite, so they cannot be ranked. Check the output: "
-            "`mwa-export embed` with `verify`."
+            "some rows have values that are not finite, so they cannot be ranked. Check the output "
+            "with `mwa-export embed` and `verify`."
         )
     return found

@@ -180,7 +180,7 @@ def test_another_embedding_space_is_refused(tmp_path: Path, bundle: Bundle, made
     path = tmp_path / "out/job.json"
     other = bundle.manifest.space_id[::-1]
     path.write_text(path.read_text().replace(bundle.manifest.space_id, other))
-    with pytest.raises(UsageError, match=rf"{other[:16]}\. They cannot be compared"):
+    with pytest.raises(UsageError, match=rf"{other[:16]}, so their vectors cannot be compared"):
         found_in(tmp_path / "out", Query(text="a"))
     message = refused("search", tmp_path / "out", "a")
     assert "another form of the same model" in message
@@ -245,18 +245,18 @@ def test_the_command_writes_a_contact_sheet_and_replaces_only_such(
     other.write_text("mine")
     assert "is not an HTML file" in refused("search", out, "abc", "--html", other)
     assert other.read_text() == "mine"
-    assert "is a folder" in refused("search", out, "abc", "--html", tmp_path)
+    assert "found a folder" in refused("search", out, "abc", "--html", tmp_path)
 
 
 def test_without_an_output_or_its_part_there_is_nothing_to_search(
     out: Path, tmp_path: Path, bundle: Bundle, made: Made, files: Path
 ) -> None:
-    assert "is not the output of" in refused("search", tmp_path / "none", "a")
+    assert "expected a folder that" in refused("search", tmp_path / "none", "a")
     assert "it is a bundle" in refused("search", files / "bundle", "a")
     only: Made = ({"text": made[0]["text"]}, made[1])
     write_output(tmp_path / "texts", bundle, *only)
     message = refused("search", tmp_path / "texts", "a", "--in", "images")
-    assert "holds no images, it holds texts" in message
+    assert "contains texts, but no images" in message
     assert run("search", tmp_path / "texts", "a", "-q", "--runtime", "onnxruntime").status == 0
     message = refused("search", out, "a", "--bundle", tmp_path / "gone")
     assert "is not a bundle" in message

@@ -107,5 +107,5 @@ def test_rows_that_are_not_finite_are_refused(bad: float) -> None:
 
 
 def test_rows_of_another_width_are_refused() -> None:
-    with pytest.raises(DataError, match="has 3 values"):
+    with pytest.raises(DataError, match="expected rows of 3 values"):
         best_rows(np.ones(3, np.float32), [Block(np.ones((2, 4), np.float32))], 2)
