@@ -1,7 +1,7 @@
-"""Take trained BEiT-3 and MultiWay-Adapter retrieval models into production.
+"""Export trained BEiT-3 and MultiWay-Adapter retrieval models for production.
 
-The names in ``__all__`` are the public API; docs/api.md shows each. Everything else may change
-between minor versions.
+The names in ``__all__`` are the public API; docs/api.md has an example of each. Everything else may
+change between minor versions.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name when it is first used: `mwa-export --help` needs none of them."""
+    """Import a public name on first use, so that `mwa-export --help` starts fast."""
     if name in _WHERE:
         try:
             return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
@@ -106,16 +106,16 @@ def __getattr__(name: str) -> object:
 
 
 def _function(name: str) -> property:
-    """A function of the API; the module that an import would put in its place is passed over."""
+    """Make a property that returns an API function and ignores assignment of its module."""
     return property(lambda _package: __getattr__(name), lambda _package, _module: None)
 
 
 class _Package(ModuleType):
-    """The package's module class, for three functions that share a sub-package's name.
+    """Module class of the package, for three functions that share a name with a sub-package.
 
-    Importing a sub-package makes it an attribute of its parent, so `mwa_export.embed` would be the
-    function or the module, whichever came last. Here it is always the function; the modules are
-    imported by their full names.
+    Importing a sub-package sets it as an attribute of its parent, so `mwa_export.embed` would be
+    the function or the module, depending on import order. Here it is always the function; import
+    the modules by their full names.
     """
 
     embed, export, search = map(_function, ("embed", "export", "search"))

@@ -1,4 +1,4 @@
-"""Packages that a plain install does not bring: what each is for, and how to install it."""
+"""Optional packages: what each is for, and how to install it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from types import ModuleType
 from mwa_export.errors import MissingPackageError
 
 TORCHSCALE = "--no-deps torchscale==0.3.0"
-"""What `pip install` takes: the packages that torchscale asks for are not needed here."""
+"""Arguments of `pip install`. The dependencies of torchscale are not needed here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package that a plain install does not bring."""
+    """An optional package."""
 
     module: str
-    distribution: str  # its name on a package index
-    needed: str  # ends the sentence "MODULE is needed ..."
-    arguments: str  # of pip install
+    distribution: str  # name on a package index
+    needed: str  # completes "MODULE is needed ..."
+    arguments: str  # for pip install
 
     @property
     def command(self) -> str:
-        """The line that installs it."""
+        """The command that installs it."""
         return f"pip install {self.arguments}"
 
 
@@ -95,21 +95,21 @@ PACKAGES = {
         Package("adlfs", "adlfs", "to read abfs:// addresses", "adlfs"),
     )
 }
-"""By module. Everything that names an optional package or its extra takes it from here."""
+"""Module -> optional package: the only place that maps packages to extras."""
 
 _REPORTER = "openvino_telemetry"
-# What these packages would tell their makers is declined, unless the user has set the variable.
+# Opt out of these packages' telemetry, unless the user has set the variable.
 for _name, _declined in (("ORT_DISABLE_TELEMETRY", "1"), ("RAY_USAGE_STATS_ENABLED", "0")):
     os.environ.setdefault(_name, _declined)
 
 
 def require(module: str, why: str | None = None) -> ModuleType:
-    """Import a module of an optional package, or raise an error with the exact pip line.
+    """Import a module of an optional package, or raise an error with the exact pip command.
 
-    ``why`` ends the sentence "... is needed to ..."; None: as in `PACKAGES`.
+    ``why`` completes "... is needed to ..."; None: the purpose in `PACKAGES`.
 
     Raises:
-        MissingPackageError: the package is not installed, or it cannot be imported.
+        MissingPackageError: the package is not installed or cannot be imported.
     """
     try:
         with _openvino_unreported():
@@ -123,7 +123,7 @@ def require(module: str, why: str | None = None) -> ModuleType:
 def check_installed(*modules: str, why: str | None = None) -> None:
     """Raise MissingPackageError for the first package that is not installed. Imports nothing.
 
-    For use before work begins: importing a package may take seconds.
+    Use it before work begins: importing a package may take seconds.
     """
     for module in modules:
         if not installed(module):
@@ -131,7 +131,7 @@ def check_installed(*modules: str, why: str | None = None) -> None:
 
 
 def installed(module: str) -> bool:
-    """Whether a package is installed. Does not import it."""
+    """Check whether a package is installed, without importing it."""
     try:
         return find_spec(module) is not None
     except ValueError:  # imported, but without a spec
@@ -146,15 +146,15 @@ def _missing(module: str, why: str | None = None, cause: str = "") -> MissingPac
 
 @contextmanager
 def _openvino_unreported() -> Iterator[None]:
-    """Hide the reporter of OpenVINO, which starts on import, unless the user has chosen about it.
+    """Disable OpenVINO's telemetry, which starts on import, unless the user has made a choice.
 
-    No variable turns it off. Its command `opt_in_out` keeps the choice in a file.
+    No environment variable turns it off. Its command `opt_in_out` stores the choice in a file.
     """
     chosen = os.path.exists(os.path.expanduser("~/intel/openvino_telemetry"))
     if chosen or _REPORTER in sys.modules:
         yield
         return
-    sys.modules[_REPORTER] = None  # type: ignore[assignment]  # the import fails
+    sys.modules[_REPORTER] = None  # type: ignore[assignment]  # makes its import fail
     try:
         yield
     finally:
@@ -162,8 +162,8 @@ def _openvino_unreported() -> Iterator[None]:
 
 
 def versions_of(*distributions: str) -> dict[str, str]:
-    """The version of each distribution that is installed."""
-    from importlib import metadata  # takes as long as all that `--help` needs
+    """Return the version of each distribution that is installed."""
+    from importlib import metadata  # takes as long to import as all that `--help` needs
 
     found = {}
     for name in distributions:
@@ -175,6 +175,6 @@ def versions_of(*distributions: str) -> dict[str, str]:
 
 
 def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
-    """The error to show for an import that failed; None if the package is not an optional one."""
+    """Return the error to show for a failed import; None if no optional package is missing."""
     module = (error.name or "").partition(".")[0]
     return _missing(module) if module in PACKAGES and not installed(module) else None

@@ -1,4 +1,4 @@
-"""What this machine can run: processor, GPU, optional packages, and what to install."""
+"""Examine this machine: processor, GPU, optional packages, and what to install."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from mwa_export.runtimes.choose import int8_runtimes
 from mwa_export.runtimes.machine import this_machine
 from mwa_export.version import __version__
 
-_WAIT = 10  # seconds for nvidia-smi
+_WAIT = 10  # timeout of nvidia-smi in seconds
 _ONNX_RUNTIME = ("onnxruntime", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """An optional package."""
+    """Report on an optional package."""
 
-    package: str  # its name on a package index
-    what: str  # what it is for: "to read checkpoints"
-    version: str | None  # None: it is not installed
-    install: str  # the line that installs it
+    package: str  # name on a package index
+    what: str  # purpose, such as "to read checkpoints"
+    version: str | None  # None: not installed
+    install: str  # the command that installs it
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """Something that this machine lacks, or that is good to know about it."""
+    """Something that is missing on this machine, or worth knowing about it."""
 
     text: str
-    commands: tuple[str, ...] = ()  # to run, one after the other
+    commands: tuple[str, ...] = ()  # to run in this order
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,18 @@ class Doctor:
     python: str
     system: str
     cpu: str
-    cores: int  # that this process may use
+    cores: int  # available to this process
     instruction_sets: tuple[str, ...] | None  # None: unknown
     fast_int8: bool | None
     int8: tuple[str, ...]  # runtimes on which `auto` may choose INT8 on this CPU, best first
     fast_bfloat16: bool | None
-    gpu: str | None  # name, driver and memory; None: none was found
-    onnxruntime: str | None  # its version
-    cuda: bool  # the installed ONNX Runtime supports it
+    gpu: str | None  # name, driver and memory; None: no GPU found
+    onnxruntime: str | None  # version; None: not installed
+    cuda: bool  # whether the installed ONNX Runtime supports CUDA
     parts: tuple[Part, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Convert to plain data."""
         return asdict(self)
 
 
@@ -85,7 +85,7 @@ def _part(package: Package) -> Part:
 
 
 def advice(found: Doctor) -> tuple[Advice, ...]:
-    """What to install on this machine and what to know about it, most useful first."""
+    """Return what to install on this machine and what to know about it, most useful first."""
     lacking = {part.package: part.install for part in found.parts if part.version is None}
     given = []
     if found.onnxruntime is None:
@@ -102,23 +102,23 @@ def advice(found: Doctor) -> tuple[Advice, ...]:
         commands = "pip uninstall -y onnxruntime", "pip install onnxruntime-gpu"
         given.append(Advice(text, commands))
     if found.fast_int8 is False:
-        text = f"This CPU has no VNNI or dot product instructions. {_slow_int8(found)}"
+        text = f"This CPU has no VNNI or dot-product instructions. {_slow_int8(found)}"
         given.append(Advice(text))
     return tuple(given)
 
 
 def _slow_int8(found: Doctor) -> str:
-    """What `auto` does with INT8 on a CPU without instructions for it."""
+    """Describe what `auto` does with INT8 on a CPU without INT8 instructions."""
     if found.int8:
         return (
-            "`auto` uses INT8 on ONNX Runtime only: it is exact there and faster than float32. "
-            "INT8 on OpenVINO overflows on such a CPU, which costs recall."
+            "`auto` uses INT8 only on ONNX Runtime, where it is exact and faster than float32. "
+            "On OpenVINO, INT8 overflows on such CPUs, which costs recall."
         )
-    return "INT8 is slower than float32 on it, so `auto` does not use it."
+    return "INT8 is slower than float32 here, so `auto` does not use it."
 
 
 def _gpu() -> str | None:
-    """The first GPU, as nvidia-smi reports it."""
+    """Return the first GPU that nvidia-smi reports."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
