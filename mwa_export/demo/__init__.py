@@ -1,1 +1,1 @@
-"""The whole pipeline on the bundled demo model."""
+"""Run the full pipeline on the bundled demo model."""

@@ -1,4 +1,4 @@
-"""Bar chart of what a conversion gained and lost, in plain characters."""
+"""Plain-text bar chart of what quantization gained and lost."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mwa_export.parity.result import Parity
 from mwa_export.report.numbers import estimate, interval, megabytes, points, small, times
 
 _NAMES = {"reference": "PyTorch", "float32": "ONNX float32", "candidate": "INT8"}
-_LABEL, _BAR, _VALUE = 14, 24, 8  # columns; with a ratio and spaces they stay below 60
-_HALF = 12  # columns on each side of no change
-_BEYOND = 2.5  # points at the ends of the axis, if nothing reaches further
+_LABEL, _BAR, _VALUE = 14, 24, 8  # columns; with ratio and spaces a line is below 60
+_HALF = 12  # columns on each side of zero
+_BEYOND = 2.5  # minimum extent of the axis in points
 
 
 def chart(result: Parity) -> list[str]:
-    """Size, speed and recall change of a quantized bundle in lines of less than 60 columns."""
+    """Chart size, speed and recall change of a quantized bundle in lines below 60 columns."""
     costs = {_NAMES[cost.side]: cost for cost in result.costs}
     onnx = [name for name in costs if name != "PyTorch"]
     sizes = [(name, (costs[name].model_bytes or 0) / 1e6) for name in onnx]
@@ -30,7 +30,7 @@ def chart(result: Parity) -> list[str]:
 
 
 def _bars(title: str, rows: Sequence[tuple[str, float]], values: Sequence[str]) -> Iterator[str]:
-    """A bar per row, the longest as long as there is room; ratios are to the first row."""
+    """Draw a bar per row, scaled to the largest number; ratios are relative to the first row."""
     if len(rows) < 2 or not all(number > 0 for _, number in rows):
         return
     yield title
@@ -43,7 +43,7 @@ def _bars(title: str, rows: Sequence[tuple[str, float]], values: Sequence[str]) 
 
 
 def _changes(result: Parity) -> Iterator[str]:
-    """Each recall figure as a point in its interval, on an axis around no change."""
+    """Draw the change of each recall figure with its interval, on an axis centered on zero."""
     limits = [limit for limit in drop_limits(result).values() if limit is not None]
     found = [(name, change) for name, _, change in figures(result)]
     reached = (abs(end) for _, c in found for end in (c.smoothed_low, c.smoothed_high))

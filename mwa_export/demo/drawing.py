@@ -1,4 +1,4 @@
-"""Paints a demo scene: things, background, light and sensor noise, as a small JPEG."""
+"""Paint a demo scene as a small JPEG: things, background, light and sensor noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 WIDTH, HEIGHT = 160, 120  # pixels
 _RADIUS = {"small": 10.5, "medium": 15.5, "large": 23.0}  # pixels
-_OVERSAMPLING = 3  # of the shapes' edges
+_OVERSAMPLING = 3  # for smooth edges of shapes
 
 _COLOURS = {
     "red": (205, 35, 40), "green": (40, 150, 60), "blue": (40, 80, 205), "yellow": (240, 215, 50),
@@ -34,10 +34,11 @@ _COLOURS = {
 def image_from_scene(
     scene: Scene, rng: np.random.Generator
 ) -> tuple[Image.Image, NDArray[np.uint8]]:
-    """Paint the scene; light, jitter and noise come from ``rng``.
+    """Paint the scene; ``rng`` determines light, jitter and noise.
 
     Returns:
-        The picture, 160 x 120 pixels RGB, and which group is where: (120, 160), 0 = background.
+        The image, 160 x 120 pixels RGB, and the group at each pixel: (120, 160) uint8, numbered
+        from 1, 0 = background.
     """
     owners = np.zeros((HEIGHT, WIDTH), np.uint8)
     canvas = _BACKGROUNDS[scene.background](rng)
@@ -57,17 +58,17 @@ def image_from_scene(
 
 
 def jpeg_from_image(image: Image.Image, *, quality: int) -> bytes:
-    """The image as the bytes of a JPEG file."""
+    """Encode the image as JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
 
 
-# --- where things go -------------------------------------------------------------------------
+# --- layout ----------------------------------------------------------------------------------
 
 
 def _boxes(place: Place, number: int) -> list[Box]:
-    """One box of the picture for each group."""
+    """Return a box of the image for each group."""
     if place == "row":
         edges = np.linspace(2, WIDTH - 2, number + 1).tolist()
         return [(a, 2, b, HEIGHT - 2) for a, b in pairwise(edges)]
@@ -88,7 +89,7 @@ def _boxes(place: Place, number: int) -> list[Box]:
 def _paint_group(
     canvas: Canvas, group: Group, box: Box, light: float, rng: np.random.Generator
 ) -> Plane:
-    """Paint in place. Returns how much of each pixel the group covers."""
+    """Paint a group in place. Returns its coverage of each pixel: (HEIGHT, WIDTH), 0 to 1."""
     covered = np.zeros((HEIGHT, WIDTH, 1), np.float32)
     left, top, right, bottom = box
     layouts = [(c, -(-group.count // c)) for c in range(1, group.count + 1)]  # columns, rows
@@ -128,7 +129,7 @@ def _paint_thing(
     side = 2 * reach
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) + np.float32(0.5)
     du, dv = (x + left - centre[0]) / radius, (y + top - centre[1]) / radius
-    u = math.cos(angle) * du + math.sin(angle) * dv  # (side, side), in the thing's own frame
+    u = math.cos(angle) * du + math.sin(angle) * dv  # (side, side), in the thing's frame
     v = math.cos(angle) * dv - math.sin(angle) * du
     alpha = _mask(
         group.shape, group.texture == "hollow", side, radius, angle, stretch,
@@ -155,7 +156,7 @@ def _mask(
     stretch: float,
     centre: tuple[float, float],
 ) -> Plane:
-    """Coverage of each pixel by the thing: (side, side), 0 to 1."""
+    """Return the thing's coverage of each pixel: (side, side), 0 to 1."""
     k = _OVERSAMPLING
     image = Image.new("L", (side * k, side * k))
     draw = ImageDraw.Draw(image)
@@ -183,7 +184,7 @@ def _mask(
 
 
 def _blend(canvas: Canvas, alpha: Plane, paint: NDArray[np.float32], left: int, top: int) -> None:
-    """Lay ``paint`` over the canvas with its corner at (left, top), cut at the edges, in place."""
+    """Blend ``paint`` into the canvas in place, with its corner at (left, top), clipped."""
     side = alpha.shape[0]
     y0, y1 = max(0, top), min(HEIGHT, top + side)
     x0, x1 = max(0, left), min(WIDTH, left + side)
@@ -202,13 +203,13 @@ def _grid() -> tuple[Plane, Plane]:
 
 
 def _clouds(rng: np.random.Generator, cells: int) -> Plane:
-    """Smooth noise around 0, about -1 to 1, with ``cells`` patches across the picture."""
+    """Make smooth noise (HEIGHT, WIDTH) of about -1 to 1, with ``cells`` patches per row."""
     coarse = rng.normal(0, 0.5, (max(2, cells * 3 // 4), cells)).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
 
 
 def _tinted(colour: tuple[int, int, int], pattern: Plane, rng: np.random.Generator) -> Canvas:
-    """A colour, shifted a little, with a brightness pattern added: (HEIGHT, WIDTH, 3)."""
+    """Fill (HEIGHT, WIDTH, 3) with a slightly shifted colour, and add a brightness pattern."""
     shift = np.array(colour, np.float32) + rng.normal(0, 6, 3).astype(np.float32)
     return shift + pattern[:, :, None]
 
@@ -219,7 +220,7 @@ def _cloudy(
     second: tuple[float, int],
     rng: np.random.Generator,
 ) -> Canvas:
-    """A colour with two patterns of clouds, each a strength and its ``cells``."""
+    """Fill with a colour and two patterns of clouds, each given as strength and ``cells``."""
     pattern = first[0] * _clouds(rng, first[1]) + second[0] * _clouds(rng, second[1])
     return _tinted(colour, pattern, rng)
 
@@ -260,7 +261,7 @@ def _sand(rng: np.random.Generator) -> Canvas:
 def _lattice(
     colour: tuple[int, int, int], joint: float, offset: float, rng: np.random.Generator
 ) -> Canvas:
-    """Bricks or tiles: rows of equal blocks with joints, every second row moved by ``offset``."""
+    """Draw bricks or tiles: rows of blocks with joints, every second row moved by ``offset``."""
     y, x = _grid()
     high = rng.uniform(14, 18)
     wide = high * (2.2 if offset else 1.4)

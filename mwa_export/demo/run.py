@@ -1,4 +1,4 @@
-"""The full pipeline on the shipped model: images, bundle, INT8, and recall against PyTorch."""
+"""Run the full pipeline on the shipped model: images, bundle, INT8, and recall against PyTorch."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from mwa_export.progress import Progress, Silent, ignore_step
 from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import ModelConfig
 
-# The layers of the text tower that lose most in INT8. `mwa-export quantize` finds such layers by
-# itself, but its search takes longer here than everything else together.
+# Layers of the text tower that lose most in INT8. `mwa-export quantize` can find such layers by
+# itself, but its search would take longer here than everything else together.
 KEPT = ("text:*.fc2_up",)
 
-SEED = 2024  # of the test images; training and quantization use others
+SEED = 2024  # seed of the test images; training and quantization use other seeds
 PICTURES = 500
 SAMPLES_SEED, HELD_BACK_SEED = 4048, 4049
-SAMPLES, HELD_BACK = 128, 500  # images to calibrate with, and to judge INT8 on
+SAMPLES, HELD_BACK = 128, 500  # images for calibration, and for judging INT8
 MAX_RECALL_DROP = 2.0
-"""Points of recall that INT8 may cost here. 500 images resolve a change of about one point;
-benchmarks/int8_recall.py measures on ten times as many."""
+"""Limit on the recall that INT8 may cost here, in points. 500 images resolve a change of about one
+point; benchmarks/int8_recall.py uses ten times as many."""
 _DRAW, _READ, _EXPORT, _DRAW_UNSEEN, _QUANTIZE, _COMPARE, _CHECK, _REPORT_STAGE = STAGES = (
     f"Draw {PICTURES} test images with {5 * PICTURES:,} captions",
     "Read the checkpoint",
@@ -50,13 +50,13 @@ _DRAW, _READ, _EXPORT, _DRAW_UNSEEN, _QUANTIZE, _COMPARE, _CHECK, _REPORT_STAGE 
     "Write the reports",
 )
 SECONDS = dict(zip(STAGES, (2.0, 1.5, 2.0, 2.6, 25.0, 9.0, 2.6, 0.3), strict=True))
-"""Stage -> how long it took on 2 cores with AVX512-VNNI."""
+"""Stage -> seconds on 2 cores with AVX512-VNNI, for estimating the remaining time."""
 _REPORT = "parity"
 MARKER = f"{_REPORT}/{REPORT_MARKER}"
-"""A file that every output of the demo has."""
+"""A file that identifies an output of the demo."""
 
 Quantize = Callable[[Path, RetrievalData, RetrievalData, Progress], object]
-"""Add INT8 graphs to a bundle. Arguments: bundle, samples to calibrate with, held-back data."""
+"""Adds INT8 graphs to a bundle. Arguments: bundle, samples, held-back data, progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +64,18 @@ class DemoResult:
     """Result of `run_demo`."""
 
     parity: Parity  # the bundle's INT8 and float32 graphs against the PyTorch reference
-    without_adapters: Recall  # recall of an export that lost the adapters
-    slow_int8: bool  # this CPU has no instructions for INT8
+    without_adapters: Recall  # recall of an export without the adapters
+    slow_int8: bool  # whether this CPU lacks INT8 instructions
     folder: Path
 
     @property
     def report(self) -> Path:
-        """The HTML report."""
+        """Path of the HTML report."""
         return self.folder / _REPORT / "report.html"
 
 
 def assets() -> tuple[Path, Path]:
-    """Paths of the shipped checkpoint and its tokenizer."""
+    """Return the paths of the shipped checkpoint and its tokenizer."""
     folder = Path(str(resources.files("mwa_export"))) / "assets"
     return folder / "demo.pth", folder / "demo.spm"
 
@@ -89,15 +89,18 @@ def run_demo(
     on_stage: Callable[[str], None] = ignore_step,
     progress: Progress | None = None,
 ) -> DemoResult:
-    """Run the pipeline in a new folder, which then holds `data/`, `bundle/` and `parity/`.
+    """Run the pipeline in a new folder, which will contain `data/`, `bundle/` and `parity/`.
 
     Args:
         out: the folder to create.
         quantize: adds the INT8 graphs.
         pictures: number of test images.
-        force: replace ``out`` if it exists.
-        on_stage: called with each of `STAGES` as it begins.
-        progress: told about the steps within the stages.
+        force: replace ``out`` if an earlier demo wrote it.
+        on_stage: called with each of `STAGES` when it begins.
+        progress: reports the steps within stages.
+
+    Raises:
+        BundleError: ``out`` already exists, or cannot be written.
     """
     progress = progress or Silent()
     checkpoint, spm = assets()
@@ -146,14 +149,14 @@ def _draw(folder: Path, count: int, seed: int) -> RetrievalData:
 
 
 def _draw_unseen(folder: Path, count: int, seed: int) -> RetrievalData:
-    """Draw images that are not kept; the manifest names the seed that draws them again."""
+    """Draw images that are not kept; their seed is in the data's name, to reproduce them."""
     return replace(_draw(folder, count, seed), name=f"demo images, target family, seed {seed}")
 
 
 def _recall_without_adapters(
     model: Model, data: RetrievalData, spm: Path, progress: Progress
 ) -> Recall:
-    """Recall of the base model without adapters and enhancers, exported in the same way."""
+    """Export the base model without adapters and enhancers, and measure its recall."""
     config = ModelConfig(model.config.backbone)
     tensors = {name: model.tensors[name] for name in expected_shapes(config)}
     bare = replace(model, config=config, tensors=tensors)
@@ -168,7 +171,7 @@ def _recall_without_adapters(
 
 
 def _as_moved(parity: Parity, folder: Path, out: Path) -> Parity:
-    """Replace the temporary folder by the final one in every path of the result."""
+    """Replace the temporary folder with the final one in every path of the result."""
 
     def moved(text: str) -> str:
         return text.replace(str(folder), str(out))
@@ -184,7 +187,7 @@ def _as_moved(parity: Parity, folder: Path, out: Path) -> Parity:
 def quantize_demo(
     bundle: Path, samples: RetrievalData, held_back: RetrievalData, progress: Progress
 ) -> Quantized:
-    """Add INT8 graphs to the demo's bundle, without the search for precisions."""
+    """Add INT8 graphs to the demo's bundle, without the precision search."""
     options = QuantizeOptions(
         samples=SAMPLES, keep=KEPT, search=False, points=0, max_recall_drop=MAX_RECALL_DROP
     )

@@ -1,6 +1,6 @@
-"""Random pictures with captions, for the demo, its training and the tests. Needs no data set.
+"""Random images with captions, for the demo, its training and the tests. Needs no data set.
 
-Scene number i of a seed is always the same picture, however many are drawn.
+Scene number i of a seed is always the same image, regardless of how many are drawn.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from mwa_export.demo.words import (
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A scene as a photographer and five people would hand it in."""
+    """An image of a scene with five captions."""
 
-    jpeg: bytes  # a file of 160 x 120 pixels, RGB
+    jpeg: bytes  # content of a JPEG file, 160 x 120 pixels, RGB
     captions: list[str]
     scene: Scene
-    owners: NDArray[np.uint8]  # (120, 160): which group is where, from 1; 0 = background
+    owners: NDArray[np.uint8]  # (120, 160), group at each pixel, from 1; 0 = background
 
 
 def picture_from_seed(family: Family, seed: int, index: int) -> Picture:
-    """Picture ``index`` of a seed, in memory."""
+    """Draw image ``index`` of a seed in memory."""
     rng = np.random.default_rng([seed, index, tuple(STYLES).index(family)])
     scene = _random_scene(STYLES[family], rng)
     captions = captions_from_scene(scene, STYLES[family], rng)
@@ -48,9 +48,9 @@ def picture_from_seed(family: Family, seed: int, index: int) -> Picture:
 
 
 def write_scenes(out: Path, *, family: Family, count: int, seed: int, split: str = "test") -> Path:
-    """Draw pictures as files. Returns their captions' file, in the form of COCO's Karpathy split.
+    """Draw images as files. Returns the path of their captions, in Karpathy's JSON format.
 
-    ``family``: "base" is what the demo model learned first, "target" what its adapters are for.
+    ``family``: "base" for scenes of the base training, "target" for those of the adapters.
     """
     folder = out / "images"
     folder.mkdir(parents=True, exist_ok=True)

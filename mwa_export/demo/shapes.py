@@ -1,4 +1,4 @@
-"""Outlines and textures of the things in demo scenes, in a thing's own frame of about -1 to 1."""
+"""Outlines and textures of the things in demo scenes, in coordinates of about -1 to 1."""
 
 from __future__ import annotations
 

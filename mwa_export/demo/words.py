@@ -1,4 +1,4 @@
-"""Scenes of the demo as data, and captions that describe them; draws nothing."""
+"""Data types for demo scenes, and captions that describe them."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Scene:
     """One to three groups of things in front of a background."""
 
     groups: tuple[Group, ...]  # in a row: left to right; in a column: top to bottom
-    place: Place  # with two groups or more: row or column; with one: where it is
+    place: Place  # of one group: its position; of several: row or column
     background: str
-    dim: bool  # little light
+    dim: bool  # whether the light is dim
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """Vocabulary of one family of scenes: what appears in its images, and the words for it."""
+    """Contents of one family of scenes, each with the words for it."""
 
     shapes: dict[str, tuple[str, ...]]
     colours: dict[str, tuple[str, ...]]
     textures: dict[str, tuple[str, ...]]
     backgrounds: dict[str, tuple[str, ...]]  # noun phrases
-    clashes: dict[str, tuple[str, ...]]  # background -> colours nobody would see on it
+    clashes: dict[str, tuple[str, ...]]  # background -> colours that are invisible on it
     openings: tuple[str, ...]  # {} is replaced by the things
-    remarks: dict[str, tuple[str, ...]]  # light -> endings
+    remarks: dict[str, tuple[str, ...]]  # light ("dim" or "bright") -> endings
 
 
 STYLES: dict[Family, Style] = {
@@ -212,7 +212,7 @@ _FIVE_CAPTIONS = (
 
 
 def captions_from_scene(scene: Scene, style: Style, rng: np.random.Generator) -> list[str]:
-    """Describe one scene in five captions, from detailed to short, of 2 to about 35 words."""
+    """Describe a scene in five captions of 2 to about 35 words, from detailed to short."""
     return [_caption(scene, style, detail, rng) for detail in _FIVE_CAPTIONS]
 
 
