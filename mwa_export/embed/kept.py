@@ -1,4 +1,4 @@
-"""Rows that an update takes over from earlier shards instead of computing them again."""
+"""Reuse rows of earlier shards in an update, instead of computing them again."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mwa_export.vectors.job import RowError
 from mwa_export.vectors.output import Output
 from mwa_export.vectors.shards import Embedded, Kept, Stored, read_column
 
-_SHARDS = 4  # held in memory
+_SHARDS = 4  # shards held in memory
 
 
 @dataclass
 class Earlier:
-    """Rows of one kind in the finished shards of some outputs, found by their fingerprints.
+    """Finds rows of one kind in the finished shards of some outputs by fingerprint.
 
-    Can be pickled: a worker makes its own index, of 24 bytes per row, when it needs it.
+    Can be pickled: each worker builds its own index, of 24 bytes per row, on first use.
     """
 
     kind: Kind
-    outputs: Sequence[Output]  # of one model; of equal rows those of the first count
-    failures: bool  # whether a row that failed is known to fail
+    outputs: Sequence[Output]  # of one model; for equal rows the first output wins
+    failures: bool  # reuse failures too, instead of trying those rows again
     _index: _Index | None = field(default=None, repr=False)
     _stored: dict[int, Stored] = field(default_factory=dict, repr=False)
 
@@ -36,9 +36,9 @@ class Earlier:
         return {**self.__dict__, "_index": None, "_stored": {}}
 
     def find(self, ids: Sequence[str], fingerprints: Sequence[bytes]) -> list[Known | None]:
-        """Look up what became of rows with these contents; None: not known.
+        """Look up the outcome of rows by fingerprint; None if unknown.
 
-        Of rows that failed the id counts as well, because the reason names it.
+        A failure must also match the id, because its reason names the id.
         """
         failed, places = self._indexed().failed, self._indexed().places(fingerprints)
         return [
@@ -47,7 +47,7 @@ class Earlier:
         ]
 
     def row(self, number: int, place: int, columns: Sequence[str]) -> KnownRow:
-        """A row of the ``number``-th shard of the first output."""
+        """Return the row at ``place`` in shard ``number`` of the first output."""
         stored = self._shard(number)
         values = tuple(stored.columns[n][place] if n in stored.columns else None for n in columns)
         print_ = stored.fingerprints[place] or b""
@@ -56,7 +56,7 @@ class Earlier:
 
     def _known(self, number: int, place: int) -> Known:
         stored = self._shard(number)
-        vector = stored.vectors[place].copy()  # a view would hold the whole shard
+        vector = stored.vectors[place].copy()  # a view would keep the whole shard in memory
         return vector, None if stored.scales is None else stored.scales[place]
 
     def _indexed(self) -> _Index:
@@ -75,17 +75,17 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Fingerprints in order, and where their rows lie."""
+    """Sorted fingerprints, and the locations of their rows."""
 
-    prints: NDArray[np.bytes_]  # (n,), ascending
-    shards: NDArray[np.int32]  # (n,), in `parts`
-    rows: NDArray[np.int32]  # (n,), in the shard
+    prints: NDArray[np.bytes_]  # (n,), 16 bytes each, ascending
+    shards: NDArray[np.int32]  # (n,), indexes into `parts`
+    rows: NDArray[np.int32]  # (n,), positions in the shard
     parts: Sequence[tuple[Output, Part]]
-    failed: dict[tuple[str, str], RowError]  # id and fingerprint -> why
+    failed: dict[tuple[str, str], RowError]  # id and fingerprint (hex) -> failure
 
     @classmethod
     def of(cls, earlier: Earlier) -> _Index:
-        """Read the fingerprints of all shards."""
+        """Build the index from the fingerprints of all shards."""
         parts = [(output, p) for output in earlier.outputs for p in output.parts(earlier.kind)]
         columns = [_fingerprints(output, part) for output, part in parts]
         prints = np.concatenate([np.empty(0, "S16"), *columns])
@@ -102,7 +102,7 @@ class _Index:
         return cls(prints[order], shards[order], rows[order], parts, failed)
 
     def places(self, fingerprints: Sequence[bytes]) -> list[tuple[int, int] | None]:
-        """Shard and place in it of each."""
+        """Return the shard and position for each fingerprint; None if not found."""
         wanted = np.array(fingerprints, "S16")
         at = np.searchsorted(self.prints, wanted)
         found = np.append(self.prints, b"")[at] == wanted
@@ -113,13 +113,13 @@ class _Index:
 
 
 def _fingerprints(output: Output, part: Part) -> NDArray[np.bytes_]:
-    """Read the fingerprints of a shard's rows; empty where a content has none."""
+    """Read the fingerprints of a shard's rows (n,); b"" for rows without one."""
     found = read_column(output.folder, output.job, part.stem, "fingerprint")
     return np.array([print_ or b"" for print_ in found], "S16")
 
 
 def completed(embedded: Embedded, notes: Notes) -> Embedded:
-    """Add the rows that are kept, and the fingerprints of all, to what was computed of a shard."""
+    """Merge the reused rows, and the fingerprints of all rows, into a computed shard."""
     good = [(n, row, row.known) for n, row in notes.kept if not isinstance(row.known, RowError)]
     bad = [replace(row.known, row=n) for n, row in notes.kept if isinstance(row.known, RowError)]
     numbers = np.concatenate([embedded.rows, np.array([n for n, _, _ in good], np.int64)])

@@ -1,6 +1,7 @@
-"""Images to shards of vectors: threads decode into reused buffers while the model runs.
+"""Embed shards of images: threads decode into reused buffers while the model runs.
 
-A batch is the next rows of a shard, whatever becomes of them: it depends on the shard alone.
+A batch is a fixed range of a shard's rows, including those that fail, so it depends only on the
+shard.
 """
 
 from __future__ import annotations
@@ -25,28 +26,28 @@ from mwa_export.runtimes.backend import Backend
 from mwa_export.vectors.job import RowError, Shard
 from mwa_export.vectors.shards import Embedded
 
-_SLOTS = 3  # batches: one in the model, one that is full, one that is being filled
+_SLOTS = 3  # batches: one in the model, one ready, one being filled
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Some rows of a shard on their way."""
+    """A batch of a shard's rows in the pipeline."""
 
     shard: Shard
-    buffer: NDArray[np.uint8]  # (batch, size, size, 3); row i of the batch is decoded into [i]
-    rows: list[tuple[int, Row]] = field(default_factory=list)  # that can be tried
+    buffer: NDArray[np.uint8]  # (batch, size, size, 3); rows[i] is decoded into buffer[i]
+    rows: list[tuple[int, Row]] = field(default_factory=list)  # rows to decode
     decoded: list[Future[RowError | None]] = field(default_factory=list)
     errors: list[RowError] = field(default_factory=list)
-    last: bool = False  # of its shard
+    last: bool = False  # the last batch of its shard
 
 
 def embed_picture_shards(
     setup: Setup, source: Source, shards: Iterable[Shard]
 ) -> Iterator[Embedded]:
-    """Embed whole shards, one after another, without a pause between them.
+    """Embed shards in order, without a pause between them.
 
     Raises:
-        DataError: the source is not what its scan said.
+        DataError: the source has changed since its scan.
     """
     size, batch, clock = setup.backend.image_size, setup.batch, setup.clock
     clock.threads |= {"read": setup.workers, "decode": setup.workers}
@@ -90,7 +91,7 @@ def embed_picture_shards(
                     yield collected.finish(entry.shard)
                     collected = Collected()
             line.check()
-        except StoppedError:  # an image was given up because something else failed
+        except StoppedError:  # decoding was cancelled because another stage failed
             raise line.failure or StoppedError from None
         finally:
             line.stop()
@@ -98,7 +99,7 @@ def embed_picture_shards(
 
 
 def _infer(backend: Backend, entry: _Batch, collected: Collected, clock: Clock) -> int:
-    """Wait for a batch's images and embed those that could be decoded. Returns failed rows."""
+    """Wait for a batch's images and embed the decoded ones. Returns the number of failed rows."""
     before = len(collected.errors)
     waiting = time.perf_counter()
     outcomes = [future.result() for future in entry.decoded]
@@ -121,7 +122,7 @@ def _infer(backend: Backend, entry: _Batch, collected: Collected, clock: Clock) 
 def _decode(
     row: int, item: Row, target: NDArray[np.uint8], clock: Clock, room: Room
 ) -> RowError | None:
-    """Decode one image into ``target`` (size, size, 3). Returns an error if that fails."""
+    """Decode an image into ``target`` (size, size, 3), uint8. Returns the error if that fails."""
     try:
         content: Any = item.content
         if not isinstance(content, bytes | str):

@@ -1,6 +1,6 @@
-"""Stages that run concurrently, with bounded channels between them and the times of each.
+"""Concurrent pipeline stages, connected by bounded channels, with times per stage.
 
-A stage that fails or is stopped wakes all others, so that nothing hangs.
+A stage that fails or is stopped wakes all others, so nothing hangs.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from mwa_export.data.remote.access import stop_with
 
 Stage = Literal["read", "decode", "infer", "write"]
 STAGES: tuple[Stage, ...] = ("read", "decode", "infer", "write")
-TIMES = ("busy", "starved", "blocked")  # of a clock
+TIMES = ("busy", "starved", "blocked")  # fields of Clock with seconds per stage
 T = TypeVar("T")
 
 
 class StoppedError(Exception):
-    """The run ends: another stage failed or was interrupted."""
+    """The run is ending because another stage failed or was interrupted."""
 
 
 @dataclass
 class Clock:
-    """Seconds that each stage worked and waited, over all its threads; and what decoding lost."""
+    """Seconds that each stage worked and waited, summed over its threads, and decoding losses."""
 
     busy: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     starved: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -37,13 +37,13 @@ class Clock:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def lose(self, what: str, rows: int = 1) -> None:
-        """Count rows that the model does not see whole. ``what`` begins with what they are."""
+        """Count rows that lose content before the model, such as "text: more than 64 tokens"."""
         with self._lock:
             self.losses[what] += rows
 
     @contextmanager
     def working(self, stage: Stage) -> Iterator[None]:
-        """Count the time inside as work."""
+        """Count the time spent in the context as work."""
         start = time.perf_counter()
         try:
             yield
@@ -51,15 +51,15 @@ class Clock:
             self.add(self.busy, stage, time.perf_counter() - start)
 
     def add(self, where: dict[Stage, float], stage: Stage, seconds: float) -> None:
-        """Add to ``busy``, ``starved`` (waiting for input) or ``blocked`` (for the next stage)."""
+        """Add seconds to ``busy``, ``starved`` (no input) or ``blocked`` (next stage is full)."""
         with self._lock:
             where[stage] += seconds
 
     def bottleneck(self) -> Stage:
-        """The stage that the others wait for.
+        """Return the stage that limits the run.
 
-        Inference is the stage that should never wait: while it does, the stage it waits for limits
-        the run; before it, that is the one of read and decode with more work per thread.
+        That is inference, unless it waits: then it is "write" if writing blocks it, otherwise
+        "read" or "decode", whichever has more work per thread.
         """
         infer = self.busy["infer"]
         if self.blocked["infer"] > max(0.1 * infer, self.starved["infer"]):
@@ -71,7 +71,7 @@ class Clock:
 
 
 class Line:
-    """All channels and threads of one pipeline. Leave it, and no thread of it is left."""
+    """Channels and threads of one pipeline. Leaving the context stops all its threads."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -81,7 +81,7 @@ class Line:
         self._threads: list[threading.Thread] = []
 
     def start(self, work: Callable[[], None], name: str) -> None:
-        """Run ``work`` in a thread; its failure becomes the failure of the whole line."""
+        """Run ``work`` in a thread; if it fails, the whole line fails."""
 
         def run() -> None:
             stop_with(self.give_up)
@@ -97,20 +97,17 @@ class Line:
         thread.start()
 
     def stop(self, failure: BaseException | None = None) -> None:
-        """Wake everyone who waits; the first failure is kept."""
+        """Stop the line and wake all waiting threads. Only the first failure is kept."""
         with self.changed:
             self.failure = self.failure or failure
             self.stopped = True
             self.changed.notify_all()
 
     def join(self) -> None:
-        """Wait until all threads have done their work.
-
-        Raises what one of them failed with.
-        """
+        """Wait for all threads, then raise the first failure, if any."""
         for thread in self._threads:
             while thread.is_alive():
-                thread.join(0.2)  # a signal's handler runs in between
+                thread.join(0.2)  # signal handlers run in between
         self.check()
 
     def give_up(self) -> None:
@@ -119,7 +116,7 @@ class Line:
             raise StoppedError
 
     def check(self) -> None:
-        """Raise what another stage failed with, or StoppedError."""
+        """Raise the failure of another stage, or StoppedError, if the line was stopped."""
         if self.stopped:
             raise self.failure or StoppedError
 
@@ -133,16 +130,16 @@ class Line:
 
 
 class Channel(Generic[T]):
-    """A bounded queue between two stages of a line. Ends when it is closed and empty."""
+    """Bounded queue between two stages of a line. Iteration ends once it is closed and empty."""
 
     def __init__(self, line: Line, size: int, giver: Stage | None, taker: Stage | None) -> None:
         self._line, self._size = line, size
-        self._giver, self._taker = giver, taker  # whose waiting counts
+        self._giver, self._taker = giver, taker  # stages whose waiting is counted
         self._items: deque[T] = deque()
         self._closed = False
 
     def put(self, item: T) -> None:
-        """Add an item; waits while the channel is full.
+        """Add an item, waiting while the channel is full.
 
         Raises:
             StoppedError: the line was stopped.
@@ -154,13 +151,13 @@ class Channel(Generic[T]):
             self._line.changed.notify_all()
 
     def close(self) -> None:
-        """Nothing more will be put."""
+        """Declare that no more items will be put."""
         with self._line.changed:
             self._closed = True
             self._line.changed.notify_all()
 
     def take(self) -> T:
-        """The next item; waits for it.
+        """Remove and return the next item, waiting for it.
 
         Raises:
             StoppedError: the line was stopped.
@@ -183,14 +180,14 @@ class Channel(Generic[T]):
     def _wait(
         self, ready: Callable[[], bool], waiting: dict[Stage, float], stage: Stage | None
     ) -> None:
-        """Wait with the line's lock held."""
+        """Wait until ``ready``, with the line's lock held, and count the time for ``stage``."""
         line = self._line
         line.check()
         if ready():
             return
         start = time.perf_counter()
         while not ready():
-            # A signal's handler runs between waits, never inside one.
+            # Signal handlers run between waits, never during one.
             line.changed.wait(0.2)
             line.check()
         if stage is not None:

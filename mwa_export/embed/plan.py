@@ -1,4 +1,4 @@
-"""Plan a job from a bundle, sources and options: scan the sources, choose the runtime."""
+"""Plan a job from a bundle, sources and options: scan the sources and choose the runtime."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from mwa_export.vectors.job import (
 )
 from mwa_export.version import __version__
 
-_SAMPLE = 1000  # rows that decide the types of the carried columns
-_PACKAGES = ("numpy", "pillow", "sentencepiece")  # whose versions may change bytes
+_SAMPLE = 1000  # rows from which types of carried columns are detected
+_PACKAGES = ("numpy", "pillow", "sentencepiece")  # their versions may change the output
 _FORMAT_PACKAGES: dict[Format, tuple[str, ...]] = {"parquet": ("pyarrow",), "npy": ()}
 _RUNTIME_PACKAGES = {
     "onnxruntime": ("onnxruntime",),
@@ -46,13 +46,13 @@ _TOWER: dict[Kind, Tower] = {"image": "vision", "text": "text"}
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One of several machines: it takes every ``of``-th shard."""
+    """One machine's share of the shards: every ``of``-th, starting with ``index``."""
 
     index: int  # from 1
     of: int
 
     def __post_init__(self) -> None:
-        check_option("shard", f"{self.index}/{self.of}", self.of >= 1, "N to be at least 1")
+        check_option("shard", f"{self.index}/{self.of}", self.of >= 1, "I/N with N at least 1")
         given, expected = f"{self.index}/{self.of}", f"1/{self.of} to {self.of}/{self.of}"
         check_option("shard", given, 1 <= self.index <= self.of, expected)
 
@@ -61,28 +61,28 @@ class Slice:
         return f"{self.index}-of-{self.of}"
 
     def takes(self, shard: Shard) -> bool:
-        """Whether a shard is this machine's."""
+        """Whether a shard belongs to this machine."""
         return shard.number % self.of == self.index - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A job with the sources it reads and the shards it is cut into."""
+    """A job with its bundle, runtime and scanned sources."""
 
     job: Job
     bundle: Bundle
     choice: Choice
     sources: tuple[Source, ...]  # in the order of Job.inputs
-    scans: tuple[Scan, ...]  # of each source
+    scans: tuple[Scan, ...]  # one per source
 
     def shards(self, part: Slice | None = None) -> Iterator[Shard]:
-        """All shards, or those of one machine, images before texts."""
+        """Yield all shards, or those of one machine, images before texts."""
         for entry, scan in zip(self.job.inputs, self.scans, strict=True):
             found = shards(entry, scan.duplicates)
             yield from (s for s in found if part is None or part.takes(s))
 
     def source(self, shard: Shard) -> Source:
-        """The source of a shard's rows."""
+        """Return the source of a shard's rows."""
         return next(source for source in self.sources if source.kind == shard.kind)
 
 
@@ -91,11 +91,11 @@ def check_sources(bundle: Bundle, sources: Sequence[Source]) -> None:
 
     Raises:
         UsageError: no source, two of one kind, or a kind for which the bundle has no tower.
-        BundleError: texts, and the bundle has no tokenizer.
+        BundleError: the bundle has no tokenizer, which texts require.
     """
     kinds = [source.kind for source in sources]
     if not kinds or len(set(kinds)) != len(kinds):
-        raise UsageError("Nothing to embed. Pass `images=SOURCE`, `texts=SOURCE`, or both.")
+        raise UsageError("nothing to embed. Pass `images=SOURCE`, `texts=SOURCE`, or both.")
     for kind in kinds:
         bundle.require(_TOWER[kind], what=f"embedding {kind}s")
     if "text" in kinds:
@@ -103,10 +103,10 @@ def check_sources(bundle: Bundle, sources: Sequence[Source]) -> None:
 
 
 def check_runtime(bundle: Bundle, options: RuntimeOptions) -> None:
-    """Check that this machine has the runtime, before anything is written.
+    """Check that this machine has the requested runtime, before anything is written.
 
     Raises:
-        RuntimeUnavailableError: it is not installed, or it cannot run the bundle.
+        RuntimeUnavailableError: the runtime is not installed or cannot run the bundle.
     """
     if options.runtime != AUTO:
         choose(bundle.manifest, options, this_machine(bundle.manifest, options))
@@ -120,16 +120,16 @@ def plan(
     options: EmbedOptions | None = None,
     runtime: RuntimeOptions | None = None,
 ) -> Plan:
-    """Scan the sources, at most one of a kind, and decide everything that decides the output.
+    """Scan the sources, at most one per kind, and settle everything that determines the output.
 
     ``work``: an existing folder, in which sources may keep an index.
 
     Raises:
         UsageError: no source, two of one kind, a column with a reserved name, or a kind for which
             the bundle has no tower.
-        DataError: a source is missing or malformed as a whole.
-        BundleError: texts, and the bundle has no tokenizer.
-        RuntimeUnavailableError: the runtime cannot be had.
+        DataError: a source is missing, empty or malformed.
+        BundleError: the bundle has no tokenizer, which texts require.
+        RuntimeUnavailableError: the runtime is not installed or cannot run the bundle.
     """
     options = options or EmbedOptions()
     check_sources(bundle, sources)
@@ -166,12 +166,12 @@ def _scanned(
     for name in source.columns:
         if name in RESERVED:
             raise UsageError(
-                f"`columns={name}`: the output has its own column of this name (reserved: "
-                f"{', '.join(RESERVED)}). Rename it in the source."
+                f"`columns={name}`: this name is reserved for the output ({', '.join(RESERVED)}). "
+                "Rename the column in the source."
             )
     scan = source.scan(work)
     if scan.rows == 0:
-        raise DataError(f"{source.name}: has no rows. Expected at least one {source.kind}.")
+        raise DataError(f"{source.name}: expected at least one {source.kind}, found no rows.")
     taken = scan.rows if options.limit is None else min(scan.rows, options.limit)
     sample = []
     if source.columns:
@@ -191,7 +191,7 @@ def _scanned(
 
 
 def _batch_rows(kind: Kind, choice: Choice) -> int:
-    """Rows of a batch where none are given: of engines two runs, whose copies can overlap."""
+    """Return the default batch size; with engines two runs, so that their copies overlap."""
     largest = [
         profile[0].max[0]
         for engine in choice.engines
@@ -202,7 +202,7 @@ def _batch_rows(kind: Kind, choice: Choice) -> int:
 
 
 def _files_used(bundle: Bundle, choice: Choice, kinds: Sequence[Kind]) -> dict[str, str]:
-    """The files that decide the vectors, with their sha256."""
+    """Return the bundle files that determine the vectors, with their sha256."""
     manifest, used = bundle.manifest, []
     for kind in kinds:
         tower = _TOWER[kind]

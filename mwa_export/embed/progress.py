@@ -17,20 +17,20 @@ from mwa_export.vectors.entries import Entry
 from mwa_export.vectors.job import FOLDERS
 from mwa_export.vectors.manifest import Counts
 
-_ENOUGH = 1000  # rows, before a share of them says something
+_ENOUGH = 1000  # rows before a percentage of failures is checked
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A moment of a run."""
+    """Progress of a run at one moment."""
 
-    done: int  # rows that ended as a vector or as an error, in earlier runs too
+    done: int  # rows embedded or failed, including earlier runs
     total: int
     failed: int
-    seconds: float  # of this run
-    rate: float  # rows per second of this run
-    eta: float | None  # seconds
-    bottleneck: Stage | None  # None: it is too early to say
+    seconds: float  # since this run started
+    rate: float  # rows per second in this run
+    eta: float | None  # seconds left; None: unknown
+    bottleneck: Stage | None  # None: too early to tell
     stages: dict[Stage, dict[str, float]]  # busy, starved and blocked seconds
 
     def to_json(self) -> dict[str, Any]:
@@ -38,38 +38,38 @@ class Snapshot:
 
 
 class Watch(Protocol):
-    """Callbacks that display a run. Called from several threads."""
+    """Callbacks that display a run. They are called from several threads."""
 
     def planned(self, plan: Plan, todo: int, shards: int) -> None:
-        """The plan is made: ``todo`` rows are left, of ``shards`` shards."""
+        """Called when the plan is made; ``todo`` rows are left in a total of ``shards`` shards."""
         return
 
     def progress(self, snapshot: Snapshot) -> None:
-        """A batch is done."""
+        """Called after each batch."""
         return
 
     def shard(self, entry: Entry) -> None:
-        """A shard is finished."""
+        """Called after each finished shard."""
         return
 
 
 class Unwatched(Watch):
-    """Ignores everything."""
+    """Callbacks that display nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaxErrors:
-    """How many rows may fail: a number, or a percentage of the rows done."""
+    """Limit on failed rows: a number, or a percentage of the rows done."""
 
     value: float
     percent: bool = False
 
     @classmethod
     def parse(cls, text: str) -> MaxErrors:
-        """ "20" or "0.5%".
+        """Parse a limit such as "20" or "0.5%".
 
         Raises:
-            UsageError: it is neither.
+            OptionsError: it is neither a number nor a percentage.
         """
         try:
             percent = text.endswith("%")
@@ -77,14 +77,14 @@ class MaxErrors:
             if not 0 <= value <= (100 if percent else math.inf):
                 raise ValueError
         except (ValueError, OverflowError):
-            expected = "a number such as 20, or a share such as 0.5%"
+            expected = "a number such as 20, or a percentage such as 0.5%"
             raise OptionsError("max_errors", text, expected) from None
         return cls(value, percent)
 
     def check(self, done: int, failed: int, *, last: bool = False) -> None:
-        """Raise TooManyErrorsError if more failed.
+        """Raise TooManyErrorsError if too many rows failed.
 
-        A share is looked at once there are 1,000 rows, and at the end.
+        A percentage is checked only from 1,000 rows on, and at the end.
         """
         if self.percent:
             if done < _ENOUGH and not last:
@@ -94,21 +94,22 @@ class MaxErrors:
             allowed, over = f"{self.value:g}", failed > self.value
         if over:
             raise TooManyErrorsError(
-                f"{failed:,} of {done:,} rows failed, and `max_errors` allows {allowed}. What is "
-                "finished is kept: run the same command again and a larger `max_errors`, or look "
-                "at the input first."
+                f"{failed:,} of {done:,} rows failed, but `max_errors` allows {allowed}. Finished "
+                "shards are kept. Check the input, or run the same command again with a larger "
+                "`max_errors`."
             )
 
 
-_USUAL = MaxErrors(10, percent=True)  # of a kind: a wrong folder or column fails nearly all
+_USUAL = MaxErrors(10, percent=True)  # per kind: a wrong folder or column fails nearly all rows
 
 
 def judge(found: Mapping[Kind, Counts], limit: MaxErrors | None, *, errors: str) -> None:
-    """Raise TooManyErrorsError if a finished output can hardly be what was wanted.
+    """Raise TooManyErrorsError if so many rows of a finished output failed that it looks wrong.
 
     Args:
-        limit: what the caller allows, already checked; None: 10% of each kind.
-        errors: name of the file that lists the rows that failed.
+        found: counts per kind.
+        limit: the caller's limit, already checked; None: 10% of each kind.
+        errors: name of the file that lists the failed rows.
     """
     for kind, total in found.items():
         done = total.embedded + total.failed
@@ -116,15 +117,15 @@ def judge(found: Mapping[Kind, Counts], limit: MaxErrors | None, *, errors: str)
             allowed = f"more than {_USUAL.value:g}%" if total.embedded else "all of them"
             raise TooManyErrorsError(
                 f"{total.failed:,} of {done:,} {FOLDERS[kind]} failed, {allowed}. The output is "
-                f"complete and its {errors} says why. Look at the input; rows that may "
-                "succeed now are tried again with `retry_failed`"
-                + ("; to allow it: `max_errors`" if total.embedded else "")
+                f"complete, and its {errors} lists the reasons. Check the input. To try failed "
+                "rows again, pass `retry_failed`"
+                + ("; to accept the failures, pass `max_errors`" if total.embedded else "")
             )
 
 
 @dataclass
 class Meter:
-    """Counts the rows of a run, over all its threads."""
+    """Counts the rows of a run across its threads."""
 
     clock: Clock
     total: int
@@ -138,14 +139,14 @@ class Meter:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def restart(self) -> None:
-        """The model is ready: rates count from here."""
+        """Restart the clock for rates, once the model is ready."""
         self.started = time.perf_counter()
 
     def advance(self, rows: int, failed: int) -> None:
-        """So many rows more are done, of which some failed.
+        """Count ``rows`` more rows as done, ``failed`` of them as failed.
 
         Raises:
-            TooManyErrorsError: more than allowed.
+            TooManyErrorsError: more rows failed than `limit` allows.
         """
         with self._lock:
             self.done += rows
@@ -155,7 +156,7 @@ class Meter:
         self.watch.progress(self.snapshot())
 
     def snapshot(self) -> Snapshot:
-        """This moment."""
+        """Return the current progress."""
         seconds = time.perf_counter() - self.started
         rate = self.done / seconds if seconds > 0 else 0.0
         done = self.earlier + self.done
@@ -173,7 +174,7 @@ class Meter:
 
 
 def failed_in(entries: Sequence[Entry]) -> int:
-    """Rows that failed in finished shards."""
+    """Count the failed rows of finished shards."""
     return sum(len(entry.errors) for entry in entries)
 
 

@@ -20,8 +20,8 @@ from mwa_export.files import scratch_folder
 from mwa_export.optional import require
 
 _TEMPORARY = Path("/tmp/mwa-ray")
-_OBJECT_STORE = 128 << 20  # bytes: only names of shards and their accounts travel
-# Of a cluster that is started here. Ray reads the first when it is imported.
+_OBJECT_STORE = 128 << 20  # bytes: only names and results of shards are transferred
+# For a cluster that is started here. Ray reads the first variable when it is imported.
 _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too: everything binds to 127.0.0.1
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -31,20 +31,20 @@ _RAYS_OWN = ("RAY_", "PYTHONBREAKPOINT")
 
 @contextmanager
 def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[Any]:
-    """Yield `ray`, connected.
+    """Connect to a Ray cluster and yield the `ray` module.
 
     Args:
-        address: of a running cluster, as `ray.init` takes it; None: that of $RAY_ADDRESS, or else a
-            local cluster is started, without dashboard and usage statistics, and stopped at the
-            end. A connection that the process has already is used and kept.
-        cpus: of the local cluster; None: all cores.
+        address: address of a running cluster, as for `ray.init`; None: $RAY_ADDRESS, or else a
+            local cluster, which is started without dashboard and usage statistics, and stopped at
+            the end. An existing connection of this process is used and kept.
+        cpus: CPUs of the local cluster; None: all cores.
 
     Raises:
         MissingPackageError: Ray is not installed.
         ClusterError: the cluster cannot be reached or started.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    # A thread of Ray prints what happens to workers; stdout is for results.
+    # A thread of Ray prints worker messages; stdout is reserved for results.
     with redirect_stdout(sys.stderr):
         if address is None and not _connected():
             with _local(cpus or cores()) as ray:
@@ -65,8 +65,8 @@ def _running(address: str | None) -> Iterator[Any]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(
-            f"the Ray cluster at {address} cannot be reached ({_first_line(error)}). Check "
-            "`ray_address`, or leave it out to start a local cluster."
+            f"cannot reach the Ray cluster at {address} ({_first_line(error)}). Check "
+            "`ray_address`, or omit it to start a local cluster."
         ) from error
     try:
         yield ray
@@ -76,7 +76,7 @@ def _running(address: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _local(cpus: int) -> Iterator[Any]:
-    # Sockets lie in it, whose paths may have 107 characters: TMPDIR can be too deep.
+    # It contains sockets, whose paths are limited to 107 characters: TMPDIR may be too deep.
     place = _TEMPORARY if _TEMPORARY.parent.is_dir() else None
     with scratch_folder(place) as folder, _local_in(str(folder), cpus) as ray:
         yield ray
@@ -86,7 +86,7 @@ def _local(cpus: int) -> Iterator[Any]:
 def _local_in(folder: str, cpus: int) -> Iterator[Any]:
     before = dict(os.environ)
     os.environ.update(_LOCAL)
-    # Registered before Ray registers its own: when Python ends, Ray makes the folder once more.
+    # Registered before Ray's own handler, so it runs after it: Ray recreates the folder at exit.
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     ray = _ray()
     try:
@@ -103,8 +103,8 @@ def _local_in(folder: str, cpus: int) -> Iterator[Any]:
                 )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise ClusterError(
-                f"no local Ray cluster can be started ({_first_line(error)}). Use the engine of "
-                "one process: leave out `executor=ray`."
+                f"cannot start a local Ray cluster ({_first_line(error)}). Omit `executor=ray` to "
+                "run in one process."
             ) from error
         yield ray
     finally:
@@ -112,27 +112,27 @@ def _local_in(folder: str, cpus: int) -> Iterator[Any]:
         for name in [name for name in os.environ if name.startswith(_RAYS_OWN)]:
             if name in before:
                 os.environ[name] = before[name]
-            else:  # also what Ray has set
+            else:  # including variables that Ray set
                 del os.environ[name]
 
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep the handlers that stop a run cleanly: `ray.init` sets its own, which abort."""
+    """Restore the signal handlers that stop a run cleanly: those of `ray.init` abort."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # neither can set any there
+        yield  # signal handlers can only be set in the main thread
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: it was not set by Python
+            if handler is not None:  # None: not set by Python
                 signal.signal(number, handler)
 
 
 def _stop(ray: Any) -> None:
-    """End the local cluster, and wait until its processes are gone, where Ray can."""
+    """Stop the local cluster and, if this version of Ray can, wait for its processes to end."""
     try:
         ray.shutdown(wait_for_processes=True)
     except TypeError:  # an older Ray

@@ -1,8 +1,8 @@
-"""The executor of `embed` for many machines: Ray Data gives shards to actors with the model.
+"""Executor of `embed` for many machines: Ray Data distributes shards to actors with the model.
 
-An actor calls `Worker.embed_shard`, like the executor of one process, and writes its shard itself,
-by rename: only names and accounts travel. So output, accounting and resume are those of one
-process, and a shard whose worker was killed is done again, to the same bytes.
+An actor calls `Worker.embed_shard`, like the single-process executor, and writes its shard itself,
+by rename; only names and results are transferred. Output, accounting and resuming are therefore
+those of one process, and if a worker is killed, its shard is computed again, with identical bytes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from mwa_export.vectors.job import Job, Shard
 from mwa_export.vectors.manifest import JOB
 from mwa_export.vectors.output import WORK, Output
 
-TRIES = 3  # of a shard whose workers die
-_CPUS = 4  # of an actor, where there are as many
+TRIES = 3  # attempts at a shard whose workers die
+_CPUS = 4  # default CPUs per actor, if the cluster has that many
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class RayOptions:
     """The Ray cluster to use, and the resources of each actor."""
 
     address: str | None = None  # of a running cluster; None: $RAY_ADDRESS, or a local one
-    local_cpus: int | None = None  # of a local cluster; None: all cores
-    cpus: int | None = None  # cores of an actor; None: 4, or what there is
-    gpus: float | None = None  # of an actor; None: 1 if the runtime is CUDA, else 0
-    actors: tuple[int, int] | None = None  # least and most; None: as many as there is room for
+    local_cpus: int | None = None  # CPUs of a local cluster; None: all cores
+    cpus: int | None = None  # CPUs per actor; None: 4, or all if there are fewer
+    gpus: float | None = None  # GPUs per actor; None: 1 on NVIDIA runtimes, otherwise 0
+    actors: tuple[int, int] | None = None  # minimum and maximum; None: as many as fit
 
     def __post_init__(self) -> None:
         check_option("ray_cpus", self.cpus, self.cpus is None or self.cpus >= 1, "at least 1")
@@ -57,19 +57,19 @@ class RayOptions:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The actors of a run."""
+    """Number and size of the actors of a run."""
 
     least: int
     most: int
-    cpus: int  # of each
-    gpus: float  # of each
+    cpus: int  # per actor
+    gpus: float  # per actor
 
 
 def ray_executor(options: RayOptions | None = None) -> Executor:
-    """An executor for `Execution.executor` that runs on Ray.
+    """Make an executor for `Execution.executor` that runs on Ray.
 
     Raises:
-        MissingPackageError: Ray is not installed.
+        MissingPackageError: Ray or pyarrow is not installed.
     """
     check_installed("ray", "pyarrow", why="embed on a cluster")
     return partial(run_on_ray, options=options)
@@ -81,7 +81,7 @@ def run_on_ray(task: Task, *, options: RayOptions | None = None) -> None:
     Raises:
         MissingPackageError: Ray is not installed.
         ClusterError: no cluster, no room for an actor, or a shard whose workers keep dying.
-        MwaExportError: what a worker refused, as in one process.
+        MwaExportError: any error of a worker, as in one process.
     """
     options = options or RayOptions()
     with cluster(options.address, cpus=options.local_cpus) as ray:
@@ -91,10 +91,10 @@ def run_on_ray(task: Task, *, options: RayOptions | None = None) -> None:
 
 
 def size_pool(options: RayOptions, job: Job, resources: dict[str, float], shards: int) -> Pool:
-    """Number and size of the actors that fit a cluster; at most one per shard.
+    """Choose the number and size of actors that fit a cluster; at most one per shard.
 
     Raises:
-        ClusterError: not even one fits, and no number was given for a cluster that grows.
+        ClusterError: no actor fits, and no number of actors for a growing cluster was given.
     """
     have = int(resources.get("CPU", 0))
     cpus = options.cpus or max(1, min(_CPUS, have))
@@ -108,9 +108,9 @@ def size_pool(options: RayOptions, job: Job, resources: dict[str, float], shards
         least = most = room
     else:
         raise ClusterError(
-            f"the Ray cluster has {have} CPUs and {resources.get('GPU', 0):g} GPUs, and an actor "
-            f"needs {cpus} and {gpus:g}. Ask for less (`ray_cpus`, `ray_gpus`), or name the actors "
-            "that a growing cluster may start: `ray_actors=1-8`"
+            f"the Ray cluster has {have} CPUs and {resources.get('GPU', 0):g} GPUs, but an actor "
+            f"needs {cpus} and {gpus:g}. Lower `ray_cpus` and `ray_gpus`, or, if the cluster can "
+            "grow, pass the range of actors to start, such as `ray_actors=1-8`."
         )
     return Pool(min(least, shards), min(most, shards), cpus, gpus)
 
@@ -130,7 +130,7 @@ def _run(ray: Any, task: Task, pool: Pool) -> None:
     )
     left = {shard.key for shard in task.shards}
     for shard in task.shards:
-        _tries(task.output, shard).unlink(missing_ok=True)  # of an earlier run
+        _tries(task.output, shard).unlink(missing_ok=True)  # left by an earlier run
     task.meter.restart()
     rows = iter(done.iter_rows())
     try:
@@ -138,19 +138,21 @@ def _run(ray: Any, task: Task, pool: Pool) -> None:
             left.discard(_account(task, row))
     except ray.exceptions.RayError as error:
         raise ClusterError(
-            f"{len(left)} of {len(task.shards)} shards were not embedded: {_cause(error)} What is "
-            "finished is kept; run the same command again to continue."
+            f"{len(left)} of {len(task.shards)} shards were not embedded: {_cause(error)} Finished "
+            "shards are kept. Run the same command again to continue."
         ) from error
     finally:
         close = getattr(rows, "close", None)
-        if close is not None:  # stops the actors when the run is stopped
+        if close is not None:  # stops the actors if the run is interrupted
             close()
     if left:
-        raise ClusterError(f"Ray lost {len(left)} shards, the first {min(left)}. Run it again.")
+        raise ClusterError(
+            f"Ray lost {len(left)} shards, the first is {min(left)}. Run the same command again."
+        )
 
 
 def _account(task: Task, row: dict[str, Any]) -> str:
-    """Enter a finished shard into the figures of the run. Returns its key."""
+    """Add a finished shard to the run's progress. Returns its key."""
     if row["error"]:
         error, where = pickle.loads(row["error"])
         raise error from RuntimeError(f"in a worker:\n{where}")
@@ -171,11 +173,11 @@ def _account(task: Task, row: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Orders:
-    """Everything an actor needs. Its sources keep their index in the output folder."""
+    """Everything an actor needs. Sources keep their indexes in the output folder."""
 
     output: Output
     sources: tuple[Any, ...]
-    folder: str  # the driver's current one: sources may be named relative to it
+    folder: str  # working directory of the driver, for sources with relative paths
     runtime: RuntimeOptions
     workers: int
 
@@ -203,7 +205,7 @@ def _pickled(error: Exception) -> bytes:
 
 
 class _Actor:
-    """Holds the model; takes one shard at a time."""
+    """Ray actor that holds the model and embeds one shard at a time."""
 
     def __init__(self, orders: _Orders) -> None:
         self._orders = orders
@@ -214,12 +216,12 @@ class _Actor:
         entry, clock, error = "", "", b""
         try:
             entry, clock = self._embed(shard)
-        except Exception as failure:  # as data: Ray would wrap it, and lose its type
+        except Exception as failure:  # returned as data: Ray would wrap it and lose its type
             error = _pickled(failure)
         return {"entry": [entry], "clock": [clock], "error": [error]}
 
     def _embed(self, shard: Shard) -> tuple[str, str]:
-        """Embed and write a shard. Its entry and its clock, as JSON."""
+        """Embed and write a shard. Returns its entry and its clock as JSON."""
         output = self._orders.output
         if self._worker is None:
             self._worker = self._open(output)
@@ -232,29 +234,29 @@ class _Actor:
         return json.dumps(entry.to_json()), json.dumps(times)
 
     def _open(self, output: Output) -> Worker:
-        """Open the model, once it is clear that this machine sees the output of the job."""
+        """Check that this machine sees the output of the job, then open the model."""
         orders = self._orders
         if os.path.isdir(orders.folder):
             os.chdir(orders.folder)
         if Output.load(output.folder) != output:
             raise DataError(
-                f"{output.folder / JOB}: a worker of the cluster does not see the file that this "
-                "run wrote. Bundle, input and output must lie where every machine sees them under "
-                "the same path."
+                f"{output.folder / JOB}: a worker of the cluster cannot see this file, which this "
+                "run wrote. Put bundle, input and output where every machine has them at the same "
+                "path."
             )
         return Worker.open(output.job, workers=orders.workers, runtime=orders.runtime)
 
 
 @contextmanager
 def _counted(output: Output, shard: Shard) -> Iterator[None]:
-    """Refuse a shard whose workers died too often: Ray would try it again for ever."""
+    """Refuse a shard whose workers died too often: Ray would retry it forever."""
     path = _tries(output, shard)
     tries = path.stat().st_size if path.exists() else 0
     if tries >= TRIES:
         raise ClusterError(
-            f"{shard}: {tries} workers died while they embedded it. What is finished stays. They "
-            "have too little memory, or one of these rows kills them: run the same command without "
-            "`executor=ray` to see it."
+            f"{shard}: {tries} workers died while embedding it. Finished shards are kept. Either "
+            "workers have too little memory, or one of these rows kills them. To find out, run the "
+            "same command without `executor=ray`."
         )
     with path.open("ab") as file:
         file.write(b".")
@@ -263,13 +265,13 @@ def _counted(output: Output, shard: Shard) -> Iterator[None]:
 
 
 def _tries(output: Output, shard: Shard) -> Path:
-    """A file with a byte for each time that a shard was begun and not ended."""
+    """Path of a file with one byte per unfinished attempt at a shard."""
     return output.folder / WORK / f"{shard.key}.tries"
 
 
 @contextmanager
 def _quiet(ray: Any) -> Iterator[None]:
-    """Silence what Ray Data tells about its plans: our own progress is shown."""
+    """Silence Ray Data's log and progress bars, since we show our own progress."""
     context = ray.data.DataContext.get_current()
     logger, bars = logging.getLogger("ray.data"), context.enable_progress_bars
     level = logger.level
@@ -283,6 +285,6 @@ def _quiet(ray: Any) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """The line of Ray's message that says what happened."""
+    """Return the last line of Ray's message, which states the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__).rstrip(".") + "."

@@ -1,4 +1,4 @@
-"""Say what a run of `embed` would do, and write nothing."""
+"""Dry run of `embed`: determine what a run would do, without writing anything."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Rehearsal:
     """Result of `rehearse`: what a run would do."""
 
     plan: Plan
-    shards: int  # of this run
-    todo: int  # of them, not finished
-    rows: int  # not done
+    shards: int  # all shards of this run
+    todo: int  # unfinished shards
+    rows: int  # rows that are not done
 
 
 def rehearse(
@@ -38,10 +38,9 @@ def rehearse(
     part: Slice | None = None,
     update: Update | None = None,
 ) -> Rehearsal:
-    """Scan the sources and say what `run` would do. Writes nothing.
+    """Scan the sources and return what `run` would do. Writes nothing.
 
-    Raises:
-        DataError: as `run`, also for a folder that belongs to another job.
+    Raises the errors that `run` raises before it embeds anything.
     """
     check_packages(options)
     earlier = Output.load(out)
@@ -61,7 +60,7 @@ def rehearse(
 
 
 def _rehearsed(planned: Plan) -> Rehearsal:
-    """What an update would do; rows that are kept are not to be done."""
+    """Return what an update would do; reused rows do not count as rows to do."""
     every = list(planned.shards())
     rows = sum(
         row.content is not None and not isinstance(row, KnownRow)

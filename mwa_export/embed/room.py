@@ -1,4 +1,4 @@
-"""A limit on the pixels that decoding threads hold at once."""
+"""Limit on the pixels that decoding threads hold at once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from mwa_export.inputs.decode import MAX_PIXELS
 
-_EACH = 1 << 24  # pixels of a thread: photographs of usual size never wait
+_EACH = 1 << 24  # pixels per thread: photographs of usual size never wait
 
 
 class Room:
-    """Memory for decoded images (about 8 bytes a pixel), shared by all decoding threads.
+    """Budget of pixels for decoded images (about 8 bytes each), shared by all decoding threads.
 
-    The largest accepted image fits. A thread that waits for much memory is served in turn.
+    The largest accepted image fits. Threads are served in order, so a large image is not starved.
     """
 
     def __init__(self, threads: int) -> None:
@@ -24,7 +24,7 @@ class Room:
 
     @contextmanager
     def __call__(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for so many pixels, and take it."""
+        """Wait until ``pixels`` are free, and hold them within the context."""
         with self._turn, self._changed:
             while self._free < pixels:
                 self._changed.wait()

@@ -1,4 +1,7 @@
-"""The rows of a shard, each ending as a vector or as an error: what both pipelines share."""
+"""Read, check and collect the rows of a shard: code shared by the image and text pipelines.
+
+Every row ends as a vector or as an error.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,22 @@ from mwa_export.vectors.job import RowError, Shard
 from mwa_export.vectors.shards import UNIT_TOLERANCE, Embedded
 
 OnRows = Callable[[int, int], None]
-"""Called with the rows that were just finished and how many failed; may raise to stop the run."""
+"""Called with the numbers of rows just finished and failed; may raise to stop the run."""
 
-_TIMED = 64  # rows whose reading is entered into the clock at a time
+_TIMED = 64  # rows between updates of the clock for reading
 
 
 def ignore(_rows: int, _failed: int) -> None:
-    """For those who do not watch."""
+    """Do nothing: the default `OnRows`."""
 
 
 Known = tuple[NDArray[Any], Any] | RowError
-"""What is known of a row: its vector as it was stored, with its scale or None; or its failure."""
+"""Known outcome of a row: its stored vector (D,) with its scale or None, or its failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownRow(Row):
-    """A row that need not be computed."""
+    """A row whose outcome is known, so that it is not computed."""
 
     known: Known = field(kw_only=True)
     fingerprint: bytes = field(kw_only=True)
@@ -47,7 +50,7 @@ class KnownRow(Row):
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """Fingerprints of a shard's rows by number, and the rows whose outcome is known."""
+    """Fingerprints of a shard's rows by row number, and the rows with known outcomes."""
 
     fingerprints: dict[int, bytes] = field(default_factory=dict)
     kept: list[tuple[int, KnownRow]] = field(default_factory=list)
@@ -55,26 +58,26 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What the shards of one source are embedded with."""
+    """Everything needed to embed the shards of one source."""
 
     backend: Backend
-    batch: int  # rows at a time, at most
-    columns: Sequence[tuple[str, str]]  # carried along: names and Arrow types
+    batch: int  # maximum rows per batch
+    columns: Sequence[tuple[str, str]]  # names and types of carried columns
     workers: int  # threads that read and decode, or tokenize
-    clock: Clock  # takes the times of the stages; tokenizing counts as decoding
+    clock: Clock  # records the times of the stages; tokenizing counts as decoding
     on_rows: OnRows  # called after each batch
-    notes: dict[str, Notes] = field(default_factory=dict)  # of shards that are under way
+    notes: dict[str, Notes] = field(default_factory=dict)  # by key of shards in progress
 
 
 def checked_rows(
     setup: Setup, source: Source, shard: Shard
 ) -> Iterator[tuple[int, Row, RowError | None]]:
-    """Number, row and obstacle of each row of a shard. Columns have the types of their columns.
+    """Yield (number, row, error or None) for each row of a shard, with converted column values.
 
-    Rows that are known are left out, and stand in the notes.
+    Rows with known outcomes are omitted and added to the notes instead.
 
     Raises:
-        DataError: the source gives more or fewer rows than it was asked for.
+        DataError: the source yields more or fewer rows than requested.
     """
     duplicates, types, clock = frozenset(shard.duplicates), setup.columns, setup.clock
     notes = setup.notes[shard.key] = Notes()
@@ -113,15 +116,15 @@ def checked_rows(
             return
     found = "more" if number == shard.stop else f"{number - shard.start:,}"
     raise DataError(
-        f"{source.name}: gave {found} rows for {shard}. It changed since it was scanned; run the "
-        "command again."
+        f"{source.name}: read {found} rows for {shard}, so the source has changed since it was "
+        "scanned. Run the same command again."
     )
 
 
 def fingerprint_of(row: Row) -> bytes:
-    """16 bytes that stand for a row's content: of a file its name, size and time; else all of it.
+    """Hash a row's content to 16 bytes: for a file its name, size and time, otherwise all of it.
 
-    Empty where the content is in no file and not read yet.
+    Returns b"" if the content is not in a file and has not been read yet.
     """
     if isinstance(row, KnownRow):
         return row.fingerprint
@@ -132,7 +135,7 @@ def fingerprint_of(row: Row) -> bytes:
 
 
 class Collected:
-    """Vectors and errors of a shard so far."""
+    """Collects vectors and errors of a shard."""
 
     def __init__(self) -> None:
         self.errors: list[RowError] = []
@@ -148,12 +151,12 @@ class Collected:
         columns: Sequence[tuple[Any, ...]],
         vectors: NDArray[np.float32],
     ) -> None:
-        """Rows, ascending, with their vectors (n, D). Those that are no unit vectors fail."""
+        """Add ascending rows with vectors (n, D). Rows whose vector is not of unit length fail."""
         good = unit_rows(vectors)
         if not good.all():
             kept = np.flatnonzero(good).tolist()
             lost = np.flatnonzero(~good).tolist()
-            reason = "the model gave no unit vector (a value that is not finite, or another length)"
+            reason = "the model returned a vector that is not finite or not of unit length"
             self.errors += [RowError(numbers[i], ids[i], "not-finite", reason) for i in lost]
             numbers, ids = [numbers[i] for i in kept], [ids[i] for i in kept]
             columns, vectors = [columns[i] for i in kept], vectors[good]
@@ -163,7 +166,7 @@ class Collected:
         self._vectors.append(vectors)
 
     def finish(self, shard: Shard) -> Embedded:
-        """The shard. A shard in which every row failed has vectors of shape (0, 0)."""
+        """Return the shard. If every row failed, its vectors have shape (0, 0)."""
         vectors = np.concatenate(self._vectors) if self._vectors else np.empty((0, 0), np.float32)
         self.errors.sort(key=lambda error: error.row)
         rows = np.array(self._rows, np.int64)
@@ -171,7 +174,7 @@ class Collected:
 
 
 def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Mask of the rows that are finite and of unit length. (n,)"""
+    """Return a mask (n,) of the rows (n, D) that are finite and of unit length."""
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("nd,nd->n", vectors, vectors)
         good: NDArray[np.bool_] = np.abs(np.sqrt(squares) - 1) < UNIT_TOLERANCE  # NaN: False
@@ -179,5 +182,5 @@ def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def stable(reason: str) -> str:
-    """A reason without secrets, and without the addresses in memory that Pillow prints."""
+    """Remove secrets, and the memory addresses that Pillow prints, from a reason."""
     return re.sub(r"<?[\w.]+ object at 0x[0-9a-fA-F]+>?", "its bytes", public(reason))

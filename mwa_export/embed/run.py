@@ -1,4 +1,4 @@
-"""Run `embed`: lock, plan, find what is left to do, hand it to an executor, and finish."""
+"""Run `embed`: lock, plan, find unfinished shards, pass them to an executor, and finish."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from mwa_export.vectors.shards import Embedded, check_format
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How to run a job. Nothing here changes a byte of the output, but for the indexes' files."""
+    """How to run a job. Nothing here affects the content of shards."""
 
-    workers: int | None = None  # threads that decode; None: one per core
-    part: Slice | None = None  # of several machines
+    workers: int | None = None  # decoding threads; None: one per core
+    part: Slice | None = None  # this machine's share; None: everything
     max_errors: MaxErrors | None = None
-    faiss: bool = False
+    faiss: bool = False  # also write FAISS indexes
     executor: Executor | None = None  # None: this process
-    update: Update | None = None  # of an output that is there, finished or not
+    update: Update | None = None  # update an existing output, finished or not
 
     def __post_init__(self) -> None:
         check_threads("workers", self.workers)
@@ -50,18 +50,18 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The work of an executor: embed `shards`, save each in `output`, and report it."""
+    """Work for an executor: embed `shards`, save each in `output`, and report it."""
 
     plan: Plan
     output: Output
     shards: Sequence[Shard]
     runtime: RuntimeOptions
     workers: int | None
-    meter: Meter  # `advance` it, and tell its `watch` of each shard, in any order
+    meter: Meter  # call its `advance`, and `watch.shard` for each shard, in any order
 
 
 Executor = Callable[[Task], None]
-"""Does a task, or raises; what it finished until then stays."""
+"""Runs a task. If it raises, the shards that it finished are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,14 @@ class Summary:
     """Result of `run`."""
 
     out: Path
-    counts: dict[Kind, Counts]  # of the whole output if it is complete, else of what is finished
-    complete: bool  # all shards are finished, and the manifest is written
-    errors: str  # name of the file that lists the rows that failed
-    embedded_now: int = 0  # rows that this run did, failed ones too
+    counts: dict[Kind, Counts]  # rows of all finished shards
+    complete: bool  # whether all shards are finished and the manifest is written
+    errors: str  # name of the file that lists the failed rows
+    embedded_now: int = 0  # rows done by this run, including failed ones
     seconds: float = 0.0
     left: int = 0  # shards that other machines have not finished
-    losses: dict[str, int] = field(default_factory=dict)  # of this run: "picture: what" -> rows
-    kept: int = 0  # rows that an update took over, among `embedded_now`
+    losses: dict[str, int] = field(default_factory=dict)  # in this run: "picture: what" -> rows
+    kept: int = 0  # rows that an update reused, included in `embedded_now`
 
 
 def embed(
@@ -90,23 +90,25 @@ def embed(
     runtime: RuntimeOptions | None = None,
     update: Update | None = None,
 ) -> Summary:
-    """Embed files of images or texts into a folder, every row accounted for and resumable.
+    """Embed images, texts or both into a folder, accounting for every row. Runs can be resumed.
 
     Args:
-        bundle: its folder, or an opened bundle.
-        out: a new or empty folder, or the folder of an earlier run of the same job to continue.
+        bundle: a bundle's folder, or an opened bundle.
+        out: a new or empty folder, or the folder of an earlier run of this job to continue.
         images: a folder, glob, list, table or tars of images.
         texts: a table or lines of texts.
-        source: columns and splits, where they cannot be detected.
+        source: columns and splits that cannot be detected.
         options: dtype, format and sizes of the output.
         runtime: runtime, precision and threads.
-        update: continue although the source has changed, or retry rows that failed.
+        update: embed changed rows of the source, or retry failed rows.
 
     Raises:
         MissingPackageError: `options.format` is "parquet" and pyarrow is not installed.
+        UsageError: there is nothing to embed, or the bundle lacks a tower.
         DataError: the sources or the folder cannot be used, or belong to another job.
+        RuntimeUnavailableError: the runtime is not installed or cannot run the bundle.
         OutputBusyError: another run is writing to the folder.
-        BundleError: the disk refuses to write; run again to continue.
+        BundleError: the bundle cannot be opened, or writing failed; run again to continue.
     """
     check_packages(options)
     sources = open_sources(images, texts, source or SourceOptions())
@@ -125,20 +127,23 @@ def run(
     how: Execution | None = None,
     watch: Watch | None = None,
 ) -> Summary:
-    """Embed sources into a folder, or go on where an earlier run stopped.
+    """Embed sources into a folder, or continue an earlier run.
 
     Args:
         sources: at most one of each kind.
-        out: a new or empty folder, or that of an earlier run of the same job.
-        options: what decides the output.
-        how: what does not decide the output.
+        out: a new or empty folder, or the folder of an earlier run of this job.
+        options: options that determine the output.
+        how: options that do not affect the content of shards.
+        watch: callbacks that display the run.
 
     Raises:
         MissingPackageError: a package that the output needs is not installed.
+        UsageError: options or sources that cannot be combined.
         DataError: the sources or the folder cannot be used, or belong to another job.
+        RuntimeUnavailableError: the runtime is not installed or cannot run the bundle.
         OutputBusyError: another run is writing to the folder.
-        TooManyErrorsError: more rows failed than allowed; the run can be continued, or is complete.
-        BundleError: the disk refuses to write; run again to continue.
+        TooManyErrorsError: more rows failed than allowed; finished shards are kept.
+        BundleError: writing failed; run again to continue.
     """
     how, watch, runtime = how or Execution(), watch or Unwatched(), runtime or RuntimeOptions()
     out = Path(out)
@@ -159,7 +164,7 @@ def run(
         and not os.access(out, os.W_OK)
     ):
         return _reported(earlier, ask, how)
-    Output.prepare(out)  # refuses a folder of something else before anything is written
+    Output.prepare(out)  # refuses a folder with other content before anything is written
     with locked(out, None if how.part is None else how.part.name):
         Output.prepare(out)  # another run may have finished in between
         if how.part is None:
@@ -169,7 +174,7 @@ def run(
         except MwaExportError:
             earlier = Output.load(out)
             if earlier is not None and earlier.finished:
-                earlier.remove_work()  # a finished output stays as it was
+                earlier.remove_work()  # leave a finished output as it was
             raise
         summary = (
             _finished(output, how)
@@ -189,7 +194,7 @@ def check_packages(options: EmbedOptions | None, how: Execution | None = None) -
 
 
 def _opened(planned: Plan, out: Path, how: Execution) -> tuple[Plan, Output]:
-    """What is to be made, and the output in which: an update is an output of its own."""
+    """Return the plan and the output to write; an update is a separate output."""
     old = None if how.update is None else Output.load(out)
     if old is None or how.update is None:
         return planned, Output.claim(out, planned.job)
@@ -203,7 +208,7 @@ def _opened(planned: Plan, out: Path, how: Execution) -> tuple[Plan, Output]:
 
 
 def _reported(output: Output, ask: Callable[[Path], Plan], how: Execution) -> Summary:
-    """Report a finished output on a disk that cannot be written."""
+    """Report a finished output on a read-only disk."""
     with scratch_folder() as work:
         output.check(ask(work).job)
     return _finished(output, how)
@@ -233,26 +238,27 @@ def _run(
 
 
 def _end(planned: Plan, output: Output, how: Execution) -> Summary:
-    """Write the manifest if all shards are finished, those of other machines too."""
+    """Write the manifest once all shards are finished, including those of other machines."""
     everything = list(planned.shards())
     entries = output.ledger(everything)
     left = len(everything) - len(entries)
     if left and not output.finished:
         if how.part is None:
             raise OutputDamagedError(
-                f"{output.folder}: finished shards were lost while the run went on."
+                f"{output.folder}: finished shards disappeared during the run. Run the same "
+                "command again."
             )
         found = counts(planned.job, entries)
         return Summary(output.folder, found, False, ERRORS[planned.job.format], left=left)
     alone = nullcontext() if how.part is None else locked(output.folder, "finish", wait=True)
-    with alone:  # no other part finishes this output
+    with alone:  # only one part may finish the output
         if not output.finished:
             output.finish(entries)
         return _finished(output, how)
 
 
 def _finished(output: Output, how: Execution) -> Summary:
-    """End a run whose manifest is there: do the rest of what a kill may have interrupted."""
+    """Complete a run whose manifest is written, including steps that a kill interrupted."""
     found = output.close()
     if how.max_errors is not None:
         total = sum(c.embedded + c.failed for c in found.values())
@@ -263,7 +269,7 @@ def _finished(output: Output, how: Execution) -> Summary:
 
 
 def run_here(task: Task) -> None:
-    """Execute a task in this process: one thread writes while the others go on."""
+    """Execute a task in this process; a thread writes shards while the others continue."""
     worker = Worker.open(
         task.plan.job, bundle=task.plan.bundle, workers=task.workers, runtime=task.runtime
     )
@@ -275,7 +281,7 @@ def run_here(task: Task) -> None:
 
         def write() -> None:
             if task.plan.job.format == "parquet":
-                require("pyarrow.parquet")  # half a second
+                require("pyarrow.parquet")  # importing it takes half a second
             for embedded in computed:
                 with worker.clock.working("write"):
                     entry = task.output.save(embedded)
@@ -292,5 +298,5 @@ def run_here(task: Task) -> None:
 
 
 def row_count(shards: Sequence[Shard]) -> int:
-    """Rows of some shards."""
+    """Count the rows of some shards."""
     return sum(shard.stop - shard.start for shard in shards)

@@ -1,4 +1,4 @@
-"""Texts to shards of vectors: identical ones once, sorted by length, back in the order they came.
+"""Embed shards of texts: deduplicated, batched by length, and returned in their original order.
 
 A thread reads and tokenizes the next shard while the model runs.
 """
@@ -20,33 +20,33 @@ from mwa_export.inputs.tokenizer import PAD, Tokenizer, framed
 from mwa_export.vectors.job import RowError, Shard
 from mwa_export.vectors.shards import Embedded
 
-WINDOW = 2048  # texts that are tokenized at a time, and held for no longer
-_TOKENS = 1 << 14  # of a batch, padding included: bounds the memory of long texts
+WINDOW = 2048  # texts tokenized and held in memory at a time
+_TOKENS = 1 << 14  # per batch, including padding: bounds the memory for long texts
 
 
 @dataclass(slots=True)
 class _Tokenized:
-    """A shard's texts as token ids, each different one once."""
+    """A shard's distinct texts as token ids."""
 
     shard: Shard
-    numbers: list[int] = field(default_factory=list)  # of the rows
+    numbers: list[int] = field(default_factory=list)  # row numbers
     ids: list[str] = field(default_factory=list)
     columns: list[tuple[object, ...]] = field(default_factory=list)
-    which: list[int] = field(default_factory=list)  # row -> its place in `different`
-    different: list[bytes] = field(default_factory=list)  # int32 each
+    which: list[int] = field(default_factory=list)  # for each row, its index in `different`
+    different: list[bytes] = field(default_factory=list)  # int32 token ids of each distinct text
     errors: list[RowError] = field(default_factory=list)
 
 
 def embed_text_shards(
     setup: Setup, tokenizer: Tokenizer, source: Source, shards: Iterable[Shard]
 ) -> Iterator[Embedded]:
-    """Embed whole shards, one after another, without a pause between them.
+    """Embed shards in order, without a pause between them.
 
     Raises:
-        DataError: the source is not what its scan said.
+        DataError: the source has changed since its scan.
     """
     on_rows = setup.on_rows
-    setup.clock.threads |= {"read": 1, "decode": 1}  # SentencePiece's run inside one call
+    setup.clock.threads |= {"read": 1, "decode": 1}  # SentencePiece starts threads of its own
     with Line(setup.clock) as line:
         ready: Channel[_Tokenized] = Channel(line, 1, None, "infer")
 
@@ -100,11 +100,11 @@ def _tokenized(
 
 
 def _caption(content: object, tokenizer: Tokenizer) -> Caption:
-    """A text, or the token ids of one, that can be embedded."""
+    """Check a text or its token ids. Raises RowRefusedError if they cannot be embedded."""
     if not isinstance(content, tuple):
         return text_of(content)
     if max(content) > tokenizer.mask_id:
-        reason = f"token id {max(content)}. Expected 0 to {tokenizer.mask_id}, the tokenizer's."
+        reason = f"expected token ids from 0 to {tokenizer.mask_id}, found {max(content)}"
         raise RowRefusedError("not-text", reason)
     return content
 
@@ -116,7 +116,7 @@ def _encode(
     tokenizer: Tokenizer,
     workers: int,
 ) -> int:
-    """Add a window of texts. Returns how many of them were cut."""
+    """Tokenize a window of texts and add them. Returns how many were truncated."""
     different = dict.fromkeys(caption for _number, _row, caption in window)
     texts = [caption for caption in different if isinstance(caption, str)]
     cut = set[Caption]()
@@ -141,9 +141,9 @@ def _encode(
 
 
 def _vectors(setup: Setup, entry: _Tokenized, line: Line) -> NDArray[np.float32]:
-    """Embed the different texts of a shard. (len(entry.different), D), in their order."""
+    """Embed the distinct texts of a shard, in order: (len(entry.different), D) float32."""
     sequences = entry.different
-    rows = np.bincount(entry.which, minlength=len(sequences))  # that have each text
+    rows = np.bincount(entry.which, minlength=len(sequences))  # number of rows with each text
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences)) // 4
     order = np.argsort(lengths, kind="stable")
     flat = np.frombuffer(b"".join(sequences[place] for place in order.tolist()), np.int32)
@@ -168,7 +168,7 @@ def _vectors(setup: Setup, entry: _Tokenized, line: Line) -> NDArray[np.float32]
 
 
 def _batch_end(lengths: NDArray[np.int64], start: int, batch: int) -> int:
-    """End of the batch that begins at ``start``; lengths ascend."""
+    """Return the end of the batch that begins at ``start``. ``lengths`` ascend."""
     stop = min(start + batch, len(lengths))
     while stop - start > 1 and (stop - start) * int(lengths[stop - 1]) > _TOKENS:
         stop -= 1

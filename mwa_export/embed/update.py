@@ -1,4 +1,4 @@
-"""Update an output: a plan that keeps the rows which did not change, and where it is made."""
+"""Update an output: plan it so that unchanged rows are reused, and choose its folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mwa_export.vectors.output import UPDATE, Output, clean_folder
 from mwa_export.vectors.shards import read_column
 
 Vanished = Literal["drop", "keep"]
-_ROWS = 64  # looked up at a time
+_ROWS = 64  # rows looked up at a time
 _VERSIONS = r"versions\..*"
 _SOURCE = r"inputs\.\w+\.(fingerprint|rows|taken|columns.*)"
 
@@ -34,32 +34,32 @@ _SOURCE = r"inputs\.\w+\.(fingerprint|rows|taken|columns.*)"
 class Update:
     """What an update may change."""
 
-    source: bool = True  # rows that are new or have other content are embedded
-    retry_failed: bool = False  # rows that failed are tried again
-    vanished: Vanished = "drop"  # rows whose id the source no longer has
+    source: bool = True  # embed rows that are new or whose content changed
+    retry_failed: bool = False  # try failed rows again
+    vanished: Vanished = "drop"  # drop or keep rows that are no longer in the source
 
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """An update to make: its plan, and the folder in which it is made."""
+    """A planned update, and the folder in which it is built."""
 
     plan: Plan
     folder: Path
 
     def output(self, base: Path) -> Output:
-        """Begin it, or go on with it."""
+        """Start or continue building the update of the output in ``base``."""
         Output.prepare(self.folder)
         clean_folder(self.folder)
         return replace(Output.claim(self.folder, self.plan.job), base=base)
 
 
 def renew(planned: Plan, old: Output, update: Update) -> Renewal | None:
-    """Plan an update of an output; None: it would change nothing.
+    """Plan an update of an output; None if it would change nothing.
 
     Raises:
-        DataError: another model or other options, or a source that is not named now.
-        UsageError: `vanished=keep` with a limit.
-        OutputDamagedError: a shard is not what it was.
+        DataError: the model, options or kinds of sources differ from those of the output.
+        UsageError: `vanished=keep` is combined with a limit.
+        OutputDamagedError: a file of a shard is missing or damaged.
     """
     _check(old.job, planned.job, update)
     keep = not update.source or update.vanished == "keep"
@@ -86,21 +86,21 @@ def renew(planned: Plan, old: Output, update: Update) -> Renewal | None:
 
 
 def _check(old: Job, new: Job, update: Update) -> None:
-    """Refuse what would mix vectors of different models, or lose a whole source."""
+    """Refuse to mix vectors of different models, or to lose a whole source."""
     if lost := sorted({FOLDERS[kind] for kind in _kinds(old) - _kinds(new)}):
         raise DataError(
-            f"the output also holds {' and '.join(lost)}, and an update covers all of it. Pass "
-            "that source too."
+            f"the output also contains {' and '.join(lost)}, and an update must cover all of it. "
+            "Pass that source too."
         )
     allowed = _VERSIONS
     if update.source:
         added = "|".join(rf"inputs\.{FOLDERS[kind]}\..*" for kind in _kinds(new) - _kinds(old))
         allowed = "|".join(filter(None, (_VERSIONS, _SOURCE, added)))
     if changed := differences(old, new, allowed=allowed):
-        source = "" if update.source else ", and `retry_failed` alone the same source: `update`"
+        source = "" if update.source else ". If only the source has changed, pass `update` as well"
         raise DataError(
-            f"an update needs the model and the options that the output was made with{source}. "
-            f"{'; '.join(changed)}. Pass those, or embed into a new folder."
+            "an update requires the model and options that the output was made with. "
+            f"{'; '.join(changed)}. Pass those, or embed into a new folder{source}."
         )
 
 
@@ -120,17 +120,17 @@ def _kinds(job: Job) -> set[Kind]:
 
 
 def _with(entry: Input, gone: NDArray[np.int64]) -> Input:
-    """An input with the rows that are kept after its own."""
+    """Return an input whose own rows are followed by the vanished rows that are kept."""
     if len(gone) and entry.taken < entry.rows:
         raise UsageError(
-            "`vanished=keep` and `limit` cannot be combined: rows beyond the limit are not kept."
+            "`vanished=keep` and `limit` cannot be combined: kept rows would be beyond the limit."
         )
     rows = entry.rows + len(gone)
     return replace(entry, rows=rows, taken=entry.taken + len(gone), kept=len(gone))
 
 
 def _unfinished(old: Output, job: Job, mine: Path) -> Iterator[Output]:
-    """Updates of the same model that were given up: what they computed need not be again."""
+    """Yield abandoned updates of the same model, whose vectors can be reused."""
     for folder in sorted((old.folder / UPDATE).glob("*")):
         try:
             found = None if folder == mine else Output.load(folder)
@@ -147,7 +147,7 @@ _NOTHING: NDArray[np.int64] = np.empty((0, 2), np.int64)
 
 
 def _gone(planned: Plan, kind: Kind, old: Output) -> NDArray[np.int64]:
-    """Shard and place in it of each row whose id the source no longer has. (k, 2)"""
+    """Find rows that are no longer in the source, by id: (k, 2), shard and position in it."""
     source = next(source for source in planned.sources if source.kind == kind)
     present = (row.id for row in source.rows(0, planned.job.input(kind).rows))
     have = np.sort(np.fromiter(map(_hash, present), "S16"))
@@ -166,14 +166,14 @@ def _hash(id: str) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class RenewedSource(SourceAround):
-    """A scanned source, whose unchanged rows are known, and after them the rows that vanished."""
+    """A scanned source with known outcomes for unchanged rows, followed by vanished rows."""
 
     own: int  # rows of the source
     earlier: Earlier
-    gone: NDArray[np.int64]  # (k, 2), as `_gone` gives them: of the first output
+    gone: NDArray[np.int64]  # (k, 2), from `_gone`: rows of the first output
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Rows of the source, then those that vanished."""
+        """Yield rows of the source, then those that vanished."""
         if start < self.own:
             rows = self.source.rows(start, min(stop, self.own))
             while chunk := list(islice(rows, _ROWS)):

@@ -1,10 +1,10 @@
-"""One worker of a job: a model that is held, and the shards that are embedded with it.
+"""A worker holds the model of a job and embeds shards with it.
 
     worker = Worker.open(job, ...)
-    entry = worker.embed_shard(output, source, shard)  # written, and in the ledger
+    entry = worker.embed_shard(output, source, shard)  # written and added to the ledger
 
-A shard depends on the job, its source and its number alone, so workers may share the shards of a
-job in any way.
+A shard depends only on the job, its source and its number, so workers can share the shards of a job
+in any way.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from mwa_export.vectors.shards import Embedded
 
 @dataclass
 class Worker:
-    """A model and the job it works for."""
+    """An opened model and the job that it works on."""
 
     bundle: Bundle
     job: Job
     backend: Backend
-    workers: int  # threads that decode
+    workers: int  # decoding threads
     clock: Clock = field(default_factory=Clock)
     on_rows: OnRows = ignore
 
@@ -50,29 +50,33 @@ class Worker:
         workers: int | None = None,
         runtime: RuntimeOptions | None = None,
     ) -> Worker:
-        """Open the model of a job, from its bundle if that is opened already.
+        """Open the model of a job. ``bundle``: the job's bundle, if it is open already.
 
         Raises:
-            DataError: the bundle is another one than the job's.
+            DataError: the bundle is a different model than the job's.
+            BundleError: the bundle cannot be opened.
             RuntimeUnavailableError, VerificationError: see `open_backend`.
         """
         bundle = bundle or Bundle.open(job.bundle)
         if bundle.manifest.space_id != job.space_id:
-            raise DataError(f"{bundle.path}: is another model than the one the job began with.")
+            raise DataError(
+                f"{bundle.path}: is a different model than the one the job was started with. Pass "
+                "the original bundle, or embed into a new folder."
+            )
         options = replace(
             runtime or RuntimeOptions(),
             runtime=job.runtime,
             precision=job.precision,
-            allow_slow=True,  # it was chosen already
+            allow_slow=True,  # checked when the job was planned
         )
         backend = open_backend(bundle, options).backend
         return cls(bundle, job, backend, workers or cores())
 
     def embed(self, source: Source, shards: Iterable[Shard]) -> Generator[Embedded, None, None]:
-        """Embed shards of one source, one after another, without a pause between them.
+        """Embed shards of one source in order, without a pause between them.
 
         Raises:
-            DataError: the source is not what its scan said.
+            DataError: the source has changed since its scan.
         """
         entry = self.job.input(source.kind)
         setup = Setup(
@@ -87,7 +91,7 @@ class Worker:
 
             found = embed_text_shards(setup, self.bundle.tokenizer(), source, shards)
         for shard in found:
-            if not len(shard.vectors):  # every row failed: the width is still the job's
+            if not len(shard.vectors):  # every row failed: set the width of the job
                 shard = replace(shard, vectors=np.empty((0, self.job.width), np.float32))
             notes = setup.notes.pop(shard.shard.key)
             shard = completed(shard, notes)
@@ -96,6 +100,6 @@ class Worker:
             yield shard
 
     def embed_shard(self, output: Output, source: Source, shard: Shard) -> Entry:
-        """Embed one shard, write it and enter it into the ledger."""
+        """Embed one shard, write it and add it to the ledger."""
         (embedded,) = self.embed(source, [shard])
         return output.save(embedded)

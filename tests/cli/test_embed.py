@@ -255,7 +255,7 @@ def test_embedding_needs_neither_torch_nor_onnx(bundle: Path, tmp_path: Path) ->
 
 
 def test_use_that_cannot_be_right_is_refused(bundle: Path, tmp_path: Path) -> None:
-    assert "Nothing to embed" in refused("embed", bundle, "-o", tmp_path / "out")
+    assert "nothing to embed" in refused("embed", bundle, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").glob("*.json"))
 
 

@@ -181,7 +181,7 @@ def test_too_many_errors_stop_the_run_and_more_are_allowed_the_next_time(
     bundle: Path, tmp_path: Path
 ) -> None:
     out, source = tmp_path / "out", pictures(30, bad=(9, 10, 11))
-    with pytest.raises(TooManyErrorsError, match=r"3 of 14 rows failed, and `max_errors` allows 2"):
+    with pytest.raises(TooManyErrorsError, match=r"3 of 14 rows failed, but `max_errors` allows 2"):
         embed(bundle, [source], out, Execution(max_errors=MaxErrors.parse("2")))
     assert not (out / MANIFEST).exists()
     with pytest.raises(TooManyErrorsError, match=r"allows 5%"):

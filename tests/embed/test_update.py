@@ -250,7 +250,7 @@ def test_other_options_are_refused_and_leave_all_as_it_was(
     before = files_below(out)
     with pytest.raises(DataError, match=found):
         embed(bundle, [texts(12, fingerprint="beef")], out, UPDATE, **change)
-    with pytest.raises(DataError, match="also holds texts"):
+    with pytest.raises(DataError, match="also contains texts"):
         embed(bundle, [pictures(3)], out, UPDATE)
     with pytest.raises(UsageError, match="`shard`"):
         embed(bundle, [texts(12)], out, replace(UPDATE, part=Slice(1, 2)))

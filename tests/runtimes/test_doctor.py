@@ -122,7 +122,7 @@ def test_what_is_said_of_int8_is_what_auto_does(
     elif auto is None:
         assert "`auto` does not use it" in told[0]
     else:
-        assert f"`auto` uses INT8 on {LABELS[auto]} only" in told[0]
+        assert f"`auto` uses INT8 only on {LABELS[auto]}" in told[0]
 
 
 @pytest.mark.parametrize("cpu", CPUS)

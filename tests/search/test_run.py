@@ -183,7 +183,7 @@ def test_another_embedding_space_is_refused(tmp_path: Path, bundle: Bundle, made
     with pytest.raises(UsageError, match=rf"{other[:16]}, so their vectors cannot be compared"):
         found_in(tmp_path / "out", Query(text="a"))
     message = refused("search", tmp_path / "out", "a")
-    assert "another form of the same model" in message
+    assert "another export of that model" in message
 
 
 def test_pictures_are_found_below_the_source_and_where_they_have_moved(
