@@ -1,7 +1,7 @@
-"""Draw docs/assets/speed.svg, the chart of the README, from committed results.
+"""Draw docs/assets/speed.svg, the chart in the README, from committed results.
 
 Speed and cosine come from benchmarks/results/cpu_avx2.json, recall from int8_recall.json.
-`--png` also renders docs/assets/speed.png with chromium.
+`--png` also renders docs/assets/speed.png with Chromium.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ text { font: 13.5px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans",
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A contender: its speed with the range over the rounds, and its cosine with PyTorch."""
+    """A contender: speed, its range over the rounds, and cosine with PyTorch."""
 
     label: str
     ours: bool
@@ -58,7 +58,7 @@ class Row:
 
 
 def rows(section: dict[str, Any]) -> list[Row]:
-    """The contenders of one tower in the order of ROWS."""
+    """Return the contenders of one tower in the order of ROWS."""
     figures = {figure["name"]: figure for figure in section["figures"]}
     found = []
     for label, names in ROWS:
@@ -69,7 +69,7 @@ def rows(section: dict[str, Any]) -> list[Row]:
 
 
 def panel(title: str, contenders: list[Row], top: float) -> list[str]:
-    """A title and a bar for each contender; ``top``: where the panel begins."""
+    """Draw a title and a bar per contender, starting at the y coordinate ``top``."""
     x = Scale(0.0, 1.06 * max(row.high for row in contenders), LEFT, RIGHT)
     base = top + 34 + ROW * len(contenders)
     parts = [
@@ -94,7 +94,7 @@ def panel(title: str, contenders: list[Row], top: float) -> list[str]:
 
 
 def chart() -> str:
-    """The whole chart as an SVG file."""
+    """Return the chart as SVG."""
     speed = json.loads((RESULTS / "cpu_avx2.json").read_text(encoding="utf-8"))["bench"]
     recall = json.loads((RESULTS / "int8_recall.json").read_text(encoding="utf-8"))
     sections = {section["tower"]: rows(section) for section in speed["sections"]}
@@ -132,23 +132,23 @@ def chart() -> str:
 
 
 def signed(value: float) -> str:
-    """A change in points with its sign."""
+    """Format a change in points with its sign."""
     return f"{value:+.2f}".replace("-", MINUS)
 
 
 def write_png(svg: Path) -> None:
-    """Render the chart, half as large again."""
+    """Render the chart as PNG at 1.5 times its size."""
     width, height = (int(float(svg_size(svg, key))) for key in ("width", "height"))
     render(svg, svg.with_suffix(".png"), (width, height), scale=1.5)
 
 
 def svg_size(svg: Path, key: str) -> str:
-    """An attribute of the first element."""
+    """Return an attribute of the first element."""
     return svg.read_text(encoding="utf-8").split(f' {key}="')[1].split('"')[0]
 
 
 def main() -> None:
-    """Write the files."""
+    """Write the chart."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--png", action="store_true")
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""How often the interval of a difference of recalls covers the true difference, by simulation.
+"""Simulate how often the interval of a recall difference covers the true difference.
 
-Each trial draws a test set: every caption is a query that is won, lost, or unchanged with known
-probabilities, on its own or alike within an image. From it three intervals are made: ours
-(`bootstrap_interval` of `mwa_export.metrics.significance`: images are resampled, one query won
+Each trial draws a test set: every caption is a query that is won, lost or unchanged with known
+probabilities, either independently or correlated within an image. Three intervals are computed:
+ours (`bootstrap_interval` of `mwa_export.metrics.significance`: images are resampled, one query won
 and one lost are added), the plain percentile bootstrap of images without the added queries, and
-ours with captions resampled instead of images. A good interval covers the truth in 95 % of the
-trials, and its lower bound, on which a gate may rest, lies above the truth in 2.5 %.
+ours with captions resampled instead of images. A good interval covers the truth in 95% of the
+trials, and its lower bound, which a gate may use, is above the truth in 2.5%.
 
     python benchmarks/coverage.py
     python benchmarks/coverage.py --trials 200 --images 100 500
@@ -39,8 +39,8 @@ from mwa_export.metrics.significance import bootstrap_interval
 CONFIDENCE = 0.95
 CAPTIONS = (1, 5)  # per image
 RATES = ((0.05, 0.1), (0.2, 0.4), (1.0, 2.0), (3.0, 3.0), (0.0, 2.0))  # percent won, lost
-CORRELATION = 0.5  # of two captions of an image, where they are alike
-ROUNDING = 1e-9  # points: bounds and truths often are the same multiple of one query
+CORRELATION = 0.5  # between captions of an image, in the correlated cases
+ROUNDING = 1e-9  # points: bound and truth are often equal, as multiples of one query
 
 Ints = NDArray[np.int64]
 Interval = tuple[float, float]
@@ -48,13 +48,13 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One population that test sets are drawn from."""
+    """A population from which test sets are drawn."""
 
     images: int
     captions: int  # per image
     won: float  # percent of the queries
     lost: float
-    correlation: float  # of the outcomes of two captions of an image
+    correlation: float  # between outcomes of two captions of an image
 
     @property
     def truth(self) -> float:
@@ -64,11 +64,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What the intervals of one method did in one case, in percent of the trials."""
+    """Coverage of one method's intervals in one case, in percent of the trials."""
 
     covered: float
-    above: float  # the lower bound lies above the truth: a gate on it passes a model it should not
-    below: float  # the upper bound lies below the truth
+    above: float  # lower bound above the truth: a gate on it would pass a bad model
+    below: float  # upper bound below the truth
     width: float  # mean, points
 
 
@@ -119,7 +119,7 @@ def parse() -> argparse.Namespace:
 
 
 def grid(images: list[int]) -> list[Case]:
-    """Every combination; a single caption per image cannot be like another one of it."""
+    """Return every combination, but correlation only with several captions per image."""
     return [
         Case(number, captions, won, lost, correlation)
         for number, captions, correlation, (won, lost) in itertools.product(
@@ -143,8 +143,8 @@ def machine() -> dict[str, Any]:
 
 
 def simulate(case: Case, *, trials: int, resamples: int, seed: int) -> dict[str, Any]:
-    """Draw test sets and count how the intervals of each method fare."""
-    # streams of the case itself, so that no figure depends on which other cases are run
+    """Draw test sets and measure the coverage of each method's intervals."""
+    # Random streams depend only on the case, so other cases do not change its figures.
     key = [seed, case.images, case.captions, round(1000 * case.won), round(1000 * case.lost)]
     key.append(round(1000 * case.correlation))
     rng, bootstrap = (np.random.default_rng([*key, stream]) for stream in range(2))
@@ -164,11 +164,11 @@ def simulate(case: Case, *, trials: int, resamples: int, seed: int) -> dict[str,
 
 
 def draw(case: Case, rng: np.random.Generator) -> Ints:
-    """(images, captions) of 1 for won, -1 for lost, 0 for unchanged.
+    """Draw outcomes (images, captions): 1 for won, -1 for lost, 0 for unchanged.
 
-    Where captions are alike, each takes the outcome of its image with probability
-    sqrt(correlation) and one of its own otherwise: the rates stay, and two captions of an image
-    have the correlation asked for.
+    With correlation, each caption takes the outcome of its image with probability
+    sqrt(correlation), and an independent one otherwise. This keeps the rates and gives two captions
+    of an image the requested correlation.
     """
     shape = case.images, case.captions
     own = _outcomes(case, shape, rng)
@@ -196,7 +196,8 @@ def judge(intervals: list[Interval], truth: float) -> Coverage:
 
 
 # --- methods ---------------------------------------------------------------------------------
-# From outcomes (images, captions), a number of resamples and a generator to an interval in points.
+# Each takes outcomes (images, captions), the number of resamples and a generator, and returns an
+# interval in points.
 
 Method = Callable[[Ints, int, np.random.Generator], Interval]
 
@@ -209,7 +210,7 @@ def ours(outcomes: Ints, resamples: int, rng: np.random.Generator) -> Interval:
 
 
 def plain(outcomes: Ints, resamples: int, rng: np.random.Generator) -> Interval:
-    """Percentile bootstrap of images, nothing added."""
+    """Percentile bootstrap of images, without added queries."""
     gains, counts = np.unique(outcomes.sum(axis=1), return_counts=True)
     drawn = rng.multinomial(len(outcomes), counts / len(outcomes), size=resamples)
     tail = (1 - CONFIDENCE) / 2
@@ -218,7 +219,7 @@ def plain(outcomes: Ints, resamples: int, rng: np.random.Generator) -> Interval:
 
 
 def of_captions(outcomes: Ints, resamples: int, rng: np.random.Generator) -> Interval:
-    """Ours, if every caption were an image of its own."""
+    """Our interval, treating every caption as a separate image."""
     return ours(outcomes.reshape(-1, 1), resamples, rng)
 
 
@@ -226,7 +227,7 @@ METHODS: dict[str, Method] = {"ours": ours, "plain": plain, "captions": of_capti
 
 
 def methods(case: Case) -> list[str]:
-    """With one caption per image, resampling captions is resampling images."""
+    """Return the methods to run; with one caption per image, "captions" equals "ours"."""
     return [name for name in METHODS if name != "captions" or case.captions > 1]
 
 
@@ -252,7 +253,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def summary(results: list[dict[str, Any]], trials: int) -> str:
-    """The worst of each method."""
+    """Summarize the worst case of each method."""
     error = 100 * (CONFIDENCE * (1 - CONFIDENCE) / trials) ** 0.5
     lines = [f"By chance alone, coverage at {100 * CONFIDENCE:g} % varies by {error:.1f} points."]
     for name in METHODS:

@@ -1,17 +1,18 @@
-"""The CPU targets: INT8, bfloat16 and float32 of a bundle beside everything generic, in one run.
+"""Measure the CPU targets: INT8, bfloat16 and float32 of a bundle against generic tools.
 
-BEiT-3 base, 224 pixels, random weights of which every tensor matters, adapters of 64 with LayerNorm
-`in`, no enhancer. Exported, calibrated on drawn pictures and random ids, every layer in INT8, then
-what `mwa-export bench` measures, with other tools' quantizers and the machine's GEMM peak beside it
-(`peers/`): batch 8, interleaved, medians of the rounds; captions have lengths as assumed for COCO
-(8 to 30 tokens), and peers pad them to 64, as the reference does.
+The model is BEiT-3 base, 224 pixels, with random weights in which every tensor matters, adapters of
+64 with LayerNorm `in`, and no enhancer. It is exported, calibrated on drawn images and random ids,
+and every layer is quantized to INT8. Then `mwa-export bench` is run together with other tools'
+quantizers and the machine's GEMM peak (`peers/`): batch 8, interleaved, medians of the rounds.
+Captions have the lengths assumed for COCO (8 to 30 tokens); peers pad them to 64, as the reference
+does.
 
-    pip install "mwa-export[bench]" nncf optimum-onnx   # what is missing is listed as not measured
+    pip install "mwa-export[bench]" nncf optimum-onnx   # missing ones are listed as not measured
     python benchmarks/cpu.py --name vnni
     python benchmarks/cpu.py --size tiny --rounds 3 --peers eager,onnx --out-folder /tmp/smoke
 
-Writes cpu_NAME.json and cpu_NAME.md into benchmarks/results. On a CPU without INT8 instructions the
-INT8 rows run nevertheless and are marked. About 15 minutes on 2 cores; most of it is PyTorch.
+Writes cpu_NAME.json and cpu_NAME.md to benchmarks/results. On a CPU without INT8 instructions, INT8
+rows are run anyway and marked. Takes about 15 minutes on 2 cores, mostly for PyTorch.
 The last line of the output is the path of the table.
 """
 
@@ -57,18 +58,18 @@ MARK = " (slow here: this CPU has no INT8 instructions)"
 
 @dataclass(frozen=True)
 class Row:
-    """A target and what was measured."""
+    """A target and its measurement."""
 
     what: str
     target: str
-    figure: float | None  # None: one of both sides did not run
+    figure: float | None  # None: one side did not run
     reached: bool
-    who: str  # the contenders that were compared
-    peak: float | None  # share of the machine's GEMM peak that ours reaches
+    who: str  # the compared contenders
+    peak: float | None  # our share of the machine's GEMM peak
 
 
 def main() -> None:
-    """Make the bundle, measure, write JSON and table."""
+    """Make the bundle, measure, and write the JSON and the table."""
     options = parse()
     with tempfile.TemporaryDirectory(dir=options.workdir) as name:
         folder = Path(name)
@@ -107,19 +108,19 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--name", default="this", help="of the result: cpu_NAME.json")
+    parser.add_argument("--name", default="this", help="name of the result: cpu_NAME.json")
     parser.add_argument("--size", choices=["base", "tiny"], default="base")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=64, help="pictures and texts to calibrate")
+    parser.add_argument("--samples", type=int, default=64, help="images and texts for calibration")
     parser.add_argument("--threads", type=int)
     slow = fast_bfloat16(instruction_sets()) is False
     every = [name for name in EVERY if not (slow and "bf16" in name)]
     parser.add_argument(
         "--peers",
         default=",".join(every),
-        help="default: all; bfloat16 only where the CPU has it, minutes per picture elsewhere",
+        help="default: all; bfloat16 only if the CPU supports it (otherwise minutes per image)",
     )
     parser.add_argument("--no-peak", dest="peak", action="store_false")
     parser.add_argument("--workdir", help="folder for temporary files, several GB")
@@ -128,21 +129,21 @@ def parse() -> argparse.Namespace:
 
 
 class Printed:
-    """Each step on a line of its own."""
+    """Progress display that prints a line per step."""
 
     def __call__(self, text: str, total: int | None = None) -> None:
-        """A step starts."""
+        """Print the step."""
         print(f"  {text}", flush=True)
 
     def advance(self, rows: int) -> None:
-        """Nothing to say."""
+        """Do nothing."""
 
 
 # --- the bundle --------------------------------------------------------------------------------
 
 
 def model_config(size: str) -> ModelConfig:
-    """The issue's model, or one that is done in a minute."""
+    """Return the model to measure: base, or a tiny one that takes a minute."""
     base = size == "base"
     width, layers = (768, 12) if base else (128, 3)
     backbone = BackboneConfig(
@@ -158,7 +159,7 @@ def model_config(size: str) -> ModelConfig:
 
 
 def make_bundle(folder: Path, options: argparse.Namespace) -> Bundle:
-    """Export and quantize, each in a process of its own: what they leave in memory slows nobody."""
+    """Export and quantize, each in a separate process, so their memory does not affect timings."""
     for job in (_export, _quantize):
         process = multiprocessing.get_context("spawn").Process(target=job, args=(folder, options))
         process.start()
@@ -179,7 +180,7 @@ def _export(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _quantize(folder: Path, options: argparse.Namespace) -> None:
-    """Every layer in INT8. Recall means nothing with random weights and is not measured."""
+    """Quantize every layer. Recall is not measured: it is meaningless with random weights."""
     bundle = Bundle.open(folder / "bundle")
     side = open_bundle(bundle.path)
     data = drawn_data(folder, bundle, options.samples, seed=1)
@@ -194,13 +195,13 @@ def _quantize(folder: Path, options: argparse.Namespace) -> None:
 
 
 def drawn_data(folder: Path, bundle: Bundle, count: int, seed: int) -> RetrievalData:
-    """Drawn pictures, five texts each of random ids (these weights have no words)."""
+    """Make drawn images with five texts of random ids each (random weights have no vocabulary)."""
     out = folder / f"pictures-{seed}"
     drawn = read_data(write_scenes(out, family="target", count=count, seed=seed))
     rng = np.random.default_rng(seed)
     vocabulary = bundle.manifest.model.backbone.vocab_size
     lengths = np.clip(np.rint(rng.normal(COCO_MEAN, COCO_SPREAD, 5 * count)), COCO_LEAST, COCO_MOST)
-    # Ids come again within a text collection, as words do.
+    # Ids recur within a text collection, as words do.
     words = rng.choice(np.arange(4, vocabulary), min(300, vocabulary // 10), replace=False)
     captions = tuple(tuple(int(i) for i in rng.choice(words, int(n) - 2)) for n in lengths)
     return replace(drawn, captions=captions, name="drawn pictures, random ids of COCO-like lengths")
@@ -210,12 +211,12 @@ def drawn_data(folder: Path, bundle: Bundle, count: int, seed: int) -> Retrieval
 
 
 def target_rows(bench: Bench) -> list[Row]:
-    """The issue's targets beside what was measured."""
+    """Compare the targets with the measurements."""
     vision = next(s for s in bench.sections if s.tower == "vision")
     text = next(s for s in bench.sections if s.tower == "text")
     int8 = best(vision, lambda f: f.kind == "ours" and f.precision == "int8")
     others = best(vision, lambda f: f.kind == "peer" and f.precision == "int8")
-    # Without instructions for it, bfloat16 runs as float32: the faster of two equals is chance.
+    # Without bfloat16 instructions it runs as float32, so which is faster would be chance.
     able = fast_bfloat16(instruction_sets()) is not False
     unquantized = ("float32", "bfloat16") if able else ("float32",)
     exact = best(vision, lambda f: f.kind == "ours" and f.precision in unquantized)
@@ -247,17 +248,17 @@ def target_rows(bench: Bench) -> list[Row]:
 
 
 def best(section: Section, wanted: Callable[[Figure], bool]) -> Figure | None:
-    """The fastest contender of a kind; None: none ran."""
+    """Return the fastest matching contender; None if none ran."""
     return max(filter(wanted, section.figures), key=lambda f: f.ratio, default=None)
 
 
 def ratio(what: str, target: float, ours: Figure | None, other: Figure | None) -> Row:
-    """How many times as fast as another: both against the same baseline in the same rounds."""
+    """Compare the speed of two contenders, each relative to the same baseline per round."""
     if ours is None or other is None:
         missing = "of ours none ran" if ours is None else "what it is compared with did not run"
         return Row(what, f"{target:g} x", None, False, missing, None)
     found = ours.ratio / other.ratio
-    # ONNX Runtime's exact kernels need AVX2 alone.
+    # ONNX Runtime's exact kernels only require AVX2.
     exact = ours.runtime == "onnxruntime" and "avx2" in (instruction_sets() or ())
     slow = ours.precision == "int8" and fast_int8(instruction_sets()) is False and not exact
     who = f"{ours.name}{MARK if slow else ''} against {other.name}"
@@ -265,7 +266,7 @@ def ratio(what: str, target: float, ours: Figure | None, other: Figure | None) -
 
 
 def table(bench: Bench, rows: Sequence[Row]) -> str:
-    """Targets, and below them every contender, as Markdown."""
+    """Format the targets, followed by every contender, as Markdown."""
     machine = bench.machine
     lines = [
         f"{machine.cpu}, {machine.threads} threads, {' '.join(machine.instruction_sets)}; load "

@@ -1,4 +1,4 @@
-"""Pictures, captions and labels that the demo model is trained on, and their batches."""
+"""Training data of the demo model: images, captions and labels, and their batches."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from mwa_export.inputs.preprocess import normalize, pixels_from_image
 from mwa_export.inputs.tokenizer import Tokenizer, pad
 
 IMAGE_SIZE, PATCH_SIZE = 64, 8  # pixels
-PIECES = 600  # enough for each common word to be one piece
+PIECES = 600  # vocabulary size: enough for each common word to be one piece
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Preprocessed pictures and their captions."""
+    """Preprocessed images and their captions."""
 
     pixels: NDArray[np.uint8]  # (N, IMAGE_SIZE, IMAGE_SIZE, 3)
-    captions: list[list[str]]  # five per picture
+    captions: list[list[str]]  # five per image
     facts: NDArray[np.float32]  # (N, number of facts of the family), 1 where true
     patches: NDArray[np.float32]  # (N, patches, number of attributes), 1 where true
 
 
 def draw(family: Family, seed: int, count: int) -> Pictures:
-    """Draw ``count`` pictures on all cores, JPEG-compressed and preprocessed as in inference."""
+    """Draw ``count`` images on all cores, JPEG-compressed and preprocessed as in inference."""
     with ProcessPoolExecutor() as pool:
         drawn = list(pool.map(partial(_draw_one, family, seed), range(count), chunksize=100))
     pixels, captions, facts, patches = zip(*drawn, strict=True)
@@ -44,7 +44,7 @@ def draw(family: Family, seed: int, count: int) -> Pictures:
 
 
 def mixed(first: Pictures, second: Pictures) -> Pictures:
-    """Both sets as one; their labels keep columns of their own."""
+    """Concatenate both sets, with separate label columns for each."""
 
     def beside(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
         both = np.zeros((len(a) + len(b), *a.shape[1:-1], a.shape[-1] + b.shape[-1]), np.float32)
@@ -70,7 +70,7 @@ def _draw_one(family: Family, seed: int, index: int) -> tuple[Any, ...]:
 
 
 def _patch_labels(style: Style, picture: Picture) -> NDArray[np.float32]:
-    """(patches, attributes): what covers each patch, or nothing where it is background."""
+    """Label what covers each patch: (patches, attributes), all 0 for background."""
     attributes: list[object] = [*style.shapes, *style.colours, *style.textures]
     attributes += [*get_args(Size), 1, 2, 3, 4]
     side = IMAGE_SIZE // PATCH_SIZE
@@ -86,7 +86,7 @@ def _patch_labels(style: Style, picture: Picture) -> NDArray[np.float32]:
 
 
 def facts_from_scene(scene: Scene) -> Iterator[tuple[object, ...]]:
-    """What is true in a scene, for the auxiliary loss: which shape has which other attribute."""
+    """Yield what is true in a scene, for the auxiliary loss, such as the colour of each shape."""
     yield "background", scene.background
     yield "place", scene.place
     yield "dim", scene.dim
@@ -101,7 +101,7 @@ def facts_from_scene(scene: Scene) -> Iterator[tuple[object, ...]]:
 
 
 def possible_facts(style: Style) -> list[tuple[object, ...]]:
-    """Everything that ``facts_from_scene`` can give in one family."""
+    """List everything that ``facts_from_scene`` can yield in one family."""
     alone = [(place, 0) for place in get_args(Place)]
     together = [(place, number) for place in ("row", "column") for number in (1, 2)]
     attributes = [*style.colours, *style.textures, *get_args(Size), 1, 2, 3, 4]
@@ -134,9 +134,9 @@ def sentencepiece_from_captions(captions: list[list[str]]) -> bytes:
 def batches(
     pictures: Pictures, tokenizer: Tokenizer, *, size: int, seed: int
 ) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
-    """Endless shuffled batches: inputs (image, token ids, padding mask), facts, patch labels.
+    """Yield endless shuffled batches: inputs (image, token ids, padding mask), facts, patch labels.
 
-    One caption of each picture's five is drawn anew every time.
+    Each time, one of an image's five captions is drawn.
     """
     rng = np.random.default_rng(seed)
     ids = [[tokenizer.encode(text) for text in texts] for texts in pictures.captions]
@@ -153,7 +153,7 @@ def batches(
 
 
 def _augment(pixels: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
-    """Shift each picture by up to 3 pixels, and vary its light. Returns (B, 3, H, W) float32."""
+    """Shift each image by up to 3 pixels and vary its light. Returns (B, 3, H, W) float32."""
     room = np.pad(pixels, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="edge")
     shifts = rng.integers(0, 7, (len(pixels), 2))
     moved = np.stack(

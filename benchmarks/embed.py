@@ -1,17 +1,17 @@
-"""What `mwa-export embed` reaches of what its model and Pillow allow, and how memory grows.
+"""Compare `mwa-export embed` with its bare model and with Pillow, and measure its memory growth.
 
-Every measurement is a process of its own; what is compared has its turn in every round, one after
-the other, and medians of the rounds are shown. Quote the ratios: rates are of this machine at this
-moment. Everything embedded is drawn here; of the pictures, 500 are distinct files and the others
-links to them, so they come from the page cache, for every contender.
+Every measurement is a separate process. Contenders take turns in every round, and medians of the
+rounds are shown. Quote the ratios: absolute rates depend on the machine and its load. All inputs
+are drawn here; 500 images are distinct files and the others are links to them, so every contender
+reads them from the page cache.
 
     python benchmarks/embed.py
-    python benchmarks/embed.py --parts base memory          # the others stay as --out has them
+    python benchmarks/embed.py --parts base memory          # keeps the other parts of --out
     python benchmarks/embed.py --pictures 200 --texts 2000 --compared 200 --rounds 1 \\
         --parts start pictures texts memory --out smoke.json
 
-clip-retrieval is installed without its dependencies into a temporary folder (its reader of files
-needs PyTorch and Pillow only); what cannot be run is left out, and the output says why. Results go
+clip-retrieval is installed without its dependencies into a temporary folder (its file reader only
+needs PyTorch and Pillow). If it cannot be run, it is left out, and the output says why. Results go
 to --out as JSON; the last line of the output is its path.
 """
 
@@ -40,9 +40,9 @@ from mwa_export.cpu import cores
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
-SIZE = 224  # pixels of the models but the tiny one
+SIZE = 224  # image size of all models except the tiny one
 PARTS = ("start", "pictures", "texts", "base", "memory")
-INTERVAL = 0.02  # seconds between two looks at a process
+INTERVAL = 0.02  # seconds between samples of a process
 Result = dict[str, Any]
 
 
@@ -84,13 +84,15 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--pictures", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--texts", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--compared", type=int, default=6000, help="pictures of the comparisons")
+    parser.add_argument("--compared", type=int, default=6000, help="images in the comparisons")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--base-pictures", type=int, default=256)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
-    parser.add_argument("--base-bundle", type=Path, help="one with INT8 graphs, else it is made")
+    parser.add_argument(
+        "--base-bundle", type=Path, help="bundle with INT8 graphs; default: make one"
+    )
     parser.add_argument("--base-runtime", default="openvino", choices=["openvino", "onnxruntime"])
-    parser.add_argument("--clip-retrieval", type=Path, help="folder that holds the package")
+    parser.add_argument("--clip-retrieval", type=Path, help="folder that contains the package")
     parser.add_argument("--workdir", help="folder for temporary files, several GB")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/embed.json"))
     return parser.parse_args()
@@ -100,14 +102,14 @@ def parse() -> argparse.Namespace:
 
 
 def measure_start(options: argparse.Namespace, tiny: Path, pictures: Path, work: Path) -> Result:
-    """Seconds from the start of the process to the first embedded row, checks included."""
+    """Measure seconds from process start to the first embedded row, including checks."""
     arguments = [tiny, "--images", pictures, "--limit", 64, "--runtime", "onnxruntime"]
     rounds = [embed(arguments, work)["first_row_seconds"] for _ in range(options.rounds)]
     return {"seconds": statistics.median(rounds), "rounds": rounds}
 
 
 def compare_pictures(options: argparse.Namespace, free: Path, folder: Path, work: Path) -> Result:
-    """A model that costs nothing: ours, Pillow alone, and clip-retrieval's reader."""
+    """Compare ours with a nearly free model, Pillow alone, and clip-retrieval's reader."""
     shared = {"pictures": str(folder), "size": SIZE, "workers": cores()}
     contenders: dict[str, Callable[[], Result]] = {
         "embed": lambda: embed([free, "--images", folder, *onnx()], work),
@@ -122,7 +124,7 @@ def compare_pictures(options: argparse.Namespace, free: Path, folder: Path, work
 def measure_texts(
     options: argparse.Namespace, bundles: dict[str, Path], texts: dict[int, Path], work: Path
 ) -> Result:
-    """Rows per second of texts no two of which are alike; fewer where the model takes longer."""
+    """Measure rows per second on distinct texts; fewer texts for the slower model."""
     counts = {"free": sorted(texts)[len(texts) // 2], "tiny": min(texts)}
     contenders: dict[str, Callable[[], Result]] = {
         name: partial(embed, [bundle, "--texts", texts[counts[name]], *onnx()], work)
@@ -132,7 +134,7 @@ def measure_texts(
 
 
 def compare_base(options: argparse.Namespace, folder: Path, work: Path) -> Result:
-    """Base at 224 pixels in INT8: the whole job against the model alone, same runtime and batch."""
+    """Compare the whole job with the bare model in INT8: base, 224 pixels, same runtime, batch."""
     runtime = options.base_runtime
     bundle = options.base_bundle or base_bundle(work / "base", runtime)
     chosen = {"runtime": runtime, "precision": "int8", "threads": cores(), "allow_slow": True}
@@ -148,7 +150,7 @@ def compare_base(options: argparse.Namespace, folder: Path, work: Path) -> Resul
 
 
 def grow(free: Path, kind: str, source: Path, count: int, work: Path) -> Result:
-    """Memory of one run, see `Observed.result`."""
+    """Measure the memory of one run, see `Observed.result`."""
     found = embed([free, f"--{kind}", source, *onnx()], work)
     return {
         "kind": kind,
@@ -163,9 +165,9 @@ def grow(free: Path, kind: str, source: Path, count: int, work: Path) -> Result:
 
 
 def interleaved(rounds: int, contenders: dict[str, Callable[[], Result]]) -> Result:
-    """Every contender in every round; medians of the rates, and of each round's ratio to ours.
+    """Run every contender in every round. Returns median rates and ratios of ours to the others.
 
-    Every other round goes backwards: what comes first is not always the same.
+    The order is reversed in every other round.
     """
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
@@ -193,7 +195,7 @@ def onnx() -> list[object]:
 
 
 def job(name: str, **arguments: Any) -> Result:
-    """A measurement of embed_jobs.py."""
+    """Run a measurement of embed_jobs.py."""
     command = [sys.executable, str(HERE / "embed_jobs.py"), name, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -203,7 +205,7 @@ def job(name: str, **arguments: Any) -> Result:
 
 
 def embed(arguments: list[object], work: Path) -> Result:
-    """`mwa-export embed ARGUMENTS`, watched from outside."""
+    """Run `mwa-export embed ARGUMENTS` and observe the process."""
     out, log = work / "out", work / "log.jsonl"
     code = "from mwa_export.cli.main import main; main()"
     command = [sys.executable, "-c", code, "embed", *map(str, arguments), "-o", str(out)]
@@ -232,7 +234,7 @@ def embed(arguments: list[object], work: Path) -> Result:
 
 
 class Observed:
-    """Resident memory of a process over time, and when its log had the first row."""
+    """Resident memory of a process over time, and the time of the first row in its log."""
 
     def __init__(self, log: Path) -> None:
         self.log, self.ended = log, False
@@ -258,7 +260,7 @@ class Observed:
             time.sleep(INTERVAL)
 
     def result(self, wall: float) -> Result:
-        """Memory after a tenth of the time from the first row on, and the most after that."""
+        """Return bytes of memory after a tenth of the time since the first row, and later."""
         first = self.first_row or 0.0
         tenth = first + 0.1 * (wall - first)
         at = [rss for now, rss in self.memory if now <= tenth] or [self.memory[0][1]]
@@ -272,7 +274,7 @@ class Observed:
 
 
 def clip_retrieval(options: argparse.Namespace, work: Path) -> tuple[Path | None, str | None]:
-    """Where clip-retrieval lies, or why it cannot be measured."""
+    """Return the folder of clip-retrieval, or the reason why it cannot be measured."""
     folder = options.clip_retrieval or work / "clip-retrieval"
     if options.clip_retrieval is None:
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "clip-retrieval"]
@@ -300,7 +302,7 @@ def machine() -> Result:
 
 
 def table(results: Result) -> str:
-    """The parts that are there, as Markdown: what was measured, the target, what was found."""
+    """Format the measured parts as Markdown: measurement, target, result."""
     rows = {
         "base": base_rows,
         "pictures": picture_rows,

@@ -1,4 +1,4 @@
-"""What benchmarks/embed.py embeds, and with which models. Everything is drawn here."""
+"""Drawn inputs and random models for benchmarks/embed.py."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mwa_export.model.synthetic import beit3_config, random_tensors, training_ar
 from mwa_export.spec import AdapterConfig, BackboneConfig, ModelConfig
 
 WIDTH, HEIGHT = 640, 480
-DISTINCT = 500  # drawn pictures; the others are links to these under names of their own
-_SAMPLES = 16  # to calibrate with: the speed of INT8 does not depend on the ranges
+DISTINCT = 500  # drawn images; the others are links to these
+_SAMPLES = 16  # for calibration: the speed of INT8 does not depend on the ranges
 
 
 def write_pictures(folder: Path, count: int) -> Path:
-    """JPEG files of 640 x 480 in folders of 1,000, of the size that photographs have there."""
+    """Write JPEG files of 640 x 480 in folders of 1,000, with file sizes like photographs."""
     rng = np.random.default_rng(0)
     originals: list[Path] = []
     for number in range(count):
@@ -43,7 +43,7 @@ def write_pictures(folder: Path, count: int) -> Path:
 
 
 def write_texts(path: Path, count: int) -> Path:
-    """A JSONL of captions of 4 to 30 words, no two alike: equal ones are embedded only once."""
+    """Write a JSONL of distinct captions of 4 to 30 words: equal ones would be embedded once."""
     captions = [
         caption
         for index in range(200)
@@ -57,9 +57,9 @@ def write_texts(path: Path, count: int) -> Path:
 
 
 def free_bundle(out: Path) -> Path:
-    """A model of 224 pixels that costs next to nothing: one layer of width 64, four patches.
+    """Export a nearly free model of 224 pixels: one layer of width 64, four patches.
 
-    It reads bytes (`--input uint8`): scaling pixels to floats outside would cost more than itself.
+    It reads bytes (`--input uint8`): scaling pixels to floats would cost more than the model.
     """
     backbone = BackboneConfig(
         embed_dim=64,
@@ -74,7 +74,7 @@ def free_bundle(out: Path) -> Path:
 
 
 def tiny_bundle(out: Path) -> Path:
-    """The model that ships with the package: 64 pixels, four layers of width 128."""
+    """Export the shipped demo model: 64 pixels, four layers of width 128."""
     bundle_from_model(
         load_model(ModelSource(assets()[0])), out, ExportOptions(tokenizer=assets()[1])
     )
@@ -82,7 +82,7 @@ def tiny_bundle(out: Path) -> Path:
 
 
 def base_bundle(out: Path, runtime: str) -> Path:
-    """Random weights of base size at 224 pixels with adapters, every layer in INT8."""
+    """Export random weights of base size at 224 pixels with adapters, every layer in INT8."""
     config = beit3_config("base", adapter=AdapterConfig("both", 64, "in", 0.6, "parallel"))
     bundle = Bundle.open(_export(config, out, ExportOptions()))
     samples = _samples(bundle)
@@ -104,7 +104,7 @@ def _export(config: ModelConfig, out: Path, options: ExportOptions) -> Path:
 
 
 def _samples(bundle: Bundle) -> Samples:
-    """Drawn pictures and random ids."""
+    """Make calibration samples of drawn images and random ids."""
     backbone = bundle.manifest.model.backbone
     rng = np.random.default_rng(1)
     pixels = [
@@ -122,7 +122,7 @@ def _samples(bundle: Bundle) -> Samples:
 
 
 def _photograph(rng: np.random.Generator) -> Image.Image:
-    """Clouds of several sizes and some grain; about 80 KiB as JPEG."""
+    """Draw clouds of several sizes with some grain; about 80 KiB as JPEG."""
     canvas = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     for cells in (3, 9, 27, 81):
         noise = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)

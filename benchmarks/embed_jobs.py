@@ -1,9 +1,9 @@
-"""The measurements of benchmarks/embed.py, each of which runs in a process of its own.
+"""Measurements of benchmarks/embed.py that run in separate processes.
 
     python benchmarks/embed_jobs.py JOB '{"argument": ...}'
 
-prints one JSON object. Rates count from the first row to the last: starting Python, imports and
-opening the model are not in them.
+Prints one JSON object. Rates are measured from the first row to the last, without starting Python,
+imports and opening the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Result = dict[str, Any]
 
 
 def pillow(pictures: str, size: int, workers: int) -> Result:
-    """What decoding and resizing costs at least: Pillow alone, on that many threads."""
+    """Measure the lower bound for decoding and resizing: Pillow alone, on ``workers`` threads."""
     paths = sorted(Path(pictures).rglob("*.jpg"))
     with ThreadPoolExecutor(workers) as pool:
         start = time.perf_counter()
@@ -38,9 +38,9 @@ def pillow(pictures: str, size: int, workers: int) -> Result:
 
 
 def clip_retrieval(pictures: str, size: int, workers: int, package: str) -> Result:
-    """clip-retrieval's own reader of files with its default batch; nothing is done with a batch.
+    """Measure clip-retrieval's file reader with its default batch; batches are discarded.
 
-    The preprocessing is the model's (bicubic square, [-1, 1]), as its users pass in their model's.
+    It gets the model's preprocessing (bicubic square, [-1, 1]), as its users pass their model's.
     """
     import torch
 
@@ -48,10 +48,10 @@ def clip_retrieval(pictures: str, size: int, workers: int, package: str) -> Resu
     spec = importlib.util.spec_from_file_location("clip_retrieval_reader", path)
     assert spec is not None
     assert spec.loader is not None
-    reader = importlib.util.module_from_spec(spec)  # its package's __init__ wants a web server
+    reader = importlib.util.module_from_spec(spec)  # the package's __init__ needs a web server
     spec.loader.exec_module(reader)
 
-    def preprocess(image: Image.Image) -> Any:  # what torchvision's transforms compute
+    def preprocess(image: Image.Image) -> Any:  # equals torchvision's transforms
         rgb = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
         return pixels.float().div_(255).sub_(0.5).div_(0.5)
@@ -65,7 +65,7 @@ def clip_retrieval(pictures: str, size: int, workers: int, package: str) -> Resu
 
 
 def model_images(bundle: str, batch: int, rows: int, runtime: Result) -> Result:
-    """The bare model on pixels that lie in memory."""
+    """Measure the bare model on pixels in memory."""
     backend, size = _backend(bundle, runtime)
     pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
     backend.embed_images(pixels)

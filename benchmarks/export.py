@@ -1,14 +1,14 @@
-"""Export at real sizes: seconds, peak memory, and the merged graph's speed beside a plain export.
+"""Measure exports at real sizes: seconds, peak memory, and the merged graph's speed.
 
-Makes a random checkpoint, runs `mwa-export onnx` on it in a process of its own (which also compares
-both towers with the PyTorch reference), then exports the unmerged reference with torch.onnx.export
-as anyone would, and times both graphs on ONNX Runtime: interleaved, one graph after the other in
-every round, medians of the rounds. Quote the ratios; the times are of this machine at this moment.
+Makes a random checkpoint and runs `mwa-export onnx` on it in a separate process, which also
+compares both towers with the PyTorch reference. Then exports the unmerged reference with plain
+torch.onnx.export, and times both graphs on ONNX Runtime: interleaved in every round, medians of the
+rounds. Quote the ratios: absolute times depend on the machine and its load.
 
     python benchmarks/export.py --size base
     python benchmarks/export.py --size large --image-size 384 --enhancer --no-speed
 
-The last line of the output is one JSON object; --out writes it to a file, too.
+The last line of the output is one JSON object; --out also writes it to a file.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--steps", action="store_true", help="also time each merge step left out")
+    parser.add_argument(
+        "--steps", action="store_true", help="also time the graph without each merge step"
+    )
     parser.add_argument("--no-speed", dest="speed", action="store_false")
     parser.add_argument("--workdir", help="folder for temporary files, several GB at size large")
     parser.add_argument("--out", type=Path)
@@ -114,7 +116,7 @@ def write_checkpoint(options: argparse.Namespace, folder: Path) -> Path:
 
 
 def measure_export(options: argparse.Namespace, checkpoint: Path, folder: Path) -> dict[str, Any]:
-    """Run the command as users do; its peak memory is what the system counted for the process."""
+    """Run the command as users do; peak memory is what the system reports for the process."""
     code = "from mwa_export.cli.main import main; main()"
     bundle = folder / "bundle"
     command = [sys.executable, "-c", code, "onnx", str(checkpoint), "-o", str(bundle), "-q"]
@@ -156,7 +158,7 @@ def measure_speed(options: argparse.Namespace, model: Model, folder: Path) -> di
 def interleave(
     graphs: dict[str, Path], feed: dict[str, Any], rounds: int, threads: int
 ) -> dict[str, Any]:
-    """Time every graph once per round, in turn, so that a change of the machine hits all alike."""
+    """Time every graph once per round, so that changes in the machine's load affect all equally."""
     runners = {name: session(path, threads=threads) for name, path in graphs.items()}
     outputs = {name: runner.run(None, feed)[0] for name, runner in runners.items()}  # warm-up
     times: dict[str, list[float]] = {name: [] for name in runners}

@@ -1,18 +1,22 @@
-"""TensorRT on this machine's GPU: speed beside PyTorch, recall of the demo model, cosines.
+"""Measure TensorRT on this machine's GPU: speed against PyTorch, recall of the demo model, cosines.
 
-    python benchmarks/gpu.py                                # all stages, one Python
-    python benchmarks/gpu.py --stages prepare --tensorrt 8  # each stage in a Python of its own
-    python benchmarks/gpu.py --stages trt                   #   needs numpy and tensorrt only
+    python benchmarks/gpu.py                                # all stages in one Python
+    python benchmarks/gpu.py --stages prepare --tensorrt 8  # each stage in a separate Python
+    python benchmarks/gpu.py --stages trt                   #   needs only numpy and tensorrt
     python benchmarks/gpu.py --stages torch,ort,report
 
-Stages leave what they make below --work, where the next ones find it. prepare (no GPU) makes the
-demo model's bundle and models of random weights of base and large size from seeds, calibrates them,
-and writes the graphs that are compiled; trt builds engines and times them in turns, on the device
-and as a caller sees it; torch times the unmerged reference (eager float32, eager float16, fused
-attention, torch.compile) and the GPU's GEMM peak; ort times ONNX Runtime's CUDA provider where it
-is installed; report writes GPU.json and GPU.md into
-benchmarks/results. The last line of the output is the path of the table. With --live, it is written
-after each measurement, so that a stage that is killed loses nothing.
+Stages exchange files through --work:
+
+- prepare (no GPU) makes the demo model's bundle and models of base and large size with random
+  weights from seeds, calibrates them, and writes the graphs to compile.
+- trt builds engines and times them in turns, on the device and as a caller sees it.
+- torch times the unmerged reference (eager float32, eager float16, fused attention, torch.compile)
+  and the GPU's GEMM peak.
+- ort times ONNX Runtime's CUDA provider, if it is installed.
+- report writes GPU.json and GPU.md to benchmarks/results.
+
+The last line of the output is the path of the table. With --live, the table is written after each
+measurement, so that a killed stage loses nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the stages that were asked for."""
+    """Run the requested stages."""
     if options.rtx:
         _rtx_as_tensorrt()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -69,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def make_whole(folder: Path) -> None:
-    """Give the graphs of a model that was carried here their weights."""
+    """Restore the weights in the graphs of a model that was transferred here."""
     from gpu_seeds import grow
 
     grow(folder)
@@ -82,15 +86,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precisions", type=_list_of(PRECISIONS), default=list(PRECISIONS))
     parser.add_argument("--work", type=Path, default=Path("gpu-work"), help="several GB")
     parser.add_argument(
-        "--tensorrt", type=int, choices=[8, 10, 11], help="to prepare for; default: the one here"
+        "--tensorrt",
+        type=int,
+        choices=[8, 10, 11],
+        help="version to prepare for; default: the installed one",
     )
-    parser.add_argument("--samples", type=int, default=64, help="to calibrate with")
-    parser.add_argument("--recall", type=int, default=500, help="pictures of the demo's test set")
+    parser.add_argument("--samples", type=int, default=64, help="samples for calibration")
+    parser.add_argument("--recall", type=int, default=500, help="images in the demo's test set")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--builder-level", type=int, help="0 to 5; default: TensorRT's own")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="to begin steps in")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="start no step after this time"
+    )
     parser.add_argument("--live", action="store_true", help="report after each measurement")
-    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="reports to add")
+    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="reports to merge")
     parser.add_argument("--rtx", action="store_true", help="use TensorRT-RTX as TensorRT")
     parser.add_argument("--out-folder", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args()
@@ -130,7 +139,7 @@ def ort(options: argparse.Namespace, model: str) -> None:
 
 
 def report(options: argparse.Namespace) -> Path:
-    """Write the results; returns the table's path."""
+    """Write the results. Returns the path of the table."""
     from gpu_report import collect, gpus, merged, table
 
     parts = [json.loads(path.read_text(encoding="utf-8")) for path in options.merge]
@@ -144,7 +153,7 @@ def report(options: argparse.Namespace) -> Path:
     machine = {"python": platform.python_version(), "nvidia_smi": nvidia_smi()}
     command = command_line()
     whole = {"command": command, "machine": machine, "models": result}
-    if parts:  # what ran there says more than what merges here
+    if parts:  # the machines that measured matter, not the one that merges
         whole |= {"machine": parts[-1]["machine"], "calls": [part["command"] for part in parts]}
     with new_file(page.with_suffix(".json")) as path:
         path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
@@ -154,7 +163,7 @@ def report(options: argparse.Namespace) -> Path:
 
 
 def _rtx_as_tensorrt() -> None:
-    """Let TensorRT-RTX stand for TensorRT 11, whose interface it has under a version of its own."""
+    """Use TensorRT-RTX as TensorRT 11, whose interface it has under its own version number."""
     module: Any = importlib.import_module("tensorrt_rtx_bindings")
     module.__version__ = f"11.0+rtx.{module.__version__}"
     sys.modules["tensorrt"] = module
@@ -164,7 +173,7 @@ STEPS = {"prepare": prepare, "trt": trt, "torch": torch, "ort": ort}
 
 
 class Steps:
-    """Progress as lines."""
+    """Progress display that prints a line per step."""
 
     def __call__(self, text: str, total: int | None = None) -> None:
         print(f"  {text}", flush=True)
@@ -174,7 +183,7 @@ class Steps:
 
 
 def nvidia_smi() -> str | None:
-    """Name, driver, clocks and power limit of the GPUs, as the driver's tool tells them."""
+    """Return name, driver, clocks and power limit of the GPUs, as reported by nvidia-smi."""
     query = "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit"
     try:
         done = subprocess.run(
@@ -201,7 +210,7 @@ def _list_of(names: tuple[str, ...]) -> Any:
 
 
 def _major(options: argparse.Namespace) -> int:
-    """Of the TensorRT to prepare for."""
+    """Return the major version of TensorRT to prepare for."""
     if options.tensorrt is not None:
         return int(options.tensorrt)
     try:

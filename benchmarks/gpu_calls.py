@@ -1,4 +1,4 @@
-"""The calls that carry what `gpu_run.sh prepare` packed to a GPU, and measure there.
+"""Plan the calls that transfer what `gpu_run.sh prepare` packed to a GPU machine and measure there.
 
 python benchmarks/gpu_calls.py FOLDER    # writes FOLDER/CALLS.md
 """
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 1 << 20
-_TRANSFER, _MARGIN = 64 * MIB, 1 * MIB  # of a call, the tree included
+_TRANSFER, _MARGIN = 64 * MIB, 1 * MIB  # limit per call, including the tree
 _SCRIPT = "bash benchmarks/gpu_run.sh"
-_START, _CARRY = 120, 30  # seconds: of the machine, of a call that only carries
-# Stage -> folders of slices that it needs beside those before it, seconds to measure in.
+_START, _CARRY = 120, 30  # seconds to start the machine, and for a call that only transfers
+# Stage -> folders of slices that it needs in addition to earlier stages, seconds for measuring.
 _STAGES = {
     "torch": (("models.*", "site.*"), 360),
     "trt8": (("s[0-9]*",), 540),
@@ -28,7 +28,7 @@ _STAGES = {
 
 @dataclass(frozen=True)
 class Step:
-    """A call: what is carried, what is run, and how long that should take."""
+    """A call: what it transfers, what it runs, and how long that should take in seconds."""
 
     carry: tuple[str, ...]
     command: str
@@ -36,11 +36,11 @@ class Step:
 
 
 def steps(found: dict[str, list[tuple[str, int]]], room: int) -> list[Step]:
-    """The calls, few and full.
+    """Pack the slices into as few calls as possible.
 
     Args:
-        found: stage -> its slices with their bytes.
-        room: bytes that a call carries beside the tree.
+        found: stage -> names and bytes of its slices.
+        room: bytes that a call can transfer in addition to the tree.
     """
     made: list[Step] = []
     for stage, slices in found.items():
@@ -70,7 +70,7 @@ def _filled(slices: Sequence[tuple[str, int]], room: int) -> list[tuple[str, ...
 
 
 def page(made: Sequence[Step]) -> str:
-    """CALLS.md."""
+    """Return the content of CALLS.md."""
     total = _START + sum(step.seconds for step in made)
     lines = [
         "# Calls on the GPU",
@@ -89,7 +89,7 @@ def page(made: Sequence[Step]) -> str:
 
 
 def _slices(folder: Path, patterns: Sequence[str]) -> list[tuple[str, int]]:
-    """Slices of a stage with their bytes, their sums checked."""
+    """Return the slices of a stage with their bytes, after checking their checksums."""
     paths = [path for pattern in patterns for path in folder.glob(f"*/{pattern}") if path.is_dir()]
     paths.sort(key=lambda path: (path.name.rstrip("0123456789"), path.name.zfill(99)))
     found = []
@@ -103,7 +103,7 @@ def _slices(folder: Path, patterns: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _tree() -> int:
-    """Bytes of the files that travel with every call."""
+    """Return the bytes of the working tree, which is transferred with every call."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, capture_output=True, check=True).stdout.split(b"\0")[:-1]
     return sum(path.stat().st_size for name in names if (path := Path(name.decode())).is_file())

@@ -1,10 +1,10 @@
-"""Folders in slices that fit through a transfer, and back.
+"""Split folders into slices that fit a transfer, and reassemble them.
 
     python gpu_carry.py slice FOLDER OUT [MIB]    # OUT/NAME.0, OUT/NAME.1 ...
-    python gpu_carry.py receive SLICE HOME        # HOME/NAME, when the last slice is there
+    python gpu_carry.py receive SLICE HOME        # HOME/NAME, once the last slice has arrived
 
-Slices may come in any order and again. Needs the standard library only. A slice that has a
-recv_slice.sh of its own is given to that.
+Slices may arrive in any order and more than once. Needs only the standard library. A slice that
+contains recv_slice.sh is received by that script.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 
 SUMS = "SHA256SUMS"
 MIB = 1 << 20
-_USUAL = 46  # MiB in a slice
+_USUAL = 46  # default MiB per slice
 
 
 def slice_folder(folder: Path, out: Path, most: int) -> list[Path]:
-    """Pack a folder into slices of at most so many bytes, in place of those that were there."""
+    """Pack a folder into slices of at most ``most`` bytes, replacing its earlier slices."""
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob(f"{folder.name}.*"):
         shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -32,7 +32,7 @@ def slice_folder(folder: Path, out: Path, most: int) -> list[Path]:
         tar.add(folder, ".", filter=_anonymous)
     slices, sums = list[Path](), list[str]()
     with packed.open("rb") as file:
-        while part := file.read(most - 64 * 1024):  # room for the sums
+        while part := file.read(most - 64 * 1024):  # leave room for the checksums
             target = out / f"{folder.name}.{len(slices)}"
             target.mkdir()
             name = f"part.{len(slices):03d}"
@@ -46,14 +46,14 @@ def slice_folder(folder: Path, out: Path, most: int) -> list[Path]:
 
 
 def receive(source: Path, home: Path) -> str:
-    """Keep a slice; unpack the folder if it was the last. Returns what happened, for people."""
+    """Store a slice, and unpack the folder after the last one. Returns a message."""
     name, _, _ = source.name.rpartition(".")
     target, parts = home / name, home / f"{name}.parts"
     sums = (source / SUMS).read_text(encoding="utf-8")
     if (target / SUMS).exists() and (target / SUMS).read_text(encoding="utf-8") == sums:
         return f"{name}: is here already"
     if parts.exists() and (parts / SUMS).read_text(encoding="utf-8") != sums:
-        shutil.rmtree(parts)  # of another packing
+        shutil.rmtree(parts)  # from an earlier packing
     parts.mkdir(parents=True, exist_ok=True)
     wanted = {part: digest for digest, part in (line.split() for line in sums.splitlines())}
     (parts / SUMS).write_text(sums, encoding="utf-8")

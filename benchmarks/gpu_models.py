@@ -1,4 +1,4 @@
-"""The models of benchmarks/gpu.py, made from seeds wherever they are needed: nothing is carried."""
+"""Models of benchmarks/gpu.py, made from seeds where they are needed instead of transferred."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ VISION_BATCHES = (1, 8, 32, 128)
 TEXT_SHAPES = ((1, 16), (32, 16), (128, 16), (128, 64))  # rows, tokens
 TOWERS: tuple[Tower, ...] = ("vision", "text")
 META = "meta.json"
-PLAIN = "plain-float16"  # what builds the plain export: `trtexec --fp16`
+PLAIN = "plain-float16"  # the plain export, built like `trtexec --fp16`
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is drawn; a test draws less."""
+    """Amounts of drawn data; tests draw less."""
 
-    samples: int = 64  # to calibrate with
-    rows: int = 64  # to compare embeddings on
-    recall: int = 500  # pictures of the demo, with five captions each
+    samples: int = 64  # for calibration
+    rows: int = 64  # for comparing embeddings
+    recall: int = 500  # images of the demo, with five captions each
 
 
 def prepare(
@@ -64,16 +64,16 @@ def prepare(
     *,
     config: ModelConfig | None = None,
 ) -> None:
-    """Make WORK/NAME: checkpoint, bundle, engine graphs, inputs, what the reference computes.
+    """Make WORK/NAME: checkpoint, bundle, engine graphs, inputs and reference embeddings.
 
     Args:
-        work: folder.
+        work: the folder WORK.
         name: "demo", "base" or "large".
-        major: of the TensorRT that will build, which decides the form of the graphs.
-        precisions: to prepare; those that the version does not have are left out.
+        major: major version of the TensorRT that will build, which decides the form of the graphs.
+        precisions: precisions to prepare; those unsupported by that version are skipped.
         sizes: see Sizes.
-        progress: told about each step.
-        config: of a model of random weights, in place of the one that the name says.
+        progress: reports each step.
+        config: configuration for random weights, instead of the one for ``name``.
     """
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def prepare(
 
 
 def shape_name(batch: int, length: int | None = None) -> str:
-    """A shape as the results call it: "32", or "32x16" of a text."""
+    """Name a shape as in the results: "32", or "32x16" for texts."""
     return str(batch) if length is None else f"{batch}x{length}"
 
 
@@ -129,7 +129,7 @@ def _random_checkpoint(folder: Path, size: str, config: ModelConfig | None) -> P
 
 
 def _samples(bundle: Bundle, count: int, seed: int) -> Samples:
-    """Drawn pictures, and random ids of plausible lengths."""
+    """Make calibration samples of drawn images and random ids of plausible lengths."""
     arrays = _drawn(bundle, count, seed)
     texts = tuple(
         tuple(ids[mask == 0].tolist())
@@ -171,7 +171,7 @@ def _demo_samples(folder: Path, sizes: Sizes) -> Samples:
 
 
 def _demo_inputs(folder: Path, sizes: Sizes) -> dict[str, Any]:
-    """Pictures that the model has not seen, and which caption belongs to which."""
+    """Make inputs of images that the model has not seen, with the image of each caption."""
     path = write_scenes(folder / "test", family="target", count=sizes.recall, seed=12)
     data = read_data(path, DataOptions(split="test"))
     side: Encoder = open_bundle(folder / "bundle")
@@ -187,7 +187,7 @@ def _demo_inputs(folder: Path, sizes: Sizes) -> dict[str, Any]:
 
 
 def _reference(bundle: Bundle, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The float32 graphs on ONNX Runtime: seeded weights are in no checkpoint."""
+    """Embed with the float32 graphs on ONNX Runtime, since no checkpoint has the seeded weights."""
     found: dict[str, Any] = {}
     for tower in TOWERS:
         names = ("pixels",) if tower == "vision" else ("token_ids", "padding_mask")
@@ -217,7 +217,7 @@ def _graphs(
     samples: Samples,
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """Write the graphs to compile. Tower -> precision -> what it is."""
+    """Write the graphs to compile. Returns tower -> precision -> description."""
     (folder / "graphs").mkdir(exist_ok=True)
     made: dict[str, dict[str, Any]] = {tower: {} for tower in TOWERS}
     typed = is_typed(major)
@@ -242,7 +242,7 @@ def _graphs(
 def _plain(
     folder: Path, bundle: Bundle, model: Model, pixels: Any
 ) -> tuple[dict[str, Any], Embeddings]:
-    """The unmerged vision tower as torch.onnx writes it, and what it computes: a peer of ours."""
+    """Export the unmerged vision tower with torch.onnx as a peer. Returns it and embeddings."""
     graph, path = bundle.describe("vision"), folder / "graphs" / f"vision.{PLAIN}.onnx"
     _export_plain(model, graph, path)
     if (folder / "checkpoint.pth").exists():
@@ -252,7 +252,7 @@ def _plain(
 
 
 def _export_plain(model: Model, graph: Graph, path: Path) -> None:
-    """Opset 17, which TensorRT 8.6 reads; only the older of torch's exporters still writes it."""
+    """Export with opset 17, as TensorRT 8.6 requires; only torch's older exporter writes it."""
     import torch
 
     reference = reference_from_tensors(model.config, model.tensors)
@@ -274,7 +274,7 @@ def _export_plain(model: Model, graph: Graph, path: Path) -> None:
 
 
 def _typed(bundle: Bundle, folder: Path, progress: Progress) -> dict[str, str]:
-    """Tower -> the float16 graph that ONNX Runtime is timed with."""
+    """Write the float16 graphs for timing ONNX Runtime. Returns tower -> file."""
     (folder / "typed").mkdir(exist_ok=True)
     made: dict[str, str] = {}
     for tower in TOWERS:
@@ -284,7 +284,7 @@ def _typed(bundle: Bundle, folder: Path, progress: Progress) -> dict[str, str]:
 
 
 def _macs(bundle: Bundle) -> dict[str, dict[str, int]]:
-    """Multiply-accumulates by tower and shape."""
+    """Count multiply-accumulates by tower and shape."""
     longest = bundle.manifest.model.backbone.max_text_length
     vision, text = (merged_plan(bundle.manifest, tower) for tower in TOWERS)
     return {

@@ -1,4 +1,4 @@
-"""The stage of benchmarks/gpu.py on ONNX Runtime's CUDA provider: float32 and float16 graphs."""
+"""Stage "ort" of benchmarks/gpu.py: float32 and float16 graphs on ONNX Runtime's CUDA provider."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def measure(
     """Time the float32 and float16 graphs with inputs and outputs on the GPU. Writes ort.json.
 
     Args:
-        work: where `prepare` wrote.
-        name: of the model.
-        rounds: of RUNS runs each.
-        progress: told about each step.
-        call: how long this may take.
-        device: number of the GPU; None: the CPU, for a test.
+        work: the folder that `prepare` wrote.
+        name: name of the model.
+        rounds: number of rounds, of RUNS runs each.
+        progress: reports each step.
+        call: time limit.
+        device: number of the GPU; None: the CPU, for tests.
     """
     folder = work / name
     meta = json.loads((folder / "meta.json").read_text())
@@ -64,7 +64,7 @@ def measure(
                 runner = session(file, cuda=device)
                 shapes = _shapes(runner, bundle, tower, meta["macs"][tower], rounds, device)
                 result["towers"][tower][form] = {"shapes": shapes}
-            except Exception as error:  # one that fails must not cost the others
+            except Exception as error:  # one failure must not stop the others
                 result["left_out"][f"{tower} {form}"] = f"{type(error).__name__}: {error}"
             text = json.dumps(result, indent=1) + "\n"
             (folder / "ort.json").write_text(text, encoding="utf-8")
@@ -73,7 +73,7 @@ def measure(
 
 
 def _load_libraries() -> None:
-    """Load cuBLAS and cuDNN from where PyTorch has brought them; this package does not."""
+    """Load cuBLAS and cuDNN from PyTorch's installation; onnxruntime-gpu does not include them."""
     if find_spec("torch") is not None:
         importlib.import_module("torch")
     runtime = require("onnxruntime")
@@ -106,7 +106,7 @@ def _shapes(
 def _timed(
     runner: Any, fed: list[dict[str, Any]], output: str, rounds: int, device: int | None
 ) -> list[float]:
-    """Milliseconds of a run in each round. Copies are left out; the call waits for the GPU."""
+    """Time a run in each round, in milliseconds, without copies. Calls wait for the GPU."""
     where = ("cpu", 0) if device is None else ("cuda", device)
     bound = []
     for feed in fed:

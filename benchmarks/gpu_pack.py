@@ -1,8 +1,8 @@
-"""What a GPU needs of prepared models, small enough to travel: graphs without their weights.
+"""Pack prepared models for transfer to a GPU machine: graphs without their weights.
 
     python benchmarks/gpu_pack.py WORK OUT
 
-gpu_seeds.py puts the weights back, byte for byte.
+gpu_seeds.py restores the weights byte for byte.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from mwa_export.runtimes.backend import inputs_of
 from mwa_export.runtimes.ort_session import run_graph, session
 from mwa_export.spec import TOWERS, Tower
 
-_SEEDS = "seeds."  # what the names of their files begin with
-_LEAST = 4096  # bytes of a tensor that is worth a seed
-_PATCHES = 0.02  # of an int8 weight's values; where more differ, it is carried
+_SEEDS = "seeds."  # prefix of the files of seeds
+_LEAST = 4096  # minimum bytes of a tensor that is replaced by a seed
+_PATCHES = 0.02  # maximum share of an int8 weight's values to patch; otherwise it is transferred
 _STAYS_HERE = ("checkpoint.pth", "samples/", "test/", "engines/", _SEEDS)
 
 
 def reseed(folder: Path) -> None:
-    """Draw the weights of a model's bundle from seeds, and what the bundle expects of them."""
+    """Redraw the weights of a model's bundle from seeds, and update its conformance vectors."""
     bundle = Bundle.open(folder / "bundle")
     vectors = bundle.conformance()
     found: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def reseed(folder: Path) -> None:
 
 
 def redraw(folder: Path, path: Path, prefix: str) -> None:
-    """Draw every large matrix of a model's graph, each with its own spread."""
+    """Redraw every large matrix of a graph from a seed, keeping its spread."""
     graph, seeds, steps = FloatGraph.load(path), dict[str, Seed](), dict[str, Any]()
     for name, array in graph.tensors.items():
         if array.dtype == np.float32 and array.ndim > 1 and array.nbytes >= _LEAST:
@@ -66,7 +66,7 @@ def redraw(folder: Path, path: Path, prefix: str) -> None:
 
 
 def pack(folder: Path, out: Path) -> None:
-    """Copy what the GPU needs of a model, its graphs with holes."""
+    """Copy the files that the GPU machine needs, with holes in place of weights."""
     recipe: dict[str, Any] = {}
     holes, vectors = _holes(folder)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -89,7 +89,7 @@ def pack(folder: Path, out: Path) -> None:
 
 
 def _known_seeds(folder: Path) -> tuple[dict[str, dict[str, Seed]], dict[str, Any]]:
-    """Prefix -> tensor -> seed, and the steps of all."""
+    """Return prefix -> tensor -> seed, and the steps of all tensors."""
     known, steps = dict[str, dict[str, Seed]](), dict[str, Any]()
     for path in folder.glob(f"{_SEEDS}*.json"):
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def _known_seeds(folder: Path) -> tuple[dict[str, dict[str, Seed]], dict[str, An
 
 
 def _holes(folder: Path) -> tuple[list[Hole], dict[str, Any]]:
-    """All that may be found in the graphs of a model, and the arrays that int8 weights need."""
+    """Return all holes that a model's graphs may have, and the arrays for int8 weights."""
     known, vectors = _known_seeds(folder)
     holes = [Hole(s, dtype) for p in known.values() for s in p.values() for dtype in ("<f4", "<f2")]
     for tower in TOWERS:
@@ -115,7 +115,7 @@ def _holes(folder: Path) -> tuple[list[Hole], dict[str, Any]]:
 
 
 def _may_be_in(hole: Hole, file: str) -> bool:
-    """Whether to look for it there: to look through all files takes minutes."""
+    """Whether a file may contain a hole: searching every file would take minutes."""
     owner = "plain" if ".plain-" in file else file.partition(".")[0]
     return hole.seed.name.startswith(f"{owner}.") and (hole.vectors is None or ".int8." in file)
 
@@ -141,8 +141,10 @@ def _int8_holes(
 def _parts(
     tensors: Mapping[str, Any], seeds: Mapping[str, Seed], suffix: str = ""
 ) -> Iterator[tuple[str, Any, Hole]]:
-    """Weights of a graph that are a seed's tensor, or rows or columns of it, one after the other:
-    LINEAR.NUMBER.weight."""
+    """Yield weights of a graph that are a seed's tensor, or consecutive rows or columns of it.
+
+    Parts are named LINEAR.NUMBER.weight.
+    """
     used = dict.fromkeys(seeds, 0)
     for name, array in tensors.items():
         if not name.endswith(f".weight{suffix}"):
@@ -159,7 +161,7 @@ def _parts(
 
 
 def weight_of(name: str, seeds: Mapping[str, Seed]) -> str:
-    """The seed's tensor that a weight of a graph is, or is a part of."""
+    """Return the name of the seeded tensor that a graph's weight is, or is part of."""
     weight = name.removesuffix(".int8")
     return (
         weight if weight in seeds else f"{weight.removesuffix('.weight').rpartition('.')[0]}.weight"
@@ -167,7 +169,7 @@ def weight_of(name: str, seeds: Mapping[str, Seed]) -> str:
 
 
 def _smoothing(bundle: Path, tower: Tower) -> Callable[[str, tuple[slice, slice]], tuple[Any, Any]]:
-    """Weight's name, its part -> what rows and columns were multiplied by on the way to int8."""
+    """Return a function from a weight and its part to the factors of rows and columns for int8."""
     graph = FloatGraph.load(Bundle.open(bundle).graph(tower)[0])
     calibration = Calibration.load(bundle / CALIBRATION).of(tower)
     sites = {site.name: site for site in find_sites(graph)}
@@ -181,7 +183,7 @@ def _smoothing(bundle: Path, tower: Tower) -> Callable[[str, tuple[slice, slice]
         rows = np.ones(len(before)) if weight not in site_of else divide[site_of[weight]]
         before *= rows[:, None]
         columns = (after * before).sum(axis=0) / (before * before).sum(axis=0)
-        return rows[part[0]], columns / weight_scales(after)  # scales are those of all rows
+        return rows[part[0]], columns / weight_scales(after)  # scales are computed over all rows
 
     return factors
 

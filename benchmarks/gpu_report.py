@@ -1,4 +1,4 @@
-"""The last stage of benchmarks/gpu.py: everything that was measured, as JSON and as a table."""
+"""Stage "report" of benchmarks/gpu.py: all measurements as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ COMPILE = "torch.compile float16"
 
 @dataclass(frozen=True)
 class Target:
-    """What is promised, what was found, and whether that is enough; None: not measured."""
+    """A target and its measurement."""
 
     what: str
     target: str
     found: str
-    reached: bool | None
+    reached: bool | None  # None: not measured
 
 
 def collect(work: Path, models: list[str]) -> dict[str, Any]:
-    """All stages' results of all models, with cosines and recall added."""
+    """Collect the results of all stages and models, and add cosines and recall."""
     result: dict[str, Any] = {}
     for name in models:
         folder = work / name
@@ -52,10 +52,10 @@ def collect(work: Path, models: list[str]) -> dict[str, Any]:
 
 
 def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Results of several calls as one; what was measured again replaces what was there.
+    """Merge the results of several calls; later measurements replace earlier ones.
 
     Raises:
-        UsageError: they are of different GPUs, or of graphs that were prepared anew.
+        UsageError: the results are from different GPUs or different graphs.
     """
     whole: dict[str, Any] = {}
     for result in results:
@@ -70,7 +70,7 @@ def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def gpus(result: dict[str, Any]) -> set[str]:
-    """Names of the GPUs that were measured."""
+    """Return the names of the measured GPUs."""
     stages = [entry[s] for entry in result.values() for s in ("trt", "torch") if s in entry]
     return {str(stage["gpu"]) for stage in stages}
 
@@ -81,7 +81,7 @@ def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def targets(result: dict[str, Any]) -> list[Target]:
-    """The targets, judged."""
+    """Compare the targets with the measurements."""
     base = result.get("base", {})
     return [
         _share_of_peak(base),
@@ -94,7 +94,7 @@ def targets(result: dict[str, Any]) -> list[Target]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: the targets, then every timing, cosine and recall."""
+    """Format the targets, then every timing, cosine and recall, as Markdown."""
     lines = ["| | target | found | reached |", "| --- | --- | --- | --- |"]
     for t in targets(result):
         verdict = {True: "yes", False: "no", None: "not measured"}[t.reached]
@@ -137,7 +137,7 @@ def _parities(entry: dict[str, Any]) -> list[str]:
 
 
 def _share(macs: int, ms: float, precision: str, peak: dict[str, Any]) -> float | None:
-    """Of the best GEMM of that type that was measured."""
+    """Return the share of the best measured GEMM rate of that type; None if unknown."""
     best = peak.get(PEAK_OF.get(precision, ""))
     return None if best is None else 2 * macs / (ms / 1000) / best["operations_per_second"]
 
@@ -167,7 +167,7 @@ def _ratio(base: dict[str, Any], peer: tuple[str, str], least: float, what: str)
 
 
 def _small(base: dict[str, Any], precision: str) -> Target:
-    """At every batch from 32 on; the worst counts."""
+    """Judge the speed of an 8-bit precision over float16 by the worst batch size of 32 or more."""
     label = {"int8": "INT8", "float8": "FP8"}[precision]
     what, target = f"{label} / FP16, base, batch >= 32", ">= 1.4 x"
     ratios = []
@@ -191,9 +191,9 @@ def _recall_target(demo: dict[str, Any], precision: str) -> Target:
 
 
 def _parity(folder: Path) -> dict[str, Any]:
-    """Precision -> cosines with the reference, and on the demo the change of recall in points.
+    """Return precision -> cosines with the reference and, for the demo, recall change in points.
 
-    A precision of which one tower failed has the other's cosine.
+    If one tower of a precision failed, only the other's cosine is given.
     """
     with np.load(folder / "reference.npz") as arrays:
         reference = dict(arrays)

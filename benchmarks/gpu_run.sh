@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Half an hour on a GPU: everything is made here, carried in slices, measured there in few calls.
+# Benchmark on a GPU machine in half an hour: prepare here, transfer in slices, measure there in few calls.
 #
-#   gpu_run.sh prepare [PART...]         here: models wheels kit calls (all of them; also: rtx).
-#                                        Writes .gpu/CALLS.md: what to carry, what to run
+#   gpu_run.sh prepare [PART...]         here: models wheels kit calls (default: all; also: rtx).
+#                                        Writes .gpu/CALLS.md: what to transfer and what to run
 #   gpu_run.sh receive SLICE...          there, in any order
 #   gpu_run.sh measure STAGE [MODELS]    there: torch, trt8, ort or rtx; results go to $OUT
-#   gpu_run.sh report FILE.json...       here: what came back, as one, into benchmarks/results
+#   gpu_run.sh report FILE.json...       here: merge the results into benchmarks/results
 #
-# PYTHON runs what is done here (python3). MODELS are prepared (base,demo); GPU_PYTHON is the version
-# of the Python there (3.12). TRT_KIT is a folder with pack_trt.sh, which packs TensorRT 8.6 and a Python
-# for it. There, GPU_HOME holds what was received, and CALL_SECONDS (540) is when no step begins any more.
+# Here: PYTHON is the interpreter (python3), MODELS are the models to prepare (base,demo), GPU_PYTHON is
+# the version of Python there (3.12), and TRT_KIT is a folder with pack_trt.sh, which packs TensorRT 8.6
+# and a Python for it. There: GPU_HOME is the folder for received files, and no step starts after
+# CALL_SECONDS (540).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}

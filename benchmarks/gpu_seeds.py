@@ -1,8 +1,8 @@
-"""Weights that are drawn from seeds, so that graphs of large models travel without them.
+"""Draw weights from seeds, so that graphs of large models are transferred without them.
 
     python benchmarks/gpu_seeds.py FOLDER...     # fill the holes that gpu_pack.py left
 
-Needs numpy only, and none of ONNX: a hole is a range of bytes of a file.
+Needs only numpy, not ONNX: a hole is a range of bytes in a file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SPREAD = math.sqrt(4 * (2**16 - 1) / 12)  # standard deviation of the sum of fo
 
 @dataclass(frozen=True)
 class Seed:
-    """A float32 tensor that its name makes, and steps of its rows and columns."""
+    """A float32 tensor generated from its name, and scaled by steps of its rows and columns."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,34 +33,35 @@ class Seed:
 
 @dataclass(frozen=True)
 class Hole:
-    """Bytes that are made from a seed."""
+    """A range of bytes in a file that is generated from a seed."""
 
     seed: Seed
     dtype: str
-    vectors: str | None = None  # of an int8 weight: what its arrays' names begin with
-    columns: tuple[int, int] | None = None  # those of the seed's tensor; None: all
-    rows: tuple[int, int] | None = None  # the same
-    at: int = 0  # where in the file
+    vectors: str | None = None  # for int8 weights: prefix of the names of their arrays
+    columns: tuple[int, int] | None = None  # columns of the seed's tensor; None: all
+    rows: tuple[int, int] | None = None  # rows of the seed's tensor; None: all
+    at: int = 0  # offset in the file
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         columns = self.columns or (0, self.seed.shape[-1])
         rows = self.rows or (0, math.prod(self.seed.shape[:-1]))
         itemsize: int = np.dtype(self.dtype).itemsize
         return (rows[1] - rows[0]) * (columns[1] - columns[0]) * itemsize
 
     def of(self, values: Any) -> Any:
-        """Its part of the seed's tensor."""
+        """Select the hole's part of the seed's tensor."""
         part = values if self.rows is None else values[slice(*self.rows)]
         return part if self.columns is None else part[:, slice(*self.columns)]
 
 
 def drawn(seed: Seed, vectors: Mapping[str, Any]) -> Any:
-    """Values that are nearly normal, the same with every numpy and on every processor.
+    """Draw nearly normal values that are identical for every numpy version and processor.
 
-    Sums of four raw bytes: only a generator's bits are promised to stay, not its normal numbers.
-    The steps keep what merging gave to rows (scales of norms) and columns (queries are smaller).
+    They are sums of four raw bytes: numpy guarantees only a generator's bits, not its normal
+    numbers. The steps preserve the scales that merging gave to rows (norms) and columns (smaller
+    queries).
     """
     count = math.prod(seed.shape)
     raw = np.random.PCG64(zlib.crc32(seed.name.encode())).random_raw(-(-count // 2))
@@ -77,7 +78,7 @@ def drawn(seed: Seed, vectors: Mapping[str, Any]) -> Any:
 
 
 def steps_of(array: Any) -> tuple[Any, Any]:
-    """Steps of rows and columns, so that `drawn` has the spread of an array."""
+    """Compute steps of rows and columns, so that `drawn` has the spread of an array."""
     flat = array.reshape(-1, array.shape[-1])
     whole = max(float(np.sqrt(np.mean(flat * flat))), np.finfo(np.float32).tiny)
     rows, columns = (np.sqrt(np.mean(flat * flat, axis=axis)) for axis in (1, 0))
@@ -85,7 +86,7 @@ def steps_of(array: Any) -> tuple[Any, Any]:
 
 
 def filled(hole: Hole, vectors: Mapping[str, Any]) -> bytes:
-    """What belongs into a hole."""
+    """Generate the bytes of a hole."""
     values = hole.of(drawn(hole.seed, vectors))
     if hole.vectors is None:
         return np.ascontiguousarray(values, hole.dtype).tobytes()
@@ -98,7 +99,7 @@ def filled(hole: Hole, vectors: Mapping[str, Any]) -> bytes:
 
 
 def levels(weight: Any, rows: Any, columns: Any) -> Any:
-    """A weight as int8: its rows smoothed, its columns divided by their scales."""
+    """Quantize a weight to int8: rows are smoothed, columns divided by their scales."""
     exact = weight.astype(np.float64) * rows[:, None] * columns
     return np.ascontiguousarray(np.clip(np.rint(exact), -127, 127), np.int8)
 
@@ -106,7 +107,7 @@ def levels(weight: Any, rows: Any, columns: Any) -> Any:
 def with_holes(
     content: bytes, holes: Iterable[Hole], vectors: Mapping[str, Any]
 ) -> tuple[bytes, list[Hole]]:
-    """A file without what seeds can make, and the holes where that was."""
+    """Remove the bytes that seeds can generate. Returns the rest and the holes."""
     found = [replace(h, at=at) for h in holes if (at := _find(content, h, vectors)) >= 0]
     found.sort(key=lambda hole: hole.at)
     rest, end = [], 0
@@ -119,8 +120,8 @@ def with_holes(
 def without_holes(
     rest: bytes, holes: Iterable[Hole], vectors: Mapping[str, Any]
 ) -> Iterator[bytes]:
-    """The file again, in pieces."""
-    taken = end = 0  # of the rest; of the file
+    """Yield the original file in pieces."""
+    taken = end = 0  # offsets in the rest and in the file
     for hole in holes:
         yield rest[taken : taken + hole.at - end]
         taken += hole.at - end
@@ -130,7 +131,7 @@ def without_holes(
 
 
 def grow(folder: Path) -> None:
-    """Fill the holes of a folder's files, once."""
+    """Fill the holes in a folder's files, unless that is done already."""
     path = folder / RECIPE
     if not path.exists():
         return
@@ -153,8 +154,8 @@ def grow(folder: Path) -> None:
 
 
 def _find(content: bytes, hole: Hole, vectors: Mapping[str, Any]) -> int:
-    """Where the bytes of a hole are; -1: nowhere."""
-    if hole.vectors is None:  # most are not there, and the first row tells
+    """Return the offset of a hole's bytes; -1 if not found."""
+    if hole.vectors is None:  # most are absent: the first row is enough to tell
         first = hole.rows or (0, 0)
         row = replace(hole.seed, shape=(first[0] + 1, *hole.seed.shape[-1:]))
         head = filled(replace(hole, seed=row, rows=(first[0], first[0] + 1)), vectors)

@@ -1,4 +1,4 @@
-"""The stage of benchmarks/gpu.py on PyTorch: the unmerged reference in several forms, and GEMMs."""
+"""Stage "torch" of benchmarks/gpu.py: the unmerged reference in several forms, and GEMMs."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def measure(
 ) -> dict[str, Any]:
     """Time the reference at the prepared shapes, each form in every round. Writes torch.json.
 
-    It is written after each shape, the largest first; shapes that are there are not timed again.
+    The file is written after each shape, the largest first. Shapes in it are not timed again.
 
     Args:
-        work: where `prepare` wrote.
-        name: of the model.
-        rounds: in each of which every form has its turn.
-        progress: told about each step.
-        call: how long this may take. What does not fit is left out; another call goes on.
-        device: "cuda", or "cpu" for a test.
+        work: the folder that `prepare` wrote.
+        name: name of the model.
+        rounds: number of rounds; each form runs once per round.
+        progress: reports each step.
+        call: time limit. Shapes that do not fit are left out; another call continues.
+        device: "cuda", or "cpu" for tests.
         forms: some of FORMS.
     """
     folder = work / name
@@ -100,11 +100,11 @@ def measure(
 
 
 def _model(folder: Path, name: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
-    """The unmerged model; one of random weights is drawn here, so that it need not be carried."""
+    """Load the unmerged demo model, or draw random weights, which avoids transferring them."""
     if name != "demo":
         config = read_manifest(folder / "bundle").model
         return config, random_tensors(config)
-    # Not through mwa_export.demo, which needs all that the other commands need.
+    # Not through mwa_export.demo, which imports the dependencies of all other commands.
     model = load_model(ModelSource(Path(mwa_export.__file__).parent / "assets" / "demo.pth"))
     return model.config, model.tensors
 
@@ -115,7 +115,7 @@ def _runs(
     forms: Sequence[str],
     device: str,
 ) -> dict[str, Callable[..., Tensor]]:
-    """Each form of a tower as a function of tensors."""
+    """Return each form of a tower as a function of tensors."""
     runs: dict[str, Callable[..., Tensor]] = {}
     for form in forms:
         dtype = torch.float32 if "32" in form else torch.float16
@@ -130,10 +130,10 @@ def _runs(
 def gemm_peak(
     device: str, *, rounds: int, squares: Sequence[int] = SQUARES
 ) -> dict[str, dict[str, Any]]:
-    """The best GEMM rate of each type here, over shapes: what a share is a share of.
+    """Measure the best GEMM rate of each type over all shapes, the basis for shares of the peak.
 
-    Returns precision -> {"operations_per_second", "shape"}; a type that PyTorch does not multiply
-    on this device is left out.
+    Returns precision -> {"operations_per_second", "shape"}; types that PyTorch cannot multiply on
+    this device are left out.
     """
     best: dict[str, dict[str, Any]] = {}
     for size in squares:
@@ -153,7 +153,7 @@ def gemm_peak(
 
 
 def use_sdpa(reference: ReferenceModel) -> None:
-    """Let torchscale's attention run PyTorch's fused attention; the rest stays torchscale's."""
+    """Replace the attention of torchscale with PyTorch's fused attention."""
     for module in reference.modules():
         if type(module).__name__ == "MultiheadAttention":
             module.forward = MethodType(_sdpa, module)
@@ -204,7 +204,7 @@ def _interleaved(
     rounds: int,
     device: str,
 ) -> dict[str, list[float]]:
-    """Milliseconds of a run in each round, by form; data takes turns."""
+    """Time each form in every round, in milliseconds per run, alternating between batches."""
     found: dict[str, list[float]] = {form: [] for form in runs}
     halves = [tuple(t.half() if t.is_floating_point() else t for t in batch) for batch in batches]
     with torch.inference_mode():
@@ -222,7 +222,7 @@ def _next(encode: Callable[..., Tensor], fed: Iterator[tuple[Tensor, ...]]) -> T
 
 
 def _timed(run: Callable[[], Any], runs: int, device: str) -> float:
-    """Milliseconds of a run, the mean of some in a row: CUDA events, or the clock on a CPU."""
+    """Time consecutive runs: mean milliseconds, with CUDA events, or the clock on a CPU."""
     if device == "cpu":
         start = time.perf_counter()
         for _ in range(runs):

@@ -1,4 +1,4 @@
-"""The stage of benchmarks/gpu.py that builds and times engines. Needs numpy and tensorrt only."""
+"""Stage "trt" of benchmarks/gpu.py: build and time engines. Needs only numpy and tensorrt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mwa_export.trt.timing import time_interleaved
 from mwa_export.trt.versions import major_of
 from mwa_export.typed_json import json_from_value, value_from_json
 
-RUNS, WARM_UP = 10, 3  # of a turn; turns that do not count
+RUNS, WARM_UP = 10, 3  # runs per turn; turns that are not counted
 TOWERS: tuple[Tower, ...] = ("vision", "text")
 
 
@@ -43,16 +43,16 @@ def measure(
 ) -> dict[str, Any]:
     """Build the prepared graphs of a model, time them in turns, and embed the prepared inputs.
 
-    Writes WORK/NAME/trt.json and WORK/NAME/embeddings.FORM.npz, after each engine. Engines that are
-    there and belong to the graphs, the GPU and this TensorRT are not built again.
+    Writes WORK/NAME/trt.json and WORK/NAME/embeddings.FORM.npz after each engine. Existing engines
+    are reused if they match the graphs, the GPU and this TensorRT.
 
     Args:
-        work: where `prepare` wrote.
-        name: of the model.
-        rounds: in each of which every precision has its turn.
-        level: of the builder's effort; None: TensorRT's own.
-        progress: told about each step.
-        call: how long this may take. What does not fit is left out; another call goes on.
+        work: the folder that `prepare` wrote.
+        name: name of the model.
+        rounds: number of rounds; each precision runs once per round.
+        level: optimization level of the builder; None: TensorRT's default.
+        progress: reports each step.
+        call: time limit. Engines that do not fit are left out; another call continues.
         device: number of the GPU.
     """
     folder = work / name
@@ -86,7 +86,7 @@ def measure(
                 result["towers"][tower] = _timed(model, tower, {**engines, form: engine})
                 engines[form] = engine
                 slowest = max(slowest, time.perf_counter() - start)
-            except Exception as error:  # one that fails must not cost the others
+            except Exception as error:  # one failure must not stop the others
                 result["left_out"][f"{tower} {form}"] = f"{type(error).__name__}: {error}"
             text = json.dumps(result, indent=1) + "\n"
             (folder / "trt.json").write_text(text, encoding="utf-8")
@@ -96,7 +96,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Model:
-    """A prepared model, and how it is measured here."""
+    """A prepared model, and how to measure it."""
 
     folder: Path
     meta: dict[str, Any]
@@ -108,7 +108,7 @@ class _Model:
 
 
 def _timed(model: _Model, tower: Tower, engines: dict[str, Engine]) -> dict[str, Any]:
-    """Time engines in turns, and keep what they make of the prepared inputs."""
+    """Time engines in turns, and save their embeddings of the prepared inputs."""
     model.progress(f"{model.folder.name}, {tower} tower: time {', '.join(engines)}")
     held = {form: (model.bundle, engine) for form, engine in engines.items()}
     found: dict[str, Any] = {form: {"shapes": {}} for form in engines}
@@ -137,7 +137,7 @@ def _timed(model: _Model, tower: Tower, engines: dict[str, Engine]) -> dict[str,
 
 
 def _keep_embeddings(model: _Model, runner: EngineRunner, tower: Tower, form: str) -> None:
-    """Add a tower's embeddings to those of a precision."""
+    """Add a tower's embeddings to the file of a precision."""
     path, known = model.folder / f"embeddings.{form}.npz", dict[str, Any]()
     if path.exists():
         with np.load(path) as arrays:

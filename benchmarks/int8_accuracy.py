@@ -1,11 +1,11 @@
-"""How much INT8 changes the embeddings at real size, with and without outliers, and at what memory.
+"""Measure how INT8 changes embeddings at real size, with and without outliers, and peak memory.
 
 Makes a random checkpoint of base size (every tensor matters), exports it, calibrates on drawn
-pictures and random token ids, quantizes every layer, and compares embeddings of other pictures and
-texts with float32: mean and least cosine. Then outliers are injected: 1 % of the channels of every
-LayerNorm in front of a quantized GEMM times 30, the weights behind them divided by 30. The float32
-function stays the same, and naive INT8 breaks. `--ways 0 2` takes some of the ways to calibrate,
-`--runtimes onnxruntime openvino` the second runtime too (inexact on CPUs without VNNI).
+images and random token ids, quantizes every layer, and compares embeddings of other images and
+texts with float32: mean and lowest cosine. Then outliers are injected: 1% of the channels of every
+LayerNorm before a quantized GEMM are multiplied by 30, and the weights after them divided by 30.
+This leaves the float32 function unchanged but breaks naive INT8. `--ways 0 2` selects ways to
+calibrate; `--runtimes onnxruntime openvino` adds the second runtime (inexact on CPUs without VNNI).
 
     python benchmarks/int8_accuracy.py --samples 64 --out benchmarks/results/int8_accuracy.json
     python benchmarks/int8_accuracy.py --samples 500 --only-memory
@@ -91,22 +91,24 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--size", choices=["base", "large"], default="base")
-    parser.add_argument("--samples", type=int, default=64, help="pictures and texts to calibrate")
-    parser.add_argument("--test", type=int, default=32, help="pictures and texts to compare on")
+    parser.add_argument("--samples", type=int, default=64, help="images and texts for calibration")
+    parser.add_argument("--test", type=int, default=32, help="images and texts for the comparison")
     parser.add_argument(
         "--ways", type=int, nargs="+", choices=range(len(WAYS)), default=list(range(len(WAYS)))
     )
     parser.add_argument(
         "--runtimes", nargs="+", choices=["onnxruntime", "openvino"], default=["onnxruntime"]
     )
-    parser.add_argument("--only-memory", action="store_true", help="calibrate only; peak memory")
+    parser.add_argument(
+        "--only-memory", action="store_true", help="only calibrate, and measure peak memory"
+    )
     parser.add_argument("--workdir", help="folder for temporary files, several GB")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
 
 def make_bundle(folder: Path, size: str) -> Bundle:
-    """A bundle of random weights. In a process of its own, so that its memory does not count."""
+    """Make a bundle of random weights, in a separate process so that its memory does not count."""
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
@@ -127,7 +129,7 @@ def _export(folder: Path, size: str) -> None:
 
 
 def make_samples(bundle: Bundle, count: int, seed: int) -> Samples:
-    """Drawn pictures, and texts of 8 to 30 random ids (these weights have no words)."""
+    """Make samples: drawn images, and texts of 8 to 30 random ids (the weights have no words)."""
     backbone = bundle.manifest.model.backbone
     rng = np.random.default_rng(seed)
     pixels = []
@@ -141,7 +143,7 @@ def make_samples(bundle: Bundle, count: int, seed: int) -> Samples:
 
 
 def with_outliers(bundle: Bundle, out: Path) -> Bundle:
-    """The same function with 1 % of the normalized channels 30 times as large."""
+    """Multiply 1% of the normalized channels by 30 without changing the float32 function."""
     rng = np.random.default_rng(0)
     with changed_bundle(bundle, out) as change:
         for tower in TOWERS:
@@ -165,7 +167,7 @@ def with_outliers(bundle: Bundle, out: Path) -> Bundle:
 def compare(
     bundle: Bundle, calibration: Samples, test: Samples, folder: Path, chosen: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """Cosines of the chosen ways to calibrate, on the chosen runtimes."""
+    """Compute cosines for the chosen ways to calibrate, on the chosen runtimes."""
     exact = embed_all(OnnxBackend(bundle, check=False), test)
     results: dict[str, dict[str, Any]] = {}
     for way, options in (list(WAYS.items())[number] for number in chosen.ways):
@@ -187,13 +189,13 @@ def compare(
 
 
 def float_difference(one: Bundle, other: Bundle, test: Samples) -> float:
-    """Largest difference of a component between the float32 graphs: the injection is exact."""
+    """Return the largest difference between the float32 graphs, to show that injection is exact."""
     ours, theirs = (embed_all(OnnxBackend(b, check=False), test) for b in (one, other))
     return max(float(np.abs(ours[tower] - theirs[tower]).max()) for tower in TOWERS)
 
 
 def measure_memory(bundle: Bundle, samples: Samples) -> dict[str, Any]:
-    """Peak memory of this process, which has done nothing but draw the samples and calibrate."""
+    """Measure the peak memory of this process, which only draws the samples and calibrates."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     start = time.perf_counter()
     calibrate(bundle, samples)

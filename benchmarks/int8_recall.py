@@ -1,10 +1,10 @@
-"""What INT8 costs the demo model in recall, on a test set that is large enough to tell.
+"""Measure what INT8 costs the demo model in recall, on a test set that is large enough to tell.
 
-The demo has 500 test pictures, and chance moves R@1 of so few by more than the 0.2 points that INT8
-may cost. So the INT8 graphs that the demo makes are compared with the float32 graphs of the same
-bundle on 5,000 pictures with 25,000 captions that neither training nor quantization has seen:
+The demo has 500 test images, too few to resolve the 0.2 points of R@1 that INT8 may cost. Therefore
+the demo's INT8 graphs are compared with the float32 graphs of its bundle on 5,000 images with
+25,000 captions that neither training nor quantization has seen:
 
-- as ten galleries of 500 pictures, the task of the demo: the mean of the ten differences, with
+- as ten galleries of 500 images, the task of the demo: the mean of the ten differences, with
   Student's interval;
 - as one gallery of 5,000, a harder task (less recall to lose, smaller margins), with the interval
   of `mwa-export parity`.
@@ -43,16 +43,16 @@ from mwa_export.runtimes.options import RuntimeOptions
 from mwa_export.spec import Tower
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "int8_recall.json"
-SEED = 6073  # of no picture that the demo or its training draws
+SEED = 6073  # not used by the demo or its training
 GALLERY = 500
-T_95 = {5: 2.776, 10: 2.262, 20: 2.093}  # Student's t for so many galleries, two-sided 95 %
+T_95 = {5: 2.776, 10: 2.262, 20: 2.093}  # galleries -> Student's t, two-sided 95%
 
 Vectors = NDArray[np.float32]
 Pair = tuple[Vectors, Vectors]  # images, texts
 
 
 def embed(bundle: Path, data: RetrievalData, runtime: str, precision: str) -> Pair:
-    """Embeddings of the whole set on one runtime."""
+    """Embed the whole set on one runtime."""
     options = RuntimeOptions(runtime, precision, allow_slow=True)
     side = open_bundle(bundle, runtime=options)
     images, failed = side.embed_pictures(data.pictures)
@@ -61,7 +61,7 @@ def embed(bundle: Path, data: RetrievalData, runtime: str, precision: str) -> Pa
 
 
 def differences(data: RetrievalData, before: Pair, after: Pair) -> dict[str, list[float]]:
-    """Recall after minus before in points, of each gallery of GALLERY pictures."""
+    """Return recall after minus before, in points, for each gallery of GALLERY images."""
     found: dict[str, list[float]] = {}
     for start in range(0, len(data.image_ids), GALLERY):
         rows = slice(start, start + GALLERY)
@@ -79,14 +79,14 @@ def differences(data: RetrievalData, before: Pair, after: Pair) -> dict[str, lis
 
 
 def with_interval(values: list[float]) -> dict[str, float]:
-    """Mean, and the 95 % interval of the mean."""
+    """Return the mean and its 95% interval."""
     mean = statistics.mean(values)
     half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
     return {"difference": mean, "low": mean - half, "high": mean + half}
 
 
 def measure(bundle: Path, data: RetrievalData, before: Pair, runtime: str) -> dict[str, Any]:
-    """Everything about one runtime's INT8."""
+    """Compare INT8 on one runtime with float32."""
     after = embed(bundle, data, runtime, "int8")
     rows = np.searchsorted(data.image_ids, data.caption_image_ids)
     parity = compare(before, after, rows)

@@ -1,4 +1,4 @@
-"""What machine a benchmark ran on, and how long it may take there."""
+"""The machine and the command of a benchmark, and time limits of calls."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pathlib import Path
 
 
 class NoTimeLeftError(Exception):
-    """A step would not end before its call does."""
+    """A step would not finish within the call's time limit."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call on a machine that ends it after some time: what is not written by then is lost."""
+    """A call with a time limit, after which anything unsaved is lost."""
 
     seconds: float = math.inf
-    saved: Callable[[], object] = lambda: None  # called after each file that is written
+    saved: Callable[[], object] = lambda: None  # called after each file is written
     start: float = field(default_factory=time.monotonic)
 
     def demand(self, seconds: float) -> None:
-        """Raise NoTimeLeftError unless a step that takes so long ends in time."""
+        """Raise NoTimeLeftError unless ``seconds`` are left for a step."""
         left = self.seconds - (time.monotonic() - self.start)
         if left < max(seconds, 1):
             raise NoTimeLeftError("this call has no time left for it: call again")
@@ -36,7 +36,7 @@ WHOLE = Call()
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the processor's name, as far as the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -47,9 +47,9 @@ def cpu_name() -> str:
 
 
 def command_line() -> str:
-    """The command that is running, to be kept with its results.
+    """Return the running command, to record with its results.
 
-    Of absolute paths only the last part: the folders above mean nothing on another machine.
+    Absolute paths are reduced to their last part: parent folders mean nothing on other machines.
     """
     script, *words = sys.argv
     return shlex.join(["python", f"benchmarks/{Path(script).name}", *map(_portable, words)])

@@ -1,15 +1,15 @@
-"""How seconds and peak memory of recall and of a whole comparison grow with the number of queries.
+"""Measure how time and peak memory of recall and of a comparison grow with the number of queries.
 
-Made-up unit vectors of realistic recall, five captions per image, stand for two models; the
-candidate is the reference plus a little noise. Measured are `recall` (one model) and `compare`
-(two models, all measures), and beside them the two ways users compute recall today, with the
-whole score matrix in memory: numpy.argsort, and torch.topk as the reference evaluation does it.
-Matrices above 2 GiB are left out. All must give the same recall.
+Two models are simulated by random unit vectors of realistic recall, with five captions per image;
+the candidate is the reference plus a little noise. `recall` (one model) and `compare` (two models,
+all measures) are measured against the two usual ways to compute recall, with the whole score matrix
+in memory: numpy.argsort, and torch.topk as in the reference evaluation. Matrices above 2 GiB are
+left out. All must give equal recall.
 
-Every measurement is a process of its own; in every round each size and each job has its turn, and
-medians of the rounds are shown. The seconds are of the job alone: starting Python, imports and
-loading the embeddings do not count. The peak is that of the process with all of these, and "added"
-is what the job put on top. Quote the ratios; the times are of this machine at this moment.
+Every measurement is a separate process. Sizes and jobs take turns in every round, and medians of
+the rounds are shown. Seconds are those of the job alone, without starting Python, imports and
+loading the embeddings. The peak is that of the whole process; "added" is the job's share of it.
+Quote the ratios: absolute times depend on the machine and its load.
 
     python benchmarks/parity.py
     python benchmarks/parity.py --large --rounds 1
@@ -40,9 +40,9 @@ from numpy.typing import NDArray
 
 CAPTIONS = 5  # per image
 LARGE = 31_000  # images of Flickr30k, all splits
-SIGNAL, SPREAD = 4.2, 1.0  # right scores lie so many standard deviations above the wrong ones
-CANDIDATE_NOISE = 0.03  # length of what is added to a unit vector, about that of int8
-MOST_SCORES = 2 << 30  # bytes of a whole score matrix
+SIGNAL, SPREAD = 4.2, 1.0  # right scores above wrong ones, in standard deviations: mean and spread
+CANDIDATE_NOISE = 0.03  # length of the noise added to a unit vector, about that of int8
+MOST_SCORES = 2 << 30  # maximum bytes of a whole score matrix
 MIB = 1 << 20
 KS = (1, 5, 10)
 
@@ -83,12 +83,14 @@ def parse() -> argparse.Namespace:
         "--images", type=int, nargs="+", default=[1000, 5000], help="sizes; 5000 is COCO's test set"
     )
     parser.add_argument("--large", action="store_true", help=f"also {LARGE} images, as Flickr30k")
-    parser.add_argument("--width", type=int, default=768, help="of the embeddings, at least 32")
+    parser.add_argument(
+        "--width", type=int, default=768, help="width of the embeddings, at least 32"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--workdir", help="folder for temporary files, 1.2 GB with --large")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/parity.json"))
-    # How this script calls itself: one measurement, or one data set, per process.
+    # Used when this script calls itself, for one measurement or one data set per process.
     parser.add_argument("--job", choices=list(JOBS), help=argparse.SUPPRESS)
     parser.add_argument("--generate", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
@@ -124,7 +126,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace, *arguments: str) -> str:
-    """Run this script in a process of its own. Returns its last line."""
+    """Run this script in a separate process. Returns its last line."""
     threads = str(options.threads)
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
     command = [sys.executable, __file__, *arguments, "--width", str(options.width)]
@@ -141,7 +143,7 @@ def run(options: argparse.Namespace, *arguments: str) -> str:
 def measure_all(
     options: argparse.Namespace, folders: dict[int, Path]
 ) -> dict[int, list[dict[str, dict[str, Any]]]]:
-    """By size, what each round measured by job. Sizes and jobs take turns in every round."""
+    """Run all rounds, alternating sizes and jobs. Returns size -> per round, job -> measurement."""
     rounds: dict[int, list[dict[str, dict[str, Any]]]] = {images: [] for images in folders}
     for number in range(1, options.rounds + 1):
         for images, folder in folders.items():
@@ -180,13 +182,13 @@ def measure(folder: Path, job: str) -> dict[str, Any]:
 
 
 def generate(folder: Path, images: int, width: int) -> None:
-    """Write unit vectors of both sides.
+    """Write unit vectors of both models.
 
     Scores of random vectors have a standard deviation of 1 / sqrt(width). Captions are mostly
-    noise, so that right scores are SIGNAL of these, in some images more and in others less: TR@1
-    is about 85 % and IR@1 about 65 % for 5,000 images, and both fall as the images get more.
+    noise, so that right scores are SIGNAL of these on average, varying by image. TR@1 is about 85%
+    and IR@1 about 65% for 5,000 images; both fall as the number of images grows.
 
-    In a process of its own, because on Linux a process starts with its parent's peak memory.
+    Runs in a separate process, because on Linux a process inherits its parent's peak memory.
     """
     rng = np.random.default_rng([images, width])
     picture = _unit(_noise(rng, images, width))
@@ -209,7 +211,7 @@ def _unit(vectors: Floats, length: float = 1.0) -> Floats:
 
 
 # --- jobs ------------------------------------------------------------------------------------
-# Each imports what it needs and returns the work that is timed.
+# Each imports its dependencies and returns the work to be timed.
 
 Work = Callable[[], Recalls]
 
@@ -250,7 +252,7 @@ def prepare_argsort(arrays: list[Floats], owners: Ints) -> Work:
 
 
 def prepare_topk(arrays: list[Floats], owners: Ints) -> Work:
-    """As `RetrievalHandler.metric` of the reference's engine_for_finetuning.py."""
+    """Use the method of `RetrievalHandler.metric` in the reference's engine_for_finetuning.py."""
     import torch
 
     images, texts = map(torch.from_numpy, arrays)
@@ -285,7 +287,7 @@ def jobs(images: int) -> list[str]:
 
 
 def left_out(images: int) -> dict[str, str]:
-    """The peers that are not measured at a size, and why."""
+    """Return the peers that are not measured at a size, with reasons."""
     needed = 4 * CAPTIONS * images**2
     if needed > MOST_SCORES:
         return dict.fromkeys(PEERS, f"a score matrix of {needed / 2**30:.1f} GiB")
@@ -298,7 +300,7 @@ def left_out(images: int) -> dict[str, str]:
 
 
 def check_recalls(images: int, measured: dict[str, dict[str, Any]]) -> None:
-    """Stop if jobs disagree by more than rounding can do: one query, or one in 10,000."""
+    """Exit if jobs disagree by more than rounding can explain: one query, or one in 10,000."""
     queries = np.repeat([images, CAPTIONS * images], len(KS))
     allowed = 100 * np.maximum(1.01, queries / 10_000) / queries
     for job, result in measured.items():
@@ -320,7 +322,7 @@ def summarize(images: int, rounds: list[dict[str, dict[str, Any]]]) -> list[dict
                 "min_seconds": round(min(result["seconds"] for result in mine), 3),
                 "peak_bytes": int(_median(mine, "peak_bytes")),
                 "added_bytes": int(_median(mine, "added_bytes")),
-                # medians of each round's ratio; above 1: this job takes longer than the other
+                # medians of each round's ratio; above 1: this job takes longer than `other`
                 "seconds_over": {
                     other: round(statistics.median(_ratios(rounds, job, other)), 3)
                     for other in ("recall", *PEERS)

@@ -1,7 +1,7 @@
-"""What parity says about a graph that another tool made: ONNX Runtime's own dynamic INT8.
+"""Run parity on graphs made by another tool: ONNX Runtime's dynamic INT8.
 
 Quantizes both towers of the demo's bundle with `onnxruntime.quantization.quantize_dynamic`, and
-compares them with the float32 graphs on the demo's 500 pictures and 2,500 captions.
+compares them with the float32 graphs on the demo's 500 images and 2,500 captions.
 
     mwa-export demo -o demo
     python benchmarks/parity_int8.py demo --out benchmarks/results/parity_int8.json
@@ -44,7 +44,7 @@ def compare_int8(demo: Path) -> Parity:
 
 
 def main() -> None:
-    """Run, print the recalls, write the figures without names of this machine."""
+    """Run, print the recalls, and write the figures without file names of this machine."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("demo", type=Path, help="folder made by `mwa-export demo`")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)

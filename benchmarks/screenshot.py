@@ -1,4 +1,4 @@
-"""Render the top of an HTML report, or an SVG file, as a PNG with headless chromium.
+"""Render the top of an HTML report, or an SVG file, as PNG with headless Chromium.
 
 mwa-export demo -o demo
 python benchmarks/screenshot.py demo/parity/report.html docs/assets/report.png --size 1100x530
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def render(page: Path, png: Path, size: tuple[int, int], scale: float = 1.0) -> None:
-    """Write what a window of ``size`` CSS pixels shows of a page, in light colours."""
+    """Render the part of a page that fits a window of ``size`` CSS pixels, in light colours."""
     options = ["--headless", "--no-sandbox", "--hide-scrollbars"]
     options += [f"--window-size={size[0]},{size[1]}", f"--force-device-scale-factor={scale}"]
     command = ["chromium", *options, f"--screenshot={png.resolve()}", page.resolve().as_uri()]

@@ -1,9 +1,9 @@
-"""Requests per second of examples/server, with and without micro-batching.
+"""Measure requests per second of examples/server, with and without micro-batching.
 
-Three servers hold the same bundle: one runs every row by itself, one batches the rows that arrive
-while the model is busy, and one also waits 5 ms for more. In each round the same clients call one
-server after the other, while the others idle. Quote the ratios:
-rates are of this machine at this moment, and the clients share its cores.
+Three servers hold the same bundle: one runs every row separately, one batches the rows that arrive
+while the model is busy, and one also waits 5 ms for more. In each round, the clients call one
+server after the other, while the others are idle. Quote the ratios: absolute rates depend on the
+machine and its load, and the clients share its cores.
 
     python benchmarks/serve.py                       # the demo model
     python benchmarks/serve.py --bundle bundle --clients 1 8 32
@@ -62,12 +62,12 @@ class Server:
         return text
 
     def calls(self) -> int:
-        """Model calls until now."""
+        """Return the number of model calls so far."""
         text = self.get("/metrics")
         return sum(map(int, re.findall(r"^mwa_model_calls_total\S* (\d+)$", text, re.M)))
 
     def ask(self, inputs: list[Any], clients: int, seconds: float) -> dict[str, float]:
-        """Let clients send one input per request for some time, each on a connection of its own."""
+        """Let clients, each with its own connection, send one input per request for ``seconds``."""
         bodies = [json.dumps({"model": self.model, "input": item}) for item in inputs]
         waits: list[list[float]] = [[] for _ in range(clients)]
         start = time.perf_counter()
@@ -102,7 +102,7 @@ class Server:
 
 @contextmanager
 def serving(bundle: Path, settings: tuple[str, ...]) -> Iterator[Server]:
-    """Start a server on a free port, and stop it."""
+    """Start a server on a free port, and stop it at the end."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     command = [sys.executable, str(SERVER), str(bundle), "--port", str(port), *settings]
@@ -123,7 +123,7 @@ def serving(bundle: Path, settings: tuple[str, ...]) -> Iterator[Server]:
 
 
 def measure(options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
-    """All rounds. Contenders take turns within each, in another order every time."""
+    """Run all rounds. Servers take turns in each, in alternating order."""
     drawn = [picture_from_seed("target", 7, index) for index in range(64)]
     inputs: dict[str, list[Any]] = {
         "text": [caption for picture in drawn for caption in picture.captions],
@@ -150,7 +150,7 @@ def measure(options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
 
 
 def summary(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians of the rounds, and of the ratios within rounds."""
+    """Compute medians over the rounds, of figures and of the ratios within rounds."""
     lines = []
     for clients, kind in dict.fromkeys((each["clients"], each["kind"]) for each in rounds):
         chosen = [e for e in rounds if (e["clients"], e["kind"]) == (clients, kind)]
@@ -186,11 +186,11 @@ def summary(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="default: that of the demo model")
+    parser.add_argument("--bundle", type=Path, help="default: export the demo model")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--seconds", type=float, default=4, help="of one turn")
+    parser.add_argument("--seconds", type=float, default=4, help="duration of a turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/serve.json")
     options = parser.parse_args()

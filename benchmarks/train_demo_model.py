@@ -1,9 +1,9 @@
-"""Trains the demo model in `mwa_export/assets`: a tiny BEiT-3 with MultiWay-Adapters.
+"""Train the demo model in `mwa_export/assets`: a tiny BEiT-3 with MultiWay-Adapters.
 
-As in the paper (arXiv 2309.01516), a model that was trained on one kind of picture is frozen, and
-adapters with an enhancer are trained for another kind, of which it saw only a glimpse. Pictures
-and captions are drawn by `mwa_export.demo.scenes`; nothing is downloaded. Run it from the
-repository root, without options, to make the shipped files again; its last line is JSON.
+As in the paper (arXiv 2309.01516), a model trained on one kind of images is frozen, and adapters
+with an enhancer are trained for another kind, of which it has seen only a few. Images and captions
+are drawn by `mwa_export.demo.scenes`; nothing is downloaded. To reproduce the shipped files, run it
+from the repository root without options; its last line is JSON.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ TEXT_POSITIONS = 64
 ADAPTER = AdapterConfig("both", 64, "none", 0.6, "parallel")
 BASE_SEED, TARGET_SEED, TEST_SEED = 11, 12, 2024
 TEST_PICTURES = 500
-FACTS_WEIGHT, PATCH_WEIGHT = 0.12, 1.0  # of the auxiliary losses, per label
+FACTS_WEIGHT, PATCH_WEIGHT = 0.12, 1.0  # weights of the auxiliary losses, per label
 MAX_LOGIT_SCALE = math.log(100)
-PARTS = {  # what an ablation silences, as the end of parameter names
+PARTS = {  # ablation -> parts of the names of parameters that it sets to zero
     "vision adapters": (".adaptmlp_text.up_proj.",),  # the reference swaps the two names
     "text adapters": (".adaptmlp_vision.up_proj.",),
     "adapters": (".adaptmlp_text.up_proj.", ".adaptmlp_vision.up_proj."),
@@ -56,7 +56,7 @@ PARTS = {  # what an ablation silences, as the end of parameter names
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one stage is trained."""
+    """Settings for training one stage."""
 
     name: str
     steps: int
@@ -152,10 +152,11 @@ def train(
     recipe: Recipe,
     progress: Callable[[str], None],
 ) -> None:
-    """Train parameters in place: each portion at half the rate of the one before it.
+    """Train parameters in place; each portion has half the learning rate of the previous one.
 
-    The loss is the symmetric contrastive one plus two auxiliary classifications, of the scene's
-    facts from both embeddings and of each patch: so a model this small learns to see in minutes.
+    The loss is the symmetric contrastive loss plus two auxiliary classification losses: the scene's
+    facts from both embeddings, and the content of each patch. They let such a small model learn to
+    see in minutes.
     """
     model.requires_grad_(False).train()
     torch.manual_seed(recipe.seed)
@@ -211,7 +212,7 @@ def train(
 
 @contextmanager
 def watched(model: ReferenceModel) -> Iterator[list[Tensor]]:
-    """Collect what the last block but one puts out, vision first: (B, T, D) each."""
+    """Collect the outputs of the second-to-last block, vision first: (B, T, D) each."""
     hidden: list[Tensor] = []
     layer: Any = model.beit3.encoder.layers[-2]
     hook = layer.register_forward_hook(lambda _layer, _inputs, output: hidden.append(output[0]))
@@ -227,9 +228,9 @@ def _warmup_cosine(recipe: Recipe, step: int) -> float:
 
 
 def with_adapters(model: ReferenceModel) -> tuple[ReferenceModel, list[list[nn.Parameter]]]:
-    """The model with adapters and enhancers that add nothing yet, and what to train of it.
+    """Add adapters and enhancers that initially add nothing. Returns the model and what to train.
 
-    The enhancers come second and train more slowly, or they would leave the adapters no work.
+    The enhancers are the second portion and train more slowly, or they would do all the work.
     """
     adapted = ReferenceModel(replace(model.config, adapter=ADAPTER, enhancer=True))
     unfit = adapted.load_state_dict(model.state_dict(), strict=False)
@@ -250,7 +251,7 @@ def with_adapters(model: ReferenceModel) -> tuple[ReferenceModel, list[list[nn.P
 
 @torch.inference_mode()
 def evaluate(model: ReferenceModel, tokenizer: Tokenizer, pictures: Pictures) -> Recall:
-    """Recall in float32, images against all captions."""
+    """Compute recall in float32, images against all captions."""
     model.eval()
     images = [
         model.encode_image(torch.from_numpy(normalize(part)))
@@ -269,7 +270,7 @@ def evaluate(model: ReferenceModel, tokenizer: Tokenizer, pictures: Pictures) ->
 
 @contextmanager
 def silenced(model: ReferenceModel, names: tuple[str, ...]) -> Iterator[None]:
-    """Set the parameters whose names contain one of ``names`` to zero for a while."""
+    """Temporarily set the parameters whose names contain one of ``names`` to zero."""
     chosen = [p for name, p in model.named_parameters() if any(part in name for part in names)]
     assert chosen
     kept = [parameter.detach().clone() for parameter in chosen]
@@ -287,7 +288,7 @@ def as_row(result: Recall) -> dict[str, float]:
 
 
 def reference_options(vocab_size: int) -> argparse.Namespace:
-    """The options as the authors' training script stores them, in its own names and types."""
+    """Return the options as the authors' training script stores them, with its names and types."""
     return argparse.Namespace(
         model=f"beit3_demo_patch{PATCH_SIZE}_{IMAGE_SIZE}",
         task="coco_retrieval",
@@ -319,7 +320,7 @@ def _arguments() -> Any:
     parser.add_argument("--base-pictures", type=int, default=12000)
     parser.add_argument("--target-pictures", type=int, default=10000)
     parser.add_argument(
-        "--target-glimpse", type=int, default=2000, help="target pictures in the base training"
+        "--target-glimpse", type=int, default=2000, help="target images in the base training"
     )
     parser.add_argument("--base-steps", type=int, default=1500)
     parser.add_argument("--target-steps", type=int, default=2200)
@@ -327,7 +328,9 @@ def _arguments() -> Any:
     parser.add_argument("--base-learning-rate", type=float, default=1e-3)
     parser.add_argument("--target-learning-rate", type=float, default=4e-3)
     parser.add_argument(
-        "--base-model", type=Path, help="read the base model from here, or keep it here if absent"
+        "--base-model",
+        type=Path,
+        help="read the base model from this file, or save it there if absent",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -335,7 +338,7 @@ def _arguments() -> Any:
         "--bf16",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="train in bfloat16 where it is safe; turn it off on CPUs without it",
+        help="train in bfloat16 where that is safe; turn it off on CPUs without bfloat16",
     )
     return parser.parse_args()
 

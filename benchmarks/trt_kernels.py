@@ -1,25 +1,26 @@
-"""Kernels and bytes of a block, as NVIDIA's compiler makes it, beside the least that is possible.
+"""Count kernels and bytes of a block as compiled by NVIDIA, and compare with a lower bound.
 
 Compiles random models of base width (768, FFN 3072, three blocks) with TensorRT-RTX for compute
-capability 8.9, which needs no GPU, and counts the tensors that kernels read from memory and write
-to it, weights left out. "Before" is the graph without `engine_form`, and for INT8 with a scale for
-each column; "after" is what `mwa-export trt` compiles. The middle block is quantized, the last one,
-of which only token 0 goes on, is not. Nothing is run: these are no times.
+capability 8.9, which needs no GPU, and counts the tensors that kernels read from and write to
+memory, without weights. "Before" is the graph without `engine_form`, for INT8 with a scale per
+column; "after" is what `mwa-export trt` compiles. The middle block is quantized. The last block is
+not; only its token 0 is used afterwards. Nothing is run, so there are no times.
 
-The bound is what the ideal kernels of a block read and write. No activation but those that have to
-leave a kernel does, each is written once and read once by each kernel that needs it:
+The bound is what the ideal kernels of a block read and write. Only activations that must leave a
+kernel do so; each is written once, and read once by each kernel that needs it:
 
     norm; q, k, v; attention; inner norm; out + residual
     norm; fc1 and adapter down; GELU + norm, ReLU; fc2 and adapter up + residual
     with the enhancer: fc1; GELU + norm; fc2 + residual
 
-What only 8-bit GEMMs read has 1 byte in it, everything else 2. A tensor counts whole wherever a
-kernel names it: caches, and what attention reads again for each tile, are left out on both sides.
-The last block's residual sum reads only token 0 of the stream, and is counted as if it read all.
+In the bound, values that only 8-bit GEMMs read take 1 byte, all others 2. A tensor is counted in
+full for each kernel that uses it; caches, and repeated reads of attention per tile, are ignored on
+both sides. The last block's residual sum reads only token 0 of the stream, but is counted as if it
+read all tokens.
 
     python benchmarks/trt_kernels.py
 
-Writes benchmarks/results/trt_kernels.json and .md; --kernels prints the kernels of middle blocks.
+Writes benchmarks/results/trt_kernels.json and .md. --kernels prints the kernels of middle blocks.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from mwa_export.trt.install import load_rtx
 from mwa_export.trt.layers import Layer, Port
 from mwa_export.trt.profiles import Span, profiles_of
 
-ROWS = 32  # pictures of a batch; a fixed size, so that the compiler prints every dimension
+ROWS = 32  # images per batch, fixed so that the compiler prints every dimension
 BLOCKS = 3
 MIDDLE, LAST = 1, 2
 CAPABILITY = (8, 9)
@@ -70,7 +71,7 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Kernel:
-    """Bytes that a kernel reads and writes, for each token of the input."""
+    """Bytes that a kernel reads and writes per token of the input."""
 
     name: str
     read: float
@@ -79,7 +80,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Block:
-    """What one block costs, in one form of the graph."""
+    """Memory traffic of one block in one form of the graph."""
 
     model: str
     precision: EnginePrecision
@@ -102,12 +103,12 @@ class Block:
 
 
 def ideal_block(width: int, hidden: int, bottleneck: int, enhancer: bool, q: int) -> list[Kernel]:
-    """The kernels of a block with an adapter behind the FFN's own norm.
+    """Return the ideal kernels of a block whose adapter follows the FFN's norm.
 
-    ``q``: bytes of what only quantized GEMMs read.
+    ``q``: bytes of a value that only quantized GEMMs read.
     """
     stream, inner, down = 2 * width, 2 * hidden, 2 * bottleneck
-    more = q * width if enhancer and q < 2 else 0  # the enhancer's input, beside the stream
+    more = q * width if enhancer and q < 2 else 0  # the enhancer's input, separate from the stream
     up = q * (hidden + bottleneck)
     kernels = [
         Kernel("norm", stream, q * width),
@@ -132,7 +133,7 @@ def ideal_block(width: int, hidden: int, bottleneck: int, enhancer: bool, q: int
 def ideal_last_block(
     width: int, hidden: int, bottleneck: int, enhancer: bool, tokens: int
 ) -> list[Kernel]:
-    """The kernels of the last block, in 16 bits: keys and values of all tokens, one query."""
+    """Return the ideal kernels of the last block in 16 bits: all keys and values, one query."""
     stream, one = 2 * width, 2 * width / tokens
     rest = ideal_block(width, hidden, bottleneck, enhancer, 2)[3:]
     return [
@@ -145,19 +146,19 @@ def ideal_last_block(
 
 
 def traffic(kernels: Iterable[Kernel]) -> float:
-    """Bytes read and written."""
+    """Return the total bytes read and written."""
     return sum(kernel.read + kernel.written for kernel in kernels)
 
 
 def port_bytes(ports: Iterable[Port]) -> int:
-    """Bytes of tensors whose every dimension is known; what is no number of a float counts 0."""
+    """Return the bytes of tensors with known dimensions; types outside BYTES count as 0."""
     return sum(BYTES[port.kind] * math.prod(port.dims) for port in ports if port.kind is not None)
 
 
 def kernels_of(layers: Iterable[Layer], block: int, tokens: int) -> tuple[Kernel, ...]:
-    """The kernels of a block, each with what it reads and writes for each of so many tokens.
+    """Return the kernels of a block, with bytes read and written per token.
 
-    A kernel that computes for two blocks belongs to the later one.
+    A kernel that computes parts of two blocks belongs to the later one.
     """
     return tuple(
         Kernel(
@@ -171,7 +172,7 @@ def kernels_of(layers: Iterable[Layer], block: int, tokens: int) -> tuple[Kernel
 
 
 def _name(layer: Layer) -> str:
-    """The product that a GEMM computes; what else a kernel does, as the compiler calls it."""
+    """Name a kernel: the products of a GEMM, otherwise the compiler's name."""
     products = [node for node in layer.nodes if node.endswith(".MatMul")]
     if layer.is_gemm and products:
         return " + ".join(products)
@@ -189,7 +190,7 @@ def models() -> dict[str, ModelConfig]:
 
 
 def calibrated(config: ModelConfig, folder: Path) -> Bundle:
-    """A bundle of random weights with a calibration on random inputs."""
+    """Make a bundle of random weights, calibrated on random inputs."""
     bundle = bundle_from_model(Model(config, random_tensors(config), (), ()), folder)
     rng = np.random.default_rng(0)
     pixels = random_pixels(rng, 8, config.backbone.image_size)
@@ -200,14 +201,14 @@ def calibrated(config: ModelConfig, folder: Path) -> Bundle:
 
 
 def as_before() -> AbstractContextManager[Any]:
-    """Graphs are made without what `engine_form` and one scale in all bring."""
+    """Patch graph building: no `engine_form`, and a scale per column."""
     columns = {**DIALECTS, "tensorrt": replace(DIALECTS["tensorrt"], column_factors=False)}
-    # The linter wants one scale.
+    # The linter would reject more than one scale.
     return mock.patch.multiple(graphs, engine_form=cast_first, DIALECTS=columns, check=mock.DEFAULT)
 
 
 def compiled(bundle: Bundle, precision: EnginePrecision, folder: Path) -> tuple[Layer, ...]:
-    """The kernels of the vision tower."""
+    """Compile the vision tower. Returns its kernels."""
     made = graphs.engine_graph(bundle, "vision", precision, True, folder, Silent())
     return engine_from_onnx(
         made.path,
@@ -220,7 +221,7 @@ def compiled(bundle: Bundle, precision: EnginePrecision, folder: Path) -> tuple[
 
 
 def measure(name: str, bundle: Bundle, precision: EnginePrecision, folder: Path) -> list[Block]:
-    """Middle and last block, before and after."""
+    """Measure the middle and the last block, before and after."""
     model = bundle.manifest.model
     backbone, adapter = model.backbone, model.adapter
     assert adapter is not None
@@ -241,7 +242,7 @@ def measure(name: str, bundle: Bundle, precision: EnginePrecision, folder: Path)
 
 
 def table(blocks: Iterable[Block]) -> str:
-    """A row for each precision, model and block: before, after, bound."""
+    """Format a row per precision, model and block: before, after, bound."""
     pairs: dict[str, dict[str, Block]] = {}
     for block in blocks:
         key = f"{block.model} | {block.block} | {block.precision}"
@@ -266,7 +267,7 @@ def table(blocks: Iterable[Block]) -> str:
 
 
 def as_json(block: Block) -> dict[str, Any]:
-    """The figures of a block; kernels as lines, in kB."""
+    """Convert a block to JSON, with its kernels as lines in kB."""
     lines = [f"{k.name}: {k.read / 1e3:.2f} + {k.written / 1e3:.2f}" for k in block.kernels]
     return asdict(block) | {
         "bound": round(block.bound),

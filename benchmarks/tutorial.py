@@ -1,10 +1,10 @@
-"""Run the commands of docs/tutorial.md in a new folder, and write their output into the page.
+"""Run the commands of docs/tutorial.md in a new folder, and update their output on the page.
 
-    python benchmarks/tutorial.py          # run everything and refresh the outputs
+    python benchmarks/tutorial.py          # run everything and update the outputs
     python benchmarks/tutorial.py --check  # run everything, write nothing
-    python benchmarks/tutorial.py --work w # the same, resumable: blocks that ran in w are kept
+    python benchmarks/tutorial.py --work w # resumable: does not repeat blocks that ran in w
 
-A `shell` block is run with bash; the `text` block after it holds what the commands print.
+A `shell` block is run with bash. The `text` block after it contains the output.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import tempfile
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
-HEAD, TAIL = 24, 1  # lines of a long output that are kept
-UNDECIDED = 3  # exit status: the data were too few
+HEAD, TAIL = 24, 1  # lines kept of a long output
+UNDECIDED = 3  # exit status of parity: too little data
 BLOCK = re.compile(r"```(shell|python)\n(.*?)```(?:\n\n(```text\n.*?```))?", re.S)
 
 
 def blocks(markdown: str) -> list[tuple[str, str]]:
-    """Language and code of every block that runs, in the order of the page."""
+    """Return language and code of every block to run, in page order."""
     return [(match[1], match[2]) for match in BLOCK.finditer(markdown)]
 
 
 def execute(language: str, code: str, folder: Path) -> str:
-    """Standard output and error of a block; CalledProcessError if a command fails."""
+    """Run a block. Returns its stdout and stderr; raises CalledProcessError if a command fails."""
     command = ["bash", "-e", "-c", code] if language == "shell" else [sys.executable, "-c", code]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "COLUMNS": "80", "XDG_CACHE_HOME": str(folder)}
@@ -45,7 +45,7 @@ def execute(language: str, code: str, folder: Path) -> str:
 
 
 def shortened(output: str) -> str:
-    """Output without trailing blanks and empty lines; the middle of a long one is left out."""
+    """Remove trailing blanks, empty lines and the middle of a long output."""
     lines = [line.rstrip() for line in output.splitlines() if line.strip()]
     if len(lines) > HEAD + TAIL + 4:
         lines[HEAD:-TAIL] = [" ..."]
@@ -53,7 +53,7 @@ def shortened(output: str) -> str:
 
 
 def once(language: str, code: str, folder: Path) -> str:
-    """Output of a block, kept in the folder so that a second run does not repeat it."""
+    """Run a block, or return its output from an earlier run in the folder."""
     kept = folder / ".outputs" / hashlib.sha256(code.encode()).hexdigest()[:16]
     if not kept.exists():
         output = execute(language, code, folder)
@@ -63,10 +63,10 @@ def once(language: str, code: str, folder: Path) -> str:
 
 
 def main() -> None:
-    """Run the page, and refresh it."""
+    """Run the page and update it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
-    parser.add_argument("--work", type=Path, help="folder to work in, and to go on in")
+    parser.add_argument("--work", type=Path, help="folder to work in; pass it again to resume")
     arguments = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as temporary:

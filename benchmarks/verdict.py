@@ -1,19 +1,19 @@
-"""How often the verdict of `parity` is right, and its intervals cover the truth, by simulation.
+"""Simulate how often the verdict of `parity` is right, and how often its intervals cover the truth.
 
-Test sets are drawn from populations whose true change of recall is known, as margins of a reference
+Test sets are drawn from populations with a known true change of recall, as margins of a reference
 and of a candidate. Four tables:
 
-- estimates: one figure, margins of several shapes, changes small and large. The change is estimated
-  by counting flips (`bootstrap_interval`) and by margins (`smoothed_change`); the table has the
-  standard deviation, how often the 95 % interval covers the truth, and how often it lies above it
-  (a model that loses more than the interval says).
-- rates: the populations of `coverage.py`, queries won and lost at given rates, with margins that
-  change by much where a query is won or lost and by little elsewhere: a fault in a few pictures.
+- estimates: one figure, margins of several distributions, small and large changes. The change is
+  estimated by counting flips (`bootstrap_interval`) and by margins (`smoothed_change`). The table
+  has the standard deviation, how often the 95% interval covers the truth, and how often it is above
+  it (the model loses more than the interval says).
+- rates: the populations of `coverage.py`, where queries are won and lost at given rates. Margins
+  change much where a query is won or lost, and little elsewhere, like a fault in a few images.
 - verdicts: six figures of one test set, and how often the whole passes, fails or is undecided at a
-  budget of 0.2 points, by the project's procedure and by two others: Holm's for passing too, and
-  the largest of six statistics (bootstrap) for both.
-- real: with --real FOLDER, made by `mwa-export demo`: float32 and INT8 embeddings of its model, of
-  pictures that it has not seen, from which sets of pictures are drawn.
+  budget of 0.2 points: by the project's procedure, by Holm's procedure for passing too, and by the
+  largest of six statistics (bootstrap) for both.
+- real: with --real FOLDER, made by `mwa-export demo`: test sets drawn from float32 and INT8
+  embeddings of its model on images that it has not seen.
 
     python benchmarks/verdict.py
     python benchmarks/verdict.py --real demo --trials 100
@@ -54,8 +54,8 @@ from mwa_export.runtimes.options import RuntimeOptions
 
 Array = NDArray[np.float64]
 BUDGET = 0.2  # points
-POPULATION = 2_000_000  # queries that a true change is computed from
-SPREAD = 0.7  # of the margins, in arbitrary units
+POPULATION = 2_000_000  # queries from which a true change is computed
+SPREAD = 0.7  # spread of the margins, in arbitrary units
 OFFSETS = {("tr", 1): 0.05, ("tr", 5): 0.6, ("tr", 10): 0.9, ("ir", 1): -0.1, ("ir", 5): 0.5}
 OFFSETS["ir", 10] = 0.8
 REAL_PICTURES, REAL_SEED = 6000, 777
@@ -72,15 +72,15 @@ class Sides(NamedTuple):
 
 
 def _t5(rng: np.random.Generator, n: int) -> Array:
-    return SPREAD * rng.standard_t(5, n) + 0.05  # recall near 52 %
+    return SPREAD * rng.standard_t(5, n) + 0.05  # recall near 52%
 
 
 def _normal(rng: np.random.Generator, n: int) -> Array:
-    return SPREAD * rng.standard_normal(n) + 1.4  # recall near 98 %
+    return SPREAD * rng.standard_normal(n) + 1.4  # recall near 98%
 
 
 def _gamma(rng: np.random.Generator, n: int) -> Array:
-    return rng.gamma(2, 0.3, n) - 0.25  # recall near 80 %, and a steep edge
+    return rng.gamma(2, 0.3, n) - 0.25  # recall near 80%, and a steep edge
 
 
 SHAPES: dict[str, Callable[[np.random.Generator, int], Array]] = {
@@ -89,7 +89,7 @@ SHAPES: dict[str, Callable[[np.random.Generator, int], Array]] = {
     "gamma": _gamma,
 }
 CHANGES: dict[str, tuple[str, float, float]] = {
-    # what happens to a margin: kind, shift, and standard deviation or share
+    # kind of change to the margins, shift, and standard deviation or share
     "noise, 0.02": ("noise", 0.0, 0.02),
     "noise, 0.04": ("noise", 0.0, 0.04),
     "shift, 0.02": ("noise", -0.01, 0.02),
@@ -103,10 +103,10 @@ CHANGES: dict[str, tuple[str, float, float]] = {
 
 
 def change(rng: np.random.Generator, margins: Array, name: str) -> Array:
-    """The candidate's margins."""
+    """Compute the candidate's margins (n,)."""
     kind, shift, size = CHANGES[name]
     n = len(margins)
-    if kind == "noise":  # a little more where the answer is right, as in real models
+    if kind == "noise":  # a little more for right answers, as in real models
         return margins + rng.normal(shift, size, n) * (1 + 0.3 * np.tanh(margins))
     if kind == "tails":
         return margins + shift + size * rng.standard_t(2, n)
@@ -118,7 +118,7 @@ def change(rng: np.random.Generator, margins: Array, name: str) -> Array:
 
 
 def estimate(shape: str, name: str, images: int, *, trials: int, seed: int) -> dict[str, Any]:
-    """Both estimates of one figure in test sets with one query per image."""
+    """Judge both estimates of one figure on test sets with one query per image."""
     streams = [*SHAPES].index(shape), [*CHANGES].index(name)
     rng = np.random.default_rng([seed, *streams, images])
     margins = SHAPES[shape](rng, POPULATION)
@@ -133,7 +133,7 @@ def estimate(shape: str, name: str, images: int, *, trials: int, seed: int) -> d
 
 
 def rate(case: coverage.Case, *, trials: int, seed: int) -> dict[str, Any]:
-    """Both estimates where queries are won and lost at the rates of `coverage.py`."""
+    """Judge both estimates where queries are won and lost at the rates of `coverage.py`."""
     key = [round(1000 * x) for x in (case.won, case.lost, case.correlation)]
     rng = np.random.default_rng([seed, case.images, case.captions, *key])
     owners = np.repeat(np.arange(case.images), case.captions)
@@ -146,7 +146,7 @@ def rate(case: coverage.Case, *, trials: int, seed: int) -> dict[str, Any]:
 
 
 def _sides_of(outcomes: NDArray[np.int64], rng: np.random.Generator) -> Sides:
-    """Margins with those outcomes: what is won or lost changes by much, the rest by little."""
+    """Draw margins with given outcomes: won and lost queries change much, others little."""
     common = rng.standard_t(5, (len(outcomes), 1))
     before = SPREAD * (common + rng.standard_t(5, outcomes.shape)) / 2**0.5 + 0.3
     before = np.where(outcomes == 0, before, -outcomes * np.abs(before))
@@ -157,7 +157,7 @@ def _sides_of(outcomes: NDArray[np.int64], rng: np.random.Generator) -> Sides:
 
 
 class _Both(NamedTuple):
-    """One estimate of a change by flips and by margins, with their intervals."""
+    """A change estimated by flips and by margins, with intervals."""
 
     flips: float
     flips_interval: tuple[float, float]
@@ -199,11 +199,11 @@ class Six(NamedTuple):
     images: int
     captions: int
     noise: float
-    loss: float  # points, of the figure that loses most
+    loss: float  # loss of the worst figure in points
 
 
 def six_sides(case: Six, shift: float, rng: np.random.Generator) -> dict[Any, Sides]:
-    """Margins of the six figures; those of one image are alike, and so are those of one query."""
+    """Draw margins of the six figures, correlated within an image and within a query."""
     found: dict[Any, Sides] = {}
     images = case.images
     common = rng.standard_t(5, (images, 1))
@@ -219,7 +219,7 @@ def six_sides(case: Six, shift: float, rng: np.random.Generator) -> dict[Any, Si
 
 
 def six(case: Six, *, trials: int, seed: int) -> dict[str, Any]:
-    """Verdicts on test sets of one population."""
+    """Count verdicts on test sets of one population."""
     rng = np.random.default_rng(
         [seed, case.images, case.captions, round(1e4 * case.noise), round(1e4 * case.loss)]
     )
@@ -244,7 +244,7 @@ def six(case: Six, *, trials: int, seed: int) -> dict[str, Any]:
 
 @cache
 def _planted(population: Six) -> tuple[float, float]:
-    """The shift of margins with which the worst figure loses what is asked for, and that loss."""
+    """Find the shift of margins that gives the worst figure the requested loss. Returns both."""
 
     def worst(shift: float) -> float:
         sides = six_sides(population, shift, np.random.default_rng(1))
@@ -268,7 +268,7 @@ def _contributions(sides: Sides, change: SmoothedChange, owners: NDArray[np.int6
 
 
 def _by_holm(changes: Sequence[SmoothedChange]) -> Verdict:
-    """Holm's procedure for passing as well: each figure's verdict would hold on its own."""
+    """Use Holm's procedure for passing as well, so that each figure's verdict holds separately."""
     level = (1 - CONFIDENCE) / 2
     sigmas = sorted((change.sigmas_above(-BUDGET) for change in changes), reverse=True)
     needed = [NormalDist().inv_cdf(1 - level / (len(sigmas) - i)) for i in range(len(sigmas))]
@@ -280,7 +280,7 @@ def _by_holm(changes: Sequence[SmoothedChange]) -> Verdict:
 def _by_largest(
     changes: Sequence[SmoothedChange], rests: Array, rng: np.random.Generator
 ) -> Verdict:
-    """Simultaneous intervals from the largest of the six statistics, by a multiplier bootstrap."""
+    """Use simultaneous intervals from the largest of six statistics, by multiplier bootstrap."""
     scaled = rests / np.sqrt((rests**2).sum(axis=1, keepdims=True))
     drawn = rng.standard_normal((400, rests.shape[1])) @ scaled.T
     reach = float(np.quantile(drawn.max(axis=1), 1 - (1 - CONFIDENCE) / 2))
@@ -294,7 +294,7 @@ def _by_largest(
 
 
 def real(demo: Path, images: int, *, trials: int, seed: int) -> list[dict[str, Any]]:
-    """Both estimates on pictures drawn from a population of the demo's, searched in all of it."""
+    """Judge both estimates on images drawn from the demo's population, searched in all of it."""
     with tempfile.TemporaryDirectory() as folder:
         file = write_scenes(
             Path(folder) / "data", family="target", count=REAL_PICTURES, seed=REAL_SEED

@@ -1,1 +1,1 @@
-"""What `cpu.py` measures beside `mwa-export bench`: other tools' quantizers, the GEMM peak."""
+"""Peers that `cpu.py` adds to `mwa-export bench`: other tools' quantizers and the GEMM peak."""

@@ -1,7 +1,7 @@
-"""The GEMMs of this machine's libraries, of which the fastest per precision is its peak.
+"""GEMMs of the installed libraries; the fastest per precision is the machine's peak.
 
-Measured, not computed from a data sheet: clock rates under wide instructions, and how many cores a
-virtual machine really has, are known to nobody else.
+The peak is measured, because data sheets give neither the clock rate under wide instructions nor
+the number of cores that a virtual machine really has.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from mwa_export.runtimes.ort_session import session
 from mwa_export.spec import Port
 
 Shape = tuple[int, int, int]  # rows, inner, columns
-# The FFN of BEiT-3 base over a batch of 8 pictures, and a large square.
+# The FFN of BEiT-3 base for a batch of 8 images, and a large square.
 SHAPES: tuple[Shape, ...] = ((1576, 768, 3072), (2048, 2048, 2048))
 
 
 def kernels(threads: int, shapes: Sequence[Shape] = ()) -> list[Kernel]:
-    """Every GEMM of every library that is installed; each has run once.
+    """Return every GEMM of every installed library, after running each once.
 
     Args:
-        threads: of each.
-        shapes: SHAPES if none are given.
+        threads: number of threads for each GEMM.
+        shapes: shapes to run; default: SHAPES.
     """
     found = []
     for shape in shapes or SHAPES:
-        # numpy's idle threads spin for a while and disturb who comes next: only if it must be.
+        # numpy is the last resort: its idle threads spin for a while and disturb the next GEMM.
         found += [
             *_openvino(shape, threads),
             *_torch(shape, threads),
@@ -59,8 +59,8 @@ def _openvino(shape: Shape, threads: int) -> list[Kernel]:
         settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
         model = _openvino_gemm(ov, shape, quantized=precision == "int8")
         x = ov.Tensor(np.random.default_rng(0).standard_normal(shape[:2], dtype=np.float32))
-        # All threads on one GEMM, and one GEMM per thread: where cores are shared with others,
-        # threads that do not wait for each other are faster.
+        # All threads on one GEMM, and one GEMM per thread: on shared cores, threads that do not
+        # wait for each other are faster.
         for copies, tool in {1: "OpenVINO", threads: "OpenVINO, a GEMM per thread"}.items():
             compiled = core.compile_model(model, "CPU", settings | {"NUM_STREAMS": copies})
             requests = [compiled.create_infer_request() for _ in range(copies)]
@@ -81,7 +81,7 @@ def _side_by_side(requests: Sequence[Any]) -> Callable[[], None]:
 
 
 def _openvino_gemm(ov: Any, shape: Shape, *, quantized: bool) -> Any:
-    """A graph of one GEMM with constant weights; its input is float32 in every precision."""
+    """Make a graph of one GEMM with constant weights; its input is float32 in every precision."""
     ops = ov.opset13
     rows, inner, columns = shape
     rng = np.random.default_rng(1)
@@ -105,7 +105,7 @@ def _torch(shape: Shape, threads: int) -> list[Kernel]:
     rows, inner, columns = shape
     x, w = torch.randn(rows, inner), torch.randn(inner, columns)
     found = [Kernel("float32", "PyTorch", shape, lambda: torch.mm(x, w))]
-    # Without instructions for it some shapes fall to a loop of a hundredth of the speed: no peak.
+    # Without bfloat16 instructions, some shapes use a loop that is 100 times slower: not a peak.
     if fast_bfloat16(instruction_sets()) is not False:
         half, narrow = x.bfloat16(), w.bfloat16()
         found.append(Kernel("bfloat16", "PyTorch", shape, lambda: torch.mm(half, narrow)))
@@ -121,13 +121,13 @@ def _onnxruntime(shape: Shape, threads: int) -> list[Kernel]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "gemm.onnx"
             _write_onnx_gemm(path, shape, quantized=precision == "int8")
-            runner = session(path, threads=threads)  # with the settings that our graphs get
+            runner = session(path, threads=threads)  # with the settings of our graphs
         found.append(Kernel(precision, "ONNX Runtime", shape, partial(runner.run, None, {"x": x})))
     return found
 
 
 def _write_onnx_gemm(path: Path, shape: Shape, *, quantized: bool) -> None:
-    """The same as `_openvino_gemm` in the dialect of ONNX Runtime."""
+    """Write the graph of `_openvino_gemm` in the dialect of ONNX Runtime."""
     from mwa_export.graphs.build import GraphBuilder
 
     graph = GraphBuilder()
@@ -150,7 +150,7 @@ def _write_onnx_gemm(path: Path, shape: Shape, *, quantized: bool) -> None:
 
 
 def _numpy(shape: Shape, threads: int) -> list[Kernel]:
-    if threads != cores():  # it cannot be told how many to use
+    if threads != cores():  # numpy's number of threads cannot be set
         return []
     rng = np.random.default_rng(2)
     x = rng.standard_normal(shape[:2], dtype=np.float32)

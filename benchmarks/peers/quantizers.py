@@ -1,6 +1,6 @@
-"""Other tools' INT8, from the plain ONNX export: ONNX Runtime's own, Optimum's and NNCF's.
+"""INT8 by other tools from the plain ONNX export: ONNX Runtime, Optimum and NNCF.
 
-Each gets what its own documentation starts with; docs/bench.md lists the settings.
+Each uses the settings that its documentation starts with; docs/bench.md lists them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from mwa_export.bench.peers import Peer
 from mwa_export.bench.plain import Feed, ReferenceTower, on_onnxruntime, on_openvino
 from mwa_export.optional import require
 
-# GEMMs only, and of them those with weights: what a careful user of these tools asks for. Their
-# defaults would quantize sums, softmax and norms too.
+# Only GEMMs with weights, as a careful user of these tools would choose. Their defaults would also
+# quantize sums, softmax and norms.
 _GEMMS = ["MatMul", "Gemm"]
 
 
 def onnxruntime_dynamic(start: ReferenceTower) -> Run:
-    """quantize_dynamic: int8 weights per channel, activations measured at run time."""
+    """Run quantize_dynamic: int8 weights per channel, activation ranges measured at run time."""
     quantization = _quantization()
     out = start.folder / f"{start.tower}.dynamic.onnx"
     quantization.quantize_dynamic(
@@ -31,17 +31,17 @@ def onnxruntime_dynamic(start: ReferenceTower) -> Run:
 
 
 def onnxruntime_static_uint8(start: ReferenceTower) -> Run:
-    """quantize_static to Q/DQ with uint8 activations."""
+    """Run quantize_static to Q/DQ with uint8 activations."""
     return _static(start, "QUInt8")
 
 
 def onnxruntime_static_int8(start: ReferenceTower) -> Run:
-    """quantize_static to Q/DQ with int8 activations, the default of the tool."""
+    """Run quantize_static to Q/DQ with int8 activations, the tool's default."""
     return _static(start, "QInt8")
 
 
 def optimum_static(start: ReferenceTower) -> Run:
-    """ORTQuantizer with the preset for this kind of processor, calibrated, as it comes."""
+    """Run ORTQuantizer with the unchanged preset for this kind of processor, calibrated."""
     remedy = "pip install optimum-onnx"
     optimum = _importable("optimum.onnxruntime", remedy)
     configuration = _importable("optimum.onnxruntime.configuration", remedy)
@@ -71,7 +71,7 @@ def optimum_static(start: ReferenceTower) -> Run:
 
 
 def nncf_int8(start: ReferenceTower) -> Run:
-    """NNCF's post-training quantization for transformers, on OpenVINO as it comes."""
+    """Run NNCF's post-training quantization for transformers, on OpenVINO with default settings."""
     nncf: Any = _importable("nncf", "pip install nncf")
     core = require("openvino").Core()
     quantized = nncf.quantize(
@@ -109,14 +109,14 @@ def _static(start: ReferenceTower, activation: str) -> Run:
 
 
 def _prepared(start: ReferenceTower) -> Path:
-    """The plain graph after ONNX Runtime's own preparation for quantization."""
+    """Return the plain graph after ONNX Runtime's preparation for quantization."""
     out = start.folder / "prepared" / start.path.name
     if not out.is_file():
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         out.parent.mkdir(exist_ok=True)
-        # Its symbolic shape inference fails on graphs of the current exporter, which brings its
-        # own shapes anyway.
+        # Its symbolic shape inference fails on graphs of the current exporter, which already
+        # contain shapes.
         quant_pre_process(start.path, out, skip_symbolic_shape=True)
     return out
 
@@ -133,14 +133,14 @@ def _quantization() -> Any:
 
 
 def _importable(module: str, remedy: str) -> Any:
-    """Import a package that none of our extras brings.
+    """Import a package that none of our extras installs.
 
     Raises:
-        CannotRunError: it is not installed, or something that it imports does not work.
+        CannotRunError: it is not installed, or importing it failed.
     """
     try:
         return importlib.import_module(module)
-    except Exception as error:  # a broken installation raises whatever it likes
+    except Exception as error:  # a broken installation may raise anything
         raise CannotRunError(
             f"{module} cannot be imported ({reason_of(error)}). To measure it: {remedy}"
         ) from error
@@ -159,4 +159,4 @@ QUANTIZERS: dict[str, Peer] = {
     ),
     "nncf": Peer("NNCF int8 on OpenVINO", "openvino", "int8", nncf_int8, ("nncf",)),
 }
-"""Name on the command line -> what it is."""
+"""Name on the command line -> quantizer."""
