@@ -1,4 +1,4 @@
-"""What the system's files say about the processor, on every kind of machine."""
+"""Processor information is parsed correctly from the system files of all kinds of machines."""
 
 from __future__ import annotations
 

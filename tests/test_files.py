@@ -1,4 +1,4 @@
-"""Temporary files and folders: killed runs' are removed by the next run, live ones are not."""
+"""Temporary files of killed runs are removed by the next run; those of live runs are kept."""
 
 from __future__ import annotations
 

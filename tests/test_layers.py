@@ -1,4 +1,4 @@
-"""Imports point down: a package uses only the layers below its own, never its neighbours."""
+"""Imports point down: a package only imports from layers below its own, never from neighbours."""
 
 from __future__ import annotations
 

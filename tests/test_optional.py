@@ -1,4 +1,4 @@
-"""Optional packages: what is said where one is missing or broken."""
+"""Messages about optional packages that are missing or broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures from turns: ratios, shares, percentiles and cosines of what each contender did."""
+"""Figures from turns: ratios, shares, percentiles and cosines of each contender."""
 
 from __future__ import annotations
 

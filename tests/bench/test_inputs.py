@@ -1,4 +1,4 @@
-"""What a benchmark feeds to whom."""
+"""Inputs that a benchmark gives to each contender."""
 
 from __future__ import annotations
 

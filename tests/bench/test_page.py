@@ -1,4 +1,4 @@
-"""The benchmark's page shows every contender and what the files beside it say."""
+"""The benchmark page shows every contender and agrees with the files beside it."""
 
 from __future__ import annotations
 

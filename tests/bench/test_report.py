@@ -1,4 +1,4 @@
-"""What the benchmark's files say."""
+"""Content of the benchmark's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole benchmark of a tiny bundle, from Python and from the command line."""
+"""A full benchmark of a tiny bundle, from Python and from the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoder-by-side timing: ratios within a round, an order that is fair, windows that are whole."""
+"""Interleaved timing: ratios within a round, fair order, complete windows."""
 
 from __future__ import annotations
 

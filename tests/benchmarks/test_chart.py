@@ -1,4 +1,4 @@
-"""The chart of the README shows the committed results."""
+"""The chart in the README shows the committed results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py without a GPU: every stage that can run, and what the report makes of them."""
+"""benchmarks/gpu.py without a GPU: every stage that can run, and the report on them."""
 
 from __future__ import annotations
 

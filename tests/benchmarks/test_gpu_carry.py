@@ -1,4 +1,4 @@
-"""Slices for the GPU machine: cut, carried in any order, damaged, packed anew."""
+"""Slices for the GPU machine: cut, transferred in any order, damaged, and packed again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of benchmarks/gpu.py: targets, figures, and results of several calls as one."""
+"""The table of benchmarks/gpu.py: targets, figures, and merged results of several calls."""
 
 from __future__ import annotations
 

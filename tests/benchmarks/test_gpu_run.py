@@ -1,4 +1,4 @@
-"""benchmarks/gpu_run.sh where there is no GPU: the plan of calls, receiving, and clear ends."""
+"""benchmarks/gpu_run.sh without a GPU: plan of calls, receiving, and clear errors."""
 
 from __future__ import annotations
 

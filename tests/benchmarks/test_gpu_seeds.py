@@ -1,4 +1,4 @@
-"""Weights from seeds: what is cut out of a file is put back byte for byte, with numpy alone."""
+"""Seeded weights: bytes removed from a file are restored exactly, with only numpy."""
 
 from __future__ import annotations
 

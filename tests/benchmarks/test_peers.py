@@ -1,4 +1,4 @@
-"""What `benchmarks/cpu.py` adds to `mwa-export bench`: quantizers of other tools, the GEMM peak."""
+"""Peers that `benchmarks/cpu.py` adds to `mwa-export bench`: quantizers and the GEMM peak."""
 
 from __future__ import annotations
 

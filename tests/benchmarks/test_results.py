@@ -1,4 +1,4 @@
-"""What benchmarks leave behind speaks of the project, not of the machine's folders."""
+"""Benchmark results do not contain folder names of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `benchmarks/trt_kernels.py` counts, and the bound that it compares with."""
+"""The counts of `benchmarks/trt_kernels.py`, and its lower bound."""
 
 from __future__ import annotations
 

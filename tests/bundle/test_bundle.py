@@ -1,4 +1,4 @@
-"""A bundle is checked against its manifest, moves freely, and is the same for the same model."""
+"""A bundle is checked against its manifest, can be moved, and is reproducible."""
 
 from __future__ import annotations
 

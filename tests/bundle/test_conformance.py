@@ -1,4 +1,4 @@
-"""Conformance vectors that are damaged, of another kind or too large are one error."""
+"""Conformance vectors that are damaged, of another kind or too large give one error."""
 
 from __future__ import annotations
 

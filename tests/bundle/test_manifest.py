@@ -1,4 +1,4 @@
-"""manifest.json and its dataclasses: nothing is lost on the way, and nothing malformed gets in."""
+"""manifest.json round-trips through its dataclasses, and malformed content is refused."""
 
 from __future__ import annotations
 

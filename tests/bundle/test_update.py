@@ -1,4 +1,4 @@
-"""Bundles are changed in place: nothing of others is lost, and a death leaves old or new."""
+"""In-place updates keep other files, and a crash leaves the old bundle or the new one."""
 
 from __future__ import annotations
 

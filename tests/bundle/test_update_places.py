@@ -1,4 +1,4 @@
-"""Bundles are changed wherever they lie: current folder, links, mounts, disks that refuse."""
+"""Bundles can be updated anywhere: current folder, links, mounts, disks that refuse."""
 
 from __future__ import annotations
 

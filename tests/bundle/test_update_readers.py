@@ -1,4 +1,4 @@
-"""Readers of a bundle that is being changed, or was, get the old state or the new one."""
+"""Readers of a bundle see the old or the new state during an update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streaming statistics equal those of all values at once; bad activations are named."""
+"""Streaming statistics equal those of all values at once; bad activations are reported."""
 
 from __future__ import annotations
 

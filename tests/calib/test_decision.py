@@ -1,4 +1,4 @@
-"""What INT8 costs is called in the right direction, end to end on the shipped model."""
+"""Recall loss by INT8 is judged in the right direction, end to end on the shipped model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A histogram in batches is the histogram of everything at once, whatever the cut and the order."""
+"""A histogram in batches equals that of all values at once, for any split and order."""
 
 from __future__ import annotations
 

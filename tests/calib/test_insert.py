@@ -1,4 +1,4 @@
-"""Quantized graphs of every dialect: clean, alike, close to float32; and the calibration's file."""
+"""Quantized graphs of all dialects are clean, alike, close to float32; calibration files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outliers in the norms break naive INT8, and not the smoothed one."""
+"""Outliers in the norms break naive INT8, but not smoothed INT8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The precision search: the budget holds, only what was measured is chosen, reasons are kept."""
+"""The precision search keeps its budget, chooses only measured options, and records reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mwa-export quantize` end to end: what it writes, reuses, keeps, and what it refuses."""
+"""`mwa-export quantize` end to end: what it writes, reuses, keeps and refuses."""
 
 from __future__ import annotations
 

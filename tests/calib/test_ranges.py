@@ -1,4 +1,4 @@
-"""Ranges from a histogram agree with exact computation on the values themselves."""
+"""Ranges from a histogram agree with exact computation on the values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The samples of a calibration: a seeded choice, hashed, split from what is held back, no noise."""
+"""Calibration samples: a seeded choice, hashed, separate from held-back data, without noise."""
 
 from __future__ import annotations
 

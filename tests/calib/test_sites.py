@@ -1,4 +1,4 @@
-"""Where a tower can be quantized, in every kind of model, and what absorbs a scale there."""
+"""Quantization sites of every kind of model, and the tensors that absorb scales there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights in int8: scales, nearest rounding, and rounding that looks at the layer's inputs."""
+"""Int8 weights: scales, nearest rounding, and rounding adapted to the layer's inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command that help, examples and messages advise exists, parses, and leads on."""
+"""Every command advised in help, examples and messages exists, parses, and leads on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters, sizes, tokenizers and options that do not fit: refused, clearly."""
+"""Mismatched adapters, sizes, tokenizers and options are refused with clear messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a result cannot go is said before the input is read."""
+"""An unusable output path is reported before the input is read."""
 
 from __future__ import annotations
 

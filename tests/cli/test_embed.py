@@ -1,4 +1,4 @@
-"""The real command in a process of its own: killed, terminated, out of room, without torch."""
+"""The real command in a separate process: killed, terminated, on a full disk, without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run ends is told by its exit status: bugs, signals, readers that went away."""
+"""Exit statuses for bugs, signals and closed pipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Something is shown before heavy packages load, and nothing where it would be in the way."""
+"""Output starts before heavy packages load, but not where it would be in the way."""
 
 from __future__ import annotations
 

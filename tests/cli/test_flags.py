@@ -1,4 +1,4 @@
-"""Every option that a message of the library names is a flag of the command that shows it."""
+"""Every option in a library message is a flag of the command that shows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every option of every command refuses values that it cannot have, before anything is read."""
+"""Every option of every command refuses invalid values before anything is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""File names are UTF-8 whatever the locale says, and the terminal gets its own encoding."""
+"""File names are UTF-8 in any locale, and the terminal gets its own encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands on good input: what they write, print and return."""
+"""Commands on valid input: files, output and exit status."""
 
 from __future__ import annotations
 

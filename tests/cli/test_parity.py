@@ -1,4 +1,4 @@
-"""`mwa-export parity` as people and pipelines use it."""
+"""`mwa-export parity` in interactive use and in pipelines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The terminal says the verdict first, fits 80 columns and shows every text as it is."""
+"""The terminal view starts with the verdict, fits 80 columns, and shows texts unchanged."""
 
 from __future__ import annotations
 

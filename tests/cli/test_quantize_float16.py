@@ -1,4 +1,4 @@
-"""`mwa-export quantize --float16`: beside INT8, with data, and measured by other commands."""
+"""`mwa-export quantize --float16`: together with INT8, with data, and used by other commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo shows a line per stage, its steps with -v only, and the time that is left."""
+"""The demo shows a line per stage, steps only with -v, and the remaining time."""
 
 from __future__ import annotations
 

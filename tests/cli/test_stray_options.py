@@ -1,4 +1,4 @@
-"""An option that would not be read is refused, and not ignored."""
+"""Options that would have no effect are refused, not ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mwa-export trt` with stand-ins for TensorRT and driver: bundles with engines, or one error."""
+"""`mwa-export trt` with fakes of TensorRT and the driver adds engines or gives one error."""
 
 from __future__ import annotations
 

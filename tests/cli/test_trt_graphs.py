@@ -1,4 +1,4 @@
-"""`mwa-export trt --graphs-only`: what engines are compiled from, without TensorRT or a GPU."""
+"""`mwa-export trt --graphs-only` writes the graphs for engines, without TensorRT or a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mwa-export trt --rtx`: NVIDIA's own compiler makes engines for RTX cards, without a GPU."""
+"""`mwa-export trt --rtx` compiles engines for RTX cards with NVIDIA's compiler, without a GPU."""
 
 from __future__ import annotations
 

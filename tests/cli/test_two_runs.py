@@ -1,4 +1,4 @@
-"""Folders that reports go to: defaults that do not collide, and two runs for one name."""
+"""Report folders: defaults do not collide, and a second run for one name is handled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands say about their own use: help, errors, suggestions, versions."""
+"""Help, errors, suggestions and versions of commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rows may name, and names without secrets."""
+"""Addresses that rows may use, and display names without secrets."""
 
 from __future__ import annotations
 

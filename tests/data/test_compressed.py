@@ -1,4 +1,4 @@
-"""A compressed table has the rows of the plain one; a damaged one is one error."""
+"""A compressed table yields the same rows as a plain one; a damaged one gives one error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compressed tars give the samples of plain ones, in `embed` and in test sets."""
+"""Compressed tars yield the same samples as plain ones, in `embed` and in test sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder gives each of its pictures once, and says what it passed over."""
+"""A folder yields each of its images once, and reports skipped files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures over http: what fails is a failed row with its code, and what may pass is retried."""
+"""Images over HTTP: failures are failed rows with a code, and temporary ones are retried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index of BEiT-3 groups its captions as BEiT-3's own evaluation does."""
+"""A BEiT-3 index groups captions as BEiT-3's own evaluation does."""
 
 from __future__ import annotations
 

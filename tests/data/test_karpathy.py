@@ -1,4 +1,4 @@
-"""A Karpathy split is read whole or refused: never a silently smaller one."""
+"""A Karpathy split is read completely or refused, never silently truncated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One bad value of a Parquet file costs one row; slices bound the memory; folders are columns."""
+"""Parquet: a bad value costs one row, slices bound memory, and folders become columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources on a real S3 server on the loopback."""
+"""Sources on a real S3 server on the loopback interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A record that one command reads, all read, as the same rows: tables, indexes, JSON, tars."""
+"""All commands read a record as the same rows: tables, indexes, JSON, tars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every option of a source is honoured by it, or refused before a row is read: none is ignored."""
+"""Every source uses its options or refuses them before reading a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every source of `embed` gives all its rows, in order, from any row on."""
+"""Every source of `embed` yields all its rows in order, from any start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table's rows are captions; none is lost to quotes, delimiters or encodings."""
+"""Rows of a table are captions; quotes, delimiters and encodings lose none."""
 
 from __future__ import annotations
 

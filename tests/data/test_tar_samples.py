@@ -1,4 +1,4 @@
-"""Every picture in a tar has its row, and it can be said which member is the picture."""
+"""Every image in a tar has a row, and the member that is the image can be chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every member of a tar belongs to a picture with captions, or the tar is refused."""
+"""Every member of a tar belongs to an image with captions, or the tar is refused."""
 
 from __future__ import annotations
 

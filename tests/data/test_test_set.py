@@ -1,4 +1,4 @@
-"""Leaving pictures out keeps the set consistent, and says so."""
+"""Excluding images keeps a test set consistent, and is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reader is chosen by what the path is; what does not fit is refused, never ignored."""
+"""The type of a path selects the reader; anything that does not fit is refused, not ignored."""
 
 from __future__ import annotations
 

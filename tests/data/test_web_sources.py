@@ -1,4 +1,4 @@
-"""Sources over http: every format, folders and globs, with ranges and without."""
+"""Sources over HTTP: every format, folders and globs, with and without range requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chart of what a conversion gained fits narrow, plain terminals and tells no lies."""
+"""The chart of the demo fits narrow plain terminals and is truthful."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's pictures and captions: reproducible, well formed and told truly."""
+"""The demo's images and captions are reproducible, well formed and truthful."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`embed` that dies at any change of the disk leaves the old output, the new one, or a way on."""
+"""If `embed` dies at any change of the disk, the old or new output remains, or it can resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command of a finished output reports it, wherever it lies and however many rows failed."""
+"""Running the command on a finished output reports it, even if moved or with failed rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that fills up while the source is scanned: one error, nothing lost, and a way on."""
+"""A disk that fills up during the scan gives one error, loses nothing, and can be resumed."""
 
 from __future__ import annotations
 

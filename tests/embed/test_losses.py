@@ -1,4 +1,4 @@
-"""What 8-bit RGB cannot hold is counted, and mentioned once at the end of a run."""
+"""Content that 8-bit RGB cannot hold is counted and reported once at the end of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outputs in .npy and JSON Lines need no extra and do not depend on what is installed."""
+"""Outputs in .npy and JSON Lines need no extra and do not depend on installed packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a Ray cluster the output is that of one process, byte by byte, whatever happens to workers."""
+"""On Ray, the output is byte-identical to that of one process, even if workers die."""
 
 from __future__ import annotations
 

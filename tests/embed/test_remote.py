@@ -1,4 +1,4 @@
-"""A whole run over remote rows: failures are rows, stops are heard, credentials stay out."""
+"""Full runs on remote rows: failures are rows, stops take effect, credentials do not leak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`embed` that stopped half-way, or shares an output: the same bytes however it came about."""
+"""Resumed and shared runs of `embed` give the same bytes as a single run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding threads hold a bounded number of pixels at once; large pictures wait for each other."""
+"""Decoding threads hold a bounded number of pixels; large images wait for each other."""
 
 from __future__ import annotations
 

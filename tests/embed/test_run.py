@@ -1,4 +1,4 @@
-"""A whole run of `embed`: every row accounted for, every vector the one of its row."""
+"""A full run of `embed` accounts for every row, and every vector belongs to its row."""
 
 from __future__ import annotations
 

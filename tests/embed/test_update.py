@@ -1,4 +1,4 @@
-"""An update computes what is new and keeps the rest, and its output is whole like any other."""
+"""An update computes new rows, reuses the rest, and gives a complete output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows come out in the order they went in, whatever the batches."""
+"""Rows keep their order for any batch size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Equal captions have equal vectors, whatever they are embedded with."""
+"""Equal captions get equal vectors, whichever captions are embedded with them."""
 
 from __future__ import annotations
 

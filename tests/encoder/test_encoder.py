@@ -1,4 +1,4 @@
-"""`Encoder.embed_images` and `embed_texts`: any form of picture, clear refusals, no torch."""
+"""`Encoder.embed_images` and `embed_texts`: any form of image, clear refusals, no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/api.md shows every public name with code that runs."""
+"""docs/api.md has a working example of every public name."""
 
 from __future__ import annotations
 

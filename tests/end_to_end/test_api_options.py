@@ -1,4 +1,4 @@
-"""The library's options refuse what the command line refuses."""
+"""The library refuses the same options as the command line."""
 
 from __future__ import annotations
 

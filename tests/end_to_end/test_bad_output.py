@@ -1,4 +1,4 @@
-"""Where a bundle cannot go, disks that refuse, runs that end early: nothing half-written."""
+"""Unusable output paths, full disks and interrupted runs leave nothing half-written."""
 
 from __future__ import annotations
 

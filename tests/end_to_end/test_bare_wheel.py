@@ -1,6 +1,6 @@
-"""The wheel with its plain dependencies only: each command runs, or names the extra it needs.
+"""With only the wheel's plain dependencies, each command runs or names the extra it needs.
 
-On Python 3.10 and on the newest Python that is found on this machine.
+Tested on Python 3.10 and on the newest Python found on this machine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Commands that die leave the old bundle or the new one, and the next run clears up.
+"""A command that crashes leaves the old bundle or the new one, and the next run cleans up.
 
-A copy of the disk is taken before every call that changes it, which is what a death there leaves.
+The disk is copied before every call that changes it, which is the state after a crash there.
 """
 
 from __future__ import annotations

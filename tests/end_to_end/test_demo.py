@@ -1,4 +1,4 @@
-"""The shipped model does what the README says, and damage to it shows."""
+"""The shipped model performs as the README says, and damage to it is visible."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every trap of the model, undone on purpose: the comparison with what is right must notice.
+"""The comparison with correct embeddings detects every trap of the model, undone on purpose.
 
-If a mutant passes, the tests above would not have caught that mistake in our code either.
+A mutant that passes means that the tests would miss this mistake in our code, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What installs, what imports what, and how fast the command answers."""
+"""Packaging: installed files, imports between packages, and startup time of the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands and Python of the README and the tutorial run as they are printed."""
+"""Commands and Python code in README and tutorial run as printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README and docs stay true: links lead somewhere, commands and options exist."""
+"""Links, commands and options in README and docs exist."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Files that upstream's own code wrote or reads, through the command line.
+"""The command line reads files that upstream's own code wrote or reads.
 
-They are in the shared folder of the authors' cases and not part of a checkout: see tests/README.md.
+They are in the shared folder of the authors' cases, not in the checkout: see tests/README.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention in float8: all four factors of a block, from measured ranges, and nothing else."""
+"""Float8 attention quantizes all four factors of a block from measured ranges, nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`trt --best` and the speed gate, on a stand-in GPU with a clock of its own."""
+"""`trt --best` and the speed gate, on a fake GPU with a simulated clock."""
 
 from __future__ import annotations
 

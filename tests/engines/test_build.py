@@ -1,4 +1,4 @@
-"""An engine joins a bundle only if it reproduces the conformance vectors on its GPU."""
+"""An engine is added to a bundle only if it reproduces the conformance vectors on its GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All engine graphs through NVIDIA's own compiler, and each fault that it once showed, put back."""
+"""NVIDIA's compiler accepts all engine graphs, and finds each past fault if it is put back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs as TensorRT wants them: typed for 10 and 11, float32 for 8.6, checked on ONNX Runtime."""
+"""Graphs for TensorRT: typed for 10 and 11, float32 for 8.6, checked on ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CUDA graphs and timing on a stand-in GPU: the same embeddings, and times that are its own."""
+"""CUDA graphs on a fake GPU give the same embeddings, and are timed separately."""
 
 from __future__ import annotations
 

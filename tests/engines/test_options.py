@@ -1,4 +1,4 @@
-"""Options of engines are refused before anything is read, by the name that asks for them."""
+"""Invalid engine options are refused by name before anything is read."""
 
 from __future__ import annotations
 

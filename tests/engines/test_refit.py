@@ -1,4 +1,4 @@
-"""`mwa-export refit` on a stand-in GPU: other weights, the same engines, and back again."""
+"""`mwa-export refit` on a fake GPU: engines get other weights, and their old ones back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engine graphs with inputs and a script, read by the tools that they are written for."""
+"""Engine graphs written with inputs and a script can be read by the tools they are meant for."""
 
 from __future__ import annotations
 

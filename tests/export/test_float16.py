@@ -1,4 +1,4 @@
-"""Float16 graphs for ONNX Runtime on CUDA: what they hold, and what happens to the bundle."""
+"""Float16 graphs for ONNX Runtime on CUDA: their content, and the change to the bundle."""
 
 from __future__ import annotations
 

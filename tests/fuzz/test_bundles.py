@@ -1,4 +1,4 @@
-"""Damaged manifests and bundle files are one error, also where every checksum was made to fit."""
+"""Damaged manifests and bundle files give one error, even with matching checksums."""
 
 from __future__ import annotations
 

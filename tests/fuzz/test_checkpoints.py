@@ -1,4 +1,4 @@
-"""Damaged checkpoints are read as what they hold or are one error; nothing in them runs."""
+"""Damaged checkpoints are read correctly or give one error; nothing in them runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged collections are one error, or rows of which each has a content or a reason."""
+"""Damaged collections give one error, or rows that each have content or a reason."""
 
 from __future__ import annotations
 

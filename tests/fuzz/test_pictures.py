@@ -1,4 +1,4 @@
-"""Damaged pictures of every format are pixels or one error."""
+"""Damaged images of every format give pixels or one error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Write the golden cases of this folder: small checkpoints, and the authors' embeddings of them.
+"""Write the golden cases in this folder: small checkpoints and the authors' embeddings of them.
 
-Not run by the tests; README.md says where its inputs come from.
+Tests do not run it. README.md describes its inputs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Towers typed down to bfloat16: typed everywhere, rounded where it says, large values and all.
+"""Towers converted to bfloat16 are fully typed, round where they should, and keep large values.
 
-ONNX Runtime has no bfloat16 kernels for CPUs, so the typed graph is computed by its float32 twin
-that rounds after every node; that the twin rounds is proven first.
+ONNX Runtime has no bfloat16 kernels for CPUs, so the typed graph is computed by a float32 twin that
+rounds after every node. First it is proven that the twin rounds.
 """
 
 from __future__ import annotations

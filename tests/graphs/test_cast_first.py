@@ -1,4 +1,4 @@
-"""Graphs that read bytes, as TensorRT wants them: the same bits, cast before anything else."""
+"""Graphs with byte inputs, as TensorRT needs them, cast first and give bit-identical results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every rule of a quantized graph is kept by clean graphs, and named by the mistake it is for."""
+"""Clean graphs follow every rule of the linter, and each mistake breaks the expected rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs with float8 where INT8 would be: numbers of its own, the same layers, close to float32."""
+"""Float8 graphs quantize the same layers as INT8 ones, and stay close to float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Towers typed down to float16: typed everywhere, the same embeddings, nothing overflows unseen."""
+"""Towers converted to float16 are fully typed, keep their embeddings, and report overflows."""
 
 from __future__ import annotations
 

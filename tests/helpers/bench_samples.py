@@ -1,4 +1,4 @@
-"""Benchmarks that never ran, for the tests of what is written about them."""
+"""Made-up benchmark results for tests of reports."""
 
 from __future__ import annotations
 

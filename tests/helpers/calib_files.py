@@ -1,4 +1,4 @@
-"""Small towers, bundles and samples for the tests of quantization."""
+"""Small towers, bundles and samples for quantization tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Models with inputs and the embeddings that are right: our own, and those of the authors' code.
+"""Models with inputs and their correct embeddings, ours and those of the authors' code.
 
-Names tell where a case comes from: `own-` is random, `golden-` is committed, `shared-` is in the
-folder beside the checkout, or skipped.
+The prefix tells the origin of a case: `own-` is random, `golden-` is committed, and `shared-` is in
+the folder beside the checkout, or skipped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One model saved in every layout that users have."""
+"""Save one model in every checkpoint layout in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run the command line inside the test process, and say what a clear refusal looks like."""
+"""Run commands inside the test process, and define what a clear refusal looks like."""
 
 from __future__ import annotations
 

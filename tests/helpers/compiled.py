@@ -1,7 +1,7 @@
-"""Engine graphs compiled by TensorRT-RTX, which needs no GPU, and what is wrong with the kernels.
+"""Compile engine graphs with TensorRT-RTX, without a GPU, and find faults in the kernels.
 
-What this proves: the parser is the one of TensorRT 11, and the compiler the one behind it, for RTX
-cards. That a data centre's GPU gets the same kernels is likely, and not certain. Nothing is run.
+This proves that the parser of TensorRT 11 and its compiler for RTX cards accept the graphs. A data
+centre GPU probably gets the same kernels, but that is not certain. Nothing is run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small models of every kind."""
+"""Small model configurations of every kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process leaves when it dies: a copy of a folder before every call that changes it."""
+"""Simulate a crash of a process: copy a folder before every call that changes it."""
 
 from __future__ import annotations
 

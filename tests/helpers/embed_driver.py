@@ -1,4 +1,4 @@
-"""`mwa-export` in a process of its own, with `list:N` as a source of N rows made on the way."""
+"""Run `mwa-export` in a separate process, with `list:N` as a generated source of N rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources in memory and finished outputs, for the tests of `embed`."""
+"""Sources in memory and finished outputs for tests of `embed`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders around backends that tests make up."""
+"""Encoders with backends defined by tests."""
 
 from __future__ import annotations
 

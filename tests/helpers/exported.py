@@ -1,4 +1,4 @@
-"""Towers exported as a test wants them, and how far they are from what is right."""
+"""Export towers as tests need them, and measure their error."""
 
 from __future__ import annotations
 

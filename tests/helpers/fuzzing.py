@@ -1,7 +1,7 @@
-"""Seeded damage for the tests in tests/fuzz: a fixed number of cases, or as many as fit in a time.
+"""Seeded damage for the tests in tests/fuzz: a fixed number of cases, or a time limit.
 
-`make fuzz` sets FUZZ_SECONDS, for each test, and draws other seeds; a failure names its seed, and
-FUZZ_SEED=SEED runs it alone.
+`make fuzz` sets FUZZ_SECONDS per test and draws other seeds. A failure names its seed; to run only
+that one, set FUZZ_SEED=SEED.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tower of two blocks quantized by hand, in every dialect, and edits to it."""
+"""A hand-quantized tower of two blocks in every dialect, and edits to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an inserter could do wrong: for every rule of the linter the edits that break it alone."""
+"""Mistakes of a quantizer: for every rule of the linter, edits that break only that rule."""
 
 from __future__ import annotations
 

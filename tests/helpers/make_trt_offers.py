@@ -1,8 +1,8 @@
-"""Write what the genuine Python bindings of TensorRT offer, without a GPU and without TensorRT.
+"""Record the names in the real Python bindings of TensorRT, without a GPU and without TensorRT.
 
-The bindings are small wheels on the package index. They import once a few symbols of the libraries
-exist, so a stub of them is compiled; nothing of it is ever called. What they offer is found by a
-process of its own, one per version. Run: python tests/helpers/make_trt_offers.py
+The bindings are small wheels on the package index. They can be imported once a few symbols of the
+libraries exist, so a stub with these is compiled; nothing in it is ever called. Each version is
+inspected in a separate process. Run: python tests/helpers/make_trt_offers.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Entries of a manifest for tests: as much of them as a test cares for."""
+"""Build manifest entries for tests from only the fields that a test needs."""
 
 from __future__ import annotations
 

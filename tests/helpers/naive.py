@@ -1,6 +1,6 @@
-"""BEiT-3 with MultiWay-Adapters in plain numpy, line by line as the design's table says it.
+"""BEiT-3 with MultiWay-Adapters in plain numpy, following the design's table line by line.
 
-Independent of torch, torchscale and our own code: what they compute is compared with this.
+It is independent of torch, torchscale and our own code, and serves as their oracle.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pages of reports read as people and browsers read them."""
+"""Parse report pages as readers and browsers see them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings with a known relation, and plain ways to rank them."""
+"""Embeddings with a known relation, and simple ways to rank them."""
 
 from __future__ import annotations
 

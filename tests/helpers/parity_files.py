@@ -1,4 +1,4 @@
-"""Test sets and bundles on disk for the tests of parity runs."""
+"""Test sets and bundles on disk for parity tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plausible parity results, made without a model: ranks are drawn and everything follows."""
+"""Plausible parity results without a model: ranks are drawn, and all else follows from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the checkout's folders are, whatever the depth of the test that asks."""
+"""Paths of the checkout's folders, for tests at any depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small picture in every format that is read, and files that are not read or are damaged."""
+"""A small image in every supported format, and unsupported or damaged files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real `polygraphy` as a command, for TensorRT-RTX, and on machines without a GPU."""
+"""Run the real `polygraphy` command with TensorRT-RTX, on machines without a GPU."""
 
 from __future__ import annotations
 

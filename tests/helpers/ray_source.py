@@ -1,4 +1,4 @@
-"""Pictures and texts that workers of a Ray cluster can read, and a row that kills who reads it."""
+"""Images and texts that workers of a Ray cluster can read, and a row that kills its worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of recall as a measurement would give them, and trials and decisions of these."""
+"""Simulated changes of recall, with trials and decisions based on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tars in memory."""
+"""Build tars in memory."""
 
 from __future__ import annotations
 

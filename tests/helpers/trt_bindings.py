@@ -1,4 +1,4 @@
-"""What the genuine Python bindings of TensorRT offer: names, enum values and signatures.
+"""Names, enum values and signatures in the real Python bindings of TensorRT.
 
 The files in `trt_offers/` are committed, one per version; `make_trt_offers.py` writes them.
 """

@@ -1,8 +1,8 @@
-"""Which names of TensorRT a source file uses: walks the syntax tree, knowing types a little.
+"""Find the names of TensorRT that a source file uses, by walking its syntax tree.
 
-The name `trt` is the module, also as an attribute (`self.trt`). What it returns is followed through
-calls, attributes, assignments and annotations (`config: trt.IBuilderConfig`), with the return types
-that the bindings tell.
+The name `trt` is the module, also as an attribute (`self.trt`). Its results are followed through
+calls, attributes, assignments and annotations (`config: trt.IBuilderConfig`), using the return
+types that the bindings declare.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Stand-ins for TensorRT and for the NVIDIA driver, which record what is done to them.
+"""Fakes of TensorRT and the NVIDIA driver that record their calls.
 
-They know no more of TensorRT than our code uses; that this exists in the genuine one, with these
-parameters, is what the contract test proves.
+They have only what our code uses. The contract test proves that the real TensorRT has it too, with
+these parameters.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A GPU whose work happens as late as it may: what was not waited for has not happened.
+"""A fake GPU that does its work as late as possible: nothing happens until it is waited for.
 
-Memory is the host's. Streams are queues that run only when somebody waits for an event in them, so
-a missing wait, or a buffer that is written too early, gives wrong results. What a stream is given
-while it is captured happens when the graph is launched, with the addresses and shapes of the
-capture. Time is a number that grows with the work: a copy takes 0.25 ms.
+Memory is the host's. Streams are queues that run only when somebody waits for one of their events,
+so a missing wait, or a buffer that is overwritten too early, gives wrong results. Work that is
+captured in a graph runs when the graph is launched, with the addresses and shapes of the capture.
+Time is a number that grows with the work: a copy takes 0.25 ms.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bundles for the tests of engines."""
+"""Bundles for engine tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Float32 towers to be typed down to 16 bits, and what is asked of the result."""
+"""Float32 towers to convert to 16 bits, and checks of the result."""
 
 from __future__ import annotations
 

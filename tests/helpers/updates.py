@@ -1,4 +1,4 @@
-"""A small bundle, and a change of it, for the tests of changes in place."""
+"""A small bundle and a change to it, for tests of in-place updates."""
 
 from __future__ import annotations
 

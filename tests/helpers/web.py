@@ -1,4 +1,4 @@
-"""A web server on the loopback, with files in memory and paths that misbehave."""
+"""A web server on the loopback interface, with files in memory and misbehaving paths."""
 
 from __future__ import annotations
 

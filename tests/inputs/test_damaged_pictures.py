@@ -1,4 +1,4 @@
-"""One damaged picture of any format costs one row, one exclusion, or one clear error."""
+"""A damaged image of any format costs one row, one exclusion, or one clear error."""
 
 from __future__ import annotations
 

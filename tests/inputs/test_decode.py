@@ -1,4 +1,4 @@
-"""A bad picture or text has a reason; a good one has the pixels of the reference."""
+"""A bad image or text has a reason; a good one has the reference's pixels."""
 
 from __future__ import annotations
 

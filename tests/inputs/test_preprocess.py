@@ -1,4 +1,4 @@
-"""Pictures become the pixels that the reference was trained on."""
+"""Preprocessing gives the pixels that the reference was trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixels are those that Pillow made when the reference was trained, on every version of Pillow."""
+"""Resizing gives the pixels of the Pillow used for training, on every version of Pillow."""
 
 from __future__ import annotations
 

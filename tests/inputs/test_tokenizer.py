@@ -1,4 +1,4 @@
-"""Token ids exactly as the reference's tokenizer gives them."""
+"""Token ids are exactly those of the reference's tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture that is cut short is told from one that is damaged, in every format."""
+"""Truncated images are told apart from damaged ones, in every format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How two sets of embeddings of the same inputs are compared row by row."""
+"""Row-by-row comparison of two sets of embeddings of the same inputs."""
 
 from __future__ import annotations
 

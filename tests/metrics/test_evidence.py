@@ -1,4 +1,4 @@
-"""Data that cannot show a drop of recall are refused as evidence, by name."""
+"""Data that cannot reveal a drop of recall are refused as evidence."""
 
 from __future__ import annotations
 

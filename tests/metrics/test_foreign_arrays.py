@@ -1,4 +1,4 @@
-"""Embeddings as other programs have them: `compare` takes them, or says what they are."""
+"""`compare` accepts embeddings in the forms of other programs, or explains what is wrong."""
 
 from __future__ import annotations
 

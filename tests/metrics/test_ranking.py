@@ -1,7 +1,7 @@
-"""Ranking in blocks gives what sorting the whole score matrix gives, ties included.
+"""Ranking in blocks equals sorting the whole score matrix, including ties.
 
-Vectors hold small integers, so that every score is exact however the product is computed: a
-difference from the oracle is a mistake and never rounding, and equal scores are equal.
+Vectors contain small integers, so every score is exact for any order of summation: a difference
+from the oracle is a bug, never rounding, and equal scores are equal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recall@k as the reference evaluation defines it."""
+"""Recall@k matches the definition of the reference evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals cover the truth as often as they say, and McNemar's test is exact."""
+"""Intervals have their stated coverage, and McNemar's test is exact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The change of recall from margins: near the truth, with an interval that covers it."""
+"""The change of recall by margins is accurate, and its interval covers the truth."""
 
 from __future__ import annotations
 

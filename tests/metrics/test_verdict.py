@@ -1,4 +1,4 @@
-"""The verdict is right as often as it promises, and says what would decide it."""
+"""The verdict is right as often as promised, and states what would decide it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained model is its base and its adapter file: nothing is lost, only what fits is taken."""
+"""A base and an adapter file give the trained model: nothing is lost, and misfits are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are no checkpoint, hold code, are damaged or of another task: refused, clearly."""
+"""Files that are not checkpoints, contain code, are damaged or for another task are refused."""
 
 from __future__ import annotations
 

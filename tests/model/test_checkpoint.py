@@ -1,4 +1,4 @@
-"""Whatever layout users have, the tensors and the options that come out are the same."""
+"""Every checkpoint layout gives the same tensors and options."""
 
 from __future__ import annotations
 

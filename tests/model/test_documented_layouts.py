@@ -1,4 +1,4 @@
-"""docs/checkpoints.md: what it says can be read is read, each line of its first table."""
+"""Every layout in the first table of docs/checkpoints.md can be read."""
 
 from __future__ import annotations
 

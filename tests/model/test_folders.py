@@ -1,4 +1,4 @@
-"""Folders: shards, DeepSpeed and Hugging Face; those that no file speaks for are named."""
+"""Folders with shards, DeepSpeed and Hugging Face files are read; ambiguous ones are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small files that claim much: one error, in little time and memory."""
+"""Small files that claim huge contents give one error, in little time and memory."""
 
 from __future__ import annotations
 

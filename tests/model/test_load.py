@@ -1,4 +1,4 @@
-"""Loading a model: image size, options, warnings, what inspect says."""
+"""Loading a model: image size, options, warnings, and the output of inspect."""
 
 from __future__ import annotations
 

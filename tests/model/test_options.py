@@ -1,4 +1,4 @@
-"""Options that a checkpoint has stored are honoured, overridden aloud, or refused by name."""
+"""Options stored in a checkpoint are used, overridden with a warning, or refused by name."""
 
 from __future__ import annotations
 

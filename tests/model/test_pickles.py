@@ -1,4 +1,4 @@
-"""Pickles of every protocol and container: nothing in them runs, and only the weights matter."""
+"""Pickles of every protocol and container are read without running code; only weights matter."""
 
 from __future__ import annotations
 

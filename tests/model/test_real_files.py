@@ -1,4 +1,4 @@
-"""Files that training and tools leave: nothing is lost in silence or refused for nothing."""
+"""Files written by training and other tools are read without silent loss or needless refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration follows from tensor shapes, and what does not is asked for by its flag."""
+"""The configuration is derived from tensor shapes; errors name the flag for what cannot be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One tower alone: from a checkpoint that has no other, or cut out of a whole one."""
+"""Single towers, from a checkpoint with only one or extracted from a full one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes in a report are those of the model files, and times those of this run."""
+"""Reported sizes are those of the model files, and times those of this run."""
 
 from __future__ import annotations
 

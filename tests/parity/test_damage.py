@@ -1,4 +1,4 @@
-"""Known damage to embeddings is reported with the right size, and none as exactly none."""
+"""Known damage to embeddings is reported with its true size, and no damage as exactly none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict: what is measured is held against what is allowed, and the message says both."""
+"""Gates compare measurements with limits, and messages state both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer to blame is found, for every kind of model, and foreign graphs are refused."""
+"""The layer at fault is found for every kind of model; graphs of other models are refused."""
 
 from __future__ import annotations
 

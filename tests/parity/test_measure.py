@@ -1,4 +1,4 @@
-"""Known damage is reported with its right size, and no damage as none at all."""
+"""Known damage is reported with its true size, and no damage as exactly none."""
 
 from __future__ import annotations
 

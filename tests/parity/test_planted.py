@@ -1,4 +1,4 @@
-"""A loss of planted size is called in the right direction, from the embeddings on."""
+"""A planted loss in embeddings gets a verdict in the right direction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A parity run over real files: embeddings, drift by stage, layers, and what it refuses."""
+"""Parity runs on real files: embeddings, drift by stage, layers, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drift is traced to the stage that causes it: tokenizer, preprocessing, graph or precision."""
+"""Drift is attributed to its stage: tokenizer, preprocessing, graph or precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors that are there already are compared: .npy files of any model, outputs of `embed`."""
+"""Existing vectors can be compared: .npy files of any model, and outputs of `embed`."""
 
 from __future__ import annotations
 

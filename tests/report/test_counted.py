@@ -1,4 +1,4 @@
-"""A number and its noun agree."""
+"""Numbers and their nouns agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names out of files move no cursor, turn no line and break none, wherever they are shown."""
+"""Hostile file names cannot move the cursor or break lines wherever they are shown."""
 
 from __future__ import annotations
 

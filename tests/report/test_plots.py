@@ -1,4 +1,4 @@
-"""Plots survive any numbers and show what they are given."""
+"""Plots accept any numbers and show the given data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thumbnails are small JPEG files, whatever the picture."""
+"""Thumbnails of any image are small JPEG files."""
 
 from __future__ import annotations
 

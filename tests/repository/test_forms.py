@@ -1,4 +1,4 @@
-"""What GitHub, Docker and people who cite read is valid, and agrees with the rest."""
+"""Files for GitHub, Docker and citation are valid and consistent with the project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every runtime behind the same interface computes the same embeddings."""
+"""Every runtime computes the same embeddings behind the same interface."""
 
 from __future__ import annotations
 

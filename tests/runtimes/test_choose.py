@@ -1,4 +1,4 @@
-"""Which runtime is taken on which machine, and what is refused."""
+"""The choice of a runtime on each kind of machine, and refusals."""
 
 from __future__ import annotations
 

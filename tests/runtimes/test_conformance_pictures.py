@@ -1,4 +1,4 @@
-"""A bundle is refused where pictures would get other pixels than where it was exported."""
+"""A bundle is refused where images would be decoded to other pixels than at export."""
 
 from __future__ import annotations
 

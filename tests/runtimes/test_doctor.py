@@ -1,4 +1,4 @@
-"""What `doctor` says about machines of all kinds."""
+"""Output of `doctor` for all kinds of machines."""
 
 from __future__ import annotations
 

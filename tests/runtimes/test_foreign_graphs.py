@@ -1,4 +1,4 @@
-"""Graphs of other tools in the place of a bundle's own."""
+"""Graphs of other tools in place of a bundle's own graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large values inside a float32 graph become."""
+"""Magnitudes of values inside a float32 graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What our ONNX Runtime sessions are told: exact INT8 on any CPU, and no busy waiting."""
+"""Settings of our ONNX Runtime sessions: exact INT8 on any CPU, and no busy waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A signal after a runtime was closed is a signal, not a crash."""
+"""A signal after a runtime was closed does not crash the process."""
 
 from __future__ import annotations
 

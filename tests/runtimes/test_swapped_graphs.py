@@ -1,4 +1,4 @@
-"""Graphs that load and are not those that the manifest describes are one error."""
+"""Graphs that load but do not match the manifest give one error."""
 
 from __future__ import annotations
 

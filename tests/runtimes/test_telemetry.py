@@ -1,4 +1,4 @@
-"""Nothing is reported to the makers of the runtimes, unless the user wants it."""
+"""Runtimes send no telemetry unless the user opts in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One encoder used by many threads, and by a process that was forked."""
+"""One encoder shared by many threads, or used in a forked process."""
 
 from __future__ import annotations
 

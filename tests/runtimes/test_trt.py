@@ -1,4 +1,4 @@
-"""The tensorrt backend on a stand-in GPU that works as late as it may, against ONNX Runtime."""
+"""The tensorrt backend on a fake GPU that works as late as possible, against ONNX Runtime."""
 
 from __future__ import annotations
 

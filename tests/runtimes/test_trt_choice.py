@@ -1,4 +1,4 @@
-"""Engines as a runtime like the others: when they are taken, and what the commands do with them."""
+"""Engines as a runtime: when they are chosen, and how commands use them."""
 
 from __future__ import annotations
 

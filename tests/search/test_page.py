@@ -1,4 +1,4 @@
-"""The contact sheet fetches nothing, shows the pictures, escapes everything and can be read."""
+"""The contact sheet fetches nothing, shows the images, escapes everything, and is readable."""
 
 from __future__ import annotations
 

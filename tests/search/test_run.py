@@ -1,4 +1,4 @@
-"""Searching an output of `embed`: every format, the right rows, and what is missing is said."""
+"""Searching an output of `embed` finds the right rows in every format, and reports missing ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact search finds what sorting the full score matrix finds, whatever the blocks."""
+"""Exact search equals sorting the full score matrix, for any split into blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form that TensorRT compiles computes what the tower computes, without what it cannot fuse."""
+"""The form for TensorRT computes the same function, without operations it cannot fuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exported graphs: right for every shape, clean, portable."""
+"""Exported graphs are correct for every shape, clean and portable."""
 
 from __future__ import annotations
 

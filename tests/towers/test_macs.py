@@ -1,4 +1,4 @@
-"""Multiply-accumulates: by hand, by formula, and by what the written graph really multiplies."""
+"""Multiply-accumulates agree by hand, by formula, and in the written graph."""
 
 from __future__ import annotations
 

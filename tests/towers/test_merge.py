@@ -1,4 +1,4 @@
-"""Every merge step leaves the function as it is: equality in float64 on random weights."""
+"""Every merge step preserves the function: equality in float64 on random weights."""
 
 from __future__ import annotations
 

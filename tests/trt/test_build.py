@@ -1,4 +1,4 @@
-"""Builds for 8.6, 10 and 11: what TensorRT is told, and what becomes of its refusals."""
+"""Builds for 8.6, 10 and 11: the settings passed to TensorRT, and the handling of its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every name of TensorRT that we use exists in the genuine bindings of 8.6, 10.16 and 11.4."""
+"""Every TensorRT name that we use exists in the real bindings of 8.6, 10.16 and 11.4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU, its driver and TensorRT: what is here, or what is missing and how to get it."""
+"""The GPU, its driver and TensorRT are detected, or messages say how to get what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines of a bundle: only what the manifest vouches for is loaded, and only where it can run."""
+"""An engine is loaded only if the manifest vouches for it and this machine can run it."""
 
 from __future__ import annotations
 

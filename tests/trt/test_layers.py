@@ -1,4 +1,4 @@
-"""What the engine inspector's JSON is read as, in the forms that versions of TensorRT write."""
+"""The engine inspector's JSON is parsed in the forms of all TensorRT versions."""
 
 from __future__ import annotations
 

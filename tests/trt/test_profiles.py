@@ -1,4 +1,4 @@
-"""What a user gives becomes the shapes of every input, or a message that says what is wrong."""
+"""User-given ranges become shapes of every input, or a message that says what is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile JSON files of an output are one error, or a shard that is computed again."""
+"""Damaged or hostile JSON files of an output give one error, or a recomputed shard."""
 
 from __future__ import annotations
 

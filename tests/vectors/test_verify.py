@@ -1,4 +1,4 @@
-"""`embed --verify` finds every kind of damage, and says nothing of what is whole."""
+"""`embed --verify` finds every kind of damage, and reports nothing for an intact output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JUnit report has one test case per gate, and no file name makes it invalid."""
+"""The JUnit report has one test case per gate, and stays valid with any file name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Markdown report fits a pull request comment, and no caption acts on it."""
+"""The Markdown report fits a pull request comment, and captions in it are inert."""
 
 from __future__ import annotations
 

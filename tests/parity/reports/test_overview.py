@@ -1,4 +1,4 @@
-"""The overview of several candidates says which pass, and what each costs."""
+"""The overview of several candidates shows which pass and what each costs."""
 
 from __future__ import annotations
 

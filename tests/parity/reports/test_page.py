@@ -1,4 +1,4 @@
-"""The HTML report says the verdict first, fetches nothing, escapes everything and can be read."""
+"""The HTML report starts with the verdict, fetches nothing, escapes everything, is readable."""
 
 from __future__ import annotations
 

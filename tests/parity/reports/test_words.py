@@ -1,4 +1,4 @@
-"""Words and numbers of the reports say neither more nor less than the figures do."""
+"""Words and numbers in reports match the figures exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report folder appears whole or not at all, whatever the pictures are called."""
+"""A report folder is written as a whole or not at all, whatever the images are called."""
 
 from __future__ import annotations
 
