@@ -88,7 +88,7 @@ def _fit(value: Any, name: str, kind: str) -> Any:
 
 def _is(value: Any, kind: str) -> bool:
     """Whether a column of type ``kind`` can store a value unchanged."""
-    if kind == "timestamp":  # pandas.Timestamp is a datetime too, but has nanoseconds
+    if kind == "timestamp":  # pandas.Timestamp is a datetime with nanoseconds
         return isinstance(value, datetime) and not getattr(value, "nanosecond", 0)
     fits = type(value) is _PLAIN.get(kind)
     return fits and (kind != "int64" or -(2**63) <= value < 2**63)
@@ -119,7 +119,7 @@ def arrow_type(name: str) -> Any:
 
 
 def valid_text(text: str) -> str:
-    """Escape lone surrogates as \\udcff: they stand for bytes of a name that are not UTF-8."""
+    """Escape lone surrogates, which stand for bytes that are not UTF-8, as \\udcff."""
     try:
         text.encode()
     except UnicodeEncodeError:
