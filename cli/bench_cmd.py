@@ -163,4 +163,4 @@ def _show(result: Any) -> None:
         console.paragraph(f"Baseline: {section.baseline}. {window_sentence(section)}")
         click.echo()
     for line in skipped_lines(result):
-        click.echo(printable(f"not measured: {line}"))
+        click.echo(console.words(f"not measured: {line}"))

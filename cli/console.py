@@ -22,6 +22,7 @@ from mwa_export.cli.flags import with_flags
 from mwa_export.cli.waiting import waiting
 from mwa_export.data.addresses import public
 from mwa_export.errors import MwaExportError
+from mwa_export.optional import installed
 from mwa_export.progress import Progress, Silent
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,17 +83,24 @@ def next_step(*arguments: object) -> None:
     Names in capitals are for the user to fill in.
     """
     if not _quiet:
-        command = shlex.join(["mwa-export", *map(str, arguments)])
+        command = shlex.join(["mwa-export", *map(_argument, arguments)])
         click.echo(f"Next: {printable(public(command))}", err=True)
 
 
-def next_embed(bundle: Path) -> None:
-    """Print how to embed with a bundle, by what it takes."""
+def _argument(value: object) -> str:
+    """An argument of a command; a path that looks like an option gets a leading ./."""
+    text = str(value)
+    return f"./{text}" if isinstance(value, Path) and text.startswith("-") else text
+
+
+def next_embed(bundle: Path, images: object = "FOLDER", out: object = "vectors") -> None:
+    """Print how to embed with a bundle, by what it takes and what is installed."""
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    how = () if installed("pyarrow") else ("--format", "npy")
     if any(graph["tower"] == "vision" for graph in manifest["graphs"]):
-        next_step("embed", bundle, "--images", "FOLDER", "-o", "vectors")
+        next_step("embed", bundle, "--images", images, *how, "-o", out)
     elif manifest["tokenizer"] is not None:
-        next_step("embed", bundle, "--texts", "FILE", "-o", "vectors")
+        next_step("embed", bundle, "--texts", "FILE", *how, "-o", out)
 
 
 def next_parity(

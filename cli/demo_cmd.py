@@ -70,7 +70,7 @@ def command(out: Path | None, force: bool, open_page: bool) -> None:
     console.show_page(result.report, open_it=open_page, label="report: ")
     images = result.folder / "data" / "images"
     fail_unless_passed({"": result.parity}, None)
-    console.next_step("embed", bundle, "--images", images, "-o", result.folder.with_name("vectors"))
+    console.next_embed(bundle, images, result.folder.with_name("vectors"))
 
 
 def _explain(result: DemoResult) -> None:

@@ -13,6 +13,7 @@ import click
 
 from mwa_export.cli import console
 from mwa_export.cli.flags import Command
+from mwa_export.optional import installed
 
 if TYPE_CHECKING:
     from mwa_export.runtimes.doctor import Advice, Doctor, Part
@@ -37,7 +38,12 @@ def command(as_json: bool) -> None:
     _show_packages(found)
     for entry in given:
         _show_advice(entry)
-    console.next_step("demo")
+    if all(installed(module) for module in ("torch", "onnx", "torchscale")):
+        console.next_step("demo")
+    else:
+        console.next_step(
+            "embed", "BUNDLE", "--images", "FOLDER", "--format", "npy", "-o", "vectors"
+        )
 
 
 def _show_machine(found: Doctor) -> None:

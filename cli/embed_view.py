@@ -227,12 +227,12 @@ def show_proof(out: Path, proof: Proof) -> None:
         OutputDamagedError: something is wrong; the message has the findings.
     """
     if not proof.whole:
-        shown = "\n  ".join(proof.findings[:_SHOWN])
+        shown = "; ".join(proof.findings[:_SHOWN])
         more = len(proof.findings) - _SHOWN
-        rest = f"\n  and {more:,} more" if more > 0 else ""
+        rest = f"; and {more:,} more" if more > 0 else ""
         raise OutputDamagedError(
-            f"{out}: differs from its manifest. Embed again into a new folder, or restore:\n"
-            f"  {shown}{rest}"
+            f"{out}: differs from its manifest: {shown}{rest}. Restore the files, or embed again "
+            "into a new folder."
         )
     for kind, total in proof.counts.items():
         click.echo(_account(FOLDERS[kind], total, complete=True))

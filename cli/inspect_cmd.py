@@ -35,11 +35,11 @@ def command(as_json: bool, **model_values: Any) -> None:
         refuse(others, "is for checkpoints, and this is a bundle. Leave it out.")
         _show_bundle(checkpoint, as_json=as_json)
         return
+    arguments = given(model_values)
+    source = source_from(model_values)
     from mwa_export.model.load import load_model
     from mwa_export.model.summary import describe
 
-    arguments = given(model_values)
-    source = source_from(model_values)
     with console.steps() as step:
         step("read the checkpoint")
         model = load_model(source, model_options_from(model_values))

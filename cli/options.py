@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from mwa_export.cli.flags import PATH, Real, Whole
+from mwa_export.errors import CheckpointError
 
 if TYPE_CHECKING:
     from mwa_export.data.test_set import RetrievalData
@@ -311,10 +312,13 @@ open_option = click.option(
 
 
 def source_from(values: dict[str, Any]) -> ModelSource:
-    """Take the file options out of a command's parameters."""
+    """Take the file options out of a command's parameters. Checks the names before torch loads."""
+    files = {name: values.pop(name) for name in ("checkpoint", "base", "adapter")}
+    for path in filter(None, files.values()):
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such file or folder. Pass a checkpoint.")
     from mwa_export.model.load import ModelSource
 
-    files = {name: values.pop(name) for name in ("checkpoint", "base", "adapter")}
     return ModelSource(**files, read=_read_options_from(values))
 
 

@@ -19,7 +19,7 @@ from mwa_export.cli.flags import (
     undecided_option,
 )
 from mwa_export.cli.options import DataSet, data_options
-from mwa_export.errors import UndecidedError
+from mwa_export.errors import ParityError, UndecidedError
 from mwa_export.runtimes.options import LABELS
 
 if TYPE_CHECKING:
@@ -195,8 +195,8 @@ def command(
     console.warn(*done.warnings)
     _show(done)
     click.echo(done.bundle.path)
-    if how.search and done.decision is not None and how.undecided is None:
-        _fail_if_undecided(done.decision)
+    if done.decision is not None:
+        _fail_unless_used(done.decision, how.undecided)
     if done.decision is None:
         console.next_parity(done.bundle.path, bundle, "onnxruntime", "int8")
     else:
@@ -246,13 +246,20 @@ def _show_float16(bundle: Bundle) -> None:
     click.echo(bundle.path)
 
 
-def _fail_if_undecided(decision: Decision) -> None:
-    if decision.verdict != "undecided":
+def _fail_unless_used(decision: Decision, undecided: str | None) -> None:
+    """Raise for a verdict with which `auto` does not choose the graphs."""
+    if decision.takes:
         return
+    if decision.verdict == "fails":  # only --no-search adds such graphs
+        raise ParityError(
+            f"recall drops by more than the budget: {decision.words()}. The bundle is written, but "
+            "auto will not choose these graphs. Search for precisions, or keep layers (`keep`)."
+        )
     why = decision.objection or f"{decision.words()} is too wide an interval"
     if decision.pictures:
         why += f", and about {decision.pictures:,} images would probably decide"
-    raise UndecidedError(
+    kind = ParityError if undecided == "fail" else UndecidedError
+    raise kind(
         f"recall is undecided: {why}. The bundle is written, but auto will not choose these "
         "graphs. Pass more held-back images, allow a larger drop (`max_recall_drop`), or choose "
         "what undecided counts as (`undecided`: pass or fail)."

@@ -247,8 +247,7 @@ def read_manifest(folder: Path) -> Manifest:
         BundleError: the manifest is missing, has another schema or a wrong checksum, or a field
             is missing, malformed or out of range.
     """
-    path = folder / MANIFEST
-    if not os.path.isfile(path):
+    if not os.path.isfile(path := folder / MANIFEST):
         raise BundleError(
             f"{folder}: is not a bundle ({MANIFEST} is missing). Pass a folder made by "
             "`mwa-export onnx CHECKPOINT -o FOLDER`."
@@ -259,8 +258,9 @@ def read_manifest(folder: Path) -> Manifest:
         data = json.loads(
             path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite
         )
-        schema = data["schema"]
-        if schema == SCHEMA:
+        if "shards" in data:
+            raise ValueError("it belongs to an output of `mwa-export embed`")
+        if (schema := data["schema"]) == SCHEMA:
             if "checksum" not in data:
                 raise ValueError("it has no checksum")
             if data["checksum"] != checksum(data):

@@ -15,7 +15,7 @@ from mwa_export.bundle.bundle import Bundle
 from mwa_export.bundle.manifest import MANIFEST as BUNDLE
 from mwa_export.encoder.encoder import Encoder
 from mwa_export.encoder.open import load
-from mwa_export.errors import DataError, UsageError
+from mwa_export.errors import BundleError, DataError, UsageError
 from mwa_export.inputs.pictures import Picture
 from mwa_export.progress import ignore
 from mwa_export.runtimes.options import RuntimeOptions
@@ -182,7 +182,15 @@ def encoder_of(
         UsageError: it has another embedding space, or lacks the query's tower.
         BundleError: it does not exist or is damaged.
     """
-    bundle = Bundle.open(path or output.job.bundle)
+    try:
+        bundle = Bundle.open(path or output.job.bundle)
+    except BundleError as error:
+        if path is not None or Path(output.job.bundle).exists():
+            raise
+        raise BundleError(
+            f"{output.job.bundle}: does not exist. {output.folder} was embedded with this bundle. "
+            "If it has moved, pass `bundle`."
+        ) from error
     if bundle.manifest.space_id != output.job.space_id:
         raise UsageError(
             f"{bundle.path}: has embedding space {bundle.manifest.space_id[:16]}, but "

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from mwa_export.bundle.quantization import Quantization
 from mwa_export.calib.earlier import joined as joined_records
 from mwa_export.calib.evaluate import Evaluator
 from mwa_export.calib.precision_search import SiteKey, Trial
+from mwa_export.cli import quantize_cmd
+from mwa_export.errors import MwaExportError
 from mwa_export.graphs.edit import FloatGraph
 
 pytestmark = pytest.mark.slow
@@ -80,7 +83,7 @@ def quantization(bundle: Path) -> Quantization:
 
 def test_no_search_quantizes_all_layers_and_measures_the_drop(whole: tuple[Path, Outcome]) -> None:
     out, outcome = whole
-    assert outcome.status == 0, outcome
+    assert outcome.status == 3, outcome  # undecided; the graphs are added all the same
     assert outcome.stdout.endswith(f"{out}\n")
     assert int8_layers(out) == all_layers(out)
     said = quantization(out)
@@ -99,6 +102,29 @@ def test_no_search_quantizes_all_layers_and_measures_the_drop(whole: tuple[Path,
     graphs = [graph for graph in Bundle.open(out).manifest.graphs if graph.precision == "int8"]
     assert {graph.dialect for graph in graphs} == {"onnxruntime"}
     assert all(0.99 < (graph.conformance or 0) < 1 for graph in graphs)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "undecided", "status"),
+    [
+        ("passes", None, 0),
+        ("fails", None, 1),
+        ("fails", "pass", 1),
+        ("undecided", None, 3),
+        ("undecided", "fail", 1),
+    ],
+)
+def test_exit_status_without_a_search_follows_the_verdict(
+    whole: tuple[Path, Outcome], verdict: Any, undecided: str | None, status: int
+) -> None:
+    (int8,) = (e for e in quantization(whole[0]).measured if e.precision == "int8")
+    decision = replace(int8.decision, verdict=verdict)
+    found = 0
+    try:
+        quantize_cmd._fail_unless_used(decision, undecided)
+    except MwaExportError as error:
+        found = error.exit_status
+    assert found == status
 
 
 def test_trade_off_curve_is_saved_as_json_and_picture(whole: tuple[Path, Outcome]) -> None:
@@ -163,7 +189,7 @@ def test_measurements_are_joined_only_if_they_are_of_the_same_data(
     arguments = (bundle, "--calibration", bundle / "calibration.json", "--held-back", pictures)
     search = ("--dialect", "openvino", "--threads", 1, "--no-search", "--points", 0)
     outcome = run("quantize", *arguments, *search)
-    assert outcome.status == 0, outcome
+    assert outcome.status == 3, outcome
     assert "ONNX Runtime was measured on other data" in outcome.stderr
     assert {entry.runtime for entry in quantization(bundle).measured} == {"openvino"}
     joined, lost = joined_records(before, replace(quantization(bundle), held_back=before.held_back))
@@ -247,7 +273,7 @@ def test_both_sets_may_be_splits_of_one_table_with_headings_of_its_own(
         *("--held-back-split", "measure", "--max-excluded", 1),
         *("--samples", 16, "--no-search", "--points", 0, *QUICK, "-o", tmp_path / "bundle"),
     )
-    assert outcome.status == 0, outcome
+    assert outcome.status == 3, outcome
     said = quantization(tmp_path / "bundle")
     assert said.held_back is not None
     assert (said.data["pictures"], said.held_back.pictures, said.held_back.captions) == (16, 18, 36)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from commands import Outcome, run
 from paths import ROOT
 
+from mwa_export.cli import console
 from mwa_export.cli.flags import with_flags
 from mwa_export.cli.main import _COMMANDS, cli
 
@@ -154,3 +156,38 @@ def test_a_dry_run_advises_the_run_itself(files: Path, tmp_path: Path) -> None:
     arguments += ["-o", tmp_path / "out", "--runtime", "onnxruntime"]
     command = advice(run(*arguments, "--dry-run"))
     assert command == shlex.join(["mwa-export", *map(str, arguments)])
+
+
+def test_paths_that_look_like_options_are_advised_so_that_they_can_be_copied(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_quiet", False)
+    console.next_step("search", Path("-my vectors"), "--in", "images")
+    assert capsys.readouterr().err == "Next: mwa-export search './-my vectors' --in images\n"
+
+
+@pytest.mark.parametrize("arrow", [True, False])
+def test_embedding_is_advised_in_a_format_that_can_be_written(
+    arrow: bool,
+    files: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(console, "_quiet", False)
+    monkeypatch.setattr(console, "installed", lambda _module: arrow)
+    console.next_embed(files / "bundle")
+    assert ("--format npy" in capsys.readouterr().err) is not arrow
+
+
+def test_a_wrong_name_of_a_checkpoint_is_said_before_a_missing_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for command in (
+        "inspect none.pth",
+        "onnx none.pth -o out",
+        "split none.pth --base b -o a.safetensors",
+    ):
+        outcome = run(*command.split())
+        assert outcome.status == 2
+        assert "none.pth: no such file or folder" in outcome.stderr, outcome.stderr

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 FEW = (
     *("--samples", 16, "--no-search", "--points", 0, "--no-smooth"),
-    *("--max-recall-drop", 100, "--dialect", "onnxruntime", "--threads", 1),
+    *("--max-recall-drop", 100, "--undecided", "pass", "--dialect", "onnxruntime", "--threads", 1),
 )
 
 

@@ -180,7 +180,7 @@ def test_file_is_refused_with_rule_node_and_what_is_wrong(outside: bool, tmp_pat
     with pytest.raises(BundleError) as caught:
         check(path, "openvino")
     message = str(caught.value)
-    assert message.startswith(f"{path}: breaks 1 rule(s) for openvino graphs:\n")
+    assert message.startswith(f"{path}: breaks 1 rule(s) for openvino graphs: ")
     assert "[weight-scale] 0.out.weight.DQ: 0.out.weight.scale has values that" in message
     assert RULES["weight-scale"] in message
 
@@ -197,7 +197,7 @@ def test_structure_is_checked_without_the_data_file(tmp_path: Path) -> None:
 def test_long_list_of_findings_is_cut(tmp_path: Path) -> None:
     edit = Edit("openvino")
     unsigned_activations(edit)
-    with pytest.raises(BundleError, match=r"breaks 6 rule\(s\)(.|\n)*and 1 more") as caught:
+    with pytest.raises(BundleError, match=r"breaks 6 rule\(s\).*And 1 more") as caught:
         check(write(edit, tmp_path, outside=False), "openvino")
     assert str(caught.value).count("  [") == 5
 

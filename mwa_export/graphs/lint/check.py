@@ -92,11 +92,11 @@ def check(path: Path, dialect: str) -> None:
         f"Expected: {RULES[finding.rule]}."
         for finding in found[:_SHOWN]
     ]
-    more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    more = f" And {len(found) - _SHOWN} more." if len(found) > _SHOWN else ""
     raise BundleError(
-        f"{path}: breaks {len(found)} rule(s) for {dialect} graphs:\n  "
-        + "\n  ".join(lines)
-        + f"{more}\nDo not run this graph. Quantize again, and report it if this happens again."
+        f"{path}: breaks {len(found)} rule(s) for {dialect} graphs: "
+        + " ".join(lines)
+        + f"{more} Do not run this graph. Quantize again, and report it if this happens again."
     )
 
 
