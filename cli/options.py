@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from mwa_export.cli.flags import PATH, Real, Whole
-from mwa_export.errors import CheckpointError
 
 if TYPE_CHECKING:
     from mwa_export.data.test_set import RetrievalData
@@ -312,11 +311,8 @@ open_option = click.option(
 
 
 def source_from(values: dict[str, Any]) -> ModelSource:
-    """Take the file options out of a command's parameters. Checks the names before torch loads."""
+    """Take the file options out of a command's parameters."""
     files = {name: values.pop(name) for name in ("checkpoint", "base", "adapter")}
-    for path in filter(None, files.values()):
-        if not path.exists():
-            raise CheckpointError(f"{path}: no such file or folder. Pass a checkpoint.")
     from mwa_export.model.load import ModelSource
 
     return ModelSource(**files, read=_read_options_from(values))

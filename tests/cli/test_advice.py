@@ -177,17 +177,3 @@ def test_embedding_is_advised_in_a_format_that_can_be_written(
     monkeypatch.setattr(console, "installed", lambda _module: arrow)
     console.next_embed(files / "bundle")
     assert ("--format npy" in capsys.readouterr().err) is not arrow
-
-
-def test_a_wrong_name_of_a_checkpoint_is_said_before_a_missing_package(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    for command in (
-        "inspect none.pth",
-        "onnx none.pth -o out",
-        "split none.pth --base b -o a.safetensors",
-    ):
-        outcome = run(*command.split())
-        assert outcome.status == 2
-        assert "none.pth: no such file or folder" in outcome.stderr, outcome.stderr
