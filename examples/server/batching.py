@@ -61,7 +61,7 @@ class Batcher:
 
     @property
     def running(self) -> bool:
-        """Whether rows are being worked on."""
+        """Whether the worker runs, busy or idle."""
         return self._worker is not None and not self._worker.done()
 
     def start(self) -> None:

@@ -97,6 +97,8 @@ def pixels_of(encoder: mwa_export.Encoder, data: bytes, name: str, max_pixels: i
     encoder.require("vision")
     try:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
+    except Image.DecompressionBombError as error:  # Pillow's own bound
+        raise refused(f"{name} is too large. Expected at most {max_pixels} pixels.") from error
     except Exception as error:  # Pillow raises nearly anything on damaged files
         raise refused(f"{name} is not a {', '.join(FORMATS)} image.") from error
     width, height = opened.size

@@ -56,6 +56,8 @@ class Settings:
             raise ValueError("max_inputs must be at least 1 and at most max_queue")
         if min(self.max_batch, self.max_requests) < 1 or self.max_wait_ms < 0:
             raise ValueError("max_batch and max_requests must be at least 1, max_wait_ms 0")
+        if not 0 <= self.port < 65536:
+            raise ValueError("port must be between 0 and 65535")
 
 
 class EmbeddingRequest(BaseModel):
@@ -215,7 +217,8 @@ def create_app(encoder: mwa_export.Encoder, settings: Settings) -> FastAPI:
         yield
         await service.close()
 
-    app = FastAPI(title="mwa-export embeddings", lifespan=lifespan)
+    # FastAPI's pages of documentation load scripts from a CDN.
+    app = FastAPI(title="mwa-export embeddings", lifespan=lifespan, docs_url=None, redoc_url=None)
 
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:

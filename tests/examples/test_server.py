@@ -286,11 +286,19 @@ def test_input_that_cannot_be_embedded_is_refused(service: Running, value: Any, 
     assert part in service.refused(value)
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(service: Running) -> None:
+@pytest.mark.parametrize(
+    ("size", "said"), [((9_000, 5_000), "9000 x 5000"), ((20_000, 20_000), "is too large")]
+)
+def test_too_many_pixels_are_refused_before_they_are_decoded(
+    service: Running, size: tuple[int, int], said: str
+) -> None:
     bomb = io.BytesIO()
-    Image.new("1", (9_000, 5_000)).save(bomb, "PNG")
-    message = service.refused({"image": encoded(bomb.getvalue())})
-    assert "9000 x 5000" in message
+    Image.new("1", size).save(bomb, "PNG")
+    assert said in service.refused({"image": encoded(bomb.getvalue())})
+
+
+def test_pages_that_would_load_scripts_from_elsewhere_are_not_served(service: Running) -> None:
+    assert {get(f"{service.url}{page}").status_code for page in ("/docs", "/redoc")} == {404}
 
 
 def test_other_options_than_those_that_hold_are_refused(service: Running, encoder: Encoder) -> None:
@@ -346,6 +354,8 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         server.Settings(max_queue=4, max_inputs=5)
     with pytest.raises(ValueError, match="max_batch"):
         server.Settings(max_batch=0)
+    with pytest.raises(ValueError, match="port"):
+        server.Settings(port=99_999)
 
 
 def free_port() -> int:
