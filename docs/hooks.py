@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 import mwa_export
-from mwa_export.cli.main import _COMMANDS, cli
+from mwa_export.cli.main import _COMMANDS, _STATUSES, cli
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -25,17 +25,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/mwa-export/mwa-export/blob/main/"
 RAW = "https://raw.githubusercontent.com/mwa-export/mwa-export/main/"
-STATUSES = """\
-| status | meaning |
-| ---: | --- |
-| 0 | The command did what it was asked to do. |
-| 1 | A check ran and failed. |
-| 2 | Wrong use or bad input. |
-| 3 | The data cannot show whether a check passes or fails. |
-| 70 | A bug in mwa-export, with its traceback. |
-| 128 + N | Signal N ended the command. |
-| 141 | The reader of the output has gone away. |
-"""
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -85,7 +74,15 @@ def _loaded(name: str) -> tuple[click.Command, click.Context]:
 
 def _overview() -> str:
     rows = [f"| [`{name}`](#mwa-export-{name}) | {text} |" for name, text in _COMMANDS.items()]
-    return "\n".join(["| command | purpose |", "| --- | --- |", *rows, "", STATUSES])
+    return "\n".join(["| command | purpose |", "| --- | --- |", *rows, "", *_statuses()])
+
+
+def _statuses() -> list[str]:
+    return [
+        "| exit status | meaning |",
+        "| ---: | --- |",
+        *(f"| {n} | {m} |" for n, m in _STATUSES),
+    ]
 
 
 def _command(names: list[str], command: click.Command, context: click.Context) -> str:
