@@ -256,6 +256,7 @@ def _export_plain(model: Model, graph: Graph, path: Path) -> None:
     import torch
 
     reference = reference_from_tensors(model.config, model.tensors)
+    # The exporter traces forward, which encodes both towers.
     reference.forward = reference.encode_image  # type: ignore[method-assign, assignment]
     image, output = graph.spec.inputs[0].name, graph.spec.output.name
     size = model.config.backbone.image_size

@@ -152,7 +152,7 @@ class _Raw(io.FileIO):
 
     def write(self, data: object) -> int | None:  # type: ignore[override]  # typeshed names a buffer type
         waiting.end()
-        view = memoryview(data)  # type: ignore[arg-type]  # the same
+        view = memoryview(data)  # type: ignore[arg-type]  # as above
         try:
             return len(view) if self._gone else super().write(view)
         except OSError as error:

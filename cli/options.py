@@ -312,9 +312,9 @@ open_option = click.option(
 
 def source_from(values: dict[str, Any]) -> ModelSource:
     """Take the file options out of a command's parameters."""
-    files = {name: values.pop(name) for name in ("checkpoint", "base", "adapter")}
     from mwa_export.model.load import ModelSource
 
+    files = {name: values.pop(name) for name in ("checkpoint", "base", "adapter")}
     return ModelSource(**files, read=_read_options_from(values))
 
 

@@ -48,7 +48,6 @@ def command(out: Path, force: bool, base: Path | None, **model_values: Any) -> N
     with disk_errors(out):
         check_writable(out.parent)
 
-    source = source_from({**model_values, "base": None})
     check_installed("torch", "safetensors")
     from mwa_export.model.adapters import split
     from mwa_export.model.checkpoint import read_checkpoint
@@ -56,6 +55,7 @@ def command(out: Path, force: bool, base: Path | None, **model_values: Any) -> N
 
     with console.steps() as step:
         step("read both checkpoints")
+        source = source_from({**model_values, "base": None})
         model = load_model(source, model_options_from(model_values))
         base_file = read_checkpoint(base)
         step("compare them and write the difference")

@@ -96,7 +96,7 @@ class Encoder:
 
     @cached_property
     def float32(self) -> Encoder | None:
-        """The same model in float32; None if this encoder runs in float32 already."""
+        """Encoder of this model in float32; None if this one already runs in float32."""
         if self.open_float32 is None:
             return None
         name = f"{Path(self.info.source).resolve().name} on {self.info.runtime}, float32"

@@ -214,7 +214,7 @@ class _Guard:
     """
 
     def _new_conn(self) -> socket.socket:
-        connected: socket.socket = super()._new_conn()  # type: ignore[misc]  # in the other base
+        connected: socket.socket = super()._new_conn()  # type: ignore[misc]  # urllib3 defines it in the other base class
         address = ip_address(str(connected.getpeername()[0]).partition("%")[0])
         address = getattr(address, "ipv4_mapped", None) or address
         if address.is_link_local or address in _METADATA:
